@@ -1,0 +1,16 @@
+//! The Container Runtime Interface v1: messages, traits, and gRPC at the edge.
+//!
+//! [`v1`] is generated (`cargo xtask codegen`) from `proto/runtime.proto`. The node agent and the runtime meet at the
+//! traits of [`service`] and nowhere else.
+
+pub mod error;
+pub mod service;
+
+/// The messages of package `runtime.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+pub mod v1 {
+    include!("generated/runtime_v1.rs");
+}
+
+pub use error::Error;
+pub use service::{ImageService, Items, RuntimeService};

@@ -1,0 +1,1 @@
+//! OCI runtime spec to `LaunchPlan` (pure), `LaunchPlan` to process (does).

@@ -1,0 +1,1 @@
+//! Images: registry client, content store, confined unpack, overlay layers, garbage collection.

@@ -1,0 +1,1 @@
+//! The per-pod process that owns stdio, log files, reaping, exit records and exec; and its protocol.

@@ -1,0 +1,1 @@
+//! `Rules` differences as kernel messages: nftables netlink batches, applied as one transaction.

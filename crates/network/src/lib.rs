@@ -1,0 +1,1 @@
+//! Pod networks: the built-in bridge and its address management, host ports, CNI, pod DNS.

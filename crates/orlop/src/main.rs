@@ -1,0 +1,3 @@
+//! The program: argv, configuration, wiring and the local command line.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What a pod needs next: spec, observed state and time become a plan. Pure.

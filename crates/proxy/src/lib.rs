@@ -1,0 +1,1 @@
+//! Carries `Rules` to a kernel backend: pacing, connection tracking, health-check node ports.

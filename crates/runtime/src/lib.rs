@@ -1,0 +1,1 @@
+//! The container runtime: pod sandboxes, containers, streams, statistics; implements CRI.

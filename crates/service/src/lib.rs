@@ -1,0 +1,1 @@
+//! Services, EndpointSlices and the node become `Rules`; two `Rules` become a difference. Pure.

@@ -1,0 +1,1 @@
+//! Fixtures of the tests: network namespaces, control groups, registries, test images, the VM lab.
