@@ -30,11 +30,17 @@ pub trait RuntimeService: Send + Sync + 'static {
         unimplemented("StopPodSandbox")
     }
     /// CRI `RemovePodSandbox`.
-    async fn remove_pod_sandbox(&self, _request: v1::RemovePodSandboxRequest) -> Result<v1::RemovePodSandboxResponse, Error> {
+    async fn remove_pod_sandbox(
+        &self,
+        _request: v1::RemovePodSandboxRequest,
+    ) -> Result<v1::RemovePodSandboxResponse, Error> {
         unimplemented("RemovePodSandbox")
     }
     /// CRI `PodSandboxStatus`.
-    async fn pod_sandbox_status(&self, _request: v1::PodSandboxStatusRequest) -> Result<v1::PodSandboxStatusResponse, Error> {
+    async fn pod_sandbox_status(
+        &self,
+        _request: v1::PodSandboxStatusRequest,
+    ) -> Result<v1::PodSandboxStatusResponse, Error> {
         unimplemented("PodSandboxStatus")
     }
     /// CRI `ListPodSandbox`.
@@ -42,11 +48,17 @@ pub trait RuntimeService: Send + Sync + 'static {
         unimplemented("ListPodSandbox")
     }
     /// CRI `StreamPodSandboxes`.
-    async fn stream_pod_sandboxes(&self, _request: v1::StreamPodSandboxesRequest) -> Result<Items<v1::StreamPodSandboxesResponse>, Error> {
+    async fn stream_pod_sandboxes(
+        &self,
+        _request: v1::StreamPodSandboxesRequest,
+    ) -> Result<Items<v1::StreamPodSandboxesResponse>, Error> {
         unimplemented("StreamPodSandboxes")
     }
     /// CRI `CreateContainer`.
-    async fn create_container(&self, _request: v1::CreateContainerRequest) -> Result<v1::CreateContainerResponse, Error> {
+    async fn create_container(
+        &self,
+        _request: v1::CreateContainerRequest,
+    ) -> Result<v1::CreateContainerResponse, Error> {
         unimplemented("CreateContainer")
     }
     /// CRI `StartContainer`.
@@ -58,7 +70,10 @@ pub trait RuntimeService: Send + Sync + 'static {
         unimplemented("StopContainer")
     }
     /// CRI `RemoveContainer`.
-    async fn remove_container(&self, _request: v1::RemoveContainerRequest) -> Result<v1::RemoveContainerResponse, Error> {
+    async fn remove_container(
+        &self,
+        _request: v1::RemoveContainerRequest,
+    ) -> Result<v1::RemoveContainerResponse, Error> {
         unimplemented("RemoveContainer")
     }
     /// CRI `ListContainers`.
@@ -66,19 +81,31 @@ pub trait RuntimeService: Send + Sync + 'static {
         unimplemented("ListContainers")
     }
     /// CRI `StreamContainers`.
-    async fn stream_containers(&self, _request: v1::StreamContainersRequest) -> Result<Items<v1::StreamContainersResponse>, Error> {
+    async fn stream_containers(
+        &self,
+        _request: v1::StreamContainersRequest,
+    ) -> Result<Items<v1::StreamContainersResponse>, Error> {
         unimplemented("StreamContainers")
     }
     /// CRI `ContainerStatus`.
-    async fn container_status(&self, _request: v1::ContainerStatusRequest) -> Result<v1::ContainerStatusResponse, Error> {
+    async fn container_status(
+        &self,
+        _request: v1::ContainerStatusRequest,
+    ) -> Result<v1::ContainerStatusResponse, Error> {
         unimplemented("ContainerStatus")
     }
     /// CRI `UpdateContainerResources`.
-    async fn update_container_resources(&self, _request: v1::UpdateContainerResourcesRequest) -> Result<v1::UpdateContainerResourcesResponse, Error> {
+    async fn update_container_resources(
+        &self,
+        _request: v1::UpdateContainerResourcesRequest,
+    ) -> Result<v1::UpdateContainerResourcesResponse, Error> {
         unimplemented("UpdateContainerResources")
     }
     /// CRI `ReopenContainerLog`.
-    async fn reopen_container_log(&self, _request: v1::ReopenContainerLogRequest) -> Result<v1::ReopenContainerLogResponse, Error> {
+    async fn reopen_container_log(
+        &self,
+        _request: v1::ReopenContainerLogRequest,
+    ) -> Result<v1::ReopenContainerLogResponse, Error> {
         unimplemented("ReopenContainerLog")
     }
     /// CRI `ExecSync`.
@@ -102,27 +129,45 @@ pub trait RuntimeService: Send + Sync + 'static {
         unimplemented("ContainerStats")
     }
     /// CRI `ListContainerStats`.
-    async fn list_container_stats(&self, _request: v1::ListContainerStatsRequest) -> Result<v1::ListContainerStatsResponse, Error> {
+    async fn list_container_stats(
+        &self,
+        _request: v1::ListContainerStatsRequest,
+    ) -> Result<v1::ListContainerStatsResponse, Error> {
         unimplemented("ListContainerStats")
     }
     /// CRI `StreamContainerStats`.
-    async fn stream_container_stats(&self, _request: v1::StreamContainerStatsRequest) -> Result<Items<v1::StreamContainerStatsResponse>, Error> {
+    async fn stream_container_stats(
+        &self,
+        _request: v1::StreamContainerStatsRequest,
+    ) -> Result<Items<v1::StreamContainerStatsResponse>, Error> {
         unimplemented("StreamContainerStats")
     }
     /// CRI `PodSandboxStats`.
-    async fn pod_sandbox_stats(&self, _request: v1::PodSandboxStatsRequest) -> Result<v1::PodSandboxStatsResponse, Error> {
+    async fn pod_sandbox_stats(
+        &self,
+        _request: v1::PodSandboxStatsRequest,
+    ) -> Result<v1::PodSandboxStatsResponse, Error> {
         unimplemented("PodSandboxStats")
     }
     /// CRI `ListPodSandboxStats`.
-    async fn list_pod_sandbox_stats(&self, _request: v1::ListPodSandboxStatsRequest) -> Result<v1::ListPodSandboxStatsResponse, Error> {
+    async fn list_pod_sandbox_stats(
+        &self,
+        _request: v1::ListPodSandboxStatsRequest,
+    ) -> Result<v1::ListPodSandboxStatsResponse, Error> {
         unimplemented("ListPodSandboxStats")
     }
     /// CRI `StreamPodSandboxStats`.
-    async fn stream_pod_sandbox_stats(&self, _request: v1::StreamPodSandboxStatsRequest) -> Result<Items<v1::StreamPodSandboxStatsResponse>, Error> {
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _request: v1::StreamPodSandboxStatsRequest,
+    ) -> Result<Items<v1::StreamPodSandboxStatsResponse>, Error> {
         unimplemented("StreamPodSandboxStats")
     }
     /// CRI `UpdateRuntimeConfig`.
-    async fn update_runtime_config(&self, _request: v1::UpdateRuntimeConfigRequest) -> Result<v1::UpdateRuntimeConfigResponse, Error> {
+    async fn update_runtime_config(
+        &self,
+        _request: v1::UpdateRuntimeConfigRequest,
+    ) -> Result<v1::UpdateRuntimeConfigResponse, Error> {
         unimplemented("UpdateRuntimeConfig")
     }
     /// CRI `Status`.
@@ -130,7 +175,10 @@ pub trait RuntimeService: Send + Sync + 'static {
         unimplemented("Status")
     }
     /// CRI `CheckpointContainer`.
-    async fn checkpoint_container(&self, _request: v1::CheckpointContainerRequest) -> Result<v1::CheckpointContainerResponse, Error> {
+    async fn checkpoint_container(
+        &self,
+        _request: v1::CheckpointContainerRequest,
+    ) -> Result<v1::CheckpointContainerResponse, Error> {
         unimplemented("CheckpointContainer")
     }
     /// CRI `CheckpointPod`.
@@ -142,19 +190,31 @@ pub trait RuntimeService: Send + Sync + 'static {
         unimplemented("RestorePod")
     }
     /// CRI `GetContainerEvents`.
-    async fn get_container_events(&self, _request: v1::GetEventsRequest) -> Result<Items<v1::ContainerEventResponse>, Error> {
+    async fn get_container_events(
+        &self,
+        _request: v1::GetEventsRequest,
+    ) -> Result<Items<v1::ContainerEventResponse>, Error> {
         unimplemented("GetContainerEvents")
     }
     /// CRI `ListMetricDescriptors`.
-    async fn list_metric_descriptors(&self, _request: v1::ListMetricDescriptorsRequest) -> Result<v1::ListMetricDescriptorsResponse, Error> {
+    async fn list_metric_descriptors(
+        &self,
+        _request: v1::ListMetricDescriptorsRequest,
+    ) -> Result<v1::ListMetricDescriptorsResponse, Error> {
         unimplemented("ListMetricDescriptors")
     }
     /// CRI `ListPodSandboxMetrics`.
-    async fn list_pod_sandbox_metrics(&self, _request: v1::ListPodSandboxMetricsRequest) -> Result<v1::ListPodSandboxMetricsResponse, Error> {
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _request: v1::ListPodSandboxMetricsRequest,
+    ) -> Result<v1::ListPodSandboxMetricsResponse, Error> {
         unimplemented("ListPodSandboxMetrics")
     }
     /// CRI `StreamPodSandboxMetrics`.
-    async fn stream_pod_sandbox_metrics(&self, _request: v1::StreamPodSandboxMetricsRequest) -> Result<Items<v1::StreamPodSandboxMetricsResponse>, Error> {
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _request: v1::StreamPodSandboxMetricsRequest,
+    ) -> Result<Items<v1::StreamPodSandboxMetricsResponse>, Error> {
         unimplemented("StreamPodSandboxMetrics")
     }
     /// CRI `RuntimeConfig`.
@@ -162,7 +222,10 @@ pub trait RuntimeService: Send + Sync + 'static {
         unimplemented("RuntimeConfig")
     }
     /// CRI `UpdatePodSandboxResources`.
-    async fn update_pod_sandbox_resources(&self, _request: v1::UpdatePodSandboxResourcesRequest) -> Result<v1::UpdatePodSandboxResourcesResponse, Error> {
+    async fn update_pod_sandbox_resources(
+        &self,
+        _request: v1::UpdatePodSandboxResourcesRequest,
+    ) -> Result<v1::UpdatePodSandboxResourcesResponse, Error> {
         unimplemented("UpdatePodSandboxResources")
     }
 }

@@ -1,1 +1,9 @@
-//! Fixtures of the tests: network namespaces, control groups, registries, test images, the VM lab.
+//! Fixtures of the tests and the labs: caches, host packages, network namespaces, registries, test images.
+//!
+//! Everything here may start programs and may be slow; nothing of it is part of the node.
+
+pub mod cache;
+pub mod host;
+pub mod image;
+pub mod netns;
+pub mod registry;

@@ -1,11 +1,42 @@
 //! Developer commands: demo, test, check, bench, lab, codegen.
+#![allow(clippy::print_stdout, reason = "a command line speaks on stdout")]
+#![allow(clippy::disallowed_methods, reason = "a developer tool starts compilers and test programs")]
 
+mod check;
 mod codegen;
+mod demo;
+mod images;
+mod test;
+mod tidy;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of orlop.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Set up everything and run `orlop up examples/ai-service` (root).
+    Demo(demo::Options),
+    /// All tests: unit, root and the whole voyage (root).
+    Test(test::Options),
+    /// What must hold before a commit: format, lints, dependency direction.
+    Check,
+    /// Generate the committed protobuf messages.
+    Codegen,
+}
 
 fn main() -> anyhow::Result<()> {
-    let mut args = std::env::args().skip(1);
-    match args.next().as_deref() {
-        Some("codegen") => codegen::run(&args.collect::<Vec<_>>()),
-        other => anyhow::bail!("unknown command {other:?}; known: codegen"),
+    match Arguments::parse().command {
+        Command::Demo(options) => demo::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Check => check::run_command(),
+        Command::Codegen => codegen::run(),
     }
 }

@@ -1,0 +1,243 @@
+//! Test images: directories become the layers of an OCI image layout.
+
+use std::io::{BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::hex;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// An OCI image layout on disk with one image.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    dir: PathBuf,
+}
+
+/// A blob of a layout.
+#[derive(Debug)]
+pub struct Blob {
+    /// `sha256:…`.
+    pub digest: String,
+    /// Where it lies.
+    pub path: PathBuf,
+}
+
+/// The manifest of a layout.
+#[derive(Debug)]
+pub struct Manifest {
+    /// Its media type.
+    pub media_type: String,
+    /// Its bytes as they are hashed.
+    pub bytes: Vec<u8>,
+}
+
+impl Layout {
+    /// The layout in `dir`.
+    pub fn open(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// The layout's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The manifest that `index.json` names.
+    ///
+    /// # Errors
+    /// The layout is incomplete.
+    pub fn manifest(&self) -> anyhow::Result<Manifest> {
+        let index: Value = serde_json::from_slice(&std::fs::read(self.dir.join("index.json"))?)?;
+        let entry = &index["manifests"][0];
+        let digest = entry["digest"].as_str().context("index.json names no manifest")?;
+        let media_type = entry["mediaType"].as_str().unwrap_or(MANIFEST).to_owned();
+        Ok(Manifest { media_type, bytes: std::fs::read(self.blob_path(digest))? })
+    }
+
+    /// The configuration and the layers, in the order of the manifest.
+    ///
+    /// # Errors
+    /// The layout is incomplete.
+    pub fn blobs(&self) -> anyhow::Result<Vec<Blob>> {
+        let manifest: Value = serde_json::from_slice(&self.manifest()?.bytes)?;
+        let layers = manifest["layers"].as_array().context("the manifest has no layers")?;
+        std::iter::once(&manifest["config"])
+            .chain(layers)
+            .map(|descriptor| {
+                let digest = descriptor["digest"].as_str().context("a descriptor without digest")?.to_owned();
+                Ok(Blob { path: self.blob_path(&digest), digest })
+            })
+            .collect()
+    }
+
+    fn blob_path(&self, digest: &str) -> PathBuf {
+        self.dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+    }
+}
+
+/// Builds a [`Layout`].
+#[derive(Debug)]
+pub struct Builder {
+    dir: PathBuf,
+    layers: Vec<Value>,
+    diff_ids: Vec<String>,
+}
+
+impl Builder {
+    /// A builder that writes into `dir`.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn new(dir: impl Into<PathBuf>) -> anyhow::Result<Self> {
+        let dir = dir.into();
+        std::fs::create_dir_all(dir.join("blobs/sha256"))?;
+        Ok(Self { dir, layers: Vec::new(), diff_ids: Vec::new() })
+    }
+
+    /// Adds the tree below `root` as a gzip layer, placed at `prefix` ("" is the root of the image).
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn layer_from_dir(&mut self, root: &Path, prefix: &str) -> anyhow::Result<()> {
+        self.layer(|tar| {
+            tar.follow_symlinks(false);
+            let prefix = if prefix.is_empty() { "." } else { prefix };
+            Ok(tar.append_dir_all(prefix, root)?)
+        })
+    }
+
+    /// Adds a gzip layer that `fill` writes.
+    ///
+    /// # Errors
+    /// Those of `fill` and of the file system.
+    pub fn layer(
+        &mut self,
+        fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let scratch = tempfile::NamedTempFile::new_in(&self.dir)?;
+        let mut plain = Hashing::new(GzEncoder::new(Hashing::new(scratch), Compression::fast()));
+        {
+            let mut tar = tar::Builder::new(&mut plain as &mut dyn Write);
+            fill(&mut tar)?;
+            tar.finish()?;
+        }
+        let (gzip, diff_id) = plain.finish();
+        let (scratch, digest) = gzip.finish()?.finish();
+        let size = scratch.as_file().metadata()?.len();
+        scratch.persist(self.dir.join("blobs/sha256").join(&digest))?;
+        self.layers.push(json!({ "mediaType": LAYER, "digest": format!("sha256:{digest}"), "size": size }));
+        self.diff_ids.push(format!("sha256:{diff_id}"));
+        Ok(())
+    }
+
+    /// Writes configuration, manifest and index. `config` is the OCI image configuration's `config` object.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn finish(self, config: Value) -> anyhow::Result<Layout> {
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let config = json!({
+            "architecture": architecture, "os": "linux", "config": config,
+            "rootfs": { "type": "layers", "diff_ids": self.diff_ids },
+        });
+        let config = self.descriptor(CONFIG, &config)?;
+        let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": self.layers });
+        let manifest = self.descriptor(MANIFEST, &manifest)?;
+        let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+        std::fs::write(self.dir.join("index.json"), serde_json::to_vec(&index)?)?;
+        std::fs::write(self.dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        Ok(Layout { dir: self.dir })
+    }
+
+    fn descriptor(&self, media_type: &str, value: &Value) -> anyhow::Result<Value> {
+        let bytes = serde_json::to_vec(value)?;
+        let digest = hex(&Sha256::digest(&bytes));
+        std::fs::write(self.dir.join("blobs/sha256").join(&digest), &bytes)?;
+        Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len() }))
+    }
+}
+
+/// A writer that hashes what passes.
+struct Hashing<W> {
+    inner: W,
+    hash: Sha256,
+}
+
+impl<W> Hashing<W> {
+    fn new(inner: W) -> Self {
+        Self { inner, hash: Sha256::new() }
+    }
+
+    fn finish(self) -> (W, String) {
+        (self.inner, hex(&self.hash.finalize()))
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// An image with busybox and a hard link for each of its applets, and the users that the suites ask for.
+///
+/// # Errors
+/// `busybox` (package busybox-static) is missing.
+pub fn busybox(dir: &Path) -> anyhow::Result<Layout> {
+    let program = ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .find(|path| Path::new(path).exists())
+        .context("busybox is not installed (package busybox-static)")?;
+    let applets = crate::host::output(std::process::Command::new(program).arg("--list"))?;
+    let mut builder = Builder::new(dir)?;
+    builder.layer(|tar| {
+        for place in ["bin/", "etc/", "root/", "tmp/", "var/", "proc/", "sys/", "dev/"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(if place == "tmp/" { 0o1777 } else { 0o755 });
+            header.set_size(0);
+            tar.append_data(&mut header, place, std::io::empty())?;
+        }
+        let mut file = std::fs::File::open(program)?;
+        tar.append_file("bin/busybox", &mut file)?;
+        for applet in String::from_utf8_lossy(&applets).lines().filter(|applet| *applet != "busybox") {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Link);
+            header.set_mode(0o755);
+            header.set_size(0);
+            tar.append_link(&mut header, format!("bin/{applet}"), "bin/busybox")?;
+        }
+        append_text(
+            tar,
+            "etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
+        )?;
+        append_text(tar, "etc/group", "root:x:0:\nwww-data:x:33:\nnobody:x:65534:\n")
+    })?;
+    builder.finish(json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] }))
+}
+
+/// Adds a small text file with mode 0644.
+///
+/// # Errors
+/// Those of the writer.
+pub fn append_text(tar: &mut tar::Builder<&mut dyn Write>, path: &str, text: &str) -> anyhow::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(text.len() as u64);
+    Ok(tar.append_data(&mut header, path, BufReader::new(text.as_bytes()))?)
+}

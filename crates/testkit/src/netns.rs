@@ -1,0 +1,45 @@
+//! A network namespace with nothing but loopback: whatever a test sends stays in it.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::Command;
+
+use anyhow::Context as _;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use crate::host;
+
+/// Moves the calling **thread**, and what it starts from now on, into a fresh network namespace with loopback up.
+/// Call it before other threads exist if they should be inside too.
+///
+/// # Errors
+/// Needs CAP_SYS_ADMIN.
+pub fn enter_private() -> anyhow::Result<()> {
+    // SAFETY-free: only the network namespace changes; nothing this process shares by file descriptor is affected.
+    #[expect(deprecated, reason = "the replacement is unsafe for flags that this call does not pass")]
+    rustix::thread::unshare(UnshareFlags::NEWNET)
+        .context("a private network namespace needs root (CAP_SYS_ADMIN); run as root or pass --host")?;
+    host::run(Command::new("ip").args(["link", "set", "lo", "up"]))
+}
+
+/// Whether the calling thread is outside the first process's network namespace.
+pub fn is_private() -> bool {
+    let here = std::fs::read_link("/proc/thread-self/ns/net").ok();
+    let init = std::fs::read_link("/proc/1/ns/net").ok();
+    here.is_some() && here != init
+}
+
+/// The calling thread's network namespace, to come back to or to hand to another.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn current() -> anyhow::Result<OwnedFd> {
+    Ok(std::fs::File::open("/proc/thread-self/ns/net")?.into())
+}
+
+/// Moves the calling thread into `namespace`.
+///
+/// # Errors
+/// Needs CAP_SYS_ADMIN.
+pub fn enter(namespace: &OwnedFd) -> anyhow::Result<()> {
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
+}

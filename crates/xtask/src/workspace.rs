@@ -1,0 +1,47 @@
+//! Where things of the workspace lie, and cargo as it is run from here.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+/// The workspace's root directory.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// `cargo` in the workspace's root.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(arguments).current_dir(root());
+    cargo
+}
+
+/// Runs `command` with its output shown.
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+/// Builds the release binary and returns its path.
+pub(crate) fn build_release() -> anyhow::Result<PathBuf> {
+    let mut build = cargo(&["build", "--release", "--package", "orlop", "--message-format", "json-render-diagnostics"]);
+    let output = build.stderr(std::process::Stdio::inherit()).output().context("start cargo build")?;
+    if !output.status.success() {
+        bail!("cargo build --release --package orlop: {}", output.status);
+    }
+    cargo_metadata::Message::parse_stream(&output.stdout[..])
+        .filter_map(Result::ok)
+        .find_map(|message| match message {
+            cargo_metadata::Message::CompilerArtifact(artifact) if artifact.target.name == "orlop" => {
+                artifact.executable
+            }
+            _ => None,
+        })
+        .map(Into::into)
+        .context("cargo named no executable for orlop")
+}
