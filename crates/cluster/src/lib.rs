@@ -1,1 +1,21 @@
-//! Where the desired state comes from: one `Source` trait, one store, and the manifests directory.
+//! Where the desired state comes from: one [`Source`] trait, one [`Store`], and the manifests directory.
+//!
+//! ```text
+//! manifests directory ─► Manifests (decode, default, validate, controllers) ─┐
+//!                                                                            ├─► Store ─► Watch ─► kubelet, proxy, DNS
+//! kube-apiserver      ─► (watch client)                                     ─┘
+//! ```
+//!
+//! A source writes the store; everybody else reads tables and watches them. Watches are level-based: a watcher is
+//! told *which* objects differ from what it last saw, never how often they changed in between.
+
+mod key;
+mod source;
+mod store;
+mod table;
+
+pub use k8s_openapi;
+pub use key::Key;
+pub use source::{EventKind, Source, SourceError, event_about};
+pub use store::Store;
+pub use table::{Change, Object, Table, Watch};

@@ -1,0 +1,153 @@
+//! All tables of a node.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+    Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio::sync::watch;
+
+use crate::Table;
+
+/// One table per kind. A handle: clones share the tables.
+#[derive(Clone, Debug)]
+pub struct Store {
+    tables: Arc<Tables>,
+}
+
+macro_rules! tables {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
+        #[derive(Debug)]
+        struct Tables {
+            version: Arc<AtomicU64>,
+            synced: watch::Sender<bool>,
+            $($name: Table<$kind>,)*
+        }
+
+        impl Store {
+            /// A store without objects, not yet synced.
+            pub fn new() -> Self {
+                let version = Arc::<AtomicU64>::default();
+                Store { tables: Arc::new(Tables {
+                    $($name: Table::new(version.clone()),)*
+                    synced: watch::Sender::new(false),
+                    version,
+                }) }
+            }
+
+            $($(#[$doc])* pub fn $name(&self) -> &Table<$kind> {
+                &self.tables.$name
+            })*
+        }
+    };
+}
+
+tables! {
+    /// Pods bound to this node. A pod whose `deletionTimestamp` is set stays until the kubelet has ended it.
+    pods: Pod,
+    /// Services.
+    services: Service,
+    /// EndpointSlices.
+    endpoint_slices: EndpointSlice,
+    /// ConfigMaps.
+    config_maps: ConfigMap,
+    /// Secrets; `stringData` has been folded into `data`.
+    secrets: Secret,
+    /// ServiceAccounts.
+    service_accounts: ServiceAccount,
+    /// Namespaces (cluster-scoped).
+    namespaces: Namespace,
+    /// Nodes (cluster-scoped); the alone mode has one, this node.
+    nodes: Node,
+    /// PersistentVolumeClaims; `spec.volumeName` names the bound volume.
+    persistent_volume_claims: PersistentVolumeClaim,
+    /// PersistentVolumes (cluster-scoped); in the alone mode directories, as `hostPath`.
+    persistent_volumes: PersistentVolume,
+    /// Deployments.
+    deployments: Deployment,
+    /// ReplicaSets, of Deployments and their own.
+    replica_sets: ReplicaSet,
+    /// StatefulSets.
+    stateful_sets: StatefulSet,
+    /// DaemonSets.
+    daemon_sets: DaemonSet,
+    /// Jobs.
+    jobs: Job,
+    /// CronJobs.
+    cron_jobs: CronJob,
+    /// Events, aggregated and bounded.
+    events: Event,
+}
+
+impl Store {
+    /// Called by the source when the tables hold all that it knew at the start.
+    pub fn set_synced(&self) {
+        self.tables.synced.send_replace(true);
+    }
+
+    /// Waits for [`Store::set_synced`]. Before that an empty table means "not known yet", not "nothing is desired".
+    pub async fn synced(&self) {
+        let mut synced = self.tables.synced.subscribe();
+        synced
+            .wait_for(|synced| *synced)
+            .await
+            .expect("the sender lives in the store, which self holds");
+    }
+
+    /// Lets the next `resourceVersion` be greater than `version`: for a source that restores saved objects.
+    pub fn advance_version(&self, version: u64) {
+        self.tables
+            .version
+            .fetch_max(version, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// The newest `resourceVersion` given out.
+    pub fn version(&self) -> u64 {
+        self.tables
+            .version
+            .load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Store::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn synced_waits_for_the_source() {
+        let store = Store::new();
+        let waiter = tokio::spawn({
+            let store = store.clone();
+            async move { store.synced().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished());
+        store.set_synced();
+        waiter.await.unwrap();
+        store.synced().await;
+    }
+
+    #[test]
+    fn versions_grow_over_all_tables() {
+        let store = Store::new();
+        store.advance_version(41);
+        let mut pod = Pod::default();
+        pod.metadata.name = Some("a".into());
+        assert_eq!(
+            store.pods().put(pod).metadata.resource_version.as_deref(),
+            Some("42")
+        );
+        assert_eq!(store.version(), 42);
+    }
+}

@@ -1,0 +1,380 @@
+//! One kind of object: the latest version of each, and watchers that learn which ones changed.
+//!
+//! A watcher holds the *set* of keys that changed since it looked, in the order they first changed. Its memory is
+//! therefore bounded by the number of objects, however slow it is, and it always reads the latest version.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use k8s_openapi::Metadata;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::sync::Notify;
+
+use crate::Key;
+
+/// What a table can hold: any Kubernetes object.
+pub trait Object: Metadata<Ty = ObjectMeta> + Clone + PartialEq + Send + Sync + 'static {}
+impl<T: Metadata<Ty = ObjectMeta> + Clone + PartialEq + Send + Sync + 'static> Object for T {}
+
+/// The objects of one kind. A handle: clones share the table.
+pub struct Table<T> {
+    shared: Arc<Shared<T>>,
+}
+
+struct Shared<T> {
+    /// Guards the objects and the list of watchers together, so that a new watch misses nothing. Never held over `.await`.
+    content: Mutex<Content<T>>,
+    /// Shared by all tables of a store: the source of `metadata.resourceVersion`.
+    version: Arc<AtomicU64>,
+}
+
+struct Content<T> {
+    objects: BTreeMap<Key, Arc<T>>,
+    watchers: Vec<Weak<Dirty>>,
+}
+
+/// What one watcher has not seen yet.
+#[derive(Default)]
+struct Dirty {
+    /// Guards the keys. Always taken after the table's own lock, or alone.
+    keys: Mutex<DirtyKeys>,
+    notify: Notify,
+}
+
+#[derive(Default)]
+struct DirtyKeys {
+    order: VecDeque<Key>,
+    present: HashSet<Key>,
+}
+
+/// An object that differs from what the watcher last saw.
+#[derive(Debug)]
+pub struct Change<T> {
+    /// Which object.
+    pub key: Key,
+    /// Its latest version, or `None` when it is gone.
+    pub object: Option<Arc<T>>,
+}
+
+/// A subscription to a table; made by [`Table::watch`].
+pub struct Watch<T> {
+    table: Table<T>,
+    dirty: Arc<Dirty>,
+}
+
+impl<T: Object> Table<T> {
+    pub(crate) fn new(version: Arc<AtomicU64>) -> Self {
+        let content = Mutex::new(Content {
+            objects: BTreeMap::new(),
+            watchers: Vec::new(),
+        });
+        Table {
+            shared: Arc::new(Shared { content, version }),
+        }
+    }
+
+    /// The latest version of an object.
+    pub fn get(&self, key: &Key) -> Option<Arc<T>> {
+        self.lock().objects.get(key).cloned()
+    }
+
+    /// All objects, by namespace and name.
+    pub fn list(&self) -> Vec<Arc<T>> {
+        self.lock().objects.values().cloned().collect()
+    }
+
+    /// All objects of one namespace, by name.
+    pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<T>> {
+        let content = self.lock();
+        let from = content.objects.range(Key::new(namespace, "")..);
+        from.take_while(|(key, _)| key.namespace() == namespace)
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    /// The keys of all objects, by namespace and name.
+    pub fn keys(&self) -> Vec<Key> {
+        self.lock().objects.keys().cloned().collect()
+    }
+
+    /// The object with this uid.
+    pub fn find_uid(&self, uid: &str) -> Option<Arc<T>> {
+        self.lock()
+            .objects
+            .values()
+            .find(|object| object.metadata().uid.as_deref() == Some(uid))
+            .cloned()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.lock().objects.len()
+    }
+
+    /// Whether there is no object.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Stores an object under the key of its metadata and sets its `resourceVersion`. An object that equals the stored
+    /// one wakes nobody. Returns what the table holds now.
+    pub fn put(&self, object: T) -> Arc<T> {
+        let key = Key::of(object.metadata());
+        self.lock().put(key, object, &self.shared.version)
+    }
+
+    /// Changes an object in place, atomically; `None` when there is no such object. `change` must not rename it.
+    pub fn update(&self, key: &Key, change: impl FnOnce(&mut T)) -> Option<Arc<T>> {
+        let mut content = self.lock();
+        let mut object = T::clone(content.objects.get(key)?);
+        change(&mut object);
+        Some(content.put(key.clone(), object, &self.shared.version))
+    }
+
+    /// Removes an object and returns its last version.
+    pub fn remove(&self, key: &Key) -> Option<Arc<T>> {
+        let mut content = self.lock();
+        let object = content.objects.remove(key)?;
+        content.mark_dirty(key);
+        Some(object)
+    }
+
+    /// Subscribes: first every object that is there now, then every one that changes.
+    pub fn watch(&self) -> Watch<T> {
+        let mut content = self.lock();
+        let order: VecDeque<Key> = content.objects.keys().cloned().collect();
+        let present = order.iter().cloned().collect();
+        let dirty = Arc::new(Dirty {
+            keys: Mutex::new(DirtyKeys { order, present }),
+            notify: Notify::new(),
+        });
+        content.watchers.push(Arc::downgrade(&dirty));
+        Watch {
+            table: self.clone(),
+            dirty,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Content<T>> {
+        // Every section leaves the content whole at each step, so a panicking holder spoils nothing.
+        self.shared
+            .content
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Object> Content<T> {
+    fn put(&mut self, key: Key, mut object: T, version: &AtomicU64) -> Arc<T> {
+        if let Some(old) = self.objects.get(&key) {
+            object
+                .metadata_mut()
+                .resource_version
+                .clone_from(&old.metadata().resource_version);
+            if **old == object {
+                return old.clone();
+            }
+        }
+        let next = version.fetch_add(1, Ordering::Relaxed) + 1;
+        object.metadata_mut().resource_version = Some(next.to_string());
+        let object = Arc::new(object);
+        self.objects.insert(key.clone(), object.clone());
+        self.mark_dirty(&key);
+        object
+    }
+
+    fn mark_dirty(&mut self, key: &Key) {
+        self.watchers
+            .retain(|watcher| watcher.upgrade().is_some_and(|dirty| dirty.mark(key)));
+    }
+}
+
+impl Dirty {
+    /// Returns true, so that it can end a `retain` of living watchers.
+    fn mark(&self, key: &Key) -> bool {
+        let mut keys = self.lock();
+        if keys.present.insert(key.clone()) {
+            keys.order.push_back(key.clone());
+        }
+        self.notify.notify_one();
+        true
+    }
+
+    fn pop(&self) -> Option<Key> {
+        let mut keys = self.lock();
+        let key = keys.order.pop_front()?;
+        keys.present.remove(&key);
+        Some(key)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, DirtyKeys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Object> Watch<T> {
+    /// The next object that changed; waits for one. Cancel-safe: a dropped call loses no change.
+    pub async fn next(&mut self) -> Change<T> {
+        loop {
+            if let Some(change) = self.try_next() {
+                return change;
+            }
+            self.dirty.notify.notified().await;
+        }
+    }
+
+    /// The next object that changed, if one is waiting.
+    pub fn try_next(&mut self) -> Option<Change<T>> {
+        let key = self.dirty.pop()?;
+        let object = self.table.get(&key);
+        Some(Change { key, object })
+    }
+
+    /// Waits until at least one change waits, then forgets all that do: for a reader who looks at the whole table.
+    /// Cancel-safe.
+    pub async fn changed(&mut self) {
+        loop {
+            if self.dirty.pop().is_some() {
+                while self.dirty.pop().is_some() {}
+                return;
+            }
+            self.dirty.notify.notified().await;
+        }
+    }
+}
+
+impl<T> Clone for Table<T> {
+    fn clone(&self) -> Self {
+        Table {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Table<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Table<{}>", std::any::type_name::<T>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table() -> Table<ConfigMap> {
+        Table::new(Arc::default())
+    }
+
+    fn config_map(name: &str, value: u8) -> ConfigMap {
+        let mut object = ConfigMap::default();
+        object.metadata.namespace = Some("default".into());
+        object.metadata.name = Some(name.into());
+        object.data = Some(BTreeMap::from([("value".into(), value.to_string())]));
+        object
+    }
+
+    fn value(object: &ConfigMap) -> &str {
+        &object.data.as_ref().unwrap()["value"]
+    }
+
+    #[tokio::test]
+    async fn a_watch_starts_with_what_is_there_and_coalesces() {
+        let table = table();
+        table.put(config_map("a", 1));
+        let mut watch = table.watch();
+        table.put(config_map("b", 1));
+        table.put(config_map("a", 2));
+        table.put(config_map("a", 3));
+        let first = watch.next().await;
+        assert_eq!(
+            (first.key.name(), value(&first.object.unwrap())),
+            ("a", "3")
+        );
+        assert_eq!(watch.next().await.key.name(), "b");
+        assert!(watch.try_next().is_none());
+        table.remove(&Key::new("default", "a"));
+        let gone = watch.next().await;
+        assert!(gone.key.name() == "a" && gone.object.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_equal_object_wakes_nobody() {
+        let table = table();
+        let first = table.put(config_map("a", 1));
+        let mut watch = table.watch();
+        watch.changed().await;
+        let again = table.put(config_map("a", 1));
+        assert!(Arc::ptr_eq(&first, &again));
+        assert!(watch.try_next().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_waiting_watch_is_woken() {
+        let table = table();
+        let mut watch = table.watch();
+        let waiter = tokio::spawn(async move { watch.next().await.key });
+        tokio::task::yield_now().await;
+        table.put(config_map("a", 1));
+        assert_eq!(waiter.await.unwrap(), Key::new("default", "a"));
+    }
+
+    #[test]
+    fn a_dropped_watch_is_forgotten() {
+        let table = table();
+        drop(table.watch());
+        table.put(config_map("a", 1));
+        assert!(table.lock().watchers.is_empty());
+    }
+
+    #[test]
+    fn namespaces_are_listed_apart() {
+        let table = table();
+        for (namespace, name) in [("a", "x"), ("ab", "y"), ("b", "z")] {
+            let mut object = config_map(name, 0);
+            object.metadata.namespace = Some(namespace.into());
+            table.put(object);
+        }
+        let names: Vec<_> = table
+            .list_namespace("a")
+            .iter()
+            .map(|o| o.metadata.name.clone().unwrap())
+            .collect();
+        assert_eq!(names, ["x"]);
+    }
+
+    proptest! {
+        /// Whoever applies the changes of a watch ends with the content of the table, however late it reads them.
+        #[test]
+        fn a_watcher_converges(operations in proptest::collection::vec((0u8..5, proptest::option::of(0u8..4), any::<bool>()), 0..60)) {
+            let table = table();
+            let mut watch = table.watch();
+            let mut seen: BTreeMap<Key, Arc<ConfigMap>> = BTreeMap::new();
+            let mut read = |watch: &mut Watch<ConfigMap>| {
+                while let Some(change) = watch.try_next() {
+                    match change.object {
+                        Some(object) => { seen.insert(change.key, object); }
+                        None => { seen.remove(&change.key); }
+                    }
+                }
+                seen.values().cloned().collect::<Vec<_>>()
+            };
+            for (name, value, reads) in operations {
+                let name = format!("o{name}");
+                match value {
+                    Some(value) => { table.put(config_map(&name, value)); }
+                    None => { table.remove(&Key::new("default", &name)); }
+                }
+                prop_assert!(watch.dirty.lock().order.len() <= 5);
+                if reads { read(&mut watch); }
+            }
+            prop_assert_eq!(read(&mut watch), table.list());
+        }
+    }
+}
