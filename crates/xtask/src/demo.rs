@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     host::install(&[testkit::registry::TOOL])?;
     let orlop = build_release()?;
     if options.once {
-        return once(&orlop);
+        return once(&orlop).map(|points| println!("demo: all {points} points hold"));
     }
     let stage = Stage::set_up(&orlop, options.host)?;
     let mut up = stage.orlop();
@@ -51,10 +51,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     crate::workspace::run(&mut up)
 }
 
-/// The unattended run in a private network.
-pub(crate) fn once(orlop: &Path) -> anyhow::Result<()> {
-    let _stage = Stage::set_up(orlop, false)?;
-    bail!("the unattended run is not written yet")
+/// The unattended run in a private network; returns how many points were checked.
+pub(crate) fn once(orlop: &Path) -> anyhow::Result<usize> {
+    crate::voyage::run(Stage::set_up(orlop, false)?)
 }
 
 impl Stage {

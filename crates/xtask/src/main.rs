@@ -8,6 +8,7 @@ mod demo;
 mod images;
 mod test;
 mod tidy;
+mod voyage;
 mod workspace;
 
 use clap::{Parser, Subcommand};

@@ -1,0 +1,335 @@
+//! What the operator may write on the command line: kubectl's words and flags where kubectl has them.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The whole Kubernetes worker node as one program.
+#[derive(Debug, Parser)]
+#[command(name = "orlop", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) places: Places,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Where a node keeps its things. Two nodes on one machine need two of each.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Places {
+    /// Images, admitted pods and what else survives a boot
+    #[arg(long, global = true, env = "ORLOP_STATE_DIR", default_value = "/var/lib/orlop", value_name = "DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// Sockets and the records of what runs; on a tmpfs
+    #[arg(long, global = true, env = "ORLOP_RUN_DIR", default_value = "/run/orlop", value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+}
+
+impl Places {
+    /// The socket on which a running node answers the local command line.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run_dir.join("orlop.sock")
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the manifests of files and directories on this machine
+    Up(UpOptions),
+    /// End everything that `up` runs
+    Down,
+    /// Only the container runtime: the CRI on a socket
+    Runtime(NodeOptions),
+    /// List pods
+    Ps(PsOptions),
+    /// Print the logs of a container
+    Logs(LogsOptions),
+    /// Run a command in a container
+    Exec(ExecOptions),
+    /// Join the streams of a container's first process
+    Attach(AttachOptions),
+    /// Copy files out of or into a container (needs `tar` there)
+    Cp(CpOptions),
+    /// Forward local ports to a pod
+    PortForward(PortForwardOptions),
+    /// List objects of any kind
+    Get(GetOptions),
+    /// Show an object with its events
+    Describe(DescribeOptions),
+    /// List events
+    Events(EventsOptions),
+    /// Show what pods use, against their limits
+    Top(TopOptions),
+    /// Say what a pod waits for, and where its start went
+    Why(PodOptions),
+    /// List images
+    Images(OutputOptions),
+    /// Pull an image
+    Pull(ImageOptions),
+    /// Load images from an OCI layout or a `docker save` archive
+    Load {
+        /// The archive or the layout's directory
+        path: PathBuf,
+    },
+    /// Remove an image
+    Rmi(ImageOptions),
+    /// List what on this machine belongs to orlop and has no owner; prints nothing when all is well
+    Fsck(OutputOptions),
+    /// Say whether this machine can run a node, and what to do if not
+    Check(OutputOptions),
+    /// Show the versions of the program and of the running node
+    Version(OutputOptions),
+    /// Print a completion script
+    Completion {
+        /// The shell that will read it
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Options of every command that runs a node.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NodeOptions {
+    /// CRI socket [default: <run-dir>/cri.sock]
+    #[arg(long, value_name = "unix://PATH")]
+    pub(crate) listen: Option<String>,
+    /// CNI configurations; none there means the built-in bridge
+    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    pub(crate) cni_conf_dir: PathBuf,
+    /// CNI plugins
+    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
+    pub(crate) cni_bin_dir: PathBuf,
+    /// `hosts.toml` trees; may be repeated [default: /etc/orlop/certs.d, /etc/containerd/certs.d]
+    #[arg(long, env = "ORLOP_REGISTRY_CONFIG_DIR", value_name = "DIR")]
+    pub(crate) registry_config_dir: Vec<PathBuf>,
+    /// Addresses of pods on the built-in bridge
+    #[arg(long, default_value = "10.85.0.0/16", value_name = "CIDR")]
+    pub(crate) pod_cidr: String,
+    /// What to log: error, warn, info, debug or trace
+    #[arg(long, env = "ORLOP_LOG", default_value = "warn", value_name = "LEVEL")]
+    pub(crate) log_level: tracing::Level,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpOptions {
+    /// Manifests: files, directories (watched for changes), or - for stdin
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Return when the node is up; `orlop down` ends it
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    /// Addresses of Services
+    #[arg(long, default_value = "10.96.0.0/16", value_name = "CIDR")]
+    pub(crate) service_cidr: String,
+    /// Address of the pods' DNS server [default: the tenth of the service addresses]
+    #[arg(long, value_name = "IP")]
+    pub(crate) cluster_dns: Option<IpAddr>,
+    /// DNS domain of Services
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    pub(crate) cluster_domain: String,
+    /// The node's name [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname_override: Option<String>,
+    #[command(flatten)]
+    pub(crate) node: NodeOptions,
+}
+
+/// How to print a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Wide,
+    Json,
+    Yaml,
+    Name,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OutputOptions {
+    /// Output format
+    #[arg(long, short, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NamespaceOptions {
+    /// Namespace of the object
+    #[arg(long, short, default_value = "default")]
+    pub(crate) namespace: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PsOptions {
+    /// Only this pod
+    pub(crate) pod: Option<String>,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceOptions,
+    /// Pods of all namespaces
+    #[arg(long, short = 'A')]
+    pub(crate) all_namespaces: bool,
+    /// Only pods with these labels: `key=value,…`
+    #[arg(long, short = 'l')]
+    pub(crate) selector: Option<String>,
+    /// Go on printing changes
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PodOptions {
+    /// The pod; `pod/NAME` and `deployment/NAME` work too
+    pub(crate) pod: String,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogsOptions {
+    #[command(flatten)]
+    pub(crate) pod: PodOptions,
+    /// Container [default: the pod's first]
+    #[arg(long, short)]
+    pub(crate) container: Option<String>,
+    /// Go on printing
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// The container's previous run
+    #[arg(long, short)]
+    pub(crate) previous: bool,
+    /// Only the last lines
+    #[arg(long, value_name = "LINES", allow_negative_numbers = true)]
+    pub(crate) tail: Option<i64>,
+    /// Only what is younger, as 5s, 2m or 3h
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) since: Option<String>,
+    /// Print the time before each line
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+    /// At most so many bytes
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) limit_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ExecOptions {
+    #[command(flatten)]
+    pub(crate) pod: PodOptions,
+    /// Container [default: the pod's first]
+    #[arg(long, short)]
+    pub(crate) container: Option<String>,
+    /// Pass stdin
+    #[arg(long, short = 'i')]
+    pub(crate) stdin: bool,
+    /// Give it a terminal
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AttachOptions {
+    #[command(flatten)]
+    pub(crate) pod: PodOptions,
+    /// Container [default: the pod's first]
+    #[arg(long, short)]
+    pub(crate) container: Option<String>,
+    /// Pass stdin
+    #[arg(long, short = 'i')]
+    pub(crate) stdin: bool,
+    /// The container has a terminal
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CpOptions {
+    /// `[namespace/]pod:path` or a local path
+    pub(crate) source: String,
+    /// `[namespace/]pod:path` or a local path
+    pub(crate) target: String,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceOptions,
+    /// Container [default: the pod's first]
+    #[arg(long, short)]
+    pub(crate) container: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PortForwardOptions {
+    /// The pod; `service/NAME` takes one of its pods
+    pub(crate) pod: String,
+    /// `LOCAL:REMOTE` or one number for both
+    #[arg(required = true)]
+    pub(crate) ports: Vec<String>,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceOptions,
+    /// Local address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) address: IpAddr,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DescribeOptions {
+    /// pod, service, deployment, configmap, …; or KIND/NAME
+    pub(crate) kind: String,
+    /// Its name; without one, all of the kind
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GetOptions {
+    /// services, configmaps, deployments, …
+    pub(crate) kind: String,
+    /// Only this one
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceOptions,
+    /// Objects of all namespaces
+    #[arg(long, short = 'A')]
+    pub(crate) all_namespaces: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EventsOptions {
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceOptions,
+    /// Events of all namespaces
+    #[arg(long, short = 'A')]
+    pub(crate) all_namespaces: bool,
+    /// Only events of this object, as pod/NAME
+    #[arg(long = "for", value_name = "OBJECT")]
+    pub(crate) object: Option<String>,
+    /// Go on printing
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TopOptions {
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceOptions,
+    /// Pods of all namespaces
+    #[arg(long, short = 'A')]
+    pub(crate) all_namespaces: bool,
+    /// Go on measuring, once a second
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ImageOptions {
+    /// The image, as in a pod's `image:`
+    pub(crate) image: String,
+}

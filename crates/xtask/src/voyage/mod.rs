@@ -1,0 +1,147 @@
+//! The voyage through the whole node: the lesson's example on real processes, point by point.
+//!
+//! Each point asserts what an operator would see. Nothing here knows how orlop works inside: it reads the command line,
+//! the service's answers, the client's numbered log, and the kernel's own lists.
+
+mod leftovers;
+mod observe;
+mod points;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use crate::demo::Stage;
+
+/// A node under way, with the example's manifests in a directory that may be edited.
+pub(crate) struct Voyage {
+    stage: Stage,
+    manifests: PathBuf,
+    up: Child,
+}
+
+/// A point of the voyage: its title and its check.
+type Point = (&'static str, fn(&mut Voyage) -> anyhow::Result<String>);
+
+const POINTS: &[Point] = &[
+    ("pods wait while the model loads, then become Ready", points::loading),
+    ("service, DNS, settings and an edited ConfigMap arrive", points::reachable),
+    ("a deadlock leaves the service and is restarted", points::deadlock),
+    ("a leak ends as OOMKilled, then CrashLoopBackOff", points::leak),
+    ("a busy container is throttled, its neighbour is not", points::burn),
+    ("kill -9 of the daemon is not felt", points::killed_daemon),
+    ("Ctrl-C ends everything and leaves nothing", points::interrupt),
+];
+
+/// Runs every point in order and stops at the first that fails. Returns how many passed.
+///
+/// # Errors
+/// The first point that failed, with the node's log and the state of its pods printed before.
+pub(crate) fn run(stage: Stage) -> anyhow::Result<usize> {
+    let mut voyage = Voyage::start(stage)?;
+    for (number, (title, check)) in (1..).zip(POINTS) {
+        let begin = Instant::now();
+        match check(&mut voyage) {
+            Ok(note) => println!("ok   {number}. {title} ({:.0} s): {note}", begin.elapsed().as_secs_f64()),
+            Err(error) => {
+                println!("FAIL {number}. {title}: {error:#}");
+                voyage.report();
+                bail!("point {number} of the voyage failed: {title}");
+            }
+        }
+    }
+    Ok(POINTS.len())
+}
+
+impl Voyage {
+    fn start(stage: Stage) -> anyhow::Result<Self> {
+        let manifests = stage.dir.path().join("manifests");
+        copy_manifests(&crate::workspace::root().join("examples/ai-service"), &manifests)?;
+        let up = spawn_up(&stage, &manifests)?;
+        Ok(Self { stage, manifests, up })
+    }
+
+    /// Starts the daemon again over what runs.
+    fn start_again(&mut self) -> anyhow::Result<()> {
+        self.up = spawn_up(&self.stage, &self.manifests)?;
+        Ok(())
+    }
+
+    /// The output of `orlop ARGUMENTS`.
+    fn orlop(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = testkit::host::output(self.stage.orlop().args(arguments))?;
+        Ok(String::from_utf8(output)?)
+    }
+
+    /// `orlop ARGUMENTS` running beside the voyage, its output in `file`.
+    fn beside(&self, arguments: &[&str], file: &Path) -> anyhow::Result<Child> {
+        let output = std::fs::File::create(file)?;
+        self.stage.orlop().args(arguments).stdin(Stdio::null()).stdout(output).spawn().context("start orlop")
+    }
+
+    /// Prints what helps to understand a failure.
+    fn report(&self) {
+        for arguments in [&["ps", "-A"][..], &["events", "-A"], &["fsck"]] {
+            println!("$ orlop {}", arguments.join(" "));
+            match self.orlop(arguments) {
+                Ok(text) => print!("{text}"),
+                Err(error) => println!("{error:#}"),
+            }
+        }
+        println!("$ tail orlop.log");
+        let log = std::fs::read_to_string(self.stage.dir.path().join("orlop.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].iter().for_each(|line| println!("{line}"));
+    }
+}
+
+impl Drop for Voyage {
+    fn drop(&mut self) {
+        // Only after a failed point is there something to end; the failure has been reported already.
+        if self.up.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let _ = self.orlop(&["down"]);
+            let _ = self.up.kill();
+            let _ = self.up.wait();
+        }
+    }
+}
+
+fn spawn_up(stage: &Stage, manifests: &Path) -> anyhow::Result<Child> {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(stage.dir.path().join("orlop.log"))?;
+    let mut up: Command = stage.orlop();
+    up.env("ORLOP_LOG", "info").arg("up").arg(manifests).stdin(Stdio::null());
+    up.stdout(log.try_clone()?).stderr(log).spawn().context("start orlop up")
+}
+
+fn copy_manifests(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let path = entry?.path();
+        if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+            std::fs::copy(&path, to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until `check` returns a value, asking again every 50 ms.
+///
+/// # Errors
+/// `limit` has passed; the message says what was waited for.
+fn wait<T>(what: &str, limit: Duration, mut check: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+    let begin = Instant::now();
+    loop {
+        let last = match check() {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        if begin.elapsed() > limit {
+            return Err(last.unwrap_or_else(|| anyhow::anyhow!("it did not happen")))
+                .with_context(|| format!("waited {} s: {what}", limit.as_secs()));
+        }
+        std::thread::sleep(Duration::from_millis(50)); // observed from outside, as an operator would
+    }
+}
