@@ -1,0 +1,272 @@
+//! The JSON of the OCI image specification and of Docker's schema 2, as far as a node reads it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// Media types, in both dialects.
+pub mod media_type {
+    /// OCI manifest of one image.
+    pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    /// OCI list of images by platform.
+    pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    /// Docker schema 2 manifest of one image.
+    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    /// Docker list of images by platform.
+    pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// OCI image configuration.
+    pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    /// OCI layer, a plain tar archive.
+    pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+    /// OCI layer, a gzip-compressed tar archive.
+    pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+}
+
+/// What a manifest says about a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What the bytes are.
+    pub media_type: String,
+    /// Their digest.
+    pub digest: Digest,
+    /// Their length in bytes.
+    pub size: u64,
+    /// In an index: what machine the image is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// Other places that serve the bytes (foreign layers).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
+    /// Free-form notes; an index of a layout names its images with them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The machine an image is for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Platform {
+    /// CPU architecture in Go's words: `amd64`, `arm64`.
+    #[serde(default)]
+    pub architecture: String,
+    /// Operating system in Go's words.
+    #[serde(default)]
+    pub os: String,
+    /// Variant of the architecture: `v8`, `v7`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+}
+
+impl Platform {
+    /// The machine this program was built for.
+    pub fn host() -> Self {
+        let (architecture, variant) = match std::env::consts::ARCH {
+            "x86_64" => ("amd64", None),
+            "aarch64" => ("arm64", Some("v8")),
+            "arm" => ("arm", Some("v7")),
+            "x86" => ("386", None),
+            "powerpc64" => ("ppc64le", None),
+            other => (other, None),
+        };
+        Self {
+            architecture: architecture.into(),
+            os: "linux".into(),
+            variant: variant.map(str::to_owned),
+        }
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A manifest: one image's configuration and layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Always 2.
+    pub schema_version: u32,
+    /// One of the manifest media types; older OCI manifests leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// The image configuration.
+    pub config: Descriptor,
+    /// Layers, the lowest first.
+    pub layers: Vec<Descriptor>,
+}
+
+/// An index: images by platform.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Index {
+    /// Always 2.
+    pub schema_version: u32,
+    /// One of the index media types.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// The images.
+    pub manifests: Vec<Descriptor>,
+}
+
+/// The image configuration (OCI `config.json` of an image).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// CPU architecture.
+    #[serde(default)]
+    pub architecture: String,
+    /// Operating system.
+    #[serde(default)]
+    pub os: String,
+    /// Variant of the architecture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// When the image was made, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    /// How to run it.
+    #[serde(default)]
+    pub config: ExecutionConfig,
+    /// Its layers, uncompressed.
+    pub rootfs: RootfsDigests,
+}
+
+/// How to run an image.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ExecutionConfig {
+    /// `name`, `uid`, `name:group`, `uid:gid`; empty is root.
+    #[serde(deserialize_with = "null_is_default")]
+    pub user: String,
+    /// `NAME=value` in order.
+    #[serde(deserialize_with = "null_is_default")]
+    pub env: Vec<String>,
+    /// The program and its first arguments.
+    #[serde(deserialize_with = "null_is_default")]
+    pub entrypoint: Vec<String>,
+    /// Default arguments, or the program if there is no entrypoint.
+    #[serde(deserialize_with = "null_is_default")]
+    pub cmd: Vec<String>,
+    /// Working directory; empty is `/`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub working_dir: String,
+    /// Paths of anonymous volumes.
+    #[serde(deserialize_with = "null_is_default")]
+    pub volumes: BTreeMap<String, serde_json::Value>,
+    /// Ports the image's author expects to be used: `80/tcp`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub exposed_ports: BTreeMap<String, serde_json::Value>,
+    /// Free-form notes. They are data: nothing in the node acts on them.
+    #[serde(deserialize_with = "null_is_default")]
+    pub labels: BTreeMap<String, String>,
+    /// Signal name or number that asks the program to end.
+    #[serde(deserialize_with = "null_is_default")]
+    pub stop_signal: String,
+}
+
+/// The `rootfs` part of an image configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RootfsDigests {
+    /// Always `layers`.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// Digests of the uncompressed layers, the lowest first.
+    #[serde(default)]
+    pub diff_ids: Vec<Digest>,
+}
+
+/// Docker writes `null` where it means "none".
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Picks the image for `host` out of an index: the first of the exact variant, else the first without one.
+pub fn select_platform<'a>(index: &'a Index, host: &Platform) -> Option<&'a Descriptor> {
+    let same_machine = |p: &Platform| p.os == host.os && p.architecture == host.architecture;
+    let candidates = || {
+        index
+            .manifests
+            .iter()
+            .filter_map(|d| Some((d, d.platform.as_ref()?)))
+            .filter(|(_, p)| same_machine(p))
+    };
+    let exact = candidates().find(|(_, p)| p.variant == host.variant);
+    let plain = || candidates().find(|(_, p)| p.variant.is_none());
+    let baseline = || candidates().find(|(_, p)| p.variant.as_deref() == Some("v1"));
+    exact
+        .or_else(plain)
+        .or_else(baseline)
+        .map(|(descriptor, _)| descriptor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(platform: &str) -> Descriptor {
+        let mut parts = platform.split('/').map(str::to_owned);
+        let mut part = || parts.next();
+        Descriptor {
+            media_type: media_type::OCI_MANIFEST.into(),
+            digest: Digest::of(platform.as_bytes()),
+            size: 1,
+            platform: Some(Platform {
+                os: part().unwrap(),
+                architecture: part().unwrap(),
+                variant: part(),
+            }),
+            urls: vec![],
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    fn check(platforms: &[&str], host: &str, expected: Option<&str>) {
+        let index = Index {
+            schema_version: 2,
+            media_type: None,
+            manifests: platforms.iter().map(|p| entry(p)).collect(),
+        };
+        let host = entry(host).platform.unwrap();
+        let found =
+            select_platform(&index, &host).map(|d| d.platform.as_ref().unwrap().to_string());
+        assert_eq!(found.as_deref(), expected, "{platforms:?} on {host}");
+    }
+
+    #[test]
+    fn selects_by_platform() {
+        check(
+            &["linux/arm64/v8", "linux/amd64"],
+            "linux/amd64",
+            Some("linux/amd64"),
+        );
+        check(
+            &["linux/arm64", "linux/arm64/v8"],
+            "linux/arm64/v8",
+            Some("linux/arm64/v8"),
+        );
+        check(&["linux/arm64"], "linux/arm64/v8", Some("linux/arm64"));
+        check(&["windows/amd64", "unknown/unknown"], "linux/amd64", None);
+        check(&["linux/amd64/v3"], "linux/amd64", None);
+    }
+
+    #[test]
+    fn docker_nulls_are_nothing() {
+        let config: ImageConfig = serde_json::from_str(
+            r#"{"architecture":"amd64","os":"linux","config":{"User":"","Env":null,"Cmd":["sh"],"Entrypoint":null,"Volumes":null,"Labels":null},"rootfs":{"type":"layers","diff_ids":[]}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.config.cmd, ["sh"]);
+        assert!(config.config.entrypoint.is_empty());
+    }
+}
