@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod cli;
+mod node;
 
 use std::process::ExitCode;
 

@@ -79,14 +79,10 @@ impl Client {
         self.get(&format!("/orlop/v1/objects/{kind}{query}")).await
     }
 
-    /// Returns when an object of the kind has changed since this client asked for it last, or after a while.
-    pub(crate) async fn changed(&self, kind: &str) -> anyhow::Result<()> {
-        self.request(Method::GET, &format!("/orlop/v1/changed/{kind}"), Bytes::new())
-            .await?
-            .into_body()
-            .collect()
-            .await?;
-        Ok(())
+    /// Opens a stream of changes of a kind. Open it before listing, so that no change is missed in between.
+    pub(crate) async fn changes(&self, kind: &str) -> anyhow::Result<Changes> {
+        let response = self.request(Method::GET, &format!("/orlop/v1/changes/{kind}"), Bytes::new()).await?;
+        Ok(Changes { body: response.into_body() })
     }
 
     /// The pod selector of a workload or a service.
@@ -106,6 +102,19 @@ impl Client {
         let labels = selector.get("matchLabels").unwrap_or(selector);
         let labels = labels.as_object().with_context(|| format!("{kind}/{name} selects no pods"))?;
         Ok(labels.iter().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect())
+    }
+}
+
+/// A stream of ticks: the first comes at once, each further one after a change.
+pub(crate) struct Changes {
+    body: Incoming,
+}
+
+impl Changes {
+    /// Waits for the next tick.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<()> {
+        let frame = self.body.frame().await.context("the node went away")?;
+        frame.context("the node went away").map(drop)
     }
 }
 

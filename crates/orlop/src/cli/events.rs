@@ -13,7 +13,9 @@ use crate::args::EventsOptions;
 pub(crate) async fn run(client: &Client, options: &EventsOptions) -> anyhow::Result<()> {
     let mut shown: BTreeMap<Option<String>, Option<i32>> = BTreeMap::new();
     let mut heads = true;
+    let mut changes = client.changes("events").await?;
     loop {
+        changes.next().await?;
         let events = select(client, options).await?;
         if !options.watch && print_machine(options.output.output, &events)? {
             return Ok(());
@@ -27,7 +29,6 @@ pub(crate) async fn run(client: &Client, options: &EventsOptions) -> anyhow::Res
             return Ok(());
         }
         heads = false;
-        client.changed("events").await?;
     }
 }
 

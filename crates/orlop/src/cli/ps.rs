@@ -15,7 +15,9 @@ pub(crate) async fn run(client: &Client, options: &PsOptions) -> anyhow::Result<
     let selector = parse_selector(options.selector.as_deref().unwrap_or(""))?;
     let format = options.output.output;
     let mut shown = BTreeMap::new();
+    let mut changes = client.changes("pods").await?;
     loop {
+        changes.next().await?;
         let pods = select(client, options, &selector).await?;
         if !options.watch {
             return show(&pods, options);
@@ -31,7 +33,6 @@ pub(crate) async fn run(client: &Client, options: &PsOptions) -> anyhow::Result<
                 print(&table.render());
             }
         }
-        client.changed("pods").await?;
     }
 }
 

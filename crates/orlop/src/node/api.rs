@@ -1,0 +1,213 @@
+//! HTTP on the node's Unix socket: `/orlop/v1/…` for the local command line, everything else is the kubelet's API.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::objects;
+use crate::cli::images::{ImageRow, PullLine};
+use crate::cli::top::Usage;
+use crate::cli::version::Version;
+use crate::cli::why::Why;
+
+/// The body of every answer.
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// What the node can be asked and told. Implemented by the running node, and by a fake in tests.
+#[async_trait]
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// The tables of the node's source.
+    fn store(&self) -> &cluster::Store;
+    /// What containers use, measured over about one second.
+    async fn top(&self) -> anyhow::Result<Vec<Usage>>;
+    /// What a pod waits for.
+    async fn why(&self, namespace: &str, pod: &str) -> anyhow::Result<Why>;
+    /// All images.
+    async fn images(&self) -> anyhow::Result<Vec<ImageRow>>;
+    /// Pulls an image; the stream ends with `Done` or `Failed`.
+    fn pull(&self, image: String) -> BoxStream<'static, PullLine>;
+    /// Loads images from a path of this machine; returns their names.
+    async fn load(&self, path: &str) -> anyhow::Result<Vec<String>>;
+    /// Removes an image; returns the names that are gone.
+    async fn remove_image(&self, image: &str) -> anyhow::Result<Vec<String>>;
+    /// What has no owner.
+    async fn fsck(&self) -> anyhow::Result<Vec<String>>;
+    /// Ends every pod and then the node; returns when the pods are gone.
+    async fn down(&self) -> anyhow::Result<()>;
+    /// The kubelet's own API.
+    async fn kubelet(&self, request: Request<Incoming>) -> Response<Body>;
+}
+
+/// Serves until `stop`; then open requests are given up.
+pub(crate) async fn serve(listener: UnixListener, backend: Arc<dyn Backend>, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let backend = backend.clone();
+                    connections.spawn(async move {
+                        let service = service_fn(move |request| answer(backend.clone(), request));
+                        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                        if let Err(error) = connection.with_upgrades().await {
+                            tracing::debug!(%error, "a local client went away");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a local client");
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+}
+
+async fn answer(backend: Arc<dyn Backend>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let Some(path) = request.uri().path().strip_prefix("/orlop/v1/").map(str::to_owned) else {
+        return Ok(backend.kubelet(request).await);
+    };
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let method = request.method().clone();
+    let answered = route(&*backend, &method, &path, &query).await;
+    Ok(answered.unwrap_or_else(|error| failed(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}"))))
+}
+
+async fn route(backend: &dyn Backend, method: &Method, path: &str, query: &Query) -> anyhow::Result<Response<Body>> {
+    let parts: Vec<&str> = path.split('/').collect();
+    match (method.as_str(), parts.as_slice()) {
+        ("GET", ["version"]) => json(&Version::own()),
+        ("GET", ["objects", kind]) => match objects::list(backend.store(), kind, query.get("namespace")) {
+            Some(listed) => json(&listed?),
+            None => Ok(unknown_kind(kind)),
+        },
+        ("GET", ["changes", kind]) => match objects::changes(backend.store(), kind) {
+            Some(ticks) => {
+                Ok(lines(stream::unfold(ticks, |mut ticks| async { ticks.recv().await.map(|()| ((), ticks)) }).boxed()))
+            }
+            None => Ok(unknown_kind(kind)),
+        },
+        ("GET", ["top"]) => {
+            let usages = backend.top().await?;
+            let wanted = |usage: &Usage| query.get("namespace").is_none_or(|namespace| usage.namespace == namespace);
+            json(&usages.into_iter().filter(wanted).collect::<Vec<_>>())
+        }
+        ("GET", ["why", namespace, pod]) => json(&backend.why(namespace, pod).await?),
+        ("GET", ["images"]) => json(&backend.images().await?),
+        ("DELETE", ["images"]) => json(&backend.remove_image(query.need("image")?).await?),
+        ("POST", ["pull"]) => Ok(lines(backend.pull(query.need("image")?.to_owned()))),
+        ("POST", ["load"]) => json(&backend.load(query.need("path")?).await?),
+        ("GET", ["fsck"]) => json(&backend.fsck().await?),
+        ("POST", ["down"]) => json(&backend.down().await?),
+        _ => Ok(failed(StatusCode::NOT_FOUND, &format!("{method} /orlop/v1/{path} is not known to this version"))),
+    }
+}
+
+fn unknown_kind(kind: &str) -> Response<Body> {
+    failed(StatusCode::NOT_FOUND, &format!("no kind {kind:?}; known: {}", objects::KINDS.join(", ")))
+}
+
+/// An answer as JSON.
+fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<Response<Body>> {
+    Ok(with_body(StatusCode::OK, full(serde_json::to_vec(value)?)))
+}
+
+/// A line of JSON for each item, as they come.
+fn lines<T: Serialize + Send + 'static>(items: BoxStream<'static, T>) -> Response<Body> {
+    let frames = items.map(|item| {
+        let mut line = serde_json::to_vec(&item).unwrap_or_default();
+        line.push(b'\n');
+        Ok(Frame::data(Bytes::from(line)))
+    });
+    with_body(StatusCode::OK, StreamBody::new(frames).boxed_unsync())
+}
+
+/// A failure as a `metav1.Status` has it: a message to act on.
+pub(crate) fn failed(status: StatusCode, message: &str) -> Response<Body> {
+    let text = serde_json::json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": status.as_u16() });
+    with_body(status, full(text.to_string().into_bytes()))
+}
+
+fn full(bytes: Vec<u8>) -> Body {
+    Full::new(Bytes::from(bytes)).boxed_unsync()
+}
+
+fn with_body(status: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The decoded parameters of a query.
+struct Query {
+    pairs: Vec<(String, String)>,
+}
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        let pairs = text.split('&').filter(|part| !part.is_empty()).map(|part| {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            (decode(name), decode(value))
+        });
+        Self { pairs: pairs.collect() }
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    fn need(&self, name: &str) -> anyhow::Result<&str> {
+        self.get(name).ok_or_else(|| anyhow::anyhow!("the request lacks the parameter {name:?}"))
+    }
+}
+
+/// Undoes percent-encoding (RFC 3986 §2.1); what is not valid stays as it is.
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    while index < bytes.len() {
+        let hex = bytes.get(index + 1..index + 3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match (bytes[index], hex.and_then(|digits| u8::from_str_radix(digits, 16).ok())) {
+            (b'%', Some(byte)) => {
+                decoded.push(byte);
+                index += 3;
+            }
+            (byte, _) => {
+                decoded.push(byte);
+                index += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_decoded() {
+        let query = Query::parse("image=docker.io%2Flibrary%2Fbusybox&x=100%");
+        assert_eq!(query.get("image"), Some("docker.io/library/busybox"));
+        assert_eq!(query.get("x"), Some("100%"));
+        assert!(query.need("y").is_err());
+    }
+}
