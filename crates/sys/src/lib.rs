@@ -1,1 +1,11 @@
 //! Every system call, ioctl and netlink socket of orlop, behind typed wrappers; the only crate with `unsafe`.
+
+pub mod cgroup;
+mod device_filter;
+pub mod error;
+pub mod mount;
+pub mod path;
+pub mod process;
+
+pub use error::{Context, Error, Result};
+pub use rustix;

@@ -1,0 +1,209 @@
+//! Version 1: a tree for each controller (kernel documents admin-guide/cgroup-v1).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+
+use super::{Cgroup, CpuStats, DeviceRule, Limits, MemoryStats, PidStats, Stats, keyed, number, read_processes, write};
+use crate::error::{Context as _, Error, Result};
+
+/// Value of `memory.limit_in_bytes` that means no limit: the largest multiple of a page.
+const NO_LIMIT: u64 = 0x7fff_ffff_ffff_f000;
+
+/// The directory of each controller's tree that this process is in.
+pub(super) fn roots(mount: &Path, own: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut roots = Vec::new();
+    for line in own.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let name = controllers.strip_prefix("name=").unwrap_or(controllers);
+        let base = mount.join(name);
+        if controllers.is_empty() || !base.is_dir() {
+            continue;
+        }
+        let path = path.trim_start_matches('/');
+        // Inside a container the tree may be mounted from our own group on; then the path does not exist below it.
+        let root = if base.join(path).is_dir() { base.join(path) } else { base };
+        roots.push((controllers.to_owned(), root));
+    }
+    if roots.is_empty() {
+        let subject = format!("control groups below {}", mount.display());
+        return Err(Error { call: "find", subject, errno: rustix::io::Errno::NOENT });
+    }
+    Ok(roots)
+}
+
+pub(super) fn has_controller(roots: &[(String, PathBuf)], name: &str) -> bool {
+    let name = if name == "io" { "blkio" } else { name };
+    root_of(roots, name).is_some()
+}
+
+fn root_of<'a>(roots: &'a [(String, PathBuf)], name: &str) -> Option<&'a Path> {
+    roots.iter().find(|(controllers, _)| controllers.split(',').any(|one| one == name)).map(|(_, root)| root.as_path())
+}
+
+/// Directories of a group; controllers that are mounted together have one.
+pub(super) fn directories(roots: &[(String, PathBuf)], path: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = roots.iter().map(|(_, root)| root.join(path)).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// A new cpuset is empty and takes no process until it names CPUs and memory nodes.
+pub(super) fn inherit_cpuset(dir: &Path) -> Result<()> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let mut above: Vec<&Path> = dir.ancestors().take_while(|dir| dir.join(name).exists()).collect();
+        above.reverse();
+        for pair in above.windows(2) {
+            let own = fs::read_to_string(pair[1].join(name)).unwrap_or_default();
+            if own.trim().is_empty() {
+                let parent = fs::read_to_string(pair[0].join(name)).during("read", pair[0].display())?;
+                write(&pair[1].join(name), parent.trim())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn set(roots: &[(String, PathBuf)], path: &Path, limits: &Limits) -> Result<()> {
+    let file = |controller: &str, name: &str| -> PathBuf {
+        root_of(roots, controller)
+            .map_or_else(|| PathBuf::from(format!("(no controller {controller})")), |root| root.join(path).join(name))
+    };
+    let set = |controller: &str, name: &str, value: Option<String>| {
+        value.map_or(Ok(()), |value| write(&file(controller, name), &value))
+    };
+    set("cpu", "cpu.shares", limits.cpu_shares.map(|shares| shares.to_string()))?;
+    // The period first: a quota is checked against it.
+    set(
+        "cpu",
+        "cpu.cfs_period_us",
+        limits.cpu_period_us.filter(|period| *period > 0).map(|period| period.to_string()),
+    )?;
+    set("cpu", "cpu.cfs_quota_us", limits.cpu_quota_us.map(|quota| quota.max(-1).to_string()))?;
+    set("cpuset", "cpuset.cpus", limits.cpuset_cpus.clone().filter(|cpus| !cpus.is_empty()))?;
+    set("cpuset", "cpuset.mems", limits.cpuset_mems.clone().filter(|mems| !mems.is_empty()))?;
+    set_memory(&file("memory", ""), limits)?;
+    set("pids", "pids.max", limits.pids.map(|pids| if pids < 0 { "max".to_owned() } else { pids.to_string() }))?;
+    for (size, bytes) in &limits.hugepages {
+        set("hugetlb", &format!("hugetlb.{size}.limit_in_bytes"), Some(bytes.to_string()))?;
+    }
+    Ok(())
+}
+
+/// The limit of memory may not exceed that of memory and swap: raise the latter first, lower it last.
+fn set_memory(dir: &Path, limits: &Limits) -> Result<()> {
+    let plain = dir.join("memory.limit_in_bytes");
+    let with_swap = dir.join("memory.memsw.limit_in_bytes");
+    let swap = limits.memory_swap_bytes.filter(|_| with_swap.exists());
+    let raises = limits.memory_bytes.zip(number(&plain)).is_some_and(|(new, old)| new < 0 || new.unsigned_abs() > old);
+    if let (true, Some(swap)) = (raises, swap) {
+        write(&with_swap, &swap.to_string())?;
+    }
+    if let Some(bytes) = limits.memory_bytes {
+        write(&plain, &bytes.to_string())?;
+    }
+    if let (false, Some(swap)) = (raises, swap) {
+        write(&with_swap, &swap.to_string())?;
+    }
+    Ok(())
+}
+
+pub(super) fn freeze(roots: &[(String, PathBuf)], path: &Path, frozen: bool) -> Result<()> {
+    let root = root_of(roots, "freezer").unwrap_or(Path::new("(no freezer)"));
+    write(&root.join(path).join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })
+}
+
+/// Freezes, kills everything, thaws: nothing can fork between the listing and the kill.
+pub(super) fn kill(group: &Cgroup, roots: &[(String, PathBuf)]) -> Result<()> {
+    let Some(dir) = root_of(roots, "freezer").or_else(|| root_of(roots, "pids")).map(|root| root.join(group.path()))
+    else {
+        return Ok(());
+    };
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    // Without a freezer a fork may escape one round; the caller sees it in `processes` and asks again.
+    let frozen = freeze(roots, group.path(), true).is_ok();
+    kill_tree(&dir);
+    if frozen { freeze(roots, group.path(), false) } else { Ok(()) }
+}
+
+fn kill_tree(dir: &Path) {
+    for pid in read_processes(dir).into_iter().filter_map(rustix::process::Pid::from_raw) {
+        // It may have ended since it was listed.
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            kill_tree(&entry.path());
+        }
+    }
+}
+
+pub(super) fn allow_devices(roots: &[(String, PathBuf)], path: &Path, rules: &[DeviceRule]) -> Result<()> {
+    let Some(dir) = root_of(roots, "devices").map(|root| root.join(path)) else { return Ok(()) };
+    for rule in rules {
+        let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
+        let text = if rule.kind == 'a' {
+            "a".to_owned()
+        } else {
+            format!("{} {}:{} {}", rule.kind, number(rule.major), number(rule.minor), rule.access)
+        };
+        write(&dir.join(if rule.allow { "devices.allow" } else { "devices.deny" }), &text)?;
+    }
+    Ok(())
+}
+
+pub(super) fn oom_kills(roots: &[(String, PathBuf)], path: &Path) -> u64 {
+    let dir = root_of(roots, "memory").map(|root| root.join(path));
+    dir.and_then(|dir| keyed(&dir.join("memory.oom_control"), "oom_kill")).unwrap_or(0)
+}
+
+pub(super) fn stats(roots: &[(String, PathBuf)], path: &Path) -> Stats {
+    let dir = |controller: &str| root_of(roots, controller).map_or_else(PathBuf::new, |root| root.join(path));
+    let memory = MemoryStats { oom_kills: oom_kills(roots, path), ..memory(&dir("memory")) };
+    let pids = dir("pids");
+    Stats {
+        cpu: cpu(&dir("cpu"), &dir("cpuacct")),
+        memory,
+        pids: PidStats {
+            count: number(&pids.join("pids.current")).unwrap_or(0),
+            limit: number(&pids.join("pids.max")),
+        },
+        ..Stats::default()
+    }
+}
+
+fn cpu(cpu: &Path, accounting: &Path) -> CpuStats {
+    let stat = |key: &str| keyed(&cpu.join("cpu.stat"), key).unwrap_or(0);
+    let quota = fs::read_to_string(cpu.join("cpu.cfs_quota_us")).ok().and_then(|text| text.trim().parse::<i64>().ok());
+    let period = number(&cpu.join("cpu.cfs_period_us")).filter(|period| *period > 0);
+    let limit = quota.and_then(|quota| u64::try_from(quota).ok()).zip(period);
+    CpuStats {
+        usage_ns: number(&accounting.join("cpuacct.usage")).unwrap_or(0),
+        user_ns: number(&accounting.join("cpuacct.usage_user")).unwrap_or(0),
+        system_ns: number(&accounting.join("cpuacct.usage_sys")).unwrap_or(0),
+        periods: stat("nr_periods"),
+        throttled_periods: stat("nr_throttled"),
+        throttled_ns: stat("throttled_time"),
+        limit_milli: limit.map(|(quota, period)| quota * 1000 / period),
+    }
+}
+
+fn memory(dir: &Path) -> MemoryStats {
+    let stat = |key: &str| keyed(&dir.join("memory.stat"), key).unwrap_or(0);
+    let usage = number(&dir.join("memory.usage_in_bytes")).unwrap_or(0);
+    MemoryStats {
+        usage_bytes: usage,
+        working_set_bytes: usage.saturating_sub(stat("total_inactive_file")),
+        rss_bytes: stat("total_rss"),
+        page_faults: stat("total_pgfault"),
+        major_page_faults: stat("total_pgmajfault"),
+        swap_bytes: stat("total_swap"),
+        limit_bytes: number(&dir.join("memory.limit_in_bytes")).filter(|limit| *limit < NO_LIMIT),
+        oom_kills: 0,
+    }
+}

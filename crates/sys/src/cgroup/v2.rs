@@ -1,0 +1,208 @@
+//! Version 2: one tree (kernel document admin-guide/cgroup-v2).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{
+    CpuStats, DeviceRule, Limits, MemoryStats, PidStats, Pressure, Stats, keyed, number, read_processes, write,
+};
+use crate::error::{Context as _, Result};
+
+/// Controllers that a node hands down.
+const CONTROLLERS: &[&str] = &["cpu", "cpuset", "memory", "pids", "io", "hugetlb"];
+
+/// Groups are made beside this process's own group's parent tree: at the root of what is mounted, since a group with
+/// processes cannot hand controllers down ("no internal processes").
+pub(super) fn root(mount: &Path, own: &str) -> PathBuf {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").trim_start_matches('/');
+    let own = mount.join(path);
+    // A service manager that delegates a subtree gives us a group of our own whose parent hands controllers down.
+    let parent = own.parent().filter(|parent| parent.starts_with(mount) && !path.is_empty());
+    parent.filter(|parent| is_delegated(parent)).unwrap_or(mount).to_owned()
+}
+
+fn is_delegated(dir: &Path) -> bool {
+    let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.ends_with(".orlop") || rustix::fs::getxattr(dir, "user.delegate", &mut [0; 8][..]).is_ok()
+}
+
+pub(super) fn has_controller(root: &Path, name: &str) -> bool {
+    let text = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    text.split_whitespace().any(|one| one == name)
+}
+
+/// Makes every directory on the way and hands the controllers down to it.
+pub(super) fn create(root: &Path, path: &Path) -> Result<()> {
+    let mut dir = root.to_owned();
+    for part in path.components() {
+        hand_down(&dir)?;
+        dir.push(part);
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).during("mkdir", dir.display());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn hand_down(dir: &Path) -> Result<()> {
+    let has = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    let given = fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
+    for name in CONTROLLERS {
+        let present = |text: &str| text.split_whitespace().any(|one| one == *name);
+        if present(&has) && !present(&given) {
+            write(&dir.join("cgroup.subtree_control"), &format!("+{name}"))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn set(dir: &Path, limits: &Limits) -> Result<()> {
+    let set = |name: &str, value: Option<String>| value.map_or(Ok(()), |value| write(&dir.join(name), &value));
+    let max = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
+    set("cpu.weight", limits.cpu_shares.filter(|shares| *shares > 0).map(|shares| weight(shares).to_string()))?;
+    if limits.cpu_quota_us.is_some() || limits.cpu_period_us.is_some() {
+        set("cpu.max", Some(cpu_max(dir, limits)))?;
+    }
+    set("cpuset.cpus", limits.cpuset_cpus.clone().filter(|cpus| !cpus.is_empty()))?;
+    set("cpuset.mems", limits.cpuset_mems.clone().filter(|mems| !mems.is_empty()))?;
+    set("memory.max", limits.memory_bytes.map(max))?;
+    set("memory.min", limits.memory_min_bytes.map(|bytes| bytes.to_string()))?;
+    if dir.join("memory.swap.max").exists() {
+        set("memory.swap.max", limits.memory_swap_bytes.map(|both| max(swap_only(both, limits.memory_bytes))))?;
+    }
+    set("pids.max", limits.pids.map(max))?;
+    for (size, bytes) in &limits.hugepages {
+        set(&format!("hugetlb.{size}.max"), Some(bytes.to_string()))?;
+    }
+    limits.unified.iter().try_for_each(|(name, value)| write(&dir.join(name), value))
+}
+
+/// Version 1's shares (2 to 262144, 1024 is one CPU) as version 2's weight (1 to 10000, 100 is the default), by the
+/// curve that runc, crun and the kubelet agreed on in 2025 so that 1024 becomes 100.
+fn weight(shares: u64) -> u64 {
+    let shares = shares.clamp(2, 262_144);
+    #[expect(clippy::cast_precision_loss, reason = "below 2^18")]
+    let l = (shares as f64).log2();
+    let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 10000")]
+    let weight = 10f64.powf(exponent).ceil() as u64;
+    weight.clamp(1, 10_000)
+}
+
+/// Version 1 limits memory and swap together, version 2 swap alone.
+fn swap_only(both: i64, memory: Option<i64>) -> i64 {
+    if both < 0 { -1 } else { both.saturating_sub(memory.unwrap_or(0).max(0)).max(0) }
+}
+
+fn cpu_max(dir: &Path, limits: &Limits) -> String {
+    let now = fs::read_to_string(dir.join("cpu.max")).unwrap_or_default();
+    let mut now = now.split_whitespace();
+    let (quota_now, period_now) = (now.next().unwrap_or("max"), now.next().unwrap_or("100000"));
+    let quota = limits
+        .cpu_quota_us
+        .map_or(quota_now.to_owned(), |quota| if quota <= 0 { "max".to_owned() } else { quota.to_string() });
+    let period =
+        limits.cpu_period_us.filter(|period| *period > 0).map_or(period_now.to_owned(), |period| period.to_string());
+    format!("{quota} {period}")
+}
+
+/// `cgroup.kill` (Linux 5.14), else freeze and signal.
+pub(super) fn kill(dir: &Path) -> Result<()> {
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    let file = dir.join("cgroup.kill");
+    if file.exists() {
+        return write(&file, "1");
+    }
+    write(&dir.join("cgroup.freeze"), "1")?;
+    kill_tree(dir);
+    write(&dir.join("cgroup.freeze"), "0")
+}
+
+fn kill_tree(dir: &Path) {
+    for pid in read_processes(dir).into_iter().filter_map(rustix::process::Pid::from_raw) {
+        // It may have ended since it was listed.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            kill_tree(&entry.path());
+        }
+    }
+}
+
+pub(super) fn oom_kills(dir: &Path) -> u64 {
+    keyed(&dir.join("memory.events"), "oom_kill").unwrap_or(0)
+}
+
+pub(super) fn allow_devices(dir: &Path, rules: &[DeviceRule]) -> Result<()> {
+    crate::device_filter::attach(dir, rules)
+}
+
+pub(super) fn stats(dir: &Path) -> Stats {
+    let pressure = |name: &str| Pressure::read(&dir.join(name));
+    Stats {
+        cpu: cpu(dir),
+        memory: memory(dir),
+        pids: PidStats { count: number(&dir.join("pids.current")).unwrap_or(0), limit: number(&dir.join("pids.max")) },
+        memory_pressure: pressure("memory.pressure"),
+        cpu_pressure: pressure("cpu.pressure"),
+        io_pressure: pressure("io.pressure"),
+    }
+}
+
+fn cpu(dir: &Path) -> CpuStats {
+    let stat = |key: &str| keyed(&dir.join("cpu.stat"), key).unwrap_or(0);
+    let max = fs::read_to_string(dir.join("cpu.max")).unwrap_or_default();
+    let limit = max.trim().split_once(' ').and_then(|(quota, period)| {
+        let (quota, period): (u64, u64) = (quota.parse().ok()?, period.parse().ok()?);
+        (quota * 1000).checked_div(period)
+    });
+    CpuStats {
+        usage_ns: stat("usage_usec") * 1000,
+        user_ns: stat("user_usec") * 1000,
+        system_ns: stat("system_usec") * 1000,
+        periods: stat("nr_periods"),
+        throttled_periods: stat("nr_throttled"),
+        throttled_ns: stat("throttled_usec") * 1000,
+        limit_milli: limit,
+    }
+}
+
+fn memory(dir: &Path) -> MemoryStats {
+    let stat = |key: &str| keyed(&dir.join("memory.stat"), key).unwrap_or(0);
+    let usage = number(&dir.join("memory.current")).unwrap_or(0);
+    MemoryStats {
+        usage_bytes: usage,
+        working_set_bytes: usage.saturating_sub(stat("inactive_file")),
+        rss_bytes: stat("anon"),
+        page_faults: stat("pgfault"),
+        major_page_faults: stat("pgmajfault"),
+        swap_bytes: number(&dir.join("memory.swap.current")).unwrap_or(0),
+        limit_bytes: number(&dir.join("memory.max")),
+        oom_kills: oom_kills(dir),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_become_weights() {
+        for (shares, expect) in [(2, 1), (1024, 100), (262_144, 10_000)] {
+            assert_eq!(weight(shares), expect, "{shares} shares");
+        }
+    }
+
+    #[test]
+    fn swap_is_what_exceeds_memory() {
+        assert_eq!(swap_only(100, Some(100)), 0);
+        assert_eq!(swap_only(150, Some(100)), 50);
+        assert_eq!(swap_only(-1, Some(100)), -1);
+    }
+}
