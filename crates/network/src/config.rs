@@ -1,0 +1,44 @@
+//! What the operator configures about pod networks.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net};
+
+/// Configuration of a [`Network`](crate::Network). [`Config::new`] has the defaults of a node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory on tmpfs for the records of live sandboxes; made if missing, mode 0700.
+    pub run_dir: PathBuf,
+    /// Where CNI configurations are looked for; one valid file there switches the built-in bridge off.
+    pub cni_conf_dir: PathBuf,
+    /// Where CNI plugins are looked for, in this order.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// Name of the built-in bridge, at most 15 bytes.
+    pub bridge: String,
+    /// Pod subnets of the built-in bridge, at most one of each family; the first address of each is the bridge's.
+    pub subnets: Vec<IpNet>,
+    /// MTU of the pods' interfaces; `None` takes that of the interface with the default route, else 1500.
+    pub mtu: Option<u32>,
+    /// Network namespaces kept ready for the next pods.
+    pub prepared_slots: usize,
+    /// Name of the nftables table with masquerading and host ports.
+    pub table: String,
+}
+
+impl Config {
+    /// The defaults, with all state below `run_dir`.
+    pub fn new(run_dir: impl Into<PathBuf>) -> Self {
+        let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 85, 0, 0), 16);
+        Config {
+            run_dir: run_dir.into(),
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            bridge: "orlop0".into(),
+            subnets: vec![subnet.into()],
+            mtu: None,
+            prepared_slots: 4,
+            table: "orlop-net".into(),
+        }
+    }
+}
