@@ -3,9 +3,12 @@
 pub mod cgroup;
 mod device_filter;
 pub mod error;
+pub mod fdpass;
+pub mod fork;
 pub mod mount;
 pub mod path;
 pub mod process;
+pub mod pty;
 
 pub use error::{Context, Error, Result};
 pub use rustix;

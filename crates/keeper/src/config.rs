@@ -1,0 +1,98 @@
+//! What a keeper is told when it begins.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use sys::cgroup::Entry;
+
+use crate::protocol::CgroupEntry;
+use crate::protocol::wire::{wire_enum, wire_struct};
+
+wire_enum! {
+    /// Which network namespace a pod is in.
+    pub enum Network {
+        /// The host's.
+        Host = 0,
+        /// One that comes as a file descriptor.
+        Given = 1,
+        /// A new one that the keeper makes; with a user namespace it is owned by that. Ask for it with
+        /// `GetNamespace` to put an interface into it.
+        New = 2,
+    }
+}
+
+wire_struct! {
+    /// A pod's sandbox.
+    pub struct KeeperConfig {
+        /// The sandbox's id.
+        pub sandbox: String,
+        /// Its network.
+        pub network: Network,
+        /// Whether it has host and domain names of its own.
+        pub own_uts: bool,
+        /// Whether it has System V IPC and message queues of its own.
+        pub own_ipc: bool,
+        /// Whether its containers share one pid namespace, whose first process the keeper provides.
+        pub shared_pid: bool,
+        /// Its user namespace, if it has one.
+        pub user: Option<UserNamespace>,
+        /// Its host name, where `own_uts`.
+        pub hostname: Option<String>,
+        /// Sysctls of its network and IPC namespaces: dotted name and value.
+        pub sysctls: Vec<(String, String)>,
+        /// The keeper's own protection from the OOM killer; as far as the daemon may grant it.
+        pub oom_score_adj: i32,
+        /// How the keeper enters its control group.
+        pub cgroup: CgroupEntry,
+    }
+
+    /// Ids of a user namespace.
+    pub struct UserNamespace {
+        /// User ids.
+        pub uids: Vec<IdMapping>,
+        /// Group ids.
+        pub gids: Vec<IdMapping>,
+    }
+
+    /// A range of ids.
+    pub struct IdMapping {
+        /// First id inside.
+        pub inside: u32,
+        /// First id on the host.
+        pub outside: u32,
+        /// How many.
+        pub count: u32,
+    }
+}
+
+/// The file descriptors that go with a [`KeeperConfig`].
+#[derive(Debug)]
+pub struct KeeperFds<'a> {
+    /// The sandbox's directory, mode 0700, on tmpfs: the keeper puts its socket and its record there.
+    pub directory: BorrowedFd<'a>,
+    /// The network namespace with [`Network::Given`].
+    pub network: Option<BorrowedFd<'a>>,
+    /// The control group for the keeper itself: a leaf on version 2.
+    pub cgroup: Option<&'a Entry>,
+}
+
+impl KeeperFds<'_> {
+    /// What [`KeeperConfig::cgroup`] has to be.
+    pub(crate) fn cgroup_entry(&self) -> CgroupEntry {
+        match self.cgroup {
+            None => CgroupEntry::Stay,
+            Some(Entry::Directory(_)) => CgroupEntry::Directory,
+            Some(Entry::Files(_)) => CgroupEntry::Files,
+        }
+    }
+
+    /// Directory, network, control groups.
+    pub(crate) fn in_order(&self) -> Vec<BorrowedFd<'_>> {
+        let cgroups: &[_] = match self.cgroup {
+            None => &[],
+            Some(Entry::Directory(directory)) => std::slice::from_ref(directory),
+            Some(Entry::Files(files)) => files,
+        };
+        let cgroups = cgroups.iter().map(AsFd::as_fd);
+        [self.directory].into_iter().chain(self.network).chain(cgroups).collect()
+    }
+}

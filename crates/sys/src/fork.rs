@@ -1,0 +1,167 @@
+//! Forking a process that has one thread, and what a freshly forked process does to itself.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::WaitOptions;
+
+/// Copies this process; the copy keeps the standard streams and `keep`, loses all other file descriptors, and runs `run`
+/// for the rest of its life. Answers its process id.
+///
+/// As `run` is a plain function that never returns, nothing in the copy can reach a value that owned a lost descriptor.
+///
+/// # Errors
+/// The kernel's, and `Unsupported` when the process has more than one thread: the copy would have locks that nobody
+/// unlocks.
+pub fn fork_into(data: Vec<u8>, keep: Vec<OwnedFd>, run: fn(Vec<u8>, Vec<OwnedFd>) -> !) -> io::Result<u32> {
+    require_one_thread()?;
+    // SAFETY: the process has one thread, so no lock is held by a thread that the copy lacks.
+    match unsafe { libc::fork() } {
+        0 => match close_others(&keep) {
+            Ok(()) => run(data, keep),
+            Err(_) => crate::process::exit_now(126),
+        },
+        pid => u32::try_from(pid).map_err(|_| io::Error::last_os_error()),
+    }
+}
+
+fn require_one_thread() -> io::Result<()> {
+    match std::fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        n => Err(io::Error::new(io::ErrorKind::Unsupported, format!("cannot fork a process with {n} threads"))),
+    }
+}
+
+/// Closes every file descriptor above the standard three but those in `keep`.
+fn close_others(keep: &[OwnedFd]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep.into_iter().filter(|fd| *fd >= 3) {
+        if fd > first {
+            close_range(first, fd - 1)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed; `fork_into` says why nobody owns what is closed.
+    match unsafe { libc::close_range(first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes standard input, output and error `/dev/null`.
+///
+/// # Errors
+/// The kernel's.
+pub fn detach_stdio() -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for standard in 0..=2 {
+        // SAFETY: the three standard numbers belong to the process, not to a value in it.
+        if unsafe { libc::dup2(null.as_raw_fd(), standard) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Lets the kernel reap this process's children, until the default action is set again.
+pub fn ignore_children() {
+    // SAFETY: SIG_IGN is no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Lets a write to a closed pipe be an error and not the end of the process.
+pub fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN is no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Makes this process the leader of a session of its own, away from the terminal's signals.
+///
+/// # Errors
+/// The kernel's.
+pub fn new_session() -> io::Result<()> {
+    rustix::process::setsid()?;
+    Ok(())
+}
+
+/// Gives freed heap back to the kernel.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no arguments but a number; glibc locks its own structures.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Waits until no child is left, for ever if the process gets new ones: the life of a pid namespace's first process.
+pub fn reap_for_ever() -> ! {
+    loop {
+        if matches!(rustix::process::wait(WaitOptions::empty()), Err(Errno::CHILD)) {
+            // SAFETY: `set` is initialised before use; waiting for a signal touches nothing else.
+            unsafe {
+                let mut set = std::mem::zeroed();
+                libc::sigemptyset(&raw mut set);
+                libc::sigaddset(&raw mut set, libc::SIGCHLD);
+                libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+                let limit = libc::timespec { tv_sec: 3600, tv_nsec: 0 };
+                libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const limit);
+            }
+        }
+    }
+}
+
+/// Overwrites the command line that `/proc/<pid>/cmdline` shows, and the thread's name that `ps` shows without it.
+///
+/// The name is cut to the room that the arguments and the environment of this process take.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_process_name(name: &str) -> io::Result<()> {
+    let comm: Vec<u8> = name.bytes().filter(|b| *b != 0).take(15).collect();
+    let comm = std::ffi::CString::new(comm).expect("zeros were filtered");
+    rustix::thread::set_name(&comm)?;
+    set_command_line(name.as_bytes())
+}
+
+/// Moves the kernel's idea of where the arguments are to a copy of `name` that is never freed (`PR_SET_MM`).
+fn set_command_line(name: &[u8]) -> io::Result<()> {
+    let mut copy = name.to_vec();
+    copy.push(0);
+    let copy: &'static [u8] = Vec::leak(copy);
+    let end = copy.as_ptr_range().end as usize;
+    let start = copy.as_ptr() as usize;
+    // The kernel refuses a start beyond the end, so the order depends on which way the place moves: try both.
+    set_mm(libc::PR_SET_MM_ARG_END, end)
+        .and_then(|()| set_mm(libc::PR_SET_MM_ARG_START, start))
+        .or_else(|_| set_mm(libc::PR_SET_MM_ARG_START, start).and_then(|()| set_mm(libc::PR_SET_MM_ARG_END, end)))
+}
+
+fn set_mm(what: libc::c_int, address: usize) -> io::Result<()> {
+    // SAFETY: the kernel only notes the address; what it later reads there is ours, static and mapped.
+    match unsafe { libc::prctl(libc::PR_SET_MM, what, address, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_not_forked() {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || wait.recv());
+        let end = |_, _| crate::process::exit_now(0);
+        assert_eq!(fork_into(Vec::new(), Vec::new(), end).unwrap_err().kind(), io::ErrorKind::Unsupported);
+        drop(go);
+        assert!(thread.join().unwrap().is_err());
+    }
+}
