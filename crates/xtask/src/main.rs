@@ -6,6 +6,7 @@ mod check;
 mod codegen;
 mod demo;
 mod images;
+mod lab;
 mod test;
 mod tidy;
 mod voyage;
@@ -29,6 +30,9 @@ enum Command {
     Test(test::Options),
     /// What must hold before a commit: format, lints, dependency direction.
     Check,
+    /// Build and enter labs.
+    #[command(subcommand)]
+    Lab(lab::Lab),
     /// Generate the committed protobuf messages.
     Codegen,
 }
@@ -38,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check => check::run_command(),
+        Command::Lab(lab) => lab::run(&lab),
         Command::Codegen => codegen::run(),
     }
 }

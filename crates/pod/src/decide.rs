@@ -1,0 +1,443 @@
+//! The decision: from what is known to what is to be done, and why.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+use crate::backoff::Backoff;
+use crate::probe::Kind;
+use crate::restart::{Verdict, after_exit};
+use crate::spec::{self, Role};
+use crate::view::{Outage, Running, Sandbox, Setup, View};
+
+/// One thing to do. Several may go on at once, never two with the same [`Action::key`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Mount the pod's volumes.
+    MountVolumes,
+    /// Make the sandbox.
+    CreateSandbox {
+        /// How many there were before.
+        attempt: u32,
+    },
+    /// Remove the sandbox with all its containers, to make a new one.
+    RemoveSandbox {
+        /// Its id.
+        id: String,
+    },
+    /// See that the container's image is on the node, by its pull policy.
+    EnsureImage {
+        /// The container.
+        container: String,
+    },
+    /// Create and start the container.
+    Start {
+        /// The container.
+        container: String,
+        /// How often it was started before.
+        attempt: u32,
+    },
+    /// Run the postStart hook.
+    PostStart {
+        /// The container.
+        container: String,
+        /// The run's id.
+        id: String,
+    },
+    /// Run a probe.
+    Probe {
+        /// The container.
+        container: String,
+        /// The run's id.
+        id: String,
+        /// Which.
+        kind: Kind,
+    },
+    /// End a run: preStop, then the stop signal, then SIGKILL.
+    Stop(Stop),
+    /// Wait, within bounds, until the pod's endpoints have left the service rules.
+    LeaveServices,
+    /// Stop and remove the sandbox, unmount the volumes, remove groups and directories.
+    CleanUp,
+    /// Tell the source that nothing of the pod is left.
+    Forget,
+}
+
+/// How to end a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stop {
+    /// The container.
+    pub container: String,
+    /// The run's id.
+    pub id: String,
+    /// Seconds from the begin of preStop to SIGKILL.
+    pub grace_s: i64,
+    /// Why, for the event.
+    pub reason: String,
+}
+
+impl Action {
+    /// What makes two actions the same.
+    pub fn key(&self) -> String {
+        match self {
+            Self::MountVolumes => "volumes".to_owned(),
+            Self::CreateSandbox { .. } | Self::RemoveSandbox { .. } => "sandbox".to_owned(),
+            Self::EnsureImage { container } => format!("image/{container}"),
+            Self::Start { container, .. } => format!("start/{container}"),
+            Self::PostStart { container, id } => format!("poststart/{container}/{id}"),
+            Self::Probe { container, id, kind } => format!("probe/{container}/{id}/{}", kind.as_str()),
+            Self::Stop(stop) => stop_key(&stop.container, &stop.id),
+            Self::LeaveServices => "leave".to_owned(),
+            Self::CleanUp => "cleanup".to_owned(),
+            Self::Forget => "forget".to_owned(),
+        }
+    }
+}
+
+fn stop_key(container: &str, id: &str) -> String {
+    format!("stop/{container}/{id}")
+}
+
+/// What is to be done now, and when to ask again.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// To be begun now.
+    pub actions: Vec<Action>,
+    /// When something may be due that no change announces: a probe, the end of a back-off, a deadline.
+    pub next_due: Option<Timestamp>,
+    /// The pod's `activeDeadlineSeconds` are over: apply [`crate::Change::Fail`].
+    pub deadline_exceeded: bool,
+}
+
+/// Decides what a pod needs next.
+pub fn decide(pod: &Pod, view: &View, now: Timestamp) -> Plan {
+    let mut planner = Planner { pod, view, now, plan: Plan::default() };
+    if is_ending(pod, view) {
+        planner.end();
+    } else {
+        planner.run();
+    }
+    planner.plan
+}
+
+/// Whether the pod is being ended, or has ended.
+pub(crate) fn is_ending(pod: &Pod, view: &View) -> bool {
+    pod.metadata.deletion_timestamp.is_some() || view.record.failed.is_some() || has_finished(pod, view)
+}
+
+/// Whether every container has run its course: none will run again by itself.
+pub(crate) fn has_finished(pod: &Pod, view: &View) -> bool {
+    let verdict = |role: Role, container: &Container| -> Option<Verdict> {
+        let last = view.containers.get(&container.name)?.ended.as_ref()?;
+        Some(after_exit(pod, role, container, last.exit_code))
+    };
+    if spec::containers(pod)
+        .any(|(role, container)| role == Role::Init && verdict(role, container) == Some(Verdict::Failed))
+    {
+        return true;
+    }
+    let mut mains = spec::containers(pod).filter(|(role, _)| *role == Role::Main).peekable();
+    mains.peek().is_some()
+        && mains.all(|(role, container)| matches!(verdict(role, container), Some(Verdict::Done | Verdict::Failed)))
+}
+
+/// Whether the init containers let the mains begin, in the present sandbox.
+pub(crate) fn is_initialized(pod: &Pod, view: &View) -> bool {
+    spec::containers(pod).all(|(role, container)| match role {
+        Role::Main => true,
+        Role::Init => {
+            let ended = view.containers.get(&container.name).and_then(|view| view.ended.as_ref());
+            ended.is_some_and(|run| run.exit_code == 0)
+        }
+        Role::Sidecar => {
+            let running = view.running(&container.name).is_some();
+            view.record.initialized == Some(view.record.sandbox_attempt) || running && is_started(view, container)
+        }
+    })
+}
+
+/// Whether a running container counts as started: its hook and its startup probe have succeeded.
+pub(crate) fn is_started(view: &View, container: &Container) -> bool {
+    let Some(record) = view.record.containers.get(&container.name) else { return false };
+    let Some(running) = view.running(&container.name) else { return false };
+    let hooked = post_start(container).is_none() || record.post_started.as_ref() == Some(&running.id);
+    hooked && record.probes.started(container)
+}
+
+fn post_start(container: &Container) -> Option<&k8s_openapi::api::core::v1::LifecycleHandler> {
+    container.lifecycle.as_ref()?.post_start.as_ref()
+}
+
+struct Planner<'a> {
+    pod: &'a Pod,
+    view: &'a View,
+    now: Timestamp,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    fn push(&mut self, action: Action) {
+        if !self.view.is_busy(&action.key()) {
+            self.plan.actions.push(action);
+        }
+    }
+
+    /// Notes when something is due; returns whether that is now.
+    fn is_due(&mut self, at: Option<Timestamp>) -> bool {
+        match at {
+            Some(at) if at > self.now => {
+                self.plan.next_due = Some(self.plan.next_due.map_or(at, |due| due.min(at)));
+                false
+            }
+            _ => true,
+        }
+    }
+
+    fn may_try(&mut self, backoff: Backoff) -> bool {
+        self.is_due(backoff.until(self.now))
+    }
+
+    /// A pod that is to run.
+    fn run(&mut self) {
+        if !self.is_due(self.deadline()) {
+        } else if self.deadline().is_some() {
+            self.plan.deadline_exceeded = true;
+            return;
+        }
+        self.prepare();
+        self.ensure_images();
+        if self.view.volumes == Setup::Ready && matches!(self.view.sandbox, Sandbox::Ready { .. }) {
+            self.start_containers();
+        }
+        self.tend_running();
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        spec::active_deadline(self.pod, self.view.record.started)
+    }
+
+    /// Volumes and sandbox, side by side.
+    fn prepare(&mut self) {
+        let Outage { backoff, .. } = self.view.record.volumes;
+        if self.view.volumes == Setup::Absent && self.may_try(backoff) {
+            self.push(Action::MountVolumes);
+        }
+        let Outage { backoff, .. } = self.view.record.sandbox;
+        match &self.view.sandbox {
+            Sandbox::Ready { .. } => {}
+            Sandbox::Lost { id } => self.push(Action::RemoveSandbox { id: id.clone() }),
+            Sandbox::Absent if self.may_try(backoff) => {
+                self.push(Action::CreateSandbox { attempt: self.view.record.sandbox_attempt })
+            }
+            Sandbox::Absent => {}
+        }
+    }
+
+    /// Images of everything that will start, while volumes and sandbox are made.
+    fn ensure_images(&mut self) {
+        for (role, container) in spec::containers(self.pod) {
+            let view = self.view.containers.get(&container.name);
+            let is_there = view.is_some_and(|view| view.image.is_some() || view.running.is_some());
+            let record = self.view.record.containers.get(&container.name);
+            if is_there
+                || !self.wants_start(role, container)
+                || !self.may_try(record.map_or_else(Backoff::default, |record| record.pull.backoff))
+            {
+                continue;
+            }
+            // A crashed container's image is looked at when its back-off is over, not before.
+            if record.is_none_or(|record| record.backoff.until(self.now).is_none()) {
+                self.push(Action::EnsureImage { container: container.name.clone() });
+            }
+        }
+    }
+
+    /// Whether a container that does not run should.
+    fn wants_start(&self, role: Role, container: &Container) -> bool {
+        let Some(view) = self.view.containers.get(&container.name) else { return true };
+        match (&view.running, &view.ended) {
+            (Some(_), _) => false,
+            (None, None) => true,
+            (None, Some(run)) => after_exit(self.pod, role, container, run.exit_code) == Verdict::Restart,
+        }
+    }
+
+    fn start_containers(&mut self) {
+        let initialized = is_initialized(self.pod, self.view);
+        for (role, container) in spec::containers(self.pod) {
+            if role == Role::Main && !initialized {
+                return;
+            }
+            if self.wants_start(role, container) {
+                self.start(container);
+            }
+            let passes = match role {
+                Role::Main => !self.is_hooking(container),
+                Role::Init => self.has_succeeded(container),
+                Role::Sidecar => initialized || is_started(self.view, container),
+            };
+            if !passes {
+                return;
+            }
+        }
+    }
+
+    fn start(&mut self, container: &Container) {
+        let name = &container.name;
+        let record = self.view.record.containers.get(name).cloned().unwrap_or_default();
+        if !self.may_try(record.backoff) || !self.may_try(record.create.backoff) {
+            return;
+        }
+        let view = self.view.containers.get(name);
+        if view.is_some_and(|view| view.image.is_some()) {
+            let again = view.is_some_and(|view| view.ended.is_some());
+            let attempt = u32::try_from(record.restarts).unwrap_or(0) + u32::from(again);
+            self.push(Action::Start { container: name.clone(), attempt });
+        }
+    }
+
+    fn has_succeeded(&self, container: &Container) -> bool {
+        self.view
+            .containers
+            .get(&container.name)
+            .and_then(|view| view.ended.as_ref())
+            .is_some_and(|run| run.exit_code == 0)
+    }
+
+    /// The next container waits for this one's postStart hook, or for its start to end.
+    fn is_hooking(&self, container: &Container) -> bool {
+        let starting = self.view.is_busy(&format!("start/{}", container.name));
+        let Some(running) = self.view.running(&container.name) else { return starting };
+        let record = self.view.record.containers.get(&container.name);
+        post_start(container).is_some() && record.is_none_or(|record| record.post_started.as_ref() != Some(&running.id))
+    }
+
+    /// Hooks and probes of what runs.
+    fn tend_running(&mut self) {
+        for (_, container) in spec::containers(self.pod) {
+            let Some(running) = self.view.running(&container.name) else { continue };
+            if self.view.is_busy(&stop_key(&container.name, &running.id)) {
+                continue;
+            }
+            if self.is_hooking(container) {
+                self.push(Action::PostStart { container: container.name.clone(), id: running.id.clone() });
+            } else {
+                self.probe(container, running);
+            }
+        }
+    }
+
+    fn probe(&mut self, container: &Container, running: &Running) {
+        let probes = self.view.record.containers.get(&container.name).map(|record| record.probes).unwrap_or_default();
+        if let Some(kind) = probes.fatal(container) {
+            self.push(Action::Stop(Stop {
+                container: container.name.clone(),
+                id: running.id.clone(),
+                grace_s: self.probe_grace(container, kind),
+                reason: format!(
+                    "Container {} failed {} probe, will be restarted",
+                    container.name,
+                    kind.as_str().to_lowercase()
+                ),
+            }));
+            return;
+        }
+        self.probe_kinds(container, running, |_| true);
+    }
+
+    fn probe_kinds(&mut self, container: &Container, running: &Running, wanted: impl Fn(Kind) -> bool) {
+        let probes = self.view.record.containers.get(&container.name).map(|record| record.probes).unwrap_or_default();
+        for kind in probes.active(container).filter(|kind| wanted(*kind)) {
+            let Some(probe) = kind.of(container) else { continue };
+            let action = Action::Probe { container: container.name.clone(), id: running.id.clone(), kind };
+            if !self.view.is_busy(&action.key()) && self.is_due(Some(probes.get(kind).due(probe, running.started))) {
+                self.push(action);
+            }
+        }
+    }
+
+    fn probe_grace(&self, container: &Container, kind: Kind) -> i64 {
+        let own = kind.of(container).and_then(|probe| probe.termination_grace_period_seconds);
+        own.unwrap_or_else(|| spec::grace_s(self.pod))
+    }
+
+    /// A pod that is to end, or has ended: mains, then sidecars in reverse order, then everything else.
+    fn end(&mut self) {
+        if self.any_running() && !self.view.left_services {
+            self.push(Action::LeaveServices);
+            return;
+        }
+        self.probe_while_ending();
+        if self.stop_running() || self.any_starting() {
+            return;
+        }
+        let deleted = self.pod.metadata.deletion_timestamp.is_some();
+        if !self.view.cleaned && (deleted || self.has_remains()) {
+            self.push(Action::CleanUp);
+        } else if deleted && self.view.cleaned {
+            self.push(Action::Forget);
+        }
+    }
+
+    /// A finished pod keeps its containers for their logs; its sandbox and volumes go.
+    fn has_remains(&self) -> bool {
+        self.view.sandbox != Sandbox::Absent || self.view.volumes == Setup::Ready
+    }
+
+    fn any_running(&self) -> bool {
+        self.view.containers.values().any(|container| container.running.is_some())
+    }
+
+    /// What has been begun is waited for: nothing of it may appear after the clean-up.
+    fn any_starting(&self) -> bool {
+        self.view.busy.iter().any(|key| key.starts_with("start/") || key == "sandbox" || key == "volumes")
+    }
+
+    /// Readiness goes on to be probed, so that a draining pod says when it no longer answers.
+    fn probe_while_ending(&mut self) {
+        for (_, container) in spec::containers(self.pod) {
+            if let Some(running) = self.view.running(&container.name) {
+                self.probe_kinds(container, running, |kind| kind == Kind::Readiness);
+            }
+        }
+    }
+
+    /// Stops what runs, in order; returns whether something still does.
+    fn stop_running(&mut self) -> bool {
+        let pod = self.pod;
+        let view = self.view;
+        let running = |(role, container): &(Role, &Container)| {
+            (*role != Role::Sidecar) && view.running(&container.name).is_some()
+        };
+        let first: Vec<_> = spec::containers(pod).filter(running).collect();
+        let next: Vec<_> = if first.is_empty() {
+            let sidecar = |(role, container): &(Role, &Container)| {
+                *role == Role::Sidecar && view.running(&container.name).is_some()
+            };
+            spec::containers(pod).rev().find(sidecar).into_iter().collect()
+        } else {
+            first
+        };
+        for (_, container) in &next {
+            let Some(running) = view.running(&container.name) else { continue };
+            self.push(Action::Stop(Stop {
+                container: container.name.clone(),
+                id: running.id.clone(),
+                grace_s: self.remaining_grace_s(),
+                reason: format!("Stopping container {}", container.name),
+            }));
+        }
+        !next.is_empty()
+    }
+
+    /// What is left of the grace period, in whole seconds rounded up; 0 only when 0 was asked for.
+    fn remaining_grace_s(&self) -> i64 {
+        /// Upstream's least time between SIGTERM and SIGKILL when preStop or others have used the rest.
+        const LEAST_S: i64 = 2;
+        let whole = spec::grace_s(self.pod);
+        let Some(requested) = spec::deletion_requested(self.pod) else { return whole };
+        let used = self.now.duration_since(requested).max(SignedDuration::ZERO);
+        let left = SignedDuration::from_secs(whole).saturating_sub(used);
+        let left = left.as_secs() + i64::from(left.subsec_nanos() > 0);
+        left.max(LEAST_S.min(whole))
+    }
+}

@@ -1,0 +1,280 @@
+//! The status of a pod as the API shows it.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIP, Pod, PodCondition, PodIP, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::decide::{has_finished, is_ending, is_initialized, is_started};
+use crate::qos::QosClass;
+use crate::spec::{self, Role};
+use crate::view::{ContainerRecord, ContainerView, Run, Sandbox, View, describe};
+
+/// The runtime's name in `containerID`.
+const SCHEME: &str = "orlop://";
+
+/// What the node contributes to a pod's status.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    /// The node's addresses.
+    pub addresses: Vec<String>,
+}
+
+/// Computes the status. `published` is the one before, whose times of transition are kept where nothing has changed.
+pub fn compute(pod: &Pod, view: &View, host: &Host, published: Option<&PodStatus>, now: Timestamp) -> PodStatus {
+    let phase = phase(pod, view);
+    let addresses = addresses(pod, view, host);
+    let (init, main): (Vec<_>, Vec<_>) = spec::containers(pod).partition(|(role, _)| *role != Role::Main);
+    let statuses = |containers: Vec<(Role, &Container)>| -> Vec<ContainerStatus> {
+        containers.into_iter().map(|(role, container)| container_status(pod, view, role, container, now)).collect()
+    };
+    let host_ips: Vec<HostIP> = host.addresses.iter().map(|ip| HostIP { ip: ip.clone() }).collect();
+    PodStatus {
+        phase: Some(phase.to_owned()),
+        reason: view.record.failed.as_ref().map(|(reason, _)| reason.clone()),
+        message: view.record.failed.as_ref().map(|(_, message)| message.clone()),
+        start_time: view.record.started.map(Time),
+        host_ip: host.addresses.first().cloned(),
+        host_ips: (!host_ips.is_empty()).then_some(host_ips),
+        pod_ip: addresses.first().cloned(),
+        pod_ips: (!addresses.is_empty()).then(|| addresses.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
+        qos_class: Some(QosClass::of(pod).as_str().to_owned()),
+        observed_generation: pod.metadata.generation,
+        conditions: Some(conditions(pod, view, phase, published, now)),
+        init_container_statuses: (!init.is_empty()).then(|| statuses(init)),
+        container_statuses: Some(statuses(main)),
+        ..PodStatus::default()
+    }
+}
+
+/// Pending, Running, Succeeded or Failed. A terminal phase is only reached when nothing runs any more.
+fn phase(pod: &Pod, view: &View) -> &'static str {
+    let mains = || spec::containers(pod).filter(|(role, _)| *role == Role::Main);
+    let known = |container: &Container| view.containers.get(&container.name);
+    let runs = view.containers.values().any(|container| container.running.is_some());
+    let all_ended = mains().all(|(_, container)| known(container).is_some_and(|view| view.ended.is_some()));
+    let over = has_finished(pod, view) || view.record.failed.is_some() || (is_ending(pod, view) && all_ended);
+    if over && !runs {
+        return if succeeded(pod, view) { "Succeeded" } else { "Failed" };
+    }
+    let begun = |(_, container): (Role, &Container)| {
+        known(container).is_some_and(|view| view.running.is_some() || view.ended.is_some())
+    };
+    if mains().any(begun) { "Running" } else { "Pending" }
+}
+
+fn succeeded(pod: &Pod, view: &View) -> bool {
+    let code = |container: &Container| view.containers.get(&container.name)?.ended.as_ref().map(|run| run.exit_code);
+    view.record.failed.is_none()
+        && spec::containers(pod)
+            .filter(|(role, _)| *role != Role::Sidecar)
+            .all(|(_, container)| code(container) == Some(0))
+}
+
+fn addresses(pod: &Pod, view: &View, host: &Host) -> Vec<String> {
+    if spec::of(pod).host_network == Some(true) {
+        return host.addresses.clone();
+    }
+    match &view.sandbox {
+        Sandbox::Ready { addresses, .. } => addresses.clone(),
+        _ => Vec::new(),
+    }
+}
+
+fn container_status(pod: &Pod, view: &View, role: Role, container: &Container, now: Timestamp) -> ContainerStatus {
+    let observed = view.containers.get(&container.name).cloned().unwrap_or_default();
+    let record = view.record.containers.get(&container.name).cloned().unwrap_or_default();
+    let (state, last_state) = states(pod, view, role, container, &observed, &record, now);
+    let started = observed.running.is_some() && is_started(view, container);
+    let ready = match role {
+        Role::Init => observed.ended.as_ref().is_some_and(|run| run.exit_code == 0),
+        Role::Sidecar | Role::Main => started && record.probes.ready(container),
+    };
+    let id = observed.running.as_ref().map(|running| &running.id).or(observed.ended.as_ref().map(|run| &run.id));
+    ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        image_id: observed.image_id.clone(),
+        container_id: id.map(|id| format!("{SCHEME}{id}")),
+        ready,
+        started: Some(started),
+        restart_count: record.restarts,
+        state: Some(state),
+        last_state: Some(last_state),
+        resources: container.resources.clone(),
+        allocated_resources: container.resources.as_ref().and_then(|resources| resources.requests.clone()),
+        ..ContainerStatus::default()
+    }
+}
+
+/// State and last state: a container that waits for its next run shows the run that ended as the last.
+fn states(
+    pod: &Pod,
+    view: &View,
+    role: Role,
+    container: &Container,
+    observed: &ContainerView,
+    record: &ContainerRecord,
+    now: Timestamp,
+) -> (ContainerState, ContainerState) {
+    let last = record.last.as_ref().map(terminated).unwrap_or_default();
+    if let Some(running) = &observed.running {
+        let running = ContainerStateRunning { started_at: Some(Time(running.started)) };
+        return (ContainerState { running: Some(running), ..ContainerState::default() }, last);
+    }
+    if let Some(run) = &observed.ended {
+        let restarts =
+            crate::restart::after_exit(pod, role, container, run.exit_code) == crate::restart::Verdict::Restart;
+        if !restarts || is_ending(pod, view) {
+            return (terminated(run), ContainerState::default());
+        }
+    }
+    (waiting(pod, view, role, container, record, now), last)
+}
+
+fn terminated(run: &Run) -> ContainerState {
+    let ended = ContainerStateTerminated {
+        container_id: Some(format!("{SCHEME}{}", run.id)),
+        exit_code: run.exit_code,
+        reason: Some(run.reason.clone()),
+        message: (!run.message.is_empty()).then(|| run.message.clone()),
+        started_at: run.started.map(Time),
+        finished_at: run.finished.map(Time),
+        signal: None,
+    };
+    ContainerState { terminated: Some(ended), ..ContainerState::default() }
+}
+
+fn waiting(
+    pod: &Pod,
+    view: &View,
+    role: Role,
+    container: &Container,
+    record: &ContainerRecord,
+    now: Timestamp,
+) -> ContainerState {
+    let (reason, message) = wait_reason(pod, view, role, container, record, now);
+    let waiting = ContainerStateWaiting { reason: Some(reason), message };
+    ContainerState { waiting: Some(waiting), ..ContainerState::default() }
+}
+
+/// Why a container does not run, in the order of what an operator has to mend first.
+fn wait_reason(
+    pod: &Pod,
+    view: &View,
+    role: Role,
+    container: &Container,
+    record: &ContainerRecord,
+    now: Timestamp,
+) -> (String, Option<String>) {
+    if let Some((reason, message)) = &record.create.error {
+        return (reason.clone(), Some(message.clone()));
+    }
+    if let Some((reason, message)) = &record.pull.error {
+        let delayed = record.pull.backoff.until(now).is_some() && reason == "ErrImagePull";
+        let image = container.image.as_deref().unwrap_or_default();
+        return if delayed {
+            (
+                "ImagePullBackOff".to_owned(),
+                Some(format!("Back-off pulling image \"{image}\": ErrImagePull: {message}")),
+            )
+        } else {
+            (reason.clone(), Some(message.clone()))
+        };
+    }
+    if record.backoff.until(now).is_some() {
+        let seconds = record.backoff.delay.unwrap_or_default().as_secs();
+        let delay = match (seconds / 60, seconds % 60) {
+            (0, seconds) => format!("{seconds}s"),
+            (minutes, seconds) => format!("{minutes}m{seconds}s"),
+        };
+        let message = format!("back-off {delay} restarting failed container={} pod={}", container.name, describe(pod));
+        return ("CrashLoopBackOff".to_owned(), Some(message));
+    }
+    let has_init = spec::containers(pod).any(|(role, _)| role != Role::Main);
+    let reason = if has_init && (role != Role::Main || !is_initialized(pod, view)) {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
+    let outage = view.record.sandbox.error.as_ref().or(view.record.volumes.error.as_ref());
+    (reason.to_owned(), outage.map(|(_, message)| message.clone()))
+}
+
+/// A condition's type, whether it holds, and if not why.
+struct Condition {
+    kind: &'static str,
+    holds: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>, now: Timestamp) -> Vec<PodCondition> {
+    let sandboxed = matches!(view.sandbox, Sandbox::Ready { .. });
+    let initialized = is_initialized(pod, view) || phase == "Succeeded";
+    let containers_ready = ready_condition("ContainersReady", pod, view, phase);
+    let gates = missing_gates(pod);
+    let mut ready = ready_condition("Ready", pod, view, phase);
+    if ready.holds && !gates.is_empty() {
+        ready.holds = false;
+        ready.reason = Some("ReadinessGatesNotReady");
+        ready.message = Some(format!("the status of pod readiness gate \"{}\" is not \"True\", but False", gates[0]));
+    }
+    let plain =
+        |kind, holds, reason| Condition { kind, holds, reason: if holds { None } else { reason }, message: None };
+    let own = [
+        plain("PodReadyToStartContainers", sandboxed, None),
+        plain("Initialized", initialized, Some("ContainersNotInitialized")),
+        ready,
+        containers_ready,
+        plain("PodScheduled", true, None),
+    ];
+    let foreign = published.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    let foreign = foreign.filter(|condition| own.iter().all(|mine| mine.kind != condition.type_)).cloned();
+    own.iter().map(|condition| api_condition(pod, condition, published, now)).chain(foreign).collect()
+}
+
+fn ready_condition(kind: &'static str, pod: &Pod, view: &View, phase: &str) -> Condition {
+    if matches!(phase, "Succeeded" | "Failed") {
+        let reason = if phase == "Succeeded" { "PodCompleted" } else { "PodFailed" };
+        return Condition { kind, holds: false, reason: Some(reason), message: None };
+    }
+    let is_ready = |container: &Container| {
+        let record = view.record.containers.get(&container.name);
+        is_started(view, container) && record.is_some_and(|record| record.probes.ready(container))
+    };
+    let counted = spec::containers(pod).filter(|(role, _)| *role != Role::Init);
+    let unready: Vec<&str> =
+        counted.filter(|(_, container)| !is_ready(container)).map(|(_, container)| container.name.as_str()).collect();
+    let holds = unready.is_empty();
+    let message = (!holds).then(|| format!("containers with unready status: [{}]", unready.join(" ")));
+    Condition { kind, holds, reason: (!holds).then_some("ContainersNotReady"), message }
+}
+
+fn missing_gates(pod: &Pod) -> Vec<&str> {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let holds = |kind: &str| conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True");
+    let gates = spec::of(pod).readiness_gates.iter().flatten();
+    gates.map(|gate| gate.condition_type.as_str()).filter(|kind| !holds(kind)).collect()
+}
+
+fn api_condition(pod: &Pod, condition: &Condition, published: Option<&PodStatus>, now: Timestamp) -> PodCondition {
+    let status = if condition.holds { "True" } else { "False" };
+    let before = published
+        .and_then(|status| status.conditions.as_ref())
+        .into_iter()
+        .flatten()
+        .find(|before| before.type_ == condition.kind);
+    let since = before.filter(|before| before.status == status).and_then(|before| before.last_transition_time.clone());
+    PodCondition {
+        type_: condition.kind.to_owned(),
+        status: status.to_owned(),
+        reason: condition.reason.map(str::to_owned),
+        message: condition.message.clone(),
+        last_transition_time: Some(since.unwrap_or(Time(now))),
+        last_probe_time: None,
+        observed_generation: pod.metadata.generation,
+    }
+}

@@ -1,0 +1,489 @@
+//! What is known of a pod, and how each thing that happens changes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
+
+use crate::backoff::Backoff;
+use crate::decide::Action;
+use crate::probe::{Kind, Outcome, States};
+use crate::spec;
+
+/// Everything that is known of a pod beside its spec.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct View {
+    /// What outlives the daemon.
+    pub record: Record,
+    /// The pod's volumes.
+    pub volumes: Setup,
+    /// The pod's sandbox.
+    pub sandbox: Sandbox,
+    /// Containers by name, as they run now.
+    pub containers: BTreeMap<String, ContainerView>,
+    /// Actions under way, by [`Action::key`].
+    pub busy: BTreeSet<String>,
+    /// Volumes, groups and directories of the pod are gone.
+    pub cleaned: bool,
+    /// The endpoints of an ending pod have left the service rules.
+    pub left_services: bool,
+}
+
+/// What a restarted daemon has to know of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// When the node took the pod on (`status.startTime`).
+    pub started: Option<Timestamp>,
+    /// How often the sandbox has been made anew.
+    pub sandbox_attempt: u32,
+    /// The sandbox attempt in which all init containers have succeeded.
+    pub initialized: Option<u32>,
+    /// Why the pod has been ended by the node: reason and message. Never reverts.
+    pub failed: Option<(String, String)>,
+    /// By container name.
+    pub containers: BTreeMap<String, ContainerRecord>,
+    /// Failures of the volumes.
+    pub volumes: Outage,
+    /// Failures of the sandbox.
+    pub sandbox: Outage,
+}
+
+/// A step that failed, and when it may be tried again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outage {
+    /// The reason as the API spells it, and a message; `None` when the last try went well.
+    pub error: Option<(String, String)>,
+    /// When the next try may begin.
+    pub backoff: Backoff,
+}
+
+impl Outage {
+    fn fail(&mut self, reason: &str, message: &str, now: Timestamp) {
+        self.error = Some((reason.to_owned(), message.to_owned()));
+        self.backoff = self.backoff.after_failure(now, None);
+    }
+}
+
+/// What a restarted daemon has to know of a container.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// How often it was started again.
+    pub restarts: i32,
+    /// The delay before the next start.
+    pub backoff: Backoff,
+    /// Pulls that failed.
+    pub pull: Outage,
+    /// Creation or start that failed.
+    pub create: Outage,
+    /// The probes of the run with the id `probed`.
+    pub probes: States,
+    /// The run that the probes are about.
+    pub probed: Option<String>,
+    /// The run whose postStart hook has succeeded.
+    pub post_started: Option<String>,
+    /// The newest run that has ended.
+    pub last: Option<Run>,
+}
+
+/// One run of a container, from start to end.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its id, without a scheme.
+    pub id: String,
+    /// When it started.
+    pub started: Option<Timestamp>,
+    /// When it ended.
+    pub finished: Option<Timestamp>,
+    /// Its exit code.
+    pub exit_code: i32,
+    /// `Completed`, `Error`, `OOMKilled`, …
+    pub reason: String,
+    /// Its termination message.
+    pub message: String,
+}
+
+/// How far a preparation is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Setup {
+    /// Not begun, or to be tried again.
+    #[default]
+    Absent,
+    /// Done.
+    Ready,
+}
+
+/// The pod's sandbox.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Sandbox {
+    /// There is none.
+    #[default]
+    Absent,
+    /// It stands.
+    Ready {
+        /// Its id.
+        id: String,
+        /// The pod's addresses; empty on the host's network.
+        addresses: Vec<String>,
+    },
+    /// It broke, or was stopped; its remains have to go before there is a new one.
+    Lost {
+        /// Its id.
+        id: String,
+    },
+}
+
+impl Sandbox {
+    /// Its id, while there is one.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Self::Absent => None,
+            Self::Ready { id, .. } | Self::Lost { id } => Some(id),
+        }
+    }
+}
+
+/// A container now.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ContainerView {
+    /// The image that its next start uses, when it is on the node.
+    pub image: Option<String>,
+    /// The digest under which the registry knows it (`imageID`).
+    pub image_id: String,
+    /// The run that goes on.
+    pub running: Option<Running>,
+    /// The run that has ended and was not followed by another.
+    pub ended: Option<Run>,
+}
+
+/// A run that goes on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Running {
+    /// Its id, without a scheme.
+    pub id: String,
+    /// When it started.
+    pub started: Timestamp,
+}
+
+/// Why and until when a pod is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deletion {
+    /// When it began.
+    pub since: Timestamp,
+    /// How long it may take, in seconds.
+    pub grace_s: i64,
+}
+
+/// Something that happened to a pod.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// An action was begun.
+    Begun(Action),
+    /// An action ended, well or not; what it led to comes as further changes.
+    Ended(Action),
+    /// The volumes are mounted.
+    VolumesReady,
+    /// The volumes could not be mounted.
+    VolumesFailed {
+        /// The cause.
+        message: String,
+    },
+    /// The sandbox stands.
+    SandboxReady {
+        /// Its id.
+        id: String,
+        /// The pod's addresses.
+        addresses: Vec<String>,
+    },
+    /// The sandbox could not be made.
+    SandboxFailed {
+        /// The cause.
+        message: String,
+    },
+    /// The sandbox broke or was stopped.
+    SandboxLost,
+    /// The sandbox and its containers were removed.
+    SandboxRemoved,
+    /// The container's image is on the node.
+    ImageReady {
+        /// The container.
+        container: String,
+        /// The image, as the runtime knows it.
+        image: String,
+        /// Its digest in the registry.
+        image_id: String,
+    },
+    /// The container's image could not be had.
+    ImageFailed {
+        /// The container.
+        container: String,
+        /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`, …
+        reason: String,
+        /// The cause.
+        message: String,
+    },
+    /// A run has begun.
+    Started {
+        /// The container.
+        container: String,
+        /// The run's id.
+        id: String,
+        /// When.
+        at: Timestamp,
+    },
+    /// A run could not begin.
+    StartFailed {
+        /// The container.
+        container: String,
+        /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`.
+        reason: String,
+        /// The cause.
+        message: String,
+    },
+    /// A run has ended.
+    Exited {
+        /// The container.
+        container: String,
+        /// The run.
+        run: Run,
+    },
+    /// The postStart hook has succeeded.
+    PostStarted {
+        /// The container.
+        container: String,
+        /// The run's id.
+        id: String,
+    },
+    /// A probe was answered, or not.
+    Probed {
+        /// The container.
+        container: String,
+        /// The run's id.
+        id: String,
+        /// Which probe.
+        kind: Kind,
+        /// What it found.
+        outcome: Outcome,
+        /// What it said.
+        message: String,
+    },
+    /// The node ends the pod: its deadline is over, or it is evicted.
+    Fail {
+        /// As the API spells it.
+        reason: String,
+        /// For the operator.
+        message: String,
+    },
+    /// The endpoints of an ending pod are out of the rules, or the wait for that is over.
+    LeftServices,
+    /// Everything of the pod is gone from the node.
+    Cleaned,
+}
+
+/// Something to tell the operator, as an Event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// How serious.
+    pub kind: NoteKind,
+    /// As upstream spells it.
+    pub reason: &'static str,
+    /// One sentence.
+    pub message: String,
+    /// The container it is about.
+    pub container: Option<String>,
+}
+
+/// How serious a [`Note`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoteKind {
+    /// Expected.
+    Normal,
+    /// Worth a look.
+    Warning,
+}
+
+impl View {
+    /// Takes in a change; returns what the operator is to be told. The same change twice changes nothing more.
+    pub fn apply(&mut self, pod: &Pod, change: Change, now: Timestamp) -> Vec<Note> {
+        match change {
+            Change::Begun(action) => {
+                self.record.started.get_or_insert(now);
+                self.busy.insert(action.key());
+            }
+            Change::Ended(action) => drop(self.busy.remove(&action.key())),
+            Change::VolumesReady => {
+                self.volumes = Setup::Ready;
+                self.record.volumes = Outage::default();
+            }
+            Change::VolumesFailed { message } => {
+                self.record.volumes.fail("FailedMount", &message, now);
+                return vec![Note::warning("FailedMount", message, None)];
+            }
+            Change::SandboxReady { id, addresses } => {
+                self.sandbox = Sandbox::Ready { id, addresses };
+                self.record.sandbox = Outage::default();
+            }
+            Change::SandboxFailed { message } => {
+                self.record.sandbox.fail("FailedCreatePodSandBox", &message, now);
+                return vec![Note::warning(
+                    "FailedCreatePodSandBox",
+                    format!("Failed to create pod sandbox: {message}"),
+                    None,
+                )];
+            }
+            Change::SandboxLost => return self.sandbox_lost(),
+            Change::SandboxRemoved => {
+                self.sandbox = Sandbox::Absent;
+                self.record.sandbox_attempt += 1;
+            }
+            Change::ImageReady { container, image, image_id } => {
+                self.record_of(&container).pull = Outage::default();
+                let view = self.container_mut(&container);
+                view.image = Some(image);
+                view.image_id = image_id;
+            }
+            Change::ImageFailed { container, reason, message } => {
+                self.record_of(&container).pull.fail(&reason, &message, now);
+                return image_notes(&container, &reason, &message);
+            }
+            Change::Started { container, id, at } => self.started(&container, id, at),
+            Change::StartFailed { container, reason, message } => {
+                self.record_of(&container).create.fail(&reason, &message, now);
+                return vec![Note::warning("Failed", format!("Error: {message}"), Some(container))];
+            }
+            Change::Exited { container, run } => return self.exited(pod, &container, run),
+            Change::PostStarted { container, id } => self.record_of(&container).post_started = Some(id),
+            Change::Probed { container, id, kind, outcome, message } => {
+                return self.probed(pod, &container, &id, kind, outcome, &message, now);
+            }
+            Change::Fail { reason, message } => {
+                self.record.failed.get_or_insert((reason, message));
+            }
+            Change::LeftServices => self.left_services = true,
+            Change::Cleaned => self.cleaned = true,
+        }
+        Vec::new()
+    }
+
+    /// The record of a container; made when there is none.
+    pub fn record_of(&mut self, container: &str) -> &mut ContainerRecord {
+        self.record.containers.entry(container.to_owned()).or_default()
+    }
+
+    /// The view of a container; made when there is none.
+    pub fn container_mut(&mut self, container: &str) -> &mut ContainerView {
+        self.containers.entry(container.to_owned()).or_default()
+    }
+
+    /// The run of a container that goes on.
+    pub fn running(&self, container: &str) -> Option<&Running> {
+        self.containers.get(container)?.running.as_ref()
+    }
+
+    /// Whether an action with this key is under way.
+    pub fn is_busy(&self, key: &str) -> bool {
+        self.busy.contains(key)
+    }
+
+    fn sandbox_lost(&mut self) -> Vec<Note> {
+        let Sandbox::Ready { id, .. } = &self.sandbox else { return Vec::new() };
+        self.sandbox = Sandbox::Lost { id: id.clone() };
+        vec![Note::normal("SandboxChanged", "Pod sandbox changed, it will be killed and re-created.".to_owned(), None)]
+    }
+
+    fn started(&mut self, container: &str, id: String, at: Timestamp) {
+        let follows = self.containers.get(container).is_some_and(|view| view.ended.is_some());
+        let known = self.running(container).is_some_and(|running| running.id == id);
+        let record = self.record_of(container);
+        record.create = Outage::default();
+        if record.probed.as_ref() != Some(&id) {
+            record.probed = Some(id.clone());
+            record.probes = States::default();
+        }
+        if follows && !known {
+            record.restarts += 1;
+        }
+        let view = self.container_mut(container);
+        view.ended = None;
+        view.running = Some(Running { id, started: at });
+    }
+
+    fn exited(&mut self, pod: &Pod, container: &str, run: Run) -> Vec<Note> {
+        let seen =
+            self.containers.get(container).and_then(|view| view.ended.as_ref()).is_some_and(|ended| ended.id == run.id);
+        if seen {
+            return Vec::new();
+        }
+        let finished = run.finished.unwrap_or_default();
+        let record = self.record_of(container);
+        record.backoff = record.backoff.after_failure(finished, run.started);
+        let delay = record.backoff.delay.unwrap_or_default();
+        record.last = Some(run.clone());
+        let view = self.container_mut(container);
+        view.running = None;
+        // A restart asks for the image again: the policy may be Always, or it was removed meanwhile.
+        view.image = None;
+        let exit_code = run.exit_code;
+        view.ended = Some(run);
+        let restarts = spec::container(pod, container).is_some_and(|(role, spec)| {
+            crate::restart::after_exit(pod, role, spec, exit_code) == crate::restart::Verdict::Restart
+        });
+        if !restarts || delay.is_zero() || pod.metadata.deletion_timestamp.is_some() {
+            return Vec::new();
+        }
+        let message = format!("Back-off restarting failed container {container} in pod {}", describe(pod));
+        vec![Note::warning("BackOff", message, Some(container.to_owned()))]
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one change")]
+    fn probed(
+        &mut self,
+        pod: &Pod,
+        container: &str,
+        id: &str,
+        kind: Kind,
+        outcome: Outcome,
+        message: &str,
+        now: Timestamp,
+    ) -> Vec<Note> {
+        let Some((_, spec)) = spec::container(pod, container) else { return Vec::new() };
+        let Some(probe) = kind.of(spec) else { return Vec::new() };
+        let record = self.record_of(container);
+        if record.probed.as_deref() != Some(id) {
+            return Vec::new(); // about a run that has ended
+        }
+        let state = record.probes.get_mut(kind);
+        *state = state.after(probe, outcome, now);
+        if outcome == Outcome::Success {
+            return Vec::new();
+        }
+        let message = format!("{} probe failed: {message}", kind.as_str());
+        vec![Note::warning("Unhealthy", message, Some(container.to_owned()))]
+    }
+}
+
+fn image_notes(container: &str, reason: &str, message: &str) -> Vec<Note> {
+    let about = || Some(container.to_owned());
+    vec![
+        Note::warning("Failed", message.to_owned(), about()),
+        Note::warning("Failed", format!("Error: {reason}"), about()),
+    ]
+}
+
+/// `name_namespace(uid)`, as upstream names a pod in messages.
+pub(crate) fn describe(pod: &Pod) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    format!("{}_{}({})", text(&pod.metadata.name), text(&pod.metadata.namespace), text(&pod.metadata.uid))
+}
+
+impl Note {
+    /// An expected event.
+    pub fn normal(reason: &'static str, message: String, container: Option<String>) -> Self {
+        Self { kind: NoteKind::Normal, reason, message, container }
+    }
+
+    /// An event worth a look.
+    pub fn warning(reason: &'static str, message: String, container: Option<String>) -> Self {
+        Self { kind: NoteKind::Warning, reason, message, container }
+    }
+}

@@ -1,0 +1,273 @@
+//! Whole lives of pods: decide and apply in turn, with a node that does what it is told.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use pod::probe::{Kind, Outcome};
+use pod::status::{Host, compute};
+use pod::{Action, Change, Run, View, decide};
+use serde_json::json;
+
+/// A pod with a clock and a node that carries out every action at once.
+struct World {
+    pod: Pod,
+    view: View,
+    now: Timestamp,
+    runs: u32,
+    /// Everything that was done, as keys.
+    log: Vec<String>,
+    healthy: bool,
+}
+
+impl World {
+    fn new(spec: serde_json::Value) -> Self {
+        let pod = json!({ "metadata": { "name": "p", "namespace": "default", "uid": "u" }, "spec": spec });
+        let pod = serde_json::from_value(pod).unwrap();
+        Self {
+            pod,
+            view: View::default(),
+            now: Timestamp::from_second(1_000_000).unwrap(),
+            runs: 0,
+            log: Vec::new(),
+            healthy: true,
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        self.view.apply(&self.pod, change, self.now);
+    }
+
+    /// Decides and does until nothing is left to do now.
+    fn settle(&mut self) {
+        for _ in 0..100 {
+            let plan = decide(&self.pod, &self.view, self.now);
+            if plan.actions.is_empty() {
+                return;
+            }
+            for action in plan.actions {
+                self.log.push(action.key());
+                self.carry_out(action);
+            }
+        }
+        panic!("it never settles: {:?}", self.log);
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        self.apply(Change::Begun(action.clone()));
+        let result = match action.clone() {
+            Action::MountVolumes => Change::VolumesReady,
+            Action::CreateSandbox { .. } => Change::SandboxReady { id: "s".into(), addresses: vec!["10.0.0.2".into()] },
+            Action::RemoveSandbox { .. } => Change::SandboxRemoved,
+            Action::EnsureImage { container } => {
+                Change::ImageReady { container, image: "i".into(), image_id: "sha256:i".into() }
+            }
+            Action::Start { container, .. } => {
+                self.runs += 1;
+                Change::Started { container, id: format!("run{}", self.runs), at: self.now }
+            }
+            Action::PostStart { container, id } => Change::PostStarted { container, id },
+            Action::Probe { container, id, kind } => {
+                let outcome = if self.healthy { Outcome::Success } else { Outcome::Failure };
+                Change::Probed { container, id, kind, outcome, message: String::new() }
+            }
+            Action::Stop(stop) => exited(&stop.container, &stop.id, 143, self.now, self.now),
+            Action::LeaveServices => Change::LeftServices,
+            Action::CleanUp => Change::Cleaned,
+            Action::Forget => Change::LeftServices,
+        };
+        self.apply(result);
+        if !matches!(action, Action::Forget) {
+            self.apply(Change::Ended(action));
+        }
+    }
+
+    /// Goes to the next time at which something is due, at most `limit` seconds on, and settles.
+    fn wait(&mut self, limit: i64) {
+        let end = self.now + SignedDuration::from_secs(limit);
+        while let Some(due) = decide(&self.pod, &self.view, self.now).next_due.filter(|due| *due <= end) {
+            self.now = due;
+            self.settle();
+        }
+        self.now = end;
+        self.settle();
+    }
+
+    fn crash(&mut self, container: &str, code: i32) {
+        let running = self.view.running(container).unwrap().clone();
+        self.apply(exited(container, &running.id, code, running.started, self.now));
+    }
+
+    fn status(&self) -> PodStatus {
+        compute(&self.pod, &self.view, &Host::default(), None, self.now)
+    }
+
+    fn ready(&self) -> bool {
+        self.status()
+            .conditions
+            .unwrap()
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    }
+
+    fn waiting(&self) -> Option<String> {
+        self.status().container_statuses.unwrap()[0].state.clone()?.waiting?.reason
+    }
+
+    fn delete(&mut self) {
+        self.pod.metadata.deletion_grace_period_seconds = Some(30);
+        self.pod.metadata.deletion_timestamp = Some(Time(self.now + SignedDuration::from_secs(30)));
+    }
+}
+
+fn exited(container: &str, id: &str, exit_code: i32, started: Timestamp, finished: Timestamp) -> Change {
+    let reason = if exit_code == 0 { "Completed" } else { "Error" };
+    let run = Run {
+        id: id.into(),
+        exit_code,
+        started: Some(started),
+        finished: Some(finished),
+        reason: reason.into(),
+        ..Run::default()
+    };
+    Change::Exited { container: container.into(), run }
+}
+
+#[test]
+fn a_pod_starts_and_is_deleted() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a", "image": "i" }] }));
+    world.settle();
+    assert_eq!(world.log, ["volumes", "sandbox", "image/a", "start/a"]);
+    assert_eq!(world.status().phase.as_deref(), Some("Running"));
+    assert!(world.ready());
+    world.log.clear();
+    world.delete();
+    world.settle();
+    assert_eq!(world.log, ["leave", "stop/a/run1", "cleanup", "forget"]);
+    assert_eq!(world.status().phase.as_deref(), Some("Failed"), "143 is no success");
+}
+
+#[test]
+fn init_containers_run_in_order_and_sidecars_beside() {
+    let mut world = World::new(json!({
+        "initContainers": [{ "name": "one" }, { "name": "side", "restartPolicy": "Always" }, { "name": "two" }],
+        "containers": [{ "name": "a" }, { "name": "b" }],
+    }));
+    let starts =
+        |world: &World| -> Vec<String> { world.log.iter().filter(|key| key.starts_with("start/")).cloned().collect() };
+    world.settle();
+    assert_eq!(starts(&world), ["start/one"]);
+    world.crash("one", 0);
+    world.settle();
+    assert_eq!(starts(&world), ["start/one", "start/side", "start/two"]);
+    assert_eq!(world.waiting().as_deref(), Some("PodInitializing"));
+    world.crash("two", 0);
+    world.settle();
+    assert_eq!(starts(&world)[3..], ["start/a", "start/b"]);
+    world.log.clear();
+    world.delete();
+    world.settle();
+    let stops: Vec<_> =
+        world.log.iter().filter(|key| key.starts_with("stop/")).map(|key| key.split('/').nth(1).unwrap()).collect();
+    assert_eq!(stops, ["a", "b", "side"], "sidecars end after the others");
+}
+
+#[test]
+fn a_crash_loop_waits_longer_each_time() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a" }] }));
+    world.settle();
+    world.crash("a", 1);
+    world.settle();
+    assert!(world.view.running("a").is_some(), "the first restart is at once");
+    for delay in [10, 20, 40, 80, 160, 300, 300] {
+        world.crash("a", 1);
+        world.settle();
+        assert_eq!(world.waiting().as_deref(), Some("CrashLoopBackOff"));
+        world.wait(delay - 1);
+        assert!(world.view.running("a").is_none(), "{delay} s are not over");
+        world.wait(1);
+        assert!(world.view.running("a").is_some(), "{delay} s are over");
+    }
+    assert_eq!(world.status().container_statuses.unwrap()[0].restart_count, 8);
+}
+
+#[test]
+fn the_startup_probe_holds_liveness_back_and_liveness_restarts() {
+    let mut world = World::new(json!({ "containers": [{
+        "name": "a",
+        "startupProbe": { "httpGet": { "path": "/healthz", "port": 8000 }, "failureThreshold": 30, "periodSeconds": 10 },
+        "livenessProbe": { "httpGet": { "path": "/healthz", "port": 8000 }, "initialDelaySeconds": 5, "periodSeconds": 15 },
+    }] }));
+    world.healthy = false;
+    world.settle();
+    world.wait(100);
+    assert!(world.log.iter().all(|key| !key.contains("Liveness")));
+    assert!(!world.ready());
+    world.healthy = true;
+    world.wait(10);
+    assert!(world.ready());
+    world.healthy = false;
+    world.wait(60);
+    assert!(world.log.iter().any(|key| key.starts_with("stop/a")));
+    assert_eq!(world.status().container_statuses.unwrap()[0].restart_count, 1);
+}
+
+#[test]
+fn readiness_only_changes_readiness() {
+    let mut world = World::new(
+        json!({ "containers": [{ "name": "a", "readinessProbe": { "tcpSocket": { "port": 1 }, "periodSeconds": 1, "failureThreshold": 1 } }] }),
+    );
+    world.settle();
+    world.wait(1);
+    assert!(world.ready());
+    world.healthy = false;
+    world.wait(2);
+    assert!(!world.ready());
+    assert!(world.view.running("a").is_some());
+}
+
+#[test]
+fn a_job_pod_ends() {
+    let mut world = World::new(json!({ "restartPolicy": "OnFailure", "containers": [{ "name": "a" }] }));
+    world.settle();
+    world.crash("a", 1);
+    world.settle();
+    world.crash("a", 0);
+    world.settle();
+    assert_eq!(world.status().phase.as_deref(), Some("Succeeded"));
+    assert_eq!(world.log.last().map(String::as_str), Some("cleanup"));
+}
+
+#[test]
+fn a_deadline_fails_the_pod() {
+    let mut world = World::new(json!({ "activeDeadlineSeconds": 60, "containers": [{ "name": "a" }] }));
+    world.settle();
+    world.wait(59);
+    assert_eq!(world.status().phase.as_deref(), Some("Running"));
+    world.now += SignedDuration::from_secs(1);
+    assert!(decide(&world.pod, &world.view, world.now).deadline_exceeded);
+    world.apply(Change::Fail { reason: "DeadlineExceeded".into(), message: String::new() });
+    world.settle();
+    assert_eq!(world.status().phase.as_deref(), Some("Failed"));
+}
+
+#[test]
+fn a_lost_sandbox_is_made_anew_with_its_containers() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a" }] }));
+    world.settle();
+    world.crash("a", 137);
+    world.apply(Change::SandboxLost);
+    world.log.clear();
+    world.settle();
+    assert_eq!(world.log, ["sandbox", "image/a", "sandbox", "start/a"]);
+}
+
+#[test]
+fn deciding_again_does_nothing_more() {
+    let mut world =
+        World::new(json!({ "containers": [{ "name": "a", "livenessProbe": { "exec": { "command": ["true"] } } }] }));
+    world.settle();
+    world.wait(35);
+    assert!(decide(&world.pod, &world.view, world.now).actions.is_empty());
+    let probes = world.log.iter().filter(|key| key.ends_with(Kind::Liveness.as_str())).count();
+    assert_eq!(probes, 4, "one at the start, then every ten seconds");
+}

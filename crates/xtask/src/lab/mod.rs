@@ -1,0 +1,28 @@
+//! Labs: programs built from their published Go modules, and machines with another kernel.
+
+pub(crate) mod go;
+pub(crate) mod vm;
+
+use clap::Subcommand;
+
+/// Which lab, and what to do with it.
+#[derive(Subcommand)]
+pub(crate) enum Lab {
+    /// A virtual machine with Debian's cloud kernel (control groups version 2, IPVS, AppArmor)
+    Vm(vm::Options),
+    /// Build the reference: containerd, runc and the CNI plugins
+    Reference,
+}
+
+/// Runs a lab's command.
+pub(crate) fn run(lab: &Lab) -> anyhow::Result<()> {
+    match lab {
+        Lab::Vm(options) => vm::run(options),
+        Lab::Reference => {
+            for program in go::REFERENCE {
+                println!("{}", go::build(program)?.display());
+            }
+            Ok(())
+        }
+    }
+}
