@@ -1,0 +1,493 @@
+//! The environment of a container: values from everywhere, references between them, and names of services.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use cluster::{Key, Store};
+use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, EnvVarSource, FileKeySelector, Pod, Service};
+
+use crate::facts::{self, FactError, NodeFacts};
+
+/// Why a container's environment cannot be made. The texts are those that kubectl users know from upstream.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvError {
+    /// The ConfigMap or Secret is not there (yet); it heals when it appears.
+    #[error("{kind} {name:?} not found")]
+    NotFound {
+        /// `configmap` or `secret`.
+        kind: &'static str,
+        /// Its name, in the pod's namespace.
+        name: String,
+    },
+    /// It has no such key.
+    #[error("couldn't find key {key} in {kind} {object}")]
+    NoKey {
+        /// `ConfigMap` or `Secret`.
+        kind: &'static str,
+        /// Namespace and name.
+        object: Key,
+        /// The key.
+        key: String,
+    },
+    /// A field or resource that the downward API does not have.
+    #[error(transparent)]
+    Fact(#[from] FactError),
+    /// The volume of a `fileKeyRef` is not in the pod.
+    #[error("cannot find the volume {0:?} referenced by FileKeyRef")]
+    NoVolume(String),
+    /// The file of a `fileKeyRef` cannot be read.
+    #[error("cannot read the environment file {path}")]
+    Read {
+        /// Inside the volume.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file of a `fileKeyRef` is not written as it should be.
+    #[error("environment file {path} line {line}: {problem}")]
+    Syntax {
+        /// Inside the volume.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// The file of a `fileKeyRef` does not have the key.
+    #[error("environment variable key {key:?} not found in file {path}")]
+    NoFileKey {
+        /// Inside the volume.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+}
+
+/// What an environment is made from.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Its addresses.
+    pub ips: &'a [String],
+    /// Its node.
+    pub node: &'a NodeFacts,
+    /// ConfigMaps, Secrets, Services.
+    pub store: &'a Store,
+    /// Where its volumes are on the node, by name.
+    pub volumes: &'a BTreeMap<String, PathBuf>,
+}
+
+impl Sources<'_> {
+    fn namespace(&self) -> &str {
+        self.pod.metadata.namespace.as_deref().unwrap_or("default")
+    }
+
+    fn key(&self, name: &str) -> Key {
+        Key::new(self.namespace(), name)
+    }
+}
+
+/// Variables in the order in which they were first set; setting one again changes its value.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Environment {
+    variables: Vec<(String, Vec<u8>)>,
+}
+
+impl Environment {
+    fn set(&mut self, name: &str, value: impl Into<Vec<u8>>) {
+        let value = value.into();
+        match self.variables.iter_mut().find(|(known, _)| known == name) {
+            Some(variable) => variable.1 = value,
+            None => self.variables.push((name.to_owned(), value)),
+        }
+    }
+
+    /// The value of a variable.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice())
+    }
+
+    /// All variables, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.variables.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+
+    /// Replaces `$(NAME)` in a command or argument; `$$` is a dollar, and unknown names stay as they are.
+    pub fn expand(&self, text: &str) -> String {
+        String::from_utf8_lossy(&expand(text, |name| self.get(name))).into_owned()
+    }
+
+    /// As [`Environment::expand`], but an unknown name is an error: it returns the name (`subPathExpr`).
+    ///
+    /// # Errors
+    /// The first name that is not set.
+    pub fn expand_strictly(&self, text: &str) -> Result<String, String> {
+        let mut unknown = None;
+        let expanded = expand(text, |name| {
+            let value = self.get(name);
+            if value.is_none() {
+                unknown.get_or_insert_with(|| name.to_owned());
+            }
+            value
+        });
+        unknown.map_or(Ok(String::from_utf8_lossy(&expanded).into_owned()), Err)
+    }
+}
+
+/// The environment of a container, service variables included.
+///
+/// # Errors
+/// What is missing; [`EnvError`].
+pub fn of_container(container: &Container, sources: &Sources<'_>) -> Result<Environment, EnvError> {
+    let services = service_variables(sources);
+    let mut environment = Environment::default();
+    for source in container.env_from.iter().flatten() {
+        add_all(&mut environment, source, sources)?;
+    }
+    for variable in container.env.iter().flatten() {
+        if let Some(value) = value_of(variable, container, &environment, &services, sources)? {
+            environment.set(&variable.name, value);
+        }
+    }
+    for (name, value) in services {
+        if environment.get(&name).is_none() {
+            environment.set(&name, value);
+        }
+    }
+    Ok(environment)
+}
+
+/// All keys of a ConfigMap or Secret.
+fn add_all(environment: &mut Environment, from: &EnvFromSource, sources: &Sources<'_>) -> Result<(), EnvError> {
+    let prefix = from.prefix.as_deref().unwrap_or_default();
+    if let Some(wanted) = &from.config_map_ref {
+        let found = sources.store.config_maps().get(&sources.key(&wanted.name));
+        let Some(found) = present(found, "configmap", &wanted.name, wanted.optional)? else { return Ok(()) };
+        for (key, value) in found.data.iter().flatten() {
+            environment.set(&format!("{prefix}{key}"), value.as_bytes());
+        }
+    }
+    if let Some(wanted) = &from.secret_ref {
+        let found = sources.store.secrets().get(&sources.key(&wanted.name));
+        let Some(found) = present(found, "secret", &wanted.name, wanted.optional)? else { return Ok(()) };
+        for (key, value) in found.data.iter().flatten() {
+            environment.set(&format!("{prefix}{key}"), value.0.as_slice());
+        }
+    }
+    Ok(())
+}
+
+/// What is missing is an error unless it is optional.
+fn present<T>(found: Option<T>, kind: &'static str, name: &str, optional: Option<bool>) -> Result<Option<T>, EnvError> {
+    match found {
+        None if optional != Some(true) => Err(EnvError::NotFound { kind, name: name.to_owned() }),
+        found => Ok(found),
+    }
+}
+
+/// The value of one variable; `None` when its source is optional and missing.
+fn value_of(
+    variable: &EnvVar,
+    container: &Container,
+    known: &Environment,
+    services: &BTreeMap<String, String>,
+    sources: &Sources<'_>,
+) -> Result<Option<Vec<u8>>, EnvError> {
+    if let Some(text) = variable.value.as_deref().filter(|text| !text.is_empty()) {
+        let look_up = |name: &str| known.get(name).or_else(|| services.get(name).map(String::as_bytes));
+        return Ok(Some(expand(text, look_up)));
+    }
+    match &variable.value_from {
+        Some(from) => value_from(from, container, sources),
+        None => Ok(Some(Vec::new())),
+    }
+}
+
+fn value_from(from: &EnvVarSource, container: &Container, sources: &Sources<'_>) -> Result<Option<Vec<u8>>, EnvError> {
+    if let Some(wanted) = &from.field_ref {
+        return Ok(Some(facts::field(&wanted.field_path, sources.pod, sources.ips, sources.node)?.into_bytes()));
+    }
+    if let Some(wanted) = &from.resource_field_ref {
+        return Ok(Some(facts::resource(wanted, sources.pod, Some(container), sources.node)?.into_bytes()));
+    }
+    if let Some(wanted) = &from.config_map_key_ref {
+        let found = sources.store.config_maps().get(&sources.key(&wanted.name));
+        let Some(found) = present(found, "configmap", &wanted.name, wanted.optional)? else { return Ok(None) };
+        let value = found.data.as_ref().and_then(|data| data.get(&wanted.key)).map(|value| value.as_bytes().to_vec());
+        return key_or(value, "ConfigMap", sources.key(&wanted.name), &wanted.key, wanted.optional);
+    }
+    if let Some(wanted) = &from.secret_key_ref {
+        let found = sources.store.secrets().get(&sources.key(&wanted.name));
+        let Some(found) = present(found, "secret", &wanted.name, wanted.optional)? else { return Ok(None) };
+        let value = found.data.as_ref().and_then(|data| data.get(&wanted.key)).map(|value| value.0.clone());
+        return key_or(value, "Secret", sources.key(&wanted.name), &wanted.key, wanted.optional);
+    }
+    match &from.file_key_ref {
+        Some(wanted) => from_file(wanted, sources),
+        None => Ok(Some(Vec::new())),
+    }
+}
+
+fn key_or(
+    value: Option<Vec<u8>>,
+    kind: &'static str,
+    object: Key,
+    key: &str,
+    optional: Option<bool>,
+) -> Result<Option<Vec<u8>>, EnvError> {
+    match value {
+        None if optional != Some(true) => Err(EnvError::NoKey { kind, object, key: key.to_owned() }),
+        value => Ok(value),
+    }
+}
+
+/// A key of a file that an init container wrote into a volume.
+fn from_file(wanted: &FileKeySelector, sources: &Sources<'_>) -> Result<Option<Vec<u8>>, EnvError> {
+    let root =
+        sources.volumes.get(&wanted.volume_name).ok_or_else(|| EnvError::NoVolume(wanted.volume_name.clone()))?;
+    let path = Path::new(&wanted.path);
+    let failed = |source| EnvError::Read { path: path.to_owned(), source };
+    let text = match read_below(root, path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && wanted.optional == Some(true) => return Ok(None),
+        read => read.map_err(failed)?,
+    };
+    match parse_file(&text, &wanted.key) {
+        Ok(None) if wanted.optional == Some(true) => Ok(None),
+        Ok(None) => Err(EnvError::NoFileKey { path: path.to_owned(), key: wanted.key.clone() }),
+        Ok(Some(value)) => Ok(Some(value.into_bytes())),
+        Err((line, problem)) => Err(EnvError::Syntax { path: path.to_owned(), line, problem }),
+    }
+}
+
+/// The largest environment file that is read; the API server allows no more for all variables of a file.
+const FILE_MAX: u64 = 64 * 1024;
+
+fn read_below(root: &Path, path: &Path) -> std::io::Result<String> {
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
+    use sys::rustix::fs::OFlags;
+
+    let root = std::fs::File::open(root)?;
+    // NONBLOCK: a FIFO in the volume must not hang the pod.
+    let file = sys::path::open_in_root(root.as_fd(), path, OFlags::RDONLY | OFlags::NONBLOCK)
+        .map_err(|error| std::io::Error::from(error.errno))?;
+    let mut text = String::new();
+    std::fs::File::from(file).take(FILE_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Finds `KEY='value'`; a value may go over several lines.
+fn parse_file(text: &str, key: &str) -> Result<Option<String>, (usize, &'static str)> {
+    let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
+    while let Some((number, line)) = lines.next() {
+        let line = line.trim_start_matches([' ', '\t']);
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (name, rest) = line.split_once('=').ok_or((number, "'=' is missing"))?;
+        if name.trim_end() != name || name.is_empty() {
+            return Err((number, "the name before '=' is empty or ends in a space"));
+        }
+        // As in a shell, `KEY= 'x'` sets KEY to nothing.
+        if rest.starts_with([' ', '\t']) {
+            continue;
+        }
+        let first = rest.strip_prefix('\'').ok_or((number, "the value must be enclosed in single quotes"))?;
+        let value = quoted_value(first, number, &mut lines)?;
+        if name == key {
+            return Ok(Some(value).filter(|value| !value.is_empty()));
+        }
+    }
+    Ok(None)
+}
+
+fn quoted_value<'a>(
+    first: &'a str,
+    number: usize,
+    lines: &mut impl Iterator<Item = (usize, &'a str)>,
+) -> Result<String, (usize, &'static str)> {
+    let mut value = String::new();
+    let (mut line, mut at) = (first, number);
+    loop {
+        if let Some((end, after)) = line.split_once('\'') {
+            value.push_str(end);
+            let after = after.trim_start_matches([' ', '\t']);
+            let clean = after.is_empty() || after.starts_with('#');
+            return if clean { Ok(value) } else { Err((at, "there is something after the closing quote")) };
+        }
+        value.push_str(line);
+        value.push('\n');
+        (at, line) = lines.next().ok_or((number, "the quote is not closed"))?;
+    }
+}
+
+/// Replaces `$(NAME)` by `look_up`'s answer; unknown names stay as they are, `$$` becomes `$`.
+fn expand<'a>(text: &str, mut look_up: impl FnMut(&str) -> Option<&'a [u8]>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.extend_from_slice(&rest.as_bytes()[..at]);
+        let after = &rest[at + 1..];
+        if let Some(more) = after.strip_prefix('$') {
+            out.push(b'$');
+            rest = more;
+        } else if let Some((name, more)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+            match look_up(name) {
+                Some(value) => out.extend_from_slice(value),
+                None => out.extend_from_slice(format!("$({name})").as_bytes()),
+            }
+            rest = more;
+        } else {
+            out.push(b'$');
+            rest = after;
+        }
+    }
+    out.extend_from_slice(rest.as_bytes());
+    out
+}
+
+/// Variables of the services that a pod can see: `kubernetes` of the default namespace always, those of its own
+/// namespace with `enableServiceLinks` (the default).
+fn service_variables(sources: &Sources<'_>) -> BTreeMap<String, String> {
+    let mut variables = BTreeMap::new();
+    if let Some(service) = sources.store.services().get(&Key::new("default", "kubernetes")) {
+        add_service(&mut variables, &service);
+    }
+    if pod::spec::of(sources.pod).enable_service_links != Some(false) {
+        for service in sources.store.services().list_namespace(sources.namespace()) {
+            add_service(&mut variables, &service);
+        }
+    }
+    variables
+}
+
+fn add_service(variables: &mut BTreeMap<String, String>, service: &Service) {
+    let Some(spec) = &service.spec else { return };
+    let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { return };
+    let upper = |name: &str| name.replace('-', "_").to_uppercase();
+    let prefix = upper(service.metadata.name.as_deref().unwrap_or_default());
+    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+    variables.insert(format!("{prefix}_SERVICE_HOST"), ip.to_owned());
+    for (index, port) in spec.ports.iter().flatten().enumerate() {
+        let number = port.port.to_string();
+        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+        let url = format!("{}://{host}:{number}", protocol.to_lowercase());
+        if index == 0 {
+            variables.insert(format!("{prefix}_SERVICE_PORT"), number.clone());
+            variables.insert(format!("{prefix}_PORT"), url.clone());
+        }
+        if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
+            variables.insert(format!("{prefix}_SERVICE_PORT_{}", upper(name)), number.clone());
+        }
+        let link = format!("{prefix}_PORT_{number}_{}", protocol.to_uppercase());
+        variables.insert(format!("{link}_PROTO"), protocol.to_lowercase());
+        variables.insert(format!("{link}_PORT"), number);
+        variables.insert(format!("{link}_ADDR"), ip.to_owned());
+        variables.insert(link, url);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn environment(container: serde_json::Value) -> Result<Environment, EnvError> {
+        let store = Store::new();
+        store.config_maps().put(
+            serde_json::from_value(
+                json!({"metadata": {"name": "cm", "namespace": "shop"}, "data": {"a": "1", "b": "2"}}),
+            )
+            .unwrap(),
+        );
+        store.secrets().put(
+            serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "shop"}, "data": {"k": "/w=="}}))
+                .unwrap(),
+        );
+        store.services().put(
+            serde_json::from_value(json!({"metadata": {"name": "my-db", "namespace": "shop"},
+                "spec": {"clusterIP": "10.96.0.5", "ports": [{"name": "sql-a", "port": 5432, "protocol": "TCP"}]}}))
+            .unwrap(),
+        );
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "shop", "labels": {"x": "y"}},
+            "spec": {"containers": [container]}}))
+            .unwrap();
+        let node = NodeFacts::default();
+        let sources =
+            Sources { pod: &pod, ips: &["10.0.0.1".into()], node: &node, store: &store, volumes: &BTreeMap::new() };
+        of_container(&pod.spec.as_ref().unwrap().containers[0], &sources)
+    }
+
+    fn text(environment: &Environment, name: &str) -> Option<String> {
+        environment.get(name).map(|value| String::from_utf8_lossy(value).into_owned())
+    }
+
+    #[test]
+    fn values_from_everywhere() {
+        let made = environment(json!({"name": "c",
+            "envFrom": [{"prefix": "CM_", "configMapRef": {"name": "cm"}}, {"configMapRef": {"name": "no", "optional": true}}],
+            "env": [
+                {"name": "PLAIN", "value": "$(CM_a)-$(NONE)-$$(CM_a)-$(MY_DB_SERVICE_PORT)"},
+                {"name": "NEXT", "value": "[$(PLAIN)]"},
+                {"name": "CM_b", "value": "own"},
+                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "X", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['x']"}}},
+                {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+                {"name": "O", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "z", "optional": true}}},
+            ]}))
+        .unwrap();
+        assert_eq!(text(&made, "PLAIN").as_deref(), Some("1-$(NONE)-$(CM_a)-5432"));
+        assert_eq!(text(&made, "NEXT").as_deref(), Some("[1-$(NONE)-$(CM_a)-5432]"));
+        assert_eq!(text(&made, "CM_b").as_deref(), Some("own"));
+        assert_eq!((text(&made, "IP").as_deref(), text(&made, "X").as_deref()), (Some("10.0.0.1"), Some("y")));
+        assert_eq!(made.get("S"), Some([0xff].as_slice()));
+        assert_eq!(made.get("O"), None);
+        for (name, value) in [
+            ("MY_DB_SERVICE_HOST", "10.96.0.5"),
+            ("MY_DB_SERVICE_PORT_SQL_A", "5432"),
+            ("MY_DB_PORT", "tcp://10.96.0.5:5432"),
+            ("MY_DB_PORT_5432_TCP_ADDR", "10.96.0.5"),
+        ] {
+            assert_eq!(text(&made, name).as_deref(), Some(value));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let failure = |env| environment(json!({"name": "c", "env": [env]})).unwrap_err().to_string();
+        let from = |from: serde_json::Value| json!({"name": "A", "valueFrom": from});
+        assert_eq!(
+            failure(from(json!({"configMapKeyRef": {"name": "no", "key": "k"}}))),
+            r#"configmap "no" not found"#
+        );
+        assert_eq!(failure(from(json!({"secretKeyRef": {"name": "no", "key": "k"}}))), r#"secret "no" not found"#);
+        assert_eq!(
+            failure(from(json!({"configMapKeyRef": {"name": "cm", "key": "k"}}))),
+            "couldn't find key k in ConfigMap shop/cm"
+        );
+    }
+
+    #[test]
+    fn files_of_variables() {
+        let text = "# comment\nA='1'\n B='two\nlines' # end\nC= 'x'\n";
+        assert_eq!(parse_file(text, "A"), Ok(Some("1".into())));
+        assert_eq!(parse_file(text, "B"), Ok(Some("two\nlines".into())));
+        assert_eq!(parse_file(text, "C"), Ok(None));
+        assert_eq!(parse_file("A=1", "A"), Err((1, "the value must be enclosed in single quotes")));
+        assert_eq!(parse_file("A='1\n", "A"), Err((1, "the quote is not closed")));
+    }
+
+    #[test]
+    fn expansion() {
+        let mut environment = Environment::default();
+        environment.set("A", "1");
+        for (input, expect) in
+            [("$(A)", "1"), ("$$(A)", "$(A)"), ("$$$(A)", "$1"), ("$(B)", "$(B)"), ("$(A", "$(A"), ("$A$", "$A$")]
+        {
+            assert_eq!(environment.expand(input), expect);
+        }
+        assert_eq!(environment.expand_strictly("$(A)/$(B)"), Err("B".into()));
+    }
+}

@@ -1,0 +1,54 @@
+//! Where the node agent keeps things: upstream's places below one root, so that other tools find them.
+
+use std::path::{Path, PathBuf};
+
+/// The places of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    /// The kubelet's root, upstream `/var/lib/kubelet`.
+    pub root: PathBuf,
+    /// The root of container logs, upstream `/var/log/pods`.
+    pub logs: PathBuf,
+}
+
+impl Paths {
+    /// The directory with one directory for each pod, by uid.
+    pub fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// What belongs to one pod.
+    pub fn pod(&self, uid: &str) -> PathBuf {
+        self.pods().join(uid)
+    }
+
+    /// The pod's managed `/etc/hosts`.
+    pub fn hosts_file(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("etc-hosts")
+    }
+
+    /// A volume: `pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`.
+    pub fn volume(&self, uid: &str, plugin: &str, name: &str) -> PathBuf {
+        self.pod(uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(name)
+    }
+
+    /// The file that a container writes its termination message to.
+    pub fn termination_message(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
+        self.pod(uid).join("containers").join(container).join(attempt.to_string())
+    }
+
+    /// Where `localhostProfile` of seccomp is looked up.
+    pub fn seccomp(&self) -> PathBuf {
+        self.root.join("seccomp")
+    }
+
+    /// The directory of a pod's logs: `<namespace>_<name>_<uid>`.
+    pub fn pod_logs(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.logs.join(format!("{namespace}_{name}_{uid}"))
+    }
+
+    /// A container's log file, relative to its pod's logs: `<container>/<attempt>.log`.
+    pub fn container_log(container: &str, attempt: u32) -> PathBuf {
+        Path::new(container).join(format!("{attempt}.log"))
+    }
+}

@@ -1,0 +1,331 @@
+//! The tree of control groups that pods live in, their limits, and whom the kernel kills first.
+//!
+//! ```text
+//! kubepods                         all pods: memory that the node leaves to them
+//! ├── pod<uid>                     Guaranteed
+//! ├── burstable                    cpu: the sum of its pods' requests
+//! │   └── pod<uid>
+//! └── besteffort                   cpu: the least there is
+//!     └── pod<uid>
+//! ```
+
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use pod::quantity::Quantity;
+use pod::spec::Role;
+use pod::{QosClass, spec};
+use sys::cgroup::{Cgroup, Hierarchy, Limits};
+
+/// The fewest `cpu.shares` that the kernel takes (`MIN_SHARES`, kernel/sched/sched.h).
+pub const SHARES_MIN: u64 = 2;
+/// The most (`MAX_SHARES`).
+pub const SHARES_MAX: u64 = 262_144;
+/// The length of a CPU period that upstream uses.
+pub const PERIOD_US: u64 = 100_000;
+/// The smallest quota that the kernel takes.
+const QUOTA_MIN_US: i64 = 1000;
+/// Priority from which on a pod is critical to its node (`system-node-critical`).
+const NODE_CRITICAL: i32 = 2_000_001_000;
+
+/// The group of all pods.
+pub const ROOT: &str = "kubepods";
+
+/// The group of a class, below the hierarchy.
+pub fn class_group(class: QosClass) -> String {
+    match class {
+        QosClass::Guaranteed => ROOT.to_owned(),
+        QosClass::Burstable => format!("{ROOT}/burstable"),
+        QosClass::BestEffort => format!("{ROOT}/besteffort"),
+    }
+}
+
+/// The group of a pod, below the hierarchy: `kubepods/burstable/pod<uid>`.
+pub fn pod_group(pod: &Pod) -> String {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    format!("{}/pod{uid}", class_group(QosClass::of(pod)))
+}
+
+/// CPU shares for a number of thousandths of a CPU.
+pub fn shares(milli: i64) -> u64 {
+    (u64::try_from(milli).unwrap_or(0) * 1024 / 1000).clamp(SHARES_MIN, SHARES_MAX)
+}
+
+/// Microseconds of CPU time for each [`PERIOD_US`]; `None` without a limit.
+pub fn quota_us(milli: i64) -> Option<i64> {
+    let period = i64::try_from(PERIOD_US).unwrap_or(i64::MAX);
+    (milli > 0).then(|| (milli.saturating_mul(period) / 1000).max(QUOTA_MIN_US))
+}
+
+/// Which list of a container's resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum List {
+    /// `requests`; one that is not written is the limit.
+    Requests,
+    /// `limits`.
+    Limits,
+}
+
+/// What a container asks for; `None` when it is not written, or no quantity.
+pub fn of_container(container: &Container, resource: &str, list: List) -> Option<Quantity> {
+    of_requirements(container.resources.as_ref()?, resource, list)
+}
+
+fn of_requirements(resources: &ResourceRequirements, resource: &str, list: List) -> Option<Quantity> {
+    let read = |list: &Option<std::collections::BTreeMap<String, _>>| {
+        let text: &k8s_openapi::apimachinery::pkg::api::resource::Quantity = list.as_ref()?.get(resource)?;
+        Quantity::parse(&text.0).ok().filter(|amount| !amount.is_zero())
+    };
+    let limit = read(&resources.limits);
+    match list {
+        List::Limits => limit,
+        List::Requests => read(&resources.requests).or(limit),
+    }
+}
+
+/// What a whole pod asks for: its own amount, or the most that its containers need at one time, plus overhead.
+pub fn of_pod(pod: &Pod, resource: &str, list: List) -> Quantity {
+    let whole = spec::of(pod).resources.as_ref().and_then(|whole| of_requirements(whole, resource, list));
+    whole.unwrap_or_else(|| of_containers(pod, resource, list)) + overhead(pod, resource)
+}
+
+/// Init containers run one at a time beside the sidecars before them; then all others run together.
+fn of_containers(pod: &Pod, resource: &str, list: List) -> Quantity {
+    let mut together = Quantity::default();
+    let mut peak = Quantity::default();
+    for (role, container) in spec::containers(pod) {
+        let amount = of_container(container, resource, list).unwrap_or_default();
+        match role {
+            Role::Init => peak = peak.max(together + amount),
+            Role::Sidecar | Role::Main => together = together + amount,
+        }
+    }
+    peak.max(together)
+}
+
+fn overhead(pod: &Pod, resource: &str) -> Quantity {
+    let text = spec::of(pod).overhead.as_ref().and_then(|list| list.get(resource));
+    text.and_then(|text| Quantity::parse(&text.0).ok()).unwrap_or_default()
+}
+
+/// Whether every container (or the pod as a whole) has a limit: only then does the pod's group get one.
+fn is_limited(pod: &Pod, resource: &str) -> bool {
+    let whole = spec::of(pod).resources.as_ref();
+    whole.is_some_and(|whole| of_requirements(whole, resource, List::Limits).is_some())
+        || spec::containers(pod).all(|(_, container)| of_container(container, resource, List::Limits).is_some())
+}
+
+/// Limits of a pod's group. `pids` is the node's limit for each pod (`podPidsLimit`).
+pub fn pod_limits(pod: &Pod, pids: Option<i64>) -> Limits {
+    let class = QosClass::of(pod);
+    let cpu = of_pod(pod, "cpu", List::Limits).milli();
+    let limited = |resource| class == QosClass::Guaranteed || is_limited(pod, resource);
+    Limits {
+        cpu_shares: Some(match class {
+            QosClass::BestEffort => SHARES_MIN,
+            _ => shares(of_pod(pod, "cpu", List::Requests).milli()),
+        }),
+        cpu_quota_us: quota_us(cpu).filter(|_| limited("cpu")),
+        cpu_period_us: quota_us(cpu).filter(|_| limited("cpu")).map(|_| PERIOD_US),
+        memory_bytes: Some(of_pod(pod, "memory", List::Limits).units()).filter(|bytes| *bytes > 0 && limited("memory")),
+        pids,
+        ..Limits::default()
+    }
+}
+
+/// `oom_score_adj` of a container's processes on a machine with this much memory: -997 to 1000, 1000 dies first.
+pub fn oom_score_adj(pod: &Pod, role: Role, container: &Container, memory_bytes: u64) -> i64 {
+    const GUARANTEED: i64 = -997;
+    if spec::of(pod).priority.is_some_and(|priority| priority >= NODE_CRITICAL) {
+        return GUARANTEED;
+    }
+    match QosClass::of(pod) {
+        QosClass::Guaranteed => GUARANTEED,
+        QosClass::BestEffort => 1000,
+        QosClass::Burstable => burstable_score(pod, role, container, memory_bytes),
+    }
+}
+
+/// The more of the machine's memory a container asked for, the later it dies; a sidecar no sooner than the application.
+fn burstable_score(pod: &Pod, role: Role, container: &Container, memory_bytes: u64) -> i64 {
+    let capacity = i64::try_from(memory_bytes).unwrap_or(i64::MAX).max(1);
+    let request =
+        |container: &Container| of_container(container, "memory", List::Requests).map_or(0, |amount| amount.units());
+    let score = |bytes: i64| 1000 - 1000i64.saturating_mul(bytes) / capacity;
+    let spare = unassigned_memory(pod);
+    let own = score(request(container) + spare);
+    let adjusted = match role {
+        Role::Sidecar => {
+            let smallest = spec::of(pod).containers.iter().map(request).min().unwrap_or(0);
+            own.min(score(smallest + spare))
+        }
+        _ => own,
+    };
+    adjusted.clamp(3, 999)
+}
+
+/// Each container's part of the memory that the pod as a whole requests and no container does.
+fn unassigned_memory(pod: &Pod) -> i64 {
+    let Some(whole) = &spec::of(pod).resources else { return 0 };
+    let Some(whole) = of_requirements(whole, "memory", List::Requests) else { return 0 };
+    let count = i64::try_from(spec::containers(pod).count()).unwrap_or(i64::MAX).max(1);
+    let assigned = of_containers(pod, "memory", List::Requests).units();
+    (whole.units() - assigned).max(0) / count
+}
+
+/// The tree on this machine.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    hierarchy: Hierarchy,
+    pids: Option<i64>,
+}
+
+impl Tree {
+    /// A tree in `hierarchy`; `pids` is the limit for each pod.
+    pub fn new(hierarchy: Hierarchy, pids: Option<i64>) -> Self {
+        Self { hierarchy, pids }
+    }
+
+    /// The group of all pods.
+    pub fn root(&self) -> Cgroup {
+        self.hierarchy.group(ROOT)
+    }
+
+    /// The group of a pod.
+    pub fn pod(&self, pod: &Pod) -> Cgroup {
+        self.hierarchy.group(pod_group(pod))
+    }
+
+    /// Makes the groups of all pods and of the classes; `cpu_milli` and `memory_bytes` are what the node leaves to pods.
+    ///
+    /// # Errors
+    /// The group and the kernel's reason.
+    pub fn ensure_roots(&self, cpu_milli: i64, memory_bytes: Option<i64>) -> sys::Result<()> {
+        let root = self.root();
+        root.create()?;
+        root.set(&self.present(Limits { cpu_shares: Some(shares(cpu_milli)), memory_bytes, ..Limits::default() }))?;
+        for class in [QosClass::Burstable, QosClass::BestEffort] {
+            let group = self.hierarchy.group(class_group(class));
+            group.create()?;
+            group.set(&self.present(Limits { cpu_shares: Some(SHARES_MIN), ..Limits::default() }))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the Burstable class the CPU share that its pods asked for together.
+    ///
+    /// # Errors
+    /// The group and the kernel's reason.
+    pub fn share<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> sys::Result<()> {
+        let burstable = pods.filter(|pod| QosClass::of(pod) == QosClass::Burstable);
+        let milli = burstable.map(|pod| of_pod(pod, "cpu", List::Requests)).sum::<Quantity>().milli();
+        let limits = Limits { cpu_shares: Some(shares(milli)), ..Limits::default() };
+        self.hierarchy.group(class_group(QosClass::Burstable)).set(&self.present(limits))
+    }
+
+    /// Makes a pod's group with its limits. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// The group and the kernel's reason.
+    pub fn ensure_pod(&self, pod: &Pod) -> sys::Result<Cgroup> {
+        let group = self.pod(pod);
+        group.create()?;
+        group.set(&self.present(pod_limits(pod, self.pids)))?;
+        Ok(group)
+    }
+
+    /// Kills what is left in a pod's group and removes it.
+    ///
+    /// # Errors
+    /// `EBUSY` while a process does not die.
+    pub fn remove_pod(&self, pod: &Pod) -> sys::Result<()> {
+        let group = self.pod(pod);
+        if group.exists() {
+            group.kill()?;
+        }
+        group.delete()
+    }
+
+    /// The limits whose controllers this machine has: a node without the `pids` controller still runs pods.
+    fn present(&self, limits: Limits) -> Limits {
+        let has = |name| self.hierarchy.has_controller(name);
+        let cpu = has("cpu");
+        Limits {
+            cpu_shares: limits.cpu_shares.filter(|_| cpu),
+            cpu_quota_us: limits.cpu_quota_us.filter(|_| cpu),
+            cpu_period_us: limits.cpu_period_us.filter(|_| cpu),
+            memory_bytes: limits.memory_bytes.filter(|_| has("memory")),
+            pids: limits.pids.filter(|_| has("pids")),
+            ..limits
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn groups_by_class() {
+        let guaranteed = json!({"containers": [{"name": "c", "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}]});
+        let burstable = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]});
+        for (spec, expect) in [
+            (guaranteed, "kubepods/podu"),
+            (burstable, "kubepods/burstable/podu"),
+            (json!({"containers": [{"name": "c"}]}), "kubepods/besteffort/podu"),
+        ] {
+            assert_eq!(pod_group(&pod(spec)), expect);
+        }
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!([shares(0), shares(1000), shares(100), shares(1_000_000)], [2, 1024, 102, SHARES_MAX]);
+        assert_eq!([quota_us(0), quota_us(500), quota_us(1)], [None, Some(50_000), Some(1000)]);
+    }
+
+    #[test]
+    fn a_pod_has_a_limit_only_if_all_containers_have() {
+        let one = json!({"name": "a", "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "500m", "memory": "64Mi"}}});
+        let limits = pod_limits(&pod(json!({"containers": [one.clone(), {"name": "b"}]})), None);
+        assert_eq!((limits.cpu_shares, limits.cpu_quota_us, limits.memory_bytes), (Some(102), None, None));
+        let limits = pod_limits(&pod(json!({"containers": [one.clone(), one]})), Some(7));
+        assert_eq!((limits.cpu_shares, limits.cpu_quota_us), (Some(204), Some(100_000)));
+        assert_eq!((limits.memory_bytes, limits.pids), (Some(128 << 20), Some(7)));
+    }
+
+    #[test]
+    fn init_containers_count_by_their_peak() {
+        let pod = pod(json!({
+            "initContainers": [
+                {"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "100m"}}},
+                {"name": "i", "resources": {"requests": {"cpu": "1"}}}],
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": "200m"}}}],
+            "overhead": {"cpu": "10m"}
+        }));
+        assert_eq!(of_pod(&pod, "cpu", List::Requests).milli(), 1110);
+    }
+
+    #[test]
+    fn oom_scores() {
+        let score = |spec| {
+            let pod = pod(spec);
+            let (role, container) = spec::containers(&pod).next().unwrap();
+            oom_score_adj(&pod, role, container, 1 << 30)
+        };
+        let asking =
+            |memory: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"memory": memory}}}]});
+        assert_eq!(score(asking("512Mi")), 500);
+        assert_eq!(score(asking("1Gi")), 3);
+        assert_eq!(score(asking("1")), 999);
+        assert_eq!(score(json!({"containers": [{"name": "c"}]})), 1000);
+        assert_eq!(score(json!({"priority": 2_000_001_000, "containers": [{"name": "c"}]})), -997);
+        let sidecar = json!({
+            "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+            "containers": [{"name": "c", "resources": {"requests": {"memory": "512Mi"}}}]});
+        assert_eq!(score(sidecar), 500);
+    }
+}
