@@ -1,12 +1,17 @@
 //! A further process in a running container.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::convert::Infallible;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use sys::cgroup::Entry;
+use sys::process::{self, Clone, namespace};
+use sys::rustix::fs::{Mode, OFlags};
+use sys::{path, rustix};
 
-use crate::launch::{LaunchError, Launched, Stdio, Step};
+use crate::launch::{self, InStep as _, LaunchError, Launched, Reporter, Stdio, Step};
 use crate::oci;
-use crate::plan::{HostFacts, PlanError, ProcessPlan};
+use crate::plan::{self, HostFacts, PlanError, ProcessPlan, mask_of};
 use crate::wire::{self, DecodeError};
 
 /// What an exec inherits from its container beside the process itself.
@@ -60,8 +65,10 @@ impl ExecPlan {
 /// # Errors
 /// What is wrong with `process`.
 pub fn exec_plan(process: &oci::Process, options: ExecOptions<'_>) -> Result<ExecPlan, PlanError> {
-    let _ = (process, options);
-    Err(PlanError::Missing("process"))
+    let linux = options.container.linux.clone().unwrap_or_default();
+    let namespaces = linux.namespaces.iter().fold(0, |bits, one| bits | mask_of(one.kind));
+    let process = plan::process(Some(process), linux.seccomp.as_ref(), options.facts, &mut Vec::new())?;
+    Ok(ExecPlan { process, namespaces })
 }
 
 /// Starts the process. It is a child of the caller, which has one thread only.
@@ -69,6 +76,72 @@ pub fn exec_plan(process: &oci::Process, options: ExecOptions<'_>) -> Result<Exe
 /// # Errors
 /// The first step that failed.
 pub fn exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Launched, LaunchError> {
-    drop((fds, stdio));
-    Err(LaunchError { step: Step::Clone, errno: 38, detail: plan.process.cwd.clone() })
+    let (ours, theirs) =
+        launch::channel_pair().map_err(|error| LaunchError::io(Step::Descriptors, &error, "socketpair"))?;
+    let directory = fds.cgroup.as_ref().and_then(|entry| match entry {
+        Entry::Directory(directory) => Some(directory.as_fd()),
+        Entry::Files(_) => None,
+    });
+    let reporter = Reporter(theirs);
+    let how = Clone { cgroup: directory, lose: &[ours.as_fd()], ..Clone::default() };
+    let first = process::spawn(&how, || {
+        let life = || {
+            launch::begin(&plan.process, fds.cgroup.as_ref(), &reporter)?;
+            // Before it is in the container nobody there can see it; from then on nobody may look into it.
+            process::set_dumpable(false).step(Step::Session, "dumpable")?;
+            let null = Keep::open(&stdio)?;
+            process::join(fds.target, plan.namespaces).step(Step::JoinNamespace, "the container's")?;
+            launch::go_through(0, &reporter, || inside(plan, null, &reporter))
+        };
+        launch::report(life(), &reporter)
+    })
+    .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
+    drop(reporter);
+    launch::finish(first, ours, false, Vec::new())
+}
+
+/// Streams that are opened before the container's files are all there is.
+struct Keep {
+    stdio: Stdio,
+}
+
+impl Keep {
+    fn open(stdio: &Stdio) -> Result<Self, LaunchError> {
+        let Stdio::Streams { stdin, stdout, stderr } = stdio else {
+            let Stdio::Terminal { rows, columns } = *stdio else { unreachable!("there are two kinds") };
+            return Ok(Self { stdio: Stdio::Terminal { rows, columns } });
+        };
+        let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        let null = null.map_err(|error| LaunchError::io(Step::Streams, &error, "/dev/null"))?;
+        let open = |stream: &Option<OwnedFd>| {
+            let stream = stream.as_ref().unwrap_or(&null).try_clone();
+            stream.map(Some).map_err(|error| LaunchError::io(Step::Streams, &error, ""))
+        };
+        Ok(Self { stdio: Stdio::Streams { stdin: open(stdin)?, stdout: open(stdout)?, stderr: open(stderr)? } })
+    }
+}
+
+/// The process in the container's namespaces, up to exec.
+fn inside(plan: &ExecPlan, keep: Keep, reporter: &Reporter) -> Result<Infallible, LaunchError> {
+    if plan.namespaces & namespace::USER != 0 {
+        process::become_root().step(Step::User, "root of the user namespace")?;
+    }
+    sys::fork::new_session().map_err(|error| LaunchError::io(Step::Session, &error, "setsid"))?;
+    let terminal = match keep.stdio {
+        Stdio::Terminal { .. } => Some(terminal()?),
+        Stdio::Streams { .. } => None,
+    };
+    if let Some(master) = &terminal {
+        reporter.terminal(master.as_fd());
+    }
+    let streams = launch::connect_streams(&keep.stdio, terminal.as_ref())?;
+    launch::become_program(&plan.process, &streams, true, reporter)
+}
+
+fn terminal() -> Result<OwnedFd, LaunchError> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| LaunchError::new(Step::Terminal, errno, "/"))?;
+    let devpts = path::open_in_root(root.as_fd(), Path::new("/dev/pts"), OFlags::RDONLY | OFlags::DIRECTORY)
+        .step(Step::Terminal, "/dev/pts")?;
+    sys::pty::open_in(devpts.as_fd()).map_err(|error| LaunchError::io(Step::Terminal, &error, "/dev/pts/ptmx"))
 }

@@ -20,6 +20,7 @@ pub mod namespaces;
 pub mod oci;
 pub mod plan;
 pub mod prepare;
+pub mod seccomp;
 pub mod wire;
 
 pub use exec::{ExecFds, ExecOptions, ExecPlan, exec, exec_plan};

@@ -1,10 +1,16 @@
 //! Namespaces that outlive a container: a pod's own, held as descriptors.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::fs;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use sys::process::Child;
+use sys::error::Context as _;
+use sys::process::{self, Child, Clone, namespace};
+use sys::rustix::fs::{Mode, OFlags};
+use sys::rustix::io::Errno;
 
 use crate::oci::{IdMapping, NamespaceKind};
+use crate::plan::mask_of;
 
 /// Which namespaces to make, and what to set in them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,17 +24,95 @@ pub struct Request {
     pub gids: Vec<IdMapping>,
     /// Host name in the new UTS namespace.
     pub hostname: Option<String>,
-    /// Dotted names and values, set in the new network and IPC namespaces.
+    /// Dotted names and values, set in the new network and IPC namespaces, or in those of `inside`.
     pub sysctls: Vec<(String, String)>,
 }
 
-/// Makes namespaces. The caller stays where it is and has one thread only.
+/// Makes namespaces. The caller stays where it is and has one thread only. Sysctls of the network go to `network` if
+/// that is not made anew.
 ///
 /// # Errors
 /// The call that failed; nothing remains.
-pub fn create(request: &Request) -> sys::Result<Vec<(NamespaceKind, OwnedFd)>> {
-    let _ = request;
-    Ok(Vec::new())
+pub fn create(request: &Request, network: Option<BorrowedFd<'_>>) -> sys::Result<Vec<(NamespaceKind, OwnedFd)>> {
+    let (mine, theirs) = crate::launch::channel_pair().during("socketpair", "")?;
+    let wanted = request.kinds.iter().fold(0, |bits, kind| bits | mask_of(*kind));
+    let user = if request.uids.is_empty() { 0 } else { namespace::USER };
+    // A user namespace is made first, with the process: what the process makes afterwards belongs to it.
+    let namespaces = if user == 0 { wanted } else { user };
+    let how = Clone { namespaces, lose: &[mine.as_fd()], ..Clone::default() };
+    let child = process::spawn(&how, || match holder(request, user, wanted, network, theirs.as_fd()) {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ =
+                sys::fdpass::send(theirs.as_fd(), format!("!{}\0{error}", error.errno.raw_os_error()).as_bytes(), &[]);
+            1
+        }
+    })?;
+    drop(theirs);
+    let made = hold(request, &child, user, &mine);
+    drop(mine); // The end of the channel is the end of the holder.
+    let _ = process::reap(child.pidfd.as_fd());
+    made
+}
+
+/// The process that lends its namespaces until the channel ends.
+fn holder(
+    request: &Request,
+    user: u64,
+    wanted: u64,
+    network: Option<BorrowedFd<'_>>,
+    channel: BorrowedFd<'_>,
+) -> sys::Result<()> {
+    if user != 0 {
+        wait(channel)?; // until the mappings are written
+        process::become_root()?;
+        process::leave(wanted)?;
+    }
+    if let Some(name) = &request.hostname {
+        process::set_host_name(name)?;
+    }
+    if let Some(network) = network.filter(|_| !request.sysctls.is_empty()) {
+        process::join(network, namespace::NETWORK)?;
+    }
+    crate::launch::sysctls(&request.sysctls).map_err(|error| sys::Error {
+        call: "sysctl",
+        subject: error.detail.clone(),
+        errno: Errno::from_raw_os_error(error.errno),
+    })?;
+    sys::fdpass::send(channel, b"made", &[]).during("send", "the holder's channel")?;
+    wait(channel).map(drop)
+}
+
+fn wait(channel: BorrowedFd<'_>) -> sys::Result<usize> {
+    sys::fdpass::recv(channel, &mut [0; 8], &mut Vec::new()).during("recv", "the holder's channel")
+}
+
+fn hold(request: &Request, child: &Child, user: u64, channel: &OwnedFd) -> sys::Result<Vec<(NamespaceKind, OwnedFd)>> {
+    if user != 0 {
+        let proc = format!("/proc/{}", child.pid.as_raw_nonzero());
+        fs::write(format!("{proc}/uid_map"), mappings(&request.uids)).during("write", "uid_map")?;
+        fs::write(format!("{proc}/gid_map"), mappings(&request.gids)).during("write", "gid_map")?;
+        sys::fdpass::send(channel.as_fd(), b"go", &[]).during("send", "the holder")?;
+    }
+    let mut answer = [0; 512];
+    let length = sys::fdpass::recv(channel.as_fd(), &mut answer, &mut Vec::new()).during("recv", "the holder")?;
+    if &answer[..length] != b"made" {
+        return Err(failure(&answer[..length]));
+    }
+    let user_kind = (user != 0).then_some(NamespaceKind::User);
+    let kinds = user_kind.into_iter().chain(request.kinds.iter().copied());
+    kinds.map(|kind| Ok((kind, open(child, kind)?))).collect()
+}
+
+fn failure(answer: &[u8]) -> sys::Error {
+    let text = String::from_utf8_lossy(answer);
+    let (errno, subject) = text.strip_prefix('!').and_then(|rest| rest.split_once('\0')).unwrap_or(("10", "it ended"));
+    let errno = Errno::from_raw_os_error(errno.parse().unwrap_or(10));
+    sys::Error { call: "namespaces", subject: subject.to_owned(), errno }
+}
+
+fn mappings(ranges: &[IdMapping]) -> String {
+    ranges.iter().map(|range| format!("{} {} {}\n", range.container_id, range.host_id, range.size)).collect()
 }
 
 /// Starts the first process of a new pid namespace, owned by `user` if given: it reaps what is orphaned there and
@@ -37,8 +121,46 @@ pub fn create(request: &Request) -> sys::Result<Vec<(NamespaceKind, OwnedFd)>> {
 /// # Errors
 /// Those of clone3(2) and setns(2).
 pub fn start_reaper(user: Option<BorrowedFd<'_>>) -> sys::Result<Child> {
-    let _ = user;
-    Err(sys::Error { call: "clone3", subject: String::new(), errno: sys::rustix::io::Errno::NOSYS })
+    let life = || {
+        let bound = process::set_parent_death_signal(Some(sys::rustix::process::Signal::KILL));
+        let hidden = process::set_dumpable(false);
+        let _ = sys::fork::set_process_name("orlop-pause"); // Cosmetic.
+        if bound.is_err() || hidden.is_err() {
+            return 1;
+        }
+        sys::fork::reap_for_ever()
+    };
+    let Some(user) = user else {
+        return process::spawn(&Clone { namespaces: namespace::PID, ..Clone::default() }, life);
+    };
+    let (mine, theirs) = crate::launch::channel_pair().during("socketpair", "")?;
+    let between = process::spawn(&Clone { lose: &[mine.as_fd()], ..Clone::default() }, || {
+        let made = process::join(user, namespace::USER).and_then(|()| {
+            process::spawn(&Clone { namespaces: namespace::PID, as_sibling: true, ..Clone::default() }, life)
+        });
+        match made {
+            Ok(child) => {
+                let pid = child.pid.as_raw_nonzero().get().to_le_bytes();
+                let _ = sys::fdpass::send(theirs.as_fd(), &pid, &[child.pidfd.as_fd()]);
+                0
+            }
+            Err(error) => {
+                let text = format!("!{}\0{error}", error.errno.raw_os_error());
+                let _ = sys::fdpass::send(theirs.as_fd(), text.as_bytes(), &[]);
+                1
+            }
+        }
+    })?;
+    drop(theirs);
+    let (mut answer, mut fds) = ([0; 512], Vec::new());
+    let length = sys::fdpass::recv(mine.as_fd(), &mut answer, &mut fds).during("recv", "the reaper");
+    let _ = process::reap(between.pidfd.as_fd());
+    let (length, pidfd) = (length?, fds.pop());
+    let pid = <[u8; 4]>::try_from(&answer[..length]).ok().map(i32::from_le_bytes);
+    match (pid.and_then(sys::rustix::process::Pid::from_raw), pidfd) {
+        (Some(pid), Some(pidfd)) => Ok(Child { pid, pidfd }),
+        _ => Err(failure(&answer[..length])),
+    }
 }
 
 /// The namespace of a process.
@@ -46,6 +168,20 @@ pub fn start_reaper(user: Option<BorrowedFd<'_>>) -> sys::Result<Child> {
 /// # Errors
 /// The process has ended.
 pub fn open(process: &Child, kind: NamespaceKind) -> sys::Result<OwnedFd> {
-    let _ = (process, kind);
-    Err(sys::Error { call: "open", subject: String::new(), errno: sys::rustix::io::Errno::NOSYS })
+    let path = format!("/proc/{}/ns/{}", process.pid.as_raw_nonzero(), file_name(kind));
+    sys::rustix::fs::open(Path::new(&path), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during("open", path)
+}
+
+/// Its name below `/proc/<pid>/ns`.
+pub fn file_name(kind: NamespaceKind) -> &'static str {
+    match kind {
+        NamespaceKind::User => "user",
+        NamespaceKind::Pid => "pid",
+        NamespaceKind::Network => "net",
+        NamespaceKind::Mount => "mnt",
+        NamespaceKind::Ipc => "ipc",
+        NamespaceKind::Uts => "uts",
+        NamespaceKind::Cgroup => "cgroup",
+        NamespaceKind::Time => "time",
+    }
 }

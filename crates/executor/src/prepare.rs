@@ -2,20 +2,23 @@
 //!
 //! Runs in the daemon, which sees the host's paths; the keeper and the container only get descriptors.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use crate::plan::LaunchPlan;
+use sys::mount::{self, Change};
+use sys::rustix::io::Errno;
+
+use crate::plan::{IdMap, LaunchPlan, Source};
 
 /// A source that could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the mount of {path} at {target}")]
+#[error("the mount of {path} at {target}: {cause}")]
 pub struct PrepareError {
     /// The path on the host.
     pub path: String,
     /// Where it should appear.
     pub target: String,
     /// Why not.
-    #[source]
     pub cause: sys::Error,
 }
 
@@ -26,6 +29,41 @@ pub struct PrepareError {
 /// # Errors
 /// The first source that is missing or refuses an attribute.
 pub fn open_sources(plan: &LaunchPlan, user_namespace: Option<BorrowedFd<'_>>) -> Result<Vec<OwnedFd>, PrepareError> {
-    let _ = (plan, user_namespace);
-    Ok(Vec::new())
+    let open = |source: &Source| {
+        open_source(source, user_namespace).map_err(|cause| PrepareError {
+            path: source.path.clone(),
+            target: source.target.clone(),
+            cause,
+        })
+    };
+    plan.sources.iter().map(open).collect()
+}
+
+fn open_source(source: &Source, user_namespace: Option<BorrowedFd<'_>>) -> sys::Result<OwnedFd> {
+    let mount = mount::copy_tree(Path::new(&source.path), source.recursive)?;
+    let propagation = source
+        .propagation
+        .unwrap_or(crate::plan::PropagationPlan { kind: mount::Propagation::Private, recursive: source.recursive });
+    let spread = Change { propagation: Some(propagation.kind), recursive: propagation.recursive, ..Change::default() };
+    mount::set_attributes(mount.as_fd(), &spread)?;
+    if source.set != 0 || source.clear != 0 {
+        let change = Change { set: source.set, clear: source.clear, ..Change::default() };
+        mount::set_attributes(mount.as_fd(), &change)?;
+    }
+    if source.set_recursive != 0 {
+        let change = Change { set: source.set_recursive, recursive: true, ..Change::default() };
+        mount::set_attributes(mount.as_fd(), &change)?;
+    }
+    let recursive = match &source.id_map {
+        IdMap::None => return Ok(mount),
+        IdMap::Container { recursive } => *recursive,
+        IdMap::Own { .. } => return Err(unmapped(source, "mappings of a mount's own need a user namespace for each")),
+    };
+    let id_map = Some(user_namespace.ok_or_else(|| unmapped(source, "no user namespace"))?);
+    mount::set_attributes(mount.as_fd(), &Change { id_map, recursive, ..Change::default() })?;
+    Ok(mount)
+}
+
+fn unmapped(source: &Source, why: &str) -> sys::Error {
+    sys::Error { call: "mount_setattr", subject: format!("{} ({why})", source.path), errno: Errno::OPNOTSUPP }
 }

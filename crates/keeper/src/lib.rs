@@ -1,7 +1,9 @@
 //! The per-pod process that owns stdio, log files, reaping, exit records and exec; and its protocol.
 
+mod clock;
 mod config;
 mod keeper;
+mod log;
 pub mod protocol;
 pub mod zygote;
 

@@ -26,7 +26,7 @@ pub fn fork_into(data: Vec<u8>, keep: Vec<OwnedFd>, run: fn(Vec<u8>, Vec<OwnedFd
     }
 }
 
-fn require_one_thread() -> io::Result<()> {
+pub(crate) fn require_one_thread() -> io::Result<()> {
     match std::fs::read_dir("/proc/self/task")?.count() {
         1 => Ok(()),
         n => Err(io::Error::new(io::ErrorKind::Unsupported, format!("cannot fork a process with {n} threads"))),

@@ -1,5 +1,6 @@
 //! Every system call, ioctl and netlink socket of orlop, behind typed wrappers; the only crate with `unsafe`.
 
+pub mod caps;
 pub mod cgroup;
 mod device_filter;
 pub mod error;

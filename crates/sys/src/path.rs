@@ -34,6 +34,28 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<
     open(root, path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
 }
 
+/// Opens `path` below `root` where no part may be a link or another mount: kernel files, which nothing may cover.
+///
+/// # Errors
+/// `ELOOP` for a link, `EXDEV` for a mount on the way.
+pub fn open_plain(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    open(root, path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV)
+}
+
+/// The caller's `/proc`, and nothing that only looks like it.
+///
+/// # Errors
+/// `ENOENT`; `EXDEV` when something else is mounted there.
+pub fn open_proc() -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).during("open", "/proc")?;
+    let found = rustix::fs::fstatfs(&proc).during("fstatfs", "/proc")?;
+    if found.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        return Ok(proc);
+    }
+    Err(Error { call: "open", subject: "/proc (not a procfs)".to_owned(), errno: Errno::XDEV })
+}
+
 fn open(root: BorrowedFd<'_>, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o644) } else { Mode::empty() };

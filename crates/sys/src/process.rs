@@ -4,6 +4,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
@@ -42,6 +43,9 @@ pub struct Clone<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// The child's parent becomes the caller's parent.
     pub as_sibling: bool,
+    /// The caller's ends of pipes and sockets to the child, which loses its copies: else it would hold up their end.
+    /// [`spawn`] only; the child's code must not use them.
+    pub lose: &'a [BorrowedFd<'a>],
 }
 
 /// Which side of a [`clone3`] this is.
@@ -98,6 +102,54 @@ pub unsafe fn clone3(how: &Clone<'_>) -> Result<Cloned> {
         }
         _ => Err(last("clone3", format!("namespaces {:#x}", how.namespaces))),
     }
+}
+
+/// Whether this process is a child of [`spawn`]: it began with one thread and makes none. Its `/proc` may be a
+/// container's, which could not tell.
+static IS_SPAWNED: AtomicBool = AtomicBool::new(false);
+
+/// Makes a child process that runs `life` and ends with the code that it answers; nothing of the caller's is dropped or
+/// flushed in the child.
+///
+/// # Errors
+/// Those of clone3(2), and `EBUSY` when the process has more than one thread: the copy would have locks that nobody
+/// unlocks.
+pub fn spawn(how: &Clone<'_>, life: impl FnOnce() -> i32) -> Result<Child> {
+    let alone = IS_SPAWNED.load(Ordering::Relaxed) || crate::fork::require_one_thread().is_ok();
+    if !alone {
+        return Err(Error { call: "clone3", subject: "a process with several threads".to_owned(), errno: Errno::BUSY });
+    }
+    // SAFETY: the process has one thread, so no lock is held by a thread that the copy lacks.
+    match unsafe { clone3(how)? } {
+        Cloned::Parent(child) => Ok(child),
+        Cloned::Child => {
+            IS_SPAWNED.store(true, Ordering::Relaxed);
+            for lost in how.lose {
+                // SAFETY: the child never returns to the frames that own the descriptor, so nobody closes it again.
+                unsafe { libc::close(lost.as_raw_fd()) };
+            }
+            // An unwinding panic must not reach the caller's frames: they would run twice.
+            let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
+            exit_now(end.unwrap_or(101))
+        }
+    }
+}
+
+/// Makes these the standard input, output and error, inherited over exec. Works for any numbers they have now.
+///
+/// # Errors
+/// `EMFILE`.
+pub fn set_standard_streams(streams: [BorrowedFd<'_>; 3]) -> Result<()> {
+    // First out of the way: one of them may be where another has to go.
+    let mut moved = Vec::with_capacity(3);
+    for stream in streams {
+        moved.push(rustix::io::fcntl_dupfd_cloexec(stream, 3).during("fcntl", "F_DUPFD_CLOEXEC")?);
+    }
+    for (to, from) in (0..).zip(&moved) {
+        // SAFETY: the three standard numbers belong to the process, not to a value in it.
+        unsafe { duplicate_to(from, to)? };
+    }
+    Ok(())
 }
 
 fn failed(call: &'static str, errno: Errno) -> Error {
@@ -360,6 +412,15 @@ pub fn set_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }, "setresgid", gid)?;
     // SAFETY: as above.
     check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }, "setresuid", uid)
+}
+
+/// User and group 0 without supplementary groups, as the first process of a user namespace needs before it can own
+/// files there.
+///
+/// # Errors
+/// `EINVAL` when 0 has no mapping.
+pub fn become_root() -> Result<()> {
+    set_user(0, 0, &[])
 }
 
 /// Host name of the calling process's UTS namespace.

@@ -241,3 +241,24 @@ pub fn append_text(tar: &mut tar::Builder<&mut dyn Write>, path: &str, text: &st
     header.set_size(text.len() as u64);
     Ok(tar.append_data(&mut header, path, BufReader::new(text.as_bytes()))?)
 }
+
+/// A root file system with busybox unpacked into `dir`, for tests of what stands below images.
+///
+/// # Errors
+/// `busybox` (package busybox-static) is missing.
+pub fn busybox_root(dir: &Path) -> anyhow::Result<()> {
+    let program = ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .map(Path::new)
+        .find(|path| path.exists())
+        .context("busybox is not installed (package busybox-static)")?;
+    for made in ["bin", "dev", "proc", "sys", "tmp", "etc"] {
+        std::fs::create_dir_all(dir.join(made))?;
+    }
+    std::fs::copy(program, dir.join("bin/busybox"))?;
+    let applets = std::process::Command::new(program).arg("--list").output()?.stdout;
+    for applet in String::from_utf8_lossy(&applets).lines().filter(|applet| *applet != "busybox") {
+        std::fs::hard_link(dir.join("bin/busybox"), dir.join("bin").join(applet))?;
+    }
+    Ok(())
+}

@@ -7,3 +7,4 @@ pub mod host;
 pub mod image;
 pub mod netns;
 pub mod registry;
+pub mod serial;

@@ -1,36 +1,22 @@
 //! Compiling an OCI configuration: everything is decided here, from values, without touching the host.
 
 mod codec;
+mod facts;
+mod mounts;
+mod process;
+mod resources;
+mod root;
 mod types;
 
+pub use facts::HostFacts;
+pub use resources::{device_rules, limits};
 pub use types::*;
 
-use crate::oci;
+pub(crate) use process::{mask_of, process};
 
-/// What a plan has to know about the host. Read once; it does not change while the node runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostFacts {
-    /// The capabilities that the node itself may hand on, as bits.
-    pub capabilities: u64,
-    /// Control groups are version 2.
-    pub unified_cgroups: bool,
-    /// The root of the host's mounts is the initramfs, which cannot be pivoted away.
-    pub root_is_initramfs: bool,
-}
+use sys::process::namespace;
 
-impl HostFacts {
-    /// Reads them from `/proc` and `/sys`.
-    ///
-    /// # Errors
-    /// No `/proc`.
-    pub fn read() -> sys::Result<Self> {
-        Ok(Self {
-            capabilities: 0,
-            unified_cgroups: std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
-            root_is_initramfs: false,
-        })
-    }
-}
+use crate::oci::{self, NamespaceKind};
 
 /// What is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,29 +39,58 @@ pub enum PlanError {
     Seccomp(String),
 }
 
+impl PlanError {
+    pub(crate) fn invalid(field: &'static str, value: impl ToString, problem: &'static str) -> Self {
+        Self::Invalid { field, value: value.to_string(), problem }
+    }
+}
+
 /// Compiles a configuration. Pure: the same arguments give the same plan.
 ///
 /// # Errors
 /// The first field that cannot be honoured.
 pub fn plan(spec: &oci::Spec, facts: &HostFacts) -> Result<LaunchPlan, PlanError> {
-    let _ = (spec, facts);
-    Err(PlanError::Missing("process"))
+    let linux = spec.linux.clone().unwrap_or_default();
+    let mut warnings = Vec::new();
+    let own = own_namespaces(&linux);
+    require(own & namespace::UTS != 0 || spec.hostname.is_empty(), "hostname", &spec.hostname)?;
+    require(own & namespace::UTS != 0 || spec.domainname.is_empty(), "domainname", &spec.domainname)?;
+    let process = process(spec.process.as_ref(), linux.seccomp.as_ref(), facts, &mut warnings)?;
+    let mut sources = Vec::new();
+    let root = if own & namespace::MOUNT == 0 {
+        None
+    } else {
+        Some(root::root(spec, &linux, facts, process.terminal, &mut sources)?)
+    };
+    Ok(LaunchPlan {
+        process,
+        new_namespaces: own,
+        joins: joined_namespaces(&linux),
+        hostname: (!spec.hostname.is_empty()).then(|| spec.hostname.clone()),
+        domainname: (!spec.domainname.is_empty()).then(|| spec.domainname.clone()),
+        root,
+        sources,
+        sysctls: linux.sysctl.into_iter().collect(),
+        gate: false,
+        dies_with_parent: true,
+        warnings,
+    })
 }
 
-/// The limits of `linux.resources` for the container's control group.
-///
-/// # Errors
-/// Values that no kernel takes.
-pub fn limits(resources: &oci::Resources) -> Result<sys::cgroup::Limits, PlanError> {
-    let _ = resources;
-    Ok(sys::cgroup::Limits::default())
+fn require(holds: bool, field: &'static str, value: &str) -> Result<(), PlanError> {
+    if holds { Ok(()) } else { Err(PlanError::invalid(field, value, "needs a UTS namespace of the container's own")) }
 }
 
-/// The device rules of `linux.resources`, those of the default devices included.
-///
-/// # Errors
-/// Unknown kinds.
-pub fn device_rules(resources: &oci::Resources) -> Result<Vec<sys::cgroup::DeviceRule>, PlanError> {
-    let _ = resources;
-    Ok(Vec::new())
+/// Namespaces that are made with the process. A user namespace never is: others have to be owned by it.
+fn own_namespaces(linux: &oci::Linux) -> u64 {
+    let fresh = linux.namespaces.iter().filter(|one| one.path.is_empty() && one.kind != NamespaceKind::User);
+    fresh.fold(0, |bits, one| bits | mask_of(one.kind))
 }
+
+fn joined_namespaces(linux: &oci::Linux) -> Vec<NamespaceKind> {
+    let joined = linux.namespaces.iter().filter(|one| !one.path.is_empty() || one.kind == NamespaceKind::User);
+    joined.map(|one| one.kind).collect()
+}
+
+#[cfg(test)]
+mod tests;

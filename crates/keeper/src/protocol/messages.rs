@@ -236,6 +236,14 @@ wire_struct! {
 
     /// Body of [`Reply::Started`].
     pub struct Started {
+        /// The new process.
+        pub process: Process,
+        /// What could not be done as asked although the process runs.
+        pub warnings: Vec<String>,
+    }
+
+    /// A process that the keeper started.
+    pub struct Process {
         /// Process id in the keeper's pid namespace.
         pub pid: u32,
         /// Field 22 of `/proc/<pid>/stat`: with the pid and the boot id it names the process for ever.
@@ -344,7 +352,7 @@ wire_struct! {
         /// Its id.
         pub id: String,
         /// Its init.
-        pub started: Started,
+        pub process: Process,
         /// How it ended, if it did.
         pub exit: Option<Exit>,
         /// Output that was dropped because the log could not take it.
@@ -358,7 +366,7 @@ wire_struct! {
         /// Its container.
         pub container: String,
         /// Its process.
-        pub started: Started,
+        pub process: Process,
         /// How it ended, if it did.
         pub exit: Option<Exit>,
     }

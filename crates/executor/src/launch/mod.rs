@@ -1,0 +1,361 @@
+//! Making the process that a plan describes.
+//!
+//! ```text
+//! launcher ──clone3──► child ─(begin: control group, oom score)─► container(): namespaces, names, root, streams ─► exec
+//!     │                   └─ where a user or pid namespace is joined: one in between, the child is its sibling
+//!     ╰──────── channel: warnings, terminal, error, "executing", end ────────╯
+//! ```
+
+mod channel;
+mod program;
+mod root;
+mod step;
+mod streams;
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use sys::cgroup::Entry;
+use sys::process::{self, Child, Clone, namespace};
+use sys::rustix::fs::OFlags;
+use sys::rustix::io::Errno;
+use sys::rustix::process::Pid;
+use sys::{mount, path};
+
+use crate::oci::NamespaceKind;
+use crate::plan::{LaunchPlan, ProcessPlan, Warning, mask_of};
+
+pub use step::Step;
+
+pub(crate) use channel::pair as channel_pair;
+pub(crate) use channel::{Message, Reporter};
+pub(crate) use program::become_program;
+pub(crate) use streams::connect as connect_streams;
+
+/// The descriptors that a launch needs. Nothing else connects it with the file system of the host.
+#[derive(Debug, Default)]
+pub struct LaunchFds {
+    /// The root file system: a detached mount, or the mount point's descriptor. Absent only for a plan without a mount
+    /// namespace of its own.
+    pub rootfs: Option<OwnedFd>,
+    /// Detached mounts, one for each of [`LaunchPlan::sources`], as [`crate::prepare::open_sources`] makes them.
+    pub mounts: Vec<OwnedFd>,
+    /// The namespaces to join, one for each of [`LaunchPlan::joins`]; the order does not matter.
+    pub namespaces: Vec<(NamespaceKind, OwnedFd)>,
+    /// The control group; absent leaves the process in the caller's.
+    pub cgroup: Option<Entry>,
+}
+
+/// The standard streams of a process.
+#[derive(Debug)]
+pub enum Stdio {
+    /// These three. What is absent is `/dev/null`.
+    Streams {
+        /// Standard input.
+        stdin: Option<OwnedFd>,
+        /// Standard output.
+        stdout: Option<OwnedFd>,
+        /// Standard error.
+        stderr: Option<OwnedFd>,
+    },
+    /// A new pseudo terminal of the container's own `devpts`, controlling; [`Launched::terminal`] is its master.
+    Terminal {
+        /// Rows, 0 leaves the size unset.
+        rows: u16,
+        /// Columns.
+        columns: u16,
+    },
+}
+
+/// A process that runs, or waits at its gate.
+#[derive(Debug)]
+pub struct Launched {
+    /// The process, a child of the caller: who launches it reaps it.
+    pub child: Child,
+    /// The master of its terminal.
+    pub terminal: Option<OwnedFd>,
+    /// Present when the plan has a gate: everything is set up, the program does not run yet.
+    pub gate: Option<Gate>,
+    /// What could not be done as asked although the process runs.
+    pub warnings: Vec<Warning>,
+}
+
+/// A process that is ready and waits before exec: OCI's state *created*. Dropping it ends the process.
+#[derive(Debug)]
+pub struct Gate {
+    pub(crate) channel: OwnedFd,
+}
+
+impl Gate {
+    /// Lets the process exec its program: OCI's *start*.
+    ///
+    /// # Errors
+    /// The program could not be executed; the process has ended.
+    pub fn open(self) -> Result<(), LaunchError> {
+        channel::open_gate(self.channel.as_fd())
+            .map_err(|error| LaunchError::io(Step::Protocol, &error, "the gate"))?;
+        let mut executing = false;
+        loop {
+            match channel::receive(self.channel.as_fd()) {
+                Ok(Some(Message::Executing)) => executing = true,
+                Ok(Some(Message::Error(error))) => return Err(error),
+                Ok(Some(_)) => {}
+                Ok(None) if executing => return Ok(()),
+                Ok(None) => return Err(LaunchError::new(Step::Protocol, Errno::CHILD, "it ended at its gate")),
+                Err(error) => return Err(LaunchError::io(Step::Protocol, &error, "the gate")),
+            }
+        }
+    }
+}
+
+/// Why there is no process. Nothing of it remains.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{step}: {detail}: {}", std::io::Error::from_raw_os_error(*errno))]
+pub struct LaunchError {
+    /// What was being done.
+    pub step: Step,
+    /// The kernel's reason.
+    pub errno: i32,
+    /// The object: a mount's target, a sysctl, the program.
+    pub detail: String,
+}
+
+impl LaunchError {
+    pub(crate) fn new(step: Step, errno: Errno, detail: impl Into<String>) -> Self {
+        Self { step, errno: errno.raw_os_error(), detail: detail.into() }
+    }
+
+    pub(crate) fn io(step: Step, error: &io::Error, detail: impl Into<String>) -> Self {
+        Self { step, errno: error.raw_os_error().unwrap_or(0), detail: detail.into() }
+    }
+
+    pub(crate) fn from_call(step: Step, error: &sys::Error) -> Self {
+        Self::new(step, error.errno, format!("{} {}", error.call, error.subject))
+    }
+}
+
+/// Says in which step, and on what, a call failed.
+pub(crate) trait InStep<T> {
+    fn step(self, step: Step, object: impl std::fmt::Display) -> Result<T, LaunchError>;
+}
+
+impl<T> InStep<T> for sys::Result<T> {
+    fn step(self, step: Step, object: impl std::fmt::Display) -> Result<T, LaunchError> {
+        self.map_err(|error| {
+            LaunchError::new(step, error.errno, format!("{object} ({} {})", error.call, error.subject))
+        })
+    }
+}
+
+/// Makes the process of `plan`. Without a gate it answers when the program has been executed.
+///
+/// The caller has one thread, see the crate's documentation.
+///
+/// # Errors
+/// The first step that failed.
+pub fn launch(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Launched, LaunchError> {
+    if fds.mounts.len() != plan.sources.len() || fds.rootfs.is_none() != plan.root.is_none() {
+        return Err(LaunchError::new(Step::Descriptors, Errno::INVAL, "the root or a mount is missing"));
+    }
+    let joined: u64 = fds.namespaces.iter().fold(0, |bits, (kind, _)| bits | mask_of(*kind));
+    let made_late = namespace::CGROUP;
+    let make = plan.new_namespaces & !made_late;
+    // Others have to be owned by the user namespace, and a pid namespace is joined by the children alone.
+    let through = joined & (namespace::USER | namespace::PID) != 0;
+    let (ours, theirs) = channel::pair().map_err(|error| LaunchError::io(Step::Descriptors, &error, "socketpair"))?;
+    let how = Clone {
+        namespaces: if through { 0 } else { make },
+        cgroup: fds.cgroup.as_ref().and_then(directory_of),
+        lose: &[ours.as_fd()],
+        ..Clone::default()
+    };
+    let reporter = Reporter(theirs);
+    let first = process::spawn(&how, || {
+        let life = || {
+            begin(&plan.process, fds.cgroup.as_ref(), &reporter)?;
+            if !through {
+                return container(plan, &fds, &stdio, &reporter);
+            }
+            join_some(&fds.namespaces, |kind| matches!(kind, NamespaceKind::User | NamespaceKind::Pid))?;
+            go_through(make, &reporter, || container(plan, &fds, &stdio, &reporter))
+        };
+        report(life(), &reporter)
+    })
+    .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
+    drop(reporter);
+    finish(first, ours, plan.gate, plan.warnings.clone())
+}
+
+fn directory_of(entry: &Entry) -> Option<BorrowedFd<'_>> {
+    match entry {
+        Entry::Directory(directory) => Some(directory.as_fd()),
+        Entry::Files(_) => None,
+    }
+}
+
+/// Tells the launcher why the child gives up; its exit code.
+pub(crate) fn report(end: Result<Infallible, LaunchError>, reporter: &Reporter) -> i32 {
+    let Err(error) = end;
+    reporter.error(&error);
+    1
+}
+
+/// Makes the final process as the launcher's child and ends the one in between.
+pub(crate) fn go_through(
+    namespaces: u64,
+    reporter: &Reporter,
+    life: impl FnOnce() -> Result<Infallible, LaunchError>,
+) -> Result<Infallible, LaunchError> {
+    let how = Clone { namespaces, as_sibling: true, ..Clone::default() };
+    let child = process::spawn(&how, || report(life(), reporter))
+        .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
+    reporter.child(child.pid.as_raw_nonzero().get(), child.pidfd.as_fd());
+    process::exit_now(0)
+}
+
+/// The container's process, in its new namespaces and control group, up to exec.
+fn container(
+    plan: &LaunchPlan,
+    fds: &LaunchFds,
+    stdio: &Stdio,
+    reporter: &Reporter,
+) -> Result<Infallible, LaunchError> {
+    join_some(&fds.namespaces, |kind| !matches!(kind, NamespaceKind::User | NamespaceKind::Pid))?;
+    if plan.new_namespaces & namespace::CGROUP != 0 {
+        process::leave(namespace::CGROUP).step(Step::NewNamespace, "cgroup")?;
+    }
+    if fds.namespaces.iter().any(|(kind, _)| *kind == NamespaceKind::User) {
+        process::become_root().step(Step::User, "root of the user namespace")?;
+    }
+    process::set_dumpable(false).step(Step::Session, "dumpable")?;
+    sys::fork::new_session().map_err(|error| LaunchError::io(Step::Session, &error, "setsid"))?;
+    names(plan)?;
+    sysctls(&plan.sysctls)?;
+    let terminal = match (&plan.root, &fds.rootfs) {
+        (Some(root), Some(mount)) => root::enter(root, plan, mount.as_fd(), &fds.mounts, stdio)?,
+        _ => None,
+    };
+    if let Some(terminal) = &terminal {
+        reporter.terminal(terminal.as_fd());
+    }
+    let streams = streams::connect(stdio, terminal.as_ref())?;
+    if plan.gate && !reporter.wait_at_gate() {
+        process::exit_now(1);
+    }
+    program::become_program(&plan.process, &streams, plan.dies_with_parent, reporter)
+}
+
+fn names(plan: &LaunchPlan) -> Result<(), LaunchError> {
+    if let Some(name) = &plan.hostname {
+        process::set_host_name(name).step(Step::Hostname, name)?;
+    }
+    if let Some(name) = &plan.domainname {
+        process::set_domain_name(name).step(Step::Hostname, name)?;
+    }
+    Ok(())
+}
+
+/// Writes sysctls through a procfs of its own, where nothing that the host mounted is in the way; only the owner of the
+/// pid namespace can make one, others take the host's. Either shows the caller's namespaces.
+pub(crate) fn sysctls(values: &[(String, String)]) -> Result<(), LaunchError> {
+    if values.is_empty() {
+        return Ok(());
+    }
+    let proc = match mount::new_filesystem("proc", &[], 0) {
+        Err(error) if error.errno == Errno::PERM => path::open_proc(),
+        other => other,
+    }
+    .step(Step::Sysctl, "a proc file system")?;
+    for (name, value) in values {
+        let path = format!("sys/{}", name.replace('.', "/"));
+        let file = path::open_plain(proc.as_fd(), Path::new(&path), OFlags::WRONLY).step(Step::Sysctl, name)?;
+        File::from(file)
+            .write_all(value.as_bytes())
+            .map_err(|error| LaunchError::io(Step::Sysctl, &error, format!("{name}={value}")))?;
+    }
+    Ok(())
+}
+
+fn join_some(
+    namespaces: &[(NamespaceKind, OwnedFd)],
+    which: impl Fn(NamespaceKind) -> bool,
+) -> Result<(), LaunchError> {
+    let mut chosen: Vec<_> = namespaces.iter().filter(|(kind, _)| which(*kind)).collect();
+    // The user namespace gives the right to enter the others.
+    chosen.sort_by_key(|(kind, _)| *kind);
+    for (kind, fd) in chosen {
+        process::join(fd.as_fd(), mask_of(*kind)).step(Step::JoinNamespace, format!("{kind:?}"))?;
+    }
+    Ok(())
+}
+
+/// What a child does first, while it still is as privileged as the launcher: enters its control group, raises hard limits, protects
+/// itself from the OOM killer as far as it may.
+pub(crate) fn begin(process: &ProcessPlan, cgroup: Option<&Entry>, reporter: &Reporter) -> Result<(), LaunchError> {
+    if let Some(Entry::Files(files)) = cgroup {
+        for file in files {
+            sys::rustix::io::write(file, b"0")
+                .map_err(|errno| LaunchError::new(Step::JoinCgroup, errno, "cgroup.procs"))?;
+        }
+    }
+    if let Some(wanted) = process.oom_score_adj {
+        match std::fs::write("/proc/self/oom_score_adj", wanted.to_string()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => reporter.oom_score(wanted, oom_score()),
+            Err(error) => return Err(LaunchError::io(Step::OomScore, &error, wanted.to_string())),
+        }
+    }
+    Ok(())
+}
+
+fn oom_score() -> i32 {
+    let text = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    text.trim().parse().unwrap_or_default()
+}
+
+/// Hears what the child says until it has executed its program, waits at its gate, or has given up.
+pub(crate) fn finish(
+    first: Child,
+    channel: OwnedFd,
+    gated: bool,
+    mut warnings: Vec<Warning>,
+) -> Result<Launched, LaunchError> {
+    let (mut terminal, mut last, mut executing, mut failure) = (None, None, false, None);
+    loop {
+        match channel::receive(channel.as_fd()) {
+            Ok(Some(Message::Warning(warning))) => warnings.push(warning),
+            Ok(Some(Message::Terminal(master))) => terminal = Some(master),
+            Ok(Some(Message::Child(pid, pidfd))) => last = Pid::from_raw(pid).map(|pid| Child { pid, pidfd }),
+            Ok(Some(Message::Ready)) if gated => break,
+            Ok(Some(Message::Ready)) => {}
+            Ok(Some(Message::Executing)) => executing = true,
+            Ok(Some(Message::Error(error))) => (executing, failure) = (false, Some(error)),
+            Ok(None) => break,
+            Err(error) => {
+                failure = Some(LaunchError::io(Step::Protocol, &error, "the channel to the new process"));
+                break;
+            }
+        }
+        if failure.is_some() {
+            break;
+        }
+    }
+    let gate = (gated && failure.is_none() && !executing).then_some(Gate { channel });
+    let child = match last {
+        // The one in between has done its part.
+        Some(child) => {
+            let _ = process::reap(first.pidfd.as_fd());
+            child
+        }
+        None => first,
+    };
+    if executing || gate.is_some() {
+        return Ok(Launched { child, terminal, gate, warnings });
+    }
+    let _ = process::send_signal(child.pidfd.as_fd(), 9); // It ends by itself as a rule.
+    let end = process::reap(child.pidfd.as_fd());
+    Err(failure.unwrap_or_else(|| LaunchError::new(Step::Protocol, Errno::CHILD, format!("{end:?}"))))
+}

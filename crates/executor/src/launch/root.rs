@@ -1,0 +1,263 @@
+//! The container's tree: attached mounts, `/dev`, covered paths; then the process moves in.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use sys::mount::{self, Change, Propagation, attribute};
+use sys::path::{self, Kind};
+use sys::pty;
+use sys::rustix::fs::{FileType, Mode, OFlags};
+use sys::rustix::io::Errno;
+
+use super::{InStep as _, LaunchError, Stdio, Step};
+use crate::plan::{DeviceKind, DeviceNode, FilesystemPlan, LaunchPlan, MountPlan, Mounted, RootEntry, RootPlan};
+
+/// Builds the tree on `root` and makes it the caller's root. The master of the terminal, where one is asked for.
+pub(super) fn enter(
+    plan: &RootPlan,
+    whole: &LaunchPlan,
+    root: BorrowedFd<'_>,
+    mounts: &[OwnedFd],
+    stdio: &Stdio,
+) -> Result<Option<OwnedFd>, LaunchError> {
+    mount::set_propagation(Path::new("/"), Propagation::Private, true).step(Step::Root, "/")?;
+    let null = mount::copy_tree(Path::new("/dev/null"), false).step(Step::MaskedPath, "/dev/null")?;
+    // Any directory of the host will do: pivot_root wants a mount point, and takes it away from there.
+    mount::attach_at(root, Path::new("/proc")).step(Step::Root, "attaching")?;
+    for one in &plan.mounts {
+        make(one, plan, root, mounts)?;
+    }
+    let terminal = match stdio {
+        Stdio::Terminal { .. } => Some(terminal(root)?),
+        Stdio::Streams { .. } => None,
+    };
+    make_directory(root, &whole.process.cwd);
+    plan.readonly_paths.iter().try_for_each(|path| make_readonly(root, path))?;
+    mask(root, &plan.masked_paths, &null)?;
+    if plan.readonly {
+        let change = Change { set: attribute::READ_ONLY, ..Change::default() };
+        mount::set_attributes(root, &change).step(Step::RootAttributes, "read-only")?;
+    }
+    move_in(plan.entry, root)?;
+    if let Some(propagation) = plan.propagation {
+        mount::set_propagation(Path::new("/"), propagation.kind, propagation.recursive)
+            .step(Step::RootAttributes, "propagation")?;
+    }
+    Ok(terminal)
+}
+
+fn move_in(entry: RootEntry, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
+    match entry {
+        RootEntry::Pivot => mount::pivot(root).step(Step::Root, "pivot_root"),
+        RootEntry::Chroot => chroot(root).map_err(|errno| LaunchError::new(Step::Root, errno, "chroot")),
+    }
+}
+
+/// Moves the tree over `/`, so that nothing of the host's lies above it, and makes that the root.
+fn chroot(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    sys::rustix::process::fchdir(root)?;
+    mount::attach_at(root, Path::new("/")).map_err(|error| error.errno)?;
+    sys::rustix::process::chroot(".")?;
+    sys::rustix::process::chdir("/")
+}
+
+/// A working directory that the image lacks; where it cannot be made, entering it says so.
+fn make_directory(root: BorrowedFd<'_>, path: &str) {
+    let _ = path::make_in_root(root, Path::new(path), Kind::Directory);
+}
+
+fn make(one: &MountPlan, plan: &RootPlan, root: BorrowedFd<'_>, mounts: &[OwnedFd]) -> Result<(), LaunchError> {
+    let at = &one.target;
+    match &one.what {
+        Mounted::Source(index) => {
+            let source = fd_at(mounts, *index, at)?;
+            attach(source, root, at)
+        }
+        Mounted::New(filesystem) => {
+            let fresh = new_filesystem(filesystem, at)?;
+            if filesystem.copy_up {
+                copy_up(root, at, fresh.as_fd())?;
+            }
+            attach(fresh.as_fd(), root, at)?;
+            seal(filesystem, fresh.as_fd(), at)
+        }
+        Mounted::Devices(filesystem) => {
+            let fresh = new_filesystem(filesystem, at)?;
+            attach(fresh.as_fd(), root, at)?;
+            fill_dev(plan, root, fresh.as_fd(), mounts)?;
+            seal(filesystem, fresh.as_fd(), at)
+        }
+    }
+}
+
+fn fd_at<'a>(mounts: &'a [OwnedFd], index: u32, at: &str) -> Result<BorrowedFd<'a>, LaunchError> {
+    let found = usize::try_from(index).ok().and_then(|index| mounts.get(index));
+    found.map(OwnedFd::as_fd).ok_or_else(|| LaunchError::new(Step::Mount, Errno::BADF, at))
+}
+
+/// A new file system, writable for now: mount points and nodes may have to be made in it.
+fn new_filesystem(plan: &FilesystemPlan, at: &str) -> Result<OwnedFd, LaunchError> {
+    let options: Vec<(&str, Option<&str>)> =
+        plan.options.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+    mount::new_filesystem(&plan.kind, &options, plan.attributes & !attribute::READ_ONLY).step(Step::Filesystem, at)
+}
+
+fn seal(plan: &FilesystemPlan, mount: BorrowedFd<'_>, at: &str) -> Result<(), LaunchError> {
+    if plan.attributes & attribute::READ_ONLY == 0 {
+        return Ok(());
+    }
+    let change = Change { set: attribute::READ_ONLY, ..Change::default() };
+    mount::set_attributes(mount, &change).step(Step::Filesystem, at)
+}
+
+/// Attaches a mount at a path in the container, which is made of the mount's own kind if it is missing.
+fn attach(mount: BorrowedFd<'_>, root: BorrowedFd<'_>, at: &str) -> Result<(), LaunchError> {
+    let kind = if path::is_directory(mount).step(Step::Mount, at)? { Kind::Directory } else { Kind::File };
+    let target = path::make_in_root(root, Path::new(at), kind).step(Step::Mount, at)?;
+    mount::attach(mount, target.as_fd()).step(Step::Mount, at)
+}
+
+/// Devices and links of `/dev`. It is the container's own fresh tmpfs, so nothing is there to be followed.
+fn fill_dev(plan: &RootPlan, root: BorrowedFd<'_>, dev: BorrowedFd<'_>, mounts: &[OwnedFd]) -> Result<(), LaunchError> {
+    for node in &plan.devices {
+        device(node, root, dev, mounts).map_err(|error| LaunchError { step: Step::Device, ..error })?;
+    }
+    for (name, to) in &plan.device_links {
+        sys::rustix::fs::symlinkat(to, dev, name).map_err(|errno| LaunchError::new(Step::Device, errno, name))?;
+    }
+    Ok(())
+}
+
+fn device(node: &DeviceNode, root: BorrowedFd<'_>, dev: BorrowedFd<'_>, mounts: &[OwnedFd]) -> Result<(), LaunchError> {
+    let kind = match node.kind {
+        DeviceKind::Character => FileType::CharacterDevice,
+        DeviceKind::Block => FileType::BlockDevice,
+        DeviceKind::Fifo => FileType::Fifo,
+        DeviceKind::Bound(index) => return attach(fd_at(mounts, index, &node.path)?, root, &node.path),
+    };
+    let failed = |errno| LaunchError::new(Step::Device, errno, &node.path);
+    let relative = Path::new(&node.path).strip_prefix("/dev").unwrap_or(Path::new(&node.path));
+    let name = relative.file_name().ok_or(Errno::INVAL).map_err(failed)?;
+    let parent = relative.parent().map(Path::to_owned).unwrap_or_default();
+    let parent =
+        path::make_in_root(dev, &Path::new("/").join(parent), Kind::Directory).step(Step::Device, &node.path)?;
+    let number = sys::rustix::fs::makedev(node.major, node.minor);
+    sys::rustix::fs::mknodat(&parent, name, kind, Mode::from_raw_mode(node.mode), number).map_err(failed)?;
+    // The file mode creation mask does not count for devices.
+    let at = sys::rustix::fs::AtFlags::empty();
+    sys::rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(node.mode), at).map_err(failed)?;
+    if node.uid != 0 || node.gid != 0 {
+        let (uid, gid) = (sys::rustix::fs::Uid::from_raw(node.uid), sys::rustix::fs::Gid::from_raw(node.gid));
+        sys::rustix::fs::chownat(&parent, name, Some(uid), Some(gid), at).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// A terminal of the container's own devpts, which also becomes its `/dev/console`.
+fn terminal(root: BorrowedFd<'_>) -> Result<OwnedFd, LaunchError> {
+    let devpts = path::open_in_root(root, Path::new("/dev/pts"), OFlags::RDONLY | OFlags::DIRECTORY)
+        .step(Step::Terminal, "/dev/pts")?;
+    let failed = |error: std::io::Error| LaunchError::io(Step::Terminal, &error, "/dev/pts/ptmx");
+    let master = pty::open_in(devpts.as_fd()).map_err(failed)?;
+    let peer = pty::peer(&master).map_err(failed)?;
+    let console = mount::copy_tree_at(peer.as_fd(), false).step(Step::Terminal, "/dev/console")?;
+    attach(console.as_fd(), root, "/dev/console")?;
+    Ok(master)
+}
+
+/// Copies what the image has at `at` into the new file system that is about to cover it: files, directories and links.
+fn copy_up(root: BorrowedFd<'_>, at: &str, into: BorrowedFd<'_>) -> Result<(), LaunchError> {
+    let mut directories = vec![PathBuf::new()];
+    while let Some(relative) = directories.pop() {
+        let from = Path::new(at).join(&relative);
+        let Ok(directory) = path::open_in_root(root, &from, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
+        else {
+            continue;
+        };
+        copy_entries(&directory, &relative, into, &mut directories)
+            .map_err(|error| LaunchError::io(Step::Filesystem, &error, from.to_string_lossy()))?;
+    }
+    Ok(())
+}
+
+fn copy_entries(
+    directory: &OwnedFd,
+    relative: &Path,
+    into: BorrowedFd<'_>,
+    more: &mut Vec<PathBuf>,
+) -> std::io::Result<()> {
+    use sys::rustix::fs::{AtFlags, Dir, mkdirat, openat, readlinkat, statat, symlinkat};
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let to = relative.join(name.to_string_lossy().as_ref());
+        let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                mkdirat(into, &to, mode)?;
+                more.push(to);
+            }
+            FileType::Symlink => symlinkat(readlinkat(directory, name, Vec::new())?, into, &to)?,
+            FileType::RegularFile => {
+                let from = openat(directory, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let mut copy = File::from(openat(into, &to, flags, mode)?);
+                std::io::copy(&mut File::from(from), &mut copy)?;
+                copy.flush()?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What is not there needs no protection.
+fn existing(root: BorrowedFd<'_>, at: &str, step: Step) -> Result<Option<OwnedFd>, LaunchError> {
+    match path::open_in_root(root, Path::new(at), OFlags::PATH) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.errno, Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(LaunchError::new(step, error.errno, at)),
+    }
+}
+
+fn make_readonly(root: BorrowedFd<'_>, at: &str) -> Result<(), LaunchError> {
+    let Some(found) = existing(root, at, Step::ReadonlyPath)? else { return Ok(()) };
+    let copy = mount::copy_tree_at(found.as_fd(), true).step(Step::ReadonlyPath, at)?;
+    let change = Change { set: attribute::READ_ONLY, recursive: true, ..Change::default() };
+    mount::set_attributes(copy.as_fd(), &change).step(Step::ReadonlyPath, at)?;
+    mount::attach(copy.as_fd(), found.as_fd()).step(Step::ReadonlyPath, at)
+}
+
+/// Covers files with `/dev/null` and directories with one empty tmpfs.
+fn mask(root: BorrowedFd<'_>, paths: &[String], null: &OwnedFd) -> Result<(), LaunchError> {
+    let mut empty: Option<OwnedFd> = None;
+    for at in paths {
+        let Some(found) = existing(root, at, Step::MaskedPath)? else { continue };
+        let cover = if path::is_directory(found.as_fd()).step(Step::MaskedPath, at)? {
+            match &empty {
+                Some(first) => mount::copy_tree_at(first.as_fd(), false).step(Step::MaskedPath, at)?,
+                None => {
+                    let fresh = empty_directory().step(Step::MaskedPath, at)?;
+                    mount::attach(fresh.as_fd(), found.as_fd()).step(Step::MaskedPath, at)?;
+                    empty = Some(fresh);
+                    continue;
+                }
+            }
+        } else {
+            mount::copy_tree_at(null.as_fd(), false).step(Step::MaskedPath, at)?
+        };
+        mount::attach(cover.as_fd(), found.as_fd()).step(Step::MaskedPath, at)?;
+    }
+    Ok(())
+}
+
+fn empty_directory() -> sys::Result<OwnedFd> {
+    let options = [("size", Some("0")), ("nr_blocks", Some("1")), ("nr_inodes", Some("1"))];
+    mount::new_filesystem("tmpfs", &options, attribute::READ_ONLY)
+}

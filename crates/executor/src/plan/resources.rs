@@ -1,0 +1,82 @@
+//! `linux.resources`: limits and device rules of the container's control group.
+
+use sys::cgroup::{DeviceRule, Limits};
+
+use super::PlanError;
+use crate::oci;
+
+/// The limits of `linux.resources` for the container's control group.
+///
+/// # Errors
+/// Values that no kernel takes.
+pub fn limits(resources: &oci::Resources) -> Result<Limits, PlanError> {
+    let cpu = resources.cpu.clone().unwrap_or_default();
+    let memory = resources.memory.clone().unwrap_or_default();
+    if let (Some(limit), Some(swap)) = (memory.limit, memory.swap)
+        && swap >= 0
+        && swap < limit
+    {
+        return Err(PlanError::invalid("resources.memory.swap", swap, "is below the memory limit; it counts both"));
+    }
+    Ok(Limits {
+        cpu_shares: cpu.shares.filter(|shares| *shares > 0),
+        cpu_quota_us: cpu.quota.filter(|quota| *quota != 0),
+        cpu_period_us: cpu.period.filter(|period| *period > 0),
+        cpuset_cpus: Some(cpu.cpus).filter(|cpus| !cpus.is_empty()),
+        cpuset_mems: Some(cpu.mems).filter(|mems| !mems.is_empty()),
+        memory_bytes: memory.limit.filter(|limit| *limit != 0),
+        memory_swap_bytes: memory.swap.filter(|swap| *swap != 0),
+        memory_min_bytes: None,
+        pids: resources.pids.as_ref().and_then(|pids| pids.limit).filter(|limit| *limit != 0),
+        hugepages: resources.hugepage_limits.iter().map(|page| (page.page_size.clone(), page.limit)).collect(),
+        unified: resources.unified.clone().into_iter().collect(),
+    })
+}
+
+/// Devices that every container may use (config-linux.md, "Default Devices"), and mknod of any, which gives nothing.
+const DEFAULT_DEVICES: [(char, Option<u32>, Option<u32>, &str); 10] = [
+    ('c', None, None, "m"),
+    ('b', None, None, "m"),
+    ('c', Some(1), Some(3), "rwm"),
+    ('c', Some(1), Some(5), "rwm"),
+    ('c', Some(1), Some(7), "rwm"),
+    ('c', Some(1), Some(8), "rwm"),
+    ('c', Some(1), Some(9), "rwm"),
+    ('c', Some(5), Some(0), "rwm"),
+    ('c', Some(5), Some(2), "rwm"),
+    ('c', Some(136), None, "rwm"),
+];
+
+/// The device rules of `linux.resources`, those of the default devices included.
+///
+/// # Errors
+/// Unknown kinds.
+pub fn device_rules(resources: &oci::Resources) -> Result<Vec<DeviceRule>, PlanError> {
+    let defaults = DEFAULT_DEVICES.iter().map(|(kind, major, minor, access)| DeviceRule {
+        allow: true,
+        kind: *kind,
+        major: *major,
+        minor: *minor,
+        access: (*access).to_owned(),
+    });
+    let mut rules: Vec<DeviceRule> = defaults.collect();
+    for rule in &resources.devices {
+        rules.push(device_rule(rule)?);
+    }
+    Ok(rules)
+}
+
+fn device_rule(rule: &oci::DeviceRule) -> Result<DeviceRule, PlanError> {
+    let kind = match rule.kind.as_str() {
+        "" | "a" => 'a',
+        "b" => 'b',
+        "c" | "u" => 'c',
+        other => return Err(PlanError::invalid("resources.devices.type", other, "is none of a, b and c")),
+    };
+    let access = if rule.access.is_empty() { "rwm".to_owned() } else { rule.access.clone() };
+    if !access.bytes().all(|letter| b"rwm".contains(&letter)) {
+        return Err(PlanError::invalid("resources.devices.access", access, "has a letter beside r, w and m"));
+    }
+    let number = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
+    Ok(DeviceRule { allow: rule.allow, kind, major: number(rule.major), minor: number(rule.minor), access })
+}

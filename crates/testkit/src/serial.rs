@@ -1,0 +1,37 @@
+//! A test program that runs its tests one after the other on the main thread: for code that forks and may have no other
+//! thread, and for programs that have to answer as something else first.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+/// A name and what it tests; a panic is a failure.
+pub type Test = (&'static str, fn());
+
+/// Runs those of `tests` whose names contain one of the program's arguments, and prints what the usual harness would.
+/// `missing` names what this machine lacks for all of them.
+pub fn main(tests: &[Test], missing: Option<String>) -> ExitCode {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let chosen: Vec<&Test> = tests.iter().filter(|(name, _)| wanted(name)).collect();
+    if let Some(missing) = missing {
+        println!("skipped: needs {missing}");
+        println!("test result: ok. 0 passed; 0 failed; {} ignored", chosen.len());
+        return ExitCode::SUCCESS;
+    }
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (name, test) in chosen {
+        let outcome = catch_unwind(AssertUnwindSafe(test));
+        println!("test {name} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+        match outcome {
+            Ok(()) => passed += 1,
+            Err(_) => failed.push(*name),
+        }
+    }
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!("test result: {word}. {passed} passed; {} failed; 0 ignored", failed.len());
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    println!("failed: {}", failed.join(", "));
+    ExitCode::FAILURE
+}
