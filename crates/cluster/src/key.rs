@@ -15,10 +15,7 @@ pub struct Key {
 impl Key {
     /// The key of a namespaced object.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Key {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        Key { namespace: namespace.into(), name: name.into() }
     }
 
     /// The key of a cluster-scoped object (Node, Namespace, PersistentVolume).
@@ -28,10 +25,7 @@ impl Key {
 
     /// The key which these metadata spell.
     pub fn of(metadata: &ObjectMeta) -> Self {
-        Key::new(
-            metadata.namespace.as_deref().unwrap_or(""),
-            metadata.name.as_deref().unwrap_or(""),
-        )
+        Key::new(metadata.namespace.as_deref().unwrap_or(""), metadata.name.as_deref().unwrap_or(""))
     }
 
     /// The namespace, empty for a cluster-scoped object.

@@ -22,11 +22,7 @@ pub trait Source: Send + Sync {
 
     /// Asks for the deletion of a pod with this grace period (`None`: the pod's own): an eviction, or `orlop delete`.
     /// The pod gets its `deletionTimestamp`; a repeated call can only shorten the grace period.
-    async fn request_deletion(
-        &self,
-        uid: &str,
-        grace_period_s: Option<i64>,
-    ) -> Result<(), SourceError>;
+    async fn request_deletion(&self, uid: &str, grace_period_s: Option<i64>) -> Result<(), SourceError>;
 
     /// Publishes the status of this node.
     async fn update_node_status(&self, name: &str, status: NodeStatus) -> Result<(), SourceError>;
@@ -98,10 +94,7 @@ pub fn event_about<T: Metadata<Ty = ObjectMeta>>(
         type_: Some(kind.as_str().into()),
         reason: Some(reason.into()),
         message: Some(message.into()),
-        source: Some(k8s_openapi::api::core::v1::EventSource {
-            component: Some(component.into()),
-            host: None,
-        }),
+        source: Some(k8s_openapi::api::core::v1::EventSource { component: Some(component.into()), host: None }),
         reporting_component: Some(component.into()),
         ..Event::default()
     }

@@ -6,8 +6,7 @@ use std::sync::atomic::AtomicU64;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
-    Service, ServiceAccount,
+    ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::watch;
@@ -93,24 +92,17 @@ impl Store {
     /// Waits for [`Store::set_synced`]. Before that an empty table means "not known yet", not "nothing is desired".
     pub async fn synced(&self) {
         let mut synced = self.tables.synced.subscribe();
-        synced
-            .wait_for(|synced| *synced)
-            .await
-            .expect("the sender lives in the store, which self holds");
+        synced.wait_for(|synced| *synced).await.expect("the sender lives in the store, which self holds");
     }
 
     /// Lets the next `resourceVersion` be greater than `version`: for a source that restores saved objects.
     pub fn advance_version(&self, version: u64) {
-        self.tables
-            .version
-            .fetch_max(version, std::sync::atomic::Ordering::Relaxed);
+        self.tables.version.fetch_max(version, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// The newest `resourceVersion` given out.
     pub fn version(&self) -> u64 {
-        self.tables
-            .version
-            .load(std::sync::atomic::Ordering::Relaxed)
+        self.tables.version.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 
@@ -144,10 +136,7 @@ mod tests {
         store.advance_version(41);
         let mut pod = Pod::default();
         pod.metadata.name = Some("a".into());
-        assert_eq!(
-            store.pods().put(pod).metadata.resource_version.as_deref(),
-            Some("42")
-        );
+        assert_eq!(store.pods().put(pod).metadata.resource_version.as_deref(), Some("42"));
         assert_eq!(store.version(), 42);
     }
 }

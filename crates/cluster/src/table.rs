@@ -66,13 +66,8 @@ pub struct Watch<T> {
 
 impl<T: Object> Table<T> {
     pub(crate) fn new(version: Arc<AtomicU64>) -> Self {
-        let content = Mutex::new(Content {
-            objects: BTreeMap::new(),
-            watchers: Vec::new(),
-        });
-        Table {
-            shared: Arc::new(Shared { content, version }),
-        }
+        let content = Mutex::new(Content { objects: BTreeMap::new(), watchers: Vec::new() });
+        Table { shared: Arc::new(Shared { content, version }) }
     }
 
     /// The latest version of an object.
@@ -89,9 +84,7 @@ impl<T: Object> Table<T> {
     pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<T>> {
         let content = self.lock();
         let from = content.objects.range(Key::new(namespace, "")..);
-        from.take_while(|(key, _)| key.namespace() == namespace)
-            .map(|(_, object)| object.clone())
-            .collect()
+        from.take_while(|(key, _)| key.namespace() == namespace).map(|(_, object)| object.clone()).collect()
     }
 
     /// The keys of all objects, by namespace and name.
@@ -101,11 +94,7 @@ impl<T: Object> Table<T> {
 
     /// The object with this uid.
     pub fn find_uid(&self, uid: &str) -> Option<Arc<T>> {
-        self.lock()
-            .objects
-            .values()
-            .find(|object| object.metadata().uid.as_deref() == Some(uid))
-            .cloned()
+        self.lock().objects.values().find(|object| object.metadata().uid.as_deref() == Some(uid)).cloned()
     }
 
     /// How many objects there are.
@@ -146,33 +135,21 @@ impl<T: Object> Table<T> {
         let mut content = self.lock();
         let order: VecDeque<Key> = content.objects.keys().cloned().collect();
         let present = order.iter().cloned().collect();
-        let dirty = Arc::new(Dirty {
-            keys: Mutex::new(DirtyKeys { order, present }),
-            notify: Notify::new(),
-        });
+        let dirty = Arc::new(Dirty { keys: Mutex::new(DirtyKeys { order, present }), notify: Notify::new() });
         content.watchers.push(Arc::downgrade(&dirty));
-        Watch {
-            table: self.clone(),
-            dirty,
-        }
+        Watch { table: self.clone(), dirty }
     }
 
     fn lock(&self) -> MutexGuard<'_, Content<T>> {
         // Every section leaves the content whole at each step, so a panicking holder spoils nothing.
-        self.shared
-            .content
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<T: Object> Content<T> {
     fn put(&mut self, key: Key, mut object: T, version: &AtomicU64) -> Arc<T> {
         if let Some(old) = self.objects.get(&key) {
-            object
-                .metadata_mut()
-                .resource_version
-                .clone_from(&old.metadata().resource_version);
+            object.metadata_mut().resource_version.clone_from(&old.metadata().resource_version);
             if **old == object {
                 return old.clone();
             }
@@ -186,8 +163,7 @@ impl<T: Object> Content<T> {
     }
 
     fn mark_dirty(&mut self, key: &Key) {
-        self.watchers
-            .retain(|watcher| watcher.upgrade().is_some_and(|dirty| dirty.mark(key)));
+        self.watchers.retain(|watcher| watcher.upgrade().is_some_and(|dirty| dirty.mark(key)));
     }
 }
 
@@ -247,9 +223,7 @@ impl<T: Object> Watch<T> {
 
 impl<T> Clone for Table<T> {
     fn clone(&self) -> Self {
-        Table {
-            shared: self.shared.clone(),
-        }
+        Table { shared: self.shared.clone() }
     }
 }
 
@@ -293,10 +267,7 @@ mod tests {
         table.put(config_map("a", 2));
         table.put(config_map("a", 3));
         let first = watch.next().await;
-        assert_eq!(
-            (first.key.name(), value(&first.object.unwrap())),
-            ("a", "3")
-        );
+        assert_eq!((first.key.name(), value(&first.object.unwrap())), ("a", "3"));
         assert_eq!(watch.next().await.key.name(), "b");
         assert!(watch.try_next().is_none());
         table.remove(&Key::new("default", "a"));
@@ -341,11 +312,7 @@ mod tests {
             object.metadata.namespace = Some(namespace.into());
             table.put(object);
         }
-        let names: Vec<_> = table
-            .list_namespace("a")
-            .iter()
-            .map(|o| o.metadata.name.clone().unwrap())
-            .collect();
+        let names: Vec<_> = table.list_namespace("a").iter().map(|o| o.metadata.name.clone().unwrap()).collect();
         assert_eq!(names, ["x"]);
     }
 

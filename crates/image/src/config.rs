@@ -28,10 +28,7 @@ impl Config {
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             state_dir: state_dir.into(),
-            registry_config_dirs: vec![
-                "/etc/orlop/certs.d".into(),
-                "/etc/containerd/certs.d".into(),
-            ],
+            registry_config_dirs: vec!["/etc/orlop/certs.d".into(), "/etc/containerd/certs.d".into()],
             docker_configs: Vec::new(),
             credential_helper_dir: None,
             platform: Platform::host(),

@@ -85,15 +85,12 @@ impl FromStr for Digest {
             "sha512" => Algorithm::Sha512,
             _ => return Err(invalid()),
         };
-        let well_formed = hex.len() == algorithm.hex_len()
-            && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let well_formed =
+            hex.len() == algorithm.hex_len() && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if !well_formed {
             return Err(invalid());
         }
-        Ok(Self {
-            algorithm,
-            hex: hex.into(),
-        })
+        Ok(Self { algorithm, hex: hex.into() })
     }
 }
 
@@ -158,14 +155,8 @@ impl Hasher {
     /// The digest of all bytes taken in.
     pub fn finish(self) -> Digest {
         match self.0 {
-            Inner::Sha256(hasher) => Digest {
-                algorithm: Algorithm::Sha256,
-                hex: to_hex(&hasher.finalize()),
-            },
-            Inner::Sha512(hasher) => Digest {
-                algorithm: Algorithm::Sha512,
-                hex: to_hex(&hasher.finalize()),
-            },
+            Inner::Sha256(hasher) => Digest { algorithm: Algorithm::Sha256, hex: to_hex(&hasher.finalize()) },
+            Inner::Sha512(hasher) => Digest { algorithm: Algorithm::Sha512, hex: to_hex(&hasher.finalize()) },
         }
     }
 }

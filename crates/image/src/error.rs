@@ -59,10 +59,7 @@ pub enum Error {
         actual: Digest,
     },
     /// The index has no image for this machine.
-    #[error(
-        "{reference} has no image for {wanted}; it has {}: build it for this platform",
-        list(available)
-    )]
+    #[error("{reference} has no image for {wanted}; it has {}: build it for this platform", list(available))]
     UnsupportedPlatform {
         /// What was asked for.
         reference: String,
@@ -186,38 +183,23 @@ fn list(platforms: &[Platform]) -> String {
     if platforms.is_empty() {
         return "none".into();
     }
-    platforms
-        .iter()
-        .map(Platform::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    platforms.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl Error {
     /// Whether trying again later may help without anybody changing anything.
     pub fn may_pass(&self) -> bool {
-        matches!(
-            self,
-            Self::Unavailable { .. }
-                | Self::DiskFull { .. }
-                | Self::Worker { .. }
-                | Self::Store { .. }
-        )
+        matches!(self, Self::Unavailable { .. } | Self::DiskFull { .. } | Self::Worker { .. } | Self::Store { .. })
     }
 
     /// A failed step on the store; a full disk gets its own variant.
     pub(crate) fn store(step: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         let path = path.into();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
-                object: format!("{} ({step})", path.display()),
-                path,
-            },
-            _ => Self::Store {
-                step,
-                path,
-                source: Arc::new(source),
-            },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { object: format!("{} ({step})", path.display()), path }
+            }
+            _ => Self::Store { step, path, source: Arc::new(source) },
         }
     }
 }

@@ -134,9 +134,7 @@ pub struct Unowned {
 impl Images {
     /// Opens (or makes) the store in `config.state_dir`, takes its lock and sweeps what a crash has left half done.
     pub fn open(config: Config) -> Result<Arc<Self>, Error> {
-        Err(Error::Locked {
-            path: config.state_dir,
-        })
+        Err(Error::Locked { path: config.state_dir })
     }
 
     /// Brings `reference` from its registry into the store and returns its image.
@@ -185,11 +183,7 @@ impl Images {
 
     /// Loads the images of an OCI layout (directory or tar archive) or a `docker save` archive. They come pinned:
     /// nobody can fetch them again.
-    pub async fn load(
-        &self,
-        path: &Path,
-        _progress: &dyn Progress,
-    ) -> Result<Vec<Arc<Image>>, Error> {
+    pub async fn load(&self, path: &Path, _progress: &dyn Progress) -> Result<Vec<Arc<Image>>, Error> {
         Err(Error::NoSuchImage(path.display().to_string()))
     }
 
@@ -204,11 +198,7 @@ impl Images {
     }
 
     /// Removes unused images by `policy`; `in_use` are ids that containers need.
-    pub async fn collect_garbage(
-        &self,
-        _policy: &GcPolicy,
-        _in_use: &HashSet<Digest>,
-    ) -> Result<Reclaimed, Error> {
+    pub async fn collect_garbage(&self, _policy: &GcPolicy, _in_use: &HashSet<Digest>) -> Result<Reclaimed, Error> {
         Ok(Reclaimed::default())
     }
 
@@ -219,12 +209,7 @@ impl Images {
 
     /// Mounts the root file system of a container. The second call for one container sees what the first has
     /// written; the first mount must be gone by then. Blocks for well under a millisecond.
-    pub fn rootfs(
-        &self,
-        image: &Digest,
-        _container_id: &str,
-        _options: RootfsOptions,
-    ) -> Result<Rootfs, Error> {
+    pub fn rootfs(&self, image: &Digest, _container_id: &str, _options: RootfsOptions) -> Result<Rootfs, Error> {
         Err(Error::NoSuchImage(image.to_string()))
     }
 

@@ -59,9 +59,7 @@ impl Reference {
 
     /// `host/path:tag`, if there is a tag.
     pub fn tagged(&self) -> Option<String> {
-        self.tag
-            .as_ref()
-            .map(|tag| format!("{}/{}:{tag}", self.host, self.path))
+        self.tag.as_ref().map(|tag| format!("{}/{}:{tag}", self.host, self.path))
     }
 
     /// `host/path@digest` for a digest that this reference was resolved to.
@@ -96,23 +94,13 @@ impl FromStr for Reference {
     type Err = InvalidReference;
 
     fn from_str(text: &str) -> Result<Self, InvalidReference> {
-        parse(text).map_err(|reason| InvalidReference {
-            text: text.to_owned(),
-            reason,
-        })
+        parse(text).map_err(|reason| InvalidReference { text: text.to_owned(), reason })
     }
 }
 
 fn parse(text: &str) -> Result<Reference, &'static str> {
     let (rest, digest) = match text.split_once('@') {
-        Some((rest, digest)) => (
-            rest,
-            Some(
-                digest
-                    .parse::<Digest>()
-                    .map_err(|_| "what follows @ is not a digest")?,
-            ),
-        ),
+        Some((rest, digest)) => (rest, Some(digest.parse::<Digest>().map_err(|_| "what follows @ is not a digest")?)),
         None => (text, None),
     };
     let (name, tag) = split_tag(rest);
@@ -125,15 +113,8 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     if let Some(tag) = tag {
         check_tag(tag)?;
     }
-    let tag = tag
-        .map(str::to_owned)
-        .or_else(|| digest.is_none().then(|| DEFAULT_TAG.to_owned()));
-    Ok(Reference {
-        host,
-        path,
-        tag,
-        digest,
-    })
+    let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| DEFAULT_TAG.to_owned()));
+    Ok(Reference { host, path, tag, digest })
 }
 
 /// A colon after the last slash starts a tag; one before it is a port.
@@ -150,24 +131,14 @@ fn split_host(name: &str) -> (String, String) {
         Some((first, path)) if looks_like_host(first) => (first, path),
         _ => (DEFAULT_HOST, name),
     };
-    let host = if host == LEGACY_DEFAULT_HOST {
-        DEFAULT_HOST
-    } else {
-        host
-    };
+    let host = if host == LEGACY_DEFAULT_HOST { DEFAULT_HOST } else { host };
     let official = host == DEFAULT_HOST && !path.contains('/');
-    let path = if official {
-        format!("{OFFICIAL_PREFIX}{path}")
-    } else {
-        path.to_owned()
-    };
+    let path = if official { format!("{OFFICIAL_PREFIX}{path}") } else { path.to_owned() };
     (host.to_owned(), path)
 }
 
 fn looks_like_host(first: &str) -> bool {
-    first == "localhost"
-        || first.contains(['.', ':'])
-        || first.bytes().any(|b| b.is_ascii_uppercase())
+    first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|b| b.is_ascii_uppercase())
 }
 
 fn check_host(host: &str) -> Result<(), &'static str> {
@@ -175,18 +146,12 @@ fn check_host(host: &str) -> Result<(), &'static str> {
     if port.is_some_and(|port| port.parse::<u16>().is_err()) {
         return Err("the registry's port is not a number below 65536");
     }
-    let bracketed = name
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
+    let bracketed = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let valid = match bracketed {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => !name.is_empty() && name.split('.').all(is_host_label),
     };
-    if valid {
-        Ok(())
-    } else {
-        Err("the registry's host name is malformed")
-    }
+    if valid { Ok(()) } else { Err("the registry's host name is malformed") }
 }
 
 fn split_port(host: &str) -> Result<(&str, Option<&str>), &'static str> {
@@ -198,9 +163,7 @@ fn split_port(host: &str) -> Result<(&str, Option<&str>), &'static str> {
 }
 
 fn is_host_label(label: &str) -> bool {
-    let inner = label
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let inner = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     inner && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
 }
 
@@ -222,10 +185,7 @@ fn is_path_component(component: &str) -> bool {
     let bytes = component.as_bytes();
     let mut at = 0;
     loop {
-        let word = bytes[at..]
-            .iter()
-            .take_while(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-            .count();
+        let word = bytes[at..].iter().take_while(|b| b.is_ascii_lowercase() || b.is_ascii_digit()).count();
         at += word;
         if word == 0 {
             return false;
@@ -233,10 +193,7 @@ fn is_path_component(component: &str) -> bool {
         if at == bytes.len() {
             return true;
         }
-        let separator = bytes[at..]
-            .iter()
-            .take_while(|b| !b.is_ascii_alphanumeric())
-            .count();
+        let separator = bytes[at..].iter().take_while(|b| !b.is_ascii_alphanumeric()).count();
         let allowed = match &bytes[at..at + separator] {
             b"." | b"_" | b"__" => true,
             dashes => dashes.iter().all(|b| *b == b'-'),
@@ -250,8 +207,7 @@ fn is_path_component(component: &str) -> bool {
 
 fn check_tag(tag: &str) -> Result<(), &'static str> {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    let valid = tag.bytes().next().is_some_and(word)
-        && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-');
+    let valid = tag.bytes().next().is_some_and(word) && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-');
     match (valid, tag.len() <= TAG_BYTES_MAX) {
         (true, true) => Ok(()),
         (true, false) => Err("the tag is longer than 128 bytes"),
@@ -271,10 +227,7 @@ mod tests {
             ("busybox", "docker.io/library/busybox:latest"),
             ("busybox:1.37", "docker.io/library/busybox:1.37"),
             ("myrepo/ai-service", "docker.io/myrepo/ai-service:latest"),
-            (
-                "index.docker.io/busybox",
-                "docker.io/library/busybox:latest",
-            ),
+            ("index.docker.io/busybox", "docker.io/library/busybox:latest"),
             ("docker.io/a/b/c", "docker.io/a/b/c:latest"),
             ("localhost/x", "localhost/x:latest"),
             ("localhost:5000/x:v1", "localhost:5000/x:v1"),
@@ -286,21 +239,14 @@ mod tests {
         for (text, expected) in cases {
             let parsed: Reference = text.parse().unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(parsed.to_string(), expected, "{text}");
-            assert_eq!(
-                parsed.to_string().parse::<Reference>().unwrap(),
-                parsed,
-                "round trip of {text}"
-            );
+            assert_eq!(parsed.to_string().parse::<Reference>().unwrap(), parsed, "round trip of {text}");
         }
     }
 
     #[test]
     fn a_digest_needs_no_tag_and_wins_over_one() {
         let digest_only: Reference = format!("busybox@{DIGEST}").parse().unwrap();
-        assert_eq!(
-            (digest_only.tag(), digest_only.target()),
-            (None, DIGEST.to_owned())
-        );
+        assert_eq!((digest_only.tag(), digest_only.target()), (None, DIGEST.to_owned()));
         let both: Reference = format!("busybox:1@{DIGEST}").parse().unwrap();
         assert_eq!((both.tag(), both.target()), (Some("1"), DIGEST.to_owned()));
     }
@@ -326,10 +272,7 @@ mod tests {
             "x:a/b:c/",
         ];
         for text in cases {
-            assert!(
-                text.parse::<Reference>().is_err(),
-                "{text:?} must be refused"
-            );
+            assert!(text.parse::<Reference>().is_err(), "{text:?} must be refused");
         }
     }
 }

@@ -70,11 +70,7 @@ impl Platform {
             "powerpc64" => ("ppc64le", None),
             other => (other, None),
         };
-        Self {
-            architecture: architecture.into(),
-            os: "linux".into(),
-            variant: variant.map(str::to_owned),
-        }
+        Self { architecture: architecture.into(), os: "linux".into(), variant: variant.map(str::to_owned) }
     }
 }
 
@@ -194,20 +190,12 @@ where
 /// Picks the image for `host` out of an index: the first of the exact variant, else the first without one.
 pub fn select_platform<'a>(index: &'a Index, host: &Platform) -> Option<&'a Descriptor> {
     let same_machine = |p: &Platform| p.os == host.os && p.architecture == host.architecture;
-    let candidates = || {
-        index
-            .manifests
-            .iter()
-            .filter_map(|d| Some((d, d.platform.as_ref()?)))
-            .filter(|(_, p)| same_machine(p))
-    };
+    let candidates =
+        || index.manifests.iter().filter_map(|d| Some((d, d.platform.as_ref()?))).filter(|(_, p)| same_machine(p));
     let exact = candidates().find(|(_, p)| p.variant == host.variant);
     let plain = || candidates().find(|(_, p)| p.variant.is_none());
     let baseline = || candidates().find(|(_, p)| p.variant.as_deref() == Some("v1"));
-    exact
-        .or_else(plain)
-        .or_else(baseline)
-        .map(|(descriptor, _)| descriptor)
+    exact.or_else(plain).or_else(baseline).map(|(descriptor, _)| descriptor)
 }
 
 #[cfg(test)]
@@ -221,40 +209,24 @@ mod tests {
             media_type: media_type::OCI_MANIFEST.into(),
             digest: Digest::of(platform.as_bytes()),
             size: 1,
-            platform: Some(Platform {
-                os: part().unwrap(),
-                architecture: part().unwrap(),
-                variant: part(),
-            }),
+            platform: Some(Platform { os: part().unwrap(), architecture: part().unwrap(), variant: part() }),
             urls: vec![],
             annotations: BTreeMap::new(),
         }
     }
 
     fn check(platforms: &[&str], host: &str, expected: Option<&str>) {
-        let index = Index {
-            schema_version: 2,
-            media_type: None,
-            manifests: platforms.iter().map(|p| entry(p)).collect(),
-        };
+        let index =
+            Index { schema_version: 2, media_type: None, manifests: platforms.iter().map(|p| entry(p)).collect() };
         let host = entry(host).platform.unwrap();
-        let found =
-            select_platform(&index, &host).map(|d| d.platform.as_ref().unwrap().to_string());
+        let found = select_platform(&index, &host).map(|d| d.platform.as_ref().unwrap().to_string());
         assert_eq!(found.as_deref(), expected, "{platforms:?} on {host}");
     }
 
     #[test]
     fn selects_by_platform() {
-        check(
-            &["linux/arm64/v8", "linux/amd64"],
-            "linux/amd64",
-            Some("linux/amd64"),
-        );
-        check(
-            &["linux/arm64", "linux/arm64/v8"],
-            "linux/arm64/v8",
-            Some("linux/arm64/v8"),
-        );
+        check(&["linux/arm64/v8", "linux/amd64"], "linux/amd64", Some("linux/amd64"));
+        check(&["linux/arm64", "linux/arm64/v8"], "linux/arm64/v8", Some("linux/arm64/v8"));
         check(&["linux/arm64"], "linux/arm64/v8", Some("linux/arm64"));
         check(&["windows/amd64", "unknown/unknown"], "linux/amd64", None);
         check(&["linux/amd64/v3"], "linux/amd64", None);
