@@ -13,16 +13,30 @@ mod config;
 pub mod credentials;
 mod digest;
 mod error;
+mod flights;
+mod index;
+mod load;
 mod progress;
+mod pull;
 mod reference;
+mod registry;
 pub mod spec;
+mod store;
+mod unpack;
 pub mod worker;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
+
+use flights::Flights;
+use index::Index;
+use store::Store;
+use store::layers::Layer;
+use store::rootfs::Owner;
+use tokio::task::JoinSet;
 
 pub use config::{Auth, Config, Limits};
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
@@ -33,7 +47,20 @@ pub use spec::ImageConfig;
 
 /// The image store of one node.
 #[derive(Debug)]
-pub struct Images {}
+pub struct Images {
+    config: Config,
+    store: Store,
+    /// What the store holds, by image id. Held for look-ups and for changes of records, never over an await.
+    index: Mutex<Index>,
+    /// Layers on their way, by blob.
+    flights: Flights<Digest, Layer>,
+    /// Layers that a pull or load counts on before its image is recorded, with how many count on them.
+    reserved: Mutex<HashMap<Digest, usize>>,
+    /// The layers that root file systems stand on.
+    rootfs: Mutex<HashMap<String, Owner>>,
+    /// Writing layers out to disk after pulls; waited for by nobody, ended with the store.
+    background: Mutex<JoinSet<()>>,
+}
 
 /// An image in the store. Its id is the digest of its configuration, as everywhere in CRI.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,7 +161,23 @@ pub struct Unowned {
 impl Images {
     /// Opens (or makes) the store in `config.state_dir`, takes its lock and sweeps what a crash has left half done.
     pub fn open(config: Config) -> Result<Arc<Self>, Error> {
-        Err(Error::Locked { path: config.state_dir })
+        let store = Store::open(&config.state_dir)?;
+        for layer in store.sweep_doubtful_layers()? {
+            tracing::warn!(%layer, "removed a layer that a power failure may have damaged");
+        }
+        let index = Index::new(store.records());
+        store.drop_incomplete_records(&index.ids())?;
+        let rootfs =
+            store.rootfs_owners().into_iter().filter_map(|(container, owner)| Some((container, owner?))).collect();
+        Ok(Arc::new(Self {
+            config,
+            store,
+            index: Mutex::new(index),
+            flights: Flights::default(),
+            reserved: Mutex::default(),
+            rootfs: Mutex::new(rootfs),
+            background: Mutex::default(),
+        }))
     }
 
     /// Brings `reference` from its registry into the store and returns its image.
@@ -143,93 +186,298 @@ impl Images {
     /// Without `auth` the node's docker `config.json` is consulted. Safe to drop: what is shared with other pulls goes
     /// on, the rest stops.
     pub async fn pull(
-        &self,
+        self: &Arc<Self>,
         reference: &Reference,
-        _auth: Option<Auth>,
-        _progress: &dyn Progress,
+        auth: Option<Auth>,
+        progress: &dyn Progress,
     ) -> Result<Arc<Image>, Error> {
-        Err(Error::NoSuchImage(reference.to_string()))
+        self.pull_image(reference, auth, progress).await
     }
 
     /// The image of a name, a name with digest, an id (`sha256:…`, hex, or an unambiguous prefix of at least 6 digits).
-    pub fn get(&self, _name: &str) -> Option<Arc<Image>> {
-        None
+    pub fn get(&self, name: &str) -> Option<Arc<Image>> {
+        self.index().find(name).map(|stored| Arc::clone(&stored.image))
     }
 
     /// All images, by id.
     pub fn list(&self) -> Vec<Arc<Image>> {
-        Vec::new()
+        self.index().all().map(|stored| Arc::clone(&stored.image)).collect()
     }
 
     /// Removes an image with all its names, and the layers that nothing else needs. Unknown names are fine: false.
-    pub async fn remove(&self, _name: &str) -> Result<bool, Error> {
-        Ok(false)
+    pub async fn remove(self: &Arc<Self>, name: &str) -> Result<bool, Error> {
+        let Some(image) = self.get(name) else { return Ok(false) };
+        self.blocking(move |images| {
+            images.forget(&image.id)?;
+            images.sweep().map(|_| true)
+        })
+        .await
     }
 
     /// Takes one name off an image; the image goes with its last name. Unknown names are fine: false.
-    pub async fn untag(&self, _reference: &Reference) -> Result<bool, Error> {
-        Ok(false)
+    pub async fn untag(self: &Arc<Self>, reference: &Reference) -> Result<bool, Error> {
+        let name = reference.to_string();
+        self.blocking(move |images| {
+            let changed = images.index().without_name(&name);
+            match changed {
+                None => return Ok(false),
+                Some(record) if record.repo_tags.is_empty() && record.repo_digests.is_empty() => {
+                    images.forget(&record.id)?;
+                    images.sweep()?;
+                }
+                Some(record) => images.replace_record(record).map(drop)?,
+            }
+            Ok(true)
+        })
+        .await
     }
 
     /// Gives an image one more name.
-    pub fn tag(&self, name: &str, _reference: &Reference) -> Result<(), Error> {
-        Err(Error::NoSuchImage(name.into()))
+    pub fn tag(&self, name: &str, reference: &Reference) -> Result<(), Error> {
+        let mut record = self.record(name)?;
+        record.repo_tags.extend(reference.tagged());
+        self.add_record(record).map(drop)
     }
 
     /// Keeps an image from garbage collection, or lets it go again.
-    pub fn pin(&self, name: &str, _pinned: bool) -> Result<(), Error> {
-        Err(Error::NoSuchImage(name.into()))
+    pub fn pin(&self, name: &str, pinned: bool) -> Result<(), Error> {
+        let mut record = self.record(name)?;
+        record.pinned = pinned;
+        self.replace_record(record).map(drop)
     }
 
     /// Loads the images of an OCI layout (directory or tar archive) or a `docker save` archive. They come pinned:
     /// nobody can fetch them again.
-    pub async fn load(&self, path: &Path, _progress: &dyn Progress) -> Result<Vec<Arc<Image>>, Error> {
-        Err(Error::NoSuchImage(path.display().to_string()))
+    pub async fn load(self: &Arc<Self>, path: &Path, progress: &dyn Progress) -> Result<Vec<Arc<Image>>, Error> {
+        self.load_archive(path, progress).await
     }
 
     /// What the images take on disk.
     pub fn usage(&self) -> Usage {
-        Usage::default()
+        self.store.layers_usage()
     }
 
     /// What a container has written into its root file system. Walks it: not for the hot path.
-    pub async fn writable_usage(&self, container_id: &str) -> Result<Usage, Error> {
-        Err(Error::NoSuchImage(container_id.into()))
+    pub async fn writable_usage(self: &Arc<Self>, container_id: &str) -> Result<Usage, Error> {
+        let container_id = container_id.to_owned();
+        self.blocking(move |images| images.store.rootfs_usage(&container_id)).await
     }
 
     /// Removes unused images by `policy`; `in_use` are ids that containers need.
-    pub async fn collect_garbage(&self, _policy: &GcPolicy, _in_use: &HashSet<Digest>) -> Result<Reclaimed, Error> {
-        Ok(Reclaimed::default())
+    pub async fn collect_garbage(
+        self: &Arc<Self>,
+        policy: &GcPolicy,
+        in_use: &HashSet<Digest>,
+    ) -> Result<Reclaimed, Error> {
+        let (policy, in_use) = (policy.clone(), in_use.clone());
+        self.blocking(move |images| images.collect(&policy, &in_use)).await
     }
 
     /// Removes every image that is neither in use nor pinned, whatever the disk looks like.
-    pub async fn remove_unused(&self, _in_use: &HashSet<Digest>) -> Result<Reclaimed, Error> {
-        Ok(Reclaimed::default())
+    pub async fn remove_unused(self: &Arc<Self>, in_use: &HashSet<Digest>) -> Result<Reclaimed, Error> {
+        let in_use = in_use.clone();
+        self.blocking(move |images| {
+            let unused = |image: &Arc<Image>| !image.pinned && !in_use.contains(&image.id);
+            let ids: Vec<_> =
+                images.list().iter().filter(|image| unused(image)).map(|image| image.id.clone()).collect();
+            for id in &ids {
+                images.forget(id)?;
+            }
+            Ok(Reclaimed { images: ids, bytes: images.sweep()?, missing_bytes: 0 })
+        })
+        .await
     }
 
     /// Mounts the root file system of a container. The second call for one container sees what the first has
     /// written; the first mount must be gone by then. Blocks for well under a millisecond.
-    pub fn rootfs(&self, image: &Digest, _container_id: &str, _options: RootfsOptions) -> Result<Rootfs, Error> {
-        Err(Error::NoSuchImage(image.to_string()))
+    pub fn rootfs(&self, image: &Digest, container_id: &str, options: RootfsOptions) -> Result<Rootfs, Error> {
+        let (owner, image) = {
+            // The root file system counts as a user of its layers before anybody can sweep them.
+            let index = self.index();
+            let stored = index.by_id(image).ok_or_else(|| Error::NoSuchImage(image.to_string()))?;
+            let owner = Owner { image: image.clone(), layers: stored.record.layers.clone() };
+            self.rootfs.lock().expect("no panic while it is held").insert(container_id.to_owned(), owner.clone());
+            (owner, Arc::clone(&stored.image))
+        };
+        self.store.touch(&image.id);
+        match self.store.mount_rootfs(container_id, &owner, &options) {
+            Ok(mount) => Ok(Rootfs { mount, image }),
+            Err(error) => {
+                if self.store.remove_rootfs(container_id).is_ok() {
+                    self.rootfs.lock().expect("no panic while it is held").remove(container_id);
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Removes what a container has written. Unknown containers are fine.
-    pub async fn release(&self, _container_id: &str) -> Result<(), Error> {
-        Ok(())
+    pub async fn release(self: &Arc<Self>, container_id: &str) -> Result<(), Error> {
+        let container_id = container_id.to_owned();
+        self.blocking(move |images| {
+            images.store.remove_rootfs(&container_id)?;
+            images.rootfs.lock().expect("no panic while it is held").remove(&container_id);
+            Ok(())
+        })
+        .await
     }
 
     /// The containers that have a root file system in the store.
     pub fn rootfs_owners(&self) -> Vec<String> {
-        Vec::new()
+        self.store.rootfs_owners().into_iter().map(|(container, _)| container).collect()
     }
 
     /// Mounts an image, or the part of it below `sub_path`, read-only as a detached mount (image volumes).
-    pub fn mount_image(&self, image: &Digest, _sub_path: &str) -> Result<OwnedFd, Error> {
-        Err(Error::NoSuchImage(image.to_string()))
+    ///
+    /// The image's layers must stay as long as the mount is used: the caller names the image as in use to garbage collection.
+    pub fn mount_image(&self, image: &Digest, sub_path: &str) -> Result<OwnedFd, Error> {
+        let layers = {
+            let index = self.index();
+            index.by_id(image).ok_or_else(|| Error::NoSuchImage(image.to_string()))?.record.layers.clone()
+        };
+        self.store.touch(image);
+        self.store.mount_volume(image, &layers, sub_path)
     }
 
     /// Everything in the store that nothing owns. Nothing is changed.
     pub fn fsck(&self) -> Result<Vec<Unowned>, Error> {
-        Ok(Vec::new())
+        let (marked, known) = (self.marked(), self.index().ids());
+        self.store.unowned(&marked, &known, self.flights.any())
+    }
+}
+
+/// What the public methods are made of.
+impl Images {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().expect("no panic while it is held")
+    }
+
+    /// Runs work on the file system where it holds up nobody.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let images = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&images)).await;
+        done.unwrap_or_else(|e| Err(Error::store("work on", &self.config.state_dir, std::io::Error::other(e))))
+    }
+
+    fn record(&self, name: &str) -> Result<store::records::Record, Error> {
+        let index = self.index();
+        index.find(name).map(|stored| stored.record.clone()).ok_or_else(|| Error::NoSuchImage(name.to_owned()))
+    }
+
+    /// Stores an image's record: it joins what was known of that image, and takes over its tags from others.
+    fn add_record(&self, record: store::records::Record) -> Result<Arc<Image>, Error> {
+        let mut index = self.index();
+        for changed in index.losing_tags(&record) {
+            self.put(&mut index, changed)?;
+        }
+        let merged = index.merged(record);
+        self.put(&mut index, merged)
+    }
+
+    fn replace_record(&self, record: store::records::Record) -> Result<Arc<Image>, Error> {
+        self.put(&mut self.index(), record)
+    }
+
+    fn put(&self, index: &mut Index, record: store::records::Record) -> Result<Arc<Image>, Error> {
+        self.store.put_record(&record)?;
+        let incomplete = || Error::Malformed {
+            object: format!("image {}", record.id),
+            reason: "a part of it vanished while it was recorded".into(),
+        };
+        let stored = self.store.complete(record.clone()).ok_or_else(incomplete)?;
+        let image = Arc::clone(&stored.image);
+        index.insert(stored);
+        Ok(image)
+    }
+
+    fn forget(&self, id: &Digest) -> Result<(), Error> {
+        let mut index = self.index();
+        self.store.remove_record(id)?;
+        index.remove(id);
+        Ok(())
+    }
+
+    fn marked(&self) -> store::gc::Marked {
+        let index = self.index();
+        let rootfs = self.rootfs.lock().expect("no panic while it is held");
+        let reserved = self.reserved.lock().expect("no panic while it is held");
+        store::gc::Marked::of(
+            index.all(),
+            rootfs.values().flat_map(|owner| owner.layers.iter().cloned()),
+            reserved.keys().cloned(),
+        )
+    }
+
+    fn sweep(&self) -> Result<u64, Error> {
+        self.store.sweep(&self.marked())
+    }
+
+    fn collect(&self, policy: &GcPolicy, in_use: &HashSet<Digest>) -> Result<Reclaimed, Error> {
+        let space =
+            sys::tree::space(&self.config.state_dir).map_err(|e| Error::store("measure", &self.config.state_dir, e))?;
+        let images = self.refreshed();
+        let plan = store::gc::plan(
+            &images.iter().map(Arc::as_ref).collect::<Vec<_>>(),
+            policy,
+            in_use,
+            space,
+            SystemTime::now(),
+        );
+        let mut reclaimed = Reclaimed::default();
+        for id in plan.overdue {
+            self.forget(&id)?;
+            reclaimed.images.push(id);
+        }
+        reclaimed.bytes = self.sweep()?;
+        for id in plan.candidates {
+            if reclaimed.bytes >= plan.bytes_to_free {
+                break;
+            }
+            self.forget(&id)?;
+            reclaimed.images.push(id);
+            reclaimed.bytes += self.sweep()?;
+        }
+        reclaimed.missing_bytes = plan.bytes_to_free.saturating_sub(reclaimed.bytes);
+        Ok(reclaimed)
+    }
+
+    /// The images with the time of their last use as it is on disk now.
+    fn refreshed(&self) -> Vec<Arc<Image>> {
+        self.store.records().into_iter().map(|stored| stored.image).collect()
+    }
+
+    /// Keeps layers from being swept until the guard goes.
+    fn reserve(self: &Arc<Self>, layers: impl Iterator<Item = Digest>) -> Reservation {
+        let layers: Vec<_> = layers.collect();
+        let mut reserved = self.reserved.lock().expect("no panic while it is held");
+        for layer in &layers {
+            *reserved.entry(layer.clone()).or_default() += 1;
+        }
+        Reservation { images: Arc::clone(self), layers }
+    }
+
+    async fn node_credentials(&self, reference: &Reference) -> Result<Option<Auth>, Error> {
+        credentials::node_credentials(&self.config, reference).await
+    }
+}
+
+/// Layers that somebody counts on.
+struct Reservation {
+    images: Arc<Images>,
+    layers: Vec<Digest>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut reserved = self.images.reserved.lock().expect("no panic while it is held");
+        for layer in &self.layers {
+            if let Some(count) = reserved.get_mut(layer) {
+                *count -= 1;
+            }
+        }
+        reserved.retain(|_, count| *count > 0);
     }
 }

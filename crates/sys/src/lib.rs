@@ -2,14 +2,18 @@
 
 pub mod caps;
 pub mod cgroup;
+pub mod confine;
 mod device_filter;
 pub mod error;
 pub mod fdpass;
 pub mod fork;
 pub mod mount;
+pub mod overlay;
 pub mod path;
 pub mod process;
 pub mod pty;
+pub mod tree;
+pub mod xattr;
 
 pub use error::{Context, Error, Result};
 pub use rustix;

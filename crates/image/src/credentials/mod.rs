@@ -42,3 +42,8 @@ impl Credentials {
         Vec::new()
     }
 }
+
+/// What the node itself knows about `reference`, for pulls that bring no credentials.
+pub(crate) async fn node_credentials(_config: &crate::Config, _reference: &Reference) -> Result<Option<Auth>, Error> {
+    Ok(None)
+}

@@ -1,0 +1,222 @@
+//! Connections to registries: TCP, TLS by the host's certificates, HTTP/1.1, reused within one pull and closed with it.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::hosts::{Tls, Transport, split_authority};
+use super::tls;
+
+/// A request's body.
+pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Endpoint {
+    pub(crate) transport: Transport,
+    pub(crate) authority: String,
+    pub(crate) tls: Tls,
+    pub(crate) dial_timeout: Option<Duration>,
+}
+
+/// The connections of one pull.
+#[derive(Default)]
+pub(crate) struct Connections {
+    idle: Mutex<HashMap<Endpoint, Vec<http1::SendRequest<Body>>>>,
+    /// The tasks that move the bytes of each connection; they end with this value.
+    tasks: Mutex<JoinSet<()>>,
+    /// Parsing the host's trust roots takes time and memory: once for each set of certificates in a pull.
+    tls_configs: Mutex<HashMap<Tls, Arc<rustls::ClientConfig>>>,
+    /// Authorities that turned out to speak no TLS.
+    plain: Mutex<HashSet<String>>,
+}
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A proxying registry fetches a manifest or the start of a blob from elsewhere before it answers.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+const READ_BUFFER_BYTES: usize = 512 << 10;
+
+impl Connections {
+    /// Sends a request and returns the answer as soon as its head is there.
+    pub(crate) async fn send(&self, endpoint: &Endpoint, mut request: Request<Body>) -> io::Result<Response<Incoming>> {
+        set_host(&mut request, endpoint)?;
+        loop {
+            let Some(mut sender) = self.idle(endpoint) else { break };
+            match timeout(ANSWER_TIMEOUT, sender.try_send_request(request)).await {
+                Err(_) => return Err(silent()),
+                Ok(Ok(response)) => {
+                    self.keep(endpoint, sender);
+                    return Ok(response);
+                }
+                // The server closed a connection it had let idle: the request was not sent.
+                Ok(Err(mut failed)) => match failed.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(io::Error::other(failed.into_error())),
+                },
+            }
+        }
+        let mut sender = self.connect(endpoint).await?;
+        let response = timeout(ANSWER_TIMEOUT, sender.send_request(request))
+            .await
+            .map_err(|_| silent())?
+            .map_err(io::Error::other)?;
+        self.keep(endpoint, sender);
+        Ok(response)
+    }
+
+    fn idle(&self, endpoint: &Endpoint) -> Option<http1::SendRequest<Body>> {
+        let mut idle = self.idle.lock().expect("no panic while it is held");
+        let senders = idle.get_mut(endpoint)?;
+        senders.retain(|sender| !sender.is_closed());
+        let ready = senders.iter().position(http1::SendRequest::is_ready)?;
+        Some(senders.swap_remove(ready))
+    }
+
+    fn keep(&self, endpoint: &Endpoint, sender: http1::SendRequest<Body>) {
+        self.idle.lock().expect("no panic while it is held").entry(endpoint.clone()).or_default().push(sender);
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> io::Result<http1::SendRequest<Body>> {
+        let stream = self.stream(endpoint).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(READ_BUFFER_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
+        let mut tasks = self.tasks.lock().expect("no panic while it is held");
+        // Those that have ended leave nothing to look at.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            // A broken connection is seen by the request that it breaks.
+            let _ = connection.await;
+        });
+        Ok(sender)
+    }
+
+    async fn stream(&self, endpoint: &Endpoint) -> io::Result<Stream> {
+        let port = if endpoint.transport == Transport::Plain { 80 } else { 443 };
+        if endpoint.transport == Transport::Plain || self.is_known_plain(&endpoint.authority) {
+            return dial(endpoint, port).await.map(Stream::Plain);
+        }
+        match self.tls_stream(endpoint, dial(endpoint, port).await?).await {
+            Err(e) if endpoint.transport == Transport::TlsOrPlain && speaks_no_tls(&e) => {
+                self.remember_plain(&endpoint.authority);
+                dial(endpoint, port).await.map(Stream::Plain)
+            }
+            other => other,
+        }
+    }
+
+    async fn tls_stream(&self, endpoint: &Endpoint, tcp: TcpStream) -> io::Result<Stream> {
+        let (name, _) = split_authority(&endpoint.authority);
+        let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(name).map_err(io::Error::other)?;
+        let connector = tokio_rustls::TlsConnector::from(self.tls_config(&endpoint.tls)?);
+        let wait = endpoint.dial_timeout.unwrap_or(DIAL_TIMEOUT);
+        let stream = timeout(wait, connector.connect(name, tcp))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake takes too long"))??;
+        Ok(Stream::Tls(Box::new(stream)))
+    }
+
+    fn tls_config(&self, settings: &Tls) -> io::Result<Arc<rustls::ClientConfig>> {
+        let mut configs = self.tls_configs.lock().expect("no panic while it is held");
+        if let Some(config) = configs.get(settings) {
+            return Ok(Arc::clone(config));
+        }
+        let config = Arc::new(tls::client_config(settings)?);
+        configs.insert(settings.clone(), Arc::clone(&config));
+        Ok(config)
+    }
+
+    fn is_known_plain(&self, authority: &str) -> bool {
+        self.plain.lock().expect("no panic while it is held").contains(authority)
+    }
+
+    fn remember_plain(&self, authority: &str) {
+        self.plain.lock().expect("no panic while it is held").insert(authority.to_owned());
+    }
+}
+
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))
+}
+
+fn set_host(request: &mut Request<Body>, endpoint: &Endpoint) -> io::Result<()> {
+    let host = http::HeaderValue::from_str(&endpoint.authority).map_err(io::Error::other)?;
+    request.headers_mut().insert(http::header::HOST, host);
+    Ok(())
+}
+
+/// What a plain HTTP server makes of a TLS greeting: an answer that is no TLS, or a closed connection.
+fn speaks_no_tls(error: &io::Error) -> bool {
+    let by_rustls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match by_rustls {
+        Some(rustls::Error::InvalidMessage(_) | rustls::Error::PeerSentOversizedRecord) => true,
+        Some(_) => false,
+        None => matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset),
+    }
+}
+
+async fn dial(endpoint: &Endpoint, default_port: u16) -> io::Result<TcpStream> {
+    let (name, port) = split_authority(&endpoint.authority);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    let wait = endpoint.dial_timeout.unwrap_or(DIAL_TIMEOUT);
+    let stream = timeout(wait, TcpStream::connect((name, port.unwrap_or(default_port)))).await;
+    let stream = stream
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {} s", wait.as_secs())))??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

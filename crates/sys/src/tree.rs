@@ -1,0 +1,299 @@
+//! A directory tree held by a descriptor: every operation is relative to it and cannot leave it.
+//!
+//! Names of one component go straight to the `*at` calls, which do not follow the last component; paths of several
+//! components go through openat2 with `RESOLVE_BENEATH`, which refuses absolute links and `..` that would lead out.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
+
+/// An open directory, or a place in the tree that was opened only to be referred to (`O_PATH`).
+#[derive(Debug)]
+pub struct Dir(OwnedFd);
+
+/// What kind of special file to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    /// A character device.
+    Character {
+        /// Major and minor number.
+        device: (u32, u32),
+    },
+    /// A block device.
+    Block {
+        /// Major and minor number.
+        device: (u32, u32),
+    },
+    /// A named pipe.
+    Fifo,
+}
+
+/// Seconds and nanoseconds since 1970, for [`Dir::set_times`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Time {
+    /// Whole seconds; may be negative.
+    pub seconds: i64,
+    /// Nanoseconds, below a thousand million.
+    pub nanoseconds: u32,
+}
+
+/// What `stat` says, as far as trees need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// Regular file, directory, …
+    pub kind: Kind,
+    /// Permission and special bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Bytes allocated on disk.
+    pub allocated: u64,
+    /// Number of the inode.
+    pub inode: u64,
+    /// Names that the inode has.
+    pub links: u64,
+}
+
+/// File types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A character device with number 0/0: overlayfs takes it as "deleted here".
+    Whiteout,
+    /// Any other.
+    Other,
+}
+
+const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const CONFINED: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Dir {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl From<Dir> for OwnedFd {
+    fn from(dir: Dir) -> Self {
+        dir.0
+    }
+}
+
+impl Dir {
+    /// Opens the directory at `path` the ordinary way: for trusted paths, as the roots of trees are.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// The directory at `path` below this one. Symbolic links are followed as long as they stay below.
+    pub fn place(&self, path: &[u8]) -> io::Result<Self> {
+        Ok(Self(rustix::fs::openat2(&self.0, path, PLACE, Mode::empty(), CONFINED)?))
+    }
+
+    /// Anything at `path` below this directory, as `root` would be seen from inside it (`RESOLVE_IN_ROOT`), to refer to.
+    pub fn place_in_root(&self, path: &Path) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        Ok(rustix::fs::openat2(&self.0, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    }
+
+    /// The directory at `path` below this one, no link followed anywhere, opened so that it can be read and changed.
+    pub fn open_real(&self, path: &[u8]) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(Self(rustix::fs::openat2(&self.0, path, flags, Mode::empty(), CONFINED | ResolveFlags::NO_SYMLINKS)?))
+    }
+
+    /// Opens a regular file below this directory to read it; no link is followed anywhere.
+    pub fn open_file(&self, path: &[u8]) -> io::Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = rustix::fs::openat2(&self.0, path, flags, Mode::empty(), CONFINED | ResolveFlags::NO_SYMLINKS)?;
+        Ok(file.into())
+    }
+
+    /// A new regular file to write to. Fails with `AlreadyExists` whatever is there.
+    pub fn create_file(&self, name: &[u8], mode: u32) -> io::Result<std::fs::File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(mode))?.into())
+    }
+
+    /// A new directory.
+    pub fn create_dir(&self, name: &[u8], mode: u32) -> io::Result<()> {
+        Ok(rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(mode))?)
+    }
+
+    /// A new symbolic link.
+    pub fn create_symlink(&self, name: &[u8], target: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::symlinkat(target, &self.0, name)?)
+    }
+
+    /// A new device or named pipe.
+    pub fn create_node(&self, name: &[u8], node: Node, mode: u32) -> io::Result<()> {
+        let (kind, (major, minor)) = match node {
+            Node::Character { device } => (FileType::CharacterDevice, device),
+            Node::Block { device } => (FileType::BlockDevice, device),
+            Node::Fifo => (FileType::Fifo, (0, 0)),
+        };
+        Ok(rustix::fs::mknodat(&self.0, name, kind, Mode::from_raw_mode(mode), rustix::fs::makedev(major, minor))?)
+    }
+
+    /// A second name for `old_name` in `old`; a link is linked itself, not what it points to.
+    pub fn create_hard_link(&self, name: &[u8], old: &Self, old_name: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::linkat(&old.0, old_name, &self.0, name, AtFlags::empty())?)
+    }
+
+    /// Removes anything but a directory.
+    pub fn remove_file(&self, name: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?)
+    }
+
+    /// Removes an empty directory.
+    pub fn remove_dir(&self, name: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Removes `name` with everything below it. Missing is fine.
+    pub fn remove_all(&self, name: &[u8]) -> io::Result<()> {
+        match self.remove_file(name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                let dir = self.open_real(name)?;
+                for child in dir.names()? {
+                    dir.remove_all(child.to_bytes())?;
+                }
+                self.remove_dir(name)
+            }
+            other => other,
+        }
+    }
+
+    /// The names in this directory, without `.` and `..`.
+    pub fn names(&self) -> io::Result<Vec<std::ffi::CString>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            let entry = entry?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                names.push(entry.file_name().to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Whether this directory has no entries.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.names()?.is_empty())
+    }
+
+    /// What a symbolic link holds. `path` may have several components; none of them may be a link but the last.
+    pub fn read_link(&self, path: &[u8]) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.0, path, Vec::new())?.into_bytes())
+    }
+
+    /// The metadata of `name` itself.
+    pub fn meta(&self, name: &[u8]) -> io::Result<Meta> {
+        Ok(meta_of(&rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?))
+    }
+
+    /// Owner and group of `name` itself.
+    pub fn set_owner(&self, name: &[u8], uid: u32, gid: u32) -> io::Result<()> {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        Ok(rustix::fs::chownat(&self.0, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Modification and access time of `name` itself.
+    pub fn set_times(&self, name: &[u8], time: Time) -> io::Result<()> {
+        Ok(rustix::fs::utimensat(&self.0, name, &timestamps(time), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Makes this the working directory of the process.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(rustix::process::fchdir(&self.0)?)
+    }
+}
+
+/// From now on files get exactly the mode that they are created with.
+pub fn clear_umask() {
+    rustix::process::umask(Mode::empty());
+}
+
+/// Owner and group of an open file or directory.
+pub fn set_owner(file: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<()> {
+    Ok(rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
+}
+
+/// Permission and special bits of an open file or directory.
+pub fn set_mode(file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    Ok(rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?)
+}
+
+/// Modification and access time of an open file or directory.
+pub fn set_times(file: BorrowedFd<'_>, time: Time) -> io::Result<()> {
+    Ok(rustix::fs::futimens(file, &timestamps(time))?)
+}
+
+/// The metadata of an open file or directory.
+pub fn meta(file: BorrowedFd<'_>) -> io::Result<Meta> {
+    Ok(meta_of(&rustix::fs::fstat(file)?))
+}
+
+/// Has everything of the file system that `file` is on written to disk.
+pub fn sync_file_system(file: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(file)?)
+}
+
+/// Size and free space of the file system at `path`: bytes in all, bytes that unprivileged writers may still take.
+pub fn space(path: &Path) -> io::Result<(u64, u64)> {
+    let facts = rustix::fs::statvfs(path)?;
+    Ok((facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize))
+}
+
+/// Takes the exclusive lock of an open file, or says at once (`WouldBlock`) that another process has it.
+pub fn try_lock(file: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?)
+}
+
+fn timestamps(time: Time) -> Timestamps {
+    let spec = Timespec { tv_sec: time.seconds, tv_nsec: i64::from(time.nanoseconds) };
+    Timestamps { last_access: spec, last_modification: spec }
+}
+
+fn meta_of(stat: &rustix::fs::Stat) -> Meta {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Symlink,
+        FileType::CharacterDevice if stat.st_rdev == 0 => Kind::Whiteout,
+        _ => Kind::Other,
+    };
+    Meta {
+        kind,
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        allocated: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
+        inode: stat.st_ino,
+        #[allow(clippy::useless_conversion, reason = "the width of st_nlink depends on the architecture")]
+        links: stat.st_nlink.into(),
+    }
+}
+
+/// A C string for calls that take one; names with a NUL byte are refused with `InvalidInput`.
+pub fn c_string(bytes: &[u8]) -> io::Result<std::ffi::CString> {
+    std::ffi::CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
