@@ -1,8 +1,8 @@
 //! One container's streams: its output to the log and to attached clients, their input to it.
 
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::fs::File;
 
 use sys::cgroup::Entry;
 use sys::rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -101,7 +101,13 @@ impl Client {
         for sink in [&stdout, &stderr].into_iter().flatten() {
             let _ = fcntl_setpipe_size(sink, CLIENT_BUFFER); // A socket has a size of its own.
         }
-        Ok(Self { key, number, stdin: stdin.map(File::from), stdout: stdout.map(File::from), stderr: stderr.map(File::from) })
+        Ok(Self {
+            key,
+            number,
+            stdin: stdin.map(File::from),
+            stdout: stdout.map(File::from),
+            stderr: stderr.map(File::from),
+        })
     }
 
     fn sink(&mut self, stream: Stream) -> &mut Option<File> {
@@ -159,6 +165,18 @@ impl Container {
         Ok(())
     }
 
+    /// Lets a client take part.
+    pub(crate) fn add_client(&mut self, client: Client, poller: &Poller) -> io::Result<()> {
+        client.watch(poller)?;
+        if !self.takes_input()
+            && let Some(stdin) = &client.stdin
+        {
+            poller.remove(stdin);
+        }
+        self.clients.push(client);
+        Ok(())
+    }
+
     /// Whether a client with this key is attached.
     pub(crate) fn has_client(&self, key: u32) -> bool {
         self.clients.iter().any(|client| client.key == key)
@@ -183,7 +201,9 @@ impl Container {
         let got = match output.source.read(&mut buffers.input) {
             Ok(0) => Got::End,
             Ok(n) => Got::Bytes(n),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Got::Nothing,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Got::Nothing
+            }
             // A terminal that nobody has open any more answers EIO.
             Err(_) => Got::End,
         };
@@ -364,7 +384,7 @@ impl Container {
     }
 
     /// Whether clients may be read now.
-    pub(crate) fn takes_input(&self) -> bool {
+    fn takes_input(&self) -> bool {
         self.stdin.as_ref().is_some_and(|input| input.pending.is_empty() && !input.closing)
     }
 
@@ -392,7 +412,13 @@ impl Buffers {
     }
 }
 
-fn write_log(log: Option<&mut LogFile>, lines: &mut Lines, mut bytes: &[u8], records: &mut Vec<u8>, notices: &mut Vec<Notice>) {
+fn write_log(
+    log: Option<&mut LogFile>,
+    lines: &mut Lines,
+    mut bytes: &[u8],
+    records: &mut Vec<u8>,
+    notices: &mut Vec<Notice>,
+) {
     let Some(log) = log else { return };
     let now = clock::now();
     let time = clock::rfc3339(now);

@@ -1,8 +1,292 @@
 //! The keeper process: one thread, one loop.
 
-use std::os::fd::OwnedFd;
+mod requests;
+mod sandbox;
+mod session;
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use sys::process::{self, Exit as Ended};
+
+use crate::clock;
+use crate::connection::Connection;
+use crate::container::{Buffers, CHUNK, Container, Notice};
+use crate::log::Stream;
+use crate::poll::{Interest, Poller, Token};
+use crate::protocol::{
+    self, Detached, Event, Exit, Exited, Failure, LogTrouble, Message, Reason, Reply, Role, Snapshot, Welcome,
+};
+use crate::record;
+
+use self::sandbox::Sandbox;
+use self::session::Session;
 
 /// The life of a keeper.
-pub(crate) fn run(_config: Vec<u8>, _fds: Vec<OwnedFd>) -> ! {
-    sys::process::exit_now(0)
+pub(crate) fn run(config: Vec<u8>, fds: Vec<OwnedFd>) -> ! {
+    let code = match sandbox::make(&config, fds) {
+        Ok((sandbox, control)) => match Keeper::new(sandbox, control).and_then(Keeper::serve) {
+            Ok(()) => 0,
+            Err(_) => 1, // Its containers end with it; the daemon sees the connection end.
+        },
+        Err(sandbox::Failed { control, failure }) => {
+            refuse(control, failure);
+            1
+        }
+    };
+    process::exit_now(code)
+}
+
+/// Answers the first request of the daemon with the reason why there is no sandbox.
+fn refuse(control: Option<UnixStream>, failure: Failure) {
+    let Some(mut connection) = control.and_then(|socket| Connection::new(socket).ok()) else { return };
+    let _ = connection.socket.set_nonblocking(false);
+    let mut buffer = vec![0; CHUNK];
+    while connection.receive(&mut buffer).is_ok() {
+        if let Ok(Some(frame)) = connection.decoder.next_frame() {
+            let failed = Message::Reply(Reply::Failed(failure));
+            let _ = connection.queue(frame.number, &failed, Vec::new()).and_then(|()| connection.flush());
+            return;
+        }
+    }
+}
+
+struct Keeper {
+    sandbox: Sandbox,
+    listener: UnixListener,
+    poller: Poller,
+    connections: Vec<(u32, Connection)>,
+    containers: Vec<Container>,
+    sessions: Vec<Session>,
+    buffers: Buffers,
+    key_last: u32,
+    over: bool,
+}
+
+/// What a request gets: a reply and the file descriptors that go with it.
+type Answer = Result<(Reply, Vec<OwnedFd>), Failure>;
+
+fn failure(reason: Reason, step: &str, error: &io::Error, detail: impl Into<String>) -> Failure {
+    Failure { reason, step: step.to_owned(), errno: error.raw_os_error().unwrap_or(0), detail: detail.into() }
+}
+
+fn state(detail: impl Into<String>) -> Failure {
+    Failure { reason: Reason::State, step: String::new(), errno: 0, detail: detail.into() }
+}
+
+impl Keeper {
+    fn new(sandbox: Sandbox, control: UnixStream) -> io::Result<Self> {
+        let _ = std::fs::remove_file(protocol::SOCKET); // Of a keeper before this one.
+        let listener = UnixListener::bind(protocol::SOCKET)?;
+        listener.set_nonblocking(true)?;
+        let poller = Poller::new()?;
+        poller.add(&listener, Token::Listener, Interest::Read)?;
+        let mut keeper = Self {
+            sandbox,
+            listener,
+            poller,
+            connections: Vec::new(),
+            containers: Vec::new(),
+            sessions: Vec::new(),
+            buffers: Buffers::new(),
+            key_last: 0,
+            over: false,
+        };
+        keeper.connect(control)?;
+        keeper.write_record();
+        Ok(keeper)
+    }
+
+    fn serve(mut self) -> io::Result<()> {
+        while !self.over {
+            for token in self.poller.wait()? {
+                self.handle(token);
+            }
+        }
+        Ok(())
+    }
+
+    fn key(&mut self) -> u32 {
+        self.key_last = self.key_last.wrapping_add(1);
+        self.key_last
+    }
+
+    fn handle(&mut self, token: Token) {
+        match token {
+            Token::Listener => self.accept(),
+            Token::Connection(key) => self.converse(key),
+            Token::Init(key) => self.container_ended(key),
+            Token::Exec(key) => self.session_ended(key),
+            Token::Stdout(key) => self.pump(key, Stream::Stdout),
+            Token::Stderr(key) => self.pump(key, Stream::Stderr),
+            Token::Stdin(key) => {
+                if let Some(container) = self.containers.iter_mut().find(|one| one.key == key) {
+                    container.resume_input(&self.poller);
+                }
+            }
+            Token::ClientStdin(key) => {
+                if let Some(container) = self.containers.iter_mut().find(|one| one.has_client(key)) {
+                    container.pump_input(key, &mut self.buffers, &self.poller);
+                }
+            }
+            Token::ClientSink(key) => self.client_lost(key),
+        }
+    }
+
+    fn accept(&mut self) {
+        // Whoever was in the queue may have gone again.
+        if let Ok((socket, _)) = self.listener.accept() {
+            let _ = self.connect(socket);
+        }
+    }
+
+    fn connect(&mut self, socket: UnixStream) -> io::Result<()> {
+        let key = self.key();
+        let connection = Connection::new(socket)?;
+        self.poller.add(&connection.socket, Token::Connection(key), Interest::Read)?;
+        self.connections.push((key, connection));
+        Ok(())
+    }
+
+    fn disconnect(&mut self, key: u32) {
+        if let Some(at) = self.connections.iter().position(|(known, _)| *known == key) {
+            let (_, connection) = self.connections.swap_remove(at);
+            self.poller.remove(&connection.socket);
+        }
+    }
+
+    /// Takes what a client says, answers it, and sends what it can take.
+    fn converse(&mut self, key: u32) {
+        if self.hear(key).and_then(|()| self.flush(key)).is_err() {
+            self.disconnect(key);
+        }
+    }
+
+    fn connection(&mut self, key: u32) -> io::Result<&mut Connection> {
+        let found = self.connections.iter_mut().find(|(known, _)| *known == key);
+        found.map(|(_, connection)| connection).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn hear(&mut self, key: u32) -> io::Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffers.input);
+        let received = self.connection(key).and_then(|connection| connection.receive(&mut buffer));
+        self.buffers.input = buffer;
+        received?;
+        while let Some(frame) = self.connection(key)?.decoder.next_frame().map_err(io::Error::other)? {
+            let Message::Request(request) = frame.message else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            let (reply, fds) = match self.answer(key, request, frame.fds) {
+                Ok(answer) => answer,
+                Err(failure) => (Reply::Failed(failure), Vec::new()),
+            };
+            self.connection(key)?.queue(frame.number, &Message::Reply(reply), fds)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what the client takes; for the rest it is waited until there is room.
+    fn flush(&mut self, key: u32) -> io::Result<()> {
+        let all = self.connection(key)?.flush()?;
+        let interest = if all { Interest::Read } else { Interest::Both };
+        let (_, connection) =
+            self.connections.iter().find(|(known, _)| *known == key).ok_or(io::ErrorKind::NotConnected)?;
+        self.poller.change(&connection.socket, Token::Connection(key), interest)
+    }
+
+    /// Tells the daemon, if it is there; if it is not, it will ask.
+    fn tell(&mut self, event: Event) {
+        let control = self.connections.iter().find(|(_, one)| one.role == Some(Role::Control)).map(|(key, _)| *key);
+        let Some(key) = control else { return };
+        let queued = self.connection(key).and_then(|one| one.queue(0, &Message::Event(event), Vec::new()));
+        if queued.and_then(|()| self.flush(key)).is_err() {
+            self.disconnect(key);
+        }
+    }
+
+    fn pump(&mut self, key: u32, stream: Stream) {
+        let Some(container) = self.containers.iter_mut().find(|one| one.key == key) else { return };
+        let notices = container.pump_output(stream, &mut self.buffers, &self.poller);
+        let id = container.id.clone();
+        self.tell_notices(&id, notices);
+    }
+
+    fn client_lost(&mut self, key: u32) {
+        let Some(container) = self.containers.iter_mut().find(|one| one.has_client(key)) else { return };
+        let notice = container.lose_client(key, &self.poller);
+        let id = container.id.clone();
+        self.tell_notices(&id, notice.into_iter().collect());
+    }
+
+    fn tell_notices(&mut self, id: &str, notices: Vec<Notice>) {
+        for notice in notices {
+            let id = id.to_owned();
+            let event = match notice {
+                Notice::Detached(attach, reason) => Event::Detached(Detached { id, attach, reason }),
+                Notice::Log(errno) => {
+                    let log = self.containers.iter().find(|one| one.id == id).and_then(|one| one.log.as_ref());
+                    let lost_bytes = log.map_or(0, |log| log.lost_bytes());
+                    Event::LogTrouble(LogTrouble { id, errno, lost_bytes })
+                }
+            };
+            self.tell(event);
+        }
+    }
+
+    /// The init has ended: its log is completed, then everybody may know.
+    fn container_ended(&mut self, key: u32) {
+        let Some(container) = self.containers.iter_mut().find(|one| one.key == key) else { return };
+        let Some(exit) = container.pidfd.as_ref().and_then(reaped) else { return };
+        let notices = container.drain(&mut self.buffers, &self.poller);
+        container.close_clients(&self.poller);
+        if let Some(pidfd) = container.pidfd.take() {
+            self.poller.remove(&pidfd);
+        }
+        container.exit = Some(exit.clone());
+        let id = container.id.clone();
+        self.write_record();
+        self.tell_notices(&id, notices);
+        self.tell(Event::Exited(Exited { id, exit }));
+    }
+
+    fn session_ended(&mut self, key: u32) {
+        let Some(session) = self.sessions.iter_mut().find(|one| one.key == key) else { return };
+        let Some(exit) = session.pidfd.as_ref().and_then(reaped) else { return };
+        if let Some(pidfd) = session.pidfd.take() {
+            self.poller.remove(&pidfd);
+        }
+        session.exit = Some(exit.clone());
+        let id = session.id.clone();
+        self.tell(Event::ExecExited(Exited { id, exit }));
+    }
+
+    fn snapshot(&self, version: u16) -> Snapshot {
+        Snapshot {
+            sandbox: self.welcome(version),
+            reaper: self.sandbox.reaper_pid(),
+            containers: self.containers.iter().map(Container::describe).collect(),
+            execs: self.sessions.iter().map(Session::describe).collect(),
+        }
+    }
+
+    fn welcome(&self, version: u16) -> Welcome {
+        Welcome { version, ..self.sandbox.welcome.clone() }
+    }
+
+    /// What remains known when the keeper is killed. Without room on the tmpfs the last version stays.
+    fn write_record(&self) {
+        let snapshot = Snapshot { execs: Vec::new(), ..self.snapshot(protocol::VERSION) };
+        let _ = record::write(&snapshot);
+    }
+}
+
+/// How the process ended; `None` while it runs.
+fn reaped(pidfd: &OwnedFd) -> Option<Exit> {
+    let ended = process::try_reap(pidfd.as_fd()).ok()??;
+    let (code, signal) = match ended {
+        Ended::Code(code) => (code, 0),
+        Ended::Signal(signal) => (128 + signal, signal),
+    };
+    Some(Exit { code: code.unsigned_abs(), signal: signal.unsigned_abs(), at: clock::now() })
 }

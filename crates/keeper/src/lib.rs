@@ -2,10 +2,15 @@
 
 mod clock;
 mod config;
+mod connection;
+mod container;
 mod keeper;
 mod log;
+mod poll;
 pub mod protocol;
+mod record;
 pub mod zygote;
 
 pub use config::{IdMapping, KeeperConfig, KeeperFds, Network, UserNamespace};
+pub use record::read_record;
 pub use zygote::Zygote;

@@ -46,13 +46,8 @@ mod tests {
 
     #[test]
     fn a_record_survives_and_a_foreign_one_is_refused() {
-        let sandbox = Welcome {
-            version: VERSION,
-            sandbox: "s".into(),
-            pid: 1,
-            boot_id: "b".into(),
-            started: UnixNanos(1),
-        };
+        let sandbox =
+            Welcome { version: VERSION, sandbox: "s".into(), pid: 1, boot_id: "b".into(), started: UnixNanos(1) };
         let exit = Some(Exit { code: 137, signal: 9, at: UnixNanos(2) });
         let process = Process { pid: 5, start_ticks: 6, at: UnixNanos(7) };
         let containers = vec![Container { id: "c".into(), process, exit, lost_bytes: 0 }];

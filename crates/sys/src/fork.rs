@@ -76,6 +76,12 @@ pub fn ignore_children() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
 
+/// Takes back [`ignore_children`]: children can be waited for again.
+pub fn restore_children() {
+    // SAFETY: SIG_DFL is no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Lets a write to a closed pipe be an error and not the end of the process.
 pub fn ignore_broken_pipes() {
     // SAFETY: SIG_IGN is no handler.

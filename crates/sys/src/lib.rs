@@ -8,6 +8,8 @@ pub mod error;
 pub mod fdpass;
 pub mod fork;
 pub mod mount;
+pub mod netlink;
+pub mod netns;
 pub mod overlay;
 pub mod path;
 pub mod process;

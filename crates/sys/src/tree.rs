@@ -100,7 +100,12 @@ impl Dir {
     /// Opens the directory at `path` the ordinary way: for trusted paths, as the roots of trees are. By openat(2), the one
     /// spelling that a confined process may use.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self(rustix::fs::openat(rustix::fs::CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
+        Ok(Self(rustix::fs::openat(
+            rustix::fs::CWD,
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?))
     }
 
     /// The directory at `path` below this one. Symbolic links are followed as long as they stay below.

@@ -3,5 +3,5 @@
 mod file;
 mod lines;
 
-pub(crate) use file::LogFile;
+pub(crate) use file::{Health, LogFile};
 pub(crate) use lines::{Lines, Stream};

@@ -1,0 +1,147 @@
+//! What a keeper does first: enters its control group, makes the pod's namespaces, hides itself.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use executor::namespaces::{self, Request};
+use executor::oci::{self, NamespaceKind};
+use sys::process::{self, Child};
+use sys::{fork, rustix};
+
+use super::failure;
+use crate::clock;
+use crate::config::{IdMapping, KeeperConfig, Network};
+use crate::protocol::{CgroupEntry, Failure, Reason, VERSION, Welcome, wire};
+
+/// The pod's own things.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    pub(super) welcome: Welcome,
+    pub(super) namespaces: Vec<(NamespaceKind, OwnedFd)>,
+    reaper: Option<Child>,
+}
+
+/// Why there is no sandbox.
+pub(super) struct Failed {
+    pub(super) control: Option<UnixStream>,
+    pub(super) failure: Failure,
+}
+
+impl Sandbox {
+    pub(super) fn reaper_pid(&self) -> Option<u32> {
+        self.reaper.as_ref().and_then(|reaper| u32::try_from(reaper.pid.as_raw_nonzero().get()).ok())
+    }
+
+    /// The pod's namespace of a kind; `None` where it has none of its own.
+    pub(super) fn namespace(&self, kind: NamespaceKind) -> Option<&OwnedFd> {
+        self.namespaces.iter().find(|(known, _)| *known == kind).map(|(_, fd)| fd)
+    }
+}
+
+/// Makes the sandbox; answers it with the daemon's connection.
+pub(super) fn make(config: &[u8], fds: Vec<OwnedFd>) -> Result<(Sandbox, UnixStream), Failed> {
+    let mut fds = fds.into_iter();
+    let Some(control) = fds.next().map(UnixStream::from) else {
+        return Err(Failed { control: None, failure: broken("the control connection is missing") });
+    };
+    match begin(config, fds) {
+        Ok(sandbox) => Ok((sandbox, control)),
+        Err(failure) => Err(Failed { control: Some(control), failure }),
+    }
+}
+
+fn broken(detail: &str) -> Failure {
+    Failure { reason: Reason::Invalid, step: "configuration".to_owned(), errno: 0, detail: detail.to_owned() }
+}
+
+fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<Sandbox, Failure> {
+    let config: KeeperConfig = wire::decode(config).map_err(|error| broken(&error.to_string()))?;
+    let system = |step: &'static str| move |error: io::Error| failure(Reason::System, step, &error, "");
+    let directory = fds.next().ok_or_else(|| broken("the sandbox's directory is missing"))?;
+    let network = match config.network {
+        Network::Given => Some(fds.next().ok_or_else(|| broken("the network namespace is missing"))?),
+        Network::Host | Network::New => None,
+    };
+    rustix::process::fchdir(&directory).map_err(io::Error::from).map_err(system("fchdir"))?;
+    enter_cgroup(&config.cgroup, fds).map_err(system("cgroup.procs"))?;
+    // More protection needs a capability that the node may not have: then it has what the daemon has.
+    let _ = fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string());
+    fork::restore_children();
+    fork::ignore_broken_pipes();
+    let _ = fork::set_process_name("orlop-keeper"); // Cosmetic.
+    process::set_dumpable(false).map_err(|error| sandbox_failure(&error))?;
+    let mut namespaces = make_namespaces(&config, network.as_ref())?;
+    let reaper = if config.shared_pid { Some(start_reaper(&mut namespaces)?) } else { None };
+    if let Some(network) = network {
+        namespaces.push((NamespaceKind::Network, network));
+    }
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(system("boot_id"))?;
+    let welcome = Welcome {
+        version: VERSION,
+        sandbox: config.sandbox,
+        pid: std::process::id(),
+        boot_id: boot_id.trim().to_owned(),
+        started: clock::now(),
+    };
+    Ok(Sandbox { welcome, namespaces, reaper })
+}
+
+fn sandbox_failure(error: &sys::Error) -> Failure {
+    let errno = io::Error::from(error.errno);
+    failure(Reason::Sandbox, error.call, &errno, error.to_string())
+}
+
+fn enter_cgroup(entry: &CgroupEntry, fds: impl Iterator<Item = OwnedFd>) -> io::Result<()> {
+    for fd in fds {
+        let file = match entry {
+            CgroupEntry::Stay => return Ok(()),
+            CgroupEntry::Files => fd,
+            CgroupEntry::Directory => {
+                let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+                rustix::fs::openat(&fd, "cgroup.procs", flags, rustix::fs::Mode::empty())?
+            }
+        };
+        rustix::io::write(&file, b"0")?;
+    }
+    Ok(())
+}
+
+fn make_namespaces(config: &KeeperConfig, network: Option<&OwnedFd>) -> Result<Vec<(NamespaceKind, OwnedFd)>, Failure> {
+    let wanted = [
+        (config.own_ipc, NamespaceKind::Ipc),
+        (config.own_uts, NamespaceKind::Uts),
+        (config.network == Network::New, NamespaceKind::Network),
+    ];
+    let mapped = |ranges: &[IdMapping]| -> Vec<oci::IdMapping> {
+        let one = |range: &IdMapping| oci::IdMapping {
+            container_id: range.inside,
+            host_id: range.outside,
+            size: range.count,
+        };
+        ranges.iter().map(one).collect()
+    };
+    let user = config.user.as_ref();
+    let request = Request {
+        kinds: wanted.into_iter().filter(|(wanted, _)| *wanted).map(|(_, kind)| kind).collect(),
+        uids: user.map(|user| mapped(&user.uids)).unwrap_or_default(),
+        gids: user.map(|user| mapped(&user.gids)).unwrap_or_default(),
+        hostname: config.hostname.clone().filter(|_| config.own_uts),
+        sysctls: config.sysctls.clone(),
+    };
+    if request.kinds.is_empty() && request.uids.is_empty() && request.sysctls.is_empty() {
+        return Ok(Vec::new());
+    }
+    let network = network.map(|fd| fd.as_fd());
+    namespaces::create(&request, network).map_err(|error| sandbox_failure(&error))
+}
+
+/// Starts the pod's first process and adds its pid namespace.
+fn start_reaper(namespaces: &mut Vec<(NamespaceKind, OwnedFd)>) -> Result<Child, Failure> {
+    let user = namespaces.iter().find(|(kind, _)| *kind == NamespaceKind::User).map(|(_, fd)| fd.as_fd());
+    let reaper = namespaces::start_reaper(user).map_err(|error| sandbox_failure(&error))?;
+    let pid = namespaces::open(&reaper, NamespaceKind::Pid).map_err(|error| sandbox_failure(&error))?;
+    namespaces.push((NamespaceKind::Pid, pid));
+    Ok(reaper)
+}

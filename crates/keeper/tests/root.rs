@@ -1,0 +1,344 @@
+//! A zygote, real keepers and real containers on a busybox tree.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use executor::oci::{Linux, Mount, Namespace, NamespaceKind, Process, Root, Spec};
+use executor::{ExecOptions, HostFacts};
+use keeper::protocol::{self, *};
+use keeper::{KeeperConfig, KeeperFds, Network, Zygote};
+
+/// Forked before anything else; tests start their keepers from it.
+static ZYGOTE: OnceLock<Zygote> = OnceLock::new();
+
+fn main() -> ExitCode {
+    let missing = (!sys::rustix::process::geteuid().is_root()).then(|| "root".to_owned());
+    if missing.is_none() {
+        ZYGOTE.set(Zygote::start().unwrap()).unwrap();
+    }
+    testkit::serial::main(
+        &[
+            ("output_is_logged_and_the_exit_is_told", logs_and_exit),
+            ("a_keeper_outlives_its_connection", reconnect),
+            ("input_and_output_of_an_attached_client", attach),
+            ("exec_with_streams_and_exit_code", exec),
+            ("a_dead_keeper_ends_its_containers_and_leaves_a_record", dead_keeper),
+            ("what_cannot_be_launched_is_explained", failures),
+            ("a_host_name_and_sysctls_belong_to_the_pod", sandbox),
+        ],
+        missing,
+    )
+}
+
+/// A keeper and a blocking client of it.
+struct Client {
+    dir: tempfile::TempDir,
+    socket: UnixStream,
+    decoder: Decoder,
+    number: u32,
+    events: Vec<Event>,
+}
+
+fn config() -> KeeperConfig {
+    KeeperConfig {
+        sandbox: "s1".into(),
+        network: Network::New,
+        own_uts: true,
+        own_ipc: true,
+        shared_pid: false,
+        user: None,
+        hostname: Some("pod".into()),
+        sysctls: vec![("net.ipv4.ip_default_ttl".into(), "21".into())],
+        oom_score_adj: 0,
+        cgroup: CgroupEntry::Stay,
+    }
+}
+
+impl Client {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = File::open(dir.path()).unwrap();
+        let fds = KeeperFds { directory: directory.as_fd(), network: None, cgroup: None };
+        let socket = ZYGOTE.get().unwrap().spawn_keeper(config(), &fds).unwrap();
+        let mut client = Self { dir, socket, decoder: Decoder::default(), number: 0, events: Vec::new() };
+        client.hello();
+        client
+    }
+
+    fn hello(&mut self) -> Welcome {
+        let hello = Hello { oldest: protocol::VERSION_OLDEST, newest: protocol::VERSION, role: Role::Control };
+        match self.ask(Request::Hello(hello), &[]).0 {
+            Reply::Welcome(welcome) => welcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn reconnect(&mut self) {
+        self.socket = UnixStream::connect(self.dir.path().join(protocol::SOCKET)).unwrap();
+        self.decoder = Decoder::default();
+        self.hello();
+    }
+
+    fn frame(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(frame);
+            }
+            let (mut buffer, mut fds) = ([0; 65536], Vec::new());
+            match sys::fdpass::recv(self.socket.as_fd(), &mut buffer, &mut fds).unwrap() {
+                0 => return None,
+                count => self.decoder.push(&buffer[..count], fds),
+            }
+        }
+    }
+
+    fn ask(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> (Reply, Vec<OwnedFd>) {
+        self.number += 1;
+        let mut bytes = Vec::new();
+        protocol::encode(self.number, &Message::Request(request), fds.len(), &mut bytes).unwrap();
+        let sent = sys::fdpass::send(self.socket.as_fd(), &bytes, fds).unwrap();
+        (&self.socket).write_all(&bytes[sent..]).unwrap();
+        loop {
+            let frame = self.frame().expect("the keeper answers");
+            match frame.message {
+                Message::Reply(reply) => {
+                    assert_eq!(frame.number, self.number);
+                    return (reply, frame.fds);
+                }
+                Message::Event(event) => self.events.push(event),
+                Message::Request(_) => panic!("keepers do not ask"),
+            }
+        }
+    }
+
+    fn event(&mut self) -> Event {
+        if !self.events.is_empty() {
+            return self.events.remove(0);
+        }
+        match self.frame().expect("the keeper lives").message {
+            Message::Event(event) => event,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn exit(&mut self) -> (String, Exit) {
+        loop {
+            if let Event::Exited(exited) | Event::ExecExited(exited) = self.event() {
+                return (exited.id, exited.exit);
+            }
+        }
+    }
+
+    fn launch(&mut self, tree: &Path, spec: &Spec, stdio: Stdio) -> Reply {
+        let plan = executor::plan(spec, &HostFacts::read().unwrap()).unwrap();
+        let mounts = executor::prepare::open_sources(&plan, None).unwrap();
+        let (root, logs) = (sys::mount::copy_tree(tree, false).unwrap(), File::open(self.dir.path()).unwrap());
+        let join = |kind| Join { kind, from: JoinFrom::Pod };
+        let launch = Launch {
+            id: "c1".into(),
+            plan: Blob(plan.encode()),
+            root: true,
+            mounts: u16::try_from(mounts.len()).unwrap(),
+            cgroup: CgroupEntry::Stay,
+            cgroups: 0,
+            joins: [protocol::NamespaceKind::Net, protocol::NamespaceKind::Uts, protocol::NamespaceKind::Ipc]
+                .map(join)
+                .to_vec(),
+            stdio,
+            log: Some(Log { name: "0.log".into(), rotate: None }),
+        };
+        let fds: Vec<BorrowedFd<'_>> =
+            [logs.as_fd(), root.as_fd()].into_iter().chain(mounts.iter().map(OwnedFd::as_fd)).collect();
+        self.ask(Request::Launch(launch), &fds).0
+    }
+
+    fn log(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.dir.path().join("0.log")).unwrap();
+        text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if std::os::unix::net::UnixStream::connect(self.dir.path().join(protocol::SOCKET)).is_ok() {
+            self.ask(Request::Shutdown(Shutdown { kill: true }), &[]);
+        }
+    }
+}
+
+fn quiet() -> Stdio {
+    Stdio { tty: None, stdin: false, stdin_once: false }
+}
+
+fn spec(script: &str) -> Spec {
+    let mount = |destination: &str, kind: &str| Mount {
+        destination: destination.into(),
+        kind: kind.into(),
+        ..Mount::default()
+    };
+    let own = |kind| Namespace { kind, path: String::new() };
+    let pods = |kind| Namespace { kind, path: "/pod".into() };
+    use NamespaceKind as Kind;
+    Spec {
+        process: Some(Process {
+            args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            env: vec!["PATH=/bin".to_owned()],
+            cwd: "/".to_owned(),
+            ..Process::default()
+        }),
+        root: Some(Root::default()),
+        mounts: vec![mount("/proc", "proc"), mount("/dev", "tmpfs")],
+        linux: Some(Linux {
+            namespaces: vec![own(Kind::Mount), own(Kind::Pid), pods(Kind::Network), pods(Kind::Uts), pods(Kind::Ipc)],
+            ..Linux::default()
+        }),
+        ..Spec::default()
+    }
+}
+
+fn tree() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    testkit::image::busybox_root(dir.path()).unwrap();
+    dir
+}
+
+fn started(reply: Reply) -> protocol::Process {
+    match reply {
+        Reply::Started(started) => started.process,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn logs_and_exit() {
+    let (tree, mut client) = (tree(), Client::new());
+    started(client.launch(tree.path(), &spec("echo out; echo err >&2; printf part; exit 5"), quiet()));
+    let (id, exit) = client.exit();
+    assert_eq!((id.as_str(), exit.code, exit.signal), ("c1", 5, 0));
+    let mut log = client.log();
+    log.sort();
+    assert_eq!(log, ["stderr F err", "stdout F out", "stdout P part"]);
+}
+
+fn reconnect() {
+    let (tree, mut client) = (tree(), Client::new());
+    let process = started(client.launch(
+        tree.path(),
+        &spec("echo up; while ! test -e /go; do sleep 0.02; done; echo went; exit 9"),
+        quiet(),
+    ));
+    client.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    std::fs::write(tree.path().join("go"), "").unwrap();
+    client.reconnect();
+    let exit = loop {
+        let (Reply::Snapshot(snapshot), _) = client.ask(Request::Snapshot, &[]) else { panic!("no snapshot") };
+        assert_eq!(snapshot.containers[0].process, process);
+        if let Some(exit) = &snapshot.containers[0].exit {
+            break exit.clone();
+        }
+        client.exit();
+    };
+    assert_eq!(exit.code, 9);
+    assert_eq!(client.log(), ["stdout F up", "stdout F went"], "nothing is lost or doubled");
+}
+
+fn attach() {
+    let (tree, mut client) = (tree(), Client::new());
+    let stdio = Stdio { tty: None, stdin: true, stdin_once: true };
+    started(client.launch(tree.path(), &spec("while read line; do echo got $line; done; echo over"), stdio));
+    let (theirs_in, mut input) = std::io::pipe().unwrap();
+    let (mut output, theirs_out) = std::io::pipe().unwrap();
+    let request = Attach { attach: 4, id: "c1".into(), stdin: true, stdout: true, stderr: false };
+    assert_eq!(client.ask(Request::Attach(request), &[theirs_in.as_fd(), theirs_out.as_fd()]).0, Reply::Done);
+    drop((theirs_in, theirs_out));
+    input.write_all(b"one\ntwo\n").unwrap();
+    drop(input);
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "got one\ngot two\nover\n");
+    assert_eq!(client.exit().1.code, 0);
+    assert_eq!(client.log(), ["stdout F got one", "stdout F got two", "stdout F over"]);
+}
+
+fn exec() {
+    let (tree, mut client) = (tree(), Client::new());
+    let spec = spec("sleep 1000");
+    started(client.launch(tree.path(), &spec, quiet()));
+    let mut process = spec.process.clone().unwrap();
+    process.args = ["sh", "-c", "cat; echo $$ >&2; exit 4"].map(str::to_owned).to_vec();
+    let facts = HostFacts::read().unwrap();
+    let plan = executor::exec_plan(&process, ExecOptions { container: &spec, facts: &facts }).unwrap();
+    let (theirs_in, mut input) = std::io::pipe().unwrap();
+    let (mut output, theirs_out) = std::io::pipe().unwrap();
+    let request = Exec {
+        id: "e1".into(),
+        container: "c1".into(),
+        plan: Blob(plan.encode()),
+        tty: None,
+        stdin: true,
+        stdout: true,
+        stderr: false,
+    };
+    let (reply, fds) = client.ask(Request::Exec(request), &[theirs_in.as_fd(), theirs_out.as_fd()]);
+    started(reply);
+    assert_eq!(fds.len(), 1, "a pidfd");
+    drop((theirs_in, theirs_out));
+    input.write_all(b"through").unwrap();
+    drop(input);
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "through");
+    let (id, exit) = client.exit();
+    assert_eq!((id.as_str(), exit.code), ("e1", 4));
+    assert_eq!(client.ask(Request::Forget(Forget { id: "e1".into() }), &[]).0, Reply::Done);
+    assert_eq!(client.ask(Request::Signal(Signal { id: "c1".into(), signal: 9 }), &[]).0, Reply::Done);
+    let (_, exit) = client.exit();
+    assert_eq!((exit.code, exit.signal), (137, 9));
+}
+
+fn dead_keeper() {
+    let (tree, mut client) = (tree(), Client::new());
+    let welcome = client.hello();
+    let process = started(client.launch(tree.path(), &spec("echo up; sleep 1000"), quiet()));
+    let container = sys::process::pidfd_open(pid(process.pid)).unwrap();
+    let keeper = sys::process::pidfd_open(pid(welcome.pid)).unwrap();
+    sys::process::send_signal(keeper.as_fd(), 9).unwrap();
+    let mut gone = [sys::rustix::event::PollFd::new(&container, sys::rustix::event::PollFlags::IN)];
+    sys::rustix::event::poll(&mut gone, None).unwrap();
+    let record = keeper::read_record(File::open(client.dir.path()).unwrap()).unwrap();
+    assert_eq!(record.containers[0].process, process);
+    assert_eq!(record.containers[0].exit, None);
+}
+
+fn pid(raw: u32) -> sys::rustix::process::Pid {
+    sys::rustix::process::Pid::from_raw(i32::try_from(raw).unwrap()).unwrap()
+}
+
+fn failures() {
+    let (tree, mut client) = (tree(), Client::new());
+    let mut spec = spec("true");
+    spec.process.as_mut().unwrap().args = vec!["missing".into()];
+    match client.launch(tree.path(), &spec, quiet()) {
+        Reply::Failed(failure) => {
+            assert_eq!((failure.reason, failure.errno), (Reason::Launch, 2), "{}", failure.detail)
+        }
+        other => panic!("{other:?}"),
+    }
+    let signal = Signal { id: "nobody".into(), signal: 9 };
+    assert!(matches!(client.ask(Request::Signal(signal), &[]).0, Reply::Failed(Failure { reason: Reason::State, .. })));
+}
+
+fn sandbox() {
+    let (tree, mut client) = (tree(), Client::new());
+    started(client.launch(tree.path(), &spec("hostname; cat /proc/sys/net/ipv4/ip_default_ttl"), quiet()));
+    client.exit();
+    assert_eq!(client.log(), ["stdout F pod", "stdout F 21"]);
+    let get = GetNamespace { kind: protocol::NamespaceKind::Net, container: None };
+    assert_eq!(client.ask(Request::GetNamespace(get), &[]).1.len(), 1);
+}

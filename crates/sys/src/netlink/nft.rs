@@ -1,0 +1,639 @@
+//! nftables transactions (nf_tables over nfnetlink).
+//!
+//! A [`Batch`] collects changes; [`Socket::commit`] applies all or none of them, in one step for the packets.
+//! Names and numbers are those of `linux/netfilter/nf_tables.h`.
+
+use rustix::io::Errno;
+
+use super::{ACK, APPEND, CREATE, DUMP, Error, Message, Result, Socket, Writer};
+
+const SUBSYSTEM: u16 = 10 << 8;
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const NEWTABLE: u16 = SUBSYSTEM;
+const GETTABLE: u16 = SUBSYSTEM | 1;
+const DELTABLE: u16 = SUBSYSTEM | 2;
+const NEWCHAIN: u16 = SUBSYSTEM | 3;
+const DELCHAIN: u16 = SUBSYSTEM | 5;
+const NEWRULE: u16 = SUBSYSTEM | 6;
+const DELRULE: u16 = SUBSYSTEM | 8;
+const NEWSET: u16 = SUBSYSTEM | 9;
+const NEWSETELEM: u16 = SUBSYSTEM | 12;
+const GETSETELEM: u16 = SUBSYSTEM | 13;
+const DELSETELEM: u16 = SUBSYSTEM | 14;
+const HEADER_BYTES: usize = 4;
+
+/// `NFT_SET_ELEM_LIST_ELEMENTS` is one attribute, whose length has 16 bits.
+const ELEMENTS_BYTES_MAX: usize = 60_000;
+
+/// Family of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Family {
+    /// IPv4 and IPv6.
+    Inet = 1,
+    /// IPv4.
+    Ipv4 = 2,
+    /// IPv6.
+    Ipv6 = 10,
+}
+
+/// Where a base chain hooks in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "the kernel's own names")]
+pub enum Hook {
+    Prerouting = 0,
+    Input = 1,
+    Forward = 2,
+    Output = 3,
+    Postrouting = 4,
+}
+
+/// What a base chain is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    /// `filter` or `nat`.
+    pub kind: &'static str,
+    /// Its hook.
+    pub hook: Hook,
+    /// Its place among the chains of the hook.
+    pub priority: i32,
+}
+
+/// A data type, for the programs that list tables; numbers are those of libnftables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "nft's own names")]
+pub enum Type {
+    Verdict = 1,
+    Ipv4Addr = 7,
+    Ipv6Addr = 8,
+    InetProto = 12,
+    InetService = 13,
+    Mark = 19,
+    Ifname = 41,
+}
+
+impl Type {
+    fn bytes(self) -> u32 {
+        match self {
+            Type::Verdict | Type::Ipv6Addr | Type::Ifname => 16,
+            _ => 4,
+        }
+    }
+    /// Length as the type itself declares it; in a concatenation every part is padded to 4 bytes.
+    fn bytes_alone(self) -> u32 {
+        match self {
+            Type::InetProto => 1,
+            Type::InetService => 2,
+            other => other.bytes(),
+        }
+    }
+}
+
+/// A set or map.
+#[derive(Debug, Clone, Copy)]
+pub struct Set<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Parts of the key.
+    pub key: &'a [Type],
+    /// Parts of the value; empty for a set.
+    pub data: &'a [Type],
+    /// For sets that rules write into: the most elements.
+    pub dynamic: Option<u32>,
+}
+
+/// A register of 32 bits, 0 to 15. Longer values continue in the next ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reg(pub u8);
+
+/// A comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "the kernel's own names")]
+pub enum Cmp {
+    Eq = 0,
+    Neq = 1,
+}
+
+/// Field of a packet's meta data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "the kernel's own names")]
+pub enum Meta {
+    Mark = 3,
+    IifName = 6,
+    OifName = 7,
+    NfProto = 15,
+    L4Proto = 16,
+}
+
+/// Field of a connection; those of a tuple are read in the direction in which the connection was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "the kernel's own names")]
+pub enum Ct {
+    State = 0,
+    Status = 2,
+    OriginalProtoDst = 12,
+    OriginalDstIp = 20,
+    OriginalDstIp6 = 22,
+}
+
+/// Where a payload offset counts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "the kernel's own names")]
+pub enum From {
+    Network = 1,
+    Transport = 2,
+}
+
+/// What happens to a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the kernel's own names")]
+pub enum Verdict<'a> {
+    Drop,
+    Accept,
+    Return,
+    Jump(&'a str),
+    Goto(&'a str),
+}
+
+impl Verdict<'_> {
+    fn code(self) -> i32 {
+        match self {
+            Verdict::Drop => 0,
+            Verdict::Accept => 1,
+            Verdict::Jump(_) => -3,
+            Verdict::Goto(_) => -4,
+            Verdict::Return => -5,
+        }
+    }
+}
+
+/// What a rule does to a dynamic set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "the kernel's own names")]
+pub enum DynsetOp {
+    Add = 0,
+    Update = 1,
+    Delete = 2,
+}
+
+/// One expression of a rule. An expression that does not match ends its rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants are explained, their fields say themselves what they are")]
+pub enum Expr<'a> {
+    /// Loads bytes of the packet.
+    Payload { dreg: Reg, from: From, offset: u32, len: u32 },
+    /// Loads meta data.
+    Meta { dreg: Reg, key: Meta },
+    /// Loads a field of the connection.
+    Ct { dreg: Reg, key: Ct },
+    /// Loads the type of an address (`RTN_LOCAL` is 2): of the destination, else of the source.
+    FibType { dreg: Reg, destination: bool },
+    /// Loads a constant.
+    Load { dreg: Reg, value: &'a [u8] },
+    /// Goes on if the register compares so.
+    Compare { sreg: Reg, op: Cmp, value: &'a [u8] },
+    /// `dreg = sreg & mask`.
+    Mask { sreg: Reg, dreg: Reg, mask: &'a [u8] },
+    /// Goes on if the key is in the set (or is not).
+    Lookup { set: &'a str, sreg: Reg, invert: bool },
+    /// Loads the value of the key, goes on if there is one.
+    Map { set: &'a str, sreg: Reg, dreg: Reg },
+    /// Takes the verdict of the key, goes on if there is none.
+    Vmap { set: &'a str, sreg: Reg },
+    /// Loads a random number below the modulus.
+    Random { dreg: Reg, modulus: u32 },
+    /// Destination address and port translation.
+    Dnat { family: Family, address: Reg, port: Reg },
+    /// Source translation to the outgoing interface's address, with ports chosen at random.
+    Masquerade,
+    /// Writes into a dynamic set.
+    Dynset { set: &'a str, op: DynsetOp, key: Reg, data: Option<Reg>, timeout_ms: u64 },
+    /// Refuses: TCP by a reset, everything else by ICMP port unreachable. `tcp` says which of the two this rule sends.
+    Reject { tcp: bool },
+    /// At most this many packets a second.
+    Limit { rate_per_s: u64 },
+    /// Counts packets and bytes.
+    Counter,
+    /// Ends with a verdict.
+    Verdict(Verdict<'a>),
+}
+
+/// An element of a set or map.
+#[derive(Debug, Clone, Copy)]
+pub struct Element<'a> {
+    /// The key; every part padded to 4 bytes.
+    pub key: &'a [u8],
+    /// Its value.
+    pub data: Data<'a>,
+}
+
+/// The value of an element.
+#[derive(Debug, Clone, Copy)]
+pub enum Data<'a> {
+    /// A set has none.
+    None,
+    /// Bytes; every part padded to 4 bytes.
+    Value(&'a [u8]),
+    /// A verdict.
+    Verdict(Verdict<'a>),
+}
+
+/// The changes of one transaction on one table.
+#[derive(Debug)]
+pub struct Batch {
+    writer: Writer,
+    table: String,
+    family: Family,
+    set_id: u32,
+}
+
+fn header(family: u8, resource: u16) -> [u8; HEADER_BYTES] {
+    let resource = resource.to_be_bytes();
+    [family, 0, resource[0], resource[1]]
+}
+
+impl Batch {
+    /// No change to this table yet.
+    pub fn new(family: Family, table: &str) -> Self {
+        let mut writer = Writer::new();
+        writer.message(BATCH_BEGIN, 0, &header(0, SUBSYSTEM >> 8), |_| ());
+        Batch { writer, table: table.into(), family, set_id: 0 }
+    }
+
+    /// Whether nothing has been added.
+    pub fn is_empty(&self) -> bool {
+        self.writer.count() == 1
+    }
+
+    /// Size of the transaction so far.
+    pub fn len_bytes(&self) -> usize {
+        self.writer.bytes().len()
+    }
+
+    fn message(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Writer, &str)) {
+        let table = &self.table;
+        self.writer.message(kind, flags, &header(self.family as u8, 0), |w| body(w, table));
+    }
+
+    /// Creates the table; leaves it if it exists.
+    pub fn add_table(&mut self) {
+        self.message(NEWTABLE, CREATE, |w, table| {
+            w.str(1, table);
+            w.be32(2, 0);
+        });
+    }
+
+    /// Deletes the table and everything in it. Preceded by [`Batch::add_table`] it never fails.
+    pub fn delete_table(&mut self) {
+        self.message(DELTABLE, 0, |w, table| w.str(1, table));
+    }
+
+    /// Creates a chain; leaves it if it exists.
+    pub fn add_chain(&mut self, name: &str, base: Option<Base>) {
+        self.message(NEWCHAIN, CREATE, |w, table| {
+            w.str(1, table);
+            w.str(3, name);
+            if let Some(base) = base {
+                w.nest(4, |w| {
+                    w.be32(1, base.hook as u32);
+                    w.be32(2, base.priority.cast_unsigned());
+                });
+                w.be32(5, 1);
+                w.str(7, base.kind);
+            }
+        });
+    }
+
+    /// Deletes an empty chain that nothing refers to.
+    pub fn delete_chain(&mut self, name: &str) {
+        self.message(DELCHAIN, 0, |w, table| {
+            w.str(1, table);
+            w.str(3, name);
+        });
+    }
+
+    /// Deletes all rules of a chain.
+    pub fn flush_chain(&mut self, name: &str) {
+        self.message(DELRULE, 0, |w, table| {
+            w.str(1, table);
+            w.str(2, name);
+        });
+    }
+
+    /// Appends a rule to a chain.
+    pub fn add_rule(&mut self, chain: &str, expressions: &[Expr<'_>]) {
+        self.message(NEWRULE, CREATE | APPEND, |w, table| {
+            w.str(1, table);
+            w.str(2, chain);
+            w.nest(4, |w| expressions.iter().for_each(|expression| write_expression(w, expression)));
+        });
+    }
+
+    /// Creates a set or map; leaves it if it exists with the same definition.
+    pub fn add_set(&mut self, set: &Set<'_>) {
+        const MAP: u32 = 0x8;
+        const TIMEOUT: u32 = 0x10;
+        const EVAL: u32 = 0x20;
+        self.set_id += 1;
+        let id = self.set_id;
+        let mut flags = if set.data.is_empty() { 0 } else { MAP };
+        if set.dynamic.is_some() {
+            flags |= TIMEOUT | EVAL;
+        }
+        self.message(NEWSET, CREATE, |w, table| {
+            w.str(1, table);
+            w.str(2, set.name);
+            w.be32(3, flags);
+            w.be32(4, type_number(set.key));
+            w.be32(5, type_bytes(set.key));
+            match set.data {
+                [] => (),
+                [Type::Verdict] => {
+                    w.be32(6, 0xffff_ff00);
+                    w.be32(7, 16);
+                }
+                data => {
+                    w.be32(6, type_number(data));
+                    w.be32(7, type_bytes(data));
+                }
+            }
+            w.be32(10, id);
+            if let Some(size) = set.dynamic {
+                w.nest(9, |w| w.be32(1, size));
+            }
+        });
+    }
+
+    /// Deletes all elements of a set.
+    pub fn flush_set(&mut self, set: &str) {
+        self.message(DELSETELEM, 0, |w, table| {
+            w.str(1, table);
+            w.str(2, set);
+        });
+    }
+
+    /// Adds elements. One that exists with the same value is left; with another value the transaction fails.
+    pub fn add_elements<'e>(&mut self, set: &str, elements: impl IntoIterator<Item = Element<'e>>) {
+        self.elements(NEWSETELEM, CREATE, set, elements);
+    }
+
+    /// Deletes elements by key. One that does not exist fails the transaction.
+    pub fn delete_elements<'e>(&mut self, set: &str, keys: impl IntoIterator<Item = &'e [u8]>) {
+        self.elements(DELSETELEM, 0, set, keys.into_iter().map(|key| Element { key, data: Data::None }));
+    }
+
+    fn elements<'e>(&mut self, kind: u16, flags: u16, set: &str, elements: impl IntoIterator<Item = Element<'e>>) {
+        let mut elements = elements.into_iter().peekable();
+        while elements.peek().is_some() {
+            self.message(kind, flags, |w, table| {
+                w.str(1, table);
+                w.str(2, set);
+                let limit = w.bytes().len() + ELEMENTS_BYTES_MAX;
+                w.nest(3, |w| {
+                    while w.bytes().len() < limit {
+                        let Some(element) = elements.next() else { break };
+                        w.nest(1, |w| write_element(w, &element));
+                    }
+                });
+            });
+        }
+    }
+}
+
+fn type_number(types: &[Type]) -> u32 {
+    types.iter().fold(0, |number, part| number << 6 | *part as u32)
+}
+
+fn type_bytes(types: &[Type]) -> u32 {
+    match types {
+        [alone] => alone.bytes_alone(),
+        parts => parts.iter().map(|part| part.bytes()).sum(),
+    }
+}
+
+fn write_element(w: &mut Writer, element: &Element<'_>) {
+    w.nest(1, |w| w.bytes_attr(1, element.key));
+    match element.data {
+        Data::None => (),
+        Data::Value(value) => w.nest(2, |w| w.bytes_attr(1, value)),
+        Data::Verdict(verdict) => w.nest(2, |w| write_verdict(w, verdict)),
+    }
+}
+
+fn write_verdict(w: &mut Writer, verdict: Verdict<'_>) {
+    w.nest(2, |w| {
+        w.be32(1, verdict.code().cast_unsigned());
+        if let Verdict::Jump(chain) | Verdict::Goto(chain) = verdict {
+            w.str(2, chain);
+        }
+    });
+}
+
+impl Expr<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Expr::Payload { .. } => "payload",
+            Expr::Meta { .. } => "meta",
+            Expr::Ct { .. } => "ct",
+            Expr::FibType { .. } => "fib",
+            Expr::Load { .. } | Expr::Verdict(_) => "immediate",
+            Expr::Compare { .. } => "cmp",
+            Expr::Mask { .. } => "bitwise",
+            Expr::Lookup { .. } | Expr::Map { .. } | Expr::Vmap { .. } => "lookup",
+            Expr::Random { .. } => "numgen",
+            Expr::Dnat { .. } => "nat",
+            Expr::Masquerade => "masq",
+            Expr::Dynset { .. } => "dynset",
+            Expr::Reject { .. } => "reject",
+            Expr::Limit { .. } => "limit",
+            Expr::Counter => "counter",
+        }
+    }
+}
+
+/// `NFT_REG32_00`; the verdict register is 0.
+fn register(reg: Reg) -> u32 {
+    8 + u32::from(reg.0)
+}
+
+fn write_expression(w: &mut Writer, expression: &Expr<'_>) {
+    w.nest(1, |w| {
+        w.str(1, expression.name());
+        w.nest(2, |w| write_operands(w, expression));
+    });
+}
+
+fn write_operands(w: &mut Writer, expression: &Expr<'_>) {
+    match *expression {
+        Expr::Payload { dreg, from, offset, len } => {
+            w.be32(1, register(dreg));
+            w.be32(2, from as u32);
+            w.be32(3, offset);
+            w.be32(4, len);
+        }
+        Expr::Meta { dreg, key } => {
+            w.be32(1, register(dreg));
+            w.be32(2, key as u32);
+        }
+        Expr::Ct { dreg, key } => write_ct(w, dreg, key),
+        Expr::FibType { dreg, destination } => {
+            const ADDRTYPE: u32 = 3;
+            w.be32(1, register(dreg));
+            w.be32(2, ADDRTYPE);
+            w.be32(3, if destination { 2 } else { 1 });
+        }
+        Expr::Load { dreg, value } => {
+            w.be32(1, register(dreg));
+            w.nest(2, |w| w.bytes_attr(1, value));
+        }
+        Expr::Compare { sreg, op, value } => {
+            w.be32(1, register(sreg));
+            w.be32(2, op as u32);
+            w.nest(3, |w| w.bytes_attr(1, value));
+        }
+        Expr::Mask { sreg, dreg, mask } => write_mask(w, sreg, dreg, mask),
+        Expr::Lookup { set, sreg, invert } => {
+            w.str(1, set);
+            w.be32(2, register(sreg));
+            w.be32(5, invert.into());
+        }
+        Expr::Map { set, sreg, dreg } => {
+            w.str(1, set);
+            w.be32(2, register(sreg));
+            w.be32(3, register(dreg));
+        }
+        Expr::Vmap { set, sreg } => {
+            w.str(1, set);
+            w.be32(2, register(sreg));
+            w.be32(3, 0);
+        }
+        Expr::Random { dreg, modulus } => {
+            const RANDOM: u32 = 1;
+            w.be32(1, register(dreg));
+            w.be32(2, modulus);
+            w.be32(3, RANDOM);
+        }
+        Expr::Dnat { family, address, port } => {
+            const DNAT: u32 = 1;
+            w.be32(1, DNAT);
+            w.be32(2, family as u32);
+            w.be32(3, register(address));
+            w.be32(5, register(port));
+        }
+        // NF_NAT_RANGE_PROTO_RANDOM_FULLY: two clients behind one address do not race for a port.
+        Expr::Masquerade => w.be32(1, 1 << 4),
+        Expr::Dynset { set, op, key, data, timeout_ms } => write_dynset(w, set, op, key, data, timeout_ms),
+        Expr::Reject { tcp } => {
+            const ICMPX_UNREACH: u32 = 2;
+            const TCP_RST: u32 = 1;
+            const PORT_UNREACH: u8 = 1;
+            w.be32(1, if tcp { TCP_RST } else { ICMPX_UNREACH });
+            w.u8(2, if tcp { 0 } else { PORT_UNREACH });
+        }
+        Expr::Limit { rate_per_s } => {
+            w.be64(1, rate_per_s);
+            w.be64(2, 1);
+            w.be32(3, 5);
+        }
+        Expr::Counter => {
+            w.be64(1, 0);
+            w.be64(2, 0);
+        }
+        Expr::Verdict(verdict) => {
+            w.be32(1, 0);
+            w.nest(2, |w| write_verdict(w, verdict));
+        }
+    }
+}
+
+fn write_ct(w: &mut Writer, dreg: Reg, key: Ct) {
+    w.be32(1, register(dreg));
+    w.be32(2, key as u32);
+    if matches!(key, Ct::OriginalProtoDst | Ct::OriginalDstIp | Ct::OriginalDstIp6) {
+        const ORIGINAL: u8 = 0;
+        w.u8(3, ORIGINAL);
+    }
+}
+
+fn write_mask(w: &mut Writer, sreg: Reg, dreg: Reg, mask: &[u8]) {
+    w.be32(1, register(sreg));
+    w.be32(2, register(dreg));
+    w.be32(3, u32::try_from(mask.len()).unwrap_or(0));
+    w.nest(4, |w| w.bytes_attr(1, mask));
+    w.nest(5, |w| w.bytes_attr(1, &vec![0; mask.len()]));
+}
+
+fn write_dynset(w: &mut Writer, set: &str, op: DynsetOp, key: Reg, data: Option<Reg>, timeout_ms: u64) {
+    w.str(1, set);
+    w.be32(3, op as u32);
+    w.be32(4, register(key));
+    if let Some(data) = data {
+        w.be32(5, register(data));
+    }
+    if timeout_ms > 0 {
+        w.be64(6, timeout_ms);
+    }
+}
+
+impl Socket {
+    /// Applies a transaction: all of it or nothing.
+    ///
+    /// # Errors
+    /// The first change that the kernel refused.
+    pub fn commit(&mut self, mut batch: Batch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        batch.writer.flag_last(ACK);
+        batch.writer.message(BATCH_END, 0, &header(0, SUBSYSTEM >> 8), |_| ());
+        self.transact(&batch.writer)
+    }
+
+    /// Names of the tables of a family.
+    ///
+    /// # Errors
+    /// The kernel refused, or has no nf_tables.
+    pub fn tables(&mut self, family: Family) -> Result<Vec<String>> {
+        let mut request = Writer::new();
+        request.message(GETTABLE, DUMP, &header(family as u8, 0), |_| ());
+        let mut names = Vec::new();
+        self.list(&request, |message| names.extend(message.attributes(HEADER_BYTES).get(1).map(|a| a.text())))?;
+        Ok(names)
+    }
+
+    /// Keys and, for maps of values, values of the elements of a set; empty if the set does not exist.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn elements(&mut self, family: Family, table: &str, set: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut request = Writer::new();
+        request.message(GETSETELEM, DUMP, &header(family as u8, 0), |w| {
+            w.str(1, table);
+            w.str(2, set);
+        });
+        let mut elements = Vec::new();
+        match self.list(&request, |message| collect_elements(message, &mut elements)) {
+            Err(Error { errno: Errno::NOENT, .. }) => Ok(Vec::new()),
+            other => other.map(|()| elements),
+        }
+    }
+}
+
+fn collect_elements(message: &Message<'_>, elements: &mut Vec<(Vec<u8>, Vec<u8>)>) {
+    let Some(list) = message.attributes(HEADER_BYTES).get(3) else { return };
+    for element in list.nested() {
+        let value = |kind| {
+            let data = element.nested().get(kind)?.nested().get(1)?;
+            Some(data.value.to_vec())
+        };
+        elements.push((value(1).unwrap_or_default(), value(2).unwrap_or_default()));
+    }
+}
