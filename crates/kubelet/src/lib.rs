@@ -12,3 +12,4 @@ pub mod generate;
 pub mod hosts;
 pub mod paths;
 pub mod qos;
+pub mod volumes;

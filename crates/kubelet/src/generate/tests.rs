@@ -22,7 +22,7 @@ fn pod(spec: serde_json::Value) -> Pod {
 }
 
 fn generate(pod: &Pod, user: ImageUser) -> Result<v1::ContainerConfig, GenerateError> {
-    with_request(pod, &user, |config, request| container_config(config, request))
+    with_request(pod, &user, container_config)
 }
 
 fn with_request<T>(pod: &Pod, user: &ImageUser, run: impl FnOnce(&Config, &Request<'_>) -> T) -> T {

@@ -1,0 +1,193 @@
+//! Writes a set of files so that readers see all of the old or all of the new, in upstream's layout:
+//!
+//! ```text
+//! volume/
+//! ├── ..2026_01_31_12_00_00.4f3a/     the files
+//! ├── ..data -> ..2026_01_31_…        swapped by one rename
+//! └── key -> ..data/key               one link for each first part of a path
+//! ```
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+
+use super::Cause;
+use super::payload::Files;
+
+const DATA: &str = "..data";
+const NEW_DATA: &str = "..data_tmp";
+
+/// Makes the directory, which must exist, show exactly these files; false when it did already. `own` sets who owns a new
+/// version, before anybody sees it.
+///
+/// # Errors
+/// The file system's; the old files stay visible then.
+pub(super) fn write(dir: &Path, files: &Files, own: impl FnOnce(&Path) -> Result<(), Cause>) -> Result<bool, Cause> {
+    let failed = |source| Cause::File { action: "write files to", path: dir.to_owned(), source };
+    let old = match fs::read_link(dir.join(DATA)) {
+        Ok(old) => Some(old),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(error)),
+    };
+    let is_current = old.as_ref().is_some_and(|old| shows(&dir.join(old), files));
+    if !is_current {
+        let name = new_name(dir);
+        fill(&dir.join(&name), files).map_err(failed)?;
+        own(&dir.join(&name))?;
+        publish(dir, &name).map_err(failed)?;
+    }
+    link(dir, files).map_err(failed)?;
+    clean(dir, files).map_err(failed)?;
+    Ok(!is_current)
+}
+
+/// Whether a directory holds these files and no others.
+fn shows(dir: &Path, files: &Files) -> bool {
+    let mut found = BTreeSet::new();
+    if list(dir, Path::new(""), &mut found).is_err() || !found.iter().eq(files.keys()) {
+        return false;
+    }
+    files.iter().all(|(path, file)| {
+        let path = dir.join(path);
+        // The group's bits may have been widened for an fsGroup.
+        let same_mode = fs::metadata(&path).is_ok_and(|now| now.permissions().mode() & file.mode == file.mode);
+        same_mode && fs::read(&path).is_ok_and(|data| data == file.data)
+    })
+}
+
+fn list(dir: &Path, below: &Path, found: &mut BTreeSet<String>) -> io::Result<()> {
+    for entry in fs::read_dir(dir.join(below))? {
+        let entry = entry?;
+        let path = below.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            list(dir, &path, found)?;
+        } else {
+            found.insert(path.to_string_lossy().into_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Writes the files to a new directory.
+fn fill(new: &Path, files: &Files) -> io::Result<()> {
+    fs::create_dir(new)?;
+    fs::set_permissions(new, fs::Permissions::from_mode(0o755))?;
+    for (path, file) in files {
+        let path = new.join(path);
+        make_parents(new, &path)?;
+        let mut made = fs::OpenOptions::new().write(true).create_new(true).mode(file.mode).open(&path)?;
+        made.write_all(&file.data)?;
+        // The mode at creation went through the umask.
+        made.set_permissions(fs::Permissions::from_mode(file.mode))?;
+    }
+    Ok(())
+}
+
+/// Lets `..data` point to a new version.
+fn publish(dir: &Path, name: &str) -> io::Result<()> {
+    let link = dir.join(NEW_DATA);
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    symlink(name, &link)?;
+    fs::rename(&link, dir.join(DATA))
+}
+
+fn make_parents(root: &Path, path: &Path) -> io::Result<()> {
+    let Some(parent) = path.parent().filter(|parent| *parent != root && !parent.is_dir()) else { return Ok(()) };
+    make_parents(root, parent)?;
+    fs::create_dir(parent)?;
+    fs::set_permissions(parent, fs::Permissions::from_mode(0o755))
+}
+
+/// A name that does not exist yet: the time, as upstream writes it, and a number.
+fn new_name(dir: &Path) -> String {
+    let time = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    let time = time.strftime("%Y_%m_%d_%H_%M_%S").to_string();
+    let names = (1u32..).map(|number| format!("..{time}.{number:010}"));
+    let mut free = names.filter(|name| fs::symlink_metadata(dir.join(name)).is_err());
+    free.next().unwrap_or_default()
+}
+
+/// The first parts of the paths: what users see in the volume.
+fn visible(files: &Files) -> BTreeSet<&str> {
+    files.keys().filter_map(|path| path.split('/').next()).collect()
+}
+
+/// Links what users see. A link is the same for every version, so it is made once.
+fn link(dir: &Path, files: &Files) -> io::Result<()> {
+    for name in visible(files) {
+        match symlink(Path::new(DATA).join(name), dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes links that lead nowhere now, and older versions.
+fn clean(dir: &Path, files: &Files) -> io::Result<()> {
+    let current = fs::read_link(dir.join(DATA))?;
+    let visible = visible(files);
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let kind = entry.file_type()?;
+        if kind.is_symlink() && !name.starts_with("..") && !visible.contains(&*name) {
+            fs::remove_file(entry.path())?;
+        } else if kind.is_dir() && name.starts_with("..") && Path::new(&*name) != current {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::payload::File;
+    use super::*;
+
+    fn files(all: &[(&str, &str, u32)]) -> Files {
+        let file = |(path, data, mode): &(&str, &str, u32)| {
+            ((*path).to_owned(), File { data: data.as_bytes().to_vec(), mode: *mode })
+        };
+        all.iter().map(file).collect()
+    }
+
+    fn put(dir: &Path, all: &[(&str, &str, u32)]) -> bool {
+        write(dir, &files(all), |_| Ok(())).unwrap()
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = entries.filter(|name| !name.starts_with("..2")).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn versions_replace_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        assert!(put(dir, &[("a", "1", 0o400), ("d/e", "2", 0o644)]));
+        assert_eq!(names(dir), ["..data", "a", "d"]);
+        assert_eq!(fs::read_to_string(dir.join("d/e")).unwrap(), "2");
+        assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777, 0o400);
+        assert_eq!(fs::read_link(dir.join("a")).unwrap(), Path::new("..data/a"));
+        let first = fs::read_link(dir.join("..data")).unwrap();
+
+        assert!(!put(dir, &[("a", "1", 0o400), ("d/e", "2", 0o644)]), "nothing changed");
+        assert_eq!(fs::read_link(dir.join("..data")).unwrap(), first);
+
+        assert!(put(dir, &[("a", "3", 0o400)]));
+        assert_eq!(names(dir), ["..data", "a"]);
+        assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");
+        assert!(!dir.join(first).exists(), "the old version is gone");
+        assert!(put(dir, &[]));
+        assert_eq!(names(dir), ["..data"]);
+    }
+}

@@ -1,0 +1,244 @@
+//! The files of a volume whose content comes from the store: paths, bytes and modes. Pure.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use cluster::{Key, Store};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, VolumeProjection};
+
+use super::Cause;
+use crate::facts::{self, NodeFacts};
+
+/// A file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct File {
+    /// Its content.
+    pub(super) data: Vec<u8>,
+    /// Its permissions.
+    pub(super) mode: u32,
+}
+
+/// The files by path below the volume.
+pub(super) type Files = BTreeMap<String, File>;
+
+const DEFAULT_MODE: i32 = 0o644;
+
+/// The files of the pod's volume called `name`.
+///
+/// # Errors
+/// What is missing, and what is no path.
+pub(super) fn of(pod: &Pod, name: &str, store: &Store, node: &NodeFacts) -> Result<Files, Cause> {
+    let maker = Maker { pod, store, node };
+    let volume = pod::spec::of(pod).volumes.iter().flatten().find(|volume| volume.name == name);
+    let Some(volume) = volume else { return Ok(Files::new()) };
+    let mode = |mode: Option<i32>| mode.unwrap_or(DEFAULT_MODE);
+    let files = if let Some(source) = &volume.config_map {
+        maker.config_map(&source.name, source.items.as_deref(), source.optional, mode(source.default_mode))?
+    } else if let Some(source) = &volume.secret {
+        let name = source.secret_name.as_deref().unwrap_or_default();
+        maker.secret(name, source.items.as_deref(), source.optional, mode(source.default_mode))?
+    } else if let Some(source) = &volume.downward_api {
+        maker.downward(source.items.as_deref().unwrap_or_default(), mode(source.default_mode))?
+    } else if let Some(source) = &volume.projected {
+        maker.projected(source.sources.as_deref().unwrap_or_default(), mode(source.default_mode))?
+    } else {
+        Files::new()
+    };
+    files.keys().try_for_each(|path| check_path(path))?;
+    Ok(files)
+}
+
+/// A path stays below its volume and is no name that the writer uses itself.
+fn check_path(path: &str) -> Result<(), Cause> {
+    let parts = || Path::new(path).components();
+    let valid = !path.is_empty() && !path.starts_with("..") && parts().all(|part| matches!(part, Component::Normal(_)));
+    if valid {
+        return Ok(());
+    }
+    Err(Cause::Invalid(format!("path {path:?} must be relative, without '..', and must not begin with '..'")))
+}
+
+struct Maker<'a> {
+    pod: &'a Pod,
+    store: &'a Store,
+    node: &'a NodeFacts,
+}
+
+impl Maker<'_> {
+    fn key(&self, name: &str) -> Key {
+        Key::new(self.pod.metadata.namespace.as_deref().unwrap_or("default"), name)
+    }
+
+    fn config_map(
+        &self,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        optional: Option<bool>,
+        mode: i32,
+    ) -> Result<Files, Cause> {
+        let found = self.store.config_maps().get(&self.key(name));
+        let Some(found) = present(found, "configmap", name, optional)? else { return Ok(Files::new()) };
+        let text = found.data.iter().flatten().map(|(key, value)| (key.as_str(), value.as_bytes()));
+        let binary = found.binary_data.iter().flatten().map(|(key, value)| (key.as_str(), value.0.as_slice()));
+        chosen(&text.chain(binary).collect(), items, optional, mode, "config")
+    }
+
+    fn secret(
+        &self,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        optional: Option<bool>,
+        mode: i32,
+    ) -> Result<Files, Cause> {
+        let found = self.store.secrets().get(&self.key(name));
+        let Some(found) = present(found, "secret", name, optional)? else { return Ok(Files::new()) };
+        let data = found.data.iter().flatten().map(|(key, value)| (key.as_str(), value.0.as_slice()));
+        chosen(&data.collect(), items, optional, mode, "secret")
+    }
+
+    fn downward(&self, items: &[DownwardAPIVolumeFile], mode: i32) -> Result<Files, Cause> {
+        let file = |item: &DownwardAPIVolumeFile| {
+            let value = if let Some(field) = &item.field_ref {
+                facts::field(&field.field_path, self.pod, &[], self.node)?
+            } else if let Some(resource) = &item.resource_field_ref {
+                facts::resource(resource, self.pod, None, self.node)?
+            } else {
+                String::new()
+            };
+            let file = File { data: value.into_bytes(), mode: bits(item.mode.unwrap_or(mode)) };
+            Ok((item.path.clone(), file))
+        };
+        items.iter().map(file).collect()
+    }
+
+    fn projected(&self, sources: &[VolumeProjection], mode: i32) -> Result<Files, Cause> {
+        sources.iter().try_fold(Files::new(), |mut files, source| {
+            files.extend(self.projection(source, mode)?);
+            Ok(files)
+        })
+    }
+
+    fn projection(&self, source: &VolumeProjection, mode: i32) -> Result<Files, Cause> {
+        if let Some(source) = &source.config_map {
+            return self.config_map(&source.name, source.items.as_deref(), source.optional, mode);
+        }
+        if let Some(source) = &source.secret {
+            return self.secret(&source.name, source.items.as_deref(), source.optional, mode);
+        }
+        if let Some(source) = &source.downward_api {
+            return self.downward(source.items.as_deref().unwrap_or_default(), mode);
+        }
+        let optional = source.cluster_trust_bundle.as_ref().is_some_and(|bundle| bundle.optional == Some(true));
+        if optional {
+            return Ok(Files::new());
+        }
+        let what = if source.service_account_token.is_some() {
+            "serviceAccountToken"
+        } else if source.cluster_trust_bundle.is_some() {
+            "clusterTrustBundle"
+        } else if source.pod_certificate.is_some() {
+            "podCertificate"
+        } else {
+            return Ok(Files::new());
+        };
+        Err(Cause::Unsupported(format!(
+            "projected source {what} needs an API server to issue it, and this node runs without one; remove the source"
+        )))
+    }
+}
+
+fn present<T>(found: Option<T>, kind: &'static str, name: &str, optional: Option<bool>) -> Result<Option<T>, Cause> {
+    match found {
+        None if optional != Some(true) => Err(Cause::NotFound { kind, name: name.to_owned() }),
+        found => Ok(found),
+    }
+}
+
+/// All keys, or those that `items` names.
+fn chosen(
+    data: &BTreeMap<&str, &[u8]>,
+    items: Option<&[KeyToPath]>,
+    optional: Option<bool>,
+    mode: i32,
+    kind: &'static str,
+) -> Result<Files, Cause> {
+    let file = |data: &[u8], mode: i32| File { data: data.to_vec(), mode: bits(mode) };
+    let Some(items) = items.filter(|items| !items.is_empty()) else {
+        return Ok(data.iter().map(|(key, data)| ((*key).to_owned(), file(data, mode))).collect());
+    };
+    let mut files = Files::new();
+    for item in items {
+        match data.get(item.key.as_str()) {
+            Some(data) => {
+                files.insert(item.path.clone(), file(data, item.mode.unwrap_or(mode)));
+            }
+            None if optional == Some(true) => {}
+            None => return Err(Cause::NoKey { kind, key: item.key.clone() }),
+        }
+    }
+    Ok(files)
+}
+
+/// Permission bits; others are not for files of content.
+fn bits(mode: i32) -> u32 {
+    mode.unsigned_abs() & 0o777
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn files(volume: serde_json::Value) -> Result<Vec<(String, String, u32)>, String> {
+        let store = Store::new();
+        store.config_maps().put(
+            serde_json::from_value(json!({"metadata": {"name": "cm", "namespace": "shop"}, "data": {"a": "1"}, "binaryData": {"b": "Mg=="}})).unwrap(),
+        );
+        store.secrets().put(
+            serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "shop"}, "data": {"k": "Mw=="}}))
+                .unwrap(),
+        );
+        let mut volume = volume;
+        volume["name"] = json!("v");
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "shop", "labels": {"x": "y"}},
+            "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "2"}}}], "volumes": [volume]}}))
+            .unwrap();
+        let files = of(&pod, "v", &store, &NodeFacts::default()).map_err(|cause| cause.to_string())?;
+        let shown = |(path, file): (String, File)| (path, String::from_utf8_lossy(&file.data).into_owned(), file.mode);
+        Ok(files.into_iter().map(shown).collect())
+    }
+
+    fn file(path: &str, data: &str, mode: u32) -> (String, String, u32) {
+        (path.into(), data.into(), mode)
+    }
+
+    #[test]
+    fn contents() {
+        let all = files(json!({"configMap": {"name": "cm"}}));
+        assert_eq!(all, Ok(vec![file("a", "1", 0o644), file("b", "2", 0o644)]));
+        let items = json!([{"key": "k", "path": "dir/key", "mode": 256}]);
+        assert_eq!(
+            files(json!({"secret": {"secretName": "s", "items": items}})),
+            Ok(vec![file("dir/key", "3", 0o400)])
+        );
+        let sources = json!([{"secret": {"name": "s"}}, {"configMap": {"name": "none", "optional": true}},
+            {"downwardAPI": {"items": [{"path": "l", "fieldRef": {"fieldPath": "metadata.labels"}},
+                {"path": "c", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu"}}]}}]);
+        let projected = files(json!({"projected": {"defaultMode": 288, "sources": sources}}));
+        assert_eq!(projected, Ok(vec![file("c", "2", 0o440), file("k", "3", 0o440), file("l", "x=\"y\"", 0o440)]));
+    }
+
+    #[test]
+    fn failures() {
+        let failure = |volume| files(volume).unwrap_err();
+        assert_eq!(failure(json!({"configMap": {"name": "none"}})), "configmap \"none\" not found");
+        let items = |path| json!({"configMap": {"name": "cm", "items": [{"key": "a", "path": path}]}});
+        assert!(failure(items("../x")).contains("must be relative"));
+        assert!(failure(items("..data")).contains("must not begin"));
+        let no_key = json!({"configMap": {"name": "cm", "items": [{"key": "z", "path": "z"}]}});
+        assert_eq!(failure(no_key), "references non-existent config key: z");
+        let token = json!({"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}});
+        assert!(failure(token).contains("needs an API server"));
+    }
+}

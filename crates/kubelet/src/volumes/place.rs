@@ -1,0 +1,250 @@
+//! Directories and mounts that volumes are made of, and whose they are.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::Pod;
+use pod::spec;
+use sys::Context as _;
+use sys::rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags};
+
+use super::Cause;
+use crate::facts::NodeFacts;
+use crate::qos;
+
+/// Makes an emptyDir; what is in it stays. In memory it is a tmpfs of at most `size` bytes.
+pub(super) fn empty_dir(path: &Path, memory: bool, size: Option<u64>) -> Result<(), Cause> {
+    make_dir(path)?;
+    if memory && !is_mounted(path)? {
+        let size = size.map(|size| size.to_string());
+        return mount_tmpfs(path, size.as_deref(), "0777");
+    }
+    set_mode(path, 0o777)
+}
+
+/// How large an emptyDir in memory may become: its own limit, the pod's, or what the node leaves to pods.
+pub(super) fn memory_size(pod: &Pod, node: &NodeFacts, limit: Option<u64>) -> Option<u64> {
+    let of_pod = qos::pod_limits(pod, None).memory_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+    let of_node = node.allocatable.get("memory").and_then(|memory| u64::try_from(memory.units()).ok());
+    [limit, of_pod, of_node].into_iter().flatten().filter(|size| *size > 0).min()
+}
+
+/// Makes the directory of a volume with content.
+pub(super) fn content_dir(path: &Path, in_memory: bool) -> Result<(), Cause> {
+    make_dir(path)?;
+    if in_memory && !is_mounted(path)? {
+        return mount_tmpfs(path, None, "0777");
+    }
+    set_mode(path, 0o777)
+}
+
+/// Such a volume is mounted read-only, so the places where containers mount others inside it must exist before.
+pub(super) fn nested_mountpoints(path: &Path, name: &str, pod: &Pod) -> Result<(), Cause> {
+    for (_, container) in spec::containers(pod) {
+        let mounts = || container.volume_mounts.iter().flatten();
+        for outer in
+            mounts().filter(|mount| mount.name == name && mount.sub_path.is_none() && mount.sub_path_expr.is_none())
+        {
+            let inner = mounts().filter_map(|mount| Path::new(&mount.mount_path).strip_prefix(&outer.mount_path).ok());
+            for place in inner.filter(|place| !place.as_os_str().is_empty()) {
+                let root = fs::File::open(path).map_err(Cause::file("open", path))?;
+                sys::path::make_in_root(root.as_fd(), place, sys::path::Kind::Directory)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_dir(path: &Path) -> Result<(), Cause> {
+    fs::create_dir_all(path).map_err(Cause::file("make directory", path))
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<(), Cause> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Cause::file("change mode of", path))
+}
+
+/// Whether something is mounted at a directory: then it is on another device than its parent.
+fn is_mounted(path: &Path) -> Result<bool, Cause> {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|data| data.dev()).map_err(Cause::file("look at", path));
+    match path.parent() {
+        Some(parent) => Ok(device(path)? != device(parent)?),
+        None => Ok(true),
+    }
+}
+
+fn mount_tmpfs(path: &Path, size: Option<&str>, mode: &str) -> Result<(), Cause> {
+    let mut options = vec![("mode", Some(mode))];
+    options.extend(size.map(|size| ("size", Some(size))));
+    let plain = options.clone();
+    // What was meant for memory must not reach a disk; the option came with Linux 6.3.
+    options.push(("noswap", None));
+    let mount = sys::mount::new_filesystem("tmpfs", &options, 0);
+    let mount = mount.or_else(|_| sys::mount::new_filesystem("tmpfs", &plain, 0))?;
+    Ok(sys::mount::attach_at(mount.as_fd(), path)?)
+}
+
+/// Holds a path of the node against its type, and makes it if the type says so. One made for a claim can be written by
+/// everybody, as the usual provisioners of directories have it: the pod's user is not known to them.
+pub(super) fn host_path(path: &Path, kind: &str, for_claim: bool) -> Result<(), Cause> {
+    if kind.is_empty() && !for_claim {
+        return Ok(());
+    }
+    let found = match fs::metadata(path) {
+        Ok(found) => Some(found.file_type()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(Cause::file("look at", path)(error)),
+    };
+    let is = |expected, test: fn(&fs::FileType) -> bool| match found {
+        Some(found) if test(&found) => Ok(()),
+        _ => Err(Cause::HostPath { path: path.to_owned(), expected }),
+    };
+    match kind {
+        "DirectoryOrCreate" | "" if found.is_none() => {
+            make_dir(path)?;
+            set_mode(path, if for_claim { 0o777 } else { 0o755 })
+        }
+        "" => Ok(()),
+        "FileOrCreate" if found.is_none() => {
+            fs::OpenOptions::new().create(true).append(true).open(path).map_err(Cause::file("make file", path))?;
+            set_mode(path, 0o644)
+        }
+        "DirectoryOrCreate" | "Directory" => is("directory", fs::FileType::is_dir),
+        "FileOrCreate" | "File" => is("file", fs::FileType::is_file),
+        "Socket" => is("socket file", fs::FileType::is_socket),
+        "CharDevice" => is("character device", fs::FileType::is_char_device),
+        "BlockDevice" => is("block device", fs::FileType::is_block_device),
+        other => Err(Cause::Invalid(format!("{other} is an invalid volume type"))),
+    }
+}
+
+/// Whether the pod's group gets to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writable {
+    Yes,
+    No,
+}
+
+impl Writable {
+    /// The bits that the group gets for files (upstream's masks for fsGroup).
+    fn mask(self) -> u32 {
+        match self {
+            Self::Yes => 0o660,
+            Self::No => 0o440,
+        }
+    }
+}
+
+/// The group that a pod's volumes belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FsGroup {
+    id: Option<u32>,
+    only_on_mismatch: bool,
+}
+
+impl FsGroup {
+    pub(super) fn of(pod: &Pod) -> Self {
+        let context = spec::of(pod).security_context.as_ref();
+        let policy = context.and_then(|context| context.fs_group_change_policy.as_deref());
+        Self {
+            id: context.and_then(|context| context.fs_group).and_then(|id| u32::try_from(id).ok()),
+            only_on_mismatch: policy == Some("OnRootMismatch"),
+        }
+    }
+
+    /// Gives everything below `path` to the group. Every step goes by descriptor and follows no link: another pod may
+    /// be writing to the same directory.
+    pub(super) fn apply(self, path: &Path, writable: Writable) -> Result<(), Cause> {
+        let Some(id) = self.id else { return Ok(()) };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = sys::rustix::fs::open(path, flags, Mode::empty()).during("open", path.display())?;
+        if self.only_on_mismatch && writable == Writable::Yes && already(&root, id)? {
+            return Ok(());
+        }
+        Ok(give(&root, id, writable)?)
+    }
+}
+
+/// Whether the root of a volume is the group's already.
+fn already(root: &OwnedFd, id: u32) -> Result<bool, Cause> {
+    let stat = sys::rustix::fs::fstat(root).during("fstat", "")?;
+    let wanted = 0o2770;
+    Ok(stat.st_gid == id && stat.st_mode & wanted == wanted)
+}
+
+/// Changes group and mode of what `file`, an `O_PATH` descriptor, refers to, and of everything below.
+fn give(file: &OwnedFd, id: u32, writable: Writable) -> sys::Result<()> {
+    let stat = sys::rustix::fs::fstat(file).during("fstat", "")?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let group = Some(Gid::from_raw(id));
+    sys::rustix::fs::chownat(file, "", None, group, AtFlags::EMPTY_PATH).during("fchownat", "")?;
+    match kind {
+        FileType::Symlink => Ok(()),
+        FileType::Directory => {
+            chmod(file.as_fd(), stat.st_mode | writable.mask() | 0o2110)?;
+            each(file, |child| give(child, id, writable))
+        }
+        _ => chmod(file.as_fd(), stat.st_mode | writable.mask()),
+    }
+}
+
+/// Changes the mode of an `O_PATH` descriptor's file; fchmod(2) does not take one, its name in `/proc` does the same.
+fn chmod(file: BorrowedFd<'_>, mode: u32) -> sys::Result<()> {
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    sys::rustix::fs::chmod(&name, Mode::from_raw_mode(mode & 0o7777)).during("chmod", name)
+}
+
+/// Calls `visit` with each entry of a directory, opened as `O_PATH`; entries that vanish meanwhile are left out.
+fn each(dir: &OwnedFd, mut visit: impl FnMut(&OwnedFd) -> sys::Result<()>) -> sys::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let readable = sys::rustix::fs::openat(dir, ".", flags, Mode::empty()).during("openat", ".")?;
+    for entry in Dir::read_from(&readable).during("getdents64", "")? {
+        let entry = entry.during("getdents64", "")?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match sys::rustix::fs::openat(&readable, name, flags, Mode::empty()) {
+            Err(sys::rustix::io::Errno::NOENT) => {}
+            Err(errno) => return Err(errno).during("openat", name.to_string_lossy()),
+            Ok(child) => visit(&child)?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_paths_are_what_they_should_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name| dir.path().join(name);
+        let check = |name, kind| host_path(&at(name), kind, false).map_err(|cause| cause.to_string());
+        assert!(check("none", "").is_ok() && !at("none").exists());
+        assert!(check("d", "Directory").unwrap_err().contains("is not a directory"));
+        check("d/e", "DirectoryOrCreate").unwrap();
+        check("d", "Directory").unwrap();
+        check("f", "FileOrCreate").unwrap();
+        check("f", "File").unwrap();
+        assert!(check("f", "Socket").unwrap_err().ends_with("is not a socket file"));
+        let _listener = std::os::unix::net::UnixListener::bind(at("s")).unwrap();
+        check("s", "Socket").unwrap();
+        assert!(host_path(Path::new("/dev/null"), "CharDevice", false).is_ok());
+        assert!(check("f", "Odd").unwrap_err().contains("invalid volume type"));
+    }
+
+    #[test]
+    fn the_smallest_limit_counts() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "spec": {"containers": [
+            {"name": "c", "resources": {"limits": {"memory": "64Mi"}}}]}}))
+        .unwrap();
+        let node = NodeFacts::default();
+        assert_eq!(memory_size(&pod, &node, Some(1 << 20)), Some(1 << 20));
+        assert_eq!(memory_size(&pod, &node, None), Some(64 << 20));
+    }
+}

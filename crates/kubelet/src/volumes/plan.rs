@@ -1,0 +1,243 @@
+//! What each volume of a pod is. Pure, but for looking claims up in the store.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+
+use cluster::{Key, Store};
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaimVolumeSource, Pod, Volume, VolumeProjection,
+};
+use pod::quantity::Quantity;
+use pod::spec;
+
+use super::{Cause, mounted};
+
+/// A volume, by how it is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind<'a> {
+    /// An empty directory, on disk or in memory.
+    EmptyDir { memory: bool, size: Option<u64> },
+    /// A path of the node; `owned` when it was made for a claim, so that it may be handed to the pod's group.
+    HostPath { path: PathBuf, kind: String, owned: bool, read_only: bool },
+    /// Files whose content comes from the store.
+    Content { plugin: &'static str, in_memory: bool },
+    /// An image.
+    Image { reference: &'a str },
+}
+
+/// An object whose content files are made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    ConfigMap,
+    Secret,
+}
+
+/// The volumes that some container uses; others are not made.
+pub(super) fn used(pod: &Pod) -> BTreeSet<&str> {
+    let containers = || spec::containers(pod).map(|(_, container)| container);
+    let of_files = containers().flat_map(|container| container.env.iter().flatten());
+    let of_files = of_files.filter_map(|variable| variable.value_from.as_ref()?.file_key_ref.as_ref());
+    containers().flat_map(mounted).chain(of_files.map(|file| file.volume_name.as_str())).collect()
+}
+
+/// Image volumes in use: name, reference and pull policy. Their images are pulled before containers are created.
+pub fn image_volumes(pod: &Pod) -> Vec<(&str, &str, Option<&str>)> {
+    let used = used(pod);
+    let volumes = spec::of(pod).volumes.iter().flatten().filter(|volume| used.contains(volume.name.as_str()));
+    let images = volumes.filter_map(|volume| {
+        let image = volume.image.as_ref()?;
+        Some((volume.name.as_str(), image.reference.as_deref()?, image.pull_policy.as_deref()))
+    });
+    images.collect()
+}
+
+/// Whether a pod's volumes show the ConfigMap or Secret called `key`.
+pub(super) fn uses(pod: &Pod, content: Content, key: &Key) -> bool {
+    if pod.metadata.namespace.as_deref().unwrap_or("default") != key.namespace() {
+        return false;
+    }
+    spec::of(pod).volumes.iter().flatten().any(|volume| names(volume, content).any(|name| name == key.name()))
+}
+
+fn names(volume: &Volume, content: Content) -> impl Iterator<Item = &str> {
+    let own = match content {
+        Content::ConfigMap => volume.config_map.as_ref().map(|source| source.name.as_str()),
+        Content::Secret => volume.secret.as_ref().and_then(|source| source.secret_name.as_deref()),
+    };
+    let projected = volume.projected.as_ref().and_then(|source| source.sources.as_ref()).into_iter().flatten();
+    let projected = projected.filter_map(move |source: &VolumeProjection| match content {
+        Content::ConfigMap => source.config_map.as_ref().map(|source| source.name.as_str()),
+        Content::Secret => source.secret.as_ref().map(|source| source.name.as_str()),
+    });
+    own.into_iter().chain(projected)
+}
+
+/// What a volume is.
+///
+/// # Errors
+/// A kind that this node does not make, a claim without a volume, an invalid path.
+pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<Kind<'a>, Cause> {
+    if let Some(source) = &volume.empty_dir {
+        return empty_dir(source);
+    }
+    if let Some(source) = &volume.host_path {
+        let path = host_path(&source.path)?;
+        let kind = source.type_.clone().unwrap_or_default();
+        return Ok(Kind::HostPath { path, kind, owned: false, read_only: false });
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        return claim(source, pod, store);
+    }
+    if let Some(source) = &volume.image {
+        let reference = source.reference.as_deref().filter(|reference| !reference.is_empty());
+        let reference = reference.ok_or_else(|| Cause::Invalid("an image volume needs a reference".into()))?;
+        return Ok(Kind::Image { reference });
+    }
+    // ConfigMaps are on disk, everything that may be secret or private is in memory, as upstream has them.
+    let content = [
+        (volume.config_map.is_some(), "configmap", false),
+        (volume.secret.is_some(), "secret", true),
+        (volume.downward_api.is_some(), "downward-api", true),
+        (volume.projected.is_some(), "projected", true),
+    ];
+    match content.into_iter().find(|(is_there, ..)| *is_there) {
+        Some((_, plugin, in_memory)) => Ok(Kind::Content { plugin, in_memory }),
+        None if is_empty(volume) => Ok(Kind::EmptyDir { memory: false, size: None }),
+        None => Err(Cause::Unsupported(format!(
+            "{} volumes are not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI, projected, image or a persistentVolumeClaim on a hostPath or local volume",
+            unsupported(volume)
+        ))),
+    }
+}
+
+/// The field of a source that this node does not make, as manifests spell it.
+fn unsupported(volume: &Volume) -> String {
+    let json = serde_json::to_value(volume).unwrap_or_default();
+    let field = json.as_object().and_then(|fields| fields.keys().find(|key| *key != "name"));
+    field.cloned().unwrap_or_else(|| "such".into())
+}
+
+/// A volume without a source is an emptyDir (API default).
+fn is_empty(volume: &Volume) -> bool {
+    *volume == Volume { name: volume.name.clone(), ..Volume::default() }
+}
+
+fn empty_dir(source: &EmptyDirVolumeSource) -> Result<Kind<'static>, Cause> {
+    let size = source.size_limit.as_ref().map(|text| Quantity::parse(&text.0)).transpose();
+    let size = size.map_err(|error| Cause::Invalid(format!("sizeLimit {error}")))?;
+    let size = size.and_then(|size| u64::try_from(size.units()).ok()).filter(|size| *size > 0);
+    match source.medium.as_deref().unwrap_or_default() {
+        "" => Ok(Kind::EmptyDir { memory: false, size }),
+        "Memory" => Ok(Kind::EmptyDir { memory: true, size }),
+        medium => Err(Cause::Unsupported(format!(
+            "emptyDir medium {medium:?} is not supported by this node; use \"\" (disk) or \"Memory\""
+        ))),
+    }
+}
+
+fn host_path(path: &str) -> Result<PathBuf, Cause> {
+    if Path::new(path).components().any(|part| part == Component::ParentDir) {
+        return Err(Cause::Invalid(format!("hostPath {path:?} must not contain '..'")));
+    }
+    if !path.starts_with('/') {
+        return Err(Cause::Invalid(format!("hostPath {path:?} must be absolute")));
+    }
+    Ok(path.into())
+}
+
+/// The directory behind a claim.
+fn claim(source: &PersistentVolumeClaimVolumeSource, pod: &Pod, store: &Store) -> Result<Kind<'static>, Cause> {
+    let missing = |kind, name: &str| Cause::NotFound { kind, name: name.to_owned() };
+    let name = &source.claim_name;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let claim = store.persistent_volume_claims().get(&Key::new(namespace, name));
+    let claim = claim.ok_or_else(|| missing("persistentvolumeclaim", name))?;
+    let spec = claim.spec.as_ref();
+    if spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
+        return Err(Cause::Unsupported("volumeMode Block is not supported by this node".into()));
+    }
+    let volume = spec.and_then(|spec| spec.volume_name.as_deref()).filter(|name| !name.is_empty());
+    let volume = volume.ok_or_else(|| Cause::Unbound(name.clone()))?;
+    let volume =
+        store.persistent_volumes().get(&Key::cluster(volume)).ok_or_else(|| missing("persistentvolume", volume))?;
+    let (path, kind) = directory(&volume)?;
+    Ok(Kind::HostPath { path: host_path(&path)?, kind, owned: true, read_only: source.read_only == Some(true) })
+}
+
+fn directory(volume: &PersistentVolume) -> Result<(String, String), Cause> {
+    let spec = volume.spec.as_ref();
+    if let Some(source) = spec.and_then(|spec| spec.host_path.as_ref()) {
+        return Ok((source.path.clone(), source.type_.clone().unwrap_or_default()));
+    }
+    if let Some(source) = spec.and_then(|spec| spec.local.as_ref()) {
+        return Ok((source.path.clone(), "Directory".into()));
+    }
+    let name = volume.metadata.name.as_deref().unwrap_or_default();
+    Err(Cause::Unsupported(format!(
+        "persistentvolume {name:?} is neither hostPath nor local; this node supports no others"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(volume: serde_json::Value, expect: Result<Kind<'_>, &str>) {
+        let store = Store::new();
+        store.persistent_volume_claims().put(
+            serde_json::from_value(
+                json!({"metadata": {"name": "data", "namespace": "shop"}, "spec": {"volumeName": "pv1"}}),
+            )
+            .unwrap(),
+        );
+        store.persistent_volume_claims().put(
+            serde_json::from_value(json!({"metadata": {"name": "new", "namespace": "shop"}, "spec": {}})).unwrap(),
+        );
+        store.persistent_volumes().put(
+            serde_json::from_value(json!({"metadata": {"name": "pv1"}, "spec": {"hostPath": {"path": "/data"}}}))
+                .unwrap(),
+        );
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "shop"}})).unwrap();
+        let mut volume = volume;
+        volume["name"] = json!("v");
+        let volume: Volume = serde_json::from_value(volume).unwrap();
+        match (kind(&volume, &pod, &store), expect) {
+            (Ok(kind), Ok(expect)) => assert_eq!(kind, expect),
+            (Err(cause), Err(expect)) => assert!(cause.to_string().contains(expect), "{cause}"),
+            (got, expect) => panic!("{got:?} instead of {expect:?}"),
+        }
+    }
+
+    #[test]
+    fn kinds() {
+        check(json!({}), Ok(Kind::EmptyDir { memory: false, size: None }));
+        check(
+            json!({"emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}),
+            Ok(Kind::EmptyDir { memory: true, size: Some(1 << 20) }),
+        );
+        check(json!({"emptyDir": {"medium": "HugePages"}}), Err("emptyDir medium \"HugePages\" is not supported"));
+        check(json!({"hostPath": {"path": "/a/../b"}}), Err("'..'"));
+        check(json!({"secret": {"secretName": "s"}}), Ok(Kind::Content { plugin: "secret", in_memory: true }));
+        check(json!({"nfs": {"server": "s", "path": "/"}}), Err("nfs volumes are not supported"));
+        check(json!({"image": {"reference": "r"}}), Ok(Kind::Image { reference: "r" }));
+        let claim = |name: &str| json!({"persistentVolumeClaim": {"claimName": name}});
+        let path = Kind::HostPath { path: "/data".into(), kind: String::new(), owned: true, read_only: false };
+        check(claim("data"), Ok(path));
+        check(claim("none"), Err("persistentvolumeclaim \"none\" not found"));
+        check(claim("new"), Err("not bound"));
+    }
+
+    #[test]
+    fn uses_are_found_in_projections_too() {
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"namespace": "shop"}, "spec": {"containers": [], "volumes": [
+            {"name": "a", "configMap": {"name": "x"}},
+            {"name": "b", "projected": {"sources": [{"secret": {"name": "y"}}]}}]}}))
+            .unwrap();
+        assert!(uses(&pod, Content::ConfigMap, &Key::new("shop", "x")));
+        assert!(uses(&pod, Content::Secret, &Key::new("shop", "y")));
+        assert!(!uses(&pod, Content::ConfigMap, &Key::new("other", "x")));
+        assert!(!uses(&pod, Content::Secret, &Key::new("shop", "x")));
+    }
+}

@@ -1,0 +1,282 @@
+//! Volumes with real mounts, in a mount namespace of each test's own.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cluster::{Source, SourceError, Store};
+use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodStatus};
+use kubelet::env::{Environment, Sources, of_container};
+use kubelet::facts::NodeFacts;
+use kubelet::paths::Paths;
+use kubelet::volumes::{PodVolumes, Volumes, VolumesConfig};
+use serde_json::{Value, json};
+use sys::mount::Propagation;
+use sys::rustix::fs::inotify;
+
+/// A source that only has a store.
+struct Fixed(Store);
+
+#[async_trait::async_trait]
+impl Source for Fixed {
+    fn store(&self) -> &Store {
+        &self.0
+    }
+    async fn update_pod_status(&self, _: &str, _: PodStatus) -> Result<(), SourceError> {
+        Ok(())
+    }
+    async fn delete_pod(&self, _: &str) -> Result<(), SourceError> {
+        Ok(())
+    }
+    async fn request_deletion(&self, _: &str, _: Option<i64>) -> Result<(), SourceError> {
+        Ok(())
+    }
+    async fn update_node_status(&self, _: &str, _: NodeStatus) -> Result<(), SourceError> {
+        Ok(())
+    }
+    fn event(&self, _: Event) {}
+}
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    store: Store,
+    volumes: Arc<Volumes>,
+}
+
+impl Fixture {
+    fn host(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn restart(&mut self) {
+        self.volumes = start(self.dir.path(), &self.store);
+    }
+}
+
+fn start(dir: &Path, store: &Store) -> Arc<Volumes> {
+    let node = NodeFacts { name: "n".into(), ..NodeFacts::default() };
+    let paths = Paths { root: dir.join("kubelet"), logs: dir.join("logs") };
+    Volumes::new(VolumesConfig { paths, node, recursive_read_only: true }, Arc::new(Fixed(store.clone())))
+}
+
+/// Runs a test on a thread with mounts of its own; its runtime's threads inherit them.
+fn with_mounts(test: impl AsyncFnOnce(Fixture) + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        if sys::process::leave(sys::process::namespace::MOUNT).is_err() {
+            println!("skipped: needs CAP_SYS_ADMIN for a mount namespace");
+            return;
+        }
+        sys::mount::set_propagation(Path::new("/"), Propagation::Private, true).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let store = Store::new();
+            let dir = tempfile::tempdir().unwrap();
+            let volumes = start(dir.path(), &store);
+            test(Fixture { dir, store, volumes }).await;
+        });
+    });
+    thread.join().unwrap();
+}
+
+fn pod(spec: Value) -> Pod {
+    serde_json::from_value(
+        json!({"metadata": {"name": "p", "namespace": "shop", "uid": "u1", "labels": {"v": "1"}}, "spec": spec}),
+    )
+    .unwrap()
+}
+
+fn mounting(mounts: Value, volumes: Value) -> Pod {
+    pod(json!({"containers": [{"name": "c", "volumeMounts": mounts}], "volumes": volumes}))
+}
+
+async fn mounts(volumes: &PodVolumes, pod: &Pod, environment: &Environment) -> Result<Vec<cri::v1::Mount>, String> {
+    let container = &pod.spec.as_ref().unwrap().containers[0];
+    volumes.mounts_for(container, environment).await.map_err(|error| error.to_string())
+}
+
+fn mounted_below(dir: &Path) -> usize {
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    table.lines().filter(|line| line.split(' ').nth(4).unwrap().starts_with(dir.to_str().unwrap())).count()
+}
+
+/// Waits until something is renamed in a directory: a new version of its files.
+async fn renamed_in(dir: &Path, action: impl FnOnce()) {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+    inotify::add_watch(&watch, dir, inotify::WatchFlags::MOVED_TO).unwrap();
+    action();
+    let read = tokio::task::spawn_blocking(move || sys::rustix::io::read(&watch, &mut [0u8; 512]).unwrap());
+    read.await.unwrap();
+}
+
+#[test]
+fn an_edited_config_map_reaches_the_volume() {
+    with_mounts(async |fixture| {
+        let config_map = |value: &str| {
+            serde_json::from_value(json!({"metadata": {"name": "cm", "namespace": "shop"}, "data": {"key": value}}))
+                .unwrap()
+        };
+        let pod = mounting(
+            json!([{"name": "v", "mountPath": "/etc/v"}, {"name": "d", "mountPath": "/etc/d"}]),
+            json!([{"name": "v", "configMap": {"name": "cm"}},
+                {"name": "d", "downwardAPI": {"items": [{"path": "l", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]),
+        );
+        let error = fixture.volumes.set_up(&pod).await.unwrap_err();
+        assert_eq!(error.to_string(), r#"MountVolume.SetUp failed for volume "v" : configmap "cm" not found"#);
+        assert!(error.cause.is_waiting());
+
+        fixture.store.config_maps().put(config_map("old"));
+        let volumes = fixture.volumes.set_up(&pod).await.unwrap();
+        let made = mounts(&volumes, &pod, &Environment::default()).await.unwrap();
+        assert!(made[0].readonly && made[0].host_path.ends_with("pods/u1/volumes/kubernetes.io~configmap/v"));
+        let (dir, downward) = (Path::new(&made[0].host_path), Path::new(&made[1].host_path));
+        assert_eq!(fs::read_to_string(dir.join("key")).unwrap(), "old");
+        renamed_in(dir, || drop(fixture.store.config_maps().put(config_map("new")))).await;
+        assert_eq!(fs::read_to_string(dir.join("key")).unwrap(), "new");
+
+        let mut labelled = pod.clone();
+        labelled.metadata.labels.as_mut().unwrap().insert("v".into(), "2".into());
+        renamed_in(downward, || drop(fixture.store.pods().put(labelled))).await;
+        assert_eq!(fs::read_to_string(downward.join("l")).unwrap(), "v=\"2\"");
+    });
+}
+
+#[test]
+fn secrets_are_in_memory_and_tear_down_leaves_nothing() {
+    with_mounts(async |mut fixture| {
+        fixture.store.secrets().put(
+            serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "shop"}, "data": {"k": "Mw=="}}))
+                .unwrap(),
+        );
+        let pod = mounting(
+            json!([{"name": "s", "mountPath": "/s"}, {"name": "m", "mountPath": "/m", "subPath": "a/b"}, {"name": "e", "mountPath": "/e"}]),
+            json!([{"name": "s", "secret": {"secretName": "s", "defaultMode": 256}},
+                {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "e", "emptyDir": {}},
+                {"name": "unused", "configMap": {"name": "not there"}}]),
+        );
+        let volumes = fixture.volumes.set_up(&pod).await.unwrap();
+        let made = mounts(&volumes, &pod, &Environment::default()).await.unwrap();
+        let key = Path::new(&made[0].host_path).join("k");
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o400);
+        let memory = &volumes.host_paths()["m"];
+        let statistics = sys::rustix::fs::statvfs(memory).unwrap();
+        assert_eq!(statistics.f_blocks * statistics.f_frsize, 1 << 20);
+        fs::write(Path::new(&made[1].host_path).join("x"), "kept").unwrap();
+        assert_eq!(fs::read_to_string(memory.join("a/b/x")).unwrap(), "kept");
+        assert_eq!(fs::metadata(&made[2].host_path).unwrap().permissions().mode() & 0o7777, 0o777);
+        let before = mounted_below(fixture.dir.path());
+        assert_eq!(before, 3, "secret, memory, sub-path");
+
+        fixture.restart();
+        let again = fixture.volumes.set_up(&pod).await.unwrap();
+        mounts(&again, &pod, &Environment::default()).await.unwrap();
+        assert_eq!(mounted_below(fixture.dir.path()), before, "a restart mounts nothing twice");
+        assert_eq!(fs::read_to_string(memory.join("a/b/x")).unwrap(), "kept");
+
+        assert_eq!(fixture.volumes.on_disk(), ["u1"]);
+        fixture.volumes.tear_down("u1").await.unwrap();
+        assert_eq!(mounted_below(fixture.dir.path()), 0);
+        assert!(fixture.volumes.on_disk().is_empty());
+        fixture.volumes.tear_down("u1").await.unwrap();
+    });
+}
+
+#[test]
+fn sub_paths_stay_in_their_volume() {
+    with_mounts(async |fixture| {
+        let data = fixture.host("data");
+        fs::create_dir_all(data.join("inside")).unwrap();
+        fs::create_dir_all(fixture.host("outside")).unwrap();
+        symlink("inside", data.join("near")).unwrap();
+        symlink(fixture.host("outside"), data.join("absolute")).unwrap();
+        symlink("../outside", data.join("relative")).unwrap();
+        let with = |mount: Value| {
+            let mut mount = mount;
+            mount["name"] = json!("h");
+            mount["mountPath"] = json!("/h");
+            let mut pod =
+                mounting(json!([mount]), json!([{"name": "h", "hostPath": {"path": data, "type": "Directory"}}]));
+            pod.spec.as_mut().unwrap().containers[0].env =
+                serde_json::from_value(json!([{"name": "NAME", "value": "inside"}])).unwrap();
+            pod
+        };
+        let volumes = fixture.volumes.set_up(&with(json!({}))).await.unwrap();
+        let resolve = async |mount: Value| {
+            let pod = with(mount);
+            let node = NodeFacts::default();
+            let sources =
+                Sources { pod: &pod, ips: &[], node: &node, store: &fixture.store, volumes: &volumes.host_paths() };
+            let environment = of_container(&pod.spec.as_ref().unwrap().containers[0], &sources).unwrap();
+            mounts(&volumes, &pod, &environment).await.map(|mounts| PathBuf::from(&mounts[0].host_path))
+        };
+        let inside = fs::metadata(data.join("inside")).unwrap().ino();
+        for mount in [json!({"subPath": "inside"}), json!({"subPath": "near"}), json!({"subPathExpr": "$(NAME)"})] {
+            assert_eq!(fs::metadata(resolve(mount).await.unwrap()).unwrap().ino(), inside);
+        }
+        resolve(json!({"subPath": "new/deep"})).await.unwrap();
+        assert!(data.join("new/deep").is_dir());
+        for path in ["absolute", "relative", "absolute/x"] {
+            let error = resolve(json!({"subPath": path})).await.unwrap_err();
+            assert!(error.contains("leads out of the volume"), "{error}");
+        }
+        assert!(fs::read_dir(fixture.host("outside")).unwrap().next().is_none());
+        for (mount, expect) in [
+            (json!({"subPath": "../x"}), "'..'"),
+            (json!({"subPath": "/x"}), "absolute"),
+            (json!({"subPathExpr": "$(NONE)"}), "no variable NONE"),
+            (json!({"recursiveReadOnly": "Enabled"}), "readOnly: true"),
+        ] {
+            let error = resolve(mount).await.unwrap_err();
+            assert!(error.contains(expect), "{error}");
+        }
+    });
+}
+
+#[test]
+fn the_hosts_own_mounts_survive() {
+    with_mounts(async |fixture| {
+        let data = fixture.host("data");
+        fs::create_dir_all(data.join("sub/tmp")).unwrap();
+        let tmpfs = sys::mount::new_filesystem("tmpfs", &[], 0).unwrap();
+        sys::mount::attach_at(std::os::fd::AsFd::as_fd(&tmpfs), &data.join("sub/tmp")).unwrap();
+        sys::mount::set_propagation(&data.join("sub/tmp"), Propagation::Shared, false).unwrap();
+        sys::mount::set_propagation(Path::new("/"), Propagation::Shared, true).unwrap();
+        fs::write(data.join("sub/tmp/file"), "x").unwrap();
+        let pod = mounting(
+            json!([{"name": "h", "mountPath": "/h", "subPath": "sub"}]),
+            json!([{"name": "h", "hostPath": {"path": data}}]),
+        );
+        let volumes = fixture.volumes.set_up(&pod).await.unwrap();
+        let made = mounts(&volumes, &pod, &Environment::default()).await.unwrap();
+        assert!(Path::new(&made[0].host_path).join("tmp/file").exists(), "what is mounted below is seen");
+        fixture.volumes.tear_down("u1").await.unwrap();
+        assert_eq!(fs::read_to_string(data.join("sub/tmp/file")).unwrap(), "x");
+    });
+}
+
+#[test]
+fn volumes_belong_to_the_group() {
+    with_mounts(async |fixture| {
+        fixture.store.config_maps().put(
+            serde_json::from_value(json!({"metadata": {"name": "cm", "namespace": "shop"}, "data": {"key": "1"}}))
+                .unwrap(),
+        );
+        let pod = pod(json!({
+            "securityContext": {"fsGroup": 4242},
+            "containers": [{"name": "c", "volumeMounts": [{"name": "e", "mountPath": "/e"}, {"name": "c", "mountPath": "/c"}]}],
+            "volumes": [{"name": "e", "emptyDir": {}}, {"name": "c", "configMap": {"name": "cm", "defaultMode": 256}}]}));
+        let volumes = fixture.volumes.set_up(&pod).await.unwrap().host_paths();
+        let of = |path: &Path| {
+            let data = fs::metadata(path).unwrap();
+            (data.gid(), data.permissions().mode() & 0o7777)
+        };
+        assert_eq!(of(&volumes["e"]), (4242, 0o2777));
+        assert_eq!(of(&volumes["c"].join("key")), (4242, 0o440));
+        let links: BTreeSet<_> =
+            fs::read_dir(&volumes["c"]).unwrap().map(|entry| entry.unwrap().metadata().unwrap().gid()).collect();
+        assert_eq!(links, [4242].into());
+    });
+}
