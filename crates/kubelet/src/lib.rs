@@ -6,10 +6,25 @@
 //!                        └─ publish              └─ generate  pod ─► CRI requests (env, hosts, qos)
 //! ```
 
+mod adopt;
+mod context;
+mod effects;
 pub mod env;
 pub mod facts;
 pub mod generate;
 pub mod hosts;
+mod kubelet;
+mod manager;
 pub mod paths;
+mod probing;
+mod publish;
 pub mod qos;
+mod records;
+mod termination;
+mod timeline;
 pub mod volumes;
+mod worker;
+
+pub use context::{Barrier, Config, Keychain, NoBarrier, Parts};
+pub use kubelet::{Explanation, Kubelet};
+pub use timeline::Step;

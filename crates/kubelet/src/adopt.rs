@@ -1,0 +1,116 @@
+//! What runs when the daemon begins: sandboxes and containers of the runtime become views of their pods.
+
+use std::collections::HashMap;
+
+use cri::v1;
+use k8s_openapi::api::core::v1::Pod;
+use pod::{Change, Record, Sandbox, View};
+
+use crate::context::{Context, uid_of};
+use crate::effects::{addresses, run_of, time};
+use crate::generate::label;
+
+/// A pod's remains in the runtime.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) sandboxes: Vec<v1::PodSandboxStatus>,
+    pub(crate) containers: Vec<v1::ContainerStatus>,
+}
+
+/// Everything of pods that the runtime has, by uid.
+pub(crate) async fn everything(context: &Context) -> Result<HashMap<String, Found>, cri::Error> {
+    let runtime = &context.parts.runtime;
+    let mut all: HashMap<String, Found> = HashMap::new();
+    for sandbox in runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?.items {
+        let Some(uid) = sandbox.labels.get(label::POD_UID) else { continue };
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.id.clone(), verbose: false };
+        if let Ok(v1::PodSandboxStatusResponse { status: Some(status), .. }) = runtime.pod_sandbox_status(request).await {
+            all.entry(uid.clone()).or_default().sandboxes.push(status);
+        }
+    }
+    for container in runtime.list_containers(v1::ListContainersRequest::default()).await?.containers {
+        let Some(uid) = container.labels.get(label::POD_UID) else { continue };
+        let request = v1::ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
+        if let Ok(v1::ContainerStatusResponse { status: Some(status), .. }) = runtime.container_status(request).await {
+            all.entry(uid.clone()).or_default().containers.push(status);
+        }
+    }
+    Ok(all)
+}
+
+/// The view of a pod that this daemon has not seen yet, and what happened to it while no daemon ran.
+pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<Change>) {
+    let mut view = View { record: context.records.load(uid_of(pod)).unwrap_or_default(), ..View::default() };
+    let attempt = |sandbox: &v1::PodSandboxStatus| sandbox.metadata.as_ref().map_or(0, |metadata| metadata.attempt);
+    if let Some(newest) = found.sandboxes.iter().max_by_key(|sandbox| (attempt(sandbox), sandbox.created_at)) {
+        view.record.sandbox_attempt = view.record.sandbox_attempt.max(attempt(newest));
+        view.sandbox = if newest.state == v1::PodSandboxState::SandboxReady as i32 {
+            Sandbox::Ready { id: newest.id.clone(), addresses: addresses(newest) }
+        } else {
+            Sandbox::Lost { id: newest.id.clone() }
+        };
+    }
+    let mut changes = Vec::new();
+    for (_, container) in pod::spec::containers(pod) {
+        let of = |status: &&v1::ContainerStatus| name_of(status) == container.name && !is_created(status);
+        let newest = found.containers.iter().filter(of).max_by_key(|status| (attempt_of(status), status.created_at));
+        if let Some(status) = newest {
+            changes.extend(take_in(context, pod, &mut view, &container.name, status));
+        }
+    }
+    (view, changes)
+}
+
+/// Puts the newest run of a container into the view; a change when it ended and the record does not know.
+fn take_in(
+    context: &Context,
+    pod: &Pod,
+    view: &mut View,
+    name: &str,
+    status: &v1::ContainerStatus,
+) -> Option<Change> {
+    let attempt = i32::try_from(attempt_of(status)).unwrap_or(0);
+    let record: &mut Record = &mut view.record;
+    let own = record.containers.entry(name.to_owned()).or_default();
+    own.restarts = own.restarts.max(attempt);
+    let started = time(status.started_at).unwrap_or_default();
+    let known_end = own.last.as_ref().is_some_and(|last| last.id == status.id);
+    if own.probed.as_ref() != Some(&status.id) {
+        own.probed = Some(status.id.clone());
+        own.probes = pod::probe::States::default();
+    }
+    let last = own.last.clone();
+    let container = view.container_mut(name);
+    container.image_id.clone_from(&status.image_ref);
+    if status.state == v1::ContainerState::ContainerRunning as i32 {
+        container.running = Some(pod::Running { id: status.id.clone(), started });
+        return None;
+    }
+    if known_end {
+        container.ended = last;
+        return None;
+    }
+    container.running = Some(pod::Running { id: status.id.clone(), started });
+    Some(Change::Exited { container: name.to_owned(), run: run_of(context, pod, status) })
+}
+
+/// The end of a container that the view takes for running.
+pub(crate) fn exit_of(context: &Context, pod: &Pod, view: &View, status: &v1::ContainerStatus) -> Option<Change> {
+    let name = name_of(status);
+    let running = view.running(name).is_some_and(|running| running.id == status.id);
+    let exited = status.state == v1::ContainerState::ContainerExited as i32;
+    (running && exited).then(|| Change::Exited { container: name.to_owned(), run: run_of(context, pod, status) })
+}
+
+fn name_of(status: &v1::ContainerStatus) -> &str {
+    status.metadata.as_ref().map_or("", |metadata| metadata.name.as_str())
+}
+
+fn attempt_of(status: &v1::ContainerStatus) -> u32 {
+    status.metadata.as_ref().map_or(0, |metadata| metadata.attempt)
+}
+
+/// Made but never started: a daemon died in between.
+fn is_created(status: &v1::ContainerStatus) -> bool {
+    status.state == v1::ContainerState::ContainerCreated as i32
+}

@@ -1,0 +1,113 @@
+//! What the workers of all pods share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cluster::{EventKind, Source, event_about};
+use cri::service::{ImageService, RuntimeService};
+use cri::v1::AuthConfig;
+use k8s_openapi::api::core::v1::Pod;
+use pod::{Note, NoteKind};
+
+use crate::generate;
+use crate::qos::Tree;
+use crate::records::Records;
+use crate::volumes::Volumes;
+
+/// Who makes sure that no new connection goes to a pod that is about to end.
+#[async_trait]
+pub trait Barrier: Send + Sync + 'static {
+    /// Returns when no service rule of this node leads to these addresses of an ending pod.
+    async fn left(&self, pod: &Pod, addresses: &[String]);
+}
+
+/// Where credentials for an image come from.
+#[async_trait]
+pub trait Keychain: Send + Sync + 'static {
+    /// Credentials to try for `image`, in order; none for an anonymous pull.
+    async fn credentials(&self, pod: &Pod, image: &str) -> Vec<AuthConfig>;
+}
+
+/// A barrier for nodes without service rules.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoBarrier;
+
+#[async_trait]
+impl Barrier for NoBarrier {
+    async fn left(&self, _pod: &Pod, _addresses: &[String]) {}
+}
+
+/// Configuration of a kubelet.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What holds for all pods.
+    pub generate: generate::Config,
+    /// Where records of pods are kept over a restart.
+    pub records_dir: PathBuf,
+    /// How long an ending pod waits for the service rules at most; zero switches the barrier off.
+    pub barrier_timeout: Duration,
+}
+
+/// What the kubelet works with.
+#[derive(Clone)]
+pub struct Parts {
+    /// The desired state.
+    pub source: Arc<dyn Source>,
+    /// Sandboxes and containers.
+    pub runtime: Arc<dyn RuntimeService>,
+    /// Images.
+    pub images: Arc<dyn ImageService>,
+    /// Volumes.
+    pub volumes: Arc<Volumes>,
+    /// The termination barrier.
+    pub barrier: Arc<dyn Barrier>,
+    /// Credentials of images.
+    pub keychain: Arc<dyn Keychain>,
+    /// Control groups of pods.
+    pub groups: Tree,
+}
+
+/// Everything that a worker needs beside its pod.
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) parts: Parts,
+    pub(crate) records: Records,
+}
+
+impl Context {
+    /// Tells the operator.
+    pub(crate) fn note(&self, pod: &Pod, note: &Note) {
+        let kind = match note.kind {
+            NoteKind::Normal => EventKind::Normal,
+            NoteKind::Warning => EventKind::Warning,
+        };
+        let mut event = event_about(pod, kind, note.reason, note.message.clone(), "kubelet");
+        event.involved_object.field_path = note.container.as_ref().map(|name| {
+            let init = pod::spec::container(pod, name).is_some_and(|(role, _)| role != pod::spec::Role::Main);
+            format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+        });
+        tracing::info!(pod = %name_of(pod), reason = note.reason, container = note.container, "{}", note.message);
+        self.parts.source.event(event);
+    }
+
+    pub(crate) fn normal(&self, pod: &Pod, reason: &'static str, message: String, container: Option<&str>) {
+        self.note(pod, &Note::normal(reason, message, container.map(str::to_owned)));
+    }
+
+    pub(crate) fn warning(&self, pod: &Pod, reason: &'static str, message: String, container: Option<&str>) {
+        self.note(pod, &Note::warning(reason, message, container.map(str::to_owned)));
+    }
+}
+
+/// `namespace/name`.
+pub(crate) fn name_of(pod: &Pod) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name))
+}
+
+/// The pod's uid.
+pub(crate) fn uid_of(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
+}

@@ -1,0 +1,187 @@
+//! Doing what was decided: each action becomes calls of the runtime, and each outcome a change.
+
+mod container;
+mod image;
+mod sandbox;
+mod stopping;
+
+pub(crate) use sandbox::addresses;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cri::v1;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use pod::{Action, Change, Run, View};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::context::{Context, uid_of};
+use crate::probing::{self, Target};
+use crate::volumes::PodVolumes;
+use crate::worker::Event;
+
+/// One action of one pod, with what it needs to know.
+#[derive(Clone)]
+pub(crate) struct Job {
+    pub(crate) context: Arc<Context>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) action: Action,
+    /// The pod's sandbox and addresses when the action was decided.
+    pub(crate) sandbox: Option<String>,
+    pub(crate) addresses: Vec<String>,
+    /// The image of the container that the action is about.
+    pub(crate) image: Option<String>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) changes: UnboundedSender<Event>,
+}
+
+/// What the actions of one pod hand to each other.
+#[derive(Default)]
+pub(crate) struct Shared {
+    volumes: Mutex<Option<Arc<PodVolumes>>>,
+    sandbox_config: Mutex<Option<v1::PodSandboxConfig>>,
+}
+
+impl Shared {
+    fn set_volumes(&self, volumes: Option<PodVolumes>) {
+        *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = volumes.map(Arc::new);
+    }
+
+    fn volumes(&self) -> Option<Arc<PodVolumes>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_sandbox_config(&self, config: v1::PodSandboxConfig) {
+        *self.sandbox_config.lock().unwrap_or_else(PoisonError::into_inner) = Some(config);
+    }
+
+    fn sandbox_config(&self) -> Option<v1::PodSandboxConfig> {
+        self.sandbox_config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What an action needs to know of the pod's present state.
+pub(crate) fn job(
+    context: &Arc<Context>,
+    pod: &Arc<Pod>,
+    view: &View,
+    action: Action,
+    shared: &Arc<Shared>,
+    changes: &UnboundedSender<Event>,
+) -> Job {
+    let addresses = match &view.sandbox {
+        pod::Sandbox::Ready { addresses, .. } => addresses.clone(),
+        _ => Vec::new(),
+    };
+    let image = match &action {
+        Action::Start { container, .. } => view.containers.get(container).and_then(|view| view.image.clone()),
+        _ => None,
+    };
+    Job {
+        context: context.clone(),
+        pod: pod.clone(),
+        action,
+        sandbox: view.sandbox.id().map(str::to_owned),
+        addresses,
+        image,
+        shared: shared.clone(),
+        changes: changes.clone(),
+    }
+}
+
+impl Job {
+    /// Carries the action out. What it leads to goes to the worker; then that the action has ended.
+    pub(crate) async fn run(self) {
+        match &self.action {
+            Action::MountVolumes => self.mount_volumes().await,
+            Action::CreateSandbox { attempt } => self.create_sandbox(*attempt).await,
+            Action::RemoveSandbox { id } => self.remove_sandbox(id).await,
+            Action::EnsureImage { container } => self.ensure_image(container).await,
+            Action::Start { container, attempt } => self.start(container, *attempt).await,
+            Action::PostStart { container, id } => self.post_start(container, id).await,
+            Action::Probe { container, id, kind } => self.probe(container, id, *kind).await,
+            Action::Stop(stop) => self.stop(stop).await,
+            Action::LeaveServices => self.leave_services().await,
+            Action::CleanUp => self.clean_up().await,
+            Action::Forget => self.forget().await,
+        }
+        let _ = self.changes.send(Event::Ended(self.action)); // The worker may have gone after `Forget`.
+    }
+
+    fn change(&self, change: Change) {
+        let _ = self.changes.send(Event::Change(change)); // As above.
+    }
+
+    fn uid(&self) -> &str {
+        uid_of(&self.pod)
+    }
+
+    fn target<'a>(&'a self, container: &'a k8s_openapi::api::core::v1::Container, id: &'a str) -> Target<'a> {
+        let own = self.addresses.first().map(String::as_str);
+        let host = self.context.config.generate.node.ips.first().map(String::as_str);
+        let on_host = pod::spec::of(&self.pod).host_network == Some(true);
+        Target { container, id, address: if on_host { host } else { own } }
+    }
+
+    async fn mount_volumes(&self) {
+        match self.context.parts.volumes.set_up(&self.pod).await {
+            Ok(mut volumes) => match self.image_volumes(&mut volumes).await {
+                Ok(()) => {
+                    self.shared.set_volumes(Some(volumes));
+                    self.change(Change::VolumesReady);
+                }
+                Err(message) => self.change(Change::VolumesFailed { message }),
+            },
+            Err(error) => {
+                let message = format!("MountVolume.SetUp failed for volume \"{}\" : {}", error.volume, error.cause);
+                self.change(Change::VolumesFailed { message });
+            }
+        }
+    }
+
+    async fn probe(&self, container: &str, id: &str, kind: pod::probe::Kind) {
+        let Some((_, spec)) = pod::spec::container(&self.pod, container) else { return };
+        let Some(probe) = kind.of(spec) else { return };
+        let (outcome, message) = probing::probe(&*self.context.parts.runtime, self.target(spec, id), probe).await;
+        let (container, id) = (container.to_owned(), id.to_owned());
+        self.change(Change::Probed { container, id, kind, outcome, message });
+    }
+
+    /// Waits for the service rules, not for ever.
+    async fn leave_services(&self) {
+        let limit = self.context.config.barrier_timeout;
+        let left = self.context.parts.barrier.left(&self.pod, &self.addresses);
+        if !limit.is_zero() && tokio::time::timeout(limit, left).await.is_err() {
+            tracing::warn!(pod = %crate::context::name_of(&self.pod), "the service rules still lead to an ending pod; it ends now");
+        }
+        self.change(Change::LeftServices);
+    }
+}
+
+/// Nanoseconds since 1970, as CRI has them; 0 is "never".
+pub(crate) fn time(nanos: i64) -> Option<Timestamp> {
+    (nanos > 0).then(|| Timestamp::from_nanosecond(nanos.into()).ok()).flatten()
+}
+
+/// The run that a container's status tells of, with its termination message.
+pub(crate) fn run_of(context: &Context, pod: &Pod, status: &v1::ContainerStatus) -> Run {
+    let name = status.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
+    let attempt = status.metadata.as_ref().map_or(0, |metadata| metadata.attempt);
+    let file = context.config.generate.paths.termination_message(uid_of(pod), &name, attempt);
+    let written = pod::spec::container(pod, &name).map(|(_, spec)| {
+        crate::termination::message(spec, status.exit_code, &file, std::path::Path::new(&status.log_path))
+    });
+    let reason = match status.reason.as_str() {
+        "" if status.exit_code == 0 => "Completed".to_owned(),
+        "" => "Error".to_owned(),
+        reason => reason.to_owned(),
+    };
+    Run {
+        id: status.id.clone(),
+        started: time(status.started_at),
+        finished: time(status.finished_at),
+        exit_code: status.exit_code,
+        reason,
+        message: written.filter(|text| !text.is_empty()).unwrap_or_else(|| status.message.clone()),
+    }
+}

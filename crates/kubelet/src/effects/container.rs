@@ -1,0 +1,162 @@
+//! Creating and starting a container, and its postStart hook.
+
+use std::collections::BTreeMap;
+
+use cri::v1;
+use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::jiff::Timestamp;
+use pod::{Change, Stop};
+
+use super::{Job, time};
+use crate::generate::{self, ImageUser, Request};
+use crate::{env, probing};
+
+/// Why a container could not be started: the waiting reason and the cause.
+struct Failed {
+    reason: &'static str,
+    message: String,
+}
+
+impl Failed {
+    fn create(message: impl ToString) -> Self {
+        Self { reason: "CreateContainerError", message: message.to_string() }
+    }
+}
+
+impl Job {
+    pub(super) async fn start(&self, name: &str, attempt: u32) {
+        match self.started(name, attempt).await {
+            Ok((id, at)) => self.change(Change::Started { container: name.to_owned(), id, at }),
+            Err(Failed { reason, message }) => {
+                let (container, reason) = (name.to_owned(), reason.to_owned());
+                self.change(Change::StartFailed { container, reason, message });
+            }
+        }
+    }
+
+    async fn started(&self, name: &str, attempt: u32) -> Result<(String, Timestamp), Failed> {
+        let (role, container) =
+            pod::spec::container(&self.pod, name).ok_or_else(|| Failed::create("it is no longer in the pod"))?;
+        let sandbox = self.sandbox.clone().ok_or_else(|| Failed::create("the sandbox has gone"))?;
+        let config = self.container_config(role, container, attempt).await?;
+        let sandbox_config = match self.shared.sandbox_config() {
+            Some(config) => config,
+            None => self.sandbox_config(0).map_err(Failed::create)?,
+        };
+        let id = self.create(&sandbox, config, sandbox_config, name, attempt).await?;
+        self.context.normal(&self.pod, "Created", "Container created".to_owned(), Some(name));
+        let runtime = &self.context.parts.runtime;
+        if let Err(error) = runtime.start_container(v1::StartContainerRequest { container_id: id.clone() }).await {
+            // It stays for nothing: the next try makes another.
+            let _ = runtime.remove_container(v1::RemoveContainerRequest { container_id: id }).await;
+            return Err(Failed { reason: "RunContainerError", message: error.to_string() });
+        }
+        self.context.normal(&self.pod, "Started", "Container started".to_owned(), Some(name));
+        let request = v1::ContainerStatusRequest { container_id: id.clone(), verbose: false };
+        let status = runtime.container_status(request).await.ok().and_then(|answer| answer.status);
+        let at = status.and_then(|status| time(status.started_at)).unwrap_or_else(Timestamp::now);
+        Ok((id, at))
+    }
+
+    async fn container_config(
+        &self,
+        role: pod::spec::Role,
+        container: &Container,
+        attempt: u32,
+    ) -> Result<v1::ContainerConfig, Failed> {
+        let volumes = self.shared.volumes();
+        let paths: BTreeMap<_, _> = volumes.as_ref().map(|volumes| volumes.host_paths()).unwrap_or_default();
+        let image = self.image.clone().unwrap_or_default();
+        let user = self.image_user(&image).await?;
+        let config = &self.context.config.generate;
+        let mut request = Request {
+            pod: &self.pod,
+            role,
+            container,
+            attempt,
+            image_ref: &image,
+            image_user: &user,
+            ips: &self.addresses,
+            mounts: &[],
+            volumes: &paths,
+            users: None,
+            store: self.context.parts.source.store(),
+        };
+        let failed = |error: generate::GenerateError| Failed { reason: error.reason(), message: error.to_string() };
+        let environment =
+            env::of_container(container, &request.sources(config)).map_err(|error| failed(error.into()))?;
+        let mounts = match &volumes {
+            Some(volumes) => volumes.mounts_for(container, &environment).await.map_err(|error| Failed {
+                reason: "CreateContainerConfigError",
+                message: format!("volume mount {:?}: {}", error.volume, error.cause),
+            })?,
+            None => Vec::new(),
+        };
+        request.mounts = &mounts;
+        generate::prepare_files(config, &request).map_err(failed)?;
+        generate::container_config_with(config, &request, &environment).map_err(failed)
+    }
+
+    async fn image_user(&self, image: &str) -> Result<ImageUser, Failed> {
+        let spec = v1::ImageSpec { image: image.to_owned(), ..v1::ImageSpec::default() };
+        let request = v1::ImageStatusRequest { image: Some(spec), verbose: false };
+        let answer = self.context.parts.images.image_status(request).await.map_err(Failed::create)?;
+        answer.image.as_ref().map(ImageUser::of).ok_or_else(|| Failed::create(format!("image {image} was removed")))
+    }
+
+    /// Creates the container. One of the same attempt is what a daemon that died in between left: it never ran.
+    async fn create(
+        &self,
+        sandbox: &str,
+        config: v1::ContainerConfig,
+        sandbox_config: v1::PodSandboxConfig,
+        name: &str,
+        attempt: u32,
+    ) -> Result<String, Failed> {
+        let runtime = &self.context.parts.runtime;
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
+        match runtime.create_container(request.clone()).await {
+            Ok(answer) => Ok(answer.container_id),
+            Err(cri::Error::AlreadyExists(_)) => {
+                self.remove_attempt(sandbox, name, attempt).await?;
+                runtime.create_container(request).await.map(|answer| answer.container_id).map_err(Failed::create)
+            }
+            Err(error) => Err(Failed::create(error)),
+        }
+    }
+
+    async fn remove_attempt(&self, sandbox: &str, name: &str, attempt: u32) -> Result<(), Failed> {
+        let runtime = &self.context.parts.runtime;
+        let filter = v1::ContainerFilter { pod_sandbox_id: sandbox.to_owned(), ..v1::ContainerFilter::default() };
+        let request = v1::ListContainersRequest { filter: Some(filter) };
+        let listed = runtime.list_containers(request).await.map_err(Failed::create)?.containers;
+        let same = listed.into_iter().filter(|one| {
+            one.metadata.as_ref().is_some_and(|metadata| metadata.name == name && metadata.attempt == attempt)
+        });
+        for one in same {
+            let request = v1::RemoveContainerRequest { container_id: one.id };
+            runtime.remove_container(request).await.map_err(Failed::create)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn post_start(&self, name: &str, id: &str) {
+        let Some((_, container)) = pod::spec::container(&self.pod, name) else { return };
+        let handler = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+        let Some(handler) = handler else { return };
+        let runtime = &*self.context.parts.runtime;
+        match probing::hook(runtime, self.target(container, id), handler, None).await {
+            Ok(()) => self.change(Change::PostStarted { container: name.to_owned(), id: id.to_owned() }),
+            Err(message) => {
+                self.context.warning(&self.pod, "FailedPostStartHook", format!("PostStartHook failed: {message}"), Some(name));
+                let reason = "FailedPostStartHook".to_owned();
+                let grace_s = pod::spec::grace_s(&self.pod);
+                self.stop(&Stop { container: name.to_owned(), id: id.to_owned(), grace_s, reason }).await;
+            }
+        }
+    }
+}

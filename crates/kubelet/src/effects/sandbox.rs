@@ -1,0 +1,76 @@
+//! Making a pod's sandbox.
+
+use cri::v1;
+use pod::Change;
+
+use super::Job;
+use crate::generate;
+
+impl Job {
+    pub(super) async fn create_sandbox(&self, attempt: u32) {
+        match self.made_sandbox(attempt).await {
+            Ok((id, addresses)) => self.change(Change::SandboxReady { id, addresses }),
+            Err(message) => self.change(Change::SandboxFailed { message }),
+        }
+    }
+
+    async fn made_sandbox(&self, attempt: u32) -> Result<(String, Vec<String>), String> {
+        let config = self.sandbox_config(attempt)?;
+        let (groups, pod) = (self.context.parts.groups.clone(), self.pod.clone());
+        let grouped = tokio::task::spawn_blocking(move || groups.ensure_pod(&pod)).await;
+        grouped.map_err(|error| error.to_string())?.map_err(|error| format!("the pod's control group: {error}"))?;
+        let logs = config.log_directory.clone();
+        tokio::fs::create_dir_all(&logs).await.map_err(|error| format!("log directory {logs}: {error}"))?;
+        let handler = pod::spec::of(&self.pod).runtime_class_name.clone().unwrap_or_default();
+        if !handler.is_empty() {
+            return Err(format!("RuntimeClass {handler:?} is not supported yet; remove runtimeClassName"));
+        }
+        let runtime = &self.context.parts.runtime;
+        self.shared.set_sandbox_config(config.clone());
+        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler };
+        let id = runtime.run_pod_sandbox(request).await.map_err(|error| error.to_string())?.pod_sandbox_id;
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
+        let status = runtime.pod_sandbox_status(request).await.map_err(|error| error.to_string())?.status;
+        Ok((id, status.as_ref().map(addresses).unwrap_or_default()))
+    }
+
+    /// The sandbox's configuration: that of its making, or the same again after a restart of the daemon.
+    pub(super) fn sandbox_config(&self, attempt: u32) -> Result<v1::PodSandboxConfig, String> {
+        if pod::spec::of(&self.pod).host_users == Some(false) {
+            return Err("hostUsers: false is not supported yet; remove it".to_owned());
+        }
+        generate::sandbox_config(&self.context.config.generate, &self.pod, attempt, None).map_err(|error| error.to_string())
+    }
+
+    pub(super) async fn remove_sandbox(&self, id: &str) {
+        match self.stop_and_remove(id).await {
+            Ok(()) => self.change(Change::SandboxRemoved),
+            Err(message) => self.change(Change::SandboxFailed { message }),
+        }
+    }
+
+    pub(super) async fn stop_and_remove(&self, id: &str) -> Result<(), String> {
+        let runtime = &self.context.parts.runtime;
+        let pod_sandbox_id = id.to_owned();
+        let stopped = runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await;
+        gone_is_fine(stopped.map(drop))?;
+        gone_is_fine(runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id }).await.map(drop))
+    }
+}
+
+/// What is not there need not be removed.
+pub(super) fn gone_is_fine(outcome: Result<(), cri::Error>) -> Result<(), String> {
+    match outcome {
+        Ok(()) | Err(cri::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The addresses of a sandbox, the primary one first.
+pub(crate) fn addresses(status: &v1::PodSandboxStatus) -> Vec<String> {
+    let network = status.network.iter();
+    let all = network.flat_map(|network| {
+        [network.ip.clone()].into_iter().chain(network.additional_ips.iter().map(|one| one.ip.clone()))
+    });
+    all.filter(|ip| !ip.is_empty()).collect()
+}

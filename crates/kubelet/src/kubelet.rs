@@ -1,0 +1,150 @@
+//! The kubelet as a whole.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{Config, Context, Parts};
+use crate::manager::Manager;
+use crate::records::Records;
+use crate::timeline::Step;
+use crate::worker::{Shown, Workers};
+
+/// A running kubelet. Dropping it ends its work and leaves the pods running.
+pub struct Kubelet {
+    workers: Arc<Mutex<Workers>>,
+    stop: CancellationToken,
+    manager: JoinHandle<()>,
+}
+
+/// What a pod waits for, and how its start went.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Explanation {
+    /// The step that goes on, its cause if it is a wait, and for how many milliseconds already.
+    pub waiting: Option<(String, String, f64)>,
+    /// The steps of the start.
+    pub steps: Vec<Step>,
+}
+
+impl Kubelet {
+    /// Adopts what runs and begins to work; returns when every pod of the source has a worker.
+    ///
+    /// # Errors
+    /// The directory of records cannot be made.
+    pub async fn start(config: Config, parts: Parts) -> io::Result<Self> {
+        let records = Records::open(config.records_dir.clone())?;
+        let context = Arc::new(Context { config, parts, records });
+        let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new());
+        let manager = Manager { context, workers: workers.clone(), stop: stop.clone() };
+        let (ready, adopted) = tokio::sync::oneshot::channel();
+        let manager = tokio::spawn(manager.run(ready));
+        // An error means that the manager has died; its panic has been told.
+        let _ = adopted.await;
+        Ok(Self { workers, stop, manager })
+    }
+
+    fn look<T>(&self, uid: &str, at: impl FnOnce(&Shown) -> T) -> Option<T> {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = workers.get(uid)?.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(at(&shown))
+    }
+
+    /// Why a pod is not further than it is.
+    pub fn explain(&self, uid: &str) -> Option<Explanation> {
+        self.look(uid, |shown| Explanation {
+            waiting: waiting(shown),
+            steps: shown.timeline.steps(),
+        })
+    }
+
+    /// The runtime's id of a pod's container: the one that runs, or the newest that ended.
+    pub fn container_id(&self, uid: &str, container: &str) -> Option<String> {
+        self.look(uid, |shown| {
+            let view = shown.view.containers.get(container)?;
+            let running = view.running.as_ref().map(|running| running.id.clone());
+            running.or_else(|| view.ended.as_ref().map(|run| run.id.clone()))
+        })
+        .flatten()
+    }
+
+    /// The runtime's id of a pod's sandbox.
+    pub fn sandbox_id(&self, uid: &str) -> Option<String> {
+        self.look(uid, |shown| shown.view.sandbox.id().map(str::to_owned)).flatten()
+    }
+
+    /// All pods with the statuses that were published last.
+    pub fn pods(&self) -> Vec<(Arc<Pod>, Option<PodStatus>)> {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = workers.values().map(|worker| worker.shown.lock().unwrap_or_else(PoisonError::into_inner));
+        shown.map(|shown| (shown.pod.clone(), shown.status.clone())).collect()
+    }
+
+    /// How many pods have a worker.
+    pub fn pod_count(&self) -> usize {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Stops working; pods go on.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        let _ = self.manager.await; // It ends by the token.
+        let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
+        workers.values().for_each(|worker| worker.task.abort());
+    }
+}
+
+/// The step that goes on, or the reason for which the first container waits.
+fn waiting(shown: &Shown) -> Option<(String, String, f64)> {
+    let open = shown.timeline.open_ms();
+    let statuses = shown.status.as_ref().map(|status| {
+        let init = status.init_container_statuses.iter().flatten();
+        init.chain(status.container_statuses.iter().flatten()).cloned().collect::<Vec<_>>()
+    });
+    let held = statuses.unwrap_or_default().into_iter().find_map(|status| {
+        let waiting = status.state.as_ref()?.waiting.clone();
+        match waiting {
+            Some(waiting) => Some((
+                format!("container {}: {}", status.name, waiting.reason.unwrap_or_default()),
+                waiting.message.unwrap_or_default(),
+            )),
+            None if status.started == Some(false) && status.state?.running.is_some() => {
+                Some((format!("startup of container {}", status.name), probe_text(shown, &status.name)))
+            }
+            None if !status.ready && status.started == Some(true) => {
+                Some((format!("readiness of container {}", status.name), probe_text(shown, &status.name)))
+            }
+            None => None,
+        }
+    });
+    match (held, open) {
+        (Some((what, cause)), Some((step, ms))) if cause.is_empty() => Some((step, what, ms)),
+        (Some((what, cause)), open) => Some((what, cause, open.map_or_else(|| age_ms(shown), |(_, ms)| ms))),
+        (None, Some((step, ms))) => Some((step, "it goes on".to_owned(), ms)),
+        (None, None) => None,
+    }
+}
+
+/// How long the pod has been on the node.
+fn age_ms(shown: &Shown) -> f64 {
+    let started = shown.view.record.started.map(|started| k8s_openapi::jiff::Timestamp::now().duration_since(started));
+    started.map_or(0.0, |age| age.as_secs_f64() * 1000.0)
+}
+
+fn probe_text(shown: &Shown, container: &str) -> String {
+    let Some(record) = shown.view.record.containers.get(container) else { return "it has not been probed yet".to_owned() };
+    let Some((_, spec)) = pod::spec::container(&shown.pod, container) else { return String::new() };
+    let mut texts = record.probes.active(spec).filter_map(|kind| {
+        let (outcome, count) = record.probes.get(kind).streak?;
+        let probe = kind.of(spec)?;
+        let what = match outcome {
+            pod::probe::Outcome::Success => "succeeded",
+            pod::probe::Outcome::Failure => "failed",
+        };
+        let (limit, period) = (probe.failure_threshold.unwrap_or(3), probe.period_seconds.unwrap_or(10));
+        Some(format!("{} probe {what} {count} times in a row (every {period} s, limit {limit})", kind.as_str()))
+    });
+    texts.next().unwrap_or_else(|| "its first probe is not due yet".to_owned())
+}

@@ -1,0 +1,218 @@
+//! Asking a container: HTTP, TCP, gRPC and exec, for probes and lifecycle hooks.
+
+mod grpc;
+mod http;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use cri::service::RuntimeService;
+use cri::v1::ExecSyncRequest;
+use k8s_openapi::api::core::v1::{
+    Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction,
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use pod::probe::Outcome;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Longest text of a failure that goes into an event.
+const TEXT_MAX: usize = 1024;
+
+/// Whom a question is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub(crate) container: &'a Container,
+    pub(crate) id: &'a str,
+    /// The pod's address, if it has one already.
+    pub(crate) address: Option<&'a str>,
+}
+
+/// Runs a probe.
+pub(crate) async fn probe(runtime: &dyn RuntimeService, target: Target<'_>, probe: &Probe) -> (Outcome, String) {
+    let limit = Duration::from_secs(u64::try_from(probe.timeout_seconds.unwrap_or(1).max(1)).unwrap_or(1));
+    let answer = if let Some(action) = &probe.exec {
+        exec(runtime, target, action, limit).await
+    } else if let Some(action) = &probe.http_get {
+        within(limit, http_get(target, action)).await
+    } else if let Some(action) = &probe.tcp_socket {
+        within(limit, tcp(target, action)).await
+    } else if let Some(action) = &probe.grpc {
+        within(limit, grpc(target, action)).await
+    } else {
+        Err("the probe has no handler".to_owned())
+    };
+    match answer {
+        Ok(()) => (Outcome::Success, String::new()),
+        Err(mut text) => {
+            let cut = (0..=TEXT_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            text.truncate(cut);
+            (Outcome::Failure, text)
+        }
+    }
+}
+
+/// Runs a lifecycle hook.
+pub(crate) async fn hook(
+    runtime: &dyn RuntimeService,
+    target: Target<'_>,
+    handler: &LifecycleHandler,
+    limit: Option<Duration>,
+) -> Result<(), String> {
+    // A hook without a limit of its own may take as long as it wants.
+    let limit = limit.unwrap_or(Duration::from_secs(u64::from(u32::MAX)));
+    if let Some(action) = &handler.exec {
+        exec(runtime, target, action, limit).await
+    } else if let Some(action) = &handler.http_get {
+        within(limit, http_get(target, action)).await
+    } else if let Some(action) = &handler.tcp_socket {
+        within(limit, tcp(target, action)).await
+    } else if let Some(action) = &handler.sleep {
+        let seconds = Duration::from_secs(u64::try_from(action.seconds).unwrap_or(0));
+        tokio::time::sleep(seconds.min(limit)).await;
+        Ok(())
+    } else {
+        Ok(())
+    }
+}
+
+async fn within(limit: Duration, question: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let late = || format!("no answer within {} s", limit.as_secs_f64());
+    timeout(limit, question).await.unwrap_or_else(|_| Err(late()))
+}
+
+async fn exec(
+    runtime: &dyn RuntimeService,
+    target: Target<'_>,
+    action: &ExecAction,
+    limit: Duration,
+) -> Result<(), String> {
+    let request = ExecSyncRequest {
+        container_id: target.id.to_owned(),
+        cmd: action.command.clone().unwrap_or_default(),
+        timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+    };
+    let answer = runtime.exec_sync(request).await.map_err(|error| error.to_string())?;
+    if answer.exit_code == 0 {
+        return Ok(());
+    }
+    let said = [answer.stdout, answer.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    Err(format!("command exited with {}: {}", answer.exit_code, said.trim_end()))
+}
+
+async fn tcp(target: Target<'_>, action: &TCPSocketAction) -> Result<(), String> {
+    let address = address(target, action.host.as_deref(), &action.port).await?;
+    TcpStream::connect(address).await.map(drop).map_err(|error| format!("dial tcp {address}: {error}"))
+}
+
+async fn grpc(target: Target<'_>, action: &GRPCAction) -> Result<(), String> {
+    let address = address(target, None, &IntOrString::Int(action.port)).await?;
+    grpc::check(address, action.service.as_deref().unwrap_or_default()).await
+}
+
+async fn http_get(target: Target<'_>, action: &HTTPGetAction) -> Result<(), String> {
+    let address = address(target, action.host.as_deref(), &action.port).await?;
+    http::get(address, action).await
+}
+
+/// Address and port that a handler names: the pod's own address unless it names a host.
+async fn address(target: Target<'_>, host: Option<&str>, port: &IntOrString) -> Result<SocketAddr, String> {
+    let port = port_of(target.container, port)?;
+    let host = match host.filter(|host| !host.is_empty()) {
+        Some(host) => host,
+        None => target.address.ok_or("the pod has no address yet")?,
+    };
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(address, port));
+    }
+    let mut found = tokio::net::lookup_host((host, port)).await.map_err(|error| format!("lookup {host}: {error}"))?;
+    found.next().ok_or_else(|| format!("lookup {host}: no address"))
+}
+
+/// A port by number, or by the name it has in the container's spec.
+fn port_of(container: &Container, port: &IntOrString) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(text) => match text.parse() {
+            Ok(number) => number,
+            Err(_) => container
+                .ports
+                .iter()
+                .flatten()
+                .find(|known| known.name.as_deref() == Some(text))
+                .map(|known| known.container_port)
+                .ok_or_else(|| format!("couldn't find port: {text:?} in container {:?}", container.name))?,
+        },
+    };
+    u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("port {number} is out of range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    struct NoRuntime;
+    impl RuntimeService for NoRuntime {}
+
+    fn container() -> Container {
+        serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 80}]})).unwrap()
+    }
+
+    /// Answers one request with `response`, and returns what was asked.
+    async fn serve(response: &'static str) -> (u16, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = vec![0; 4096];
+            let count = stream.read(&mut buffer).await.unwrap();
+            stream.write_all(response.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&buffer[..count]).into_owned()
+        });
+        (port, served)
+    }
+
+    async fn ask(probe: serde_json::Value) -> (Outcome, String) {
+        let container = container();
+        let target = Target { container: &container, id: "x", address: Some("127.0.0.1") };
+        super::probe(&NoRuntime, target, &serde_json::from_value(probe).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn an_http_answer_below_400_is_a_success() {
+        let (port, served) = serve("HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nContent-Length: 0\r\n\r\n").await;
+        let headers = json!([{"name": "X-Who", "value": "me"}]);
+        let (outcome, text) = ask(json!({"httpGet": {"path": "/a?b=c", "port": port, "httpHeaders": headers}})).await;
+        assert_eq!((outcome, text.as_str()), (Outcome::Success, ""));
+        let asked = served.await.unwrap().to_lowercase();
+        assert!(asked.starts_with("get /a?b=c http/1.1\r\n"), "{asked}");
+        assert!(asked.contains("x-who: me") && asked.contains("user-agent: kube-probe/"), "{asked}");
+    }
+
+    #[tokio::test]
+    async fn other_answers_fail_with_their_code() {
+        let (port, _) = serve("HTTP/1.1 503 Unavailable\r\nContent-Length: 4\r\n\r\nbusy").await;
+        let (outcome, text) = ask(json!({"httpGet": {"port": port}})).await;
+        assert_eq!((outcome, text.as_str()), (Outcome::Failure, "HTTP probe failed with statuscode: 503"));
+    }
+
+    #[tokio::test]
+    async fn silence_is_a_failure_after_the_timeout() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (outcome, text) = ask(json!({"httpGet": {"port": port}, "timeoutSeconds": 1})).await;
+        assert_eq!((outcome, text.as_str()), (Outcome::Failure, "no answer within 1 s"));
+        assert_eq!(ask(json!({"tcpSocket": {"port": port}})).await.0, Outcome::Success);
+    }
+
+    #[tokio::test]
+    async fn ports_have_names() {
+        assert_eq!(port_of(&container(), &IntOrString::String("web".into())), Ok(80));
+        assert!(port_of(&container(), &IntOrString::String("nope".into())).unwrap_err().contains("nope"));
+        assert!(port_of(&container(), &IntOrString::Int(70_000)).is_err());
+    }
+}

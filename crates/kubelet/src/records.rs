@@ -1,0 +1,65 @@
+//! Records of pods on disk: what a restarted daemon has to know and the runtime cannot tell.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use pod::Record;
+
+/// A directory with one JSON file for each pod, by uid.
+#[derive(Debug)]
+pub(crate) struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    pub(crate) fn open(dir: PathBuf) -> io::Result<Self> {
+        fs::create_dir_all(&dir)?;
+        Ok(Self { dir })
+    }
+
+    fn path(&self, uid: &str) -> Option<PathBuf> {
+        // A uid comes from the API: as a file's name it must not lead elsewhere.
+        let plain = !uid.is_empty() && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        (plain && !uid.starts_with('.')).then(|| self.dir.join(format!("{uid}.json")))
+    }
+
+    /// The record of a pod; one that cannot be read is told and left out: the pod then begins with what the runtime knows.
+    pub(crate) fn load(&self, uid: &str) -> Option<Record> {
+        let text = fs::read(self.path(uid)?).ok()?;
+        serde_json::from_slice(&text)
+            .inspect_err(|error| tracing::warn!(uid, %error, "the record of a pod cannot be read; restart counts begin anew"))
+            .ok()
+    }
+
+    /// Replaces the record in one step. Nothing is synced: after a crash of the machine no run of it is left.
+    pub(crate) fn save(&self, uid: &str, record: &Record) -> io::Result<()> {
+        let Some(path) = self.path(uid) else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, serde_json::to_vec(record)?)?;
+        fs::rename(temporary, path)
+    }
+
+    pub(crate) fn remove(&self, uid: &str) {
+        if let Some(path) = self.path(uid) {
+            let _ = fs::remove_file(path); // It may never have been written.
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_and_a_bad_name_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path().join("records")).unwrap();
+        let record = Record { sandbox_attempt: 3, ..Record::default() };
+        records.save("a-1", &record).unwrap();
+        assert_eq!(records.load("a-1"), Some(record));
+        records.remove("a-1");
+        assert_eq!(records.load("a-1"), None);
+        assert!(records.save("../x", &Record::default()).is_err());
+    }
+}

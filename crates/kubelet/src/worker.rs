@@ -1,0 +1,220 @@
+//! One task for each pod: hears what happens, asks `pod` what to do, has it done.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::jiff::Timestamp;
+use pod::status::Host;
+use pod::{Action, Change, Record, View};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::context::{Context, name_of, uid_of};
+use crate::effects::{self, Shared};
+use crate::publish::Publisher;
+use crate::timeline::Timeline;
+
+/// What a worker hears.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Another version of the pod.
+    Pod(Arc<Pod>),
+    /// The runtime told of one of the pod's containers or its sandbox.
+    Runtime(cri::v1::ContainerEventResponse),
+    /// Something happened.
+    Change(Change),
+    /// An action is over.
+    Ended(Action),
+}
+
+/// What others may look at.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) view: View,
+    pub(crate) timeline: Timeline,
+    pub(crate) status: Option<PodStatus>,
+}
+
+/// A worker, seen from outside.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) shown: Arc<Mutex<Shown>>,
+    pub(crate) task: JoinHandle<()>,
+}
+
+/// Starts the worker of a pod from what is known of it.
+pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, view: View, found: Vec<Change>) -> Handle {
+    let (events, heard) = unbounded_channel();
+    let status = pod.status.clone();
+    let shown = Shown { pod: pod.clone(), view: view.clone(), timeline: Timeline::new(), status: status.clone() };
+    let shown = Arc::new(Mutex::new(shown));
+    let publisher = Publisher::new(context.parts.source.clone(), uid_of(&pod).to_owned());
+    let host = Host { addresses: context.config.generate.node.ips.clone() };
+    let mut worker = Worker {
+        saved: view.record.clone(),
+        context,
+        pod,
+        view,
+        host,
+        status,
+        publisher,
+        shared: Arc::default(),
+        events: events.clone(),
+        shown: shown.clone(),
+        jobs: JoinSet::new(),
+    };
+    let task = tokio::spawn(async move {
+        found.into_iter().for_each(|change| worker.apply(change));
+        worker.run(heard).await;
+    });
+    Handle { events, shown, task }
+}
+
+struct Worker {
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    view: View,
+    host: Host,
+    /// The status that was published last.
+    status: Option<PodStatus>,
+    /// The record that is on disk.
+    saved: Record,
+    publisher: Publisher,
+    shared: Arc<Shared>,
+    events: UnboundedSender<Event>,
+    shown: Arc<Mutex<Shown>>,
+    jobs: JoinSet<()>,
+}
+
+impl Worker {
+    async fn run(mut self, mut heard: UnboundedReceiver<Event>) {
+        let mut is_over = false;
+        while !is_over {
+            let next_due = self.step();
+            let wait = async {
+                match next_due {
+                    Some(due) => tokio::time::sleep(until(due)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = heard.recv() => match event {
+                    Some(event) => {
+                        is_over = self.hear(event);
+                        // What came at the same time is taken in before anything is decided.
+                        while let (false, Ok(event)) = (is_over, heard.try_recv()) {
+                            is_over = self.hear(event);
+                        }
+                    }
+                    None => return,
+                },
+                () = wait => {}
+                Some(ended) = self.jobs.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        std::panic::resume_unwind(error.into_panic());
+                    }
+                }
+            }
+        }
+        self.context.records.remove(uid_of(&self.pod));
+        self.publisher.finish().await;
+    }
+
+    /// Takes in an event; whether the pod is forgotten.
+    fn hear(&mut self, event: Event) -> bool {
+        match event {
+            Event::Pod(pod) => self.pod = pod,
+            Event::Runtime(event) => self.hear_runtime(&event),
+            Event::Change(change) => self.apply(change),
+            Event::Ended(Action::Forget) => return true,
+            Event::Ended(action) => {
+                self.shown().timeline.end(&action);
+                self.apply(Change::Ended(action));
+            }
+        }
+        false
+    }
+
+    fn hear_runtime(&mut self, event: &cri::v1::ContainerEventResponse) {
+        let lost = event.pod_sandbox_status.as_ref().is_some_and(|sandbox| {
+            sandbox.state == cri::v1::PodSandboxState::SandboxNotready as i32
+                && self.view.sandbox.id() == Some(sandbox.id.as_str())
+        });
+        for status in &event.containers_statuses {
+            if let Some(change) = crate::adopt::exit_of(&self.context, &self.pod, &self.view, status) {
+                self.apply(change);
+            }
+        }
+        if lost && !self.view.is_busy("cleanup") {
+            self.apply(Change::SandboxLost);
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        tracing::debug!(pod = %name_of(&self.pod), ?change);
+        let notes = self.view.apply(&self.pod, change, Timestamp::now());
+        notes.iter().for_each(|note| self.context.note(&self.pod, note));
+    }
+
+    fn shown(&self) -> std::sync::MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides, begins what was decided, tells what is new; when something is due that no event announces.
+    fn step(&mut self) -> Option<Timestamp> {
+        let mut plan = pod::decide(&self.pod, &self.view, Timestamp::now());
+        if plan.deadline_exceeded {
+            let reason = "DeadlineExceeded".to_owned();
+            let message = "Pod was active on the node longer than the specified deadline".to_owned();
+            self.apply(Change::Fail { reason, message });
+            plan = pod::decide(&self.pod, &self.view, Timestamp::now());
+        }
+        for action in plan.actions {
+            self.apply(Change::Begun(action.clone()));
+            self.shown().timeline.begin(&action);
+            let job = effects::job(&self.context, &self.pod, &self.view, action, &self.shared, &self.events);
+            self.jobs.spawn(job.run());
+        }
+        self.save();
+        self.publish();
+        let mut shown = self.shown();
+        shown.pod = self.pod.clone();
+        shown.view = self.view.clone();
+        drop(shown);
+        plan.next_due
+    }
+
+    fn save(&mut self) {
+        if self.saved == self.view.record {
+            return;
+        }
+        match self.context.records.save(uid_of(&self.pod), &self.view.record) {
+            Ok(()) => self.saved = self.view.record.clone(),
+            Err(error) => tracing::warn!(pod = %name_of(&self.pod), %error, "the pod's record cannot be written"),
+        }
+    }
+
+    fn publish(&mut self) {
+        let status = pod::status::compute(&self.pod, &self.view, &self.host, self.status.as_ref(), Timestamp::now());
+        if self.status.as_ref() != Some(&status) {
+            self.publisher.publish(status.clone());
+            self.shown().status = Some(status.clone());
+            self.status = Some(status);
+        }
+    }
+}
+
+/// How long until `due` by the wall clock; a clock that jumps makes it late or early once, never stuck.
+fn until(due: Timestamp) -> Duration {
+    /// A wait is looked at again this often, so that a jump of the clock costs so much at most.
+    const LONGEST: Duration = Duration::from_secs(60);
+    let left = due.duration_since(Timestamp::now());
+    Duration::try_from(left).unwrap_or(Duration::ZERO).min(LONGEST)
+}
+
+/// Workers by the uid of their pods.
+pub(crate) type Workers = HashMap<String, Handle>;
