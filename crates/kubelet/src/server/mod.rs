@@ -1,0 +1,190 @@
+//! The kubelet's HTTP API, as upstream has it, over whatever listener the program opens.
+//!
+//! ```text
+//! request ─► route ─┬─ /healthz /pods /runningpods /stats/summary /metrics[/resource]   answers
+//!                   ├─ /containerLogs/…                                                 the files, as a stream
+//!                   └─ /exec /attach /portForward                                       joined to the runtime's stream
+//! ```
+//!
+//! Who may call is decided before: by the file mode of the socket, or by the TLS listener.
+
+mod container_logs;
+mod query;
+mod stats;
+mod streams;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cluster::{Key, Source};
+use cri::{RuntimeService, v1};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use tokio_util::task::TaskTracker;
+
+use crate::generate::label;
+use crate::paths::Paths;
+use query::Query;
+
+/// The body of an answer.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The API of one node. A handle: clones share the streams.
+#[derive(Clone)]
+pub struct Api {
+    source: Arc<dyn Source>,
+    runtime: Arc<dyn RuntimeService>,
+    paths: Paths,
+    node: String,
+    /// The open exec, attach and port-forward sessions.
+    streams: TaskTracker,
+}
+
+/// An answer that is a failure: a status and what to tell the caller.
+struct Failure {
+    status: StatusCode,
+    message: String,
+}
+
+impl Failure {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+}
+
+impl From<cri::Error> for Failure {
+    fn from(error: cri::Error) -> Self {
+        let status = match &error {
+            cri::Error::NotFound { .. } => StatusCode::NOT_FOUND,
+            cri::Error::InvalidArgument(_) => StatusCode::BAD_REQUEST,
+            cri::Error::Unimplemented { .. } => StatusCode::NOT_IMPLEMENTED,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+type Answer = Result<Response<Body>, Failure>;
+
+impl Api {
+    /// The API of the node called `node`, which reads logs below `paths`.
+    pub fn new(source: Arc<dyn Source>, runtime: Arc<dyn RuntimeService>, paths: Paths, node: &str) -> Self {
+        Self { source, runtime, paths, node: node.to_owned(), streams: TaskTracker::new() }
+    }
+
+    /// Answers one request. Sessions it opens live on after it.
+    pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let answered = self.route(request).await;
+        answered.unwrap_or_else(|failure| with_body(failure.status, "text/plain; charset=utf-8", failure.message))
+    }
+
+    /// Waits until all sessions have ended; none can be opened any more that it would wait for.
+    pub async fn drain(&self) {
+        self.streams.close();
+        self.streams.wait().await;
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Answer {
+        let path = query::decode(request.uri().path());
+        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        match (request.method(), parts.as_slice()) {
+            (&Method::GET, ["healthz"] | ["healthz", "ping" | "log" | "syncloop"]) => {
+                Ok(with_body(StatusCode::OK, "text/plain; charset=utf-8", "ok"))
+            }
+            (&Method::GET, ["pods"]) => Ok(json_body(&self.pod_list())),
+            (&Method::GET, ["runningpods"]) => Ok(json_body(&stats::running_pods(&*self.runtime).await?)),
+            (&Method::GET | &Method::POST, ["stats", "summary"]) => {
+                Ok(json_body(&stats::summary(&*self.runtime, &self.node).await?))
+            }
+            (&Method::GET, ["metrics"]) => Ok(metrics(stats::metrics(&*self.runtime, &self.node).await?)),
+            (&Method::GET, ["metrics", "resource"]) => Ok(metrics(stats::resource_metrics(&*self.runtime).await?)),
+            (&Method::GET, ["containerLogs", namespace, pod, container]) => {
+                let pod = self.pod(namespace, pod, None)?;
+                self.container_logs(&pod, container, &query).await
+            }
+            (&Method::GET | &Method::POST, ["exec" | "attach" | "portForward", ..]) => {
+                self.open_stream(&parts, &query, request).await
+            }
+            (method, _) => {
+                Err(Failure::not_found(format!("{method} /{} is not served by this kubelet", parts.join("/"))))
+            }
+        }
+    }
+
+    fn pod_list(&self) -> Value {
+        let pods: Vec<Value> = self
+            .source
+            .store()
+            .pods()
+            .list()
+            .iter()
+            .map(|pod| {
+                // `apiVersion` and `kind` stand in the list only, as the API server has it.
+                let mut value = serde_json::to_value(&**pod).unwrap_or_default();
+                if let Some(fields) = value.as_object_mut() {
+                    fields.remove("apiVersion");
+                    fields.remove("kind");
+                }
+                value
+            })
+            .collect();
+        json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
+    }
+
+    /// The pod of this name, and of this uid if one is given.
+    fn pod(&self, namespace: &str, name: &str, uid: Option<&str>) -> Result<Arc<Pod>, Failure> {
+        let pod = self.source.store().pods().get(&Key::new(namespace, name));
+        let pod = pod.filter(|pod| uid.is_none_or(|uid| pod.metadata.uid.as_deref() == Some(uid)));
+        pod.ok_or_else(|| Failure::not_found(format!("pod does not exist: {namespace}/{name}")))
+    }
+
+    /// The container's newest run that is in `state`.
+    async fn container_id(
+        &self,
+        pod: &Pod,
+        container: &str,
+        state: Option<v1::ContainerState>,
+    ) -> Result<Option<String>, Failure> {
+        let labels = [
+            (label::POD_UID.to_owned(), pod.metadata.uid.clone().unwrap_or_default()),
+            (label::CONTAINER_NAME.to_owned(), container.to_owned()),
+        ];
+        let filter = v1::ContainerFilter {
+            state: state.map(|state| v1::ContainerStateValue { state: state.into() }),
+            label_selector: labels.into(),
+            ..v1::ContainerFilter::default()
+        };
+        let listed = self.runtime.list_containers(v1::ListContainersRequest { filter: Some(filter) }).await?;
+        let newest = listed.containers.into_iter().max_by_key(|container| container.created_at);
+        Ok(newest.map(|container| container.id))
+    }
+}
+
+fn with_body(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}
+
+fn json_body(value: &Value) -> Response<Body> {
+    with_body(StatusCode::OK, "application/json", value.to_string())
+}
+
+fn metrics(text: String) -> Response<Body> {
+    with_body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+}
