@@ -280,3 +280,45 @@ fn volumes_belong_to_the_group() {
         assert_eq!(links, [4242].into());
     });
 }
+
+/// A file system whose server never answers, and the descriptor that ends it when it is closed.
+fn hang(at: &Path) -> Option<fs::File> {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    let server = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").ok()?;
+    let fd = server.as_raw_fd().to_string();
+    let options = [("fd", fd.as_str()), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")];
+    let mount = sys::mount::new_filesystem("fuse", &options.map(|(key, value)| (key, Some(value))), 0).ok()?;
+    sys::mount::attach_at(mount.as_fd(), at).ok()?;
+    Some(server)
+}
+
+#[test]
+fn a_hung_path_delays_its_own_pod_only() {
+    with_mounts(async |fixture| {
+        let hung = fixture.host("hung");
+        fs::create_dir(&hung).unwrap();
+        let Some(server) = hang(&hung) else {
+            println!("skipped: needs /dev/fuse");
+            return;
+        };
+        let of = |uid: &str, path: &Path| {
+            let mut pod = mounting(
+                json!([{"name": "h", "mountPath": "/h"}]),
+                json!([{"name": "h", "hostPath": {"path": path, "type": "Directory"}}]),
+            );
+            pod.metadata.uid = Some(uid.into());
+            pod
+        };
+        let slow = tokio::spawn({
+            let (volumes, pod) = (fixture.volumes.clone(), of("slow", &hung.join("x")));
+            async move { volumes.set_up(&pod).await.map(drop).map_err(|error| error.to_string()) }
+        });
+        fixture.volumes.set_up(&of("other", fixture.dir.path())).await.unwrap();
+        fixture.volumes.tear_down("other").await.unwrap();
+        assert!(!slow.is_finished());
+        drop(server);
+        let error = slow.await.unwrap().unwrap_err();
+        assert!(error.contains("hung/x"), "{error}");
+        sys::mount::detach(&hung).unwrap();
+    });
+}

@@ -86,6 +86,9 @@ impl Api {
     pub(super) async fn open_stream(&self, parts: &[&str], query: &Query, request: Request<Incoming>) -> Answer {
         let unknown = || Failure::not_found(format!("no session at /{}", parts.join("/")));
         let target = Target::parse(parts).ok_or_else(unknown)?;
+        if request.headers().get(UPGRADE).is_none() {
+            return Err(Failure::bad_request("unable to upgrade: the request has no Upgrade header"));
+        }
         let url = match target.kind {
             Kind::PortForward => self.port_forward_url(&target, query).await?,
             Kind::Exec | Kind::Attach => self.container_url(&target, query).await?,
@@ -129,9 +132,6 @@ impl Api {
 
     /// Passes the request on to the runtime and, once both sides have upgraded, the bytes in both directions.
     async fn join(&self, mut request: Request<Incoming>, url: &str) -> Answer {
-        if request.headers().get(UPGRADE).is_none() {
-            return Err(Failure::bad_request("unable to upgrade: the request has no Upgrade header"));
-        }
         let place = Place::parse(url).ok_or_else(|| broken(format!("the runtime gave a URL that is none: {url:?}")))?;
         let inner = place.request(&request)?;
         let answer = match &place.server {

@@ -1,0 +1,227 @@
+//! The HTTP API over a real connection, with a runtime that serves one container and its stream.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cluster::{Source, SourceError, Store};
+use cri::{Error, RuntimeService, v1};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::{Event, NodeStatus, PodStatus};
+use kubelet::paths::Paths;
+use kubelet::server::Api;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+struct Fixed(Store);
+
+#[async_trait::async_trait]
+impl Source for Fixed {
+    fn store(&self) -> &Store {
+        &self.0
+    }
+    async fn update_pod_status(&self, _: &str, _: PodStatus) -> Result<(), SourceError> {
+        Ok(())
+    }
+    async fn delete_pod(&self, _: &str) -> Result<(), SourceError> {
+        Ok(())
+    }
+    async fn request_deletion(&self, _: &str, _: Option<i64>) -> Result<(), SourceError> {
+        Ok(())
+    }
+    async fn update_node_status(&self, _: &str, _: NodeStatus) -> Result<(), SourceError> {
+        Ok(())
+    }
+    fn event(&self, _: Event) {}
+}
+
+/// Runs container `id1` of pod `u1`; sessions lead to `streams`.
+struct OneContainer {
+    streams: std::net::SocketAddr,
+}
+
+#[async_trait::async_trait]
+impl RuntimeService for OneContainer {
+    async fn list_containers(&self, request: v1::ListContainersRequest) -> Result<v1::ListContainersResponse, Error> {
+        let filter = request.filter.unwrap_or_default();
+        let wanted = filter.label_selector.get("io.kubernetes.container.name").is_none_or(|name| name == "c");
+        let container = v1::Container {
+            id: "id1".into(),
+            state: v1::ContainerState::ContainerRunning.into(),
+            ..v1::Container::default()
+        };
+        Ok(v1::ListContainersResponse { containers: if wanted { vec![container] } else { Vec::new() } })
+    }
+
+    async fn list_pod_sandbox(&self, _: v1::ListPodSandboxRequest) -> Result<v1::ListPodSandboxResponse, Error> {
+        let sandbox = v1::PodSandbox { id: "sb1".into(), ..v1::PodSandbox::default() };
+        Ok(v1::ListPodSandboxResponse { items: vec![sandbox] })
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: v1::ListPodSandboxStatsRequest,
+    ) -> Result<v1::ListPodSandboxStatsResponse, Error> {
+        let metadata = v1::PodSandboxMetadata { name: "web".into(), namespace: "shop".into(), ..Default::default() };
+        let attributes = v1::PodSandboxAttributes { metadata: Some(metadata), ..Default::default() };
+        let cpu = v1::CpuUsage {
+            usage_core_nano_seconds: Some(v1::UInt64Value { value: 1_500_000_000 }),
+            ..v1::CpuUsage::default()
+        };
+        let linux = v1::LinuxPodSandboxStats { cpu: Some(cpu), ..Default::default() };
+        let stats = v1::PodSandboxStats { attributes: Some(attributes), linux: Some(linux), windows: None };
+        Ok(v1::ListPodSandboxStatsResponse { stats: vec![stats] })
+    }
+
+    async fn exec(&self, request: v1::ExecRequest) -> Result<v1::ExecResponse, Error> {
+        assert_eq!((request.container_id.as_str(), request.tty, request.stderr), ("id1", true, false));
+        Ok(v1::ExecResponse { url: format!("http://{}/exec/{}", self.streams, request.cmd.join("-")) })
+    }
+
+    async fn port_forward(&self, request: v1::PortForwardRequest) -> Result<v1::PortForwardResponse, Error> {
+        assert_eq!((request.pod_sandbox_id.as_str(), request.port), ("sb1", vec![80, 81]));
+        Ok(v1::PortForwardResponse { url: format!("http://{}/refused", self.streams) })
+    }
+}
+
+/// A streaming server that upgrades `/exec/…` and then answers each byte with the next one.
+async fn serve_streams() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|mut request: Request<Incoming>| async move {
+                let mut response = Response::new(http_body_util::Full::new(Bytes::from("no such port")));
+                if !request.uri().path().starts_with("/exec/ls--l") {
+                    *response.status_mut() = StatusCode::FORBIDDEN;
+                    return Ok::<_, Infallible>(response);
+                }
+                assert!(request.headers().get("authorization").is_none());
+                assert_eq!(request.headers()["sec-websocket-protocol"], "v5.channel.k8s.io");
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                *response.body_mut() = http_body_util::Full::default();
+                response.headers_mut().insert("upgrade", request.headers()["upgrade"].clone());
+                response.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+                tokio::spawn(async move {
+                    let mut io = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
+                    while let Ok(byte) = io.read_u8().await {
+                        io.write_u8(byte + 1).await.unwrap();
+                    }
+                });
+                Ok(response)
+            });
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            tokio::spawn(connection.with_upgrades());
+        }
+    });
+    address
+}
+
+struct Fixture {
+    api: Api,
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let store = Store::new();
+        let pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u1"}, "spec": {"containers": [{"name": "c"}]}});
+        store.pods().put(serde_json::from_value(pod).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { root: dir.path().join("kubelet"), logs: dir.path().join("logs") };
+        let runtime = OneContainer { streams: serve_streams().await };
+        Self { api: Api::new(Arc::new(Fixed(store)), Arc::new(runtime), paths, "n1"), dir }
+    }
+
+    async fn send(&self, request: Request<Empty<Bytes>>) -> Response<Incoming> {
+        let (client, server) = tokio::io::duplex(4096);
+        let api = self.api.clone();
+        let service = service_fn(move |request| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.handle(request).await) }
+        });
+        let server = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
+        tokio::spawn(server.with_upgrades());
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        sender.send_request(request).await.unwrap()
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, String) {
+        let request = Request::builder().uri(path).header("host", "localhost").body(Empty::new()).unwrap();
+        let response = self.send(request).await;
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    async fn upgrade(&self, path: &str) -> Response<Incoming> {
+        let request = Request::builder().method(Method::GET).uri(path).header("host", "localhost");
+        let request = request.header("connection", "Upgrade").header("upgrade", "websocket");
+        let request =
+            request.header("authorization", "Bearer secret").header("sec-websocket-protocol", "v5.channel.k8s.io");
+        self.send(request.body(Empty::new()).unwrap()).await
+    }
+}
+
+#[tokio::test]
+async fn answers() {
+    let node = Fixture::new().await;
+    assert_eq!(node.get("/healthz").await, (StatusCode::OK, "ok".into()));
+    let pods: Value = serde_json::from_str(&node.get("/pods").await.1).unwrap();
+    assert_eq!((&pods["kind"], &pods["items"][0]["metadata"]["name"]), (&json!("PodList"), &json!("web")));
+    let summary: Value = serde_json::from_str(&node.get("/stats/summary").await.1).unwrap();
+    assert_eq!(summary["node"]["nodeName"], "n1");
+    assert_eq!(summary["pods"][0]["cpu"]["usageCoreNanoSeconds"], 1_500_000_000);
+    let metrics = node.get("/metrics/resource").await.1;
+    assert!(metrics.contains("pod_cpu_usage_seconds_total{namespace=\"shop\",pod=\"web\"} 1.5\n"), "{metrics}");
+    assert!(node.get("/metrics").await.1.contains("kubelet_running_containers{container_state=\"running\"} 1\n"));
+    assert_eq!(node.get("/nothing").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(node.get("/exec/shop/web/c?output=1").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn logs_are_streamed() {
+    let node = Fixture::new().await;
+    let missing = node.get("/containerLogs/shop/web/other").await;
+    assert_eq!(missing, (StatusCode::BAD_REQUEST, "container other is not valid for pod web".into()));
+    let waiting = node.get("/containerLogs/shop/web/c").await;
+    assert_eq!(waiting, (StatusCode::BAD_REQUEST, r#"container "c" in pod "web" is waiting to start"#.into()));
+    let dir = node.dir.path().join("logs/shop_web_u1/c");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("0.log"), "2026-01-31T12:00:00Z stdout F old\n").unwrap();
+    std::fs::write(dir.join("1.log"), "2026-01-31T12:00:00Z stdout F a\n2026-01-31T12:00:01Z stderr F b\n").unwrap();
+    for (query, expect) in
+        [("", "a\nb\n"), ("?tailLines=1", "b\n"), ("?previous=true", "old\n"), ("?limitBytes=1", "a")]
+    {
+        assert_eq!(node.get(&format!("/containerLogs/shop/web/c{query}")).await, (StatusCode::OK, expect.into()));
+    }
+}
+
+#[tokio::test]
+async fn sessions_are_joined() {
+    let node = Fixture::new().await;
+    let response = node.upgrade("/exec/shop/web/c?input=1&output=1&tty=1&command=ls&command=-l").await;
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    assert_eq!(response.headers()["upgrade"], "websocket");
+    let mut io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    for byte in [1, 42] {
+        io.write_u8(byte).await.unwrap();
+        assert_eq!(io.read_u8().await.unwrap(), byte + 1);
+    }
+    drop(io);
+
+    let refused = node.upgrade("/portForward/shop/web?port=80,81").await;
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    let text = refused.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(text, "no such port");
+    assert_eq!(node.upgrade("/exec/shop/web/u2/c?output=1").await.status(), StatusCode::NOT_FOUND);
+    node.api.drain().await;
+}
