@@ -49,6 +49,33 @@ pub struct Config {
     pub hugepage_sizes: Vec<String>,
 }
 
+impl Config {
+    /// The configuration for this machine: its resolver settings, and whether its kernel limits swap.
+    pub fn of_machine(paths: Paths, node: NodeFacts, dns: ClusterDns) -> Self {
+        let resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        Self {
+            paths,
+            node,
+            dns,
+            host_dns: hosts::parse_resolv_conf(&resolver),
+            seccomp_default: false,
+            limit_swap: limits_swap(),
+            hugepage_sizes: Vec::new(),
+        }
+    }
+}
+
+/// Whether the kernel accounts swap by control group: version 2 does where a group has the file, version 1 unless it
+/// was switched off at boot (`swapaccount=0`).
+fn limits_swap() -> bool {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let unified = own.lines().find_map(|line| line.strip_prefix("0::"));
+    let in_two = unified.is_some_and(|group| {
+        Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/')).join("memory.swap.max").exists()
+    });
+    in_two || Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
+}
+
 /// Why the request for a sandbox or container cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
