@@ -9,11 +9,16 @@
 //! A source writes the store; everybody else reads tables and watches them. Watches are level-based: a watcher is
 //! told *which* objects differ from what it last saw, never how often they changed in between.
 
+mod controllers;
 mod key;
+pub mod manifests;
+pub mod quantity;
 mod source;
+mod state;
 mod store;
 mod table;
 
+pub use controllers::service::Range;
 pub use k8s_openapi;
 pub use key::Key;
 pub use source::{EventKind, Source, SourceError, event_about};

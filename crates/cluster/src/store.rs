@@ -1,7 +1,6 @@
 //! All tables of a node.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
@@ -12,6 +11,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::watch;
 
 use crate::Table;
+use crate::table::Clock;
 
 /// One table per kind. A handle: clones share the tables.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ macro_rules! tables {
     ($($(#[$doc:meta])* $name:ident: $kind:ty,)*) => {
         #[derive(Debug)]
         struct Tables {
-            version: Arc<AtomicU64>,
+            version: Arc<Clock>,
             synced: watch::Sender<bool>,
             $($name: Table<$kind>,)*
         }
@@ -31,7 +31,7 @@ macro_rules! tables {
         impl Store {
             /// A store without objects, not yet synced.
             pub fn new() -> Self {
-                let version = Arc::<AtomicU64>::default();
+                let version = Arc::<Clock>::default();
                 Store { tables: Arc::new(Tables {
                     $($name: Table::new(version.clone()),)*
                     synced: watch::Sender::new(false),
@@ -97,12 +97,17 @@ impl Store {
 
     /// Lets the next `resourceVersion` be greater than `version`: for a source that restores saved objects.
     pub fn advance_version(&self, version: u64) {
-        self.tables.version.fetch_max(version, std::sync::atomic::Ordering::Relaxed);
+        self.tables.version.0.send_modify(|latest| *latest = version.max(*latest));
     }
 
-    /// The newest `resourceVersion` given out.
+    /// Changes whenever any table does: for who looks at several of them.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.tables.version.0.subscribe()
+    }
+
+    /// Counts all changes; the newest `resourceVersion` given out is not greater.
     pub fn version(&self) -> u64 {
-        self.tables.version.load(std::sync::atomic::Ordering::Relaxed)
+        *self.tables.version.0.borrow()
     }
 }
 

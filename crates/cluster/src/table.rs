@@ -5,12 +5,11 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use k8s_openapi::Metadata;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::Key;
 
@@ -27,7 +26,28 @@ struct Shared<T> {
     /// Guards the objects and the list of watchers together, so that a new watch misses nothing. Never held over `.await`.
     content: Mutex<Content<T>>,
     /// Shared by all tables of a store: the source of `metadata.resourceVersion`.
-    version: Arc<AtomicU64>,
+    version: Arc<Clock>,
+}
+
+/// Counts the changes of all tables of a store and wakes who waits for any of them.
+#[derive(Debug)]
+pub(crate) struct Clock(pub(crate) watch::Sender<u64>);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Clock(watch::Sender::new(0))
+    }
+}
+
+impl Clock {
+    fn tick(&self) -> u64 {
+        let mut version = 0;
+        self.0.send_modify(|latest| {
+            *latest += 1;
+            version = *latest;
+        });
+        version
+    }
 }
 
 struct Content<T> {
@@ -65,7 +85,7 @@ pub struct Watch<T> {
 }
 
 impl<T: Object> Table<T> {
-    pub(crate) fn new(version: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(version: Arc<Clock>) -> Self {
         let content = Mutex::new(Content { objects: BTreeMap::new(), watchers: Vec::new() });
         Table { shared: Arc::new(Shared { content, version }) }
     }
@@ -126,6 +146,7 @@ impl<T: Object> Table<T> {
     pub fn remove(&self, key: &Key) -> Option<Arc<T>> {
         let mut content = self.lock();
         let object = content.objects.remove(key)?;
+        self.shared.version.tick();
         content.mark_dirty(key);
         Some(object)
     }
@@ -147,15 +168,14 @@ impl<T: Object> Table<T> {
 }
 
 impl<T: Object> Content<T> {
-    fn put(&mut self, key: Key, mut object: T, version: &AtomicU64) -> Arc<T> {
+    fn put(&mut self, key: Key, mut object: T, version: &Clock) -> Arc<T> {
         if let Some(old) = self.objects.get(&key) {
             object.metadata_mut().resource_version.clone_from(&old.metadata().resource_version);
             if **old == object {
                 return old.clone();
             }
         }
-        let next = version.fetch_add(1, Ordering::Relaxed) + 1;
-        object.metadata_mut().resource_version = Some(next.to_string());
+        object.metadata_mut().resource_version = Some(version.tick().to_string());
         let object = Arc::new(object);
         self.objects.insert(key.clone(), object.clone());
         self.mark_dirty(&key);

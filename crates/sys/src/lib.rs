@@ -7,6 +7,7 @@ mod device_filter;
 pub mod error;
 pub mod fdpass;
 pub mod fork;
+pub mod inotify;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
@@ -14,6 +15,7 @@ pub mod overlay;
 pub mod path;
 pub mod process;
 pub mod pty;
+pub mod random;
 pub mod tree;
 pub mod xattr;
 

@@ -1,0 +1,772 @@
+//! The alone mode's control plane: manifests in, objects out, controllers in between.
+//!
+//! Everything is level-based. One task sleeps until a file, a table or a due time calls, then compares all that is
+//! declared with all that is there, until nothing is left to change.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{
+    Event, HostPathVolumeSource, Namespace, Node, NodeStatus, PersistentVolume, PersistentVolumeClaim,
+    PersistentVolumeSpec, PodStatus, ServiceAccount,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::events::Events;
+use super::files::Files;
+use super::kinds::{self, AnyObject, Declared, read_file, to_problem};
+use super::problem::{Problem, Severity};
+use crate::controllers::common::{ALPHABET, controller_of, is_terminating, short_hash};
+use crate::controllers::service::Range;
+use crate::controllers::{Change, Plan, daemon_set, deployment, endpoints, job, replica_set, service};
+use crate::source::{EventKind, Source, SourceError, event_about};
+use crate::state::{Saver, State};
+use crate::{Key, Store};
+
+/// Passes in a row before something else gets a turn: controllers that feed each other settle within a few.
+const PASSES_MAX: usize = 20;
+/// What a pod was declared as; another declaration replaces it.
+const MANIFEST_HASH: &str = "orlop.dev/manifest-hash";
+
+/// Configuration of [`Manifests`].
+#[derive(Debug, Clone)]
+pub struct ManifestsConfig {
+    /// Files and directories; `-` is standard input.
+    pub paths: Vec<PathBuf>,
+    /// Where what must survive the daemon is kept.
+    pub state_dir: PathBuf,
+    /// Where the directories of persistent volumes are made.
+    pub volumes_dir: PathBuf,
+    /// Name of this node.
+    pub node_name: String,
+    /// Addresses of services.
+    pub services: Range,
+    /// Namespace of objects that name none.
+    pub namespace: String,
+}
+
+/// A source that reads manifests and runs the controllers that a control plane would.
+pub struct Manifests {
+    config: ManifestsConfig,
+    store: Store,
+    state: State,
+    events: Mutex<Events>,
+    problems: tokio::sync::watch::Sender<Vec<Problem>>,
+    /// Set when everything is to end.
+    ending: CancellationToken,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What is declared: objects by kind and key, with the file they come from.
+type Declarations = BTreeMap<(String, Key), (PathBuf, Declared)>;
+
+/// Which objects came from files: what disappears from these is removed, also after a restart.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Owned {
+    objects: Vec<(String, String, String, PathBuf)>,
+}
+
+impl Manifests {
+    /// Reads what was saved and what is declared, and starts the controllers.
+    ///
+    /// # Errors
+    /// A state directory that cannot be written, or standard input that cannot be read.
+    pub fn start(config: ManifestsConfig) -> Result<Arc<Self>, StartError> {
+        let store = Store::new();
+        let state = State::open(config.state_dir.join("cluster"))?;
+        state.restore(&store);
+        let files = Files::open(&config.paths).map_err(StartError::Input)?;
+        let events = Mutex::new(Events::restored(&store));
+        let saver = Saver::new(state.clone(), &store);
+        let manifests = Arc::new(Self {
+            config,
+            store,
+            state,
+            events,
+            problems: tokio::sync::watch::Sender::new(Vec::new()),
+            ending: CancellationToken::new(),
+            tasks: Mutex::default(),
+        });
+        manifests.ensure_node();
+        let mut engine =
+            Engine { owner: manifests.clone(), files, declared: Declarations::new(), said: HashSet::new() };
+        engine.read();
+        engine.settle();
+        manifests.store.set_synced();
+        let tasks = vec![tokio::spawn(engine.run()), tokio::spawn(saver.run())];
+        *manifests.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+        Ok(manifests)
+    }
+
+    /// What is wrong with the manifests now; changes with them.
+    pub fn problems(&self) -> tokio::sync::watch::Receiver<Vec<Problem>> {
+        self.problems.subscribe()
+    }
+
+    /// Asks all pods to end, stops the controllers, and returns when the last pod is gone.
+    pub async fn end_everything(&self) {
+        self.ending.cancel();
+        let mut pods = self.store.pods().watch();
+        loop {
+            let left = self.store.pods().list();
+            if left.is_empty() {
+                return;
+            }
+            for pod in left.iter().filter(|pod| !is_terminating(pod)) {
+                self.end_pod(&Key::of(&pod.metadata), None);
+            }
+            pods.changed().await;
+        }
+    }
+
+    /// Removes everything that was saved. For the end, when no pod is left.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn erase(&self) -> std::io::Result<()> {
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+        self.state.erase()
+    }
+
+    fn ensure_node(&self) {
+        let name = &self.config.node_name;
+        let labels = [
+            ("kubernetes.io/hostname".to_owned(), name.clone()),
+            ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+            ("kubernetes.io/arch".to_owned(), if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }.to_owned()),
+        ];
+        if self.store.nodes().get(&Key::new("", name)).is_none() {
+            let metadata = ObjectMeta { name: Some(name.clone()), labels: Some(labels.into()), ..fresh() };
+            self.store.nodes().put(Node { metadata, ..Node::default() });
+        }
+    }
+
+    fn end_pod(&self, key: &Key, grace_s: Option<i64>) {
+        let now = Timestamp::now();
+        self.store.pods().update(key, |pod| {
+            let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+            let grace = grace_s.unwrap_or(own).max(0);
+            let end = now.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now);
+            let earlier = pod.metadata.deletion_timestamp.as_ref().is_none_or(|known| end < known.0);
+            if earlier {
+                pod.metadata.deletion_timestamp = Some(Time(end));
+                pod.metadata.deletion_grace_period_seconds = Some(grace);
+            }
+        });
+    }
+
+    fn record(&self, event: Event) {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.record(&self.store, event, Timestamp::now());
+    }
+
+    /// A new object gets what the API server would give it.
+    fn create(&self, mut object: AnyObject) {
+        let metadata = object.metadata_mut();
+        if let (None, Some(prefix)) = (&metadata.name, &metadata.generate_name) {
+            metadata.name = Some(format!("{prefix}{}", suffix()));
+        }
+        let ObjectMeta { uid, creation_timestamp, .. } = fresh();
+        metadata.uid = uid;
+        metadata.creation_timestamp = creation_timestamp;
+        metadata.generation = Some(1);
+        match object {
+            // A pod is on disk before anybody sees it: its uid names what runs.
+            AnyObject::Pod(mut pod) => {
+                pod.spec.get_or_insert_default().node_name.get_or_insert_with(|| self.config.node_name.clone());
+                pod.status = Some(PodStatus { phase: Some("Pending".into()), ..PodStatus::default() });
+                let message = format!("Successfully assigned {} to {}", Key::of(&pod.metadata), self.config.node_name);
+                let event = event_about(&*pod, EventKind::Normal, "Scheduled", message, "default-scheduler");
+                match self.state.create(self.store.pods(), *pod) {
+                    Ok(_) => self.record(event),
+                    Err(error) => tracing::error!(%error, "a pod is not started: its state cannot be saved"),
+                }
+            }
+            other => other.put(&self.store),
+        }
+    }
+
+    fn carry_out(&self, plan: Plan) -> bool {
+        let any = !plan.changes.is_empty();
+        for change in plan.changes {
+            match change {
+                Change::Create(object) => self.create(object),
+                Change::Replace(object) => {
+                    if object.known(&self.store).is_some() {
+                        object.put(&self.store);
+                    }
+                }
+                Change::Remove("Pod", key) | Change::EndPod { key, grace_s: None } => self.end_pod(&key, None),
+                Change::EndPod { key, grace_s } => self.end_pod(&key, grace_s),
+                Change::Remove(kind, key) => kinds::remove(kind, &key, &self.store),
+                Change::Event(event) => self.record(*event),
+            }
+        }
+        any
+    }
+}
+
+/// Why the source could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] SourceError),
+    /// Standard input.
+    #[error("{0}")]
+    Input(Problem),
+}
+
+#[async_trait]
+impl Source for Manifests {
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    async fn update_pod_status(&self, uid: &str, status: PodStatus) -> Result<(), SourceError> {
+        let missing = || SourceError::NotFound { kind: "Pod", name: uid.to_owned() };
+        let pod = self.store.pods().find_uid(uid).ok_or_else(missing)?;
+        let key = Key::of(&pod.metadata);
+        self.store.pods().update(&key, |pod| pod.status = Some(status)).map(drop).ok_or_else(missing)
+    }
+
+    async fn delete_pod(&self, uid: &str) -> Result<(), SourceError> {
+        if let Some(pod) = self.store.pods().find_uid(uid) {
+            self.store.pods().remove(&Key::of(&pod.metadata));
+        }
+        Ok(())
+    }
+
+    async fn request_deletion(&self, uid: &str, grace_period_s: Option<i64>) -> Result<(), SourceError> {
+        let missing = || SourceError::NotFound { kind: "Pod", name: uid.to_owned() };
+        let pod = self.store.pods().find_uid(uid).ok_or_else(missing)?;
+        self.end_pod(&Key::of(&pod.metadata), grace_period_s);
+        Ok(())
+    }
+
+    async fn update_node_status(&self, name: &str, status: NodeStatus) -> Result<(), SourceError> {
+        let updated = self.store.nodes().update(&Key::new("", name), |node| node.status = Some(status));
+        updated.map(drop).ok_or_else(|| SourceError::NotFound { kind: "Node", name: name.to_owned() })
+    }
+
+    fn event(&self, event: Event) {
+        self.record(event);
+    }
+}
+
+fn fresh() -> ObjectMeta {
+    let mut bytes = sys::random::bytes::<16>();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let uid = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    ObjectMeta { uid: Some(uid), creation_timestamp: Some(Time(Timestamp::now())), ..ObjectMeta::default() }
+}
+
+/// Five characters, as the API server appends to `generateName`.
+fn suffix() -> String {
+    sys::random::bytes::<5>().iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
+}
+
+/// The task that reads and reconciles.
+struct Engine {
+    owner: Arc<Manifests>,
+    files: Files,
+    declared: Declarations,
+    /// Problems that have been logged.
+    said: HashSet<String>,
+}
+
+impl Engine {
+    async fn run(mut self) {
+        let mut changes = self.owner.store.changes();
+        let ending = self.owner.ending.clone();
+        loop {
+            changes.borrow_and_update();
+            let due = self.settle();
+            let wait = async {
+                match due {
+                    Some(due) => tokio::time::sleep(until(due)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = ending.cancelled() => return self.keep_endpoints().await,
+                () = self.files.changed() => self.read(),
+                changed = changes.changed() => if changed.is_err() { return },
+                () = wait => {}
+            }
+        }
+    }
+
+    /// While everything ends, services go on to lose the pods that end.
+    async fn keep_endpoints(&self) {
+        let mut changes = self.owner.store.changes();
+        loop {
+            changes.borrow_and_update();
+            self.owner.carry_out(self.endpoints());
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Reads the files and puts what they declare into the store.
+    fn read(&mut self) {
+        let scan = self.files.scan();
+        let mut problems = scan.problems;
+        let mut declared = Declarations::new();
+        let mut faulty: HashSet<PathBuf> = scan.unreadable.iter().cloned().collect();
+        for (path, text) in &scan.files {
+            let (objects, faults) = read_file(path, text, &self.owner.config.namespace);
+            if faults.iter().any(|fault| fault.severity == Severity::Error) {
+                faulty.insert(path.clone());
+            }
+            problems.extend(faults);
+            for object in objects {
+                let key = (object.object.kind().to_owned(), object.object.key());
+                if let Some((other, _)) = declared.get(&key) {
+                    problems.push(declared_twice(path, &object, other));
+                    continue;
+                }
+                declared.insert(key, (path.clone(), object));
+            }
+        }
+        self.remove_undeclared(&declared, &faulty);
+        for (path, object) in declared.values() {
+            problems.extend(self.declare(path, object));
+        }
+        self.declared = declared;
+        self.save_owned();
+        self.tell(problems);
+    }
+
+    /// What was declared and no longer is goes, unless its file cannot be read now or has faults.
+    fn remove_undeclared(&self, declared: &Declarations, faulty: &HashSet<PathBuf>) {
+        let path = self.owned_path();
+        let before: Owned = crate::state::read(&path).unwrap_or_default();
+        for (kind, namespace, name, file) in before.objects {
+            let key = Key::new(&namespace, &name);
+            let in_doubt = faulty.iter().any(|faulty| file.starts_with(faulty));
+            if !in_doubt && !declared.contains_key(&(kind.clone(), key.clone())) {
+                match kind.as_str() {
+                    "Pod" => self.owner.end_pod(&key, None),
+                    kind => kinds::remove(kind, &key, &self.owner.store),
+                }
+            }
+        }
+    }
+
+    fn owned_path(&self) -> PathBuf {
+        self.owner.config.state_dir.join("cluster").join("declared.json")
+    }
+
+    fn save_owned(&self) {
+        let objects = self.declared.iter().map(|((kind, key), (path, _))| {
+            (kind.clone(), key.namespace().to_owned(), key.name().to_owned(), path.clone())
+        });
+        let owned = Owned { objects: objects.collect() };
+        if let Err(error) = crate::state::write(&self.owned_path(), serde_json::to_vec(&owned)) {
+            tracing::error!(%error, "what is declared is not saved: what is removed while no daemon runs would stay");
+        }
+    }
+
+    /// Puts one declared object into the store; what is wrong with the change.
+    fn declare(&self, path: &Path, declared: &Declared) -> Vec<Problem> {
+        let store = &self.owner.store;
+        let mut object = declared.object.clone();
+        let hash = declaration_hash(&object);
+        let Some(known) = object.known(store) else {
+            annotate(&mut object, &hash);
+            self.owner.create(object);
+            return Vec::new();
+        };
+        if known.metadata().annotations.as_ref().and_then(|all| all.get(MANIFEST_HASH)) == Some(&hash)
+            && !lost_data(&known)
+        {
+            return Vec::new();
+        }
+        if let (AnyObject::Pod(_) | AnyObject::Job(_), AnyObject::Pod(_) | AnyObject::Job(_)) = (&object, &known) {
+            // Their specs cannot change: the old one goes, `recreate` makes the new one.
+            match &known {
+                AnyObject::Pod(pod) => self.owner.end_pod(&Key::of(&pod.metadata), None),
+                other => kinds::remove(other.kind(), &other.key(), store),
+            }
+            return Vec::new();
+        }
+        let faults = object.change_faults(store);
+        if !faults.is_empty() {
+            return faults.into_iter().map(|fault| to_problem(path, &declared.document, fault)).collect();
+        }
+        annotate(&mut object, &hash);
+        inherit(&mut object, known);
+        object.put(store);
+        Vec::new()
+    }
+
+    /// Declared objects that are not there, because their predecessors had to go first.
+    fn recreate(&self) -> bool {
+        let mut any = false;
+        for (_, declared) in self.declared.values() {
+            if declared.object.known(&self.owner.store).is_none() {
+                let mut object = declared.object.clone();
+                let hash = declaration_hash(&object);
+                annotate(&mut object, &hash);
+                self.owner.create(object);
+                any = true;
+            }
+        }
+        any
+    }
+
+    fn tell(&mut self, problems: Vec<Problem>) {
+        let now: HashSet<String> = problems.iter().map(ToString::to_string).collect();
+        for problem in &problems {
+            let text = problem.to_string();
+            if self.said.contains(&text) {
+                continue;
+            }
+            match problem.severity {
+                Severity::Error => tracing::error!("{text}"),
+                Severity::Warning => tracing::warn!("{text}"),
+            }
+        }
+        self.said = now;
+        self.owner.problems.send_replace(problems);
+    }
+
+    /// Lets all controllers act until nothing changes; when the next one wants to be asked.
+    fn settle(&self) -> Option<Timestamp> {
+        for _ in 0..PASSES_MAX {
+            if self.owner.ending.is_cancelled() {
+                return None;
+            }
+            let recreated = self.recreate();
+            let plan = self.plan();
+            let due = plan.due;
+            if !self.owner.carry_out(plan) && !recreated {
+                return due;
+            }
+        }
+        Some(Timestamp::now())
+    }
+
+    fn plan(&self) -> Plan {
+        let (store, now) = (&self.owner.store, Timestamp::now());
+        let mut plan = self.collect_garbage();
+        plan.merge(self.namespaces());
+        plan.merge(service::reconcile(&store.services().list(), self.owner.config.services));
+        plan.merge(self.claims());
+        let (pods, sets) = (store.pods().list(), store.replica_sets().list());
+        for one in store.deployments().list() {
+            plan.merge(deployment::reconcile(&one, &sets, &pods, now));
+        }
+        for one in &sets {
+            plan.merge(replica_set::reconcile(one, &pods, now));
+        }
+        if let Some(node) = store.nodes().list().first() {
+            for one in store.daemon_sets().list() {
+                plan.merge(daemon_set::reconcile(&one, &pods, node, now));
+            }
+        }
+        for one in store.jobs().list() {
+            plan.merge(job::reconcile(&one, &pods, now));
+        }
+        plan.merge(self.endpoints());
+        plan
+    }
+
+    fn endpoints(&self) -> Plan {
+        let store = &self.owner.store;
+        let (pods, slices) = (store.pods().list(), store.endpoint_slices().list());
+        let mut plan = Plan::default();
+        for one in store.services().list() {
+            plan.merge(endpoints::reconcile(&one, &pods, &slices));
+        }
+        plan
+    }
+
+    /// Objects whose controlling owner is gone.
+    fn collect_garbage(&self) -> Plan {
+        let mut plan = Plan::default();
+        let dependents = kinds::dependents(&self.owner.store);
+        if dependents.is_empty() {
+            return plan;
+        }
+        let uids = kinds::uids(&self.owner.store);
+        for (kind, key, metadata) in dependents {
+            let orphaned = controller_of(&metadata).is_some_and(|owner| !uids.contains(&owner.uid));
+            if orphaned && metadata.deletion_timestamp.is_none() {
+                plan.push(match kind {
+                    "Pod" => Change::EndPod { key, grace_s: None },
+                    kind => Change::Remove(kind, key),
+                });
+            }
+        }
+        plan
+    }
+
+    /// Namespaces that objects are in, each with its service account.
+    fn namespaces(&self) -> Plan {
+        let (store, mut plan) = (&self.owner.store, Plan::default());
+        let mut used: HashSet<String> = self.declared.keys().map(|(_, key)| key.namespace().to_owned()).collect();
+        used.insert(self.owner.config.namespace.clone());
+        used.extend(store.namespaces().keys().iter().map(|key| key.name().to_owned()));
+        for name in used.into_iter().filter(|name| !name.is_empty()) {
+            if store.namespaces().get(&Key::new("", &name)).is_none() {
+                let labels = [("kubernetes.io/metadata.name".to_owned(), name.clone())].into();
+                let metadata = ObjectMeta { name: Some(name.clone()), labels: Some(labels), ..ObjectMeta::default() };
+                plan.push(Change::Create(AnyObject::Namespace(Box::new(Namespace {
+                    metadata,
+                    ..Namespace::default()
+                }))));
+            }
+            if store.service_accounts().get(&Key::new(&name, "default")).is_none() {
+                let metadata =
+                    ObjectMeta { name: Some("default".into()), namespace: Some(name), ..ObjectMeta::default() };
+                let account = ServiceAccount { metadata, ..ServiceAccount::default() };
+                plan.push(Change::Create(AnyObject::ServiceAccount(Box::new(account))));
+            }
+        }
+        plan
+    }
+
+    /// Claims get a directory of the node each.
+    fn claims(&self) -> Plan {
+        let (store, mut plan) = (&self.owner.store, Plan::default());
+        for claim in store.persistent_volume_claims().list() {
+            let bound = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_ref()).is_some();
+            if bound {
+                continue;
+            }
+            match self.bind(&claim) {
+                Ok(bound) => plan.push(Change::Replace(AnyObject::PersistentVolumeClaim(Box::new(bound)))),
+                Err(error) => {
+                    let event =
+                        event_about(&*claim, EventKind::Warning, "ProvisioningFailed", error.to_string(), "orlop");
+                    self.owner.record(event);
+                }
+            }
+        }
+        plan
+    }
+
+    fn bind(&self, claim: &PersistentVolumeClaim) -> std::io::Result<PersistentVolumeClaim> {
+        let key = Key::of(&claim.metadata);
+        let volume = format!("pvc-{}", claim.metadata.uid.as_deref().unwrap_or_default());
+        let path = self.owner.config.volumes_dir.join(format!("{}_{}", key.namespace(), key.name()));
+        std::fs::create_dir_all(&path)?;
+        let spec = claim.spec.clone().unwrap_or_default();
+        let capacity = spec.resources.as_ref().and_then(|resources| resources.requests.clone());
+        let host_path = HostPathVolumeSource { path: path.display().to_string(), type_: Some("Directory".into()) };
+        let metadata = ObjectMeta { name: Some(volume.clone()), ..fresh() };
+        self.owner.store.persistent_volumes().put(PersistentVolume {
+            metadata,
+            spec: Some(PersistentVolumeSpec {
+                access_modes: spec.access_modes.clone(),
+                capacity: capacity.clone(),
+                host_path: Some(host_path),
+                persistent_volume_reclaim_policy: Some("Retain".into()),
+                ..PersistentVolumeSpec::default()
+            }),
+            ..PersistentVolume::default()
+        });
+        let mut bound = claim.clone();
+        bound.spec.get_or_insert_default().volume_name = Some(volume);
+        let status = bound.status.get_or_insert_default();
+        status.phase = Some("Bound".into());
+        status.capacity = capacity;
+        Ok(bound)
+    }
+}
+
+fn until(due: Timestamp) -> Duration {
+    Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
+}
+
+fn declared_twice(path: &Path, object: &Declared, other: &Path) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        file: path.into(),
+        line: object.line,
+        object: Some(object.object.object_name()),
+        field: None,
+        message: format!("is declared in {} too; that one counts", other.display()),
+        remedy: Some("remove one of them".into()),
+    }
+}
+
+/// What tells one declaration of an object from another.
+fn declaration_hash(object: &AnyObject) -> String {
+    short_hash(format!("{object:?}").as_bytes())
+}
+
+fn annotate(object: &mut AnyObject, hash: &str) {
+    let annotations = object.metadata_mut().annotations.get_or_insert_default();
+    annotations.insert(MANIFEST_HASH.to_owned(), hash.to_owned());
+}
+
+/// What was saved of it is only who it is: the data has to come from the manifest again.
+fn lost_data(known: &AnyObject) -> bool {
+    match known {
+        AnyObject::ConfigMap(map) => map.data.is_none() && map.binary_data.is_none(),
+        AnyObject::Secret(secret) => secret.data.is_none(),
+        _ => false,
+    }
+}
+
+/// What an object keeps when its declaration changes: who it is, what controllers gave it, its status.
+fn inherit(object: &mut AnyObject, known: AnyObject) {
+    let old = known.metadata().clone();
+    let metadata = object.metadata_mut();
+    metadata.uid = old.uid;
+    metadata.creation_timestamp = old.creation_timestamp;
+    metadata.generation = old.generation.map(|generation| generation + 1);
+    let given = old.annotations.into_iter().flatten().filter(|(key, _)| key.starts_with("deployment.kubernetes.io/"));
+    metadata.annotations.get_or_insert_default().extend(given);
+    match (object, known) {
+        (AnyObject::Deployment(new), AnyObject::Deployment(old)) => new.status = old.status,
+        (AnyObject::DaemonSet(new), AnyObject::DaemonSet(old)) => new.status = old.status,
+        (AnyObject::ReplicaSet(new), AnyObject::ReplicaSet(old)) => new.status = old.status,
+        (AnyObject::Namespace(new), AnyObject::Namespace(old)) => new.status = old.status,
+        (AnyObject::PersistentVolumeClaim(new), AnyObject::PersistentVolumeClaim(old)) => {
+            new.status = old.status;
+            let bound = old.spec.and_then(|spec| spec.volume_name);
+            new.spec.get_or_insert_default().volume_name = bound;
+        }
+        (AnyObject::Service(new), AnyObject::Service(old)) => inherit_service(new, &old),
+        _ => {}
+    }
+}
+
+fn inherit_service(new: &mut k8s_openapi::api::core::v1::Service, old: &k8s_openapi::api::core::v1::Service) {
+    let (Some(new), Some(old)) = (&mut new.spec, &old.spec) else { return };
+    if new.cluster_ip.is_none() && new.type_.as_deref() != Some("ExternalName") {
+        new.cluster_ip.clone_from(&old.cluster_ip);
+        new.cluster_ips.clone_from(&old.cluster_ips);
+    }
+    let known: HashMap<i32, Option<i32>> = old.ports.iter().flatten().map(|port| (port.port, port.node_port)).collect();
+    let exposed = matches!(new.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
+    for port in new.ports.iter_mut().flatten().filter(|port| exposed && port.node_port.is_none()) {
+        port.node_port = known.get(&port.port).copied().flatten();
+    }
+}
+
+impl std::fmt::Debug for Manifests {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manifests").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(root: &Path) -> ManifestsConfig {
+        ManifestsConfig {
+            paths: vec![root.join("manifests")],
+            state_dir: root.join("state"),
+            volumes_dir: root.join("volumes"),
+            node_name: "n1".into(),
+            services: Range { network: std::net::Ipv4Addr::new(10, 96, 0, 0), prefix: 16 },
+            namespace: "default".into(),
+        }
+    }
+
+    const WEB: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  replicas: 2\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, image: i}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {a: b}, ports: [{port: 80}]}\n";
+
+    fn write(root: &Path, name: &str, text: &str) {
+        std::fs::create_dir_all(root.join("manifests")).unwrap();
+        std::fs::write(root.join("manifests").join(name), text).unwrap();
+    }
+
+    fn uids(manifests: &Manifests) -> Vec<String> {
+        let mut uids: Vec<String> =
+            manifests.store.pods().list().iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+        uids.sort();
+        uids
+    }
+
+    async fn when(manifests: &Manifests, holds: impl Fn(&Store) -> bool) {
+        let mut changes = manifests.store.changes();
+        while !holds(&manifests.store) {
+            tokio::time::timeout(Duration::from_secs(20), changes.changed()).await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deployment_runs_and_a_restart_gives_the_same_uids() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "web.yaml", WEB);
+        let manifests = Manifests::start(config(root.path())).unwrap();
+        assert_eq!(manifests.store.pods().len(), 2);
+        let before = uids(&manifests);
+        let ip = |manifests: &Manifests| manifests.store.services().list()[0].spec.clone().unwrap().cluster_ip.unwrap();
+        let address = ip(&manifests);
+        when(&manifests, |store| store.replica_sets().list().iter().all(|set| set.status.is_some())).await;
+        tokio::time::sleep(Duration::from_millis(60)).await; // The saver's pace, not a condition of the test.
+        drop(manifests);
+        let again = Manifests::start(config(root.path())).unwrap();
+        assert_eq!(uids(&again), before);
+        assert_eq!(ip(&again), address);
+    }
+
+    #[tokio::test]
+    async fn what_disappears_from_the_files_ends() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "web.yaml", WEB);
+        let manifests = Manifests::start(config(root.path())).unwrap();
+        std::fs::remove_file(root.path().join("manifests/web.yaml")).unwrap();
+        when(&manifests, |store| store.pods().list().iter().all(|pod| is_terminating(pod))).await;
+        assert!(manifests.store.services().is_empty() && manifests.store.deployments().is_empty());
+    }
+
+    #[tokio::test]
+    async fn readiness_reaches_the_endpoints() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "web.yaml", WEB);
+        let manifests = Manifests::start(config(root.path())).unwrap();
+        for (n, uid) in uids(&manifests).iter().enumerate() {
+            let status = serde_json::json!({"phase": "Running", "podIP": format!("10.85.0.{}", n + 2),
+                "conditions": [{"type": "Ready", "status": "True"}]});
+            manifests.update_pod_status(uid, serde_json::from_value(status).unwrap()).await.unwrap();
+        }
+        when(&manifests, |store| {
+            let slices = store.endpoint_slices().list();
+            slices.iter().flat_map(|slice| slice.endpoints.iter().flatten()).count() == 2
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_changed_pod_is_replaced_and_a_bad_file_keeps_the_old_one() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = |image: &str| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{containers: [{{name: c, image: {image}}}]}}\n"
+            )
+        };
+        write(root.path(), "p.yaml", &pod("one"));
+        let manifests = Manifests::start(config(root.path())).unwrap();
+        let first = uids(&manifests);
+        write(root.path(), "p.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containrs: []}\n");
+        let mut problems = manifests.problems();
+        problems.wait_for(|problems| !problems.is_empty()).await.unwrap();
+        assert_eq!(uids(&manifests), first);
+        assert!(!is_terminating(&manifests.store.pods().list()[0]));
+        write(root.path(), "p.yaml", &pod("two"));
+        when(&manifests, |store| store.pods().list().iter().all(|pod| is_terminating(pod))).await;
+        manifests.delete_pod(&first[0]).await.unwrap();
+        when(&manifests, |store| store.pods().len() == 1).await;
+        assert_ne!(uids(&manifests), first);
+    }
+}

@@ -1,0 +1,17 @@
+//! The manifests directory as a source.
+
+mod decode;
+mod default;
+mod engine;
+mod events;
+mod files;
+mod kinds;
+mod path;
+mod problem;
+mod validate;
+mod yaml;
+
+pub use engine::{Manifests, ManifestsConfig};
+pub use problem::{ObjectName, Problem, Severity};
+
+pub(crate) use kinds::{AnyObject, Kind};
