@@ -1,1 +1,13 @@
-//! `Rules` differences as kernel messages: nftables netlink batches, applied as one transaction.
+//! What orlop writes into the kernel's packet filter: pure batches for nftables, one transaction each.
+//!
+//! | table | made by | content |
+//! |---|---|---|
+//! | `orlop-net` | [`pods`] for `network` | masquerading of the built-in bridge, host ports |
+//! | `orlop-proxy` | [`services`] for `proxy` | Services |
+//!
+//! Nothing here reads the kernel's rules to decide what to write, and nothing starts the program `nft`.
+
+mod key;
+pub mod pods;
+
+pub use sys::netlink::nft::Batch;

@@ -10,8 +10,14 @@
 //! Addresses are managed from the set of live sandboxes: a record per sandbox lies in the run directory (tmpfs), so
 //! that a restarted daemon adopts them; a record of another boot is garbage.
 
+mod bridge;
 mod config;
+mod ipam;
 mod network;
+mod node;
+mod ports;
+mod record;
+mod slots;
 mod types;
 
 pub use config::Config;

@@ -14,6 +14,7 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
 
 const IFINFO_BYTES: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
@@ -141,6 +142,15 @@ fn ifinfo(index: u32, flags: u32) -> [u8; IFINFO_BYTES] {
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header[8..12].copy_from_slice(&flags.to_ne_bytes());
     header[12..16].copy_from_slice(&flags.to_ne_bytes());
+    header
+}
+
+/// struct ndmsg of a permanent neighbour.
+fn ndmsg(index: u32, address: IpAddr) -> [u8; 12] {
+    let mut header = [0; 12];
+    header[0] = family_of(address);
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
     header
 }
 
@@ -297,8 +307,9 @@ impl Writer {
 
     /// Sets whether a bridge port sends frames back where they came from and whether it is kept apart from other isolated
     /// ports.
-    pub fn set_bridge_port(&mut self, index: u32, hairpin: bool, isolated: bool) {
-        self.message(RTM_NEWLINK, ACK, &ifinfo(index, 0), |w| {
+    pub fn set_bridge_port(&mut self, name: &str, hairpin: bool, isolated: bool) {
+        self.message(RTM_NEWLINK, ACK, &ifinfo(0, 0), |w| {
+            w.str(IFLA_IFNAME, name);
             w.nest(IFLA_LINKINFO, |w| {
                 w.str(IFLA_INFO_SLAVE_KIND, "bridge");
                 w.nest(IFLA_INFO_SLAVE_DATA, |w| {
@@ -369,14 +380,17 @@ impl Writer {
 
     /// Adds a neighbour that never expires.
     pub fn add_neighbour(&mut self, index: u32, address: IpAddr, mac: Mac) {
-        let mut header = [0; 12];
-        header[0] = family_of(address);
-        header[4..8].copy_from_slice(&index.to_ne_bytes());
-        header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+        let header = ndmsg(index, address);
         self.message(RTM_NEWNEIGH, ACK | CREATE | REPLACE, &header, |w| {
             w.bytes_attr(NDA_DST, &octets(address));
             w.bytes_attr(NDA_LLADDR, &mac);
         });
+    }
+
+    /// Deletes a neighbour. One that does not exist is refused with `ENOENT`.
+    pub fn delete_neighbour(&mut self, index: u32, address: IpAddr) {
+        let header = ndmsg(index, address);
+        self.message(RTM_DELNEIGH, ACK, &header, |w| w.bytes_attr(NDA_DST, &octets(address)));
     }
 }
 

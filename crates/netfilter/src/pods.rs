@@ -1,0 +1,276 @@
+//! The table of the pods' network: masquerading and host ports.
+//!
+//! ```text
+//! prerouting, output: to an address of this host ─► port in ip_ports or ports? ─► dnat to the pod
+//! postrouting:        pod to itself ─► masquerade          (else it would take the packet for its own and drop it)
+//!                     pod to outside the subnet ─► masquerade
+//! ```
+//!
+//! Host ports do not answer on 127.0.0.0/8: that would need `route_localnet`, which opens the host's loopback to the
+//! neighbours (CVE-2020-8558).
+
+use std::net::IpAddr;
+
+use sys::netlink::nft::{Base, Batch, Cmp, Data, Element, Expr, Family, Hook, Meta, Reg, Set, Type, Verdict};
+
+use crate::key::{self, Ip};
+
+const PREROUTING: &str = "prerouting";
+const OUTPUT: &str = "output";
+const POSTROUTING: &str = "postrouting";
+const PORTS: &str = "host-ports";
+/// Before the priority of `dstnat` (-100), so that a Service's node port of the same number does not win.
+const BEFORE_DSTNAT: i32 = -105;
+/// The priority of `srcnat`.
+const SRCNAT: i32 = 100;
+
+/// A host port that leads to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Address of the host; `None`: every one of the pod's family.
+    pub host: Option<IpAddr>,
+    /// Port of the host.
+    pub host_port: u16,
+    /// The pod.
+    pub pod: IpAddr,
+    /// Port of the pod.
+    pub pod_port: u16,
+}
+
+impl Forward {
+    fn ports_set(&self) -> String {
+        let ip = Ip::of(self.pod);
+        if self.host.is_some() { ip_ports(ip) } else { ports(ip) }
+    }
+
+    fn key(&self) -> Vec<u8> {
+        let mut key = Vec::with_capacity(24);
+        if let Some(host) = self.host {
+            key::push_address(&mut key, host);
+        }
+        key::push_protocol(&mut key, self.protocol);
+        key::push_port(&mut key, self.host_port);
+        key
+    }
+
+    fn target(&self) -> Vec<u8> {
+        let mut target = Vec::with_capacity(20);
+        key::push_address(&mut target, self.pod);
+        key::push_port(&mut target, self.pod_port);
+        target
+    }
+
+    fn loops(&self) -> Vec<u8> {
+        let mut pair = Vec::with_capacity(32);
+        key::push_address(&mut pair, self.pod);
+        key::push_address(&mut pair, self.pod);
+        pair
+    }
+}
+
+fn ports(ip: Ip) -> String {
+    format!("ports{}", ip.suffix)
+}
+
+fn ip_ports(ip: Ip) -> String {
+    format!("ip-ports{}", ip.suffix)
+}
+
+fn loops(ip: Ip) -> String {
+    format!("loops{}", ip.suffix)
+}
+
+/// The table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodTable {
+    /// Its name.
+    pub name: String,
+    /// Pod subnets: address and prefix length, at most one of each family.
+    pub subnets: Vec<(IpAddr, u8)>,
+}
+
+impl PodTable {
+    /// The family of the table.
+    pub const FAMILY: Family = Family::Inet;
+
+    /// Makes the table with these host ports, whatever there was before.
+    pub fn replace(&self, forwards: &[Forward]) -> Batch {
+        let mut batch = self.remove_table();
+        batch.add_table();
+        for (chain, hook) in [(PREROUTING, Hook::Prerouting), (OUTPUT, Hook::Output)] {
+            batch.add_chain(chain, Some(Base { kind: "nat", hook, priority: BEFORE_DSTNAT }));
+        }
+        batch.add_chain(POSTROUTING, Some(Base { kind: "nat", hook: Hook::Postrouting, priority: SRCNAT }));
+        batch.add_chain(PORTS, None);
+        for chain in [PREROUTING, OUTPUT] {
+            add_local_rule(&mut batch, chain);
+        }
+        for (address, prefix) in &self.subnets {
+            let ip = Ip::of(*address);
+            add_sets(&mut batch, ip);
+            add_port_rules(&mut batch, ip);
+            add_masquerade_rules(&mut batch, ip, *address, *prefix);
+        }
+        add_forwards(&mut batch, forwards);
+        batch
+    }
+
+    /// Adds the host ports of a pod.
+    pub fn add(&self, forwards: &[Forward]) -> Batch {
+        let mut batch = Batch::new(Self::FAMILY, &self.name);
+        add_forwards(&mut batch, forwards);
+        batch
+    }
+
+    /// Removes the host ports of a pod; they must be there.
+    pub fn remove(&self, forwards: &[Forward]) -> Batch {
+        let mut batch = Batch::new(Self::FAMILY, &self.name);
+        for forward in forwards {
+            batch.delete_elements(&forward.ports_set(), [forward.key().as_slice()]);
+        }
+        for (ip, pair) in distinct_loops(forwards) {
+            batch.delete_elements(&loops(ip), [pair.as_slice()]);
+        }
+        batch
+    }
+
+    /// Removes the table if it is there.
+    pub fn remove_table(&self) -> Batch {
+        let mut batch = Batch::new(Self::FAMILY, &self.name);
+        batch.add_table();
+        batch.delete_table();
+        batch
+    }
+}
+
+fn add_local_rule(batch: &mut Batch, chain: &str) {
+    const RTN_LOCAL: &[u8] = &2u32.to_ne_bytes();
+    batch.add_rule(
+        chain,
+        &[
+            Expr::FibType { dreg: Reg(0), destination: true },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: RTN_LOCAL },
+            Expr::Verdict(Verdict::Goto(PORTS)),
+        ],
+    );
+}
+
+fn add_sets(batch: &mut Batch, ip: Ip) {
+    let target = [ip.address, Type::InetService];
+    let port = [Type::InetProto, Type::InetService];
+    batch.add_set(&Set { name: &ports(ip), key: &port, data: &target, dynamic: None });
+    let with_address = [ip.address, Type::InetProto, Type::InetService];
+    batch.add_set(&Set { name: &ip_ports(ip), key: &with_address, data: &target, dynamic: None });
+    batch.add_set(&Set { name: &loops(ip), key: &[ip.address, ip.address], data: &[], dynamic: None });
+}
+
+fn of_family(ip: Ip) -> [Expr<'static>; 2] {
+    [Expr::Meta { dreg: Reg(0), key: Meta::NfProto }, Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: ip.nfproto }]
+}
+
+/// Registers: the destination in 0–3, protocol in 4, port in 5, the pod from 8.
+fn add_port_rules(batch: &mut Batch, ip: Ip) {
+    let address = Reg(4 - ip.words());
+    let (ports, ip_ports) = (ports(ip), ip_ports(ip));
+    let (target, port) = (Reg(8), Reg(8 + ip.words()));
+    let (loopback, mask) = ip.loopback;
+    for (set, key) in [(&ip_ports, address), (&ports, Reg(4))] {
+        let [family, is_family] = of_family(ip);
+        batch.add_rule(
+            PORTS,
+            &[
+                family,
+                is_family,
+                ip.destination(target),
+                Expr::Mask { sreg: target, dreg: target, mask },
+                Expr::Compare { sreg: target, op: Cmp::Neq, value: loopback },
+                ip.destination(address),
+                key::protocol(Reg(4)),
+                key::destination_port(Reg(5)),
+                Expr::Map { set, sreg: key, dreg: target },
+                Expr::Dnat { family: ip.family, address: target, port },
+            ],
+        );
+    }
+}
+
+fn add_masquerade_rules(batch: &mut Batch, ip: Ip, subnet: IpAddr, prefix: u8) {
+    let [family, is_family] = of_family(ip);
+    let loops = loops(ip);
+    batch.add_rule(
+        POSTROUTING,
+        &[
+            family,
+            is_family,
+            ip.source(Reg(0)),
+            ip.destination(Reg(ip.words())),
+            Expr::Lookup { set: &loops, sreg: Reg(0), invert: false },
+            Expr::Masquerade,
+        ],
+    );
+    let mask = mask(ip, prefix);
+    let mut network = Vec::new();
+    key::push_address(&mut network, subnet);
+    network.iter_mut().zip(&mask).for_each(|(octet, mask)| *octet &= mask);
+    batch.add_rule(
+        POSTROUTING,
+        &[
+            family,
+            is_family,
+            ip.source(Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: &mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: &network },
+            ip.destination(Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: &mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: &network },
+            Expr::Masquerade,
+        ],
+    );
+}
+
+fn mask(ip: Ip, prefix: u8) -> Vec<u8> {
+    let bits = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+    bits.to_be_bytes()[..if ip.bytes == 4 { 4 } else { 16 }].to_vec()
+}
+
+fn add_forwards(batch: &mut Batch, forwards: &[Forward]) {
+    for forward in forwards {
+        let (key, target) = (forward.key(), forward.target());
+        batch.add_elements(&forward.ports_set(), [Element { key: &key, data: Data::Value(&target) }]);
+    }
+    for (ip, pair) in distinct_loops(forwards) {
+        batch.add_elements(&loops(ip), [Element { key: &pair, data: Data::None }]);
+    }
+}
+
+fn distinct_loops(forwards: &[Forward]) -> Vec<(Ip, Vec<u8>)> {
+    let mut pairs: Vec<(Ip, Vec<u8>)> = Vec::new();
+    for forward in forwards {
+        let pair = forward.loops();
+        if !pairs.iter().any(|(_, known)| *known == pair) {
+            pairs.push((Ip::of(forward.pod), pair));
+        }
+    }
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_have_the_length_of_their_family() {
+        assert_eq!(mask(key::V4, 16), [255, 255, 0, 0]);
+        assert_eq!(mask(key::V4, 0), [0, 0, 0, 0]);
+        assert_eq!(mask(key::V6, 4)[..2], [0xf0, 0]);
+        assert_eq!(mask(key::V6, 128), [255; 16]);
+    }
+
+    #[test]
+    fn a_pod_with_two_ports_loops_once() {
+        let forward = Forward { protocol: 6, host: None, host_port: 1, pod: [10, 0, 0, 2].into(), pod_port: 2 };
+        assert_eq!(distinct_loops(&[forward, Forward { host_port: 3, ..forward }]).len(), 1);
+    }
+}

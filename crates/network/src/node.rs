@@ -1,0 +1,297 @@
+//! The sandboxes on the built-in bridge. All of it blocks, none of it for longer than the kernel works.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use netfilter::pods::Forward;
+
+use crate::bridge::{Bridge, During as _, POD_INTERFACE, PodLink, veth_name};
+use crate::ipam::Pool;
+use crate::ports;
+use crate::record::{Link, Record, Records};
+use crate::slots::Slot;
+use crate::{AttachRequest, Attachment, Config, InterfaceStats, LiveSandbox, NetworkError, Owned};
+
+/// The built-in bridge and who is on it.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) bridge: Bridge,
+    records: Records,
+    slots_wanted: usize,
+    /// Guards addresses, slots and the set of sandboxes. Never held while the kernel works.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    pool: Pool,
+    slots: Vec<Slot>,
+    sandboxes: HashMap<String, Record>,
+    open: bool,
+}
+
+impl State {
+    fn forwards_without(&self, sandbox: &str) -> Vec<Forward> {
+        let others = self.sandboxes.iter().filter(|(id, _)| *id != sandbox);
+        others.flat_map(|(_, record)| ports::forwards(&record.ports, &record.ips)).collect()
+    }
+}
+
+/// Where a sandbox's link comes from.
+enum Place {
+    Prepared(Slot),
+    New(String, Vec<IpAddr>),
+}
+
+impl Place {
+    fn link(&self) -> (&str, &[IpAddr]) {
+        match self {
+            Place::Prepared(slot) => (&slot.link.veth, &slot.link.ips),
+            Place::New(veth, ips) => (veth, ips),
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn open(config: &Config) -> Result<Node, NetworkError> {
+        let run_dir = config.run_dir.display().to_string();
+        let pool = Pool::new(&config.subnets)?;
+        Ok(Node {
+            bridge: Bridge::open(config, pool.gateways())?,
+            records: Records::open(&config.run_dir).during(&run_dir, "opening the run directory")?,
+            slots_wanted: config.prepared_slots,
+            state: Mutex::new(State { pool, slots: Vec::new(), sandboxes: HashMap::new(), open: false }),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every section leaves the state whole at each step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn gateways(&self) -> Vec<IpAddr> {
+        self.state().pool.gateways().into_iter().map(|(address, _)| address).collect()
+    }
+
+    /// Takes over the live, removes what is left of the others, makes bridge and table.
+    pub(crate) fn adopt(&self, live: &[LiveSandbox]) -> Result<(), NetworkError> {
+        let live: HashSet<&str> = live.iter().map(|sandbox| sandbox.sandbox_id.as_str()).collect();
+        let records = self.records.load().during("records", "reading the run directory")?;
+        let (alive, dead): (Vec<_>, Vec<_>) = records.into_iter().partition(|(id, _)| live.contains(id.as_str()));
+        for (sandbox, record) in dead {
+            if let Err(error) = self.forget(&sandbox, &record) {
+                tracing::warn!(
+                    sandbox,
+                    error = &error as &dyn std::error::Error,
+                    "cannot remove a dead sandbox's network"
+                );
+            }
+        }
+        let forwards = self.take_over(alive);
+        self.bridge.ensure(&forwards)?;
+        self.sweep()?;
+        self.state().open = true;
+        Ok(())
+    }
+
+    fn take_over(&self, alive: Vec<(String, Record)>) -> Vec<Forward> {
+        let mut state = self.state();
+        for (_, record) in &alive {
+            state.pool.take(&record.ips);
+        }
+        state.sandboxes.extend(alive);
+        state.forwards_without("")
+    }
+
+    /// Removes ports of the bridge that nobody owns: slots of an earlier life which the kernel has not freed yet.
+    fn sweep(&self) -> Result<(), NetworkError> {
+        for (port, owner) in self.owned_ports()? {
+            if owner.is_none() {
+                self.bridge.unplug(&port, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn owned_ports(&self) -> Result<Vec<(String, Option<String>)>, NetworkError> {
+        // The links first: one that is made in between then has an owner, not the other way round.
+        let ports = self.bridge.ports()?;
+        let state = self.state();
+        let owner = |port: &String| {
+            let of_sandbox = |(id, record): (&String, &Record)| {
+                let Link::Veth(veth) = &record.link;
+                (veth == port).then(|| format!("sandbox {id}"))
+            };
+            let slot = || state.slots.iter().any(|slot| slot.link.veth == *port).then(|| "prepared slot".to_owned());
+            state.sandboxes.iter().find_map(of_sandbox).or_else(slot)
+        };
+        Ok(ports.into_iter().map(|port| (owner(&port), port)).map(|(owner, port)| (port, owner)).collect())
+    }
+
+    pub(crate) fn attach(&self, request: AttachRequest) -> Result<Attachment, NetworkError> {
+        let sandbox = request.sandbox_id.clone();
+        let place = self.reserve(&request)?;
+        let attached = self.settle(&request, place).and_then(|(made, link)| {
+            self.publish(&sandbox)?;
+            Ok((made, link))
+        });
+        match attached {
+            Ok((made, link)) => Ok(attachment(request.netns.or(made), link)),
+            Err(error) => {
+                if let Err(undo) = self.detach(&sandbox) {
+                    tracing::warn!(sandbox, error = &undo as &dyn std::error::Error, "cannot undo a failed attach");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Decides address and link and enters the sandbox, so that nobody else gets its address or ports.
+    fn reserve(&self, request: &AttachRequest) -> Result<Place, NetworkError> {
+        let id = &request.sandbox_id;
+        if id.is_empty() || id.starts_with('.') || id.contains('/') {
+            return Err(NetworkError::Config(format!("{id:?} cannot name a sandbox")));
+        }
+        let mut state = self.state();
+        if state.sandboxes.contains_key(id) {
+            return Err(NetworkError::AlreadyAttached(id.clone()));
+        }
+        let taken = state.sandboxes.iter().map(|(id, record)| (id.as_str(), &record.ports[..]));
+        ports::check(&request.port_mappings, taken, id)?;
+        let slot = if request.netns.is_none() { state.slots.pop() } else { None };
+        let place = match slot {
+            Some(slot) => Place::Prepared(slot),
+            None => Place::New(veth_name(), state.pool.allocate()?),
+        };
+        let (veth, ips) = place.link();
+        let record = Record {
+            boot: self.records.boot().to_owned(),
+            ips: ips.to_vec(),
+            ports: request.port_mappings.clone(),
+            link: Link::Veth(veth.to_owned()),
+        };
+        state.sandboxes.insert(id.clone(), record);
+        Ok(place)
+    }
+
+    /// Makes the link; the descriptor is that of a namespace made here.
+    fn settle(&self, request: &AttachRequest, place: Place) -> Result<(Option<OwnedFd>, PodLink), NetworkError> {
+        let sandbox = &request.sandbox_id;
+        match (place, &request.netns) {
+            (Place::Prepared(slot), _) => Ok((Some(slot.namespace), slot.link)),
+            (Place::New(veth, ips), Some(theirs)) => {
+                Ok((None, self.bridge.join_pod(sandbox, theirs.as_fd(), veth, ips)?))
+            }
+            (Place::New(veth, ips), None) => {
+                let (namespace, link) = self.bridge.create_pod(sandbox, veth, ips)?;
+                Ok((Some(namespace), link))
+            }
+        }
+    }
+
+    /// Opens the host ports and writes the record.
+    fn publish(&self, sandbox: &str) -> Result<(), NetworkError> {
+        let Some(record) = self.state().sandboxes.get(sandbox).cloned() else { return Ok(()) };
+        self.records.save(sandbox, &record).during(sandbox, "writing the record")?;
+        self.bridge.add_ports(sandbox, &ports::forwards(&record.ports, &record.ips))
+    }
+
+    pub(crate) fn detach(&self, sandbox: &str) -> Result<(), NetworkError> {
+        let Some(record) = self.state().sandboxes.get(sandbox).cloned() else { return Ok(()) };
+        self.forget(sandbox, &record)?;
+        let mut state = self.state();
+        state.sandboxes.remove(sandbox);
+        state.pool.release(&record.ips);
+        Ok(())
+    }
+
+    /// Removes what a sandbox has in the kernel, and then its record.
+    fn forget(&self, sandbox: &str, record: &Record) -> Result<(), NetworkError> {
+        let Link::Veth(veth) = &record.link;
+        self.bridge.unplug(veth, &record.ips)?;
+        let forwards = ports::forwards(&record.ports, &record.ips);
+        self.bridge.remove_ports(sandbox, &forwards, || self.state().forwards_without(sandbox))?;
+        self.records.remove(sandbox).during(sandbox, "removing the record")
+    }
+
+    pub(crate) fn stats(&self, sandbox: &str) -> Result<Vec<InterfaceStats>, NetworkError> {
+        let Some(record) = self.state().sandboxes.get(sandbox).cloned() else { return Ok(Vec::new()) };
+        let Link::Veth(veth) = &record.link;
+        Ok(self.bridge.stats(veth)?.into_iter().collect())
+    }
+
+    /// Whether fewer slots are ready than wanted.
+    pub(crate) fn wants_slot(&self) -> bool {
+        let state = self.state();
+        state.open && state.slots.len() < self.slots_wanted
+    }
+
+    /// Makes a slot.
+    pub(crate) fn add_slot(&self) -> Result<(), NetworkError> {
+        let ips = self.state().pool.allocate()?;
+        match self.bridge.create_pod("prepared slot", veth_name(), ips.clone()) {
+            Ok((namespace, link)) => self.keep_slot(Slot { namespace, link }),
+            Err(error) => {
+                self.state().pool.release(&ips);
+                Err(error)
+            }
+        }
+    }
+
+    fn keep_slot(&self, slot: Slot) -> Result<(), NetworkError> {
+        let mut state = self.state();
+        if state.open {
+            state.slots.push(slot);
+            return Ok(());
+        }
+        drop(state);
+        self.bridge.unplug(&slot.link.veth, &slot.link.ips)
+    }
+
+    pub(crate) fn fsck(&self) -> Result<Vec<Owned>, NetworkError> {
+        let (bridge, table) = self.bridge.exists()?;
+        let mut owned = Vec::new();
+        let ports = self.owned_ports()?;
+        let state = self.state();
+        let own = || state.open.then(|| "pod network".to_owned());
+        if bridge {
+            owned.push(Owned { kind: "link", name: self.bridge.name().to_owned(), owner: own() });
+        }
+        if table {
+            owned.push(Owned { kind: "table", name: self.bridge.table().to_owned(), owner: own() });
+        }
+        owned.extend(ports.into_iter().map(|(name, owner)| Owned { kind: "link", name, owner }));
+        for sandbox in self.records.list().during("records", "reading the run directory")? {
+            let owner = state.sandboxes.contains_key(&sandbox).then(|| format!("sandbox {sandbox}"));
+            owned.push(Owned { kind: "record", name: sandbox, owner });
+        }
+        Ok(owned)
+    }
+
+    pub(crate) fn shutdown(&self) -> Result<(), NetworkError> {
+        let slots = {
+            let mut state = self.state();
+            state.open = false;
+            std::mem::take(&mut state.slots)
+        };
+        for slot in slots {
+            self.bridge.unplug(&slot.link.veth, &slot.link.ips)?;
+            self.state().pool.release(&slot.link.ips);
+        }
+        self.bridge.remove()
+    }
+}
+
+fn attachment(netns: Option<OwnedFd>, link: PodLink) -> Attachment {
+    let mac: Vec<String> = link.mac.iter().map(|octet| format!("{octet:02x}")).collect();
+    Attachment {
+        netns: netns.expect("a sandbox without a namespace of its own got one"),
+        ips: link.ips,
+        interface: POD_INTERFACE.to_owned(),
+        mac: Some(mac.join(":")),
+        mtu: Some(link.mtu),
+        dns: None,
+    }
+}

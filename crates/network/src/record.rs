@@ -1,0 +1,140 @@
+//! What is known of each attached sandbox, one small file each in the run directory, for the daemon's next life.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::PortMapping;
+
+const SUFFIX: &str = ".json";
+
+/// A sandbox on the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The boot in which it was attached.
+    pub(crate) boot: String,
+    /// Its addresses.
+    pub(crate) ips: Vec<IpAddr>,
+    /// Its host ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ports: Vec<PortMapping>,
+    /// How it is attached.
+    #[serde(flatten)]
+    pub(crate) link: Link,
+}
+
+/// How a sandbox is attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Link {
+    /// A port of the built-in bridge: the host's end of its veth pair.
+    Veth(String),
+}
+
+/// The directory of the records.
+#[derive(Debug)]
+pub(crate) struct Records {
+    dir: PathBuf,
+    boot: String,
+}
+
+impl Records {
+    /// Opens the directory, makes it if it is missing.
+    pub(crate) fn open(dir: &Path) -> io::Result<Records> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        Ok(Records { dir: dir.to_owned(), boot })
+    }
+
+    /// A number that is another one after each boot.
+    pub(crate) fn boot(&self) -> &str {
+        &self.boot
+    }
+
+    /// Writes a record: a reader finds all of it or nothing. Not synced to disk, for it need not survive a boot.
+    pub(crate) fn save(&self, sandbox: &str, record: &Record) -> io::Result<()> {
+        let text = serde_json::to_vec(record)?;
+        let temporary = self.dir.join(format!(".{sandbox}"));
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&text)?;
+        fs::rename(&temporary, self.path(sandbox))
+    }
+
+    /// Removes a record; one that is gone counts as removed.
+    pub(crate) fn remove(&self, sandbox: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(sandbox)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// All records of this boot. What cannot be read or is of another boot is removed: nothing it names exists any more.
+    pub(crate) fn load(&self) -> io::Result<Vec<(String, Record)>> {
+        let mut records = Vec::new();
+        for sandbox in self.list()? {
+            match self.read(&sandbox) {
+                Ok(record) if record.boot == self.boot => records.push((sandbox, record)),
+                Ok(_) => self.remove(&sandbox)?,
+                Err(error) => {
+                    tracing::warn!(sandbox, %error, "network record cannot be read, it is removed");
+                    self.remove(&sandbox)?;
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// Sandboxes that have a record.
+    pub(crate) fn list(&self) -> io::Result<Vec<String>> {
+        let mut sandboxes = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            let sandbox = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+            sandboxes.extend(sandbox.filter(|sandbox| !sandbox.starts_with('.')).map(str::to_owned));
+        }
+        Ok(sandboxes)
+    }
+
+    fn read(&self, sandbox: &str) -> io::Result<Record> {
+        Ok(serde_json::from_slice(&fs::read(self.path(sandbox))?)?)
+    }
+
+    fn path(&self, sandbox: &str) -> PathBuf {
+        self.dir.join(format!("{sandbox}{SUFFIX}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Protocol;
+
+    fn record(boot: &str) -> Record {
+        let port = PortMapping { protocol: Protocol::Udp, container_port: 53, host_port: 5353, host_ip: None };
+        Record {
+            boot: boot.into(),
+            ips: vec!["10.85.0.2".parse().unwrap()],
+            ports: vec![port],
+            link: Link::Veth("veth1".into()),
+        }
+    }
+
+    #[test]
+    fn only_records_of_this_boot_survive() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(&dir.path().join("network")).unwrap();
+        let good = record(records.boot());
+        records.save("good", &good).unwrap();
+        records.save("old", &record("another boot")).unwrap();
+        fs::write(records.path("torn"), "{").unwrap();
+        assert_eq!(records.load().unwrap(), [("good".to_owned(), good)]);
+        assert_eq!(records.list().unwrap(), ["good"]);
+        records.remove("good").unwrap();
+        records.remove("good").unwrap();
+        assert!(records.list().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,292 @@
+//! The built-in bridge with real connections, each test in a network namespace of its own that stands for the host.
+//!
+//! ```text
+//! outside 192.0.2.2 ── up0 192.0.2.1 host orlop0 ── pods
+//! ```
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use network::{AttachRequest, Attachment, Config, LiveSandbox, Network, NetworkError, PortMapping, Protocol};
+use sys::netlink::route::{Route, VethPair};
+use sys::netlink::{Socket, Writer};
+use sys::netns;
+
+const HOST: &str = "192.0.2.1";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs a test on a thread of its own in a private host namespace.
+fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F + Send + 'static) {
+    let run = move || {
+        if let Err(error) = testkit::netns::enter_private() {
+            println!("skipped: needs CAP_SYS_ADMIN for a network namespace ({error:#})");
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test(Host::new()));
+    };
+    std::thread::spawn(run).join().unwrap();
+}
+
+struct Host {
+    dir: tempfile::TempDir,
+    here: OwnedFd,
+    outside: OwnedFd,
+}
+
+impl Host {
+    fn new() -> Host {
+        let (outside, mut theirs) = netns::create(|| Ok(Socket::route()?)).unwrap();
+        let mut ours = Socket::route().unwrap();
+        let mut setup = Writer::new();
+        setup.create_veth(&VethPair {
+            name: "up0",
+            master: 0,
+            mtu: 1400,
+            peer: "eth0",
+            peer_mac: None,
+            peer_netns: outside.as_fd(),
+        });
+        ours.request(&setup).unwrap();
+        let mut setup = Writer::new();
+        let up = ours.link("up0").unwrap().unwrap().index;
+        setup.add_address(up, HOST.parse().unwrap(), 24);
+        setup.add_address(up, "2001:db8::1".parse().unwrap(), 64);
+        setup.add_route(&Route { gateway: Some("192.0.2.2".parse().unwrap()), interface: up, ..Route::default() });
+        ours.request(&setup).unwrap();
+        let mut setup = Writer::new();
+        let eth0 = theirs.link("eth0").unwrap().unwrap().index;
+        setup.set_up(1);
+        setup.set_up(eth0);
+        setup.add_address(eth0, "192.0.2.2".parse().unwrap(), 24);
+        setup.add_address(eth0, "2001:db8::2".parse().unwrap(), 64);
+        theirs.request(&setup).unwrap();
+        Host { dir: tempfile::tempdir().unwrap(), here: netns::current().unwrap(), outside }
+    }
+
+    fn config(&self) -> Config {
+        let mut config = Config::new(self.dir.path().join("network"));
+        config.cni_conf_dir = self.dir.path().join("no-cni");
+        config.subnets.push("fd00:85::/64".parse().unwrap());
+        config
+    }
+
+    async fn network(&self, live: &[&str]) -> Arc<Network> {
+        let network = Network::new(self.config()).unwrap();
+        let live = live.iter().map(|id| LiveSandbox { sandbox_id: (*id).to_owned(), netns: None }).collect();
+        network.adopt(live).await.unwrap();
+        network
+    }
+}
+
+fn request(id: &str, ports: &[(Protocol, u16, u16)]) -> AttachRequest {
+    let mapping = |(protocol, host_port, container_port): &(Protocol, u16, u16)| PortMapping {
+        protocol: *protocol,
+        host_port: *host_port,
+        container_port: *container_port,
+        host_ip: None,
+    };
+    AttachRequest {
+        sandbox_id: id.to_owned(),
+        port_mappings: ports.iter().map(mapping).collect(),
+        ..AttachRequest::default()
+    }
+}
+
+/// A TCP server that answers with the address of who asks.
+fn serve(netns: &OwnedFd, port: u16) {
+    let listener = netns::run_in(netns.as_fd(), || TcpListener::bind(("::", port))).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let peer = stream.peer_addr().map(|peer| peer.ip().to_canonical().to_string()).unwrap_or_default();
+            let _ = stream.write_all(peer.as_bytes());
+        }
+    });
+}
+
+fn ask(netns: &OwnedFd, server: impl Into<IpAddr>, port: u16) -> io::Result<String> {
+    let server = SocketAddr::new(server.into(), port);
+    let mut stream = netns::run_in(netns.as_fd(), || TcpStream::connect_timeout(&server, PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn unowned(owned: &[network::Owned]) -> Vec<&network::Owned> {
+    owned.iter().filter(|owned| owned.owner.is_none()).collect()
+}
+
+#[test]
+fn pods_host_and_outside_reach_each_other() {
+    on_a_host(async |host| {
+        let network = host.network(&[]).await;
+        let a = network.attach(request("a", &[])).await.unwrap();
+        let b = network.attach(request("b", &[])).await.unwrap();
+        assert_eq!((a.interface.as_str(), a.mtu), ("eth0", Some(1400)), "the MTU of the default route's link");
+        serve(&b.netns, 80);
+        for (index, gateway) in ["10.85.0.1", "fd00:85::1"].into_iter().enumerate() {
+            assert_eq!(ask(&a.netns, b.ips[index], 80).unwrap(), a.ips[index].to_string(), "from pod to pod");
+            assert_eq!(ask(&b.netns, b.ips[index], 80).unwrap(), b.ips[index].to_string(), "within the pod");
+            assert_eq!(ask(&host.here, b.ips[index], 80).unwrap(), gateway, "from host to pod");
+        }
+        assert_eq!(ask(&b.netns, ip("127.0.0.1"), 80).unwrap(), "127.0.0.1", "loopback is up");
+        serve(&host.outside, 80);
+        assert_eq!(ask(&a.netns, ip("192.0.2.2"), 80).unwrap(), HOST, "the world sees the host");
+        assert_eq!(ask(&a.netns, ip("2001:db8::2"), 80).unwrap(), "2001:db8::1");
+        serve(&host.here, 81);
+        assert_eq!(ask(&a.netns, ip("10.85.0.1"), 81).unwrap(), a.ips[0].to_string(), "from pod to host");
+        let stats = network.stats("b").await.unwrap();
+        assert!(stats[0].rx_packets > 5 && stats[0].tx_packets > 5, "{stats:?}");
+        assert!(network.stats("unknown").await.unwrap().is_empty());
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn host_ports_lead_to_the_pod_from_everywhere() {
+    on_a_host(check_host_ports);
+}
+
+#[test]
+fn host_ports_do_not_need_bridge_netfilter() {
+    on_a_host(async |host| {
+        let switch = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+        if std::fs::read_to_string(switch).is_ok_and(|value| value.trim() == "1") {
+            std::fs::write(switch, "0").unwrap();
+            std::fs::write(switch.replace("iptables", "ip6tables"), "0").unwrap();
+        }
+        check_host_ports(host).await;
+    });
+}
+
+async fn check_host_ports(host: Host) {
+    let network = host.network(&[]).await;
+    let server = network.attach(request("server", &[(Protocol::Tcp, 8080, 80)])).await.unwrap();
+    let other = network.attach(request("other", &[])).await.unwrap();
+    serve(&server.netns, 80);
+    assert_eq!(ask(&host.outside, ip(HOST), 8080).unwrap(), "192.0.2.2", "the client's address is kept");
+    assert_eq!(ask(&host.outside, ip("2001:db8::1"), 8080).unwrap(), "2001:db8::2");
+    ask(&host.here, ip(HOST), 8080).expect("from the host");
+    assert_eq!(ask(&other.netns, ip(HOST), 8080).unwrap(), other.ips[0].to_string());
+    assert_eq!(ask(&server.netns, ip(HOST), 8080).unwrap(), "10.85.0.1", "to itself, through the host");
+
+    let clash = network.attach(request("clash", &[(Protocol::Tcp, 8080, 81)])).await.unwrap_err();
+    assert!(matches!(&clash, NetworkError::PortTaken { port: 8080, owner, .. } if owner == "server"), "{clash}");
+    network.attach(request("udp", &[(Protocol::Udp, 8080, 80)])).await.expect("another protocol");
+    let twice = network.attach(request("server", &[])).await.unwrap_err();
+    assert!(matches!(twice, NetworkError::AlreadyAttached(_)));
+
+    network.detach("server").await.unwrap();
+    network.detach("server").await.unwrap();
+    let refused = ask(&host.outside, ip(HOST), 8080).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    let next = network.attach(request("next", &[(Protocol::Tcp, 8080, 80)])).await.unwrap();
+    serve(&next.netns, 80);
+    ask(&host.outside, ip(HOST), 8080).expect("the port is free again");
+    network.shutdown().await.unwrap();
+}
+
+#[test]
+fn a_udp_sender_follows_the_host_port() {
+    on_a_host(async |host| {
+        let network = host.network(&[]).await;
+        let client = netns::run_in(host.outside.as_fd(), || UdpSocket::bind("0.0.0.0:0")).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        for id in ["first", "second"] {
+            let pod = network.attach(request(id, &[(Protocol::Udp, 5353, 53)])).await.unwrap();
+            let server = netns::run_in(pod.netns.as_fd(), || UdpSocket::bind("0.0.0.0:53")).unwrap();
+            server.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.send_to(id.as_bytes(), (HOST, 5353)).unwrap();
+            let mut buffer = [0; 16];
+            let (length, peer) = server.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], id.as_bytes());
+            server.send_to(b"answer", peer).unwrap();
+            client.recv_from(&mut buffer).unwrap();
+            network.detach(id).await.unwrap();
+        }
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn a_restart_adopts_what_lives_and_removes_the_rest() {
+    on_a_host(async |host| {
+        let network = host.network(&[]).await;
+        let ports = [(Protocol::Tcp, 8080, 80)];
+        let lives = network.attach(request("lives", &ports)).await.unwrap();
+        let dead = network.attach(request("dead", &[(Protocol::Tcp, 8081, 80)])).await.unwrap();
+        serve(&lives.netns, 80);
+        let mut open = netns::run_in(host.outside.as_fd(), || TcpStream::connect((HOST, 8080))).unwrap();
+        drop(network);
+        drop(dead.netns);
+
+        let network = host.network(&["lives"]).await;
+        let mut answer = String::new();
+        open.read_to_string(&mut answer).expect("an open connection goes on");
+        ask(&host.outside, ip(HOST), 8080).expect("the host port is still there");
+        let clash = network.attach(request("x", &ports)).await.unwrap_err();
+        assert!(matches!(clash, NetworkError::PortTaken { .. }));
+        let next = network.attach(request("next", &[(Protocol::Tcp, 8081, 80)])).await.unwrap();
+        assert_ne!(next.ips, lives.ips);
+        let owned = network.fsck().await.unwrap();
+        assert!(unowned(&owned).is_empty(), "{owned:?}");
+        let records: Vec<_> = owned.iter().filter(|o| o.kind == "record").map(|o| o.name.as_str()).collect();
+        assert_eq!(
+            {
+                let mut r = records;
+                r.sort_unstable();
+                r
+            },
+            ["lives", "next"]
+        );
+        for id in ["lives", "next"] {
+            network.detach(id).await.unwrap();
+        }
+        network.shutdown().await.unwrap();
+        assert_eq!(network.fsck().await.unwrap(), []);
+        let links = Socket::route().unwrap().links().unwrap();
+        assert_eq!(links.iter().filter(|link| link.kind == "veth").count(), 1, "only up0 is left: {links:?}");
+    });
+}
+
+#[test]
+fn many_at_once_get_addresses_of_their_own() {
+    on_a_host(async |host| {
+        let network = host.network(&[]).await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..40 {
+            let network = network.clone();
+            tasks.spawn(async move { network.attach(request(&format!("pod{n}"), &[])).await.unwrap() });
+        }
+        let attachments: Vec<Attachment> = tasks.join_all().await;
+        let addresses: std::collections::HashSet<_> = attachments.iter().map(|a| a.ips.clone()).collect();
+        assert_eq!(addresses.len(), 40);
+        for n in 0..40 {
+            network.detach(&format!("pod{n}")).await.unwrap();
+        }
+        network.shutdown().await.unwrap();
+        assert_eq!(network.fsck().await.unwrap(), []);
+    });
+}
+
+#[test]
+fn a_namespace_of_the_callers_own_is_joined() {
+    on_a_host(async |host| {
+        let network = host.network(&[]).await;
+        let (theirs, ()) = netns::create(|| Ok(())).unwrap();
+        let copy = theirs.try_clone().unwrap();
+        let attached = network.attach(AttachRequest { netns: Some(theirs), ..request("own", &[]) }).await.unwrap();
+        serve(&copy, 80);
+        ask(&host.here, attached.ips[0], 80).unwrap();
+        network.shutdown().await.unwrap();
+    });
+}
