@@ -1,1 +1,20 @@
 //! The container runtime: pod sandboxes, containers, streams, statistics; implements CRI.
+//!
+//! ```text
+//! CRI call ─► Runtime ─► Sandbox (one keeper each) ─► Container (created → running → exited)
+//!                │            ▲                             │
+//!                │            ╰── exits, from the keeper ───┤
+//!                ╰─◄──────────── events ────────────────────╯
+//! ```
+//! What has to outlive the daemon is in two places: the keeper of each pod knows its processes and how they ended, and a
+//! small record of each sandbox and container in `<run-dir>/sandboxes/<id>/` knows what they were asked to be. The
+//! record is written before the keeper is asked; [`Runtime::start`] puts the two together again.
+//!
+//! Every call that changes something runs to its end even if its caller goes away, and whoever asks for the same thing
+//! meanwhile gets the same outcome. No sandbox waits for another.
+
+mod config;
+mod runtime;
+
+pub use config::{Config, LogLimits, Parts};
+pub use runtime::{Owned, Runtime, StartError};

@@ -1,0 +1,53 @@
+//! What the operator decides, and the parts that a runtime is made of.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How a runtime is set up. [`Config::new`] has the defaults of a node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What outlives a boot: `/var/lib/orlop`.
+    pub state_dir: PathBuf,
+    /// What does not, on a tmpfs: `/run/orlop`. Sandboxes live in `sandboxes/<id>` below it.
+    pub run_dir: PathBuf,
+    /// The control group of sandboxes that name no parent; one group for each is made below it.
+    pub cgroup_parent: PathBuf,
+    /// Where exec, attach and port forwarding are served; port 0 takes any that is free.
+    pub streaming_address: SocketAddr,
+    /// When the keepers rotate a container's log; without limits it grows until the kubelet rotates it.
+    pub log_limits: Option<LogLimits>,
+}
+
+/// When a container's log is rotated, by the names of the kubelet's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// `containerLogMaxSize`, in bytes.
+    pub bytes_max: u64,
+    /// `containerLogMaxFiles`.
+    pub files_max: u32,
+}
+
+impl Config {
+    /// The defaults, with all state below the two directories.
+    pub fn new(state_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            run_dir: run_dir.into(),
+            cgroup_parent: "orlop".into(),
+            streaming_address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            log_limits: Some(LogLimits { bytes_max: 10 << 20, files_max: 5 }),
+        }
+    }
+}
+
+/// What a runtime is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The images.
+    pub images: Arc<image::Images>,
+    /// The pods' network; the runtime adopts it.
+    pub network: Arc<network::Network>,
+    /// Where keepers are forked from.
+    pub zygote: keeper::Zygote,
+}
