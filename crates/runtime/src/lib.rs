@@ -15,6 +15,8 @@
 
 mod config;
 mod runtime;
+#[allow(dead_code, unused_imports, reason = "its callers are being written")]
+mod stream;
 
 pub use config::{Config, LogLimits, Parts};
 pub use runtime::{Owned, Runtime, StartError};
