@@ -1,0 +1,34 @@
+//! What the operator says about the proxy.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Configuration of a [`Proxy`](crate::Proxy).
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name of the nftables table; two proxies on one host need two names.
+    pub table: String,
+    /// Name of this node, as endpoints spell it.
+    pub node_name: String,
+    /// Addresses of pods, of the whole cluster or at least of this node: what comes from them is never masqueraded on its
+    /// way to a Service. Empty if unknown; then connections of pods to external addresses of Services are.
+    pub pod_cidrs: Vec<(IpAddr, u8)>,
+    /// Addresses of Services: one that no Service has, or a port that its Service has not, is refused at once instead of
+    /// being routed away. Empty if unknown.
+    pub service_cidrs: Vec<(IpAddr, u8)>,
+    /// The least time between two syncs: what changes meanwhile goes into one transaction.
+    pub pace: Duration,
+}
+
+impl Config {
+    /// The defaults for this node.
+    pub fn new(node_name: impl Into<String>) -> Config {
+        Config {
+            table: "orlop-proxy".to_owned(),
+            node_name: node_name.into(),
+            pod_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            pace: Duration::from_millis(5),
+        }
+    }
+}
