@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use netfilter::pods::{Forward, PodTable};
 use sys::netlink::route::{Link, Mac, Route, VethPair};
 use sys::netlink::{self, Socket, Writer};
@@ -34,6 +35,10 @@ const DEFAULT_MTU: u32 = 1500;
 pub(crate) struct Bridge {
     name: String,
     gateways: Vec<(IpAddr, u8)>,
+    /// Further addresses of the host, without neighbours.
+    addresses: Vec<IpAddr>,
+    /// Ranges that the host reaches by the bridge.
+    routed: Vec<IpNet>,
     mtu: Option<u32>,
     table: PodTable,
     host: OwnedFd,
@@ -94,6 +99,8 @@ impl Bridge {
             route: Mutex::new(Socket::route().during(&name, "opening a route socket")?),
             filter: Mutex::new(Socket::netfilter().during(&name, "opening a netfilter socket")?),
             table: PodTable { name: config.table.clone(), subnets: gateways.clone() },
+            addresses: config.addresses.clone(),
+            routed: config.routed.clone(),
             mtu: config.mtu,
             gateways,
             name,
@@ -135,7 +142,19 @@ impl Bridge {
         for (address, prefix) in &self.gateways {
             addresses.add_address(index, *address, *prefix);
         }
-        self.route().request(&addresses).during(&self.name, "setting the bridge's addresses")?;
+        for address in &self.addresses {
+            addresses.add_address(index, *address, full_prefix(*address));
+        }
+        for range in &self.routed {
+            let own = self.gateways.iter().map(|(address, _)| *address);
+            addresses.add_route(&Route {
+                destination: Some((range.network(), range.prefix_len())),
+                interface: index,
+                source: own.into_iter().find(|address| address.is_ipv4() == range.network().is_ipv4()),
+                ..Route::default()
+            });
+        }
+        self.route().request(&addresses).during(&self.name, "setting the bridge's addresses and routes")?;
         self.filter().commit(self.table.replace(forwards)).during(&self.table.name, "writing the nftables table")
     }
 

@@ -1,6 +1,6 @@
 //! What the operator configures about pod networks.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -18,6 +18,11 @@ pub struct Config {
     pub bridge: String,
     /// Pod subnets of the built-in bridge, at most one of each family; the first address of each is the bridge's.
     pub subnets: Vec<IpNet>,
+    /// Further addresses of the host on the bridge: that of the pods' name server.
+    pub addresses: Vec<IpAddr>,
+    /// Ranges that the host itself reaches by the bridge: the addresses of Services. Without a route there the kernel
+    /// would refuse a connection before the packet filter can translate it, on a host without a default route.
+    pub routed: Vec<IpNet>,
     /// MTU of the pods' interfaces; `None` takes that of the interface with the default route, else 1500.
     pub mtu: Option<u32>,
     /// Network namespaces kept ready for the next pods.
@@ -36,6 +41,8 @@ impl Config {
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             bridge: "orlop0".into(),
             subnets: vec![subnet.into()],
+            addresses: Vec::new(),
+            routed: Vec::new(),
             mtu: None,
             prepared_slots: 4,
             table: "orlop-net".into(),

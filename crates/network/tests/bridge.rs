@@ -290,3 +290,23 @@ fn a_namespace_of_the_callers_own_is_joined() {
         network.shutdown().await.unwrap();
     });
 }
+
+#[test]
+fn the_name_servers_address_and_the_route_of_services_are_on_the_bridge() {
+    on_a_host(|host| async move {
+        let mut config = host.config();
+        config.addresses = vec![ip("10.96.0.10")];
+        config.routed = vec!["10.96.0.0/16".parse().unwrap()];
+        let network = Network::new(config).unwrap();
+        network.adopt(Vec::new()).await.unwrap();
+        let pod = network.attach(request("a", &[])).await.unwrap();
+        serve(&host.here, 7053);
+        assert_eq!(ask(&pod.netns, ip("10.96.0.10"), 7053).unwrap(), pod.ips[0].to_string());
+        // A socket that asks for a service leaves by the bridge, with the host's address there.
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+        socket.connect((ip("10.96.7.7"), 9)).unwrap();
+        assert_eq!(socket.local_addr().unwrap().ip(), ip("10.85.0.1"));
+        network.detach("a").await.unwrap();
+        network.shutdown().await.unwrap();
+    });
+}
