@@ -12,6 +12,7 @@
 
 mod bridge;
 mod config;
+pub mod dns;
 mod ipam;
 mod network;
 mod node;

@@ -18,6 +18,7 @@ pub mod pty;
 pub mod random;
 pub mod tree;
 pub mod xattr;
+pub mod zygote;
 
 pub use error::{Context, Error, Result};
 pub use rustix;
