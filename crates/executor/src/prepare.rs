@@ -29,17 +29,22 @@ pub struct PrepareError {
 /// # Errors
 /// The first source that is missing or refuses an attribute.
 pub fn open_sources(plan: &LaunchPlan, user_namespace: Option<BorrowedFd<'_>>) -> Result<Vec<OwnedFd>, PrepareError> {
-    let open = |source: &Source| {
-        open_source(source, user_namespace).map_err(|cause| PrepareError {
-            path: source.path.clone(),
-            target: source.target.clone(),
-            cause,
-        })
-    };
-    plan.sources.iter().map(open).collect()
+    plan.sources.iter().map(|source| open_source(source, user_namespace)).collect()
 }
 
-fn open_source(source: &Source, user_namespace: Option<BorrowedFd<'_>>) -> sys::Result<OwnedFd> {
+/// As [`open_sources`], for one of them.
+///
+/// # Errors
+/// It is missing or refuses an attribute.
+pub fn open_source(source: &Source, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, PrepareError> {
+    open(source, user_namespace).map_err(|cause| PrepareError {
+        path: source.path.clone(),
+        target: source.target.clone(),
+        cause,
+    })
+}
+
+fn open(source: &Source, user_namespace: Option<BorrowedFd<'_>>) -> sys::Result<OwnedFd> {
     let mount = mount::copy_tree(Path::new(&source.path), source.recursive)?;
     let propagation = source
         .propagation
