@@ -16,6 +16,8 @@
 mod config;
 mod runtime;
 #[allow(dead_code, unused_imports, reason = "its callers are being written")]
+mod spec;
+#[allow(dead_code, unused_imports, reason = "its callers are being written")]
 mod stream;
 
 pub use config::{Config, LogLimits, Parts};

@@ -1,0 +1,248 @@
+//! From CRI to OCI: what kubelets and clients ask for becomes one runtime configuration.
+//!
+//! ```text
+//! prepare(config) ────────► Prepared: devices, seccomp profile, sources that were missing        (touches the host)
+//! resolve_user(root, …) ──► ResolvedUser: numbers from the image's own /etc/passwd               (reads the root)
+//!         │
+//!         ▼
+//! container_spec(input) ──► ContainerSpec ──► launch_plan, exec_plan                             (pure)
+//!                                 └─────────► open_sources: detached mounts for the launch       (touches the host)
+//! ```
+//!
+//! The defaults are those of containerd's CRI plugin, on which pods have come to depend. What cannot be honoured is
+//! refused by name, never left out (R5).
+
+mod error;
+mod mounts;
+mod namespaces;
+mod prepare;
+mod process;
+mod resources;
+mod sandbox;
+mod security;
+mod signal;
+mod user;
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use cri::v1;
+use executor::{ExecOptions, ExecPlan, HostFacts, LaunchPlan, PlanError, oci};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use error::SpecError;
+pub(crate) use mounts::MOUNT_OPTIONS;
+pub(crate) use prepare::{HostDevice, Prepared, prepare};
+pub(crate) use resources::resources;
+pub(crate) use sandbox::{group_of, hostname_file, resolv_conf, sandbox_sysctls};
+pub(crate) use signal::{stop_signal, stop_signal_of_image};
+pub(crate) use user::{ResolvedUser, resolve_user};
+
+/// Everything that a container's configuration is made from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ContainerInput<'a> {
+    /// The container's id.
+    pub(crate) id: &'a str,
+    /// Its sandbox's id.
+    pub(crate) sandbox_id: &'a str,
+    /// The container's request.
+    pub(crate) config: &'a v1::ContainerConfig,
+    /// The request of its sandbox.
+    pub(crate) sandbox: &'a v1::PodSandboxConfig,
+    /// Its image.
+    pub(crate) image: &'a image::ImageConfig,
+    /// Who runs it, see [`resolve_user`].
+    pub(crate) user: &'a ResolvedUser,
+    /// What was found on the host, see [`prepare`].
+    pub(crate) prepared: &'a Prepared,
+    /// Files of the sandbox that its containers share.
+    pub(crate) files: &'a SandboxFiles,
+    /// The namespaces to join, each with the path that the configuration names: `Network`, `Ipc` and `Uts` of the sandbox
+    /// unless they are the host's; `User` where it has one; `Pid` that of the sandbox (POD) or of the target container
+    /// (TARGET).
+    pub(crate) namespaces: &'a BTreeMap<oci::NamespaceKind, String>,
+    /// The container's control group below the hierarchy.
+    pub(crate) cgroup_path: &'a str,
+    /// The host.
+    pub(crate) host: &'a Host,
+}
+
+/// Files of a sandbox on the host. What is absent is not mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SandboxFiles {
+    /// Becomes `/etc/hostname`.
+    pub(crate) hostname: Option<PathBuf>,
+    /// Becomes `/etc/hosts` unless the request mounts one.
+    pub(crate) hosts: Option<PathBuf>,
+    /// Becomes `/etc/resolv.conf`.
+    pub(crate) resolv_conf: Option<PathBuf>,
+    /// The sandbox's tmpfs for `/dev/shm`. Without it, and unless IPC is the host's, each container has one of its own.
+    pub(crate) shm: Option<PathBuf>,
+}
+
+/// What does not change while the node runs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Host {
+    /// What the executor wants to know.
+    pub(crate) facts: HostFacts,
+    /// Huge pages can be limited by control group.
+    pub(crate) hugetlb: bool,
+    /// AppArmor is enabled in the kernel.
+    pub(crate) apparmor: bool,
+    /// SELinux is enabled in the kernel.
+    pub(crate) selinux: bool,
+}
+
+impl Host {
+    /// Reads it from `/proc` and `/sys`.
+    ///
+    /// # Errors
+    /// No `/proc`.
+    pub(crate) fn read(hierarchy: &sys::cgroup::Hierarchy) -> sys::Result<Self> {
+        let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
+        Ok(Self {
+            facts: HostFacts::read()?,
+            hugetlb: hierarchy.has_controller("hugetlb"),
+            apparmor: enabled.is_ok_and(|text| text.starts_with(b"Y")),
+            selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
+        })
+    }
+}
+
+/// A container, ready to be planned. Kept as long as the container, for the processes that are exec'd in it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ContainerSpec {
+    /// The configuration.
+    pub(crate) oci: oci::Spec,
+    /// Images that are mounted as volumes, by the source path that stands for each in the configuration.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) images: BTreeMap<String, ImageMount>,
+    /// The environment where some of it is not UTF-8, which the configuration cannot carry.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) raw_environment: Vec<CString>,
+    /// What was asked for and means nothing on this host; to be logged once.
+    #[serde(skip)]
+    pub(crate) warnings: Vec<String>,
+}
+
+/// An image that is mounted as a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ImageMount {
+    /// Name or id in the image store.
+    pub(crate) image: String,
+    /// The part of it that is mounted; empty for all.
+    pub(crate) sub_path: String,
+}
+
+/// Makes the configuration of a container. Pure.
+///
+/// # Errors
+/// The first request that cannot be honoured.
+pub(crate) fn container_spec(input: &ContainerInput<'_>) -> Result<ContainerSpec, SpecError> {
+    let context = security::context(input.config);
+    let mut warnings = Vec::new();
+    security::check(input, context, &mut warnings)?;
+    let environment = process::environment(input)?;
+    let process = process::process(input, context, &environment)?;
+    let mounts = mounts::mounts(input, context)?;
+    let linux = linux(input, context, &process)?;
+    let oci = oci::Spec {
+        oci_version: oci::VERSION.to_owned(),
+        process: Some(process),
+        root: Some(oci::Root { path: "rootfs".into(), readonly: context.readonly_rootfs }),
+        mounts: mounts.list,
+        annotations: sandbox::annotations(input),
+        linux: Some(linux),
+        ..oci::Spec::default()
+    };
+    let raw_environment = process::raw(&environment)?;
+    Ok(ContainerSpec { oci, images: mounts.images, raw_environment, warnings })
+}
+
+fn linux(
+    input: &ContainerInput<'_>,
+    context: &v1::LinuxContainerSecurityContext,
+    process: &oci::Process,
+) -> Result<oci::Linux, SpecError> {
+    let users = namespaces::users(input)?;
+    let requested = input.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    let mut resources = requested.map_or_else(|| Ok(oci::Resources::default()), |one| resources(one, input.host))?;
+    resources.devices = security::device_rules(input.prepared, context);
+    let (masked_paths, readonly_paths) = security::covered_paths(context);
+    Ok(oci::Linux {
+        uid_mappings: users.uids.clone(),
+        gid_mappings: users.gids.clone(),
+        resources: Some(resources),
+        cgroups_path: input.cgroup_path.to_owned(),
+        namespaces: namespaces::namespaces(input, context, &users)?,
+        devices: security::devices(input.prepared, &users),
+        seccomp: security::seccomp(input, context, process)?,
+        masked_paths,
+        readonly_paths,
+        ..oci::Linux::default()
+    })
+}
+
+impl ContainerSpec {
+    /// Compiles the start of the container.
+    ///
+    /// # Errors
+    /// The first field that the executor cannot honour.
+    pub(crate) fn launch_plan(&self, facts: &HostFacts) -> Result<LaunchPlan, PlanError> {
+        let mut plan = executor::plan(&self.oci, facts)?;
+        if !self.raw_environment.is_empty() {
+            plan.process.environment.clone_from(&self.raw_environment);
+        }
+        Ok(plan)
+    }
+
+    /// Compiles a further process in the container: its own with other arguments, as CRI's `Exec` and `ExecSync` want it.
+    ///
+    /// # Errors
+    /// No arguments, or what the executor cannot honour.
+    pub(crate) fn exec_plan(&self, args: &[String], tty: bool, facts: &HostFacts) -> Result<ExecPlan, PlanError> {
+        let process = exec_process(&self.oci, args, tty);
+        let options = ExecOptions { container: &self.oci, facts };
+        let mut plan = executor::exec_plan(&process, options)?;
+        if !self.raw_environment.is_empty() {
+            plan.process.environment = process::exec_environment(&self.raw_environment, tty);
+        }
+        Ok(plan)
+    }
+
+    /// Opens the plan's sources, images included. Waits for the file systems they lie on.
+    ///
+    /// `user_namespace` is that of the sandbox, for mounts that are seen through its mapping.
+    ///
+    /// # Errors
+    /// The first source that is missing or refuses an attribute.
+    pub(crate) fn open_sources(
+        &self,
+        plan: &LaunchPlan,
+        user_namespace: Option<BorrowedFd<'_>>,
+        images: &image::Images,
+    ) -> Result<Vec<OwnedFd>, SpecError> {
+        let open = |source: &executor::plan::Source| match self.images.get(&source.path) {
+            Some(mount) => prepare::mount_image(mount, images),
+            None => Ok(executor::prepare::open_source(source, user_namespace)?),
+        };
+        plan.sources.iter().map(open).collect()
+    }
+}
+
+/// The process of an exec: the container's own with other arguments.
+pub(crate) fn exec_process(container: &oci::Spec, args: &[String], tty: bool) -> oci::Process {
+    let own = container.process.clone().unwrap_or_default();
+    let mut env = own.env;
+    if tty {
+        env.push(process::TERMINAL.to_owned());
+    }
+    oci::Process { args: args.to_vec(), terminal: tty, console_size: None, env, ..own }
+}
+
+#[cfg(test)]
+mod tests;
