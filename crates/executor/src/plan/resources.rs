@@ -59,11 +59,9 @@ pub fn device_rules(resources: &oci::Resources) -> Result<Vec<DeviceRule>, PlanE
         minor: *minor,
         access: (*access).to_owned(),
     });
-    let mut rules: Vec<DeviceRule> = defaults.collect();
-    for rule in &resources.devices {
-        rules.push(device_rule(rule)?);
-    }
-    Ok(rules)
+    // The defaults come last: configurations begin with "deny all" and rely on what every container has.
+    let own = resources.devices.iter().map(device_rule).collect::<Result<Vec<_>, _>>()?;
+    Ok(own.into_iter().chain(defaults).collect())
 }
 
 fn device_rule(rule: &oci::DeviceRule) -> Result<DeviceRule, PlanError> {
@@ -79,4 +77,19 @@ fn device_rule(rule: &oci::DeviceRule) -> Result<DeviceRule, PlanError> {
     }
     let number = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
     Ok(DeviceRule { allow: rule.allow, kind, major: number(rule.major), minor: number(rule.minor), access })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_devices_survive_a_denial_of_all() {
+        let devices = vec![oci::DeviceRule { allow: false, access: "rwm".into(), ..oci::DeviceRule::default() }];
+        let rules = device_rules(&oci::Resources { devices, ..oci::Resources::default() }).unwrap();
+        assert_eq!((rules[0].allow, rules[0].kind), (false, 'a'));
+        let last =
+            |major, minor| rules.iter().rev().find(|rule| rule.major == Some(major) && rule.minor == Some(minor));
+        assert!(last(1, 3).is_some_and(|rule| rule.allow));
+    }
 }

@@ -145,6 +145,8 @@ fn kill_tree(dir: &Path) {
 
 pub(super) fn allow_devices(roots: &[(String, PathBuf)], path: &Path, rules: &[DeviceRule]) -> Result<()> {
     let Some(dir) = root_of(roots, "devices").map(|root| root.join(path)) else { return Ok(()) };
+    // A new group allows what its parent does.
+    write(&dir.join("devices.deny"), "a")?;
     for rule in rules {
         let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
         let text = if rule.kind == 'a' {
