@@ -211,7 +211,8 @@ pub struct Mount {
     /// File system type; `bind` or absent for bind mounts.
     #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
     pub kind: String,
-    /// Path on the host for bind mounts, else a name for `/proc/mounts`.
+    /// Path on the host for bind mounts, else a name for `/proc/mounts`. A bind mount without one is of what the root
+    /// itself has at the destination (not the specification's): a directory that stays writable in a read-only root.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
     /// Options as mount(8) writes them, and those of the specification.

@@ -27,6 +27,8 @@ fn main() -> ExitCode {
             ("a_shared_pid_namespace_is_joined", shared_pid),
             ("a_gate_holds_until_it_is_opened", gate),
             ("a_control_group_is_entered", control_group),
+            ("only_allowed_devices_can_be_used", allowed_devices),
+            ("a_volume_of_the_root_stays_writable", own_volume),
         ],
         missing,
     )
@@ -327,4 +329,34 @@ fn control_group() {
     group.delete().unwrap();
     let (text, _) = ended.unwrap();
     assert!(text.lines().any(|line| line == "50"), "{text}");
+}
+
+fn allowed_devices() {
+    let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
+    let group = hierarchy.group(format!("orlop-test-devices-{}", std::process::id()));
+    group.create().unwrap();
+    let denied = oci::DeviceRule { allow: false, access: "rwm".into(), ..oci::DeviceRule::default() };
+    let resources = oci::Resources { devices: vec![denied], ..oci::Resources::default() };
+    let rules = executor::device_rules(&resources).unwrap();
+    let ended = group.allow_devices(&rules).map(|()| {
+        // The kernel's log (1:11) is nobody's default device; zero (1:5) is everybody's.
+        let script = "mknod /dev/log c 1 11; head -c1 /dev/zero | wc -c; head -c1 /dev/log 2>&1 | grep -c permitted";
+        let fds = LaunchFds { cgroup: Some(group.entry().unwrap()), ..LaunchFds::default() };
+        start(&Tree::new(), &spec(script), fds).map(Run::end)
+    });
+    group.delete().unwrap();
+    let (text, _) = ended.unwrap().unwrap();
+    assert_eq!(lines(&text), ["1", "1"], "{text}");
+}
+
+fn own_volume() {
+    let tree = Tree::new();
+    std::fs::create_dir(tree.dir.path().join("data")).unwrap();
+    std::fs::write(tree.dir.path().join("data/file"), "image\n").unwrap();
+    let mut spec = spec("cat /data/file; touch /data/new /fresh/new && echo rw; touch /new 2>/dev/null || echo ro");
+    spec.root = Some(Root { readonly: true, ..Root::default() });
+    spec.mounts.extend([mount("/data", "bind", &["rbind"]), mount("/fresh", "bind", &["rbind"])]);
+    let (text, _) = start(&tree, &spec, LaunchFds::default()).unwrap().end();
+    assert_eq!(lines(&text), ["image", "rw", "ro"]);
+    assert!(tree.dir.path().join("data/new").exists(), "it is the root's own directory");
 }

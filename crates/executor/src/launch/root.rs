@@ -75,6 +75,7 @@ fn make(one: &MountPlan, plan: &RootPlan, root: BorrowedFd<'_>, mounts: &[OwnedF
             let source = fd_at(mounts, *index, at)?;
             attach(source, root, at)
         }
+        Mounted::Own => own(root, at),
         Mounted::New(filesystem) => {
             let fresh = new_filesystem(filesystem, at)?;
             if filesystem.copy_up {
@@ -117,6 +118,13 @@ fn attach(mount: BorrowedFd<'_>, root: BorrowedFd<'_>, at: &str) -> Result<(), L
     let kind = if path::is_directory(mount).step(Step::Mount, at)? { Kind::Directory } else { Kind::File };
     let target = path::make_in_root(root, Path::new(at), kind).step(Step::Mount, at)?;
     mount::attach(mount, target.as_fd()).step(Step::Mount, at)
+}
+
+/// Mounts what is at a path over itself; a directory where there is nothing.
+fn own(root: BorrowedFd<'_>, at: &str) -> Result<(), LaunchError> {
+    let target = path::make_in_root(root, Path::new(at), Kind::Directory).step(Step::Mount, at)?;
+    let copy = mount::copy_tree_at(target.as_fd(), true).step(Step::Mount, at)?;
+    mount::attach(copy.as_fd(), target.as_fd()).step(Step::Mount, at)
 }
 
 /// Devices and links of `/dev`. It is the container's own fresh tmpfs, so nothing is there to be followed.

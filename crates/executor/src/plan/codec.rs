@@ -44,6 +44,7 @@ impl Wire for Mounted {
                 2u16.put(out);
                 filesystem.put(out);
             }
+            Self::Own => 3u16.put(out),
         }
     }
     fn take(input: &mut &[u8]) -> Result<Self, DecodeError> {
@@ -51,6 +52,7 @@ impl Wire for Mounted {
             0 => u32::take(input).map(Self::Source),
             1 => FilesystemPlan::take(input).map(Self::New),
             2 => FilesystemPlan::take(input).map(Self::Devices),
+            3 => Ok(Self::Own),
             other => Err(DecodeError::Unknown(other.into())),
         }
     }

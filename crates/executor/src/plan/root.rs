@@ -79,6 +79,7 @@ fn mount_plans(mount: &oci::Mount, facts: &HostFacts, sources: &mut Vec<Source>)
     let options = Options::parse(mount)?;
     let one = |what| Ok(vec![MountPlan { target: target.clone(), what, is_file: false }]);
     match (options.bind, mount.kind.as_str()) {
+        (Some(_), _) if mount.source.is_empty() => one(Mounted::Own),
         (Some(recursive), _) => {
             sources.push(source(mount, &target, recursive, options)?);
             one(Mounted::Source(index(sources.len() - 1)))

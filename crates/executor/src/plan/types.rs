@@ -158,6 +158,8 @@ pub enum Mounted {
     New(FilesystemPlan),
     /// A tmpfs with the device nodes: the container's `/dev`.
     Devices(FilesystemPlan),
+    /// What the root has at the target itself, as a mount of its own: it stays writable where the root does not.
+    Own,
 }
 
 /// A file system to make.
