@@ -1,0 +1,152 @@
+//! Both services of CRI as gRPC on one Unix socket, for node agents that are other programs: crictl, a foreign kubelet.
+//!
+//! ```text
+//! socket ─► AnyAuthority ─► HTTP/2 ─► path ─┬─ /runtime.v1.RuntimeService/… ─► RuntimeService
+//!                                           ├─ /runtime.v1.ImageService/…   ─► ImageService
+//!                                           ╰─ any other                    ─► Unimplemented
+//! ```
+//!
+//! A call whose client goes away is dropped where it waits, its `grpc-timeout` is the client's business alone: what
+//! has to be finished nevertheless, the services finish.
+
+mod authority;
+mod services;
+mod socket;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower_service::Service as _;
+
+use crate::v1::image_service_server::ImageServiceServer;
+use crate::v1::runtime_service_server::RuntimeServiceServer;
+use crate::{ImageService, RuntimeService};
+use authority::AnyAuthority;
+use services::Served;
+pub use socket::{BindError, bind};
+
+/// The longest message in either direction; what upstream's clients and runtimes allow.
+pub const MESSAGE_MAX: usize = 16 << 20;
+
+/// How long no connection is accepted after the kernel had no resources for one.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+type RuntimeServer = RuntimeServiceServer<Served<dyn RuntimeService>>;
+type ImageServer = ImageServiceServer<Served<dyn ImageService>>;
+
+/// The two services, ready to answer.
+#[derive(Clone)]
+struct Services {
+    runtime: RuntimeServer,
+    images: ImageServer,
+}
+
+/// Serves until `stop`, then no longer accepts connections nor calls, ends streams, and waits for the answers of the
+/// calls that are under way. How long that may last is the caller's decision: dropping the future cuts off the rest.
+/// The file of the socket is removed at the end.
+pub async fn serve(
+    listener: UnixListener,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+    stop: CancellationToken,
+) {
+    let services = Services::new(runtime, images, &stop);
+    let tasks = Tasks::new();
+    let _cut_off = tasks.cut_off.clone().drop_guard();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => tasks.spawn(connection(stream, services.clone(), tasks.clone(), stop.clone())),
+            Err(error) => {
+                tracing::warn!(%error, "a CRI client could not connect");
+                // The kernel has no event for descriptors or memory that become free.
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+    socket::remove(&listener);
+    drop(listener);
+    tasks.tracker.close();
+    tasks.tracker.wait().await;
+}
+
+impl Services {
+    fn new(runtime: Arc<dyn RuntimeService>, images: Arc<dyn ImageService>, stop: &CancellationToken) -> Self {
+        let runtime = RuntimeServiceServer::new(Served { service: runtime, stop: stop.clone() });
+        let images = ImageServiceServer::new(Served { service: images, stop: stop.clone() });
+        Self {
+            runtime: runtime.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX),
+            images: images.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX),
+        }
+    }
+
+    async fn call(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        match request.uri().path().split('/').nth(1) {
+            Some(RuntimeServer::NAME) => self.runtime.call(request).await,
+            Some(ImageServer::NAME) => self.images.call(request).await,
+            _ => {
+                let message = format!("{} is no call of CRI v1", request.uri().path());
+                Ok(tonic::Status::unimplemented(message).into_http())
+            }
+        }
+    }
+}
+
+/// Speaks HTTP/2 with one client until it goes, or until all its calls are answered after `stop`.
+async fn connection(stream: UnixStream, services: Services, tasks: Tasks, stop: CancellationToken) {
+    let io = TokioIo::new(AnyAuthority::new(stream));
+    let answer = service_fn(move |request| services.clone().call(request));
+    let connection =
+        hyper::server::conn::http2::Builder::new(tasks).timer(TokioTimer::new()).serve_connection(io, answer);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error = &error as &dyn std::error::Error, "a CRI client's connection broke");
+    }
+}
+
+/// The connections and their calls; all of them end when `cut_off` says so.
+#[derive(Clone)]
+struct Tasks {
+    tracker: TaskTracker,
+    cut_off: CancellationToken,
+}
+
+impl Tasks {
+    fn new() -> Self {
+        Self { tracker: TaskTracker::new(), cut_off: CancellationToken::new() }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let cut_off = self.cut_off.clone();
+        self.tracker.spawn(async move { cut_off.run_until_cancelled(task).await });
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.spawn(task);
+    }
+}
