@@ -56,6 +56,14 @@ pub fn open_proc() -> Result<OwnedFd> {
     Err(Error { call: "open", subject: "/proc (not a procfs)".to_owned(), errno: Errno::XDEV })
 }
 
+/// A place of the host as `O_PATH`: it can be copied, or mounted upon, while it is in the caller's mount namespace.
+///
+/// # Errors
+/// `ENOENT`.
+pub fn open_place(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during("open", path.display())
+}
+
 fn open(root: BorrowedFd<'_>, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o644) } else { Mode::empty() };

@@ -23,7 +23,11 @@ pub(super) fn enter(
     stdio: &Stdio,
 ) -> Result<Option<OwnedFd>, LaunchError> {
     mount::set_propagation(Path::new("/"), Propagation::Private, true).step(Step::Root, "/")?;
-    let null = mount::copy_tree(Path::new("/dev/null"), false).step(Step::MaskedPath, "/dev/null")?;
+    // A place in this namespace's tree: a detached mount could not be copied again before Linux 6.15.
+    let null = path::open_place(Path::new("/dev/null")).step(Step::MaskedPath, "/dev/null")?;
+    // A copy of a shared mount is its peer, and pivot_root takes none such.
+    let private = Change { propagation: Some(Propagation::Private), recursive: true, ..Change::default() };
+    mount::set_attributes(root, &private).step(Step::Root, "private")?;
     // Any directory of the host will do: pivot_root wants a mount point, and takes it away from there.
     mount::attach_at(root, Path::new("/proc")).step(Step::Root, "attaching")?;
     for one in &plan.mounts {
