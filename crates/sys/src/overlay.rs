@@ -38,8 +38,10 @@ impl Overlay<'_> {
     /// Mounts it by the newest way that this kernel knows.
     pub fn mount(&self, restrict: Restrict, scratch: &Path) -> io::Result<OwnedFd> {
         match self.mount_by_descriptors(restrict) {
-            // Unknown parameters and descriptors that are not taken: an older kernel.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EBADF)) => {
+            // Unknown parameters and descriptors that are not taken (EOPNOTSUPP before 6.5): an older kernel.
+            Err(e)
+                if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EBADF | libc::EOPNOTSUPP)) =>
+            {
                 self.mount_by_string(restrict, scratch)
             }
             other => other,
@@ -113,21 +115,22 @@ fn c_options(options: &str) -> io::Result<std::ffi::CString> {
     crate::tree::c_string(options.as_bytes())
 }
 
-/// Gives a layer a short name that mount options can hold: a directory by its descriptor, a detached mount by attaching it.
+/// Gives a layer a short name that mount options can hold: a detached mount is attached, a directory is opened once more,
+/// because overlayfs takes layers of the caller's own mount namespace only.
 fn attach(layer: BorrowedFd<'_>, scratch: &Path, number: usize) -> io::Result<String> {
     let place = scratch.join(number.to_string());
     make_dir(&place)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    match rustix::mount::move_mount(layer, "", rustix::fs::CWD, &place, flags) {
-        Ok(()) => {
-            let attached = rustix::fs::open(&place, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
-            let name = format!("/proc/self/fd/{}", attached.as_raw_fd());
-            // Open until the thread's mount is made: descriptors outlive this function on purpose and close with `places`.
-            KEPT.with(|kept| kept.borrow_mut().push(attached));
-            Ok(name)
-        }
-        Err(_) => Ok(format!("/proc/self/fd/{}", layer.as_raw_fd())),
-    }
+    let here = match rustix::mount::move_mount(layer, "", rustix::fs::CWD, &place, flags) {
+        Ok(()) => place,
+        Err(_) => std::fs::read_link(format!("/proc/thread-self/fd/{}", layer.as_raw_fd()))?,
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let here = rustix::fs::open(&here, flags, Mode::empty())?;
+    let name = format!("/proc/thread-self/fd/{}", here.as_raw_fd());
+    // Open until the thread's mount is made: descriptors outlive this function on purpose and close with the thread.
+    KEPT.with(|kept| kept.borrow_mut().push(here));
+    Ok(name)
 }
 
 thread_local! {
