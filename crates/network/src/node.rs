@@ -28,6 +28,8 @@ pub(crate) struct Node {
 struct State {
     pool: Pool,
     slots: Vec<Slot>,
+    /// Links of slots that are not whole yet.
+    in_the_making: Vec<String>,
     sandboxes: HashMap<String, Record>,
     open: bool,
 }
@@ -62,7 +64,13 @@ impl Node {
             bridge: Bridge::open(config, pool.gateways())?,
             records: Records::open(&config.run_dir).during(&run_dir, "opening the run directory")?,
             slots_wanted: config.prepared_slots,
-            state: Mutex::new(State { pool, slots: Vec::new(), sandboxes: HashMap::new(), open: false }),
+            state: Mutex::new(State {
+                pool,
+                slots: Vec::new(),
+                in_the_making: Vec::new(),
+                sandboxes: HashMap::new(),
+                open: false,
+            }),
         })
     }
 
@@ -124,7 +132,9 @@ impl Node {
                 let Link::Veth(veth) = &record.link;
                 (veth == port).then(|| format!("sandbox {id}"))
             };
-            let slot = || state.slots.iter().any(|slot| slot.link.veth == *port).then(|| "prepared slot".to_owned());
+            let is_slot =
+                || state.slots.iter().map(|slot| &slot.link.veth).chain(&state.in_the_making).any(|veth| veth == port);
+            let slot = || is_slot().then(|| "prepared slot".to_owned());
             state.sandboxes.iter().find_map(of_sandbox).or_else(slot)
         };
         Ok(ports.into_iter().map(|port| (owner(&port), port)).map(|(owner, port)| (port, owner)).collect())
@@ -230,14 +240,22 @@ impl Node {
 
     /// Makes a slot.
     pub(crate) fn add_slot(&self) -> Result<(), NetworkError> {
-        let ips = self.state().pool.allocate()?;
-        match self.bridge.create_pod("prepared slot", veth_name(), ips.clone()) {
+        let veth = veth_name();
+        let ips = {
+            let mut state = self.state();
+            let ips = state.pool.allocate()?;
+            state.in_the_making.push(veth.clone());
+            ips
+        };
+        let kept = match self.bridge.create_pod("prepared slot", veth.clone(), ips.clone()) {
             Ok((namespace, link)) => self.keep_slot(Slot { namespace, link }),
             Err(error) => {
                 self.state().pool.release(&ips);
                 Err(error)
             }
-        }
+        };
+        self.state().in_the_making.retain(|other| *other != veth);
+        kept
     }
 
     fn keep_slot(&self, slot: Slot) -> Result<(), NetworkError> {
