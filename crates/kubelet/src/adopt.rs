@@ -24,7 +24,8 @@ pub(crate) async fn everything(context: &Context) -> Result<HashMap<String, Foun
     for sandbox in runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?.items {
         let Some(uid) = sandbox.labels.get(label::POD_UID) else { continue };
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.id.clone(), verbose: false };
-        if let Ok(v1::PodSandboxStatusResponse { status: Some(status), .. }) = runtime.pod_sandbox_status(request).await {
+        if let Ok(v1::PodSandboxStatusResponse { status: Some(status), .. }) = runtime.pod_sandbox_status(request).await
+        {
             all.entry(uid.clone()).or_default().sandboxes.push(status);
         }
     }
@@ -62,13 +63,7 @@ pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<
 }
 
 /// Puts the newest run of a container into the view; a change when it ended and the record does not know.
-fn take_in(
-    context: &Context,
-    pod: &Pod,
-    view: &mut View,
-    name: &str,
-    status: &v1::ContainerStatus,
-) -> Option<Change> {
+fn take_in(context: &Context, pod: &Pod, view: &mut View, name: &str, status: &v1::ContainerStatus) -> Option<Change> {
     let attempt = i32::try_from(attempt_of(status)).unwrap_or(0);
     let record: &mut Record = &mut view.record;
     let own = record.containers.entry(name.to_owned()).or_default();

@@ -54,10 +54,7 @@ impl Kubelet {
 
     /// Why a pod is not further than it is.
     pub fn explain(&self, uid: &str) -> Option<Explanation> {
-        self.look(uid, |shown| Explanation {
-            waiting: waiting(shown),
-            steps: shown.timeline.steps(),
-        })
+        self.look(uid, |shown| Explanation { waiting: waiting(shown), steps: shown.timeline.steps() })
     }
 
     /// The runtime's id of a pod's container: the one that runs, or the newest that ended.
@@ -134,7 +131,9 @@ fn age_ms(shown: &Shown) -> f64 {
 }
 
 fn probe_text(shown: &Shown, container: &str) -> String {
-    let Some(record) = shown.view.record.containers.get(container) else { return "it has not been probed yet".to_owned() };
+    let Some(record) = shown.view.record.containers.get(container) else {
+        return "it has not been probed yet".to_owned();
+    };
     let Some((_, spec)) = pod::spec::container(&shown.pod, container) else { return String::new() };
     let mut texts = record.probes.active(spec).filter_map(|kind| {
         let (outcome, count) = record.probes.get(kind).streak?;

@@ -144,7 +144,8 @@ impl Manager {
     fn dispatch(&self, event: v1::ContainerEventResponse) {
         let sandbox = event.pod_sandbox_status.as_ref();
         let uid = sandbox.and_then(|sandbox| sandbox.metadata.as_ref()).map(|metadata| metadata.uid.clone());
-        let labelled = || event.containers_statuses.iter().find_map(|status| status.labels.get(label::POD_UID).cloned());
+        let labelled =
+            || event.containers_statuses.iter().find_map(|status| status.labels.get(label::POD_UID).cloned());
         let Some(uid) = uid.or_else(labelled) else { return };
         if let Some(worker) = self.lock().get(&uid) {
             let _ = worker.events.send(Event::Runtime(event)); // It may just be ending.

@@ -184,7 +184,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_http_answer_below_400_is_a_success() {
-        let (port, served) = serve("HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nContent-Length: 0\r\n\r\n").await;
+        let (port, served) =
+            serve("HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nContent-Length: 0\r\n\r\n").await;
         let headers = json!([{"name": "X-Who", "value": "me"}]);
         let (outcome, text) = ask(json!({"httpGet": {"path": "/a?b=c", "port": port, "httpHeaders": headers}})).await;
         assert_eq!((outcome, text.as_str()), (Outcome::Success, ""));

@@ -28,7 +28,9 @@ impl Records {
     pub(crate) fn load(&self, uid: &str) -> Option<Record> {
         let text = fs::read(self.path(uid)?).ok()?;
         serde_json::from_slice(&text)
-            .inspect_err(|error| tracing::warn!(uid, %error, "the record of a pod cannot be read; restart counts begin anew"))
+            .inspect_err(
+                |error| tracing::warn!(uid, %error, "the record of a pod cannot be read; restart counts begin anew"),
+            )
             .ok()
     }
 

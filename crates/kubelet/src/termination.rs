@@ -64,10 +64,8 @@ mod tests {
         let (file, log) = (dir.path().join("message"), dir.path().join("0.log"));
         std::fs::write(&file, "").unwrap();
         std::fs::write(&log, "2026-01-01T00:00:00Z stderr F one\n2026-01-01T00:00:00Z stderr F two words\n").unwrap();
-        let policy = |policy: &str| Container {
-            termination_message_policy: Some(policy.to_owned()),
-            ..Container::default()
-        };
+        let policy =
+            |policy: &str| Container { termination_message_policy: Some(policy.to_owned()), ..Container::default() };
         assert_eq!(message(&policy("File"), 1, &file, &log), "");
         assert_eq!(message(&policy("FallbackToLogsOnError"), 0, &file, &log), "");
         assert_eq!(message(&policy("FallbackToLogsOnError"), 1, &file, &log), "one\ntwo words\n");

@@ -20,5 +20,6 @@ mod view;
 pub use decide::{Action, Plan, Stop, decide};
 pub use qos::QosClass;
 pub use view::{
-    Change, ContainerRecord, ContainerView, Deletion, Note, NoteKind, Outage, Record, Run, Running, Sandbox, Setup, View,
+    Change, ContainerRecord, ContainerView, Deletion, Note, NoteKind, Outage, Record, Run, Running, Sandbox, Setup,
+    View,
 };

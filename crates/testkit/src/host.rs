@@ -1,6 +1,6 @@
 //! The machine that the tests and the demo run on: its package manager, and programs run with a clear failure.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
@@ -23,14 +23,15 @@ impl Tool {
     }
 
     fn is_present(&self) -> bool {
-        if self.program.starts_with('/') {
-            return Path::new(self.program).exists();
-        }
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path)
-            .chain(["/usr/sbin".into(), "/sbin".into()])
-            .any(|dir| dir.join(self.program).exists())
+        find(self.program).is_some()
     }
+}
+
+/// Where a program lies; an absolute path is looked at as it is.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    dirs.map(|dir| dir.join(program)).find(|file| file.exists())
 }
 
 /// Installs what is missing of `tools` by the distribution's package manager and says which.

@@ -2,6 +2,9 @@
 //!
 //! Everything here may start programs and may be slow; nothing of it is part of the node.
 
+#![allow(clippy::disallowed_methods, reason = "fixtures start programs")]
+#![allow(clippy::print_stdout, reason = "a test program speaks on stdout")]
+
 pub mod cache;
 pub mod host;
 pub mod image;

@@ -152,7 +152,12 @@ impl Job {
         match probing::hook(runtime, self.target(container, id), handler, None).await {
             Ok(()) => self.change(Change::PostStarted { container: name.to_owned(), id: id.to_owned() }),
             Err(message) => {
-                self.context.warning(&self.pod, "FailedPostStartHook", format!("PostStartHook failed: {message}"), Some(name));
+                self.context.warning(
+                    &self.pod,
+                    "FailedPostStartHook",
+                    format!("PostStartHook failed: {message}"),
+                    Some(name),
+                );
                 let reason = "FailedPostStartHook".to_owned();
                 let grace_s = pod::spec::grace_s(&self.pod);
                 self.stop(&Stop { container: name.to_owned(), id: id.to_owned(), grace_s, reason }).await;

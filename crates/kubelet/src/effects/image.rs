@@ -47,7 +47,8 @@ impl Job {
             let Some(source) = &volume.image else { continue };
             let image = source.reference.as_deref().unwrap_or_default();
             let policy = source.pull_policy.as_deref().unwrap_or_else(|| default_policy(image));
-            let found = self.ensure(&Wanted { image, policy, container: None }).await.map_err(|failed| failed.message)?;
+            let found =
+                self.ensure(&Wanted { image, policy, container: None }).await.map_err(|failed| failed.message)?;
             volumes.set_image(&volume.name, &found.id);
         }
         Ok(())
@@ -95,11 +96,8 @@ impl Job {
             if known.is_empty() { vec![None] } else { known.into_iter().map(Some).collect() };
         let mut cause = String::new();
         for auth in tries {
-            let request = v1::PullImageRequest {
-                image: Some(spec(image)),
-                auth,
-                sandbox_config: self.sandbox_config(0).ok(),
-            };
+            let request =
+                v1::PullImageRequest { image: Some(spec(image)), auth, sandbox_config: self.sandbox_config(0).ok() };
             match self.context.parts.images.pull_image(request).await {
                 Ok(_) => {
                     let found = self.find(image).await?.ok_or_else(|| failed("it was removed meanwhile".to_owned()))?;

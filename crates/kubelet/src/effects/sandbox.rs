@@ -39,7 +39,8 @@ impl Job {
         if pod::spec::of(&self.pod).host_users == Some(false) {
             return Err("hostUsers: false is not supported yet; remove it".to_owned());
         }
-        generate::sandbox_config(&self.context.config.generate, &self.pod, attempt, None).map_err(|error| error.to_string())
+        generate::sandbox_config(&self.context.config.generate, &self.pod, attempt, None)
+            .map_err(|error| error.to_string())
     }
 
     pub(super) async fn remove_sandbox(&self, id: &str) {
@@ -52,7 +53,8 @@ impl Job {
     pub(super) async fn stop_and_remove(&self, id: &str) -> Result<(), String> {
         let runtime = &self.context.parts.runtime;
         let pod_sandbox_id = id.to_owned();
-        let stopped = runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await;
+        let stopped =
+            runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await;
         gone_is_fine(stopped.map(drop))?;
         gone_is_fine(runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id }).await.map(drop))
     }

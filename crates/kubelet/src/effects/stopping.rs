@@ -43,7 +43,12 @@ impl Job {
             Ok(Err(message)) => message,
             Err(_) => format!("it did not end within the grace period of {} s", grace.as_secs()),
         };
-        self.context.warning(&self.pod, "FailedPreStopHook", format!("PreStopHook failed: {message}"), Some(&container.name));
+        self.context.warning(
+            &self.pod,
+            "FailedPreStopHook",
+            format!("PreStopHook failed: {message}"),
+            Some(&container.name),
+        );
     }
 
     /// Asks until the container has ended: a pod whose process may still write must not count as gone.

@@ -14,7 +14,9 @@ const SERVING: u8 = 1;
 /// Asks whether `service` serves.
 pub(super) async fn check(address: SocketAddr, service: &str) -> Result<(), String> {
     let failed = |error: hyper::Error| format!("gRPC with {address}: {error}");
-    let stream = TcpStream::connect(address).await.map_err(|error| format!("timeout: failed to connect service {address}: {error}"))?;
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|error| format!("timeout: failed to connect service {address}: {error}"))?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(failed)?;
     let request = Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))

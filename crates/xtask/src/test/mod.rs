@@ -1,10 +1,15 @@
 //! All tests, each kind once, with a closing line that counts them.
 
+mod count;
+mod vm;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use testkit::host::{self, Tool};
+
+use count::Count;
 
 use crate::workspace::{build_release, cargo};
 
@@ -20,32 +25,42 @@ const TOOLS: &[Tool] = &[
 /// What to run.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only the tests of the crates; not the voyage through the whole node.
+    /// Only the tests of the crates on this kernel: no virtual machine, no voyage through the whole node.
     #[arg(long)]
     quick: bool,
+    /// Only one part.
+    #[arg(long, conflicts_with = "quick")]
+    only: Option<Part>,
 }
 
-/// How many tests passed, failed and were skipped.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Count {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
+/// A part of the tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// All crates, on this kernel.
+    Crates,
+    /// What needs root, in a virtual machine with control groups version 2.
+    Vm,
+    /// The example on a whole node.
+    Voyage,
 }
 
-impl Count {
-    /// Adds one result line of a test program: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    fn add_line(&mut self, line: &str) {
-        let Some(rest) = line.strip_prefix("test result: ") else {
-            return;
-        };
-        let number = |word: &str| -> u64 {
-            let before = rest.split_once(&format!(" {word}")).map_or("", |(before, _)| before);
-            before.rsplit([' ', '.']).next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
-        };
-        self.passed += number("passed");
-        self.failed += number("failed");
-        self.ignored += number("ignored");
+impl Part {
+    fn run(self, count: &mut Count) -> anyhow::Result<()> {
+        match self {
+            Self::Crates => crates(count),
+            Self::Vm => vm::run(count),
+            Self::Voyage => voyage(count),
+        }
+    }
+}
+
+impl Options {
+    fn parts(&self) -> Vec<Part> {
+        match self.only {
+            Some(part) => vec![part],
+            None if self.quick => vec![Part::Crates],
+            None => vec![Part::Crates, Part::Vm, Part::Voyage],
+        }
     }
 }
 
@@ -56,16 +71,28 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     host::install(TOOLS)?;
     host::install(crate::images::TOOLS)?;
+    host::install(crate::lab::vm::TOOLS)?;
     let mut count = Count::default();
-    let result = crates(&mut count).and_then(|()| if options.quick { Ok(()) } else { voyage(&mut count) });
-    println!("tests: {} passed, {} failed, {} skipped", count.passed, count.failed, count.ignored);
-    result
+    let mut faults = Vec::new();
+    for part in options.parts() {
+        let before = count.failed;
+        if let Err(error) = part.run(&mut count) {
+            println!("{error:#}");
+            faults.push(error);
+            count.failed = count.failed.max(before + 1);
+        }
+    }
+    println!("tests: {count}");
+    match faults.into_iter().next() {
+        Some(first) => Err(first),
+        None => Ok(()),
+    }
 }
 
 /// The tests of all crates; built outside, run inside a network namespace without a way out.
 fn crates(count: &mut Count) -> anyhow::Result<()> {
     crate::workspace::run(&mut cargo(&["test", "--workspace", "--no-run", "--quiet"]))?;
-    let binaries = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    let binaries = cargo(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     let ok = counted(in_private_network(binaries), count)?;
     if !ok {
         bail!("tests of the crates failed; the names stand above");
@@ -75,7 +102,7 @@ fn crates(count: &mut Count) -> anyhow::Result<()> {
 
 fn voyage(count: &mut Count) -> anyhow::Result<()> {
     let orlop = build_release()?;
-    let points = crate::demo::once(&orlop).inspect_err(|_| count.failed += 1)?;
+    let points = crate::demo::once(&orlop)?;
     count.passed += points as u64;
     Ok(())
 }
@@ -95,12 +122,33 @@ fn in_private_network(command: Command) -> Command {
 fn counted(mut command: Command, count: &mut Count) -> anyhow::Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start {command:?}"))?;
     let stdout = child.stdout.take().context("stdout is piped")?;
+    let mut view = View::default();
     for line in BufReader::new(stdout).lines() {
         let line = line?;
         count.add_line(&line);
-        writeln!(std::io::stdout(), "{line}")?;
+        if view.shows(&line) {
+            writeln!(std::io::stdout(), "{line}")?;
+        }
     }
     Ok(child.wait()?.success())
+}
+
+/// Of what tests print that passed, only why they were skipped is worth showing.
+#[derive(Default)]
+struct View {
+    in_successes: bool,
+}
+
+impl View {
+    fn shows(&mut self, line: &str) -> bool {
+        match line {
+            "successes:" => self.in_successes = true,
+            "failures:" => self.in_successes = false,
+            _ if line.starts_with("test result: ") => self.in_successes = false,
+            _ => {}
+        }
+        !self.in_successes || line.starts_with("skipped: ")
+    }
 }
 
 #[cfg(test)]
@@ -108,12 +156,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn result_lines_are_counted() {
-        let mut count = Count::default();
-        count
-            .add_line("test result: ok. 13 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s");
-        count.add_line("test result: FAILED. 1 passed; 4 failed; 0 ignored; 0 measured");
-        count.add_line("test foo ... ok");
-        assert_eq!(count, Count { passed: 14, failed: 4, ignored: 2 });
+    fn of_successes_only_skips_are_shown() {
+        let mut view = View::default();
+        let text = "test a ... ok\nsuccesses:\n---- a stdout ----\nskipped: needs b\nfailures:\nc\nsuccesses:\n    a\n\
+                    test result: ok. 1 passed";
+        let shown: Vec<&str> = text.lines().filter(|line| view.shows(line)).collect();
+        assert_eq!(shown, ["test a ... ok", "skipped: needs b", "failures:", "c", "test result: ok. 1 passed"]);
     }
 }

@@ -1,0 +1,171 @@
+//! What the machine boots from: an initramfs that finds the disk, the disk with a small distribution, and the jobs'
+//! own disk. The machine writes to a throw-away layer above them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+use testkit::{cache, host};
+
+use super::Job;
+use super::kernel::Kernel;
+
+const START: &str = include_str!("start.sh");
+const INIT: &str = include_str!("init.sh");
+
+/// Modules without which the disk is not seen.
+const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
+
+/// Programs that tests start or compare with, taken from the host with their libraries; the node needs none of them.
+const PROGRAMS: &[&str] = &["ip", "nft", "conntrack", "docker-registry"];
+
+/// Sizes of the sparse disks.
+const SYSTEM_SIZE: &str = "8G";
+const JOBS_SIZE: &str = "2G";
+
+/// What is the same for every run.
+pub(super) struct System {
+    dir: PathBuf,
+}
+
+impl System {
+    /// From the cache, unless the kernel, a script or a program of the host has changed.
+    pub(super) fn make(kernel: &Kernel) -> anyhow::Result<Self> {
+        let programs = host_programs()?;
+        let mut parts = vec![kernel.key().into_bytes(), START.into(), INIT.into()];
+        for file in programs.iter().chain([&busybox()?]) {
+            parts.push(file.as_os_str().as_encoded_bytes().to_vec());
+            parts.push(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
+        }
+        let key = cache::key(parts.iter().map(Vec::as_slice));
+        let dir = cache::entry("vm-system", &key, |dir| {
+            eprintln!("building the machine's disk");
+            initramfs(kernel, &dir.join("initramfs.gz"))?;
+            system_disk(kernel, &programs, &dir.join("disk.ext4"))
+        })?;
+        Ok(Self { dir })
+    }
+
+    pub(super) fn initramfs(&self) -> PathBuf {
+        self.dir.join("initramfs.gz")
+    }
+
+    pub(super) fn disk(&self) -> PathBuf {
+        self.dir.join("disk.ext4")
+    }
+}
+
+/// A disk with the jobs' programs, without their debug sections, and the list that the machine works through.
+pub(super) fn jobs_disk(jobs: &[Job], scratch: &Path) -> anyhow::Result<PathBuf> {
+    let root = scratch.join("jobs");
+    std::fs::create_dir_all(&root)?;
+    let mut list = String::new();
+    for job in jobs {
+        for program in &job.programs {
+            let name = program.file_name().with_context(|| format!("{} is no program", program.display()))?;
+            strip(program, &root.join(name))?;
+        }
+        list.push_str(&format!("{}\t{}\n", job.name, job.command));
+    }
+    std::fs::write(root.join("list"), list)?;
+    let disk = scratch.join("jobs.ext4");
+    make_disk(&root, &disk, JOBS_SIZE)?;
+    Ok(disk)
+}
+
+fn strip(program: &Path, to: &Path) -> anyhow::Result<()> {
+    let stripped = host::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(program));
+    // A script has nothing to strip.
+    stripped.or_else(|_| std::fs::copy(program, to).map(drop).with_context(|| format!("copy {}", program.display())))
+}
+
+fn initramfs(kernel: &Kernel, archive: &Path) -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let root = scratch.path();
+    for dir in ["bin", "dev", "proc", "disk", "modules"] {
+        std::fs::create_dir_all(root.join(dir))?;
+    }
+    std::fs::copy(busybox()?, root.join("bin/busybox")).context("copy busybox")?;
+    let mut order = String::new();
+    for file in kernel.load_order(DISK_MODULES)? {
+        let name = plain_module(&file, &root.join("modules"))?;
+        order.push_str(&format!("{name}\n"));
+    }
+    std::fs::write(root.join("modules/order"), order)?;
+    write_program(&root.join("init"), START)?;
+    let pack = "find . | cpio --quiet -o -H newc | gzip -1 > \"$0\"";
+    host::run(Command::new("sh").args(["-c", pack]).arg(archive).current_dir(root))
+}
+
+/// Copies a module, decompressed: busybox's `insmod` takes it as it is. Returns its name.
+fn plain_module(file: &Path, to: &Path) -> anyhow::Result<String> {
+    let name = file.file_name().and_then(|name| name.to_str()).context("a module has a name")?;
+    let Some(plain) = name.strip_suffix(".xz") else {
+        std::fs::copy(file, to.join(name))?;
+        return Ok(name.to_owned());
+    };
+    std::fs::write(to.join(plain), host::output(Command::new("xz").arg("-dc").arg(file))?)?;
+    Ok(plain.to_owned())
+}
+
+fn system_disk(kernel: &Kernel, programs: &[PathBuf], disk: &Path) -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let root = scratch.path();
+    testkit::image::busybox_root(root)?;
+    for dir in ["usr/sbin", "lib", "root", "run", "jobs", "var/lib", "var/log", "opt"] {
+        std::fs::create_dir_all(root.join(dir))?;
+    }
+    for file in programs {
+        copy_below(file, root)?;
+    }
+    host::run(Command::new("cp").arg("-r").arg(kernel.modules()).arg(root.join("lib/modules")))?;
+    write_program(&root.join("init"), INIT)?;
+    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")?;
+    std::fs::write(root.join("etc/group"), "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n")?;
+    std::fs::write(root.join("etc/hosts"), "127.0.0.1 localhost lab\n")?;
+    make_disk(root, disk, SYSTEM_SIZE)
+}
+
+fn make_disk(root: &Path, disk: &Path, size: &str) -> anyhow::Result<()> {
+    let mut make = Command::new("mke2fs");
+    make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-E", "root_owner=0:0", "-d"]).arg(root).arg(disk).arg(size);
+    host::run(&mut make)
+}
+
+/// The programs, and the libraries that the host's loader would map for them.
+fn host_programs() -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for program in PROGRAMS {
+        let path = host::find(program).with_context(|| format!("{program} is not installed"))?;
+        // It fails for static programs, which need nothing.
+        let libraries = host::output(Command::new("ldd").arg(&path)).unwrap_or_default();
+        files.extend(String::from_utf8_lossy(&libraries).split_whitespace().filter_map(absolute));
+        files.push(path);
+    }
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
+fn absolute(word: &str) -> Option<PathBuf> {
+    word.starts_with('/').then(|| PathBuf::from(word.trim_end_matches(':')))
+}
+
+/// Programs go to `/usr/sbin`, before busybox's in `PATH`; libraries to where the loader looks for them.
+fn copy_below(file: &Path, root: &Path) -> anyhow::Result<()> {
+    let name = file.file_name().context("a file has a name")?;
+    let is_program = PROGRAMS.iter().any(|program| name == *program);
+    let to = if is_program { root.join("usr/sbin").join(name) } else { root.join(file.strip_prefix("/")?) };
+    std::fs::create_dir_all(to.parent().context("below the root")?)?;
+    std::fs::copy(file, &to).map(drop).with_context(|| format!("copy {}", file.display()))
+}
+
+fn busybox() -> anyhow::Result<PathBuf> {
+    host::find("busybox").context("busybox is not installed (package busybox-static)")
+}
+
+fn write_program(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text)?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    Ok(std::fs::set_permissions(path, mode)?)
+}

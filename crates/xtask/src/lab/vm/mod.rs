@@ -1,0 +1,139 @@
+//! A virtual machine with Debian's cloud kernel: what the host's kernel lacks is tested there.
+//!
+//! ```text
+//! kernel package ─► vmlinuz ─────────────┐
+//! busybox, modules, init.sh ─► disk ─────┼─► qemu ─ second serial line ─► @@begin JOB / its output / @@end CODE JOB
+//! test programs (static) ─► jobs' disk ──┘
+//! ```
+
+mod disk;
+mod kernel;
+mod machine;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use testkit::host::{self, Tool};
+
+pub(crate) use machine::{End, Outcome};
+
+use disk::System;
+use kernel::Kernel;
+use machine::Machine;
+
+/// What to run in the machine.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Static programs to take along; each is run without arguments unless --run says otherwise
+    programs: Vec<PathBuf>,
+    /// A shell command to run instead, with the programs in its PATH; may be given several times
+    #[arg(long)]
+    run: Vec<String>,
+    /// Added to the kernel's command line
+    #[arg(long, default_value = "")]
+    append: String,
+    /// Seconds until a job is given up
+    #[arg(long, default_value_t = 600)]
+    limit: u64,
+}
+
+/// What the lab needs on the host.
+pub(crate) const TOOLS: &[Tool] = &[
+    Tool { program: "qemu-system-x86_64", deb: "qemu-system-x86", rpm: "qemu-system-x86-core" },
+    Tool { program: "busybox", deb: "busybox-static", rpm: "busybox" },
+    Tool::new("cpio", "cpio"),
+    Tool::new("depmod", "kmod"),
+    Tool { program: "xz", deb: "xz-utils", rpm: "xz" },
+    Tool::new("mke2fs", "e2fsprogs"),
+    Tool::new("strip", "binutils"),
+    Tool { program: "ip", deb: "iproute2", rpm: "iproute" },
+    Tool::new("nft", "nftables"),
+    Tool { program: "conntrack", deb: "conntrack", rpm: "conntrack-tools" },
+    testkit::registry::TOOL,
+];
+
+/// A command in the machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    /// How it is called in reports.
+    pub(crate) name: String,
+    /// Files that it needs, found by their names in its `PATH`.
+    pub(crate) programs: Vec<PathBuf>,
+    /// One line of shell.
+    pub(crate) command: String,
+}
+
+/// The command.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    if options.programs.is_empty() && options.run.is_empty() {
+        return shell(&options.append);
+    }
+    let limit = Duration::from_secs(options.limit);
+    let outcomes = run_jobs(&jobs(options)?, &options.append, limit, |line| println!("{line}"))?;
+    let failed: Vec<String> = outcomes
+        .iter()
+        .filter(|outcome| outcome.end != End::Code(0))
+        .map(|outcome| format!("{}: {:?}", outcome.name, outcome.end))
+        .collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("failed in the machine: {}", failed.join("; "))
+}
+
+fn jobs(options: &Options) -> anyhow::Result<Vec<Job>> {
+    if options.run.is_empty() {
+        return options.programs.iter().map(|program| program_job(program.clone())).collect();
+    }
+    let job = |command: &String| Job {
+        name: command.replace('\t', " "),
+        programs: options.programs.clone(),
+        command: command.clone(),
+    };
+    Ok(options.run.iter().map(job).collect())
+}
+
+fn program_job(program: PathBuf) -> anyhow::Result<Job> {
+    let name = program.file_name().and_then(|name| name.to_str()).context("a program has a name")?.to_owned();
+    Ok(Job { command: name.clone(), programs: vec![program], name })
+}
+
+/// Runs the jobs one after the other and returns how each ended. A job that takes longer than `limit` ends its machine;
+/// those after it run in a new one. Every line of a job is given to `seen` as it comes.
+///
+/// # Errors
+/// The machine cannot be made or does not boot; its console is in the message.
+pub(crate) fn run_jobs(
+    jobs: &[Job],
+    append: &str,
+    limit: Duration,
+    mut seen: impl FnMut(&str),
+) -> anyhow::Result<Vec<Outcome>> {
+    host::install(TOOLS)?;
+    let kernel = Kernel::fetch()?;
+    let system = System::make(&kernel)?;
+    let scratch = tempfile::tempdir()?;
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    while let Some(rest) = jobs.get(outcomes.len()..).filter(|rest| !rest.is_empty()) {
+        let disk = disk::jobs_disk(rest, scratch.path())?;
+        let qemu = machine::command(&kernel, &system, append)?;
+        let mut machine = Machine::start(qemu, &disk, scratch.path().join("console"))?;
+        let mut done = machine.follow(limit, &mut seen);
+        let Some(last) = done.last_mut() else {
+            bail!("the machine ended before its first job; its console:\n{}", machine.console());
+        };
+        if !matches!(last.end, End::Code(_)) {
+            last.output.push(format!("the kernel's console ends with:\n{}", machine.console()));
+        }
+        outcomes.extend(done);
+    }
+    Ok(outcomes)
+}
+
+fn shell(append: &str) -> anyhow::Result<()> {
+    host::install(TOOLS)?;
+    let kernel = Kernel::fetch()?;
+    let system = System::make(&kernel)?;
+    crate::workspace::run(&mut machine::command(&kernel, &system, append)?)
+}

@@ -1,0 +1,96 @@
+//! The tests that need root once more, in the machine: another kernel, control groups version 2, every controller.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use cargo_metadata::{Artifact, Message, TargetKind};
+
+use super::count::Count;
+use crate::lab::vm::{End, Job, Outcome, run_jobs};
+use crate::workspace::cargo;
+
+/// Crates that talk to the kernel: their programs in `tests/` run in the machine.
+const ON_THE_KERNEL: &[&str] =
+    &["sys", "netfilter", "executor", "keeper", "image", "network", "runtime", "proxy", "kubelet", "orlop"];
+
+/// Crates whose unit tests make system calls too.
+const UNIT_TESTS: &[&str] = &["sys"];
+
+/// Longest run of one program; without acceleration by hardware everything takes about ten times as long.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Runs them and adds to `count`.
+///
+/// # Errors
+/// A test failed, a program did not end, or there is no machine to be had.
+pub(super) fn run(count: &mut Count) -> anyhow::Result<()> {
+    let jobs = jobs()?;
+    println!("running {} test programs in a virtual machine", jobs.len());
+    let outcomes = run_jobs(&jobs, "", LIMIT, |_| {})?;
+    let failed: Vec<&str> =
+        outcomes.iter().filter(|outcome| !report(outcome, count)).map(|outcome| outcome.name.as_str()).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("failed in the machine: {}", failed.join(", "))
+}
+
+/// Prints how a program ended, with its output when it failed. Returns whether it passed.
+fn report(outcome: &Outcome, count: &mut Count) -> bool {
+    let mut own = Count::default();
+    outcome.output.iter().for_each(|line| own.add_line(line));
+    if outcome.end != End::Code(0) && own.failed == 0 {
+        own.failed = 1;
+    }
+    count.add(own);
+    let passed = own.failed == 0;
+    println!("vm: {} ... {own} ({:.0} s)", outcome.name, outcome.took.as_secs_f64());
+    if !passed {
+        println!("---- {} in the machine: {:?}", outcome.name, outcome.end);
+    }
+    for line in outcome.output.iter().filter(|line| !passed || line.starts_with("skipped: ")) {
+        println!("{line}");
+    }
+    passed
+}
+
+/// One job for each test program.
+fn jobs() -> anyhow::Result<Vec<Job>> {
+    let mut build = cargo(&["test", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"]);
+    let output = build.stderr(std::process::Stdio::inherit()).output().context("start cargo test --no-run")?;
+    if !output.status.success() {
+        bail!("cargo test --no-run: {}", output.status);
+    }
+    let mut jobs = Vec::new();
+    for message in Message::parse_stream(&output.stdout[..]) {
+        if let Message::CompilerArtifact(artifact) = message?
+            && is_wanted(&artifact)
+        {
+            jobs.extend(job(&artifact));
+        }
+    }
+    jobs.sort_by(|a, b| a.name.cmp(&b.name)); // cargo names them as they get ready
+    Ok(jobs)
+}
+
+fn is_wanted(artifact: &Artifact) -> bool {
+    let krate = package(artifact);
+    let kind = |wanted: TargetKind| artifact.target.kind.contains(&wanted);
+    artifact.profile.test
+        && (ON_THE_KERNEL.contains(&krate) && kind(TargetKind::Test)
+            || UNIT_TESTS.contains(&krate) && kind(TargetKind::Lib))
+}
+
+/// The crate's name: that of the directory it lies in.
+fn package(artifact: &Artifact) -> &str {
+    artifact.manifest_path.parent().and_then(|dir| dir.file_name()).unwrap_or_default()
+}
+
+fn job(artifact: &Artifact) -> Option<Job> {
+    let program = artifact.executable.as_ref()?;
+    Some(Job {
+        name: format!("{} {}", package(artifact), artifact.target.name),
+        command: format!("{} --show-output", program.file_name()?),
+        programs: vec![program.into()],
+    })
+}
