@@ -3,6 +3,7 @@
 //! Names of one component go straight to the `*at` calls, which do not follow the last component; paths of several
 //! components go through openat2 with `RESOLVE_BENEATH`, which refuses absolute links and `..` that would lead out.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -73,6 +74,13 @@ pub enum Kind {
     Whiteout,
     /// Any other.
     Other,
+}
+
+/// The upper end of a tree that is being removed.
+struct Top<'a> {
+    dir: &'a Dir,
+    /// Directories moved up here so far.
+    moved: Cell<u64>,
 }
 
 const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -173,18 +181,61 @@ impl Dir {
         Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)?)
     }
 
-    /// Removes `name` with everything below it. Missing is fine.
+    /// Removes `name` with everything below it, however deep. Missing is fine, and so is that others remove or make
+    /// something in it at the same time, unless they go on and on.
     pub fn remove_all(&self, name: &[u8]) -> io::Result<()> {
-        match self.remove_file(name) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
-                let dir = self.open_real(name)?;
-                for child in dir.names()? {
-                    dir.remove_all(child.to_bytes())?;
-                }
-                self.remove_dir(name)
+        const PASSES_MAX: u32 = 100_000;
+        for _ in 0..PASSES_MAX {
+            match self.remove_file(name) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}
+                Err(e) => return Err(e),
             }
-            other => other,
+            let Some(top) = unless_gone(self.open_real(name))? else { return Ok(()) };
+            top.remove_below(&Top { dir: &top, moved: Cell::new(0) }, 0)?;
+            match self.remove_dir(name) {
+                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                other => return unless_gone(other).map(drop),
+            }
+        }
+        Err(io::ErrorKind::DirectoryNotEmpty.into())
+    }
+
+    /// Empties this directory. Each level costs a descriptor: what is too deep is moved up to `top`, for the next pass.
+    fn remove_below(&self, top: &Top<'_>, depth: u32) -> io::Result<()> {
+        const DEPTH_MAX: u32 = 32;
+        for name in self.names()? {
+            let name = name.to_bytes();
+            match self.remove_file(name) {
+                Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}
+                other => {
+                    unless_gone(other)?;
+                    continue;
+                }
+            }
+            if depth == DEPTH_MAX {
+                self.move_up(name, top)?;
+                continue;
+            }
+            let Some(child) = unless_gone(self.open_real(name))? else { continue };
+            child.remove_below(top, depth + 1)?;
+            match self.remove_dir(name) {
+                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                other => drop(unless_gone(other)?),
+            }
+        }
+        Ok(())
+    }
+
+    fn move_up(&self, name: &[u8], top: &Top<'_>) -> io::Result<()> {
+        loop {
+            let target = format!(".removed-{}", top.moved.get());
+            top.moved.set(top.moved.get() + 1);
+            match rustix::fs::renameat_with(&self.0, name, top.dir, target, rustix::fs::RenameFlags::NOREPLACE) {
+                Err(rustix::io::Errno::EXIST) => {}
+                other => return unless_gone(other.map_err(Into::into)).map(drop),
+            }
         }
     }
 
@@ -229,6 +280,15 @@ impl Dir {
     /// Makes this the working directory of the process.
     pub fn enter(&self) -> io::Result<()> {
         Ok(rustix::process::fchdir(&self.0)?)
+    }
+}
+
+/// Nothing instead of `NotFound`.
+fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -302,4 +362,44 @@ fn meta_of(stat: &rustix::fs::Stat) -> Meta {
 /// A C string for calls that take one; names with a NUL byte are refused with `InvalidInput`.
 pub fn c_string(bytes: &[u8]) -> io::Result<std::ffi::CString> {
     std::ffi::CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Deeper than a process may have descriptors, or a path may be long.
+    const DEPTH: usize = 5000;
+
+    fn deep_tree(root: &Dir) {
+        let mut at = Dir::from(root.0.try_clone().unwrap());
+        for _ in 0..DEPTH {
+            at.create_dir(b"directory", 0o700).unwrap();
+            at.create_file(b"file", 0o600).unwrap();
+            at = at.open_real(b"directory").unwrap();
+        }
+    }
+
+    #[test]
+    fn removes_trees_of_any_depth() {
+        let scratch = tempfile::tempdir().unwrap();
+        let parent = Dir::open(scratch.path()).unwrap();
+        parent.create_dir(b"tree", 0o700).unwrap();
+        deep_tree(&parent.open_real(b"tree").unwrap());
+        parent.remove_all(b"tree").unwrap();
+        assert!(parent.is_empty().unwrap());
+        parent.remove_all(b"tree").unwrap();
+    }
+
+    #[test]
+    fn removes_links_and_not_what_they_point_to() {
+        let scratch = tempfile::tempdir().unwrap();
+        let parent = Dir::open(scratch.path()).unwrap();
+        parent.create_dir(b"kept", 0o700).unwrap();
+        parent.create_dir(b"tree", 0o700).unwrap();
+        let tree = parent.open_real(b"tree").unwrap();
+        tree.create_symlink(b"link", b"../kept").unwrap();
+        parent.remove_all(b"tree").unwrap();
+        assert_eq!(parent.names().unwrap(), [c"kept".to_owned()]);
+    }
 }
