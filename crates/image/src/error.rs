@@ -86,6 +86,14 @@ pub enum Error {
         /// Where and how.
         reason: String,
     },
+    /// The file to load is no image archive, or a broken one.
+    #[error("cannot load {}: {reason}", path.display())]
+    Archive {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The file system of the store has no space or inodes left.
     #[error("no space left on the file system of {} while storing {object}: free space, or let image garbage collection start earlier (imageGCHighThresholdPercent)", path.display())]
     DiskFull {

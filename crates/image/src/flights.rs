@@ -72,12 +72,6 @@ impl<K: Clone + Eq + Hash, V: Clone + Send + Sync + 'static> Flights<K, V> {
         }
     }
 
-    /// Whether anything is under way.
-    pub(crate) fn any(&self) -> bool {
-        let under_way = self.under_way.lock().expect("no panic while it is held");
-        under_way.values().filter_map(Weak::upgrade).any(|flight| !is_over(&flight))
-    }
-
     fn board<F, Fut>(&self, key: &K, job: F) -> (Joined, Arc<Flight<V>>)
     where
         F: FnOnce(Box<dyn Fn(u64) + Send + Sync>) -> Fut,

@@ -9,13 +9,16 @@
 //! [`Images`] owns one directory. A layer is known by the digest of the bytes it was made of, is unpacked once and
 //! shared by all images that name it. A program that uses this crate calls [`worker::maybe_run`] first in `main`.
 
+mod child;
 mod config;
 pub mod credentials;
 mod digest;
 mod error;
 mod flights;
 mod index;
+mod layers;
 mod load;
+mod manifest;
 mod progress;
 mod pull;
 mod reference;
@@ -36,7 +39,7 @@ use index::Index;
 use store::Store;
 use store::layers::Layer;
 use store::rootfs::Owner;
-use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 pub use config::{Auth, Config, Limits};
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
@@ -58,8 +61,8 @@ pub struct Images {
     reserved: Mutex<HashMap<Digest, usize>>,
     /// The layers that root file systems stand on.
     rootfs: Mutex<HashMap<String, Owner>>,
-    /// Writing layers out to disk after pulls; waited for by nobody, ended with the store.
-    background: Mutex<JoinSet<()>>,
+    /// Writing layers out to disk after pulls.
+    background: TaskTracker,
 }
 
 /// An image in the store. Its id is the digest of its configuration, as everywhere in CRI.
@@ -176,7 +179,7 @@ impl Images {
             flights: Flights::default(),
             reserved: Mutex::default(),
             rootfs: Mutex::new(rootfs),
-            background: Mutex::default(),
+            background: TaskTracker::new(),
         }))
     }
 
@@ -339,10 +342,19 @@ impl Images {
         self.store.mount_volume(image, &layers, sub_path)
     }
 
+    /// Waits until what pulls have left to do in the background is done: layers are on disk, and what was given up is
+    /// removed. For an orderly end; a store that ends without it sweeps at its next start.
+    pub async fn settled(&self) {
+        self.background.close();
+        self.background.wait().await;
+        self.background.reopen();
+        self.store.settled().await;
+    }
+
     /// Everything in the store that nothing owns. Nothing is changed.
     pub fn fsck(&self) -> Result<Vec<Unowned>, Error> {
         let (marked, known) = (self.marked(), self.index().ids());
-        self.store.unowned(&marked, &known, self.flights.any())
+        self.store.unowned(&marked, &known)
     }
 }
 

@@ -74,6 +74,37 @@ impl Platform {
     }
 }
 
+impl Platform {
+    /// Whether this machine runs programs for `other`.
+    pub fn runs(&self, other: &Self) -> bool {
+        self.preferences().iter().any(|wanted| wanted.os == other.os && wanted.architecture == other.architecture)
+    }
+
+    /// The platforms whose programs this machine runs, the best first: its own, then its 32-bit relative.
+    fn preferences(&self) -> Vec<Self> {
+        let of = |architecture: &str, variant: Option<&str>| Self {
+            architecture: architecture.to_owned(),
+            os: self.os.clone(),
+            variant: variant.map(str::to_owned),
+        };
+        let own = self.architecture.as_str();
+        let mut platforms = vec![self.clone(), of(own, None)];
+        match own {
+            "amd64" => platforms.extend([of(own, Some("v1")), of("386", None)]),
+            "arm64" => platforms.extend([of(own, Some("v8"))].into_iter().chain(ARM.map(|variant| of("arm", variant)))),
+            "arm" => {
+                let older = ARM.into_iter().skip_while(|variant| *variant != self.variant.as_deref());
+                platforms.extend(older.map(|variant| of(own, variant)));
+            }
+            _ => {}
+        }
+        platforms
+    }
+}
+
+/// 32-bit ARM from the newest on; an image that states no variant is for v7 (OCI image specification, "Platform Variants").
+const ARM: [Option<&str>; 5] = [Some("v8"), Some("v7"), None, Some("v6"), Some("v5")];
+
 impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
@@ -167,6 +198,13 @@ pub struct ExecutionConfig {
     pub stop_signal: String,
 }
 
+impl ImageConfig {
+    /// The machine that the image says it is for.
+    pub fn platform(&self) -> Platform {
+        Platform { architecture: self.architecture.clone(), os: self.os.clone(), variant: self.variant.clone() }
+    }
+}
+
 /// The `rootfs` part of an image configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RootfsDigests {
@@ -187,15 +225,12 @@ where
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// Picks the image for `host` out of an index: the first of the exact variant, else the first without one.
+/// Picks the image for `host` out of an index: of all entries that it can run, the one it runs best.
 pub fn select_platform<'a>(index: &'a Index, host: &Platform) -> Option<&'a Descriptor> {
-    let same_machine = |p: &Platform| p.os == host.os && p.architecture == host.architecture;
-    let candidates =
-        || index.manifests.iter().filter_map(|d| Some((d, d.platform.as_ref()?))).filter(|(_, p)| same_machine(p));
-    let exact = candidates().find(|(_, p)| p.variant == host.variant);
-    let plain = || candidates().find(|(_, p)| p.variant.is_none());
-    let baseline = || candidates().find(|(_, p)| p.variant.as_deref() == Some("v1"));
-    exact.or_else(plain).or_else(baseline).map(|(descriptor, _)| descriptor)
+    let entries = || index.manifests.iter().filter_map(|d| Some((d, d.platform.as_ref()?)));
+    host.preferences()
+        .iter()
+        .find_map(|wanted| entries().find(|(_, platform)| *platform == wanted).map(|(descriptor, _)| descriptor))
 }
 
 #[cfg(test)]
@@ -230,6 +265,10 @@ mod tests {
         check(&["linux/arm64"], "linux/arm64/v8", Some("linux/arm64"));
         check(&["windows/amd64", "unknown/unknown"], "linux/amd64", None);
         check(&["linux/amd64/v3"], "linux/amd64", None);
+        check(&["linux/amd64/v3", "linux/amd64/v1"], "linux/amd64", Some("linux/amd64/v1"));
+        check(&["linux/386", "linux/arm64"], "linux/amd64", Some("linux/386"));
+        check(&["linux/arm/v6", "linux/arm/v7"], "linux/arm64/v8", Some("linux/arm/v7"));
+        check(&["linux/arm/v8", "linux/arm/v6"], "linux/arm/v7", Some("linux/arm/v6"));
     }
 
     #[test]

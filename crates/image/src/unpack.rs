@@ -1,30 +1,28 @@
-//! The daemon's side of the unpacking child: starts it, feeds it, takes its report, and trusts none of it.
+//! The daemon's side of unpacking a layer: feeds the confined child, takes its report, and trusts none of it.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::process::{Child, Stdio};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::Stdio;
 
 use sys::tree::Dir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
 
+use crate::child::Child;
 use crate::config::Limits;
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::worker::protocol::{ARGUMENT, HexPath, Order, Report, Unpacked};
+use crate::worker::protocol::{HexPath, Job, Order, Report, Unpacked};
 
 const PIPE_BYTES: usize = 1 << 20;
-/// A report with more opaque directories than this holds is no honest one.
-const REPORT_BYTES_MAX: u64 = 16 << 20;
 
 /// A layer being unpacked. Dropping it ends the child.
 #[derive(Debug)]
 pub(crate) struct Unpack {
     layer: Digest,
     target: Dir,
-    child: Reaped,
+    child: Child,
     input: Option<pipe::Sender>,
-    report: pipe::Receiver,
 }
 
 /// What the tree takes on disk, and what it was made of.
@@ -38,18 +36,12 @@ pub(crate) struct Tree {
 impl Unpack {
     /// Starts a child that unpacks `layer` into the empty directory `target`.
     pub(crate) fn start(layer: &Digest, target: Dir, limits: &Limits) -> Result<Self, Error> {
-        spawn(&target, limits)
-            .and_then(|(child, input, report)| {
-                // A narrow pipe is only slower: the kernel may refuse more for users with many pipes.
-                let _ = sys::confine::widen_pipe(&input, PIPE_BYTES);
-                let input = Some(pipe::Sender::from_owned_fd(input)?);
-                Ok((child, input, pipe::Receiver::from_owned_fd(report)?))
-            })
-            .map(|(child, input, report)| Self { layer: layer.clone(), target, child, input, report })
-            .map_err(|e| Error::Worker {
-                layer: layer.clone(),
-                reason: format!("cannot start the unpacking process: {e}"),
-            })
+        let started = start(&target, limits);
+        let (child, input) = started.map_err(|e| Error::Worker {
+            layer: layer.clone(),
+            reason: format!("cannot start the unpacking process: {e}"),
+        })?;
+        Ok(Self { layer: layer.clone(), target, child, input: Some(input) })
     }
 
     /// Hands over more bytes. An error means that the child wants no more: [`Unpack::finish`] says why.
@@ -63,13 +55,8 @@ impl Unpack {
     /// Tells the child that this was all, and waits for its report.
     pub(crate) async fn finish(mut self) -> Result<Tree, Error> {
         self.input = None;
-        let mut bytes = Vec::new();
-        let read = (&mut self.report).take(REPORT_BYTES_MAX).read_to_end(&mut bytes).await;
-        let ended = self.child.wait().await;
         let failed = |reason: String| Error::Worker { layer: self.layer.clone(), reason };
-        read.map_err(|e| failed(format!("cannot read the report: {e}")))?;
-        let report = serde_json::from_slice(&bytes)
-            .map_err(|_| failed(format!("the unpacking process ended without a report ({ended})")))?;
+        let report = self.child.report().await.map_err(failed)?;
         let unpacked = accept(report, &self.layer)?;
         let target = self.target;
         let opaque = unpacked.opaque;
@@ -81,21 +68,13 @@ impl Unpack {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "/proc/self/exe is this very program, not another one")]
-fn spawn(target: &Dir, limits: &Limits) -> io::Result<(Reaped, OwnedFd, OwnedFd)> {
+fn start(target: &Dir, limits: &Limits) -> io::Result<(Child, pipe::Sender)> {
     let (child_input, input) = io::pipe()?;
-    let (report, child_report) = io::pipe()?;
-    let order = serde_json::to_string(&Order { limits: limits.clone() })?;
-    let child = std::process::Command::new("/proc/self/exe")
-        .arg(ARGUMENT)
-        .arg(order)
-        .env_clear()
-        .current_dir(format!("/proc/self/fd/{}", target.as_fd().as_raw_fd()))
-        .stdin(Stdio::from(child_input))
-        .stdout(Stdio::from(child_report))
-        .stderr(Stdio::null())
-        .spawn()?;
-    Ok((Reaped(Some(child)), input.into(), report.into()))
+    // A narrow pipe is only slower: the kernel may refuse more for users with many pipes.
+    let _ = sys::confine::widen_pipe(&input, PIPE_BYTES);
+    let order = Order { job: Job::Unpack, limits: limits.clone() };
+    let child = Child::start(target, &order, Stdio::from(child_input))?;
+    Ok((child, pipe::Sender::from_owned_fd(OwnedFd::from(input))?))
 }
 
 /// Only the words of the report reach a message; nothing in it becomes a path or a command but the opaque
@@ -104,6 +83,7 @@ fn accept(report: Report, layer: &Digest) -> Result<Unpacked, Error> {
     let layer = layer.clone();
     match report {
         Report::Done(unpacked) => Ok(unpacked),
+        Report::Listed(_) => Err(Error::Worker { layer, reason: "the unpacking process has listed it instead".into() }),
         Report::Refused { entry, reason } => Err(Error::MaliciousLayer { layer, entry, reason }),
         Report::Corrupt { reason } => Err(Error::CorruptLayer { layer, reason }),
         Report::DiskFull { entry } => {
@@ -121,31 +101,4 @@ fn mark_opaque(target: &Dir, directories: &[HexPath]) -> io::Result<()> {
         sys::xattr::set(directory.as_fd(), c"trusted.overlay.opaque", b"y")?;
     }
     Ok(())
-}
-
-/// A child that is killed and waited for when nobody wants it any more.
-#[derive(Debug)]
-struct Reaped(Option<Child>);
-
-impl Reaped {
-    /// Waits for the end of a child that has closed its report.
-    async fn wait(&mut self) -> String {
-        let Some(mut child) = self.0.take() else { return "already gone".into() };
-        match tokio::task::spawn_blocking(move || child.wait()).await {
-            Ok(Ok(status)) => status.to_string(),
-            Ok(Err(e)) => e.to_string(),
-            Err(e) => e.to_string(),
-        }
-    }
-}
-
-impl Drop for Reaped {
-    fn drop(&mut self) {
-        let Some(mut child) = self.0.take() else { return };
-        // Either it is killed or it has ended; in both cases there is something to reap.
-        let _ = child.kill();
-        // A child in a hung file system does not end at once: a thread of its own waits, not the caller. If no thread
-        // can be had, the zombie goes with this process.
-        let _ = std::thread::Builder::new().name("reap-unpack".into()).spawn(move || child.wait());
-    }
 }

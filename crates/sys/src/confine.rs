@@ -6,13 +6,21 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
+/// A set of capabilities.
+pub type Capabilities = CapabilitySet;
+
+/// No capability at all.
+pub const NOTHING: Capabilities = CapabilitySet::empty();
+
 /// The capabilities that writing a file tree with its owners, modes and devices takes.
-pub const UNPACKING: CapabilitySet = CapabilitySet::CHOWN
+pub const UNPACKING: Capabilities = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
@@ -77,6 +85,13 @@ pub fn keep_capabilities(keep: CapabilitySet) -> io::Result<()> {
 pub fn widen_pipe(pipe: impl AsFd, bytes: usize) -> io::Result<()> {
     rustix::pipe::fcntl_setpipe_size(pipe, bytes)?;
     Ok(())
+}
+
+/// Returns when nobody can read from `pipe` any more.
+pub fn wait_until_unread(pipe: impl AsFd) {
+    let mut polled = [PollFd::new(&pipe, PollFlags::empty())];
+    // An error other than an interruption cannot be waited out either.
+    while matches!(poll(&mut polled, None), Ok(0) | Err(Errno::INTR)) {}
 }
 
 /// From now on all threads of the process may make the system calls in `allowed` only; others fail with `EPERM`.
@@ -159,9 +174,9 @@ fn skip_if_any(bits: u32, if_set: u8, else_: u8) -> libc::sock_filter {
 /// What reading a stream and writing a file tree takes, and what an allocator and threads take in any process.
 pub fn unpacking_calls() -> Vec<libc::c_long> {
     let mut calls = COMMON_CALLS.to_vec();
-    // The old spelling exists on x86-64 only; its libc still uses it.
+    // The old spellings exist on x86-64 only; they are still in use there.
     #[cfg(target_arch = "x86_64")]
-    calls.push(libc::SYS_readlink);
+    calls.extend([libc::SYS_readlink, libc::SYS_poll]);
     calls
 }
 
@@ -194,6 +209,7 @@ const COMMON_CALLS: &[libc::c_long] = &[
     libc::SYS_ftruncate,
     libc::SYS_fchdir,
     libc::SYS_fcntl,
+    libc::SYS_ppoll,
     libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mremap,

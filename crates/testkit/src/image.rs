@@ -87,6 +87,7 @@ impl Layout {
 #[derive(Debug)]
 pub struct Builder {
     dir: PathBuf,
+    architecture: String,
     layers: Vec<Value>,
     diff_ids: Vec<String>,
 }
@@ -99,7 +100,27 @@ impl Builder {
     pub fn new(dir: impl Into<PathBuf>) -> anyhow::Result<Self> {
         let dir = dir.into();
         std::fs::create_dir_all(dir.join("blobs/sha256"))?;
-        Ok(Self { dir, layers: Vec::new(), diff_ids: Vec::new() })
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        Ok(Self { dir, architecture: architecture.to_owned(), layers: Vec::new(), diff_ids: Vec::new() })
+    }
+
+    /// Makes it an image for another machine than this one, in Go's words.
+    #[must_use]
+    pub fn architecture(self, architecture: &str) -> Self {
+        Self { architecture: architecture.to_owned(), ..self }
+    }
+
+    /// Adds a layer of exactly these bytes, whatever they are; `plain` is what the configuration says they inflate to.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn raw_layer(&mut self, media_type: &str, blob: &[u8], plain: &[u8]) -> anyhow::Result<()> {
+        let digest = hex(&Sha256::digest(blob));
+        std::fs::write(self.dir.join("blobs/sha256").join(&digest), blob)?;
+        let size = blob.len();
+        self.layers.push(json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": size }));
+        self.diff_ids.push(format!("sha256:{}", hex(&Sha256::digest(plain))));
+        Ok(())
     }
 
     /// Adds the tree below `root` as a gzip layer, placed at `prefix` ("" is the root of the image).
@@ -143,9 +164,8 @@ impl Builder {
     /// # Errors
     /// Those of the file system.
     pub fn finish(self, config: Value) -> anyhow::Result<Layout> {
-        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let config = json!({
-            "architecture": architecture, "os": "linux", "config": config,
+            "architecture": self.architecture, "os": "linux", "config": config,
             "rootfs": { "type": "layers", "diff_ids": self.diff_ids },
         });
         let config = self.descriptor(CONFIG, &config)?;

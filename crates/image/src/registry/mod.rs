@@ -31,6 +31,7 @@ use token::TokenError;
 use crate::config::Auth;
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::manifest::{DOCUMENT_BYTES_MAX, RawManifest};
 use crate::reference::Reference;
 use crate::spec::media_type;
 
@@ -44,15 +45,6 @@ pub(crate) struct Registry {
     authorizations: Mutex<HashMap<(String, String), String>>,
 }
 
-/// A manifest or index as it came.
-#[derive(Debug, Clone)]
-pub(crate) struct RawManifest {
-    pub(crate) media_type: String,
-    pub(crate) digest: Digest,
-    pub(crate) bytes: Bytes,
-}
-
-const MANIFEST_BYTES_MAX: usize = 4 << 20;
 const ERROR_BYTES_MAX: usize = 64 << 10;
 const REDIRECTS_MAX: usize = 10;
 const ATTEMPTS: u32 = 4;
@@ -75,6 +67,12 @@ struct Ask<'a> {
     path: &'a str,
     headers: HeaderMap,
     action: &'a str,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Registry({})", self.reference)
+    }
 }
 
 impl Registry {
@@ -137,7 +135,7 @@ impl Registry {
         let media_type = text(header::CONTENT_TYPE).unwrap_or_default();
         let stated =
             text(header::HeaderName::from_static("docker-content-digest")).and_then(|value| value.parse().ok());
-        let bytes = read_limited(response.into_body(), MANIFEST_BYTES_MAX)
+        let bytes = read_limited(response.into_body(), DOCUMENT_BYTES_MAX)
             .await
             .map_err(|e| Refusal::Unavailable(format!("reading the manifest: {e}")))?;
         Ok((media_type.split(';').next().unwrap_or_default().trim().to_owned(), stated, bytes))
@@ -145,7 +143,7 @@ impl Registry {
 
     /// A small blob (an image configuration), whole and verified.
     pub(crate) async fn small_blob(&self, object: &'static str, digest: &Digest, size: u64) -> Result<Bytes, Error> {
-        let most = u64::try_from(MANIFEST_BYTES_MAX).unwrap_or(u64::MAX);
+        let most = u64::try_from(DOCUMENT_BYTES_MAX).unwrap_or(u64::MAX);
         if size > most {
             return Err(Error::Malformed {
                 object: format!("{object} {digest}"),

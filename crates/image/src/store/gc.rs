@@ -94,13 +94,8 @@ impl Store {
         })
     }
 
-    /// What is there and belongs to nothing. `busy`: work is under way, so `tmp` has its own reasons.
-    pub(crate) fn unowned(
-        &self,
-        marked: &Marked,
-        known_images: &HashSet<Digest>,
-        busy: bool,
-    ) -> Result<Vec<Unowned>, Error> {
+    /// What is there and belongs to nothing.
+    pub(crate) fn unowned(&self, marked: &Marked, known_images: &HashSet<Digest>) -> Result<Vec<Unowned>, Error> {
         let mut found = Vec::new();
         let mut report =
             |path: std::path::PathBuf, reason| found.push(Unowned { bytes: bytes_of(&path), path, reason });
@@ -122,10 +117,10 @@ impl Store {
                 report(path, "a record of an image that is not complete");
             }
         }
-        if !busy {
-            self.entries("tmp")?
-                .into_iter()
-                .for_each(|(path, _)| report(path, "work in progress that nobody is doing"));
+        for (path, _) in self.entries("tmp")? {
+            if !self.is_live(&path) {
+                report(path, "work in progress that nobody is doing");
+            }
         }
         for (path, name) in self.entries("")? {
             if !matches!(name.as_str(), "lock" | "layers" | "images" | "blobs" | "rootfs" | "tmp") {

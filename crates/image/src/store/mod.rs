@@ -19,15 +19,18 @@ pub(crate) mod layers;
 pub(crate) mod records;
 pub(crate) mod rootfs;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use crate::digest::Digest;
 use crate::error::Error;
@@ -37,15 +40,30 @@ use crate::error::Error;
 pub(crate) struct Store {
     pub(crate) root: PathBuf,
     boot_id: String,
-    next_temporary: AtomicU64,
+    temporaries: Temporaries,
     /// Held as long as the store is open.
     _lock: fs::File,
+}
+
+/// The names below `tmp` that somebody works on: what is there beside them is left over.
+#[derive(Debug)]
+struct Temporaries {
+    directory: PathBuf,
+    next: AtomicU64,
+    live: Arc<watch::Sender<HashSet<PathBuf>>>,
+}
+
+/// A name below `tmp`, taken until this is dropped.
+#[derive(Debug)]
+struct Temporary {
+    path: PathBuf,
+    live: Arc<watch::Sender<HashSet<PathBuf>>>,
 }
 
 /// A directory below `tmp` that is removed unless it is moved into place.
 #[derive(Debug)]
 pub(crate) struct Staging {
-    path: Option<PathBuf>,
+    temporary: Option<Temporary>,
 }
 
 const DIRECTORIES: [&str; 6] = ["layers/sha256", "layers/sha512", "images", "blobs/sha256", "blobs/sha512", "rootfs"];
@@ -59,30 +77,33 @@ impl Store {
         for name in DIRECTORIES {
             create_private(&root.join(name))?;
         }
-        let temporary = root.join(TEMPORARY);
-        remove_tree(&temporary)?;
-        create_private(&temporary)?;
-        Ok(Self { root: root.to_owned(), boot_id: boot_id(), next_temporary: AtomicU64::new(0), _lock: lock })
+        let temporaries = Temporaries::new(root.join(TEMPORARY));
+        remove_tree(&temporaries.directory)?;
+        create_private(&temporaries.directory)?;
+        Ok(Self { root: root.to_owned(), boot_id: boot_id(), temporaries, _lock: lock })
     }
 
     pub(crate) fn boot_id(&self) -> &str {
         &self.boot_id
     }
 
-    pub(crate) fn temporary(&self) -> PathBuf {
-        self.root.join(TEMPORARY)
-    }
-
     /// A new empty directory below `tmp`.
     pub(crate) fn stage(&self) -> Result<Staging, Error> {
-        let path = self.temporary_path();
-        create_private(&path)?;
-        Ok(Staging { path: Some(path) })
+        let temporary = self.temporaries.take();
+        create_private(&temporary.path)?;
+        Ok(Staging { temporary: Some(temporary) })
     }
 
-    fn temporary_path(&self) -> PathBuf {
-        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
-        self.temporary().join(number.to_string())
+    /// Waits until nobody works in `tmp`: what was given up is removed by then.
+    pub(crate) async fn settled(&self) {
+        let mut live = self.temporaries.live.subscribe();
+        // The sender lives as long as the store.
+        let _ = live.wait_for(HashSet::is_empty).await;
+    }
+
+    /// Whether somebody works on this path below `tmp`.
+    pub(crate) fn is_live(&self, path: &Path) -> bool {
+        self.temporaries.live.borrow().contains(path)
     }
 
     pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -107,16 +128,21 @@ impl Store {
     }
 
     fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
-        let temporary = self.temporary_path();
-        fs::write(&temporary, bytes).map_err(|e| Error::store("write", &temporary, e))?;
-        fs::rename(&temporary, path).map_err(|e| Error::store("replace", path, e))
+        let temporary = self.temporaries.take();
+        let written = fs::write(&temporary.path, bytes).map_err(|e| Error::store("write", path, e));
+        let replaced =
+            written.and_then(|()| fs::rename(&temporary.path, path).map_err(|e| Error::store("replace", path, e)));
+        replaced.inspect_err(|_| {
+            // It may not even have been made.
+            let _ = fs::remove_file(&temporary.path);
+        })
     }
 
     /// Removes a directory of the store: first out of sight, then for good.
     pub(crate) fn discard(&self, path: &Path) -> Result<(), Error> {
-        let out_of_sight = self.temporary_path();
-        match fs::rename(path, &out_of_sight) {
-            Ok(()) => remove_tree(&out_of_sight),
+        let out_of_sight = self.temporaries.take();
+        match fs::rename(path, &out_of_sight.path) {
+            Ok(()) => remove_tree(&out_of_sight.path),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(Error::store("remove", path, e)),
         }
@@ -135,18 +161,40 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     }
 }
 
+impl Temporaries {
+    fn new(directory: PathBuf) -> Self {
+        Self { directory, next: AtomicU64::new(0), live: Arc::new(watch::Sender::default()) }
+    }
+
+    fn take(&self) -> Temporary {
+        let path = self.directory.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        self.live.send_modify(|live| {
+            live.insert(path.clone());
+        });
+        Temporary { path, live: Arc::clone(&self.live) }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        self.live.send_modify(|live| {
+            live.remove(&self.path);
+        });
+    }
+}
+
 impl Staging {
     pub(crate) fn path(&self) -> &Path {
-        self.path.as_deref().expect("only `place` takes the path, and it takes self")
+        &self.temporary.as_ref().expect("only `place` takes it, and it takes self").path
     }
 
     /// Moves the directory to its place. If something is there already, that stays: it has the same content.
     pub(crate) fn place(mut self, target: &Path) -> Result<(), Error> {
-        let Some(path) = self.path.take() else { return Ok(()) };
-        match fs::rename(&path, target) {
+        let Some(temporary) = self.temporary.take() else { return Ok(()) };
+        match fs::rename(&temporary.path, target) {
             Ok(()) => Ok(()),
             Err(e) => {
-                remove_tree(&path)?;
+                remove_tree(&temporary.path)?;
                 if target.exists() { Ok(()) } else { Err(Error::store("move into place", target, e)) }
             }
         }
@@ -155,11 +203,11 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let Some(path) = self.path.take() else { return };
+        let Some(temporary) = self.temporary.take() else { return };
         // Removing a large tree takes a while; what is left of it after a crash is swept at the next start.
         let removal = move || {
-            if let Err(error) = remove_tree(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot remove work in progress");
+            if let Err(error) = remove_tree(&temporary.path) {
+                tracing::warn!(path = %temporary.path.display(), %error, "cannot remove work in progress");
             }
         };
         if let Err(error) = std::thread::Builder::new().name("remove-staging".into()).spawn(removal) {

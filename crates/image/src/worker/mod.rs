@@ -1,9 +1,13 @@
-//! The confined child that turns the bytes of a layer into files (R2: bytes of images are parsed here and nowhere else).
+//! The confined child that turns the bytes of a layer into files, and lists image archives (R2: bytes of images are
+//! parsed here and nowhere else).
 //!
-//! It is this same program, started by [`crate::unpack`] with a hidden argument: working directory = the empty target,
-//! standard input = the layer, standard output = the [`protocol::Report`]. Before the first byte it has no root but the
+//! It is this same program, started by [`crate::child`] with a hidden argument: working directory = the empty target,
+//! standard input = the layer or archive, standard output = the [`protocol::Report`]. Before the first byte it has no root but the
 //! target, no network, six capabilities, a memory limit and a short list of system calls.
 
+pub(crate) mod inflate;
+mod input;
+mod listing;
 mod path;
 pub(crate) mod protocol;
 mod stream;
@@ -13,7 +17,7 @@ mod tree;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use protocol::{ARGUMENT, Order, Report, Unpacked};
+use protocol::{ARGUMENT, Job, Order, Report, Unpacked};
 use stream::Stream;
 use sys::confine;
 use tar::TarError;
@@ -39,7 +43,14 @@ pub fn maybe_run() {
 }
 
 fn run(order: &Order) -> Report {
-    let started = confine_process(order).and_then(|()| Stream::start(io::stdin(), &order.limits));
+    match order.job {
+        Job::Unpack => run_unpack(order),
+        Job::List => run_list(order),
+    }
+}
+
+fn run_unpack(order: &Order) -> Report {
+    let started = confine_process(order, confine::UNPACKING).and_then(|()| Stream::start(io::stdin(), &order.limits));
     // The filter comes last: it forbids new threads.
     let ready = started.and_then(|stream| confine::allow_only(&confine::unpacking_calls()).map(|()| stream));
     match ready {
@@ -47,15 +58,33 @@ fn run(order: &Order) -> Report {
             stream.open();
             unpack(stream, order)
         }
-        Err(error) => Report::Failed {
-            reason: format!(
-                "cannot confine the unpacking process: {error}; it needs root or a user namespace of its own"
-            ),
-        },
+        Err(error) => not_confined(&error),
     }
 }
 
-fn confine_process(order: &Order) -> io::Result<()> {
+fn run_list(order: &Order) -> Report {
+    let confined = confine_process(order, confine::NOTHING);
+    let ready = confined.and_then(|()| confine::allow_only(&confine::unpacking_calls()));
+    if let Err(error) = ready {
+        return not_confined(&error);
+    }
+    let root = match sys::tree::Dir::open(Path::new("/")) {
+        Ok(root) => root,
+        Err(error) => return Report::Failed { reason: format!("cannot open the work directory: {error}") },
+    };
+    match listing::list(&root, &order.limits) {
+        Ok(listing) => Report::Listed(listing),
+        Err(failure) => report_failure("", failure),
+    }
+}
+
+fn not_confined(error: &io::Error) -> Report {
+    Report::Failed {
+        reason: format!("cannot confine the unpacking process: {error}; it needs root or a user namespace of its own"),
+    }
+}
+
+fn confine_process(order: &Order, capabilities: confine::Capabilities) -> io::Result<()> {
     sys::tree::clear_umask();
     confine::enter_root()?;
     confine::limit(confine::Budget {
@@ -63,7 +92,17 @@ fn confine_process(order: &Order) -> io::Result<()> {
         file_bytes_max: order.limits.bytes_max,
         open_files_max: OPEN_FILES_MAX,
     })?;
-    confine::keep_capabilities(confine::UNPACKING)
+    confine::keep_capabilities(capabilities)?;
+    end_with_the_daemon()
+}
+
+/// Nobody waits for a report that nobody can read: what this process was doing is to be swept away.
+fn end_with_the_daemon() -> io::Result<()> {
+    let watch = || {
+        confine::wait_until_unread(io::stdout());
+        sys::process::exit_now(1);
+    };
+    std::thread::Builder::new().name("watch".into()).spawn(watch).map(drop)
 }
 
 fn unpack(stream: Stream, order: &Order) -> Report {
@@ -105,14 +144,15 @@ fn report_failure(entry: &str, failure: Failure) -> Report {
         Failure::Archive(TarError::Source(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
             Report::Refused { entry, reason: error.to_string() }
         }
+        Failure::Archive(TarError::Source(error)) if is_full(&error) => Report::DiskFull { entry },
         Failure::Archive(error) => Report::Corrupt { reason: error.to_string() },
-        Failure::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
-        {
-            Report::DiskFull { entry }
-        }
+        Failure::Io { source, .. } if is_full(&source) => Report::DiskFull { entry },
         Failure::Io { step, source } => {
             Report::Failed { reason: format!("cannot {step} for entry {entry:?}: {source}") }
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

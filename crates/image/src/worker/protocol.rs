@@ -1,4 +1,4 @@
-//! What the daemon and its unpacking child say to each other: the order as an argument, the report on standard output.
+//! What the daemon and its confined child say to each other: the order as an argument, the report on standard output.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,16 +8,31 @@ use crate::digest::Digest;
 /// The hidden argument that makes the program a worker; the order follows it as JSON.
 pub(crate) const ARGUMENT: &str = "--image-unpack-worker";
 
-/// What to unpack and how far to go.
+/// What to do and how far to go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
+    pub(crate) job: Job,
     pub(crate) limits: Limits,
 }
+
+/// What a worker does with its standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Job {
+    /// A layer becomes files below the root.
+    Unpack,
+    /// An image archive: where its files lie in it. If they cannot be read from where they are (a compressed archive, a
+    /// pipe), it is written to [`SPOOL`] first.
+    List,
+}
+
+/// The file below the root that holds the archive, uncompressed.
+pub(crate) const SPOOL: &[u8] = b"archive";
 
 /// How it went. The daemon takes nothing in it for granted: a worker may have been taken over by what it read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Report {
     Done(Unpacked),
+    Listed(Listing),
     /// An entry that must not be.
     Refused {
         entry: String,
@@ -48,6 +63,23 @@ pub(crate) struct Unpacked {
     pub(crate) inodes: u64,
     /// Directories that hide what lower layers have in them, as hexadecimal paths below the root.
     pub(crate) opaque: Vec<HexPath>,
+}
+
+/// The files of an archive, links followed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listing {
+    /// Whether offsets are those of [`SPOOL`]; else of the archive itself.
+    pub(crate) spooled: bool,
+    pub(crate) members: Vec<Member>,
+}
+
+/// A file of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    /// Its path, relative and without `.` and `..`.
+    pub(crate) name: String,
+    pub(crate) offset: u64,
+    pub(crate) size: u64,
 }
 
 /// A path as bytes, in JSON as hexadecimal digits.

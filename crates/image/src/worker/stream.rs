@@ -14,12 +14,12 @@ use std::thread::JoinHandle;
 
 use crate::Limits;
 use crate::digest::{Algorithm, Digest, Hasher};
+use crate::worker::inflate::Inflated;
+use crate::worker::input::Input;
 
 const PIECE_BYTES: usize = 256 << 10;
 /// Pieces under way to each of the two readers.
 const QUEUE: usize = 8;
-/// As zstd's own tools by default; a frame that wants more is refused.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 type Piece = Vec<u8>;
 type Shared = Arc<Piece>;
@@ -42,15 +42,11 @@ impl Stream {
         let (to_files, incoming) = sync_channel(QUEUE);
         let (to_hash, to_be_hashed) = sync_channel::<Shared>(QUEUE);
         let outputs = Outputs { to_files, to_hash, spares };
-        let gauge = Gauge {
-            ratio_max: limits.ratio_max,
-            ratio_free_bytes: limits.ratio_free_bytes,
-            bytes_max: limits.bytes_max,
-        };
+        let limits = limits.clone();
         let (gate, opened) = sync_channel(1);
         let wait_and_inflate = move || {
             if opened.recv().is_ok() {
-                inflate(source, &gauge, &outputs);
+                inflate(source, &limits, &outputs);
             }
         };
         std::thread::Builder::new().name("inflate".into()).spawn(wait_and_inflate)?;
@@ -105,6 +101,8 @@ impl BufRead for Stream {
     }
 }
 
+impl Input for Stream {}
+
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
@@ -121,44 +119,15 @@ struct Outputs {
     spares: Receiver<Piece>,
 }
 
-/// Refuses bombs: streams that grow beyond any honest measure.
-struct Gauge {
-    ratio_max: u64,
-    ratio_free_bytes: u64,
-    bytes_max: u64,
-}
-
-impl Gauge {
-    fn check(&self, taken: u64, given: u64) -> io::Result<()> {
-        // Headers and padding come on top of the contents, which have the exact budget.
-        let total_max = self.bytes_max.saturating_add(self.bytes_max / 8).saturating_add(1 << 30);
-        let swollen = given > self.ratio_free_bytes && given / taken.max(1) > self.ratio_max;
-        if swollen || given > total_max {
-            return Err(bomb(taken, given));
-        }
-        Ok(())
-    }
-}
-
-fn bomb(taken: u64, given: u64) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::FileTooLarge,
-        format!("inflates {taken} bytes to more than {given}: a decompression bomb"),
-    )
-}
-
-fn inflate(source: impl Read, gauge: &Gauge, outputs: &Outputs) {
-    if let Err(error) = try_inflate(source, gauge, outputs) {
+fn inflate(source: impl Read, limits: &Limits, outputs: &Outputs) {
+    if let Err(error) = try_inflate(source, limits, outputs) {
         // The reader is gone only when it has failed itself.
         let _ = outputs.to_files.send(Err(error));
     }
 }
 
-fn try_inflate(source: impl Read, gauge: &Gauge, outputs: &Outputs) -> io::Result<()> {
-    let counter = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let counted = Counted { source, count: Arc::clone(&counter) };
-    let mut reader = decompressor(io::BufReader::with_capacity(PIECE_BYTES, counted))?;
-    let mut given = 0;
+fn try_inflate(source: impl Read, limits: &Limits, outputs: &Outputs) -> io::Result<()> {
+    let mut reader = Inflated::new(source, limits)?;
     loop {
         let mut piece = outputs.spares.try_recv().unwrap_or_default();
         piece.resize(PIECE_BYTES, 0);
@@ -167,8 +136,6 @@ fn try_inflate(source: impl Read, gauge: &Gauge, outputs: &Outputs) -> io::Resul
             return Ok(());
         }
         piece.truncate(filled);
-        given += filled as u64;
-        gauge.check(counter.load(std::sync::atomic::Ordering::Relaxed), given)?;
         let piece = Arc::new(piece);
         let sent = outputs.to_hash.send(Arc::clone(&piece)).is_ok() && outputs.to_files.send(Ok(piece)).is_ok();
         if !sent {
@@ -177,20 +144,7 @@ fn try_inflate(source: impl Read, gauge: &Gauge, outputs: &Outputs) -> io::Resul
     }
 }
 
-struct Counted<R> {
-    source: R,
-    count: Arc<std::sync::atomic::AtomicU64>,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.source.read(buffer)?;
-        self.count.fetch_add(read as u64, std::sync::atomic::Ordering::Relaxed);
-        Ok(read)
-    }
-}
-
-fn fill(reader: &mut dyn Read, piece: &mut [u8]) -> io::Result<usize> {
+fn fill(reader: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < piece.len() {
         match reader.read(&mut piece[filled..]) {
@@ -201,24 +155,6 @@ fn fill(reader: &mut dyn Read, piece: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
-}
-
-const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
-const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-
-/// By the first bytes, not by the media type: registries and builders disagree with themselves about it.
-fn decompressor<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let start = source.fill_buf()?;
-    let skippable = start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18];
-    if start.starts_with(GZIP_MAGIC) {
-        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(source)));
-    }
-    if start.starts_with(ZSTD_MAGIC) || skippable {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-        return Ok(Box::new(decoder));
-    }
-    Ok(Box::new(source))
 }
 
 fn hash(incoming: &Receiver<Shared>, spare: &SyncSender<Piece>) -> Digest {

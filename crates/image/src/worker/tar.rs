@@ -1,7 +1,9 @@
 //! A reader of tar archives as layers use them: ustar, GNU and PAX names, numbers, times, extended attributes and sparse
 //! files. It reads forward only and holds one header at a time; every length that the archive states is bounded.
 
-use std::io::{self, BufRead};
+use std::io;
+
+use super::input::{Input, truncated};
 
 /// An archive that is being read.
 pub(crate) struct Archive<R> {
@@ -63,7 +65,7 @@ const XATTRS_MAX: usize = 256;
 
 type Block = [u8; BLOCK];
 
-impl<R: BufRead> Archive<R> {
+impl<R: Input> Archive<R> {
     pub(crate) fn new(source: R) -> Self {
         Self { source, left: 0, padding: 0, defaults: Pax::default() }
     }
@@ -71,6 +73,11 @@ impl<R: BufRead> Archive<R> {
     /// Gives the source back, to read what follows the archive.
     pub(crate) fn into_source(self) -> R {
         self.source
+    }
+
+    /// The source, which stands where the current entry's unread data begin.
+    pub(crate) fn source(&self) -> &R {
+        &self.source
     }
 
     /// The next entry, or none at the end of the archive. What is left of the last one is skipped.
@@ -141,15 +148,9 @@ impl<R: BufRead> Archive<R> {
     }
 
     fn skip_data(&mut self) -> Result<(), TarError> {
-        let mut left = self.left + self.padding;
-        while left > 0 {
-            let available = self.source.fill_buf()?.len() as u64;
-            if available == 0 {
-                return Err(truncated().into());
-            }
-            let step = available.min(left);
-            self.source.consume(usize::try_from(step).expect("no longer than the buffer"));
-            left -= step;
+        let left = self.left + self.padding;
+        if left > 0 {
+            self.source.skip(left)?;
         }
         (self.left, self.padding) = (0, 0);
         Ok(())
@@ -265,10 +266,6 @@ fn malformed(what: &str) -> TarError {
 
 fn bad_map() -> TarError {
     malformed("the map of a sparse file is malformed")
-}
-
-fn truncated() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of an entry")
 }
 
 /// Fragments must rise, not overlap, and end within the file.
@@ -561,6 +558,8 @@ fn pax_time(value: &[u8]) -> Result<sys::tree::Time, TarError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Input for io::BufReader<&[u8]> {}
 
     fn read_all(bytes: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, TarError> {
         // A tiny buffer, so that every boundary falls inside something.

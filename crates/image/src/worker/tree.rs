@@ -1,12 +1,13 @@
 //! Entries of an archive become files below the working directory, which is the worker's root.
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
 use sys::tree::{Dir, Kind as FileKind, Node};
 
+use super::input::Input;
 use super::path::{Meaning, Refusal, Relative, follow, meaning};
 use super::protocol::HexPath;
 use super::tar::{Archive, Entry, Kind, TarError};
@@ -32,7 +33,7 @@ impl From<Refusal> for Failure {
     }
 }
 
-fn failed(step: &'static str) -> impl FnOnce(io::Error) -> Failure {
+pub(crate) fn failed(step: &'static str) -> impl FnOnce(io::Error) -> Failure {
     move |source| Failure::Io { step, source }
 }
 
@@ -76,7 +77,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Makes what `entry` says, reading its data from `archive`.
-    pub(crate) fn add<R: BufRead>(&mut self, entry: &Entry, archive: &mut Archive<R>) -> Result<(), Failure> {
+    pub(crate) fn add<R: Input>(&mut self, entry: &Entry, archive: &mut Archive<R>) -> Result<(), Failure> {
         self.charge(entry)?;
         let path = Relative::parse(&entry.name, self.limits.path_bytes_max)?;
         if path.is_root() {
@@ -155,7 +156,7 @@ impl<'a> Tree<'a> {
         }
     }
 
-    fn create<R: BufRead>(&mut self, path: &Relative, entry: &Entry, archive: &mut Archive<R>) -> Result<(), Failure> {
+    fn create<R: Input>(&mut self, path: &Relative, entry: &Entry, archive: &mut Archive<R>) -> Result<(), Failure> {
         let (directory, base) = path.split();
         let (parent, real) = self.parent(directory)?;
         match entry.kind {
@@ -174,7 +175,7 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    fn create_file<R: BufRead>(
+    fn create_file<R: Input>(
         &mut self,
         parent: &Dir,
         base: &[u8],
@@ -382,7 +383,7 @@ pub(crate) fn lossy(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
 }
 
-fn copy<R: BufRead>(file: &mut std::fs::File, archive: &mut Archive<R>) -> Result<u64, Failure> {
+fn copy<R: Input>(file: &mut std::fs::File, archive: &mut Archive<R>) -> Result<u64, Failure> {
     let mut total = 0;
     loop {
         let piece = archive.data().map_err(TarError::Source)?;
@@ -396,7 +397,7 @@ fn copy<R: BufRead>(file: &mut std::fs::File, archive: &mut Archive<R>) -> Resul
     }
 }
 
-fn copy_fragments<R: BufRead>(
+fn copy_fragments<R: Input>(
     file: &mut std::fs::File,
     archive: &mut Archive<R>,
     map: &[(u64, u64)],

@@ -1,12 +1,14 @@
 //! Stores, registries and images for the tests.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use image::{Config, Digest, Error, Image, Images, Reference, Silent};
+use image::{Config, Digest, Error, Image, Images, Reference, RootfsOptions, Silent};
 use testkit::registry::Registry;
 
 /// A store in a temporary directory, and a directory for everything else that a test makes.
@@ -45,6 +47,20 @@ impl Scene {
 
     pub(crate) async fn pull(&self, reference: &str) -> Result<Arc<Image>, Error> {
         self.images.pull(&reference.parse::<Reference>().unwrap(), None, &Silent).await
+    }
+
+    /// The text of a file in an image, as a container sees it.
+    pub(crate) fn read(&self, image: &Image, path: &str) -> String {
+        let rootfs = self.images.rootfs(&image.id, "reader", RootfsOptions::default()).unwrap();
+        let text = std::fs::read_to_string(format!("/proc/self/fd/{}/{path}", rootfs.mount.as_raw_fd())).unwrap();
+        drop(rootfs);
+        text
+    }
+
+    /// Removes layers that only failed pulls and loads have brought.
+    pub(crate) async fn sweep(&self) {
+        self.images.release("reader").await.unwrap();
+        self.images.remove_unused(&HashSet::new()).await.unwrap();
     }
 
     /// Nothing is left that nobody owns.

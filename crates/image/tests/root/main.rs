@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod fixture;
+mod loads;
 mod pulls;
 
 use std::process::ExitCode;
@@ -14,6 +15,6 @@ use testkit::serial::Test;
 fn main() -> ExitCode {
     image::worker::maybe_run();
     let missing = testkit::netns::enter_private().err().map(|error| format!("root for a private network ({error:#})"));
-    let all: Vec<Test> = [pulls::TESTS].concat();
+    let all: Vec<Test> = [loads::TESTS, pulls::TESTS].concat();
     testkit::serial::main(&all, missing)
 }

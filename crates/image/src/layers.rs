@@ -1,0 +1,174 @@
+//! A layer on its way into the store: from a registry or a file, hashed and unpacked at the same time.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use crate::Images;
+use crate::digest::{Digest, Hasher};
+use crate::error::Error;
+use crate::flights::Joined;
+use crate::load::files::{Place, Reading};
+use crate::progress::{Event, Progress};
+use crate::registry::{BlobReader, Registry};
+use crate::spec::Descriptor;
+use crate::store::layers::Layer;
+use crate::unpack::Unpack;
+
+/// A layer that an image needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) diff_id: Digest,
+    pub(crate) origin: Origin,
+}
+
+/// Where a layer's bytes come from.
+#[derive(Debug, Clone)]
+pub(crate) enum Origin {
+    Registry(Arc<Registry>),
+    File(Place),
+}
+
+impl Origin {
+    fn open<'a>(&'a self, descriptor: &'a Descriptor) -> Reader<'a> {
+        match self {
+            Self::Registry(registry) => {
+                Reader::Blob(registry.blob(&descriptor.digest, descriptor.size, &descriptor.urls))
+            }
+            Self::File(place) => Reader::File(place.read()),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Registry(registry) => registry.reference().host().to_owned(),
+            Self::File(place) => place.name(),
+        }
+    }
+}
+
+enum Reader<'a> {
+    Blob(BlobReader<'a>),
+    File(Reading),
+}
+
+impl Reader<'_> {
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        match self {
+            Self::Blob(blob) => blob.next().await,
+            Self::File(file) => file.next().await,
+        }
+    }
+}
+
+impl Images {
+    /// Sees to it that all of `layers` are in the store.
+    pub(crate) async fn fetch_layers(
+        self: &Arc<Self>,
+        mut layers: Vec<Wanted>,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
+        // One image may name a layer twice; it is fetched once.
+        let mut seen = BTreeSet::new();
+        layers.retain(|layer| seen.insert(layer.descriptor.digest.clone()));
+        let fetches: Vec<_> = layers.iter().map(|layer| self.fetch_layer(layer, progress)).collect();
+        stream::iter(fetches).buffer_unordered(self.config.parallel_layers.max(1)).try_collect::<()>().await
+    }
+
+    /// Sees to it that a layer is in the store: it may be there, on its way for another pull, or ours to fetch.
+    async fn fetch_layer(self: &Arc<Self>, wanted: &Wanted, progress: &dyn Progress) -> Result<(), Error> {
+        let Wanted { descriptor, diff_id, .. } = wanted;
+        let layer = &descriptor.digest;
+        loop {
+            if let Some(known) = self.store.layer(layer) {
+                check_diff_id(layer, &known, diff_id)?;
+                progress.event(Event::LayerExists { layer });
+                return Ok(());
+            }
+            let job = {
+                let (images, wanted) = (Arc::clone(self), wanted.clone());
+                move |report| async move { images.take_in(&wanted, report).await }
+            };
+            let (role, outcome) = self
+                .flights
+                .join(layer, job, |done_bytes| {
+                    progress.event(Event::Layer { layer, done_bytes, size_bytes: descriptor.size })
+                })
+                .await;
+            match (role, outcome) {
+                (_, Ok(known)) => {
+                    check_diff_id(layer, &known, diff_id)?;
+                    progress.event(Event::LayerDone { layer });
+                    return Ok(());
+                }
+                // Another pull's credentials or mirrors are not ours: try with our own.
+                (Joined::Passenger, Err(_)) => {}
+                (Joined::Pilot, Err(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Network or file → hash → pipe → the confined child, which inflates and writes. Nothing counts until all digests agree.
+    async fn take_in(&self, wanted: &Wanted, report: impl Fn(u64)) -> Result<Layer, Error> {
+        let Wanted { descriptor, origin, .. } = wanted;
+        let digest = &descriptor.digest;
+        let staging = self.store.stage()?;
+        let mut unpack = Unpack::start(digest, self.store.layer_target(&staging)?, &self.config.limits)?;
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut reader = origin.open(descriptor);
+        let mut done = 0;
+        while let Some(bytes) = reader.next().await? {
+            hasher.update(&bytes);
+            if unpack.feed(&bytes).await.is_err() {
+                break;
+            }
+            done += bytes.len() as u64;
+            report(done);
+        }
+        let complete = done == descriptor.size;
+        let outcome = unpack.finish().await;
+        let actual = hasher.finish();
+        // Wrong bytes explain whatever the child thinks of them.
+        if complete && actual != *digest {
+            return Err(Error::DigestMismatch {
+                object: "layer",
+                source_name: origin.name(),
+                expected: digest.clone(),
+                actual,
+            });
+        }
+        let tree = outcome?;
+        if !complete {
+            // Only a child that was taken over is content without having seen everything.
+            let reason = format!("the confined process wanted only {done} of {} bytes", descriptor.size);
+            return Err(Error::Worker { layer: digest.clone(), reason });
+        }
+        self.store.add_layer(digest, staging, &tree)
+    }
+
+    /// After a pull the disk catches up; nobody waits for it.
+    pub(crate) fn write_out_later(self: &Arc<Self>, layers: Vec<Digest>) {
+        let images = Arc::clone(self);
+        let job = move || {
+            if let Err(error) = images.store.write_out(&layers) {
+                tracing::warn!(error = %crate::error::chain(&error), "cannot write layers out; they will be fetched again after a power failure");
+            }
+        };
+        self.background.spawn_blocking(job);
+    }
+}
+
+fn check_diff_id(layer: &Digest, known: &Layer, expected: &Digest) -> Result<(), Error> {
+    if known.diff_id == *expected {
+        return Ok(());
+    }
+    Err(Error::DigestMismatch {
+        object: "uncompressed layer",
+        source_name: format!("layer {layer}"),
+        expected: expected.clone(),
+        actual: known.diff_id.clone(),
+    })
+}
