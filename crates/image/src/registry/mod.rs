@@ -182,7 +182,6 @@ impl Registry {
         let mut challenged = false;
         loop {
             let authorization = self.authorization(host, &scope);
-            let had_authorization = authorization.is_some();
             let response = match self.send_following(host, ask, authorization).await {
                 Ok(response) => response,
                 Err(e) if is_transient(&e) => return Ok(Err(Weak { retry_after: None, reason: e.to_string() })),
@@ -190,7 +189,7 @@ impl Registry {
             };
             match response.status() {
                 status if status.is_success() => return Ok(Ok(response)),
-                StatusCode::UNAUTHORIZED if !challenged || had_authorization && !challenged => {
+                StatusCode::UNAUTHORIZED if !challenged => {
                     challenged = true;
                     self.meet_challenge(host, &scope, response).await?;
                 }

@@ -83,6 +83,6 @@ pub(crate) fn registry(scene: &Scene) -> Registry {
     Registry::start(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())), &scene.path("registry")).unwrap()
 }
 
-pub(crate) fn file(tar: &mut tar::Builder<&mut dyn Write>, path: &str, text: &str) {
-    testkit::image::append_text(tar, path, text).unwrap();
+pub(crate) fn file(tar: &mut tar::Builder<&mut dyn Write>, path: &str, text: &str) -> anyhow::Result<()> {
+    testkit::image::append_text(tar, path, text)
 }

@@ -36,8 +36,8 @@ fn sample(scene: &Scene, name: &str) -> Layout {
 }
 
 fn sample_with(mut builder: Builder, text: &str) -> Layout {
-    builder.layer(|tar| Ok(file(tar, "etc/kept", "below"))).unwrap();
-    builder.layer(|tar| Ok(file(tar, "etc/text", text))).unwrap();
+    builder.layer(|tar| file(tar, "etc/kept", "below")).unwrap();
+    builder.layer(|tar| file(tar, "etc/text", text)).unwrap();
     let layout = builder.finish(json!({ "Cmd": ["/bin/sample"] })).unwrap();
     write_index(&layout, &[(&layout, json!({ "io.containerd.image.name": NAME }))]);
     layout

@@ -17,7 +17,7 @@ fn pulls_busybox_and_mounts_it() {
     run(async {
         let name = format!("{}/library/busybox:1", registry.address());
         let image = scene.pull(&name).await.unwrap();
-        assert_eq!(image.repo_tags, [name.clone()]);
+        assert_eq!(image.repo_tags, std::slice::from_ref(&name));
         assert_eq!(image.config.config.cmd, ["sh"]);
         let rootfs = scene.images.rootfs(&image.id, "c1", image::RootfsOptions::default()).unwrap();
         use std::os::fd::AsRawFd as _;
@@ -35,7 +35,7 @@ fn pulls_again_without_layers() {
     let scene = Scene::new();
     let registry = registry(&scene);
     let mut builder = Builder::new(scene.path("layout")).unwrap();
-    builder.layer(|tar| Ok(file(tar, "a", "1"))).unwrap();
+    builder.layer(|tar| file(tar, "a", "1")).unwrap();
     registry.push(&builder.finish(serde_json::json!({})).unwrap(), "x", "1").unwrap();
     run(async {
         let name = format!("{}/x:1", registry.address());
