@@ -188,7 +188,7 @@ fn ranges(
         if next <= newest && known < newest {
             ranges.push((bit | next, plain(ERRNO | ENOSYS)));
         } else {
-            ranges.push((bit | newest.max(known) + 1, plain(ERRNO | ENOSYS)));
+            ranges.push((bit | (newest.max(known) + 1), plain(ERRNO | ENOSYS)));
         }
     } else {
         ranges.push((bit | next, plain(default)));
