@@ -65,7 +65,7 @@ pub(crate) enum SpecError {
         image: String,
         /// Why not.
         #[source]
-        source: image::Error,
+        source: Box<image::Error>,
     },
 }
 

@@ -31,12 +31,13 @@ pub(super) fn mounts(
     let free = |mount: &Mount| {
         let at = clean(&mount.destination);
         // Whoever mounts a /dev of their own gets nothing of ours in it.
-        !taken.contains(&at) && !(taken.contains(Path::new("/dev")) && at.starts_with("/dev"))
+        let in_taken_dev = at.starts_with("/dev") && taken.contains(Path::new("/dev"));
+        !in_taken_dev && !taken.contains(&at)
     };
     let mut images = BTreeMap::new();
     let mut rest = Vec::new();
     for mount in &input.config.mounts {
-        rest.push(requested(mount, &users, &mut images)?);
+        rest.push(requested(mount, input.id, &users, &mut images)?);
     }
     let own = files(input, context, &users).into_iter().chain(volumes(input)).chain(devices(input, &users));
     rest.extend(own.filter(free));
@@ -148,13 +149,18 @@ fn devices(input: &ContainerInput<'_>, users: &Users) -> Vec<Mount> {
 }
 
 /// A mount of the request.
-fn requested(wanted: &v1::Mount, users: &Users, images: &mut BTreeMap<String, ImageMount>) -> Result<Mount, SpecError> {
+fn requested(
+    wanted: &v1::Mount,
+    container: &str,
+    users: &Users,
+    images: &mut BTreeMap<String, ImageMount>,
+) -> Result<Mount, SpecError> {
     let at = &wanted.container_path;
     if clean(at) == Path::new("/") {
         return Err(SpecError::invalid("mounts.container_path", at, "would cover the container's whole root"));
     }
     if let Some(image) = &wanted.image {
-        return Ok(image_mount(wanted, image, images));
+        return Ok(image_mount(wanted, image, container, images));
     }
     let mut options = vec!["rbind", propagation(wanted)?];
     options.extend(read_only(wanted)?);
@@ -169,8 +175,13 @@ fn requested(wanted: &v1::Mount, users: &Users, images: &mut BTreeMap<String, Im
     Ok(mount(at, "bind", wanted.host_path.clone(), &options))
 }
 
-fn image_mount(wanted: &v1::Mount, image: &v1::ImageSpec, images: &mut BTreeMap<String, ImageMount>) -> Mount {
-    let source = format!("{IMAGE_SOURCE}/{}", images.len());
+fn image_mount(
+    wanted: &v1::Mount,
+    image: &v1::ImageSpec,
+    container: &str,
+    images: &mut BTreeMap<String, ImageMount>,
+) -> Mount {
+    let source = format!("{IMAGE_SOURCE}/{container}/{}", images.len());
     let name = ImageMount { image: image.image.clone(), sub_path: wanted.image_sub_path.clone() };
     images.insert(source.clone(), name);
     mount(&wanted.container_path, "bind", source, &["rbind", "rprivate", "ro"])

@@ -223,7 +223,7 @@ fn read_profile(path: &Path) -> Result<oci::Seccomp, SpecError> {
 
 /// A detached mount of an image.
 pub(super) fn mount_image(mount: &ImageMount, images: &image::Images) -> Result<OwnedFd, SpecError> {
-    let failed = |source| SpecError::ImageVolume { image: mount.image.clone(), source };
+    let failed = |source| SpecError::ImageVolume { image: mount.image.clone(), source: Box::new(source) };
     let image = images.get(&mount.image).ok_or_else(|| failed(image::Error::NoSuchImage(mount.image.clone())))?;
     images.mount_image(&image.id, &mount.sub_path).map_err(failed)
 }
