@@ -1,0 +1,91 @@
+//! The rules, and the difference of two.
+
+use std::collections::BTreeMap;
+
+use crate::{Entry, Frontend};
+
+/// What this node does for Services.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rules {
+    entries: BTreeMap<Frontend, Entry>,
+}
+
+/// One frontend that differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Which.
+    pub frontend: Frontend,
+    /// What held for it.
+    pub old: Option<Entry>,
+    /// What holds for it now.
+    pub new: Option<Entry>,
+}
+
+/// What leads from some rules to others: one change for each frontend that differs, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// The changes.
+    pub changes: Vec<Change>,
+}
+
+impl Difference {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
+
+impl Rules {
+    /// All frontends and what holds for them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Frontend, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// What holds for a frontend.
+    pub fn get(&self, frontend: &Frontend) -> Option<&Entry> {
+        self.entries.get(frontend)
+    }
+
+    /// How many frontends there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Lets an entry, or none, hold for a frontend; returns what did.
+    pub(crate) fn set(&mut self, frontend: Frontend, entry: Option<Entry>) -> Option<Entry> {
+        match entry {
+            Some(entry) => self.entries.insert(frontend, entry),
+            None => self.entries.remove(&frontend),
+        }
+    }
+
+    /// Carries out a difference that was made from these rules.
+    pub fn apply(&mut self, difference: Difference) {
+        for Change { frontend, new, .. } in difference.changes {
+            self.set(frontend, new);
+        }
+    }
+}
+
+/// What leads from `old` to `new`.
+pub fn diff(old: &Rules, new: &Rules) -> Difference {
+    let (mut olds, mut news) = (old.iter().peekable(), new.iter().peekable());
+    let mut changes = Vec::new();
+    loop {
+        let frontend = match (olds.peek(), news.peek()) {
+            (None, None) => return Difference { changes },
+            (Some((one, _)), None) | (None, Some((one, _))) => **one,
+            (Some((a, _)), Some((b, _))) => **a.min(b),
+        };
+        let old = olds.next_if(|(at, _)| **at == frontend).map(|(_, entry)| entry);
+        let new = news.next_if(|(at, _)| **at == frontend).map(|(_, entry)| entry);
+        if old != new {
+            changes.push(Change { frontend, old: old.cloned(), new: new.cloned() });
+        }
+    }
+}
