@@ -1,7 +1,7 @@
 //! Why a CRI call failed, by what the caller can do about it.
 
 /// The failure of a CRI call. [`Error::code`] is the one place where it becomes a gRPC status.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// No such sandbox, container or image.
     #[error("{kind} {id:?} not found")]
