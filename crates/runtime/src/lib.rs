@@ -13,12 +13,37 @@
 //! Every call that changes something runs to its end even if its caller goes away, and whoever asks for the same thing
 //! meanwhile gets the same outcome. No sandbox waits for another.
 
+mod adopt;
+mod backend;
+mod client;
 mod config;
+mod container;
+mod core;
+mod create;
+mod events;
+mod exec;
+mod exits;
+mod files;
+mod fsck;
+mod group;
+mod info;
+mod launch;
+mod list;
+mod logs;
+mod record;
+mod run;
 mod runtime;
+mod sandbox;
+mod service;
+mod single;
 #[allow(dead_code, unused_imports, reason = "its callers are being written")]
 mod spec;
+mod status;
+mod stop;
 #[allow(dead_code, unused_imports, reason = "its callers are being written")]
 mod stream;
+mod table;
+mod update;
 
 pub use config::{Config, LogLimits, Parts};
 pub use runtime::{Owned, Runtime, StartError};

@@ -1,15 +1,33 @@
 //! The runtime as the rest of the node sees it.
 
+use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sys::cgroup::Hierarchy;
+
+use crate::backend::Streaming;
 use crate::config::{Config, Parts};
+use crate::core::Core;
+use crate::spec::Host;
+use crate::stream::{Server, Via};
+use crate::{adopt, fsck};
+
+/// Name of the streaming server's socket in the run directory.
+const STREAMING_SOCKET: &str = "streaming.sock";
 
 /// Pod sandboxes and containers of one node. Implements `cri::RuntimeService`.
-#[derive(Debug)]
 pub struct Runtime {
-    config: Config,
-    parts: Parts,
+    core: Arc<Core>,
+    streaming: Arc<Server>,
+    via: Via,
+}
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runtime").field("config", &self.core.config).finish_non_exhaustive()
+    }
 }
 
 /// Something on the host that belongs to the runtime.
@@ -27,20 +45,31 @@ pub struct Owned {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// A directory cannot be made or read.
-    #[error("{step} {path}; the runtime needs a writable directory of its own there")]
+    /// A directory or a file in it cannot be made or read.
+    #[error("{step} {}; the runtime needs a writable directory of its own there", path.display())]
     Directory {
         /// What was tried.
         step: &'static str,
-        /// Which.
+        /// With what.
         path: PathBuf,
         /// The kernel's answer.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The host lacks something.
     #[error("reading what this host offers")]
     Host(#[source] sys::Error),
+    /// The streaming server cannot listen.
+    #[error("listening for exec, attach and port-forward sessions on {address} and in {}", directory.display())]
+    Streaming {
+        /// The address of the configuration.
+        address: std::net::SocketAddr,
+        /// The run directory.
+        directory: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The pods' network cannot be taken over.
     #[error("taking over the pods' network")]
     Network(#[source] network::NetworkError),
@@ -54,13 +83,29 @@ impl Runtime {
     /// See [`StartError`]; a single sandbox that cannot be taken over is no error.
     pub async fn start(config: Config, parts: Parts) -> Result<Arc<Self>, StartError> {
         let sandboxes = config.run_dir.join("sandboxes");
-        std::fs::create_dir_all(&sandboxes).map_err(|source| StartError::Directory {
-            step: "making",
-            path: sandboxes,
+        let trouble = |step, source| StartError::Directory { step, path: sandboxes.clone(), source };
+        private_directory(&sandboxes).map_err(|error| trouble("making", error))?;
+        let hierarchy = Hierarchy::detect().map_err(StartError::Host)?;
+        let host = Host::read(&hierarchy).map_err(StartError::Host)?;
+        let boot_id = boot_id().map_err(StartError::Host)?;
+        let streaming = Server::bind(config.streaming_address, &config.run_dir.join(STREAMING_SOCKET)).await;
+        let streaming = Arc::new(streaming.map_err(|source| StartError::Streaming {
+            address: config.streaming_address,
+            directory: config.run_dir.clone(),
             source,
-        })?;
-        parts.network.adopt(Vec::new()).await.map_err(StartError::Network)?;
-        Ok(Arc::new(Self { config, parts }))
+        })?);
+        let core = Core::new(config, parts, host, hierarchy, boot_id);
+        let live = adopt::everything(&core).await.map_err(|error| trouble("reading", error))?;
+        core.network.adopt(live).await.map_err(StartError::Network)?;
+        adopt::discard_unfinished(&core).await;
+        let (server, backend, stop) = (streaming.clone(), Arc::new(Streaming(core.clone())), core.stop.clone());
+        core.tasks.spawn(async move { server.serve(backend, stop).await });
+        Ok(Arc::new(Self { core, streaming, via: Via::Unix }))
+    }
+
+    /// The same runtime for callers in other programs: sessions are served where those can reach them.
+    pub fn for_clients(&self) -> Arc<Self> {
+        Arc::new(Self { core: self.core.clone(), streaming: self.streaming.clone(), via: Via::Tcp })
     }
 
     /// Everything on this host that belongs to the runtime, with the owner of each.
@@ -68,8 +113,7 @@ impl Runtime {
     /// # Errors
     /// What cannot be listed.
     pub async fn fsck(&self) -> Result<Vec<Owned>, cri::Error> {
-        let owned = self.parts.network.fsck().await.map_err(|error| cri::Error::internal(&error))?;
-        Ok(owned.into_iter().map(|one| Owned { kind: one.kind, name: one.name, owner: one.owner }).collect())
+        fsck::everything(&self.core).await
     }
 
     /// For `down`: stops and removes every sandbox, then the pods' network. A daemon that only restarts does not call it.
@@ -77,13 +121,34 @@ impl Runtime {
     /// # Errors
     /// The first of what could not be removed; the rest is removed nevertheless.
     pub async fn shutdown(&self) -> Result<(), cri::Error> {
-        self.parts.network.shutdown().await.map_err(|error| cri::Error::internal(&error))
+        fsck::tear_down(&self.core).await
     }
 
     /// How it is set up.
     pub fn config(&self) -> &Config {
-        &self.config
+        &self.core.config
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    pub(crate) fn streaming(&self) -> &Server {
+        &self.streaming
+    }
+
+    pub(crate) fn via(&self) -> Via {
+        self.via
     }
 }
 
-impl cri::RuntimeService for Runtime {}
+fn private_directory(path: &std::path::Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn boot_id() -> sys::Result<String> {
+    use sys::Context as _;
+    let path = "/proc/sys/kernel/random/boot_id";
+    Ok(fs::read_to_string(path).during("read", path)?.trim().to_owned())
+}

@@ -1,0 +1,145 @@
+//! What the streaming server asks of the runtime.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cri::{Error, v1};
+use keeper::protocol::{self, GetNamespace, NamespaceKind, Request, Resize};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+use crate::container::{Container, Phase};
+use crate::core::{Core, failed, patient};
+use crate::exec::{self, Running, Streams};
+use crate::stream::{Backend, Process, Session, Stdio, WindowSize};
+
+/// The size of a terminal until its client tells one.
+const SIZE: protocol::WindowSize = protocol::WindowSize { rows: 0, columns: 0 };
+
+/// The runtime as the streaming server sees it.
+#[derive(Debug)]
+pub(crate) struct Streaming(pub(crate) Arc<Core>);
+
+/// A pipe for each stream that is wanted: the process's ends and ours.
+fn pipes(stdin: bool, stdout: bool, stderr: bool) -> Result<(Streams, Stdio), Error> {
+    let make = || std::io::pipe().map_err(|error| Error::ResourceExhausted(format!("making pipes: {error}")));
+    let (mut theirs, mut ours): (Streams, [Option<OwnedFd>; 3]) = Default::default();
+    if stdin {
+        let (reader, writer) = make()?;
+        (theirs.stdin, ours[0]) = (Some(reader.into()), Some(writer.into()));
+    }
+    if stdout {
+        let (reader, writer) = make()?;
+        (theirs.stdout, ours[1]) = (Some(writer.into()), Some(reader.into()));
+    }
+    if stderr {
+        let (reader, writer) = make()?;
+        (theirs.stderr, ours[2]) = (Some(writer.into()), Some(reader.into()));
+    }
+    let [stdin, stdout, stderr] = ours;
+    Ok((theirs, Stdio::Pipes { stdin, stdout, stderr }))
+}
+
+#[async_trait]
+impl Backend for Streaming {
+    async fn exec(&self, request: v1::ExecRequest) -> Result<Session, Error> {
+        let (streams, stdio) = match request.tty {
+            true => (Streams::default(), None),
+            false => pipes(request.stdin, request.stdout, request.stderr).map(|(theirs, ours)| (theirs, Some(ours)))?,
+        };
+        let size = request.tty.then_some(SIZE);
+        let mut running = exec::start(&self.0, &request.container_id, &request.cmd, size, streams).await?;
+        let stdio = match (stdio, running.terminal.take()) {
+            (Some(stdio), _) => stdio,
+            (None, Some(master)) => Stdio::Terminal(master),
+            (None, None) => return Err(Error::Internal("the keeper sent no terminal".to_owned())),
+        };
+        let resizer = match &stdio {
+            Stdio::Terminal(master) => Some(master.try_clone().map_err(|error| Error::Internal(error.to_string()))?),
+            Stdio::Pipes { .. } => None,
+        };
+        Ok(Session { stdio, process: Box::new(Exec { running: Mutex::new(running), resizer }) })
+    }
+
+    async fn attach(&self, request: v1::AttachRequest) -> Result<Session, Error> {
+        let (streams, stdio) = pipes(request.stdin, request.stdout, request.stderr && !request.tty)?;
+        let container = exec::attach(&self.0, &request.container_id, streams).await?;
+        Ok(Session { stdio, process: Box::new(Attached(container)) })
+    }
+
+    async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<TcpStream, Error> {
+        let sandbox = exec::ready_sandbox(&self.0, sandbox_id)?;
+        if sandbox.host_network() {
+            return taken(patient(move || dial(port)).await?, port);
+        }
+        let get = GetNamespace { kind: NamespaceKind::Net, container: None };
+        let asked = match sandbox.keeper() {
+            Ok(keeper) => keeper.done(Request::GetNamespace(get), Vec::new()).await,
+            Err(error) => Err(error),
+        };
+        let fds = asked.map_err(|error| failed("entering the network of sandbox", &sandbox.id, &error))?;
+        let Some(namespace) = fds.into_iter().next() else {
+            return Err(Error::Internal("the keeper sent no namespace".to_owned()));
+        };
+        let connected = patient(move || sys::netns::run_in(namespace.as_fd(), || dial(port))).await?;
+        taken(connected, port)
+    }
+}
+
+/// Connects to a port of the loopback device, where the calling thread is.
+fn dial(port: u16) -> std::io::Result<std::net::TcpStream> {
+    let v4 = std::net::TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    v4.or_else(|first| std::net::TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).map_err(|_| first))
+}
+
+fn taken(connected: std::io::Result<std::net::TcpStream>, port: u16) -> Result<TcpStream, Error> {
+    let taken = connected.and_then(|stream| {
+        stream.set_nonblocking(true)?;
+        TcpStream::from_std(stream)
+    });
+    taken.map_err(|error| Error::Unavailable(format!("connecting to port {port} of the pod: {error}")))
+}
+
+/// A process that was exec'd for a client.
+struct Exec {
+    running: Mutex<Running>,
+    resizer: Option<OwnedFd>,
+}
+
+#[async_trait]
+impl Process for Exec {
+    async fn resize(&self, size: WindowSize) -> Result<(), Error> {
+        let Some(terminal) = &self.resizer else { return Ok(()) };
+        sys::pty::resize(terminal, size.rows, size.columns)
+            .map_err(|error| Error::Internal(format!("setting the size of a terminal: {error}")))
+    }
+
+    async fn wait(&self) -> Result<i32, Error> {
+        let exit = self.running.lock().await.exit().await?;
+        Ok(i32::try_from(exit.code).unwrap_or(i32::MAX))
+    }
+}
+
+/// A container whose own streams a client has joined.
+struct Attached(Arc<Container>);
+
+#[async_trait]
+impl Process for Attached {
+    async fn resize(&self, size: WindowSize) -> Result<(), Error> {
+        let Some(sandbox) = self.0.sandbox.upgrade() else { return Ok(()) };
+        let size = protocol::WindowSize { rows: size.rows, columns: size.columns };
+        let request = Request::Resize(Resize { id: self.0.id.clone(), size });
+        let asked = match sandbox.keeper() {
+            Ok(keeper) => keeper.done(request, Vec::new()).await.map(drop),
+            Err(error) => Err(error),
+        };
+        asked.map_err(|error| failed("setting the terminal's size of container", &self.0.id, &error))
+    }
+
+    async fn wait(&self) -> Result<i32, Error> {
+        self.0.reached(Phase::Exited).await;
+        Ok(self.0.record().end.as_ref().map_or(0, |end| end.exit_code))
+    }
+}

@@ -1,0 +1,187 @@
+//! Making and starting containers.
+
+use std::sync::Arc;
+
+use cri::v1::{self, ContainerEventType as Kind};
+use cri::{Error, v1::NamespaceMode};
+use image::Image;
+
+use crate::container::{Container, Phase};
+use crate::core::{Core, failed, new_id, now};
+use crate::exits;
+use crate::launch::{self, Ready, namespace_options};
+use crate::record::{ContainerRecord, End, Progress};
+use crate::sandbox::{self, Sandbox};
+use crate::single::Outcome;
+use crate::table::Entered;
+
+/// What a container that could not be started has as its exit code and reason, as under containerd.
+const START_ERROR: (i32, &str) = (128, "StartError");
+
+/// Makes a container, or joins the making of one with its name.
+pub(crate) async fn create(core: &Arc<Core>, request: v1::CreateContainerRequest) -> Result<String, Error> {
+    let sandbox = core.table.sandbox(&request.pod_sandbox_id)?;
+    must_be_ready(&sandbox)?;
+    let config = request.config.ok_or_else(|| Error::InvalidArgument("the container's config is missing".into()))?;
+    if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
+        return Err(Error::InvalidArgument("the container's metadata needs a name".into()));
+    }
+    loop {
+        let record =
+            ContainerRecord { id: new_id(), created_at: now(), config: Some(config.clone()), ..Default::default() };
+        let fresh = Container::new(&sandbox, record, Phase::Making);
+        let container = match core.table.enter_container(&sandbox, fresh) {
+            Entered::New(container) | Entered::There(container) => container,
+        };
+        if container.phase() == Phase::Making {
+            let (core, sandbox, made) = (core.clone(), sandbox.clone(), container.clone());
+            container.create.run(&core.tasks.clone(), || make(core, sandbox, made)).await?;
+        }
+        if !container.is_gone() {
+            return Ok(container.id.clone());
+        }
+    }
+}
+
+fn must_be_ready(sandbox: &Sandbox) -> Outcome {
+    if sandbox.phase() == sandbox::Phase::Ready {
+        return Ok(());
+    }
+    Err(Error::FailedPrecondition(format!("sandbox {} is not ready: its containers cannot begin any more", sandbox.id)))
+}
+
+async fn make(core: Arc<Core>, sandbox: Arc<Sandbox>, container: Arc<Container>) -> Outcome {
+    if container.phase() != Phase::Making || container.is_gone() {
+        return Ok(()); // Somebody else made it between the look and the call.
+    }
+    match build(&core, &sandbox, &container).await {
+        Ok(()) => {
+            core.publish(Kind::ContainerCreatedEvent, &container.id, &sandbox);
+            Ok(())
+        }
+        Err(error) => {
+            exits::discard(&core, &sandbox, &container).await.unwrap_or_else(|undo| {
+                tracing::warn!(container = container.id, error = %undo, "a container that could not be made left something");
+            });
+            Err(error)
+        }
+    }
+}
+
+async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {
+    let fail = |error: std::io::Error| failed("recording container", &container.id, &error);
+    let (record, config) = {
+        let record = container.record();
+        (record.clone(), record.config.clone().unwrap_or_default())
+    };
+    check_target(sandbox, &config)?;
+    let image = image_of(core, &config)?;
+    sandbox.records.put_container(&record).map_err(fail)?;
+    let made = launch::prepare(core, sandbox, container, config.clone(), image.clone()).await?;
+    let json = serde_json::to_vec(&made.spec).map_err(|error| failed("recording container", &container.id, &error))?;
+    sandbox.records.put_spec(&container.id, &json).map_err(fail)?;
+    let resources = config.linux.as_ref().and_then(|linux| linux.resources.clone());
+    let noted = container.update(|record| {
+        record.progress = Progress::Made.into();
+        record.image_id = image.id.to_string();
+        record.image_ref = image_ref(&image);
+        record.stop_signal = made.stop_signal.unsigned_abs();
+        record.stop_signal_name = made.stop_signal_name.into();
+        record.resources = resources;
+        record.user = Some(v1::LinuxContainerUser {
+            uid: made.user.uid.into(),
+            gid: made.user.gid.into(),
+            supplemental_groups: made.user.groups.iter().map(|group| i64::from(*group)).collect(),
+        });
+    });
+    noted.map_err(fail)?;
+    container.live().ready = Some(made.ready);
+    container.forget_request();
+    // The sandbox may have been stopped, and with it this container, while its mounts were waited for.
+    if !container.step(Phase::Making, Phase::Created) || container.is_gone() {
+        return Err(Error::FailedPrecondition(format!("sandbox {} was stopped meanwhile", sandbox.id)));
+    }
+    Ok(())
+}
+
+fn check_target(sandbox: &Sandbox, config: &v1::ContainerConfig) -> Outcome {
+    let options = namespace_options(config);
+    if options.pid() != NamespaceMode::Target {
+        return Ok(());
+    }
+    let target = sandbox.lock_containers().get(&options.target_id).cloned();
+    match target.map(|target| target.phase()) {
+        Some(Phase::Running) => Ok(()),
+        Some(_) => Err(Error::FailedPrecondition(format!("the target container {} does not run", options.target_id))),
+        None => Err(Error::InvalidArgument(format!("the sandbox has no target container {:?}", options.target_id))),
+    }
+}
+
+/// The image, which has to be there: the client pulls before it creates.
+fn image_of(core: &Core, config: &v1::ContainerConfig) -> Result<Arc<Image>, Error> {
+    let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+    core.images.get(name).ok_or_else(|| Error::NotFound { kind: "image", id: name.to_owned() })
+}
+
+/// `ContainerStatus.image_ref`: a name with digest if there is one.
+fn image_ref(image: &Image) -> String {
+    image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string())
+}
+
+/// Starts a container that was made.
+pub(crate) async fn start(core: &Arc<Core>, id: &str) -> Outcome {
+    let (sandbox, container) = core.table.container(id)?;
+    let (core, begun) = (core.clone(), container.clone());
+    container.start.run(&core.tasks.clone(), || begin(core, sandbox, begun)).await
+}
+
+async fn begin(core: Arc<Core>, sandbox: Arc<Sandbox>, container: Arc<Container>) -> Outcome {
+    must_be_ready(&sandbox)?;
+    if !container.step(Phase::Created, Phase::Starting) {
+        let state = if container.phase() == Phase::Exited { "has ended" } else { "runs already" };
+        return Err(Error::FailedPrecondition(format!("container {} {state}", container.id)));
+    }
+    match launch(&core, &sandbox, &container).await {
+        Ok(()) => {
+            exits::started(&core, &sandbox, &container);
+            Ok(())
+        }
+        Err(error) => {
+            let (exit_code, reason) = START_ERROR;
+            let message = error.to_string();
+            let end = End { started_at: 0, finished_at: now(), exit_code, reason: reason.to_owned(), message };
+            exits::ended(&core, &sandbox, &container, end);
+            Err(error)
+        }
+    }
+}
+
+async fn launch(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {
+    let fail = |error: &(dyn std::error::Error + 'static)| failed("starting container", &container.id, error);
+    let config = container.record().config.clone().unwrap_or_default();
+    let taken = container.live().ready.take();
+    let ready = match taken {
+        Some(ready) => ready,
+        None => again(core, sandbox, container).await?,
+    };
+    let (request, fds) = launch::request(core, sandbox, container, &config, ready).await?;
+    let keeper = sandbox.keeper().map_err(|error| fail(&error))?;
+    let (started, _) = keeper.start(request, fds).await.map_err(|error| fail(&error))?;
+    for warning in started.warnings {
+        tracing::warn!(container = container.id, "{warning}");
+    }
+    let mut live = container.live();
+    live.pid = Some(started.process.pid);
+    live.started_at = i64::try_from(started.process.at.0).unwrap_or(i64::MAX);
+    Ok(())
+}
+
+/// Prepares a container that was made by an earlier daemon.
+async fn again(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Result<Ready, Error> {
+    let record = sandbox.records.container(&container.id);
+    let record = record.map_err(|error| failed("reading the record of container", &container.id, &error))?;
+    let image = core.images.get(&record.image_id);
+    let image = image.ok_or_else(|| Error::NotFound { kind: "image", id: record.image_id.clone() })?;
+    let made = launch::prepare(core, sandbox, container, record.config.unwrap_or_default(), image).await?;
+    Ok(made.ready)
+}

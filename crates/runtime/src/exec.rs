@@ -1,0 +1,260 @@
+//! Further processes in running containers, and clients that join a container's own streams.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::{Error, v1};
+use keeper::protocol::{Attach, Blob, Exec, Exit, Request, Signal, WindowSize};
+use sys::rustix;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::client::Client;
+use crate::container::{Container, Phase};
+use crate::core::{Core, blocking, failed, new_id};
+use crate::sandbox::Sandbox;
+use crate::spec::ContainerSpec;
+
+/// Most output of one stream that `ExecSync` keeps; the rest is read and dropped, so that the process goes on
+/// (containerd's `maxExecSyncOutput`).
+const OUTPUT_MAX: usize = 16 << 20;
+const CHUNK: usize = 16 << 10;
+const KILL: u32 = 9;
+/// How long a killed process has to end before its client hears of the timeout anyway.
+const END_MAX: Duration = Duration::from_secs(10);
+
+/// A process that runs in a container.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) id: String,
+    keeper: Arc<Client>,
+    exit: oneshot::Receiver<Exit>,
+    /// The master of its terminal, if it has one.
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+/// The ends of a process's streams that it gets itself.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+}
+
+impl Running {
+    /// Waits for its end. Cancel-safe.
+    pub(crate) async fn exit(&mut self) -> Result<Exit, Error> {
+        (&mut self.exit)
+            .await
+            .map_err(|_| Error::Unavailable("the pod's keeper ended, and the process with it".to_owned()))
+    }
+
+    pub(crate) fn kill(&self) {
+        self.keeper.tell(Request::Signal(Signal { id: self.id.clone(), signal: KILL }));
+    }
+}
+
+/// The container if it runs.
+pub(crate) fn running(core: &Core, id: &str) -> Result<(Arc<Sandbox>, Arc<Container>), Error> {
+    let (sandbox, container) = core.table.container(id)?;
+    if container.phase() == Phase::Running {
+        return Ok((sandbox, container));
+    }
+    Err(Error::FailedPrecondition(format!("container {} does not run", container.id)))
+}
+
+/// The sandbox if it is ready.
+pub(crate) fn ready_sandbox(core: &Core, id: &str) -> Result<Arc<Sandbox>, Error> {
+    let sandbox = core.table.sandbox(id)?;
+    if sandbox.phase() == crate::sandbox::Phase::Ready {
+        return Ok(sandbox);
+    }
+    Err(Error::FailedPrecondition(format!("sandbox {} is not ready", sandbox.id)))
+}
+
+/// Starts a process in a running container.
+pub(crate) async fn start(
+    core: &Core,
+    container_id: &str,
+    command: &[String],
+    tty: Option<WindowSize>,
+    streams: Streams,
+) -> Result<Running, Error> {
+    let (sandbox, container) = running(core, container_id)?;
+    let spec = spec_of(&sandbox, &container).await?;
+    let plan = spec.exec_plan(command, tty.is_some(), &core.host.facts);
+    let plan = plan.map_err(|error| Error::InvalidArgument(error.to_string()))?;
+    let fail = |error| failed("starting a process in container", &container.id, &error);
+    let keeper = sandbox.keeper().map_err(fail)?;
+    let request = Request::Exec(Exec {
+        id: new_id(),
+        container: container.id.clone(),
+        plan: Blob(plan.encode()),
+        tty,
+        stdin: streams.stdin.is_some(),
+        stdout: streams.stdout.is_some(),
+        stderr: streams.stderr.is_some(),
+    });
+    let Request::Exec(Exec { id, .. }) = &request else { unreachable!("it was made above") };
+    let (id, (sender, exit)) = (id.clone(), oneshot::channel());
+    sandbox.execs().insert(id.clone(), sender);
+    let fds = streams.stdin.into_iter().chain(streams.stdout).chain(streams.stderr).collect();
+    match keeper.start(request, fds).await {
+        Ok((_, fds)) => Ok(Running { id, keeper, exit, terminal: fds.into_iter().nth(1) }),
+        Err(error) => {
+            sandbox.execs().remove(&id);
+            Err(fail(error))
+        }
+    }
+}
+
+/// The container's configuration; read from its record with the first exec.
+async fn spec_of(sandbox: &Sandbox, container: &Arc<Container>) -> Result<Arc<ContainerSpec>, Error> {
+    if let Some(spec) = &container.live().spec {
+        return Ok(spec.clone());
+    }
+    let (records, id) = (sandbox.records.clone(), container.id.clone());
+    let read = blocking(move || {
+        let json = records.spec(&id).map_err(|error| failed("reading the configuration of container", &id, &error))?;
+        serde_json::from_slice(&json).map_err(|error| failed("reading the configuration of container", &id, &error))
+    });
+    let spec = Arc::new(read.await?);
+    container.live().spec = Some(Arc::clone(&spec));
+    Ok(spec)
+}
+
+/// CRI `ExecSync`.
+pub(crate) async fn sync(core: &Core, request: v1::ExecSyncRequest) -> Result<v1::ExecSyncResponse, Error> {
+    let pipes = (|| Ok((std::io::pipe()?, std::io::pipe()?)))();
+    let ((stdout, theirs_out), (stderr, theirs_err)) =
+        pipes.map_err(|error: std::io::Error| Error::ResourceExhausted(format!("making pipes: {error}")))?;
+    let streams = Streams { stdin: None, stdout: Some(theirs_out.into()), stderr: Some(theirs_err.into()) };
+    let running = start(core, &request.container_id, &request.cmd, None, streams).await?;
+    let mut watched = Watched(running);
+    let (mut stdout, mut stderr) = (Capture::new(stdout.into())?, Capture::new(stderr.into())?);
+    let timeout = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
+    let outcome = finish(&mut watched.0, &mut stdout, &mut stderr, timeout).await;
+    match outcome? {
+        Some(exit) => Ok(v1::ExecSyncResponse {
+            stdout: stdout.take(),
+            stderr: stderr.take(),
+            exit_code: i32::try_from(exit.code).unwrap_or(i32::MAX),
+        }),
+        None => Err(timed_out(&mut watched.0, &request).await),
+    }
+}
+
+/// Reads until the process has ended; `None` when the time was over before.
+async fn finish(
+    running: &mut Running,
+    stdout: &mut Capture,
+    stderr: &mut Capture,
+    timeout: Option<Duration>,
+) -> Result<Option<Exit>, Error> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let over = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            exit = running.exit() => {
+                let exit = exit?;
+                // What it wrote is in the pipes by now. Others that hold them open are not waited for.
+                stdout.drain();
+                stderr.drain();
+                return Ok(Some(exit));
+            }
+            () = stdout.read(), if stdout.open => {}
+            () = stderr.read(), if stderr.open => {}
+            () = &mut over => return Ok(None),
+        }
+    }
+}
+
+async fn timed_out(running: &mut Running, request: &v1::ExecSyncRequest) -> Error {
+    running.kill();
+    let _ = tokio::time::timeout(END_MAX, running.exit()).await; // It may wait for a disk.
+    Error::DeadlineExceeded(format!("command {:?} timed out after {} s and was killed", request.cmd, request.timeout))
+}
+
+/// A process that is killed when nobody waits for it any more.
+struct Watched(Running);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if !self.0.exit.is_terminated() {
+            self.0.kill();
+        }
+    }
+}
+
+/// One stream of output.
+struct Capture {
+    pipe: pipe::Receiver,
+    bytes: Vec<u8>,
+    chunk: Vec<u8>,
+    open: bool,
+}
+
+impl Capture {
+    fn new(fd: OwnedFd) -> Result<Self, Error> {
+        let pipe = pipe::Receiver::from_owned_fd(fd);
+        let pipe = pipe.map_err(|error| Error::Internal(format!("reading the output of a process: {error}")))?;
+        Ok(Self { pipe, bytes: Vec::new(), chunk: vec![0; CHUNK], open: true })
+    }
+
+    /// Takes some of what is written. Cancel-safe.
+    async fn read(&mut self) {
+        match self.pipe.read(&mut self.chunk).await {
+            Ok(0) | Err(_) => self.open = false,
+            Ok(count) => self.keep(count),
+        }
+    }
+
+    /// Takes all that is there, without waiting and whatever tokio knows of it.
+    fn drain(&mut self) {
+        while self.open {
+            match rustix::io::read(self.pipe.as_fd(), &mut self.chunk[..]) {
+                Ok(0) => self.open = false,
+                Ok(count) => self.keep(count),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn keep(&mut self, count: usize) {
+        let room = OUTPUT_MAX - self.bytes.len();
+        self.bytes.extend_from_slice(&self.chunk[..count.min(room)]);
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+/// Joins the streams of a running container.
+pub(crate) async fn attach(core: &Core, container_id: &str, streams: Streams) -> Result<Arc<Container>, Error> {
+    let (sandbox, container) = running(core, container_id)?;
+    let request = Request::Attach(Attach {
+        attach: u32::from_le_bytes(sys::random::bytes()),
+        id: container.id.clone(),
+        stdin: streams.stdin.is_some(),
+        stdout: streams.stdout.is_some(),
+        stderr: streams.stderr.is_some(),
+    });
+    let fds = streams.stdin.into_iter().chain(streams.stdout).chain(streams.stderr).collect();
+    let asked = match sandbox.keeper() {
+        Ok(keeper) => keeper.done(request, fds).await,
+        Err(error) => Err(error),
+    };
+    asked.map_err(|error| failed("attaching to container", &container.id, &error))?;
+    Ok(container)
+}

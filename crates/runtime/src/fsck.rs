@@ -1,0 +1,93 @@
+//! What the runtime has on the host, with the owner of each; and the removal of all of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use cri::Error;
+use futures_util::future::join_all;
+
+use crate::core::{Core, blocking, failed};
+use crate::runtime::Owned;
+use crate::single::Outcome;
+use crate::stop;
+
+/// Everything that belongs to the runtime.
+pub(crate) async fn everything(core: &Arc<Core>) -> Result<Vec<Owned>, Error> {
+    let network = core.network.fsck().await.map_err(|error| Error::internal(&error))?;
+    let mut owned: Vec<Owned> =
+        network.into_iter().map(|one| Owned { kind: one.kind, name: one.name, owner: one.owner }).collect();
+    let shared = core.clone();
+    owned.extend(blocking(move || local(&shared)).await?);
+    Ok(owned)
+}
+
+fn local(core: &Core) -> Result<Vec<Owned>, Error> {
+    let mut owned = directories(core)?;
+    owned.extend(groups(core));
+    owned.extend(roots(core));
+    Ok(owned)
+}
+
+fn directories(core: &Core) -> Result<Vec<Owned>, Error> {
+    let path = core.sandboxes_dir();
+    let entries = std::fs::read_dir(&path).map_err(|error| failed("reading", &path.to_string_lossy(), &error))?;
+    let known: BTreeSet<String> = core.table.every_sandbox().iter().map(|sandbox| sandbox.id.clone()).collect();
+    let entry = |name: String| {
+        let owner = known.contains(&name).then(|| format!("sandbox {name}"));
+        Owned { kind: "sandbox", name: path.join(&name).to_string_lossy().into_owned(), owner }
+    };
+    Ok(entries.flatten().map(|one| entry(one.file_name().to_string_lossy().into_owned())).collect())
+}
+
+/// The groups of containers and keepers, wherever their pods' groups are, and all of the group that is ours alone.
+fn groups(core: &Core) -> Vec<Owned> {
+    let mut owned = Vec::new();
+    let mut ours = BTreeSet::new();
+    for sandbox in core.table.every_sandbox() {
+        if sandbox.owns_group {
+            ours.insert(sandbox.id.clone());
+        }
+        let containers = sandbox.containers();
+        let groups = containers.iter().map(|one| (one.group.clone(), format!("container {}", one.id)));
+        for (group, owner) in groups.chain([(sandbox.keeper_group(), format!("sandbox {}", sandbox.id))]) {
+            if group.exists() {
+                owned.push(Owned {
+                    kind: "cgroup",
+                    name: group.path().to_string_lossy().into_owned(),
+                    owner: Some(owner),
+                });
+            }
+        }
+    }
+    let parent = core.hierarchy.group(&core.config.cgroup_parent);
+    let mut leaked: BTreeSet<String> = BTreeSet::new();
+    for directory in parent.directories() {
+        let children = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let children = children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()));
+        leaked.extend(children.map(|child| child.file_name().to_string_lossy().into_owned()));
+    }
+    let leaked = leaked.into_iter().filter(|name| !ours.contains(name));
+    owned.extend(leaked.map(|name| Owned {
+        kind: "cgroup",
+        name: parent.child(name).path().to_string_lossy().into_owned(),
+        owner: None,
+    }));
+    owned
+}
+
+fn roots(core: &Core) -> Vec<Owned> {
+    let owner = |id: &String| core.table.has_container(id).then(|| format!("container {id}"));
+    core.images.rootfs_owners().into_iter().map(|id| Owned { kind: "rootfs", owner: owner(&id), name: id }).collect()
+}
+
+/// Removes every sandbox, then the network, and ends the streaming server.
+pub(crate) async fn tear_down(core: &Arc<Core>) -> Outcome {
+    let sandboxes = core.table.every_sandbox();
+    let removals = sandboxes.iter().map(|sandbox| stop::remove_sandbox(core, &sandbox.id));
+    let removed: Outcome = join_all(removals).await.into_iter().collect();
+    let network = core.network.shutdown().await.map_err(|error| Error::internal(&error));
+    let group = core.hierarchy.group(&core.config.cgroup_parent).delete();
+    core.stop.cancel();
+    core.bus.close();
+    removed.and(network).and(group.map_err(|error| Error::internal(&error)))
+}

@@ -1,0 +1,253 @@
+//! From a container's request to what its keeper needs to start it.
+//!
+//! All of this may wait for a file system that does not answer: it runs on a thread of its own, and costs its own
+//! container only.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use cri::v1::NamespaceMode;
+use cri::{Error, v1};
+use executor::LaunchPlan;
+use executor::oci::NamespaceKind;
+use image::{Image, RootfsOptions};
+use keeper::protocol::{
+    self, Blob, CgroupEntry, GetNamespace, Join, JoinFrom, Launch, Log, Request, Rotate, Stdio, WindowSize,
+};
+use sys::cgroup::{Cgroup, Entry};
+
+use crate::container::Container;
+use crate::core::{Core, failed, patient};
+use crate::files;
+use crate::sandbox::Sandbox;
+use crate::spec::{self, ContainerInput, ContainerSpec, ResolvedUser};
+
+/// Everything that a start needs, held from the container's making to its start.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    plan: LaunchPlan,
+    root: OwnedFd,
+    mounts: Vec<OwnedFd>,
+}
+
+/// What making a container finds out.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) ready: Ready,
+    pub(crate) spec: ContainerSpec,
+    pub(crate) user: ResolvedUser,
+    pub(crate) stop_signal: i32,
+    pub(crate) stop_signal_name: v1::Signal,
+}
+
+/// Prepares a container: root file system, configuration, plan, mounts, control group.
+pub(crate) async fn prepare(
+    core: &Arc<Core>,
+    sandbox: &Arc<Sandbox>,
+    container: &Arc<Container>,
+    config: v1::ContainerConfig,
+    image: Arc<Image>,
+) -> Result<Made, Error> {
+    let (core, sandbox, container) = (core.clone(), sandbox.clone(), container.clone());
+    patient(move || {
+        let job = Job { core: &core, sandbox: &sandbox, container: &container, config: &config };
+        job.make(&image)
+    })
+    .await?
+}
+
+struct Job<'a> {
+    core: &'a Core,
+    sandbox: &'a Sandbox,
+    container: &'a Container,
+    config: &'a v1::ContainerConfig,
+}
+
+impl Job<'_> {
+    fn make(&self, image: &Image) -> Result<Made, Error> {
+        let prepared = spec::prepare(self.config)?;
+        let rootfs = self.core.images.rootfs(&image.id, &self.container.id, RootfsOptions::default());
+        let root = rootfs.map_err(|error| self.failed("mounting the root of", &error))?.mount;
+        let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let user = spec::resolve_user(root.as_fd(), security, &image.config.config.user)?;
+        let of_image = image.config.config.stop_signal.as_str();
+        let stop_signal = spec::stop_signal(self.config, of_image)?;
+        let stop_signal_name = spec::stop_signal_of_image(self.config, of_image);
+        let spec = spec::container_spec(&ContainerInput {
+            id: &self.container.id,
+            sandbox_id: &self.sandbox.id,
+            config: self.config,
+            sandbox: &self.sandbox.config,
+            image: &image.config,
+            user: &user,
+            prepared: &prepared,
+            files: &files::of(self.sandbox),
+            namespaces: &self.namespaces(),
+            cgroup_path: &self.container.group.path().to_string_lossy(),
+            host: &self.core.host,
+        })?;
+        for warning in &spec.warnings {
+            tracing::warn!(container = self.container.id, "{warning}");
+        }
+        let plan =
+            spec.launch_plan(&self.core.host.facts).map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        let mounts = spec.open_sources(&plan, None, &self.core.images)?;
+        self.make_group(&spec)?;
+        Ok(Made { ready: Ready { plan, root, mounts }, spec, user, stop_signal, stop_signal_name })
+    }
+
+    fn failed(&self, step: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+        failed(&format!("{step} container"), &self.container.id, error)
+    }
+
+    /// The pod's namespaces that the container joins; the paths are for people who read the configuration.
+    fn namespaces(&self) -> BTreeMap<NamespaceKind, String> {
+        let (pod, own) = (self.sandbox.namespaces(), namespace_options(self.config));
+        let keeper = self.sandbox.live().keeper_pid;
+        let of_pod = |kind| (kind, format!("/proc/{keeper}/ns/{}", executor::namespaces::file_name(kind)));
+        let mut joined = BTreeMap::new();
+        if pod.network() != NamespaceMode::Node {
+            joined.extend([of_pod(NamespaceKind::Network), of_pod(NamespaceKind::Uts)]);
+        }
+        if pod.ipc() != NamespaceMode::Node {
+            joined.extend([of_pod(NamespaceKind::Ipc)]);
+        }
+        match own.pid() {
+            NamespaceMode::Pod => joined.extend([of_pod(NamespaceKind::Pid)]),
+            NamespaceMode::Target => {
+                joined.extend([(NamespaceKind::Pid, format!("container:{}", own.target_id))]);
+            }
+            NamespaceMode::Container | NamespaceMode::Node => {}
+        }
+        joined
+    }
+
+    fn make_group(&self, spec: &ContainerSpec) -> Result<(), Error> {
+        let resources = spec.oci.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+        let invalid = |error: executor::PlanError| Error::InvalidArgument(error.to_string());
+        let (limits, devices) =
+            (executor::limits(&resources).map_err(invalid)?, executor::device_rules(&resources).map_err(invalid)?);
+        let group = &self.container.group;
+        let made = group.create().and_then(|()| group.set(&limits)).and_then(|()| group.allow_devices(&devices));
+        made.map_err(|error| self.failed("making the control group of", &error))
+    }
+}
+
+/// Which namespaces a container wants.
+pub(crate) fn namespace_options(config: &v1::ContainerConfig) -> v1::NamespaceOption {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+}
+
+/// The request to the keeper, and the descriptors that go with it.
+pub(crate) async fn request(
+    core: &Core,
+    sandbox: &Sandbox,
+    container: &Container,
+    config: &v1::ContainerConfig,
+    ready: Ready,
+) -> Result<(Request, Vec<OwnedFd>), Error> {
+    let fail = |step: &str, error: &(dyn std::error::Error + 'static)| {
+        failed(&format!("{step} container"), &container.id, error)
+    };
+    let log = log_of(core, sandbox, config).map_err(|error| fail("opening the log of", &error))?;
+    let (entry, cgroups) = enter(&container.group).map_err(|error| fail("entering the control group of", &error))?;
+    let (joins, namespaces) = joins(sandbox, &ready.plan, &namespace_options(config)).await?;
+    let (log, directory) = log.unzip();
+    let launch = Launch {
+        id: container.id.clone(),
+        plan: Blob(ready.plan.encode()),
+        root: true,
+        mounts: count(&ready.mounts),
+        cgroup: entry,
+        cgroups: count(&cgroups),
+        joins,
+        stdio: Stdio {
+            tty: config.tty.then_some(WindowSize { rows: 0, columns: 0 }),
+            stdin: config.stdin,
+            stdin_once: config.stdin_once,
+        },
+        log,
+    };
+    let fds = directory.into_iter().chain([ready.root]).chain(ready.mounts).chain(cgroups).chain(namespaces);
+    Ok((Request::Launch(launch), fds.collect()))
+}
+
+fn count(fds: &[OwnedFd]) -> u16 {
+    // The keeper takes 253 descriptors; more are refused when the request is encoded.
+    u16::try_from(fds.len()).unwrap_or(u16::MAX)
+}
+
+fn enter(group: &Cgroup) -> sys::Result<(CgroupEntry, Vec<OwnedFd>)> {
+    Ok(match group.entry()? {
+        Entry::Directory(directory) => (CgroupEntry::Directory, vec![directory]),
+        Entry::Files(files) => (CgroupEntry::Files, files),
+    })
+}
+
+/// The log file and its directory, made if it is missing; none where the client wants no log.
+fn log_of(core: &Core, sandbox: &Sandbox, config: &v1::ContainerConfig) -> std::io::Result<Option<(Log, OwnedFd)>> {
+    let Some(path) = log_path(sandbox, config) else { return Ok(None) };
+    let path = Path::new(&path);
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the log path names no file"));
+    };
+    fs::create_dir_all(directory)?;
+    let limits = core.config.log_limits;
+    let rotate = limits.map(|limits| Rotate { bytes_max: limits.bytes_max, files_max: limits.files_max });
+    let log = Log { name: name.to_string_lossy().into_owned(), rotate };
+    Ok(Some((log, fs::File::open(directory)?.into())))
+}
+
+/// The full path of a container's log.
+pub(crate) fn log_path(sandbox: &Sandbox, config: &v1::ContainerConfig) -> Option<String> {
+    let wanted = !sandbox.config.log_directory.is_empty() && !config.log_path.is_empty();
+    let path = || Path::new(&sandbox.config.log_directory).join(&config.log_path);
+    wanted.then(|| path().to_string_lossy().into_owned())
+}
+
+/// The namespaces to join, and the descriptors of those that are not the pod's.
+async fn joins(
+    sandbox: &Sandbox,
+    plan: &LaunchPlan,
+    options: &v1::NamespaceOption,
+) -> Result<(Vec<Join>, Vec<OwnedFd>), Error> {
+    let (mut joins, mut fds) = (Vec::new(), Vec::new());
+    for kind in &plan.joins {
+        let target = *kind == NamespaceKind::Pid && options.pid() == NamespaceMode::Target;
+        if target {
+            fds.extend(target_namespace(sandbox, &options.target_id).await?);
+        }
+        let from = if target { JoinFrom::Fd } else { JoinFrom::Pod };
+        joins.push(Join { kind: wire_kind(*kind)?, from });
+    }
+    Ok((joins, fds))
+}
+
+/// The pid namespace of another container of the pod.
+async fn target_namespace(sandbox: &Sandbox, target: &str) -> Result<Vec<OwnedFd>, Error> {
+    let get = GetNamespace { kind: protocol::NamespaceKind::Pid, container: Some(target.to_owned()) };
+    let asked = match sandbox.keeper() {
+        Ok(keeper) => keeper.done(Request::GetNamespace(get), Vec::new()).await,
+        Err(error) => Err(error),
+    };
+    asked.map_err(|error| failed("joining the process namespace of container", target, &error))
+}
+
+fn wire_kind(kind: NamespaceKind) -> Result<protocol::NamespaceKind, Error> {
+    Ok(match kind {
+        NamespaceKind::Network => protocol::NamespaceKind::Net,
+        NamespaceKind::Uts => protocol::NamespaceKind::Uts,
+        NamespaceKind::Ipc => protocol::NamespaceKind::Ipc,
+        NamespaceKind::Pid => protocol::NamespaceKind::Pid,
+        NamespaceKind::User => protocol::NamespaceKind::User,
+        NamespaceKind::Mount => protocol::NamespaceKind::Mount,
+        NamespaceKind::Cgroup => protocol::NamespaceKind::Cgroup,
+        NamespaceKind::Time => {
+            return Err(Error::InvalidArgument("a time namespace cannot be shared in a pod".to_owned()));
+        }
+    })
+}

@@ -1,0 +1,205 @@
+//! What has to survive the daemon: one record for each sandbox and container, on the run directory's tmpfs.
+//!
+//! ```text
+//! <run-dir>/sandboxes/<id>/sandbox           SandboxRecord
+//!                          containers/<id>   ContainerRecord
+//!                          containers/<id>.json   the container's configuration, for exec and `inspect`
+//!                          keeper.sock, keeper.state   the keeper's own
+//!                          hostname, resolv.conf       mounted into the containers
+//! ```
+//! Records are protobuf, so that a newer daemon reads what an older one wrote. Each is replaced in one step; nothing is
+//! synced, for after a power failure there is nothing left that they describe.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use cri::v1;
+use prost::Message as _;
+
+/// What a sandbox was asked to be, and how far it came.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SandboxRecord {
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
+    /// The kernel's boot; a record of another one describes nothing that lives.
+    #[prost(string, tag = "2")]
+    pub(crate) boot_id: String,
+    #[prost(int64, tag = "3")]
+    pub(crate) created_at: i64,
+    #[prost(message, optional, tag = "4")]
+    pub(crate) config: Option<v1::PodSandboxConfig>,
+    #[prost(string, tag = "5")]
+    pub(crate) handler: String,
+    #[prost(string, repeated, tag = "6")]
+    pub(crate) ips: Vec<String>,
+    #[prost(enumeration = "Progress", tag = "7")]
+    pub(crate) progress: i32,
+}
+
+/// How far a sandbox or container came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub(crate) enum Progress {
+    /// It is being made; its client has heard of no success.
+    Making = 0,
+    /// It was made.
+    Made = 1,
+    /// It has ended.
+    Ended = 2,
+}
+
+/// What a container was asked to be, and what became of it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ContainerRecord {
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
+    #[prost(int64, tag = "2")]
+    pub(crate) created_at: i64,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) config: Option<v1::ContainerConfig>,
+    #[prost(enumeration = "Progress", tag = "4")]
+    pub(crate) progress: i32,
+    /// The image it was made from, see `v1::ContainerStatus`.
+    #[prost(string, tag = "5")]
+    pub(crate) image_id: String,
+    #[prost(string, tag = "6")]
+    pub(crate) image_ref: String,
+    #[prost(message, optional, tag = "7")]
+    pub(crate) user: Option<v1::LinuxContainerUser>,
+    /// Number of the signal that stops it.
+    #[prost(uint32, tag = "8")]
+    pub(crate) stop_signal: u32,
+    /// Resources as they were last set.
+    #[prost(message, optional, tag = "9")]
+    pub(crate) resources: Option<v1::LinuxContainerResources>,
+    /// How it ended.
+    #[prost(message, optional, tag = "10")]
+    pub(crate) end: Option<End>,
+    /// The signal that stops it by CRI's name, which numbers signals in a way of its own.
+    #[prost(enumeration = "v1::Signal", tag = "11")]
+    pub(crate) stop_signal_name: i32,
+}
+
+/// How a container ended.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct End {
+    /// 0 if it never ran.
+    #[prost(int64, tag = "1")]
+    pub(crate) started_at: i64,
+    #[prost(int64, tag = "2")]
+    pub(crate) finished_at: i64,
+    #[prost(int32, tag = "3")]
+    pub(crate) exit_code: i32,
+    #[prost(string, tag = "4")]
+    pub(crate) reason: String,
+    #[prost(string, tag = "5")]
+    pub(crate) message: String,
+}
+
+/// Name of a sandbox's record in its directory.
+const SANDBOX: &str = "sandbox";
+/// Where the records of its containers are.
+const CONTAINERS: &str = "containers";
+
+/// The directory of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Records {
+    directory: PathBuf,
+}
+
+impl Records {
+    /// The records in a sandbox's directory, which need not exist.
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Makes the directory; only root sees into it.
+    pub(crate) fn create(&self) -> io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        fs::DirBuilder::new().mode(0o700).create(&self.directory)?;
+        fs::DirBuilder::new().mode(0o700).create(self.directory.join(CONTAINERS))
+    }
+
+    /// Removes the directory with all that is in it; one that is gone is no error.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        gone_is_fine(fs::remove_dir_all(&self.directory))
+    }
+
+    pub(crate) fn sandbox(&self) -> io::Result<SandboxRecord> {
+        decode(&fs::read(self.directory.join(SANDBOX))?)
+    }
+
+    pub(crate) fn put_sandbox(&self, record: &SandboxRecord) -> io::Result<()> {
+        self.put(Path::new(SANDBOX), &record.encode_to_vec())
+    }
+
+    /// All containers; one whose record cannot be read is named with the reason.
+    pub(crate) fn containers(&self) -> io::Result<Vec<Result<ContainerRecord, (PathBuf, io::Error)>>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.directory.join(CONTAINERS))? {
+            let path = entry?.path();
+            if path.extension().is_none() {
+                found.push(fs::read(&path).and_then(|bytes| decode(&bytes)).map_err(|error| (path, error)));
+            }
+        }
+        Ok(found)
+    }
+
+    pub(crate) fn container(&self, id: &str) -> io::Result<ContainerRecord> {
+        decode(&fs::read(self.directory.join(CONTAINERS).join(id))?)
+    }
+
+    pub(crate) fn put_container(&self, record: &ContainerRecord) -> io::Result<()> {
+        self.put(&Path::new(CONTAINERS).join(&record.id), &record.encode_to_vec())
+    }
+
+    /// The container's configuration as JSON.
+    pub(crate) fn spec(&self, id: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.spec_path(id))
+    }
+
+    pub(crate) fn put_spec(&self, id: &str, json: &[u8]) -> io::Result<()> {
+        self.put(&Path::new(CONTAINERS).join(format!("{id}.json")), json)
+    }
+
+    fn spec_path(&self, id: &str) -> PathBuf {
+        self.directory.join(CONTAINERS).join(format!("{id}.json"))
+    }
+
+    pub(crate) fn remove_container(&self, id: &str) -> io::Result<()> {
+        gone_is_fine(fs::remove_file(self.spec_path(id)))?;
+        gone_is_fine(fs::remove_file(self.directory.join(CONTAINERS).join(id)))
+    }
+
+    /// Writes a file that containers see; it keeps its inode, for it may be mounted.
+    pub(crate) fn put_shared(&self, name: &str, text: &str) -> io::Result<PathBuf> {
+        let path = self.directory.join(name);
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&path)?;
+        file.write_all(text.as_bytes())?;
+        Ok(path)
+    }
+
+    fn put(&self, name: &Path, bytes: &[u8]) -> io::Result<()> {
+        let path = self.directory.join(name);
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, bytes)?;
+        fs::rename(&temporary, &path)
+    }
+}
+
+fn decode<T: prost::Message + Default>(bytes: &[u8]) -> io::Result<T> {
+    T::decode(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

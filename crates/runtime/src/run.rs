@@ -1,0 +1,242 @@
+//! Making a sandbox.
+//!
+//! ```text
+//! record ─┬─ network namespace and address ─┬─► keeper ─► Hello ─► record, READY
+//!         └─ control group, files ──────────┘
+//! ```
+//! What fails takes everything back; the client hears of no sandbox then.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use cri::v1::{self, ContainerEventType as Kind};
+use cri::{Error, v1::NamespaceMode};
+use keeper::protocol::{CgroupEntry, Role};
+use keeper::{KeeperConfig, KeeperFds};
+use network::{AttachRequest, Dns, PortMapping, Protocol};
+
+use crate::client::Client;
+use crate::core::{Core, blocking, failed, new_id, now};
+use crate::record::{Progress, Records, SandboxRecord};
+use crate::sandbox::{Phase, Sandbox};
+use crate::single::Outcome;
+use crate::table::Entered;
+use crate::{files, group, spec};
+
+/// What protects a keeper from the kernel's OOM killer, as containerd protects its pause containers.
+const KEEPER_OOM_SCORE: i32 = -998;
+
+/// Makes a sandbox, or joins the making of one with its name.
+pub(crate) async fn run(core: &Arc<Core>, request: v1::RunPodSandboxRequest) -> Result<String, Error> {
+    let config = request.config.ok_or_else(|| Error::InvalidArgument("the sandbox's config is missing".into()))?;
+    check(&config, &request.runtime_handler)?;
+    loop {
+        let sandbox = match core.table.enter_sandbox(fresh(core, &config, &request.runtime_handler)) {
+            Entered::New(sandbox) | Entered::There(sandbox) => sandbox,
+        };
+        if sandbox.phase() == Phase::Making {
+            let (core, made) = (core.clone(), sandbox.clone());
+            sandbox.run.run(&core.tasks.clone(), || make(core, made)).await?;
+        }
+        match sandbox.phase() {
+            Phase::Ready => return Ok(sandbox.id.clone()),
+            Phase::Gone => {} // Another caller's failed, or was removed: now it is our turn.
+            _ => {
+                return Err(Error::FailedPrecondition(format!(
+                    "sandbox {} of that name and attempt is not ready any more; remove it, or raise the attempt",
+                    sandbox.id
+                )));
+            }
+        }
+    }
+}
+
+fn fresh(core: &Core, config: &v1::PodSandboxConfig, handler: &str) -> Arc<Sandbox> {
+    let id = new_id();
+    let (group, owns_group) = core.pod_group(&id, config);
+    let records = Records::new(core.sandboxes_dir().join(&id));
+    let record = SandboxRecord {
+        id,
+        created_at: now(),
+        config: Some(config.clone()),
+        handler: handler.to_owned(),
+        ..SandboxRecord::default()
+    };
+    Sandbox::new(record, records, group, owns_group)
+}
+
+fn check(config: &v1::PodSandboxConfig, handler: &str) -> Result<(), Error> {
+    let invalid = |text: String| Err(Error::InvalidArgument(text));
+    if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty() || metadata.uid.is_empty()) {
+        return invalid("the sandbox's metadata needs name and uid".into());
+    }
+    if !handler.is_empty() {
+        return invalid(format!("runtime handler {handler:?} is unknown; this runtime has only the default one, \"\""));
+    }
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let options = security.and_then(|security| security.namespace_options.as_ref());
+    let users = options.and_then(|options| options.userns_options.as_ref());
+    if users.is_some_and(|users| users.mode() == NamespaceMode::Pod) {
+        return invalid("user namespaces of pods are not supported yet; remove hostUsers: false".into());
+    }
+    Ok(())
+}
+
+async fn make(core: Arc<Core>, sandbox: Arc<Sandbox>) -> Outcome {
+    if sandbox.phase() != Phase::Making {
+        return Ok(()); // Somebody else made it between the look and the call.
+    }
+    let made = build(&core, &sandbox).await;
+    match made {
+        Ok(()) => {
+            core.publish(Kind::ContainerCreatedEvent, &sandbox.id, &sandbox);
+            core.publish(Kind::ContainerStartedEvent, &sandbox.id, &sandbox);
+            Ok(())
+        }
+        Err(error) => {
+            take_back(&core, &sandbox).await;
+            Err(error)
+        }
+    }
+}
+
+async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
+    let begun = {
+        let (core, sandbox) = (core.clone(), sandbox.clone());
+        blocking(move || begin(&core, &sandbox))
+    };
+    let (network, entry) = tokio::join!(attach(core, sandbox), begun);
+    let (netns, entry) = (network?, entry?);
+    let client = start_keeper(core, sandbox, netns, &entry)?;
+    let welcome = client
+        .hello(Role::Control)
+        .await
+        .map_err(|error| failed("starting the keeper of sandbox", &sandbox.id, &error))?;
+    {
+        let mut live = sandbox.live();
+        live.keeper = Some(Arc::new(client));
+        live.keeper_pid = welcome.pid;
+    }
+    files::put_hosts(sandbox).map_err(|error| failed("writing the hosts file of sandbox", &sandbox.id, &error))?;
+    let record = sandbox.record(&core.boot_id, Progress::Made);
+    sandbox.records.put_sandbox(&record).map_err(|error| failed("recording sandbox", &sandbox.id, &error))?;
+    sandbox.live().phase = Phase::Ready;
+    Ok(())
+}
+
+/// Directory, record, files, control group.
+fn begin(core: &Core, sandbox: &Sandbox) -> Result<sys::cgroup::Entry, Error> {
+    let record = sandbox.record(&core.boot_id, Progress::Making);
+    let written = sandbox.records.create().and_then(|()| sandbox.records.put_sandbox(&record));
+    written.map_err(|error| failed("recording sandbox", &sandbox.id, &error))?;
+    files::put(sandbox).map_err(|error| failed("writing the files of sandbox", &sandbox.id, &error))?;
+    let group = sandbox.keeper_group();
+    let entered = group.create().and_then(|()| group.entry());
+    entered.map_err(|error| failed("making the control group of sandbox", &sandbox.id, &error))
+}
+
+async fn attach(core: &Core, sandbox: &Sandbox) -> Result<Option<OwnedFd>, Error> {
+    if sandbox.host_network() {
+        return Ok(None);
+    }
+    let attached = core.network.attach(attach_request(sandbox)?).await;
+    let attachment = attached.map_err(|error| failed("connecting sandbox", &sandbox.id, &error))?;
+    sandbox.live().ips = attachment.ips.iter().map(ToString::to_string).collect();
+    Ok(Some(attachment.netns))
+}
+
+fn attach_request(sandbox: &Sandbox) -> Result<AttachRequest, Error> {
+    let (config, metadata) = (&sandbox.config, sandbox.metadata());
+    let dns = config.dns_config.clone().unwrap_or_default();
+    let ports = config.port_mappings.iter().filter(|port| port.host_port > 0);
+    Ok(AttachRequest {
+        sandbox_id: sandbox.id.clone(),
+        namespace: metadata.namespace,
+        name: metadata.name,
+        uid: metadata.uid,
+        port_mappings: ports.map(port_mapping).collect::<Result<_, _>>()?,
+        annotations: config.annotations.clone().into_iter().collect(),
+        dns: Dns { nameservers: dns.servers, search: dns.searches, options: dns.options, ..Dns::default() },
+        netns: None,
+    })
+}
+
+fn port_mapping(port: &v1::PortMapping) -> Result<PortMapping, Error> {
+    let invalid = |what: &str, value: &dyn std::fmt::Display| {
+        Error::InvalidArgument(format!("port mapping: {what} {value} cannot be used"))
+    };
+    let number = |what, value: i32| u16::try_from(value).map_err(|_| invalid(what, &value));
+    let host_ip = match port.host_ip.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| invalid("host_ip", &text))?),
+    };
+    Ok(PortMapping {
+        protocol: match port.protocol() {
+            v1::Protocol::Tcp => Protocol::Tcp,
+            v1::Protocol::Udp => Protocol::Udp,
+            v1::Protocol::Sctp => Protocol::Sctp,
+        },
+        container_port: number("container_port", port.container_port)?,
+        host_port: number("host_port", port.host_port)?,
+        host_ip,
+    })
+}
+
+fn start_keeper(
+    core: &Arc<Core>,
+    sandbox: &Arc<Sandbox>,
+    netns: Option<OwnedFd>,
+    entry: &sys::cgroup::Entry,
+) -> Result<Client, Error> {
+    let fail = |error: std::io::Error| failed("starting the keeper of sandbox", &sandbox.id, &error);
+    let directory = std::fs::File::open(sandbox.records.directory()).map_err(fail)?;
+    let fds = KeeperFds {
+        directory: directory.as_fd(),
+        network: netns.as_ref().map(|netns| netns.as_fd()),
+        cgroup: Some(entry),
+    };
+    let socket = core.zygote.spawn_keeper(keeper_config(sandbox)?, &fds).map_err(fail)?;
+    let client = Client::new(socket, core.listener(sandbox));
+    client.map_err(|error| failed("starting the keeper of sandbox", &sandbox.id, &error))
+}
+
+fn keeper_config(sandbox: &Sandbox) -> Result<KeeperConfig, Error> {
+    let namespaces = sandbox.namespaces();
+    let host_network = sandbox.host_network();
+    Ok(KeeperConfig {
+        sandbox: sandbox.id.clone(),
+        network: if host_network { keeper::Network::Host } else { keeper::Network::Given },
+        own_uts: !host_network,
+        own_ipc: namespaces.ipc() != NamespaceMode::Node,
+        shared_pid: namespaces.pid() == NamespaceMode::Pod,
+        user: None,
+        hostname: Some(files::hostname(sandbox)).filter(|name| !host_network && !name.is_empty()),
+        sysctls: spec::sandbox_sysctls(&sandbox.config)?,
+        oom_score_adj: KEEPER_OOM_SCORE,
+        cgroup: CgroupEntry::Stay, // The zygote's handle says what the descriptors are.
+    })
+}
+
+/// Removes what a failed making has left. What cannot be removed is found by `fsck`.
+async fn take_back(core: &Core, sandbox: &Sandbox) {
+    let warn = |step: &str, error: &dyn std::fmt::Display| tracing::warn!(sandbox = sandbox.id, %error, "{step}");
+    let keeper = sandbox.live().keeper.take();
+    drop(keeper);
+    if let Err(error) = core.network.detach(&sandbox.id).await {
+        warn("disconnecting a sandbox that could not be made", &error);
+    }
+    if let Err(error) = end_groups(sandbox).await {
+        warn("removing the control group of a sandbox that could not be made", &error);
+    }
+    if let Err(error) = sandbox.records.remove() {
+        warn("removing the record of a sandbox that could not be made", &error);
+    }
+    sandbox.live().phase = Phase::Gone;
+    core.table.remove_sandbox(sandbox);
+}
+
+/// Ends everything in the sandbox's own groups and removes them.
+pub(crate) async fn end_groups(sandbox: &Sandbox) -> Result<(), sys::Error> {
+    let group = if sandbox.owns_group { sandbox.group.clone() } else { sandbox.keeper_group() };
+    group::end(&group).await
+}

@@ -1,0 +1,203 @@
+//! Stopping and removing containers and sandboxes. Done twice, or for what is not there, all of it succeeds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::Error;
+use cri::v1::ContainerEventType as Kind;
+use futures_util::future::join_all;
+use keeper::protocol::{Request, Shutdown, Signal};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::container::{Container, Phase};
+use crate::core::{Core, failed};
+use crate::exits;
+use crate::record::Progress;
+use crate::run::end_groups;
+use crate::sandbox::{self, Sandbox};
+use crate::single::Outcome;
+
+const KILL: u32 = 9;
+/// How long a process has to end after SIGKILL: it may write a core, or wait for a disk.
+const END_MAX: Duration = Duration::from_secs(30);
+/// A grace period that nobody lives to see; keeps sums of times in range.
+const GRACE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Stops a container: its stop signal, then SIGKILL after `grace_s` seconds.
+pub(crate) async fn container(core: &Arc<Core>, id: &str, grace_s: i64) -> Outcome {
+    match core.table.container(id) {
+        Ok((sandbox, container)) => {
+            let grace = Duration::from_secs(u64::try_from(grace_s).unwrap_or(0)).min(GRACE_MAX);
+            stop(core, &sandbox, &container, grace).await
+        }
+        Err(Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Stops a container. A shorter grace than that of a stop under way counts for both.
+async fn stop(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, grace: Duration) -> Outcome {
+    let deadline = Instant::now() + grace;
+    container.deadline.send_modify(|earlier| *earlier = Some(earlier.map_or(deadline, |one| one.min(deadline))));
+    let (sandbox, stopped) = (sandbox.clone(), container.clone());
+    let outcome = container.stop.run(&core.tasks, || async move {
+        let outcome = ask_and_kill(&sandbox, &stopped).await;
+        stopped.deadline.send_replace(None);
+        outcome
+    });
+    outcome.await
+}
+
+async fn ask_and_kill(sandbox: &Sandbox, container: &Container) -> Outcome {
+    if !matches!(container.phase(), Phase::Starting | Phase::Running) {
+        return Ok(());
+    }
+    let asked = async {
+        container.reached(Phase::Running).await;
+        let number = container.record().stop_signal;
+        signal(sandbox, container, number).await;
+        container.reached(Phase::Exited).await;
+    };
+    let has_grace = container.deadline.borrow().is_some_and(|deadline| deadline > Instant::now());
+    if has_grace {
+        tokio::select! {
+            () = asked => return Ok(()),
+            () = deadline_over(container) => {}
+        }
+    }
+    kill(sandbox, container).await
+}
+
+/// Waits for the deadline, which may come closer meanwhile.
+async fn deadline_over(container: &Container) {
+    let mut deadline = container.deadline.subscribe();
+    loop {
+        let Some(at) = *deadline.borrow_and_update() else { return };
+        tokio::select! {
+            () = sleep_until(at) => return,
+            changed = deadline.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn signal(sandbox: &Sandbox, container: &Container, signal: u32) {
+    let request = Request::Signal(Signal { id: container.id.clone(), signal });
+    let sent = match sandbox.keeper() {
+        Ok(keeper) => keeper.done(request, Vec::new()).await.map(drop),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = sent {
+        // Without a keeper the container ends as well, and the kill of its group follows.
+        tracing::debug!(container = container.id, %error, "a signal could not be sent");
+    }
+}
+
+async fn kill(sandbox: &Sandbox, container: &Container) -> Outcome {
+    signal(sandbox, container, KILL).await;
+    let group = container.group.clone();
+    group.kill().map_err(|error| failed("killing container", &container.id, &error))?;
+    timeout(END_MAX, container.reached(Phase::Exited)).await.map_err(|_| {
+        let pid = container.live().pid.unwrap_or_default();
+        Error::Internal(format!(
+            "container {}: process {pid} does not end after SIGKILL; it waits for a device or file system that does not answer",
+            container.id
+        ))
+    })
+}
+
+/// Removes a container; one that runs is killed.
+pub(crate) async fn remove_container(core: &Arc<Core>, id: &str) -> Outcome {
+    match core.table.container(id) {
+        Ok((sandbox, container)) => remove(core, &sandbox, &container).await,
+        Err(Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn remove(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {
+    let (shared, sandbox, removed) = (core.clone(), sandbox.clone(), container.clone());
+    let outcome = container.remove.run(&core.tasks, || async move {
+        if removed.is_gone() && !shared.table.has_container(&removed.id) {
+            return Ok(()); // Somebody else removed it between the look and the call.
+        }
+        stop(&shared, &sandbox, &removed, Duration::ZERO).await?;
+        exits::discard(&shared, &sandbox, &removed).await?;
+        shared.publish(Kind::ContainerDeletedEvent, &removed.id, &sandbox);
+        Ok(())
+    });
+    outcome.await
+}
+
+/// Stops a sandbox with all its containers, and gives its network back.
+pub(crate) async fn sandbox(core: &Arc<Core>, id: &str) -> Outcome {
+    match core.table.sandbox(id) {
+        Ok(sandbox) => stop_sandbox(core, &sandbox).await,
+        Err(Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) async fn stop_sandbox(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
+    let (shared, stopped) = (core.clone(), sandbox.clone());
+    sandbox.stop.run(&core.tasks, || async move { take_down(&shared, &stopped).await }).await
+}
+
+async fn take_down(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
+    let was_ready = {
+        let mut live = sandbox.live();
+        if matches!(live.phase, sandbox::Phase::Gone) || live.stopped {
+            return Ok(());
+        }
+        let was_ready = live.phase == sandbox::Phase::Ready;
+        live.phase = sandbox::Phase::Stopping;
+        was_ready
+    };
+    let containers = sandbox.containers();
+    let stops = containers.iter().map(|container| async {
+        stop(core, sandbox, container, Duration::ZERO).await?;
+        container.clean.outcome().await
+    });
+    let stopped: Outcome = join_all(stops).await.into_iter().collect();
+    let detached = core.network.detach(&sandbox.id).await;
+    let detached = detached.map_err(|error| failed("disconnecting sandbox", &sandbox.id, &error));
+    stopped.and(detached)?;
+    if let Ok(keeper) = sandbox.keeper() {
+        // Its group is killed next; asked first, it removes its socket.
+        let _ = keeper.done(Request::Shutdown(Shutdown { kill: true }), Vec::new()).await;
+    }
+    end_groups(sandbox).await.map_err(|error| failed("removing the control group of sandbox", &sandbox.id, &error))?;
+    {
+        let mut live = sandbox.live();
+        (live.keeper, live.phase, live.stopped) = (None, sandbox::Phase::NotReady, true);
+        live.ips.clear();
+    }
+    let record = sandbox.record(&core.boot_id, Progress::Ended);
+    sandbox.records.put_sandbox(&record).map_err(|error| failed("recording sandbox", &sandbox.id, &error))?;
+    if was_ready {
+        core.publish(Kind::ContainerStoppedEvent, &sandbox.id, sandbox);
+    }
+    Ok(())
+}
+
+/// Removes a sandbox; one that is ready is stopped.
+pub(crate) async fn remove_sandbox(core: &Arc<Core>, id: &str) -> Outcome {
+    let sandbox = match core.table.sandbox(id) {
+        Ok(sandbox) => sandbox,
+        Err(Error::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let (shared, removed) = (core.clone(), sandbox.clone());
+    sandbox.remove.run(&core.tasks, || async move { forget_sandbox(&shared, &removed).await }).await
+}
+
+async fn forget_sandbox(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
+    stop_sandbox(core, sandbox).await?;
+    let containers = sandbox.containers();
+    let removals = containers.iter().map(|container| remove(core, sandbox, container));
+    join_all(removals).await.into_iter().collect::<Outcome>()?;
+    sandbox.records.remove().map_err(|error| failed("removing the record of sandbox", &sandbox.id, &error))?;
+    sandbox.live().phase = sandbox::Phase::Gone;
+    core.table.remove_sandbox(sandbox);
+    core.publish(Kind::ContainerDeletedEvent, &sandbox.id, sandbox);
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! Tests as root: real keepers, real overlay roots, the real bridge, in network and mount namespaces of their own.
+//!
+//! A plain program without the usual harness, as it must be able to be the unpacking child, the zygote, and a daemon that
+//! is killed: arguments filter by name.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+
+mod adoption;
+mod fixture;
+mod lifecycle;
+
+use std::process::ExitCode;
+
+use testkit::serial::Test;
+
+fn main() -> ExitCode {
+    image::worker::maybe_run();
+    adoption::maybe_be_a_daemon();
+    let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
+    let all: Vec<Test> = [lifecycle::TESTS, adoption::TESTS].concat();
+    testkit::serial::main(&all, missing)
+}
