@@ -15,9 +15,9 @@ use network::LiveSandbox;
 use crate::client::{Client, ClientError};
 use crate::container::{Container, Phase};
 use crate::core::Core;
-use crate::exits;
 use crate::record::{ContainerRecord, Progress, Records, SandboxRecord};
 use crate::sandbox::{self, Sandbox};
+use crate::{exits, fsck, group};
 
 const KILL: u32 = 9;
 
@@ -29,6 +29,7 @@ pub(crate) async fn everything(core: &Arc<Core>) -> std::io::Result<Vec<LiveSand
         live.extend(one(core, records).await);
     }
     release_orphans(core).await;
+    end_orphans(core).await;
     Ok(live)
 }
 
@@ -251,6 +252,15 @@ async fn release_orphans(core: &Arc<Core>) {
         }
         if let Err(error) = core.images.release(&container).await {
             tracing::warn!(container, %error, "the root of a container that is gone cannot be removed");
+        }
+    }
+}
+
+/// Processes of sandboxes that no record names.
+async fn end_orphans(core: &Arc<Core>) {
+    for orphan in fsck::leaked_groups(core) {
+        if let Err(error) = group::end(&orphan).await {
+            tracing::warn!(%error, "what is left of a sandbox that is gone cannot be removed");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cri::Error;
 use futures_util::future::join_all;
+use sys::cgroup::Cgroup;
 
 use crate::core::{Core, blocking, failed};
 use crate::runtime::Owned;
@@ -42,37 +43,32 @@ fn directories(core: &Core) -> Result<Vec<Owned>, Error> {
 /// The groups of containers and keepers, wherever their pods' groups are, and all of the group that is ours alone.
 fn groups(core: &Core) -> Vec<Owned> {
     let mut owned = Vec::new();
-    let mut ours = BTreeSet::new();
     for sandbox in core.table.every_sandbox() {
-        if sandbox.owns_group {
-            ours.insert(sandbox.id.clone());
-        }
         let containers = sandbox.containers();
         let groups = containers.iter().map(|one| (one.group.clone(), format!("container {}", one.id)));
-        for (group, owner) in groups.chain([(sandbox.keeper_group(), format!("sandbox {}", sandbox.id))]) {
-            if group.exists() {
-                owned.push(Owned {
-                    kind: "cgroup",
-                    name: group.path().to_string_lossy().into_owned(),
-                    owner: Some(owner),
-                });
-            }
-        }
+        let groups = groups.chain([(sandbox.keeper_group(), format!("sandbox {}", sandbox.id))]);
+        owned.extend(groups.filter(|(group, _)| group.exists()).map(|(group, owner)| of_group(&group, Some(owner))));
     }
+    owned.extend(leaked_groups(core).iter().map(|group| of_group(group, None)));
+    owned
+}
+
+fn of_group(group: &Cgroup, owner: Option<String>) -> Owned {
+    Owned { kind: "cgroup", name: group.path().to_string_lossy().into_owned(), owner }
+}
+
+/// Groups below the one that is ours alone, of sandboxes that there are no more.
+pub(crate) fn leaked_groups(core: &Core) -> Vec<Cgroup> {
+    let sandboxes = core.table.every_sandbox();
+    let known: BTreeSet<&str> = sandboxes.iter().map(|sandbox| sandbox.id.as_str()).collect();
     let parent = core.hierarchy.group(&core.config.cgroup_parent);
-    let mut leaked: BTreeSet<String> = BTreeSet::new();
+    let mut names = BTreeSet::new();
     for directory in parent.directories() {
         let children = std::fs::read_dir(directory).into_iter().flatten().flatten();
         let children = children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()));
-        leaked.extend(children.map(|child| child.file_name().to_string_lossy().into_owned()));
+        names.extend(children.map(|child| child.file_name().to_string_lossy().into_owned()));
     }
-    let leaked = leaked.into_iter().filter(|name| !ours.contains(name));
-    owned.extend(leaked.map(|name| Owned {
-        kind: "cgroup",
-        name: parent.child(name).path().to_string_lossy().into_owned(),
-        owner: None,
-    }));
-    owned
+    names.iter().filter(|name| !known.contains(name.as_str())).map(|name| parent.child(name)).collect()
 }
 
 fn roots(core: &Core) -> Vec<Owned> {

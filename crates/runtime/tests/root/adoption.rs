@@ -1,8 +1,344 @@
 //! A daemon that dies, and the next one.
+//!
+//! The first daemon is this program again: it makes pods, says on its standard output what it sees, and is killed.
 
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use cri::v1::{ContainerState, PodSandboxState};
+use cri::{RuntimeService as _, v1};
+use futures_util::future::join_all;
+use keeper::Zygote;
+use serde::{Deserialize, Serialize};
 use testkit::serial::Test;
 
-pub(crate) const TESTS: &[Test] = &[];
+use crate::fixture::{Ground, Node, Places, Pod, on_a_node, run, script_config};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("pods_outlive_a_killed_daemon", pods_outlive_a_killed_daemon),
+    ("a_killed_daemon_leaves_nothing_half_made", a_killed_daemon_leaves_nothing_half_made),
+    ("a_killed_keeper_is_told", a_killed_keeper_is_told),
+    ("what_died_with_the_daemon_away_is_told", what_died_with_the_daemon_away_is_told),
+    ("another_boot_leaves_only_garbage", another_boot_leaves_only_garbage),
+];
+
+/// The environment variable that makes this program a daemon.
+const ORDER: &str = "RUNTIME_TEST_DAEMON";
+
+#[derive(Serialize, Deserialize)]
+struct Order {
+    scene: Scene,
+    state: PathBuf,
+    run: PathBuf,
+    logs: PathBuf,
+    group: String,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum Scene {
+    /// One pod of each kind, then silence.
+    OfEachKind,
+    /// Pods without end, several at once, each named when it runs.
+    WithoutEnd,
+}
 
 /// Where this program was started as a daemon, it is one until it is killed.
-pub(crate) fn maybe_be_a_daemon() {}
+pub(crate) fn maybe_be_a_daemon() {
+    let Ok(order) = std::env::var(ORDER) else { return };
+    let Order { scene, state, run: run_dir, logs, group } = serde_json::from_str(&order).unwrap();
+    let places = Places { state, run: run_dir, logs, group };
+    let zygote = Zygote::start().unwrap();
+    run(async {
+        let node = Node::start(&places, zygote).await;
+        match scene {
+            Scene::OfEachKind => of_each_kind(&node).await,
+            Scene::WithoutEnd => without_end(&node).await,
+        }
+    });
+    unreachable!("it is killed");
+}
+
+/// A daemon that runs until it is killed.
+struct Daemon {
+    process: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Daemon {
+    #[allow(clippy::disallowed_methods, reason = "a test program starts itself")]
+    fn start(scene: Scene, places: &Places) -> Self {
+        let Places { state, run, logs, group } = places.clone();
+        let order = serde_json::to_string(&Order { scene, state, run, logs, group }).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut process = command.env(ORDER, order).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap());
+        Self { process, lines }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the daemon has ended");
+        line.trim().to_owned()
+    }
+
+    fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// What the first daemon saw last, by the name of the pod.
+#[derive(Serialize, Deserialize)]
+struct Seen {
+    sandbox: String,
+    container: String,
+    pid: Option<u32>,
+    sandbox_status: String,
+    container_status: String,
+}
+
+async fn see(node: &Node, pod: &Pod) -> Seen {
+    let request = v1::ContainerStatusRequest { container_id: pod.container.clone(), verbose: true };
+    let response = node.runtime.container_status(request).await.unwrap();
+    let info: serde_json::Value = serde_json::from_str(&response.info["info"]).unwrap();
+    Seen {
+        sandbox: pod.sandbox.clone(),
+        container: pod.container.clone(),
+        pid: info["pid"].as_u64().map(|pid| u32::try_from(pid).unwrap()),
+        sandbox_status: format!("{:?}", sorted(node.sandbox_status(&pod.sandbox).await)),
+        container_status: format!("{:?}", response.status.unwrap()),
+    }
+}
+
+/// Maps with one entry have one order.
+fn sorted(status: v1::PodSandboxStatus) -> v1::PodSandboxStatus {
+    status
+}
+
+async fn of_each_kind(node: &Node) {
+    let mut pods = BTreeMap::new();
+    pods.insert("stays", node.pod("stays", "i=0; while :; do echo $i; i=$((i+1)); usleep 500; done").await);
+    let ends = node.places.run.join("ends");
+    std::fs::create_dir_all(&ends).unwrap();
+    pods.insert("ends", mounting_pod(node, "ends", &ends).await);
+    let ended = node.pod("ended", "exit 5").await;
+    node.exited(&ended.container).await;
+    pods.insert("ended", ended);
+    let config = node.sandbox_config("created");
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    let container = node.create(&sandbox, &config, script_config("main", "echo late; exit 4")).await.unwrap();
+    pods.insert("created", Pod { config, sandbox, container });
+    let stopped = node.pod("stopped", "sleep 1000").await;
+    node.stop_sandbox(&stopped.sandbox).await.unwrap();
+    pods.insert("stopped", stopped);
+    let mut seen = BTreeMap::new();
+    for (name, pod) in &pods {
+        seen.insert(*name, see(node, pod).await);
+    }
+    let exec = node.exec(&pods["stays"].container, &["sh", "-c", "echo $$ > /exec; sleep 4242"], 0);
+    let shown = async {
+        let written = ["sh", "-c", "while ! test -s /exec; do usleep 1000; done"];
+        node.exec(&pods["stays"].container, &written, 0).await.unwrap();
+        println!("{}", serde_json::to_string(&seen).unwrap());
+    };
+    let _ = tokio::join!(exec, shown);
+}
+
+/// A pod that ends with 7 as soon as there is a file called `go` in its directory.
+async fn mounting_pod(node: &Node, name: &str, directory: &Path) -> Pod {
+    let config = node.sandbox_config(name);
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    let mut request =
+        script_config("main", "echo up; while ! test -e /shared/go; do usleep 5000; done; echo went; exit 7");
+    request.mounts.push(v1::Mount {
+        container_path: "/shared".to_owned(),
+        host_path: directory.to_string_lossy().into_owned(),
+        ..Default::default()
+    });
+    let container = node.create(&sandbox, &config, request).await.unwrap();
+    node.start_container(&container).await.unwrap();
+    Pod { config, sandbox, container }
+}
+
+fn pods_outlive_a_killed_daemon() {
+    let ground = Ground::new();
+    let mut daemon = Daemon::start(Scene::OfEachKind, &ground.places);
+    let seen: BTreeMap<String, Seen> = serde_json::from_str(&daemon.line()).unwrap();
+    daemon.kill();
+    let process = open(seen["ends"].pid.unwrap());
+    std::fs::write(ground.places.run.join("ends/go"), "").unwrap();
+    wait_for_end(&process);
+    let zygote = Zygote::start().unwrap();
+    run(async {
+        let node = Node::start(&ground.places, zygote).await;
+        for name in ["stays", "ended", "created", "stopped"] {
+            let seen = &seen[name];
+            let sandbox = node.sandbox_status(&seen.sandbox).await;
+            assert_eq!(format!("{:?}", sorted(sandbox)), seen.sandbox_status, "{name}");
+            assert_eq!(format!("{:?}", node.status(&seen.container).await), seen.container_status, "{name}");
+        }
+        let status = node.exited(&seen["ends"].container).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (7, "Error"));
+        assert_eq!(node.log("ends"), ["stdout F up", "stdout F went"]);
+        no_exec_is_left(&node, &seen["stays"].container).await;
+        node.start_container(&seen["created"].container).await.unwrap();
+        assert_eq!(node.exited(&seen["created"].container).await.exit_code, 4);
+        assert_eq!(node.log("created"), ["stdout F late"]);
+        counts_without_a_gap(&node, &seen["stays"].container).await;
+        let new = node.pod("new", "true").await;
+        let (old, new) = (node.sandbox_status(&seen["stays"].sandbox).await, node.sandbox_status(&new.sandbox).await);
+        assert_ne!(old.network, new.network);
+        node.down().await;
+    });
+}
+
+/// The first daemon's exec session has nobody left who would read it.
+async fn no_exec_is_left(node: &Node, container: &str) {
+    let gone = ["sh", "-c", "while kill -0 $(cat /exec); do usleep 1000; done 2>/dev/null"];
+    assert_eq!(node.exec(container, &gone, 20).await.unwrap().exit_code, 0);
+}
+
+async fn counts_without_a_gap(node: &Node, container: &str) {
+    node.stop_container(container, 0).await.unwrap();
+    let log = node.log("stays");
+    assert!(log.len() > 10, "{log:?}");
+    for (number, line) in log.iter().enumerate() {
+        assert_eq!(*line, format!("stdout F {number}"), "a line is lost or doubled");
+    }
+}
+
+fn open(pid: u32) -> std::os::fd::OwnedFd {
+    let pid = sys::rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    sys::process::pidfd_open(pid).unwrap()
+}
+
+fn wait_for_end(process: &std::os::fd::OwnedFd) {
+    let mut polled = [sys::rustix::event::PollFd::new(process, sys::rustix::event::PollFlags::IN)];
+    sys::rustix::event::poll(&mut polled, None).unwrap();
+}
+
+async fn without_end(node: &Node) {
+    let pods = |worker: usize| async move {
+        for number in 0.. {
+            let name = format!("pod-{worker}-{number}");
+            let pod = node.pod(&name, "sleep 1000").await;
+            println!("{name}");
+            if number % 2 == 1 {
+                node.remove_sandbox(&pod.sandbox).await.unwrap();
+            }
+        }
+    };
+    join_all((0..3).map(pods)).await;
+}
+
+fn a_killed_daemon_leaves_nothing_half_made() {
+    for pods in [1, 4, 9, 14] {
+        let ground = Ground::new();
+        let mut daemon = Daemon::start(Scene::WithoutEnd, &ground.places);
+        let made: Vec<String> = (0..pods).map(|_| daemon.line()).collect();
+        daemon.kill();
+        let zygote = Zygote::start().unwrap();
+        run(async {
+            let node = Node::start(&ground.places, zygote).await;
+            let sandboxes = node.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap().items;
+            for name in made.iter().filter(|name| name.ends_with(['0', '2', '4', '6', '8'])) {
+                let sandbox = sandboxes.iter().find(|one| one.metadata.as_ref().unwrap().name == *name).unwrap();
+                assert_eq!(sandbox.state(), PodSandboxState::SandboxReady);
+            }
+            node.down().await;
+        });
+    }
+}
+
+/// The process id of a pod's keeper.
+async fn keeper_of(node: &Node, sandbox: &str) -> u32 {
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: true };
+    let info = node.runtime.pod_sandbox_status(request).await.unwrap().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    u32::try_from(info["pid"].as_u64().unwrap()).unwrap()
+}
+
+fn a_killed_keeper_is_told() {
+    on_a_node(|node| async {
+        let pod = node.pod("orphan", "setsid sleep 1000 & sleep 1000").await;
+        let keeper = open(keeper_of(&node, &pod.sandbox).await);
+        sys::process::send_signal(keeper.as_fd(), 9).unwrap();
+        assert_unseen(&node.exited(&pod.container).await);
+        assert_eq!(node.sandbox_status(&pod.sandbox).await.state(), PodSandboxState::SandboxNotready);
+        let new = node.create(&pod.sandbox, &pod.config, script_config("second", "true")).await;
+        assert!(new.unwrap_err().to_string().contains("not ready"));
+        node
+    });
+}
+
+fn assert_unseen(status: &v1::ContainerStatus) {
+    assert_eq!(status.state(), ContainerState::ContainerExited);
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "ContainerStatusUnknown"));
+}
+
+fn what_died_with_the_daemon_away_is_told() {
+    let ground = Ground::new();
+    let (seen, keepers) = dead_node(&ground);
+    keepers.iter().for_each(wait_for_end);
+    let zygote = Zygote::start().unwrap();
+    run(async {
+        let node = Node::start(&ground.places, zygote).await;
+        assert_unseen(&node.status(&seen["stays"].container).await);
+        let ended = node.status(&seen["ended"].container).await;
+        assert_eq!(format!("{ended:?}"), seen["ended"].container_status);
+        let created = node.status(&seen["created"].container).await;
+        assert_eq!(created.state(), ContainerState::ContainerCreated);
+        let sandbox = node.sandbox_status(&seen["stays"].sandbox).await;
+        assert_eq!(sandbox.state(), PodSandboxState::SandboxNotready);
+        node.down().await;
+    });
+}
+
+/// A daemon that was killed, and its keepers with it.
+fn dead_node(ground: &Ground) -> (BTreeMap<String, Seen>, Vec<std::os::fd::OwnedFd>) {
+    let mut daemon = Daemon::start(Scene::OfEachKind, &ground.places);
+    let seen: BTreeMap<String, Seen> = serde_json::from_str(&daemon.line()).unwrap();
+    daemon.kill();
+    let mut keepers = Vec::new();
+    for one in seen.values() {
+        let directory = ground.places.run.join("sandboxes").join(&one.sandbox);
+        let record = keeper::read_record(std::fs::File::open(directory).unwrap()).unwrap();
+        let Some(pid) = sys::rustix::process::Pid::from_raw(i32::try_from(record.sandbox.pid).unwrap()) else {
+            continue;
+        };
+        let Ok(keeper) = sys::process::pidfd_open(pid) else { continue }; // That of the pod that was stopped.
+        sys::process::send_signal(keeper.as_fd(), 9).unwrap();
+        keepers.push(keeper);
+    }
+    (seen, keepers)
+}
+
+fn another_boot_leaves_only_garbage() {
+    let ground = Ground::new();
+    let (_, keepers) = dead_node(&ground);
+    keepers.iter().for_each(wait_for_end);
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    for entry in std::fs::read_dir(ground.places.run.join("sandboxes")).unwrap() {
+        let record = entry.unwrap().path().join("sandbox");
+        let bytes = std::fs::read(&record).unwrap();
+        std::fs::write(&record, replaced(&bytes, boot.trim().as_bytes())).unwrap();
+    }
+    let zygote = Zygote::start().unwrap();
+    run(async {
+        let node = Node::start(&ground.places, zygote).await;
+        assert!(node.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap().items.is_empty());
+        node.down().await;
+    });
+}
+
+/// The same bytes with another boot's id.
+fn replaced(bytes: &[u8], boot: &[u8]) -> Vec<u8> {
+    let at = bytes.windows(boot.len()).position(|window| window == boot).unwrap();
+    let mut other = bytes.to_vec();
+    other[at..at + boot.len()].fill(b'0');
+    other
+}

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod adoption;
+mod faults;
 mod fixture;
 mod lifecycle;
 
@@ -17,6 +18,6 @@ fn main() -> ExitCode {
     image::worker::maybe_run();
     adoption::maybe_be_a_daemon();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all: Vec<Test> = [lifecycle::TESTS, adoption::TESTS].concat();
+    let all: Vec<Test> = [lifecycle::TESTS, faults::TESTS, adoption::TESTS].concat();
     testkit::serial::main(&all, missing)
 }
