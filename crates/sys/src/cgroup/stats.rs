@@ -54,6 +54,8 @@ pub struct MemoryStats {
     pub major_page_faults: u64,
     /// Swap used.
     pub swap_bytes: u64,
+    /// The limit of swap alone.
+    pub swap_limit_bytes: Option<u64>,
     /// The limit.
     pub limit_bytes: Option<u64>,
     /// Processes killed for want of memory.

@@ -198,6 +198,10 @@ fn cpu(cpu: &Path, accounting: &Path) -> CpuStats {
 fn memory(dir: &Path) -> MemoryStats {
     let stat = |key: &str| keyed(&dir.join("memory.stat"), key).unwrap_or(0);
     let usage = number(&dir.join("memory.usage_in_bytes")).unwrap_or(0);
+    let limit = |name: &str| number(&dir.join(name)).filter(|limit| *limit < NO_LIMIT);
+    let limit_bytes = limit("memory.limit_in_bytes");
+    // This version limits memory and swap together.
+    let both = limit("memory.memsw.limit_in_bytes");
     MemoryStats {
         usage_bytes: usage,
         working_set_bytes: usage.saturating_sub(stat("total_inactive_file")),
@@ -205,7 +209,8 @@ fn memory(dir: &Path) -> MemoryStats {
         page_faults: stat("total_pgfault"),
         major_page_faults: stat("total_pgmajfault"),
         swap_bytes: stat("total_swap"),
-        limit_bytes: number(&dir.join("memory.limit_in_bytes")).filter(|limit| *limit < NO_LIMIT),
+        swap_limit_bytes: both.zip(limit_bytes).map(|(both, memory)| both.saturating_sub(memory)),
+        limit_bytes,
         oom_kills: 0,
     }
 }

@@ -183,6 +183,7 @@ fn memory(dir: &Path) -> MemoryStats {
         page_faults: stat("pgfault"),
         major_page_faults: stat("pgmajfault"),
         swap_bytes: number(&dir.join("memory.swap.current")).unwrap_or(0),
+        swap_limit_bytes: number(&dir.join("memory.swap.max")),
         limit_bytes: number(&dir.join("memory.max")),
         oom_kills: oom_kills(dir),
     }
