@@ -255,6 +255,11 @@ impl Images {
         self.load_archive(path, progress).await
     }
 
+    /// Where the store lies.
+    pub fn state_dir(&self) -> &Path {
+        &self.config.state_dir
+    }
+
     /// What the images take on disk.
     pub fn usage(&self) -> Usage {
         self.store.layers_usage()
