@@ -11,6 +11,9 @@ pub enum Error {
         /// What was asked for.
         id: String,
     },
+    /// It is not to be found in any of the places that were asked; the message names them and what may help.
+    #[error("{0}")]
+    NotFoundAnywhere(String),
     /// The request cannot be honoured as written; a retry will not help.
     #[error("{0}")]
     InvalidArgument(String),
@@ -47,7 +50,7 @@ impl Error {
     /// The gRPC status code of this failure.
     pub fn code(&self) -> tonic::Code {
         match self {
-            Self::NotFound { .. } => tonic::Code::NotFound,
+            Self::NotFound { .. } | Self::NotFoundAnywhere(_) => tonic::Code::NotFound,
             Self::InvalidArgument(_) => tonic::Code::InvalidArgument,
             Self::AlreadyExists(_) => tonic::Code::AlreadyExists,
             Self::FailedPrecondition(_) => tonic::Code::FailedPrecondition,
