@@ -26,6 +26,7 @@ mod exits;
 mod files;
 mod fsck;
 mod group;
+mod images;
 mod info;
 mod launch;
 mod list;
@@ -36,8 +37,9 @@ mod runtime;
 mod sandbox;
 mod service;
 mod single;
-#[allow(dead_code, unused_imports, reason = "its callers are being written")]
 mod spec;
+#[allow(dead_code, reason = "its callers are being written")]
+mod stats;
 mod status;
 mod stop;
 #[allow(dead_code, unused_imports, reason = "its callers are being written")]
@@ -46,4 +48,5 @@ mod table;
 mod update;
 
 pub use config::{Config, LogLimits, Parts};
+pub use images::{ImageServer, ImagesInUse};
 pub use runtime::{Owned, Runtime, StartError};
