@@ -43,8 +43,13 @@ pub(crate) fn status(core: &Core, verbose: bool) -> v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info,
         runtime_handlers: vec![v1::RuntimeHandler { name: String::new(), features: Some(features) }],
-        features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..v1::RuntimeFeatures::default() }),
+        features: Some(features_of_all()),
     }
+}
+
+/// What every handler can do.
+fn features_of_all() -> v1::RuntimeFeatures {
+    v1::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false, mount_options: true }
 }
 
 fn config(core: &Core) -> serde_json::Value {

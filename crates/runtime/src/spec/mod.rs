@@ -33,7 +33,6 @@ use executor::{ExecOptions, ExecPlan, HostFacts, LaunchPlan, PlanError, oci};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use error::SpecError;
-pub(crate) use mounts::MOUNT_OPTIONS;
 pub(crate) use prepare::{HostDevice, Prepared, prepare};
 pub(crate) use resources::resources;
 pub(crate) use sandbox::{group_of, hostname_file, resolv_conf, sandbox_sysctls};

@@ -11,7 +11,7 @@ use super::namespaces::{self, Users, id_mapping, is_host};
 use super::{ContainerInput, ImageMount, SpecError};
 
 /// Options of `mount_options` that are honoured (KEP-5855).
-pub(crate) const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
+const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 
 /// Stands for images among the sources. Nothing is ever looked for at this path: [`super::ContainerSpec::open_sources`]
 /// knows which image each name means.
