@@ -1,6 +1,7 @@
 //! What goes wrong, and whom it costs.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
 use std::time::Duration;
 
 use cri::v1::ContainerState;
@@ -15,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_caller_that_goes_leaves_nothing_half_made", a_caller_that_goes_leaves_nothing_half_made),
     ("what_cannot_be_made_leaves_nothing", what_cannot_be_made_leaves_nothing),
     ("a_stop_ends_at_its_grace_and_sooner_if_asked", a_stop_ends_at_its_grace_and_sooner_if_asked),
+    ("a_hung_source_costs_its_own_pod_only", a_hung_source_costs_its_own_pod_only),
     ("processes_left_behind_end_with_their_container", processes_left_behind_end_with_their_container),
 ];
 
@@ -169,4 +171,43 @@ async fn left_behind(node: &Node) -> std::os::fd::OwnedFd {
         }
         tokio::task::yield_now().await;
     }
+}
+
+/// A file system whose server never answers; it fails as soon as the server is dropped.
+fn hang(at: &Path) -> Option<std::fs::File> {
+    let server = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").ok()?;
+    let fd = server.as_raw_fd().to_string();
+    let options = [("fd", fd.as_str()), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")];
+    let mount = sys::mount::new_filesystem("fuse", &options.map(|(key, value)| (key, Some(value))), 0).ok()?;
+    sys::mount::attach_at(mount.as_fd(), at).ok()?;
+    Some(server)
+}
+
+fn a_hung_source_costs_its_own_pod_only() {
+    on_a_node(|node| async {
+        let hung = node.places.logs.join("hung");
+        std::fs::create_dir_all(&hung).unwrap();
+        let Some(server) = hang(&hung) else {
+            println!("skipped: needs /dev/fuse");
+            return node;
+        };
+        let config = node.sandbox_config("hung");
+        let sandbox = node.run_sandbox(&config).await.unwrap();
+        let mut request = script_config("main", "true");
+        let host_path = hung.join("x").to_string_lossy().into_owned();
+        request.mounts.push(v1::Mount { container_path: "/x".to_owned(), host_path, ..Default::default() });
+        let stuck = node.create(&sandbox, &config, request.clone());
+        let others = async {
+            let pod = node.pod("other", "sleep 1000").await;
+            node.stop_container(&pod.container, 0).await.unwrap();
+            node.remove_sandbox(&pod.sandbox).await.unwrap();
+            // Its own pod can be removed too; what the mount answers comes too late for it.
+            node.remove_sandbox(&sandbox).await.unwrap();
+            drop(server);
+        };
+        let (stuck, ()) = tokio::join!(stuck, others);
+        stuck.unwrap_err();
+        sys::mount::detach(&hung).unwrap();
+        node
+    });
 }

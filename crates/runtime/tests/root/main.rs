@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod adoption;
+
 mod faults;
 mod fixture;
 mod lifecycle;
