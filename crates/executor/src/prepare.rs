@@ -37,15 +37,27 @@ pub fn open_sources(plan: &LaunchPlan, user_namespace: Option<BorrowedFd<'_>>) -
 /// # Errors
 /// It is missing or refuses an attribute.
 pub fn open_source(source: &Source, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, PrepareError> {
-    open(source, user_namespace).map_err(|cause| PrepareError {
-        path: source.path.clone(),
-        target: source.target.clone(),
-        cause,
-    })
+    let mount = mount::copy_tree(Path::new(&source.path), source.recursive).map_err(|cause| failed(source, cause))?;
+    finish_source(source, mount, user_namespace)
 }
 
-fn open(source: &Source, user_namespace: Option<BorrowedFd<'_>>) -> sys::Result<OwnedFd> {
-    let mount = mount::copy_tree(Path::new(&source.path), source.recursive)?;
+/// As [`open_source`], where the detached mount is there already and only has to get its attributes.
+///
+/// # Errors
+/// It refuses one.
+pub fn finish_source(
+    source: &Source,
+    mount: OwnedFd,
+    user_namespace: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, PrepareError> {
+    finish(source, mount, user_namespace).map_err(|cause| failed(source, cause))
+}
+
+fn failed(source: &Source, cause: sys::Error) -> PrepareError {
+    PrepareError { path: source.path.clone(), target: source.target.clone(), cause }
+}
+
+fn finish(source: &Source, mount: OwnedFd, user_namespace: Option<BorrowedFd<'_>>) -> sys::Result<OwnedFd> {
     let propagation = source
         .propagation
         .unwrap_or(crate::plan::PropagationPlan { kind: mount::Propagation::Private, recursive: source.recursive });

@@ -27,6 +27,9 @@ wire_struct! {
         pub sandbox: String,
         /// Its network.
         pub network: Network,
+        /// Whether a mount namespace comes along. Nobody joins it: it is kept for whoever asks with `GetNamespace`, and with
+        /// it what is mounted there.
+        pub mounts: bool,
         /// Whether it has host and domain names of its own.
         pub own_uts: bool,
         /// Whether it has System V IPC and message queues of its own.
@@ -71,6 +74,8 @@ pub struct KeeperFds<'a> {
     pub directory: BorrowedFd<'a>,
     /// The network namespace with [`Network::Given`].
     pub network: Option<BorrowedFd<'a>>,
+    /// The mount namespace with [`KeeperConfig::mounts`].
+    pub mounts: Option<BorrowedFd<'a>>,
     /// The control group for the keeper itself: a leaf on version 2.
     pub cgroup: Option<&'a Entry>,
 }
@@ -85,7 +90,7 @@ impl KeeperFds<'_> {
         }
     }
 
-    /// Directory, network, control groups.
+    /// Directory, network, mounts, control groups.
     pub(crate) fn in_order(&self) -> Vec<BorrowedFd<'_>> {
         let cgroups: &[_] = match self.cgroup {
             None => &[],
@@ -93,6 +98,6 @@ impl KeeperFds<'_> {
             Some(Entry::Files(files)) => files,
         };
         let cgroups = cgroups.iter().map(AsFd::as_fd);
-        [self.directory].into_iter().chain(self.network).chain(cgroups).collect()
+        [self.directory].into_iter().chain(self.network).chain(self.mounts).chain(cgroups).collect()
     }
 }

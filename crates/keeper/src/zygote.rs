@@ -45,6 +45,7 @@ impl Zygote {
     /// `BrokenPipe` when the zygote has died, `InvalidInput` for a configuration that cannot be sent.
     pub fn spawn_keeper(&self, mut config: KeeperConfig, fds: &KeeperFds<'_>) -> io::Result<UnixStream> {
         config.cgroup = fds.cgroup_entry();
+        config.mounts = fds.mounts.is_some();
         let bytes = wire::encode(&config);
         if bytes.len() > CONFIG_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "sandbox configuration is longer than 64 KiB"));

@@ -50,6 +50,7 @@ fn config() -> KeeperConfig {
     KeeperConfig {
         sandbox: "s1".into(),
         network: Network::New,
+        mounts: false,
         own_uts: true,
         own_ipc: true,
         shared_pid: false,
@@ -65,7 +66,7 @@ impl Client {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let directory = File::open(dir.path()).unwrap();
-        let fds = KeeperFds { directory: directory.as_fd(), network: None, cgroup: None };
+        let fds = KeeperFds { directory: directory.as_fd(), network: None, mounts: None, cgroup: None };
         let socket = ZYGOTE.get().unwrap().spawn_keeper(config(), &fds).unwrap();
         let mut client = Self { dir, socket, decoder: Decoder::default(), number: 0, events: Vec::new() };
         client.hello();

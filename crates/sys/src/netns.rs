@@ -49,7 +49,7 @@ pub fn route_socket(namespace: BorrowedFd<'_>) -> io::Result<netlink::Socket> {
     run_in(namespace.as_fd(), || netlink::Socket::route().map_err(Into::into))
 }
 
-fn on_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(crate) fn on_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread =
             std::thread::Builder::new().name("netns".into()).stack_size(256 << 10).spawn_scoped(scope, work)?;

@@ -64,6 +64,10 @@ fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<Sandbo
         Network::Given => Some(fds.next().ok_or_else(|| broken("the network namespace is missing"))?),
         Network::Host | Network::New => None,
     };
+    let mounts = match config.mounts {
+        true => Some(fds.next().ok_or_else(|| broken("the mount namespace is missing"))?),
+        false => None,
+    };
     rustix::process::fchdir(&directory).map_err(io::Error::from).map_err(system("fchdir"))?;
     enter_cgroup(&config.cgroup, fds).map_err(system("cgroup.procs"))?;
     // More protection needs a capability that the node may not have: then it has what the daemon has.
@@ -74,9 +78,8 @@ fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<Sandbo
     process::set_dumpable(false).map_err(|error| sandbox_failure(&error))?;
     let mut namespaces = make_namespaces(&config, network.as_ref())?;
     let reaper = if config.shared_pid { Some(start_reaper(&mut namespaces)?) } else { None };
-    if let Some(network) = network {
-        namespaces.push((NamespaceKind::Network, network));
-    }
+    namespaces.extend(network.map(|network| (NamespaceKind::Network, network)));
+    namespaces.extend(mounts.map(|mounts| (NamespaceKind::Mount, mounts)));
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(system("boot_id"))?;
     let welcome = Welcome {
         version: VERSION,
