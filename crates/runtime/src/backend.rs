@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use cri::{Error, v1};
-use keeper::protocol::{self, GetNamespace, NamespaceKind, Request, Resize};
+use keeper::protocol::{self, NamespaceKind, Request, Resize};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
 use crate::container::{Container, Phase};
 use crate::core::{Core, failed, patient};
 use crate::exec::{self, Running, Streams};
+use crate::launch::namespace_of;
 use crate::stream::{Backend, Process, Session, Stdio, WindowSize};
 
 /// The size of a terminal until its client tells one.
@@ -74,15 +75,7 @@ impl Backend for Streaming {
         if sandbox.host_network() {
             return taken(patient(move || dial(port)).await?, port);
         }
-        let get = GetNamespace { kind: NamespaceKind::Net, container: None };
-        let asked = match sandbox.keeper() {
-            Ok(keeper) => keeper.done(Request::GetNamespace(get), Vec::new()).await,
-            Err(error) => Err(error),
-        };
-        let fds = asked.map_err(|error| failed("entering the network of sandbox", &sandbox.id, &error))?;
-        let Some(namespace) = fds.into_iter().next() else {
-            return Err(Error::Internal("the keeper sent no namespace".to_owned()));
-        };
+        let namespace = namespace_of(&sandbox, NamespaceKind::Net, None).await?;
         let connected = patient(move || sys::netns::run_in(namespace.as_fd(), || dial(port))).await?;
         taken(connected, port)
     }

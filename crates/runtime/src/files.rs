@@ -8,6 +8,8 @@ use crate::spec::{self, SandboxFiles};
 const HOSTNAME: &str = "hostname";
 const HOSTS: &str = "hosts";
 const RESOLV_CONF: &str = "resolv.conf";
+/// Not a file: the name that the shared memory has in configurations, see [`crate::shm`].
+const SHM: &str = "shm";
 /// Where the node's own resolver configuration is.
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -49,6 +51,6 @@ pub(crate) fn of(sandbox: &Sandbox) -> SandboxFiles {
         hostname: Some(directory.join(HOSTNAME)),
         hosts: Some(directory.join(HOSTS)),
         resolv_conf: Some(directory.join(RESOLV_CONF)),
-        ..SandboxFiles::default()
+        shm: Some(directory.join(SHM)),
     }
 }

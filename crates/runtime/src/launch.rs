@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,9 +21,9 @@ use sys::cgroup::{Cgroup, Entry};
 
 use crate::container::Container;
 use crate::core::{Core, failed, patient};
-use crate::files;
 use crate::sandbox::Sandbox;
 use crate::spec::{self, ContainerInput, ContainerSpec, ResolvedUser};
+use crate::{files, shm};
 
 /// Everything that a start needs, held from the container's making to its start.
 #[derive(Debug)]
@@ -52,9 +52,10 @@ pub(crate) async fn prepare(
     image: Arc<Image>,
 ) -> Result<Made, Error> {
     let (core, sandbox, container) = (core.clone(), sandbox.clone(), container.clone());
+    let shm = namespace_of(&sandbox, protocol::NamespaceKind::Mount, None).await?;
     patient(move || {
         let job = Job { core: &core, sandbox: &sandbox, container: &container, config: &config };
-        job.make(&image)
+        job.make(&image, shm.as_fd())
     })
     .await?
 }
@@ -67,7 +68,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn make(&self, image: &Image) -> Result<Made, Error> {
+    fn make(&self, image: &Image, shm: BorrowedFd<'_>) -> Result<Made, Error> {
         let prepared = spec::prepare(self.config)?;
         let rootfs = self.core.images.rootfs(&image.id, &self.container.id, RootfsOptions::default());
         let root = rootfs.map_err(|error| self.failed("mounting the root of", &error))?.mount;
@@ -76,6 +77,7 @@ impl Job<'_> {
         let of_image = image.config.config.stop_signal.as_str();
         let stop_signal = spec::stop_signal(self.config, of_image)?;
         let stop_signal_name = spec::stop_signal_of_image(self.config, of_image);
+        let files = files::of(self.sandbox);
         let spec = spec::container_spec(&ContainerInput {
             id: &self.container.id,
             sandbox_id: &self.sandbox.id,
@@ -84,7 +86,7 @@ impl Job<'_> {
             image: &image.config,
             user: &user,
             prepared: &prepared,
-            files: &files::of(self.sandbox),
+            files: &files,
             namespaces: &self.namespaces(),
             cgroup_path: &self.container.group.path().to_string_lossy(),
             host: &self.core.host,
@@ -94,7 +96,9 @@ impl Job<'_> {
         }
         let plan =
             spec.launch_plan(&self.core.host.facts).map_err(|error| Error::InvalidArgument(error.to_string()))?;
-        let mounts = spec.open_sources(&plan, None, &self.core.images)?;
+        let shm = shm::copy(shm).map_err(|error| self.failed("sharing memory with", &error))?;
+        let made = files.shm.iter().map(|path| path.to_string_lossy().into_owned()).zip([shm]).collect();
+        let mounts = spec.open_sources(&plan, made, None, &self.core.images)?;
         self.make_group(&spec)?;
         Ok(Made { ready: Ready { plan, root, mounts }, spec, user, stop_signal, stop_signal_name })
     }
@@ -219,7 +223,7 @@ async fn joins(
     for kind in &plan.joins {
         let target = *kind == NamespaceKind::Pid && options.pid() == NamespaceMode::Target;
         if target {
-            fds.extend(target_namespace(sandbox, &options.target_id).await?);
+            fds.push(namespace_of(sandbox, protocol::NamespaceKind::Pid, Some(&options.target_id)).await?);
         }
         let from = if target { JoinFrom::Fd } else { JoinFrom::Pod };
         joins.push(Join { kind: wire_kind(*kind)?, from });
@@ -227,14 +231,23 @@ async fn joins(
     Ok((joins, fds))
 }
 
-/// The pid namespace of another container of the pod.
-async fn target_namespace(sandbox: &Sandbox, target: &str) -> Result<Vec<OwnedFd>, Error> {
-    let get = GetNamespace { kind: protocol::NamespaceKind::Pid, container: Some(target.to_owned()) };
+/// A namespace of the pod, or of one of its containers.
+pub(crate) async fn namespace_of(
+    sandbox: &Sandbox,
+    kind: protocol::NamespaceKind,
+    container: Option<&str>,
+) -> Result<OwnedFd, Error> {
+    let get = GetNamespace { kind, container: container.map(str::to_owned) };
     let asked = match sandbox.keeper() {
         Ok(keeper) => keeper.done(Request::GetNamespace(get), Vec::new()).await,
         Err(error) => Err(error),
     };
-    asked.map_err(|error| failed("joining the process namespace of container", target, &error))
+    let step = || format!("asking for the {kind:?} namespace of");
+    let fds = match container {
+        Some(id) => asked.map_err(|error| failed(&format!("{} container", step()), id, &error))?,
+        None => asked.map_err(|error| failed(&format!("{} sandbox", step()), &sandbox.id, &error))?,
+    };
+    fds.into_iter().next().ok_or_else(|| Error::Internal("the keeper sent no namespace".to_owned()))
 }
 
 fn wire_kind(kind: NamespaceKind) -> Result<protocol::NamespaceKind, Error> {

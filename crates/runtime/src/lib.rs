@@ -36,6 +36,7 @@ mod run;
 mod runtime;
 mod sandbox;
 mod service;
+mod shm;
 mod single;
 mod spec;
 #[allow(dead_code, reason = "its callers are being written")]

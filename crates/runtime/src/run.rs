@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! record ─┬─ network namespace and address ─┬─► keeper ─► Hello ─► record, READY
+//!         ├─ shared memory ─────────────────┤
 //!         └─ control group, files ──────────┘
 //! ```
 //! What fails takes everything back; the client hears of no sandbox then.
@@ -21,7 +22,7 @@ use crate::record::{Progress, Records, SandboxRecord};
 use crate::sandbox::{Phase, Sandbox};
 use crate::single::Outcome;
 use crate::table::Entered;
-use crate::{files, group, spec};
+use crate::{files, group, shm, spec};
 
 /// What protects a keeper from the kernel's OOM killer, as containerd protects its pause containers.
 const KEEPER_OOM_SCORE: i32 = -998;
@@ -105,9 +106,12 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
         let (core, sandbox) = (core.clone(), sandbox.clone());
         blocking(move || begin(&core, &sandbox))
     };
-    let (network, entry) = tokio::join!(attach(core, sandbox), begun);
+    let root_is_initramfs = core.host.facts.root_is_initramfs;
+    let shm = blocking(move || shm::make(root_is_initramfs));
+    let (network, entry, shm) = tokio::join!(attach(core, sandbox), begun, shm);
+    let shm = shm.map_err(|error| failed("making the shared memory of sandbox", &sandbox.id, &error))?;
     let (netns, entry) = (network?, entry?);
-    let client = start_keeper(core, sandbox, netns, &entry)?;
+    let client = start_keeper(core, sandbox, netns, &shm, &entry)?;
     let welcome = client
         .hello(Role::Control)
         .await
@@ -186,6 +190,7 @@ fn start_keeper(
     core: &Arc<Core>,
     sandbox: &Arc<Sandbox>,
     netns: Option<OwnedFd>,
+    shm: &OwnedFd,
     entry: &sys::cgroup::Entry,
 ) -> Result<Client, Error> {
     let fail = |error: std::io::Error| failed("starting the keeper of sandbox", &sandbox.id, &error);
@@ -193,6 +198,7 @@ fn start_keeper(
     let fds = KeeperFds {
         directory: directory.as_fd(),
         network: netns.as_ref().map(|netns| netns.as_fd()),
+        mounts: Some(shm.as_fd()),
         cgroup: Some(entry),
     };
     let socket = core.zygote.spawn_keeper(keeper_config(sandbox)?, &fds).map_err(fail)?;
@@ -206,6 +212,7 @@ fn keeper_config(sandbox: &Sandbox) -> Result<KeeperConfig, Error> {
     Ok(KeeperConfig {
         sandbox: sandbox.id.clone(),
         network: if host_network { keeper::Network::Host } else { keeper::Network::Given },
+        mounts: true,
         own_uts: !host_network,
         own_ipc: namespaces.ipc() != NamespaceMode::Node,
         shared_pid: namespaces.pid() == NamespaceMode::Pod,

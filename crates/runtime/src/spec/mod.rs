@@ -215,19 +215,22 @@ impl ContainerSpec {
 
     /// Opens the plan's sources, images included. Waits for the file systems they lie on.
     ///
-    /// `user_namespace` is that of the sandbox, for mounts that are seen through its mapping.
+    /// `made` are sources, by path, whose mount is there already. `user_namespace` is that of the sandbox, for mounts that
+    /// are seen through its mapping.
     ///
     /// # Errors
     /// The first source that is missing or refuses an attribute.
     pub(crate) fn open_sources(
         &self,
         plan: &LaunchPlan,
+        mut made: BTreeMap<String, OwnedFd>,
         user_namespace: Option<BorrowedFd<'_>>,
         images: &image::Images,
     ) -> Result<Vec<OwnedFd>, SpecError> {
-        let open = |source: &executor::plan::Source| match self.images.get(&source.path) {
-            Some(mount) => prepare::mount_image(mount, images),
-            None => Ok(executor::prepare::open_source(source, user_namespace)?),
+        let open = |source: &executor::plan::Source| match (self.images.get(&source.path), made.remove(&source.path)) {
+            (Some(mount), _) => prepare::mount_image(mount, images),
+            (None, Some(mount)) => Ok(executor::prepare::finish_source(source, mount, user_namespace)?),
+            (None, None) => Ok(executor::prepare::open_source(source, user_namespace)?),
         };
         plan.sources.iter().map(open).collect()
     }

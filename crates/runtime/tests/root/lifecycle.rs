@@ -10,6 +10,7 @@ use crate::fixture::{IMAGE, on_a_node, script_config};
 pub(crate) const TESTS: &[Test] = &[
     ("a_pod_lives_and_goes", a_pod_lives_and_goes),
     ("exit_codes_and_reasons", exit_codes_and_reasons),
+    ("containers_of_a_pod_share_what_they_should", containers_of_a_pod_share_what_they_should),
     ("exec_sync_answers_and_times_out", exec_sync_answers_and_times_out),
 ];
 
@@ -104,6 +105,36 @@ fn exec_sync_answers_and_times_out() {
         assert_eq!(answer.stdout, b"quick\n", "a process left behind is not waited for");
         let error = node.exec(&pod.container, &["nothing"], 0).await.unwrap_err();
         assert!(error.to_string().contains("No such file"), "{error}");
+        node
+    });
+}
+
+fn containers_of_a_pod_share_what_they_should() {
+    on_a_node(|node| async {
+        let pod = node.pod("shares", "echo secret > /dev/shm/note; sleep 1000").await;
+        let second = node.create(&pod.sandbox, &pod.config, script_config("second", "sleep 1000")).await.unwrap();
+        node.start_container(&second).await.unwrap();
+        let other = node.pod("other", "sleep 1000").await;
+        let text = async |container: &str, script: &str| {
+            let answer = node.exec(container, &["sh", "-c", script], 0).await.unwrap();
+            String::from_utf8_lossy(&answer.stdout).trim().to_owned()
+        };
+        while text(&second, "cat /dev/shm/note").await != "secret" {}
+        assert_eq!(text(&other.container, "ls /dev/shm").await, "");
+        let mounted = "while read -r line; do case $line in *' /dev/shm '*) echo $line; esac; done < /proc/mounts";
+        let mounted = text(&second, mounted).await;
+        assert!(mounted.contains("size=65536k") && mounted.contains("noexec"), "{mounted}");
+        for space in ["net", "uts", "ipc"] {
+            let script = format!("readlink /proc/self/ns/{space}");
+            let (first, second, other) = (
+                text(&pod.container, &script).await,
+                text(&second, &script).await,
+                text(&other.container, &script).await,
+            );
+            assert!(first == second && first != other, "{space}: {first} {second} {other}");
+        }
+        assert_eq!(text(&second, "cat /etc/hostname; hostname").await, "shares\nshares");
+        assert!(text(&second, "cat /etc/hosts").await.contains("\tshares"));
         node
     });
 }
