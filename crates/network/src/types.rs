@@ -153,7 +153,7 @@ pub struct Status {
 /// A kernel object or a file that the network owns on the host; see [`Network::fsck`](crate::Network::fsck).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owned {
-    /// `link`, `record`, `table` or `netns`.
+    /// `link`, `address`, `record`, `table`, `process` or `socket`.
     pub kind: &'static str,
     /// Its name.
     pub name: String,

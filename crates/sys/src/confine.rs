@@ -180,6 +180,63 @@ pub fn unpacking_calls() -> Vec<libc::c_long> {
     calls
 }
 
+/// What a server of one thread takes that was given its sockets: network, epoll, reading files, and the allocator.
+pub fn serving_calls() -> Vec<libc::c_long> {
+    let mut calls = SERVING_CALLS.to_vec();
+    // The old spelling exists on x86-64 only; its libc still uses it.
+    #[cfg(target_arch = "x86_64")]
+    calls.push(libc::SYS_epoll_wait);
+    calls
+}
+
+const SERVING_CALLS: &[libc::c_long] = &[
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_accept4,
+    libc::SYS_socket,
+    libc::SYS_bind,
+    libc::SYS_connect,
+    libc::SYS_shutdown,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_ioctl,
+    libc::SYS_fcntl,
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_openat,
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_lseek,
+    libc::SYS_futex,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
 const COMMON_CALLS: &[libc::c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -285,6 +342,15 @@ mod tests {
             assert_eq!(run(&program, AUDIT_ARCH, number(call), 0), REFUSE, "call {call}");
         }
         assert_eq!(run(&program, 0x4000_0003, 1, 0), KILL, "a foreign architecture");
+    }
+
+    #[test]
+    fn a_server_starts_no_program() {
+        let program = compile(&serving_calls());
+        assert_eq!(run(&program, AUDIT_ARCH, number(libc::SYS_sendto), 0), ALLOW);
+        for call in [libc::SYS_execve, libc::SYS_execveat, libc::SYS_clone, libc::SYS_ptrace, libc::SYS_unlinkat] {
+            assert_eq!(run(&program, AUDIT_ARCH, number(call), 0), REFUSE, "call {call}");
+        }
     }
 
     #[test]

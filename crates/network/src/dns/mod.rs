@@ -9,13 +9,23 @@
 //! The server is a process of its own, so that names resolve while the daemon is away.
 
 mod config;
+mod control;
+mod forward;
+mod link;
+mod listen;
+mod message;
 mod process;
 mod server;
+mod snapshot;
+mod upstream;
 mod zone;
 
 pub use config::{Config, DnsError, Upstreams};
-pub use server::{Server, fsck};
+pub use server::{Server, fsck, stop};
 pub use zone::{Endpoint, InvalidName, Port, Target, Zone};
+
+/// What `ps` shows.
+const PROCESS_NAME: &str = "orlop-dns";
 
 /// The server's process, to be among the zygote's helpers.
 pub const HELPER: sys::zygote::Helper = sys::zygote::Helper { name: "dns", run: process::run };

@@ -11,14 +11,20 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use domain::base::{Name, NameBuilder, Rtype};
 use ipnet::IpNet;
 
 use crate::Protocol;
 
-/// A name with its bytes on the heap; compared without regard to case.
-pub(crate) type Dname = Name<Box<[u8]>>;
+/// A name, compared without regard to case; copies share their bytes.
+pub(crate) type Dname = Name<Arc<[u8]>>;
+
+/// Moves a name to where copies of it are cheap.
+pub(crate) fn shared(name: Name<Vec<u8>>) -> Dname {
+    Name::from_octets(name.into_octets().into()).expect("it was a name before")
+}
 
 /// A value that cannot be a part of a DNS name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,7 +57,7 @@ impl Data {
         }
     }
 
-    fn of(ip: IpAddr) -> Data {
+    pub(crate) fn of(ip: IpAddr) -> Data {
         match ip {
             IpAddr::V4(v4) => Data::A(v4),
             IpAddr::V6(v6) => Data::Aaaa(v6),
@@ -126,11 +132,15 @@ impl Zone {
     /// # Errors
     /// The domain is no DNS name.
     pub fn new(domain: &str) -> Result<Zone, InvalidName> {
-        let domain = parse(domain)?;
-        let mut zone = Zone { domain, records: BTreeMap::new(), networks: Vec::new() };
+        let mut zone = Zone::bare(parse(domain)?);
         // Specification, 2.2.
         zone.add(zone.below(&["dns-version"])?, Data::Txt(b"1.1.0".as_slice().into()));
         Ok(zone)
+    }
+
+    /// Nothing but a domain.
+    pub(crate) fn bare(domain: Dname) -> Zone {
+        Zone { domain, records: BTreeMap::new(), networks: Vec::new() }
     }
 
     /// Adds a service: its own name, those of its ports and endpoints, and the names of its addresses.
@@ -197,15 +207,38 @@ impl Zone {
         prepend(labels, &self.domain)
     }
 
-    fn add(&mut self, name: Dname, data: Data) {
+    pub(crate) fn add(&mut self, name: Dname, data: Data) {
         let records = self.records.entry(name).or_default();
         if !records.contains(&data) {
             records.push(data);
         }
     }
 
+    /// Adds an address of the DNS server itself.
+    pub fn add_name_server(&mut self, ip: IpAddr) {
+        self.add(self.name_server(), Data::of(ip));
+    }
+
     pub(crate) fn domain(&self) -> &Dname {
         &self.domain
+    }
+
+    pub(crate) fn records(&self) -> &BTreeMap<Dname, Vec<Data>> {
+        &self.records
+    }
+
+    pub(crate) fn networks(&self) -> &[IpNet] {
+        &self.networks
+    }
+
+    /// Who answers for the zone. A domain too long for this name stands for itself.
+    pub(crate) fn name_server(&self) -> Dname {
+        self.below(&["ns", "dns"]).unwrap_or_else(|_| self.domain.clone())
+    }
+
+    /// Who is responsible for the zone.
+    pub(crate) fn host_master(&self) -> Dname {
+        self.below(&["hostmaster"]).unwrap_or_else(|_| self.domain.clone())
     }
 
     /// The answer to one question of class IN. The cluster domain's own SOA and NS records are the server's matter.
@@ -244,7 +277,7 @@ fn pick(records: &[Data], rtype: Rtype) -> Answer<'_> {
 
 fn parse(text: &str) -> Result<Dname, InvalidName> {
     let labels: Vec<&str> = text.strip_suffix('.').unwrap_or(text).split('.').collect();
-    prepend(&labels, &Name::from_octets([0].as_slice().into()).expect("the root is a name"))
+    prepend(&labels, &shared(Name::root()))
 }
 
 /// `labels` in front of `suffix`, in lower case.
@@ -257,7 +290,7 @@ fn prepend(labels: &[&str], suffix: &Dname) -> Result<Dname, InvalidName> {
         let name = name.append_origin(suffix).ok()?;
         let mut name: Name<Vec<u8>> = name;
         name.make_canonical();
-        Name::from_octets(name.into_octets().into_boxed_slice()).ok()
+        Some(shared(name))
     };
     let whole = labels.iter().all(|label| !label.is_empty());
     whole.then(build).flatten().ok_or_else(|| InvalidName { text: labels.join(".") })
@@ -269,8 +302,7 @@ fn dashed(ip: IpAddr) -> String {
 }
 
 fn reverse(ip: IpAddr) -> Dname {
-    let name: Name<Vec<u8>> = Name::reverse_from_addr(ip).expect("every address has such a name");
-    Name::from_octets(name.into_octets().into_boxed_slice()).expect("it was a name before")
+    shared(Name::reverse_from_addr(ip).expect("every address has such a name"))
 }
 
 /// The address that a name below `in-addr.arpa` or `ip6.arpa` stands for.
@@ -303,7 +335,7 @@ fn address_of(name: &Dname) -> Option<IpAddr> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -314,7 +346,7 @@ mod tests {
         Port { name: name.into(), protocol: Protocol::Tcp, port }
     }
 
-    fn example() -> Zone {
+    pub(crate) fn example() -> Zone {
         let mut zone = Zone::new("cluster.local").unwrap();
         let web = Target::Cluster {
             ips: vec![ip("10.96.0.7"), ip("fd00:96::7")],
