@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use sys::netlink::nft::{Expr, Family, From, Meta, Reg, Type};
+use sys::netlink::nft::{Cmp, Ct, Expr, Family, From, Meta, Reg, Type};
 
 /// Appends an address.
 pub(crate) fn push_address(key: &mut Vec<u8>, address: IpAddr) {
@@ -24,7 +24,7 @@ pub(crate) fn push_port(key: &mut Vec<u8>, port: u16) {
 }
 
 /// What differs between the address families.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ip {
     /// For translation.
     pub(crate) family: Family,
@@ -74,6 +74,45 @@ impl Ip {
         if address.is_ipv4() { V4 } else { V6 }
     }
 
+    /// IPv6, or IPv4.
+    pub(crate) fn v6(is_v6: bool) -> Ip {
+        if is_v6 { V6 } else { V4 }
+    }
+
+    /// Whether it is IPv6.
+    pub(crate) fn is_v6(self) -> bool {
+        self.family == Family::Ipv6
+    }
+
+    /// The network of a prefix and the mask that keeps it.
+    pub(crate) fn network(self, address: IpAddr, prefix: u8) -> (Vec<u8>, Vec<u8>) {
+        let bits = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+        let bytes = if self.is_v6() { 16 } else { 4 };
+        let mask = bits.to_be_bytes()[..bytes].to_vec();
+        let mut network = Vec::new();
+        push_address(&mut network, address);
+        network.iter_mut().zip(&mask).for_each(|(octet, mask)| *octet &= mask);
+        (network, mask)
+    }
+
+    /// The address that stands for any.
+    pub(crate) fn unspecified(self) -> &'static [u8] {
+        if self.is_v6() { &[0; 16] } else { &[0; 4] }
+    }
+
+    /// Goes on if the packet is of this family.
+    pub(crate) fn is_family(self) -> [Expr<'static>; 2] {
+        [
+            Expr::Meta { dreg: Reg(0), key: Meta::NfProto },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: self.nfproto },
+        ]
+    }
+
+    /// Where the connection's first packet went to.
+    pub(crate) fn original_destination(self) -> Ct {
+        if self.is_v6() { Ct::OriginalDstIp6 } else { Ct::OriginalDstIp }
+    }
+
     /// Registers which an address takes.
     pub(crate) fn words(self) -> u8 {
         if self.bytes == 4 { 1 } else { 4 }
@@ -98,4 +137,21 @@ pub(crate) fn protocol(dreg: Reg) -> Expr<'static> {
 /// Loads the destination port.
 pub(crate) fn destination_port(dreg: Reg) -> Expr<'static> {
     Expr::Payload { dreg, from: From::Transport, offset: 2, len: 2 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_have_the_length_of_their_family() {
+        let network = |text: &str, prefix| {
+            let address: IpAddr = text.parse().unwrap();
+            Ip::of(address).network(address, prefix)
+        };
+        assert_eq!(network("10.1.2.3", 16), (vec![10, 1, 0, 0], vec![255, 255, 0, 0]));
+        assert_eq!(network("10.1.2.3", 0), (vec![0; 4], vec![0; 4]));
+        assert_eq!(network("fd00::1", 4).1[..2], [0xf0, 0]);
+        assert_eq!(network("fd00::1", 128).1, [255; 16]);
+    }
 }

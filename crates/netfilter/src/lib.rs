@@ -9,5 +9,6 @@
 
 mod key;
 pub mod pods;
+pub mod services;
 
 pub use sys::netlink::nft::Batch;

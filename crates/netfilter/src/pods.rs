@@ -11,7 +11,7 @@
 
 use std::net::IpAddr;
 
-use sys::netlink::nft::{Base, Batch, Cmp, Data, Element, Expr, Family, Hook, Meta, Reg, Set, Type, Verdict};
+use sys::netlink::nft::{Base, Batch, Cmp, Data, Element, Expr, Family, Hook, Reg, Set, Type, Verdict};
 
 use crate::key::{self, Ip};
 
@@ -166,10 +166,6 @@ fn add_sets(batch: &mut Batch, ip: Ip) {
     batch.add_set(&Set { name: &loops(ip), key: &[ip.address, ip.address], data: &[], dynamic: None });
 }
 
-fn of_family(ip: Ip) -> [Expr<'static>; 2] {
-    [Expr::Meta { dreg: Reg(0), key: Meta::NfProto }, Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: ip.nfproto }]
-}
-
 /// Registers: the destination in 0–3, protocol in 4, port in 5, the pod from 8.
 fn add_port_rules(batch: &mut Batch, ip: Ip) {
     let address = Reg(4 - ip.words());
@@ -177,7 +173,7 @@ fn add_port_rules(batch: &mut Batch, ip: Ip) {
     let (target, port) = (Reg(8), Reg(8 + ip.words()));
     let (loopback, mask) = ip.loopback;
     for (set, key) in [(&ip_ports, address), (&ports, Reg(4))] {
-        let [family, is_family] = of_family(ip);
+        let [family, is_family] = ip.is_family();
         batch.add_rule(
             PORTS,
             &[
@@ -197,7 +193,7 @@ fn add_port_rules(batch: &mut Batch, ip: Ip) {
 }
 
 fn add_masquerade_rules(batch: &mut Batch, ip: Ip, subnet: IpAddr, prefix: u8) {
-    let [family, is_family] = of_family(ip);
+    let [family, is_family] = ip.is_family();
     let loops = loops(ip);
     batch.add_rule(
         POSTROUTING,
@@ -210,10 +206,7 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, subnet: IpAddr, prefix: u8) {
             Expr::Masquerade,
         ],
     );
-    let mask = mask(ip, prefix);
-    let mut network = Vec::new();
-    key::push_address(&mut network, subnet);
-    network.iter_mut().zip(&mask).for_each(|(octet, mask)| *octet &= mask);
+    let (network, mask) = ip.network(subnet, prefix);
     batch.add_rule(
         POSTROUTING,
         &[
@@ -228,11 +221,6 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, subnet: IpAddr, prefix: u8) {
             Expr::Masquerade,
         ],
     );
-}
-
-fn mask(ip: Ip, prefix: u8) -> Vec<u8> {
-    let bits = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-    bits.to_be_bytes()[..if ip.bytes == 4 { 4 } else { 16 }].to_vec()
 }
 
 fn add_forwards(batch: &mut Batch, forwards: &[Forward]) {
@@ -259,14 +247,6 @@ fn distinct_loops(forwards: &[Forward]) -> Vec<(Ip, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn masks_have_the_length_of_their_family() {
-        assert_eq!(mask(key::V4, 16), [255, 255, 0, 0]);
-        assert_eq!(mask(key::V4, 0), [0, 0, 0, 0]);
-        assert_eq!(mask(key::V6, 4)[..2], [0xf0, 0]);
-        assert_eq!(mask(key::V6, 128), [255; 16]);
-    }
 
     #[test]
     fn a_pod_with_two_ports_loops_once() {

@@ -14,10 +14,13 @@ const NEWTABLE: u16 = SUBSYSTEM;
 const GETTABLE: u16 = SUBSYSTEM | 1;
 const DELTABLE: u16 = SUBSYSTEM | 2;
 const NEWCHAIN: u16 = SUBSYSTEM | 3;
+const GETCHAIN: u16 = SUBSYSTEM | 4;
 const DELCHAIN: u16 = SUBSYSTEM | 5;
 const NEWRULE: u16 = SUBSYSTEM | 6;
 const DELRULE: u16 = SUBSYSTEM | 8;
 const NEWSET: u16 = SUBSYSTEM | 9;
+const GETSET: u16 = SUBSYSTEM | 10;
+const DELSET: u16 = SUBSYSTEM | 11;
 const NEWSETELEM: u16 = SUBSYSTEM | 12;
 const GETSETELEM: u16 = SUBSYSTEM | 13;
 const DELSETELEM: u16 = SUBSYSTEM | 14;
@@ -296,6 +299,11 @@ impl Batch {
         self.message(DELTABLE, 0, |w, table| w.str(1, table));
     }
 
+    /// Deletes the rules of all chains of the table; it must be there.
+    pub fn flush_rules(&mut self) {
+        self.message(DELRULE, 0, |w, table| w.str(1, table));
+    }
+
     /// Creates a chain; leaves it if it exists.
     pub fn add_chain(&mut self, name: &str, base: Option<Base>) {
         self.message(NEWCHAIN, CREATE, |w, table| {
@@ -369,6 +377,14 @@ impl Batch {
             if let Some(size) = set.dynamic {
                 w.nest(9, |w| w.be32(1, size));
             }
+        });
+    }
+
+    /// Deletes a set or map that no rule refers to.
+    pub fn delete_set(&mut self, name: &str) {
+        self.message(DELSET, 0, |w, table| {
+            w.str(1, table);
+            w.str(2, name);
         });
     }
 
@@ -607,6 +623,41 @@ impl Socket {
         let mut names = Vec::new();
         self.list(&request, |message| names.extend(message.attributes(HEADER_BYTES).get(1).map(|a| a.text())))?;
         Ok(names)
+    }
+
+    /// Names of the chains of a table; none if it does not exist.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn chains(&mut self, family: Family, table: &str) -> Result<Vec<String>> {
+        const CHAIN_NAME: u16 = 3;
+        self.names(GETCHAIN, CHAIN_NAME, family, table)
+    }
+
+    /// Names of the sets and maps of a table; none if it does not exist.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn sets(&mut self, family: Family, table: &str) -> Result<Vec<String>> {
+        const SET_NAME: u16 = 2;
+        self.names(GETSET, SET_NAME, family, table)
+    }
+
+    fn names(&mut self, kind: u16, attribute: u16, family: Family, table: &str) -> Result<Vec<String>> {
+        let mut request = Writer::new();
+        request.message(kind, DUMP, &header(family as u8, 0), |w| w.str(1, table));
+        let mut names = Vec::new();
+        let listed = self.list(&request, |message| {
+            let attributes = message.attributes(HEADER_BYTES);
+            // Not every kernel filters chains by table.
+            if attributes.get(1).is_some_and(|one| one.text() == table) {
+                names.extend(attributes.get(attribute).map(|name| name.text()));
+            }
+        });
+        match listed {
+            Err(Error { errno: Errno::NOENT, .. }) => Ok(Vec::new()),
+            other => other.map(|()| names),
+        }
     }
 
     /// Keys and, for maps of values, values of the elements of a set; empty if the set does not exist.

@@ -1,0 +1,269 @@
+//! The table of Services.
+//!
+//! ```text
+//! prerouting ─► inbound4 ─┬─ source not admitted (firewall4) ─► drop
+//!                         ├─ from a pod ─► dispatch4
+//!                         └─ else: address . protocol . port in outside-services4 ─► outside-lb4-N
+//! output ─► outbound4 ────┬─ source not admitted ─► drop
+//!                         └─► dispatch4 ─── address . protocol . port in services4 ─► lb4-N, refuse or drop
+//!
+//! lb4-N:  slot = a random number below N;  address . protocol . port . slot in endpoints4 ─► dnat
+//! postrouting: from a pod to itself, or from outside to an endpoint of another node ─► masquerade
+//! ```
+//!
+//! The number of chains depends on how many *numbers of endpoints* there are, not on the number of Services: the kernel
+//! checks all chains whenever one is added to a verdict map, and upstream's chains per Service make that quadratic.
+//! Node ports stand in the same maps under the unspecified address. `outside-…` holds the endpoints of
+//! `externalTrafficPolicy: Local`. Everything exists a second time for IPv6, named 6.
+//!
+//! Session affinity is a map that the rules themselves write: client . address . protocol . port → endpoint, each element
+//! with the Service's timeout. `members4` says whether the endpoint still is one, so an endpoint that left is forgotten
+//! in the transaction that removes it, without looking for its clients. A map that is full costs affinity, not connections.
+
+mod chains;
+mod elements;
+mod tally;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use service::{Change, Difference, Entry, Frontend, Rules};
+use sys::netlink::nft::{Batch, Element, Family};
+
+use chains::LoadBalancer;
+use elements::{SetName, Side, Value};
+use tally::{Step, Tally};
+
+/// How the table is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Its name.
+    pub name: String,
+    /// Addresses of pods: what comes from them is inside, and not masqueraded unless it comes back to its own pod.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Addresses of Services: what no Service takes is refused.
+    pub service_cidrs: Vec<IpNet>,
+}
+
+/// The table: what the rules written so far need. A batch is made for the table as the one before left it: after one that
+/// could not be committed only a replacement helps.
+#[derive(Debug)]
+pub struct ServiceTable {
+    config: Config,
+    load_balancers: Tally<LoadBalancer>,
+    sources: Tally<Arc<[IpNet]>>,
+    /// Chains of sources are numbered.
+    numbers: HashMap<Arc<[IpNet]>, u32>,
+    next_number: u32,
+    /// Endpoints on this node.
+    hairpins: Tally<IpAddr>,
+}
+
+/// What the table of that name consists of before it is replaced.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// Names of its sets and maps.
+    pub sets: Vec<String>,
+    /// Names of its chains.
+    pub chains: Vec<String>,
+}
+
+/// Elements by set.
+type Elements = BTreeMap<SetName, Vec<(Vec<u8>, Value)>>;
+
+impl ServiceTable {
+    /// The family of the table.
+    pub const FAMILY: Family = Family::Inet;
+    /// The maps of all frontends; [`frontend`] reads their keys.
+    pub const FRONTENDS: [&'static str; 2] = ["services4", "services6"];
+
+    /// A table of which nothing has been written.
+    pub fn new(config: Config) -> ServiceTable {
+        ServiceTable {
+            config,
+            load_balancers: Tally::default(),
+            sources: Tally::default(),
+            numbers: HashMap::new(),
+            next_number: 0,
+            hairpins: Tally::default(),
+        }
+    }
+
+    /// Makes the table with these rules in place of what it consists of; `remains` must be complete. Clients keep the
+    /// endpoints that affinity gave them.
+    pub fn replace(&mut self, rules: &Rules, remains: &Remains) -> Batch {
+        let mut batch = self.batch();
+        batch.add_table();
+        batch.flush_rules();
+        let kept = |name: &str| SetName::all().any(|set| set.is_dynamic() && set.name() == name);
+        remains.sets.iter().filter(|name| !kept(name)).for_each(|name| batch.delete_set(name));
+        remains.chains.iter().for_each(|name| batch.delete_chain(name));
+        self.fill(&mut batch, rules);
+        batch
+    }
+
+    /// As [`ServiceTable::replace`], whatever there was before; nothing of it stays.
+    pub fn replace_all(&mut self, rules: &Rules) -> Batch {
+        let mut batch = self.remove();
+        batch.add_table();
+        self.fill(&mut batch, rules);
+        batch
+    }
+
+    /// Removes the table if it is there.
+    pub fn remove(&self) -> Batch {
+        let mut batch = self.batch();
+        batch.add_table();
+        batch.delete_table();
+        batch
+    }
+
+    /// A transaction that changes nothing, and fails if the kernel lacks something that rules need.
+    pub fn probe(&self) -> Batch {
+        let config = Config { name: format!("{}-probe", self.config.name), ..self.config.clone() };
+        let mut probe = ServiceTable::new(config);
+        let mut batch = probe.batch();
+        batch.add_table();
+        probe.fill(&mut batch, &Rules::default());
+        for ipv6 in [false, true] {
+            let chain = LoadBalancer { ipv6, node_port: false, side: Side::Inside, count: 1, affinity_s: Some(1) };
+            chain.add(&mut batch);
+        }
+        batch.delete_table();
+        batch
+    }
+
+    /// Carries out a difference from the rules that were written last.
+    pub fn update(&mut self, difference: &Difference) -> Batch {
+        for Change { frontend, old, new } in &difference.changes {
+            old.iter().for_each(|entry| self.count(frontend, entry, Step::Less));
+            new.iter().for_each(|entry| self.count(frontend, entry, Step::More));
+        }
+        let (load_balancers, sources, hairpins) =
+            (self.load_balancers.take(), self.sources.take(), self.hairpins.take());
+        self.number(&sources.come);
+        let (mut gone, mut come) = (list_hairpins(hairpins.gone), list_hairpins(hairpins.come));
+        for change in &difference.changes {
+            self.compare(change, &mut gone, &mut come);
+        }
+        // What is replaced goes first; chains are there before something leads to them and go when nothing does.
+        let mut batch = self.batch();
+        for (set, elements) in &gone {
+            batch.delete_elements(&set.name(), elements.iter().map(|(key, _)| key.as_slice()));
+        }
+        self.add_chains(&mut batch, &load_balancers.come, &sources.come);
+        add_elements(&mut batch, &come);
+        load_balancers.gone.iter().for_each(|chain| batch.delete_chain(&chain.name()));
+        for number in sources.gone.iter().filter_map(|sources| self.numbers.remove(sources)) {
+            batch.delete_chain(&chains::sources_name(number));
+        }
+        batch
+    }
+
+    fn batch(&self) -> Batch {
+        Batch::new(Self::FAMILY, &self.config.name)
+    }
+
+    /// Fills a table without chains, and without sets but those of affinity.
+    fn fill(&mut self, batch: &mut Batch, rules: &Rules) {
+        *self = ServiceTable::new(self.config.clone());
+        rules.iter().for_each(|(frontend, entry)| self.count(frontend, entry, Step::More));
+        let (load_balancers, sources, hairpins) =
+            (self.load_balancers.take(), self.sources.take(), self.hairpins.take());
+        self.number(&sources.come);
+        SetName::all().for_each(|set| set.add(batch));
+        chains::add_base(batch, &self.config);
+        self.add_chains(batch, &load_balancers.come, &sources.come);
+        let mut elements = list_hairpins(hairpins.come);
+        for (frontend, entry) in rules.iter() {
+            self.list(frontend, entry, |set, key, value| elements.entry(set).or_default().push((key, value)));
+        }
+        add_elements(batch, &elements);
+    }
+
+    fn count(&mut self, frontend: &Frontend, entry: &Entry, step: Step) {
+        for side in Side::BOTH {
+            if let Some(chain) = elements::load_balancer(frontend, entry, side) {
+                self.load_balancers.count(chain, step);
+            }
+        }
+        if let Some(sources) = &entry.sources {
+            self.sources.count(sources.clone(), step);
+        }
+        for endpoint in entry.endpoints().filter(|endpoint| endpoint.local) {
+            self.hairpins.count(endpoint.address, step);
+        }
+    }
+
+    fn number(&mut self, sources: &[Arc<[IpNet]>]) {
+        for sources in sources {
+            self.numbers.insert(sources.clone(), self.next_number);
+            self.next_number += 1;
+        }
+    }
+
+    fn add_chains(&self, batch: &mut Batch, load_balancers: &[LoadBalancer], sources: &[Arc<[IpNet]>]) {
+        load_balancers.iter().for_each(|chain| chain.add(batch));
+        for sources in sources {
+            if let Some(number) = self.numbers.get(sources) {
+                chains::add_sources(batch, *number, sources);
+            }
+        }
+    }
+
+    fn list(&self, frontend: &Frontend, entry: &Entry, visit: impl FnMut(SetName, Vec<u8>, Value)) {
+        let source = entry.sources.as_ref().and_then(|sources| self.numbers.get(sources)).copied();
+        let pods_known = self.config.pod_cidrs.iter().any(|range| range.addr().is_ipv6() == frontend.address.is_ipv6());
+        elements::list(frontend, entry, source, pods_known, visit);
+    }
+
+    fn compare(&self, change: &Change, gone: &mut Elements, come: &mut Elements) {
+        let list = |entry: &Option<Entry>| {
+            let mut elements = BTreeMap::new();
+            if let Some(entry) = entry {
+                self.list(&change.frontend, entry, |set, key, value| {
+                    elements.insert((set, key), value);
+                });
+            }
+            elements
+        };
+        let (mut old, new) = (list(&change.old), list(&change.new));
+        for (at, value) in new {
+            if old.get(&at) == Some(&value) {
+                old.remove(&at);
+            } else {
+                come.entry(at.0).or_default().push((at.1, value));
+            }
+        }
+        for ((set, key), value) in old {
+            gone.entry(set).or_default().push((key, value));
+        }
+    }
+}
+
+fn list_hairpins(addresses: Vec<IpAddr>) -> Elements {
+    let mut elements = Elements::new();
+    for (set, key) in addresses.into_iter().map(elements::hairpin) {
+        elements.entry(set).or_default().push((key, Value::None));
+    }
+    elements
+}
+
+fn add_elements(batch: &mut Batch, elements: &Elements) {
+    for (set, elements) in elements {
+        let elements = elements.iter().map(|(key, value)| Element { key, data: value.data() });
+        batch.add_elements(&set.name(), elements);
+    }
+}
+
+/// Address, protocol number and port of a key of [`ServiceTable::FRONTENDS`].
+pub fn frontend(key: &[u8]) -> Option<(IpAddr, u8, u16)> {
+    let (address, rest) = key.split_at_checked(key.len().checked_sub(8)?)?;
+    let address = match address.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+    };
+    Some((address, rest[0], u16::from_be_bytes([rest[4], rest[5]])))
+}

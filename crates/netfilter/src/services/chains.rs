@@ -1,0 +1,293 @@
+//! Chains and their rules.
+//!
+//! Registers: a key begins at 0 (behind the client, for affinity), what is looked up comes right behind it, so that the
+//! key of `members` (frontend . endpoint) lies in one piece. Each rule loads what it reads: kernels refuse rules that read
+//! registers of others.
+
+use ipnet::IpNet;
+use sys::netlink::nft::{Base, Batch, Cmp, Ct, DynsetOp, Expr, Hook, Reg, Verdict};
+
+use super::Config;
+use super::elements::{Kind, SetName, Side};
+use crate::key::{self, Ip, V4, V6};
+
+const PREROUTING: &str = "prerouting";
+const OUTPUT: &str = "output";
+const POSTROUTING: &str = "postrouting";
+/// Refuses at once.
+pub(super) const REFUSE: &str = "refuse";
+/// The priorities that nft calls `dstnat` and `srcnat`.
+const DSTNAT: i32 = -100;
+const SRCNAT: i32 = 100;
+const TCP: u8 = 6;
+
+/// A chain that leads to one of `count` endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct LoadBalancer {
+    pub(super) ipv6: bool,
+    pub(super) node_port: bool,
+    pub(super) side: Side,
+    pub(super) count: u32,
+    pub(super) affinity_s: Option<u32>,
+}
+
+/// Registers of a key and of what belongs to it.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    ip: Ip,
+    /// Where the frontend begins: after the client, if it is part of the key.
+    frontend: u8,
+}
+
+impl Layout {
+    fn protocol(self) -> Reg {
+        Reg(self.frontend + self.ip.words())
+    }
+
+    fn port(self) -> Reg {
+        Reg(self.protocol().0 + 1)
+    }
+
+    /// Slot, or the address of the endpoint.
+    fn behind(self) -> Reg {
+        Reg(self.port().0 + 1)
+    }
+
+    fn endpoint_port(self) -> Reg {
+        Reg(self.behind().0 + self.ip.words())
+    }
+
+    /// Loads the frontend that a packet goes to.
+    fn load_frontend(self, node_port: bool) -> [Expr<'static>; 3] {
+        let address = Reg(self.frontend);
+        let address = if node_port {
+            Expr::Load { dreg: address, value: self.ip.unspecified() }
+        } else {
+            self.ip.destination(address)
+        };
+        [address, key::protocol(self.protocol()), key::destination_port(self.port())]
+    }
+
+    fn dnat(self) -> Expr<'static> {
+        Expr::Dnat { family: self.ip.family, address: self.behind(), port: self.endpoint_port() }
+    }
+}
+
+impl LoadBalancer {
+    pub(super) fn name(&self) -> String {
+        let LoadBalancer { side, node_port, count, affinity_s, .. } = self;
+        let kind = if *node_port { "node-port" } else { "lb" };
+        let affinity = affinity_s.map(|seconds| format!("-affinity-{seconds}")).unwrap_or_default();
+        format!("{}{kind}{}-{count}{affinity}", side.prefix(), Ip::v6(self.ipv6).suffix)
+    }
+
+    fn set(&self, kind: fn(Side) -> Kind) -> String {
+        SetName { kind: kind(self.side), ipv6: self.ipv6 }.name()
+    }
+
+    pub(super) fn add(&self, batch: &mut Batch) {
+        let name = self.name();
+        batch.add_chain(&name, None);
+        if let Some(seconds) = self.affinity_s {
+            self.add_affinity_rules(batch, &name, seconds);
+        }
+        let layout = Layout { ip: Ip::v6(self.ipv6), frontend: 0 };
+        let endpoints = self.set(Kind::Endpoints);
+        let mut rule = layout.load_frontend(self.node_port).to_vec();
+        rule.extend([
+            Expr::Random { dreg: layout.behind(), modulus: self.count },
+            Expr::Map { set: &endpoints, sreg: Reg(0), dreg: layout.behind() },
+            layout.dnat(),
+        ]);
+        batch.add_rule(&name, &rule);
+    }
+
+    fn add_affinity_rules(&self, batch: &mut Batch, name: &str, seconds: u32) {
+        let ip = Ip::v6(self.ipv6);
+        let layout = Layout { ip, frontend: ip.words() };
+        let (affinity, members) = (self.set(Kind::Affinity), self.set(Kind::Members));
+        let endpoints = self.set(Kind::Endpoints);
+        let load = || {
+            let mut rule = vec![ip.source(Reg(0))];
+            rule.extend(layout.load_frontend(self.node_port));
+            rule
+        };
+        let write = |op| Expr::Dynset {
+            set: &affinity,
+            op,
+            key: Reg(0),
+            data: Some(layout.behind()),
+            timeout_ms: u64::from(seconds) * 1000,
+        };
+        let remembered = Expr::Map { set: &affinity, sreg: Reg(0), dreg: layout.behind() };
+        let is_member = Expr::Lookup { set: &members, sreg: Reg(layout.frontend), invert: false };
+        // The client is known, and so is its endpoint still.
+        let mut rule = load();
+        rule.extend([remembered, is_member, write(DynsetOp::Update), layout.dnat()]);
+        batch.add_rule(name, &rule);
+        // Its endpoint has left: `Update` would not change an element that is there.
+        let mut rule = load();
+        rule.extend([remembered, write(DynsetOp::Delete)]);
+        batch.add_rule(name, &rule);
+        let mut rule = load();
+        rule.extend([
+            Expr::Random { dreg: layout.behind(), modulus: self.count },
+            Expr::Map { set: &endpoints, sreg: Reg(layout.frontend), dreg: layout.behind() },
+            write(DynsetOp::Update),
+            layout.dnat(),
+        ]);
+        batch.add_rule(name, &rule);
+    }
+}
+
+/// Name of a chain of sources.
+pub(super) fn sources_name(number: u32) -> String {
+    format!("sources-{number}")
+}
+
+/// Adds a chain that lets only these sources go on.
+pub(super) fn add_sources(batch: &mut Batch, number: u32, sources: &[IpNet]) {
+    let name = sources_name(number);
+    batch.add_chain(&name, None);
+    for range in sources {
+        add_cidr_rule(batch, &name, *range, Ip::source, Verdict::Return);
+    }
+    batch.add_rule(&name, &[Expr::Verdict(Verdict::Drop)]);
+}
+
+/// The chains that are always there.
+pub(super) fn add_base(batch: &mut Batch, config: &Config) {
+    batch.add_chain(PREROUTING, Some(Base { kind: "nat", hook: Hook::Prerouting, priority: DSTNAT }));
+    batch.add_chain(OUTPUT, Some(Base { kind: "nat", hook: Hook::Output, priority: DSTNAT }));
+    batch.add_chain(POSTROUTING, Some(Base { kind: "nat", hook: Hook::Postrouting, priority: SRCNAT }));
+    batch.add_chain(REFUSE, None);
+    let protocol = key::protocol(Reg(0));
+    let is_tcp = Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: &[TCP] };
+    batch.add_rule(REFUSE, &[protocol, is_tcp, Expr::Reject { tcp: true }]);
+    batch.add_rule(REFUSE, &[Expr::Reject { tcp: false }]);
+    for ip in [V4, V6] {
+        add_paths(batch, ip, config);
+        add_masquerade_rules(batch, ip, config);
+    }
+}
+
+/// What packets to frontends go through.
+fn add_paths(batch: &mut Batch, ip: Ip, config: &Config) {
+    let [inbound, outbound, dispatch] = ["inbound", "outbound", "dispatch"].map(|name| format!("{name}{}", ip.suffix));
+    for name in [&inbound, &outbound, &dispatch] {
+        batch.add_chain(name, None);
+    }
+    for (hook, path) in [(PREROUTING, &inbound), (OUTPUT, &outbound)] {
+        let [family, is_family] = ip.is_family();
+        batch.add_rule(hook, &[family, is_family, Expr::Verdict(Verdict::Goto(path))]);
+        add_verdict_rule(batch, path, ip, Kind::Firewall);
+    }
+    for range in of_family(&config.pod_cidrs, ip) {
+        add_cidr_rule(batch, &inbound, range, Ip::source, Verdict::Goto(&dispatch));
+    }
+    add_verdict_rule(batch, &inbound, ip, Kind::Services(Side::Outside));
+    add_node_port_rule(batch, &inbound, ip, Side::Outside);
+    for path in [&inbound, &outbound] {
+        batch.add_rule(path, &[Expr::Verdict(Verdict::Goto(&dispatch))]);
+    }
+    add_verdict_rule(batch, &dispatch, ip, Kind::Services(Side::Inside));
+    for range in of_family(&config.service_cidrs, ip) {
+        add_cidr_rule(batch, &dispatch, range, Ip::destination, Verdict::Goto(REFUSE));
+    }
+    add_node_port_rule(batch, &dispatch, ip, Side::Inside);
+}
+
+fn of_family(ranges: &[IpNet], ip: Ip) -> impl Iterator<Item = IpNet> {
+    ranges.iter().copied().filter(move |range| range.addr().is_ipv6() == ip.is_v6())
+}
+
+/// Takes the verdict of the frontend.
+fn add_verdict_rule(batch: &mut Batch, chain: &str, ip: Ip, kind: Kind) {
+    let set = SetName { kind, ipv6: ip.is_v6() }.name();
+    let mut rule = Layout { ip, frontend: 0 }.load_frontend(false).to_vec();
+    rule.push(Expr::Vmap { set: &set, sreg: Reg(0) });
+    batch.add_rule(chain, &rule);
+}
+
+/// Takes the verdict of the node port. Node ports do not answer on the loopback addresses, as host ports do not.
+fn add_node_port_rule(batch: &mut Batch, chain: &str, ip: Ip, side: Side) {
+    const RTN_LOCAL: &[u8] = &2u32.to_ne_bytes();
+    let set = SetName { kind: Kind::Services(side), ipv6: ip.is_v6() }.name();
+    let (loopback, mask) = ip.loopback;
+    let mut rule = vec![
+        Expr::FibType { dreg: Reg(0), destination: true },
+        Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: RTN_LOCAL },
+        ip.destination(Reg(0)),
+        Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
+        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: loopback },
+    ];
+    rule.extend(Layout { ip, frontend: 0 }.load_frontend(true));
+    rule.push(Expr::Vmap { set: &set, sreg: Reg(0) });
+    batch.add_rule(chain, &rule);
+}
+
+/// A verdict for addresses of a range.
+fn add_cidr_rule(
+    batch: &mut Batch,
+    chain: &str,
+    range: IpNet,
+    load: fn(Ip, Reg) -> Expr<'static>,
+    verdict: Verdict<'_>,
+) {
+    let ip = Ip::of(range.addr());
+    let (network, mask) = ip.network(range.addr(), range.prefix_len());
+    batch.add_rule(
+        chain,
+        &[
+            load(ip, Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: &mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: &network },
+            Expr::Verdict(verdict),
+        ],
+    );
+}
+
+/// Masquerades where the answer would not come back through this node otherwise.
+fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config) {
+    let set = |kind| SetName { kind, ipv6: ip.is_v6() }.name();
+    let (hairpins, masquerade) = (set(Kind::Hairpins), set(Kind::Masquerade));
+    let [family, is_family] = ip.is_family();
+    let (source, destination) = (ip.source(Reg(0)), ip.destination(Reg(ip.words())));
+    let to_itself = Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: false };
+    batch.add_rule(POSTROUTING, &[family, is_family, source, destination, to_itself, Expr::Masquerade]);
+
+    const DST_NAT: &[u8] = &(1u32 << 5).to_ne_bytes();
+    let mut from_outside = vec![
+        family,
+        is_family,
+        Expr::Ct { dreg: Reg(0), key: Ct::Status },
+        Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: DST_NAT },
+        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: &[0; 4] },
+    ];
+    let ranges: Vec<_> =
+        of_family(&config.pod_cidrs, ip).map(|range| ip.network(range.addr(), range.prefix_len())).collect();
+    for (network, mask) in &ranges {
+        from_outside.extend([
+            ip.source(Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: network },
+        ]);
+    }
+    // Both halves the same address: whether the endpoint is on this node.
+    let twice = [ip.destination(Reg(0)), ip.destination(Reg(ip.words()))];
+    from_outside.extend(twice);
+    from_outside.push(Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: true });
+    let layout = Layout { ip, frontend: 0 };
+    let original = Expr::Ct { dreg: Reg(0), key: ip.original_destination() };
+    for address in [original, Expr::Load { dreg: Reg(0), value: ip.unspecified() }] {
+        let mut rule = from_outside.clone();
+        rule.extend([
+            address,
+            key::protocol(layout.protocol()),
+            Expr::Ct { dreg: layout.port(), key: Ct::OriginalProtoDst },
+            Expr::Lookup { set: &masquerade, sreg: Reg(0), invert: false },
+            Expr::Masquerade,
+        ]);
+        batch.add_rule(POSTROUTING, &rule);
+    }
+}

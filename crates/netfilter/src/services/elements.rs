@@ -1,0 +1,211 @@
+//! Sets, maps and their elements.
+
+use std::net::IpAddr;
+
+use service::{Endpoint, Entry, Frontend, Target};
+use sys::netlink::nft::{Batch, Data, Set, Type, Verdict};
+
+use super::chains::{self, LoadBalancer};
+use crate::key::{self, Ip};
+
+/// Clients that are remembered, in each address family: a budget, not a promise.
+const AFFINITY_MAX: u32 = 1 << 17;
+
+/// For whom an endpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Side {
+    /// Pods and this node, and everybody where nothing else is said.
+    Inside,
+    /// Who comes from outside the cluster.
+    Outside,
+}
+
+impl Side {
+    pub(super) const BOTH: [Side; 2] = [Side::Inside, Side::Outside];
+
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Side::Inside => "",
+            Side::Outside => "outside-",
+        }
+    }
+}
+
+/// What a set holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// Frontend → verdict.
+    Services(Side),
+    /// Frontend . slot → endpoint.
+    Endpoints(Side),
+    /// Frontend . endpoint, of those with affinity.
+    Members(Side),
+    /// Client . frontend → endpoint; written by the rules.
+    Affinity(Side),
+    /// Frontend → chain of sources.
+    Firewall,
+    /// Frontends with endpoints on other nodes.
+    Masquerade,
+    /// Endpoint . endpoint, of those on this node.
+    Hairpins,
+}
+
+/// A set of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SetName {
+    pub(super) kind: Kind,
+    pub(super) ipv6: bool,
+}
+
+/// The value of an element.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Value {
+    None,
+    /// Address and port of an endpoint.
+    Place(Vec<u8>),
+    Goto(String),
+    Jump(String),
+    Drop,
+}
+
+impl SetName {
+    pub(super) fn all() -> impl Iterator<Item = SetName> {
+        let of_sides = Side::BOTH
+            .into_iter()
+            .flat_map(|side| [Kind::Services(side), Kind::Endpoints(side), Kind::Members(side), Kind::Affinity(side)]);
+        let kinds = of_sides.chain([Kind::Firewall, Kind::Masquerade, Kind::Hairpins]);
+        kinds.flat_map(|kind| [false, true].map(|ipv6| SetName { kind, ipv6 }))
+    }
+
+    pub(super) fn name(self) -> String {
+        let (side, word) = match self.kind {
+            Kind::Services(side) => (side, "services"),
+            Kind::Endpoints(side) => (side, "endpoints"),
+            Kind::Members(side) => (side, "members"),
+            Kind::Affinity(side) => (side, "affinity"),
+            Kind::Firewall => (Side::Inside, "firewall"),
+            Kind::Masquerade => (Side::Inside, "masquerade"),
+            Kind::Hairpins => (Side::Inside, "hairpins"),
+        };
+        format!("{}{word}{}", side.prefix(), Ip::v6(self.ipv6).suffix)
+    }
+
+    /// Whether rules write it.
+    pub(super) fn is_dynamic(self) -> bool {
+        matches!(self.kind, Kind::Affinity(_))
+    }
+
+    pub(super) fn add(self, batch: &mut Batch) {
+        use Type::{InetProto, InetService, Mark, Verdict};
+        let address = Ip::v6(self.ipv6).address;
+        let (key, data): (&[Type], &[Type]) = match self.kind {
+            Kind::Services(_) | Kind::Firewall => (&[address, InetProto, InetService], &[Verdict]),
+            Kind::Endpoints(_) => (&[address, InetProto, InetService, Mark], &[address, InetService]),
+            Kind::Members(_) => (&[address, InetProto, InetService, address, InetService], &[]),
+            Kind::Affinity(_) => (&[address, address, InetProto, InetService], &[address, InetService]),
+            Kind::Masquerade => (&[address, InetProto, InetService], &[]),
+            Kind::Hairpins => (&[address, address], &[]),
+        };
+        let dynamic = self.is_dynamic().then_some(AFFINITY_MAX);
+        batch.add_set(&Set { name: &self.name(), key, data, dynamic });
+    }
+}
+
+impl Value {
+    pub(super) fn data(&self) -> Data<'_> {
+        match self {
+            Value::None => Data::None,
+            Value::Place(bytes) => Data::Value(bytes),
+            Value::Goto(chain) => Data::Verdict(Verdict::Goto(chain)),
+            Value::Jump(chain) => Data::Verdict(Verdict::Jump(chain)),
+            Value::Drop => Data::Verdict(Verdict::Drop),
+        }
+    }
+}
+
+/// The key of a frontend.
+fn key(frontend: &Frontend) -> Vec<u8> {
+    // Room for the endpoint that `members` appends.
+    let mut key = Vec::with_capacity(44);
+    key::push_address(&mut key, frontend.address);
+    key::push_protocol(&mut key, frontend.protocol.number());
+    key::push_port(&mut key, frontend.port);
+    key
+}
+
+fn push_place(bytes: &mut Vec<u8>, address: IpAddr, port: u16) {
+    key::push_address(bytes, address);
+    key::push_port(bytes, port);
+}
+
+/// The element of an endpoint on this node.
+pub(super) fn hairpin(address: IpAddr) -> (SetName, Vec<u8>) {
+    let mut pair = Vec::with_capacity(32);
+    key::push_address(&mut pair, address);
+    key::push_address(&mut pair, address);
+    (SetName { kind: Kind::Hairpins, ipv6: address.is_ipv6() }, pair)
+}
+
+/// The chain that serves one side of an entry, if one does.
+pub(super) fn load_balancer(frontend: &Frontend, entry: &Entry, side: Side) -> Option<LoadBalancer> {
+    let target = match side {
+        Side::Inside => &entry.inside,
+        Side::Outside => entry.outside.as_ref()?,
+    };
+    let count = u32::try_from(target.endpoints().len()).unwrap_or(u32::MAX);
+    (count > 0).then_some(LoadBalancer {
+        ipv6: frontend.address.is_ipv6(),
+        node_port: frontend.is_node_port(),
+        side,
+        count,
+        affinity_s: entry.affinity_s,
+    })
+}
+
+/// All elements of an entry but those of its hairpins. `source` is the number of its chain of sources; `pods_known` says
+/// whether pods can be told from who comes from outside.
+pub(super) fn list(
+    frontend: &Frontend,
+    entry: &Entry,
+    source: Option<u32>,
+    pods_known: bool,
+    mut visit: impl FnMut(SetName, Vec<u8>, Value),
+) {
+    let ipv6 = frontend.address.is_ipv6();
+    let mut visit = |kind, key, value| visit(SetName { kind, ipv6 }, key, value);
+    for side in Side::BOTH {
+        let target = match side {
+            Side::Inside => Some(&entry.inside),
+            Side::Outside => entry.outside.as_ref(),
+        };
+        let verdict = match target {
+            None => continue,
+            Some(Target::Refuse) => Some(Value::Goto(chains::REFUSE.to_owned())),
+            Some(Target::Drop) => Some(Value::Drop),
+            Some(Target::Endpoints(_)) => load_balancer(frontend, entry, side).map(|chain| Value::Goto(chain.name())),
+        };
+        if let Some(verdict) = verdict {
+            visit(Kind::Services(side), key(frontend), verdict);
+        }
+        let endpoints = target.map_or(&[][..], Target::endpoints);
+        for (slot, endpoint) in (0u32..).zip(endpoints) {
+            let mut at = key(frontend);
+            at.extend(slot.to_ne_bytes());
+            let mut place = Vec::with_capacity(20);
+            push_place(&mut place, endpoint.address, endpoint.port);
+            visit(Kind::Endpoints(side), at, Value::Place(place));
+        }
+        for endpoint in endpoints.iter().filter(|_| entry.affinity_s.is_some()) {
+            let mut member = key(frontend);
+            push_place(&mut member, endpoint.address, endpoint.port);
+            visit(Kind::Members(side), member, Value::None);
+        }
+    }
+    if let Some(number) = source {
+        visit(Kind::Firewall, key(frontend), Value::Jump(chains::sources_name(number)));
+    }
+    let remote = |endpoint: &Endpoint| !endpoint.local;
+    if (entry.external || pods_known) && entry.inside.endpoints().iter().any(remote) {
+        visit(Kind::Masquerade, key(frontend), Value::None);
+    }
+}
