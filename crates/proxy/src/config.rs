@@ -1,7 +1,8 @@
 //! What the operator says about the proxy.
 
-use std::net::IpAddr;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 /// Configuration of a [`Proxy`](crate::Proxy).
 #[derive(Debug, Clone)]
@@ -12,10 +13,10 @@ pub struct Config {
     pub node_name: String,
     /// Addresses of pods, of the whole cluster or at least of this node: what comes from them is never masqueraded on its
     /// way to a Service. Empty if unknown; then connections of pods to external addresses of Services are.
-    pub pod_cidrs: Vec<(IpAddr, u8)>,
+    pub pod_cidrs: Vec<IpNet>,
     /// Addresses of Services: one that no Service has, or a port that its Service has not, is refused at once instead of
     /// being routed away. Empty if unknown.
-    pub service_cidrs: Vec<(IpAddr, u8)>,
+    pub service_cidrs: Vec<IpNet>,
     /// The least time between two syncs: what changes meanwhile goes into one transaction.
     pub pace: Duration,
 }

@@ -10,10 +10,14 @@
 
 mod barrier;
 mod config;
+mod flows;
+mod kernel;
 mod proxy;
+mod sync;
 
 pub use barrier::Barrier;
 pub use config::Config;
+pub use ipnet::IpNet;
 pub use proxy::{Proxy, StartError};
 
 /// A kernel object that the proxy owns; see [`Proxy::fsck`].

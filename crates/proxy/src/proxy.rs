@@ -4,12 +4,24 @@ use std::sync::Arc;
 
 use cluster::Source;
 use sys::netlink;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::kernel::Kernel;
+use crate::sync::{Request, Sync};
 use crate::{Barrier, Config, Owned};
+
+/// Requests that wait for the loop; more of them wait with their senders.
+const REQUESTS_MAX: usize = 64;
 
 /// The service rules of a node. Dropping it stops the loop and leaves the rules in the kernel.
 #[derive(Debug)]
-pub struct Proxy {}
+pub struct Proxy {
+    requests: mpsc::Sender<Request>,
+    stop: DropGuard,
+    task: JoinHandle<Kernel>,
+}
 
 impl Proxy {
     /// Starts the proxy in the calling thread's network namespace and on the current tokio runtime. The rules that an
@@ -17,36 +29,62 @@ impl Proxy {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub fn start(_config: Config, _source: Arc<dyn Source>) -> Result<Proxy, StartError> {
-        Ok(Proxy {})
+    pub fn start(config: Config, source: Arc<dyn Source>) -> Result<Proxy, StartError> {
+        let kernel = Kernel::open(&config)?;
+        let stop = CancellationToken::new();
+        let (requests, queue) = mpsc::channel(REQUESTS_MAX);
+        let task = tokio::spawn(Sync::new(config, source, kernel, queue, stop.clone()).run());
+        Ok(Proxy { requests, stop: stop.drop_guard(), task })
     }
 
     /// What the kubelet waits at before it stops a pod.
     pub fn barrier(&self) -> Barrier {
-        Barrier {}
+        Barrier { requests: self.requests.clone() }
     }
 
-    /// Returns when the kernel's rules say what the store says now.
-    pub async fn settled(&self) {}
+    /// Returns when the kernel's rules say what the store said when this was called, or something newer.
+    pub async fn settled(&self) {
+        // The loop ends only with self.
+        let _ = self.ask(Request::Settled).await;
+    }
 
     /// Everything the proxy owns in the kernel.
     ///
     /// # Errors
     /// The kernel refused to list.
     pub async fn fsck(&self) -> Result<Vec<Owned>, netlink::Error> {
-        Ok(Vec::new())
+        self.ask(Request::Owned).await.unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (answer, wait) = oneshot::channel();
+        self.requests.send(request(answer)).await.ok()?;
+        wait.await.ok()
     }
 
     /// Ends the loop. The rules stay: a daemon that only restarts leaves them to its successor.
-    pub async fn stop(self) {}
+    pub async fn stop(self) {
+        self.end().await;
+    }
 
     /// Ends the loop and removes everything from the kernel. For `down`.
     ///
     /// # Errors
     /// The kernel refused.
     pub async fn cleanup(self) -> Result<(), netlink::Error> {
-        Ok(())
+        let mut kernel = self.end().await;
+        resumed(tokio::task::spawn_blocking(move || kernel.remove()).await)
     }
+
+    async fn end(self) -> Kernel {
+        drop(self.stop);
+        resumed(self.task.await)
+    }
+}
+
+/// The result of a task that nobody aborts; its panic goes on here.
+pub(crate) fn resumed<T>(result: Result<T, tokio::task::JoinError>) -> T {
+    result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// Why the proxy could not start.
@@ -55,9 +93,15 @@ impl Proxy {
 pub enum StartError {
     /// The kernel has no nf_tables.
     #[error(
-        "service rules need nf_tables in the kernel; load it (`modprobe nf_tables`) or boot a kernel with CONFIG_NF_TABLES_INET"
+        "service rules need nf_tables in the kernel; load it (`modprobe nf_tables`) or boot a kernel with CONFIG_NF_TABLES"
     )]
     NoNftables(#[source] netlink::Error),
+    /// The kernel lacks a part of nf_tables.
+    #[error(
+        "service rules need nf_tables of Linux 5.13 or later with CONFIG_NF_TABLES_INET and NFT_NAT, NFT_MASQ, NFT_NUMGEN, \
+         NFT_FIB_INET, NFT_REJECT_INET and NFT_CT; load these modules or boot such a kernel"
+    )]
+    Unsupported(#[source] netlink::Error),
     /// The program may not change the packet filter.
     #[error("service rules need CAP_NET_ADMIN; run as root")]
     NotPermitted(#[source] netlink::Error),

@@ -1,0 +1,127 @@
+//! The kernel's side: transactions, and flows that lead to where nobody is any more. All of it blocks for as long as the
+//! kernel works.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use netfilter::services::{self, Remains, ServiceTable};
+use service::{Difference, Frontend, Protocol, Rules};
+use sys::netlink::{self, Socket};
+use sys::rustix::io::Errno;
+
+use crate::flows::Suspects;
+use crate::{Config, Owned, StartError};
+
+/// Listings that were disturbed are asked for again this often.
+const LISTINGS_MAX: usize = 5;
+
+/// Sockets in the host's network namespace, and what has been written there.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    name: String,
+    netfilter: Socket,
+    route: Socket,
+    table: ServiceTable,
+}
+
+impl Kernel {
+    /// Opens the sockets in the calling thread's namespace and checks that the kernel has all that rules need.
+    pub(crate) fn open(config: &Config) -> Result<Kernel, StartError> {
+        let table = services::Config {
+            name: config.table.clone(),
+            pod_cidrs: config.pod_cidrs.clone(),
+            service_cidrs: config.service_cidrs.clone(),
+        };
+        let mut kernel = Kernel {
+            name: config.table.clone(),
+            netfilter: Socket::netfilter().map_err(StartError::NoNftables)?,
+            route: Socket::route().map_err(StartError::Kernel)?,
+            table: ServiceTable::new(table),
+        };
+        kernel.netfilter.tables(ServiceTable::FAMILY).map_err(StartError::NoNftables)?;
+        kernel.netfilter.commit(kernel.table.probe()).map_err(|error| match error.errno {
+            Errno::PERM => StartError::NotPermitted(error),
+            // A type of expression, chain or set that is not there.
+            Errno::NOENT | Errno::OPNOTSUPP => StartError::Unsupported(error),
+            _ => StartError::Kernel(error),
+        })?;
+        Ok(kernel)
+    }
+
+    /// Puts these rules in place of those that are there, in one transaction.
+    pub(crate) fn replace(&mut self, rules: &Rules) -> netlink::Result<()> {
+        let remains = Remains {
+            sets: self.netfilter.sets(ServiceTable::FAMILY, &self.name)?,
+            chains: self.netfilter.chains(ServiceTable::FAMILY, &self.name)?,
+        };
+        let kept = self.netfilter.commit(self.table.replace(rules, &remains));
+        kept.or_else(|error| {
+            tracing::warn!(table = self.name, %error, "the table is made anew from nothing: session affinity begins anew");
+            self.netfilter.commit(self.table.replace_all(rules))
+        })
+    }
+
+    /// Carries out a difference, in one transaction.
+    pub(crate) fn update(&mut self, difference: &Difference) -> netlink::Result<()> {
+        self.netfilter.commit(self.table.update(difference))
+    }
+
+    /// UDP frontends of the rules that are there.
+    pub(crate) fn udp_frontends(&mut self) -> netlink::Result<Vec<Frontend>> {
+        let mut frontends = Vec::new();
+        for map in ServiceTable::FRONTENDS {
+            let elements = self.netfilter.elements(ServiceTable::FAMILY, &self.name, map)?;
+            frontends.extend(elements.iter().filter_map(|(key, _)| udp_frontend(key)));
+        }
+        Ok(frontends)
+    }
+
+    /// Deletes flows to frontends whose endpoint is none any more.
+    pub(crate) fn delete_stale_flows(&mut self, suspects: &Suspects) -> netlink::Result<usize> {
+        let mut deleted = 0;
+        for ipv6 in [false, true].into_iter().filter(|ipv6| suspects.concern(*ipv6)) {
+            let own: HashSet<IpAddr> = match suspects.has_node_ports() {
+                true => self.route.addresses()?.into_iter().map(|(_, address, _)| address).collect(),
+                false => HashSet::new(),
+            };
+            for flow in self.flows(ipv6, |flow| suspects.is_stale(flow, &own))? {
+                self.netfilter.delete_flow(&flow)?;
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
+    }
+
+    fn flows(
+        &mut self,
+        ipv6: bool,
+        wanted: impl Fn(&netlink::conntrack::Flow) -> bool,
+    ) -> netlink::Result<Vec<netlink::conntrack::Flow>> {
+        let mut listings = 0;
+        loop {
+            listings += 1;
+            match self.netfilter.flows(ipv6, &wanted) {
+                Err(error) if error.errno == Errno::INTR && listings < LISTINGS_MAX => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Removes the table.
+    pub(crate) fn remove(&mut self) -> netlink::Result<()> {
+        self.netfilter.commit(self.table.remove())
+    }
+
+    /// What of ours is there.
+    pub(crate) fn owned(&mut self) -> netlink::Result<Vec<Owned>> {
+        let tables = self.netfilter.tables(ServiceTable::FAMILY)?;
+        let ours = tables.into_iter().filter(|name| name.starts_with(&self.name));
+        let owner = |name: &str| (name == self.name).then(|| "services".to_owned());
+        Ok(ours.map(|name| Owned { kind: "table", owner: owner(&name), name }).collect())
+    }
+}
+
+fn udp_frontend(key: &[u8]) -> Option<Frontend> {
+    let (address, protocol, port) = services::frontend(key)?;
+    (protocol == Protocol::Udp.number()).then_some(Frontend { address, protocol: Protocol::Udp, port })
+}

@@ -1,0 +1,344 @@
+//! The loop: changes of the store become transactions.
+//!
+//! ```text
+//!           a change ┌─────────────── wait ◄──────────────┐
+//!                    ▼                                     │
+//!   pace ─► take all changes ─► in step? ─yes─► difference ┤─ done: answer who waits
+//!                                  │no                     │
+//!                                  └──► replace everything ┘─ failed: not in step, back off
+//! ```
+//!
+//! The first change after a while is written at once; those that come while one is written go together into the next
+//! transaction. A transaction that fails leaves the kernel as it was and the loop out of step: then everything is written
+//! anew, the first time at once.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::{EventKind, Key, Source, Watch, event_about};
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use service::{Frontend, Model, Problem};
+use sys::netlink;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::flows::{self, Suspects};
+use crate::kernel::Kernel;
+use crate::proxy::resumed;
+use crate::{Config, Owned};
+
+/// As upstream's events name themselves.
+const COMPONENT: &str = "kube-proxy";
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// However long the kernel took, the next change waits no longer than this.
+const PACE_MAX: Duration = Duration::from_secs(1);
+/// Objects that are decoded before others get the thread.
+const DECODE_MAX: usize = 200;
+
+/// What others ask of the loop.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Tell when no rule leads to this ending pod.
+    Left { pod_uid: String, addresses: Vec<IpAddr>, done: oneshot::Sender<()> },
+    /// Tell when the kernel says what the store says.
+    Settled(oneshot::Sender<()>),
+    /// List what is ours in the kernel.
+    Owned(oneshot::Sender<Result<Vec<Owned>, netlink::Error>>),
+}
+
+/// The state of the loop.
+pub(crate) struct Sync {
+    config: Config,
+    source: Arc<dyn Source>,
+    services: Watch<Service>,
+    slices: Watch<EndpointSlice>,
+    nodes: Watch<Node>,
+    requests: mpsc::Receiver<Request>,
+    stop: CancellationToken,
+    model: Model,
+    /// Out on loan while it works.
+    kernel: Option<Kernel>,
+    step: Step,
+    /// UDP frontends whose flows have not been looked at since they changed.
+    suspicious: HashSet<Frontend>,
+    waiting: Vec<Request>,
+    said: BTreeSet<Problem>,
+    /// Problems may be others than those said.
+    services_changed: bool,
+    /// No sync before.
+    next_sync: Instant,
+}
+
+/// How the kernel's rules relate to the model's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// They are the same.
+    In,
+    /// Nobody knows; the next attempt to replace them is due then.
+    Out { due: Instant, backoff: Duration },
+}
+
+impl Sync {
+    pub(crate) fn new(
+        config: Config,
+        source: Arc<dyn Source>,
+        kernel: Kernel,
+        requests: mpsc::Receiver<Request>,
+        stop: CancellationToken,
+    ) -> Sync {
+        let store = source.store();
+        let now = Instant::now();
+        Sync {
+            services: store.services().watch(),
+            slices: store.endpoint_slices().watch(),
+            nodes: store.nodes().watch(),
+            model: Model::new(&config.node_name),
+            source,
+            config,
+            requests,
+            stop,
+            kernel: Some(kernel),
+            step: Step::Out { due: now, backoff: BACKOFF_FIRST },
+            suspicious: HashSet::new(),
+            waiting: Vec::new(),
+            said: BTreeSet::new(),
+            services_changed: false,
+            next_sync: now,
+        }
+    }
+
+    /// Runs until it is told to stop.
+    pub(crate) async fn run(mut self) -> Kernel {
+        let stop = self.stop.clone();
+        // Each step that the cancellation may cut short is one that waits; the kernel's work is never left half-way.
+        let store = self.source.store().clone();
+        if stop.run_until_cancelled(store.synced()).await.is_some() {
+            loop {
+                self.take_changes().await;
+                self.sync().await;
+                self.answer().await;
+                if stop.run_until_cancelled(self.wait()).await.is_none() {
+                    break;
+                }
+            }
+        }
+        self.kernel.expect("it comes back from each loan")
+    }
+
+    /// Returns when there is something to do and the pace allows it.
+    async fn wait(&mut self) {
+        let due = match self.step {
+            Step::In => None,
+            Step::Out { due, .. } => Some(due),
+        };
+        let retry = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        // All of these are cancel-safe: a change stays in its watch until it is taken.
+        tokio::select! {
+            Some(request) = self.requests.recv() => self.waiting.push(request),
+            change = self.services.next() => self.set_service(change),
+            change = self.slices.next() => self.set_slice(change),
+            change = self.nodes.next() => self.set_node(change),
+            () = retry => {}
+        }
+        tokio::time::sleep_until(self.next_sync).await;
+    }
+
+    async fn take_changes(&mut self) {
+        let mut taken = 0;
+        loop {
+            if let Some(change) = self.services.try_next() {
+                self.set_service(change);
+            } else if let Some(change) = self.slices.try_next() {
+                self.set_slice(change);
+            } else if let Some(change) = self.nodes.try_next() {
+                self.set_node(change);
+            } else {
+                break;
+            }
+            taken += 1;
+            if taken % DECODE_MAX == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        while let Ok(request) = self.requests.try_recv() {
+            self.waiting.push(request);
+        }
+    }
+
+    fn set_service(&mut self, change: cluster::Change<Service>) {
+        self.services_changed = true;
+        match change.object {
+            Some(service) => self.model.set_service(&service),
+            None => self.model.remove_service(change.key.namespace(), change.key.name()),
+        }
+    }
+
+    fn set_slice(&mut self, change: cluster::Change<EndpointSlice>) {
+        match change.object {
+            Some(slice) => self.model.set_slice(&slice),
+            None => self.model.remove_slice(change.key.namespace(), change.key.name()),
+        }
+    }
+
+    fn set_node(&mut self, change: cluster::Change<Node>) {
+        let own = change.key.name() == self.config.node_name;
+        if let Some(node) = change.object.filter(|_| own) {
+            self.model.set_node(&node);
+        }
+    }
+
+    /// Brings the kernel into step with the model.
+    async fn sync(&mut self) {
+        let difference = self.model.update();
+        self.tell_problems();
+        self.suspicious.extend(flows::suspicious(&difference));
+        let begun = Instant::now();
+        match self.step {
+            Step::In if difference.is_empty() => {}
+            Step::In => {
+                let updated = self.with_kernel(move |kernel| kernel.update(&difference)).await;
+                if let Err(error) = updated {
+                    tracing::warn!(%error, "a change of service rules was refused; all of them are written anew");
+                    self.replace(BACKOFF_FIRST).await;
+                }
+            }
+            Step::Out { due, .. } if due > begun => {}
+            Step::Out { backoff, .. } => self.replace(backoff).await,
+        }
+        if self.step == Step::In {
+            self.delete_stale_flows().await;
+        }
+        let ended = Instant::now();
+        // Half of the time is for others, however slow the kernel is.
+        self.next_sync = ended + (ended - begun).clamp(self.config.pace, PACE_MAX);
+    }
+
+    async fn replace(&mut self, backoff: Duration) {
+        let rules = self.model.rules().clone();
+        let frontends = rules.len();
+        self.suspicious.extend(flows::all(&rules));
+        let replaced = self.with_kernel(move |kernel| {
+            // Those that went while nobody looked: their clients must not stay where they are.
+            let left = kernel.udp_frontends().unwrap_or_default();
+            kernel.replace(&rules).map(|()| left)
+        });
+        match replaced.await {
+            Ok(left) => {
+                self.suspicious.extend(left);
+                self.step = Step::In;
+                tracing::info!(table = self.config.table, frontends, "service rules are in place");
+            }
+            Err(error) => {
+                self.tell_failure(&error, backoff);
+                let next = (backoff * 2).min(BACKOFF_MAX);
+                self.step = Step::Out { due: Instant::now() + backoff, backoff: next };
+            }
+        }
+    }
+
+    async fn delete_stale_flows(&mut self) {
+        let suspects = Suspects::new(&self.suspicious, self.model.rules());
+        if suspects.is_empty() {
+            return;
+        }
+        let deleted = self.with_kernel(move |kernel| kernel.delete_stale_flows(&suspects)).await;
+        match deleted {
+            Ok(deleted) => {
+                self.suspicious.clear();
+                if deleted > 0 {
+                    tracing::debug!(deleted, "flows of UDP endpoints that left are gone");
+                }
+            }
+            // The next sync looks again.
+            Err(error) => tracing::warn!(
+                %error,
+                "flows of UDP endpoints that left cannot be removed: their clients go on to send there until they pause; \
+                 the kernel needs CONFIG_NF_CT_NETLINK"
+            ),
+        }
+    }
+
+    async fn with_kernel<T: Send + 'static>(&mut self, work: impl FnOnce(&mut Kernel) -> T + Send + 'static) -> T {
+        let mut kernel = self.kernel.take().expect("it comes back from each loan");
+        let (kernel, result) = resumed(
+            tokio::task::spawn_blocking(move || {
+                let result = work(&mut kernel);
+                (kernel, result)
+            })
+            .await,
+        );
+        self.kernel = Some(kernel);
+        result
+    }
+
+    /// Answers those whose time has come.
+    async fn answer(&mut self) {
+        // An answer that cannot be sent is one that nobody waits for.
+        for request in std::mem::take(&mut self.waiting) {
+            match request {
+                Request::Owned(answer) => {
+                    let owned = self.with_kernel(Kernel::owned).await;
+                    let _ = answer.send(owned);
+                }
+                Request::Settled(done) if self.step == Step::In => {
+                    let _ = done.send(());
+                }
+                Request::Left { pod_uid, addresses, done }
+                    if self.step == Step::In && !self.model.serves(&pod_uid, &addresses) =>
+                {
+                    let _ = done.send(());
+                }
+                request => self.waiting.push(request),
+            }
+        }
+        self.waiting.retain(|request| !request.is_abandoned());
+    }
+
+    fn tell_problems(&mut self) {
+        if !std::mem::take(&mut self.services_changed) {
+            return;
+        }
+        let problems: BTreeSet<Problem> = self.model.problems().into_iter().collect();
+        for problem in problems.difference(&self.said) {
+            tracing::warn!(service = %problem.service, %problem, "a service does not work as written");
+            let key = Key::new(&problem.service.namespace, &problem.service.name);
+            if let Some(service) = self.source.store().services().get(&key) {
+                let event =
+                    event_about(&*service, EventKind::Warning, "ServiceNotProxied", problem.to_string(), COMPONENT);
+                self.source.event(event);
+            }
+        }
+        self.said = problems;
+    }
+
+    fn tell_failure(&self, error: &netlink::Error, retry_in: Duration) {
+        tracing::error!(table = self.config.table, %error, ?retry_in, "service rules cannot be written");
+        if let Some(node) = self.source.store().nodes().get(&Key::cluster(&self.config.node_name)) {
+            let message = format!(
+                "the kernel refused the rules of Services in table {}: {error}; Services stay as they were, trying again",
+                self.config.table
+            );
+            self.source.event(event_about(&*node, EventKind::Warning, "ServiceRulesFailed", message, COMPONENT));
+        }
+    }
+}
+
+impl Request {
+    /// Whether nobody waits for the answer any more.
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Request::Left { done, .. } | Request::Settled(done) => done.is_closed(),
+            Request::Owned(answer) => answer.is_closed(),
+        }
+    }
+}
