@@ -169,8 +169,13 @@ fn devices(
             gid: 0,
         })
         .collect();
+    // All devices of a host have one called ptmx among them; the container's own terminals take its place.
+    let is_link = |node: &DeviceNode| LINKS.iter().any(|(name, _)| node.path.strip_prefix("/dev/") == Some(name));
     for device in &linux.devices {
         let node = device_node(device)?;
+        if is_link(&node) {
+            continue;
+        }
         nodes.retain(|other| other.path != node.path);
         nodes.push(node);
     }
