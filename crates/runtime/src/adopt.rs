@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use cri::v1::ContainerEventType as Kind;
@@ -84,7 +84,7 @@ fn enter(core: &Arc<Core>, record: SandboxRecord, records: Records) -> (Arc<Sand
     (sandbox, progress == Progress::Making)
 }
 
-fn unreadable(path: &PathBuf, error: &std::io::Error) {
+fn unreadable(path: &Path, error: &std::io::Error) {
     tracing::warn!(record = %path.display(), %error, "a container's record cannot be read; it is removed with its sandbox");
 }
 

@@ -15,6 +15,7 @@ use crate::config::{Config, Parts};
 use crate::events::Bus;
 use crate::sandbox::Sandbox;
 use crate::spec::Host;
+use crate::stats::Stats;
 use crate::table::Table;
 use crate::{exits, spec, status};
 
@@ -24,6 +25,7 @@ pub(crate) struct Core {
     pub(crate) config: Config,
     pub(crate) images: Arc<image::Images>,
     pub(crate) network: Arc<network::Network>,
+    pub(crate) stats: Stats,
     pub(crate) zygote: Zygote,
     pub(crate) host: Host,
     pub(crate) hierarchy: Hierarchy,
@@ -40,6 +42,7 @@ impl Core {
     pub(crate) fn new(config: Config, parts: Parts, host: Host, hierarchy: Hierarchy, boot_id: String) -> Arc<Self> {
         Arc::new(Self {
             config,
+            stats: Stats::new(parts.images.clone(), parts.network.clone()),
             images: parts.images,
             network: parts.network,
             zygote: parts.zygote,

@@ -87,6 +87,7 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contain
         record.image_ref = image_ref(&image);
         record.stop_signal = made.stop_signal.unsigned_abs();
         record.stop_signal_name = made.stop_signal_name.into();
+        record.volume_images = made.spec.images.values().map(|mount| mount.image.clone()).collect();
         record.resources = resources;
         record.user = Some(v1::LinuxContainerUser {
             uid: made.user.uid.into(),

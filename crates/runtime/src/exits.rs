@@ -157,5 +157,6 @@ pub(crate) async fn discard(core: &Arc<Core>, sandbox: &Sandbox, container: &Con
     }
     sandbox.records.remove_container(&container.id).map_err(|error| fail("removing the record of", &error))?;
     core.table.remove_container(container);
+    core.stats.forget(&container.id);
     Ok(())
 }

@@ -78,7 +78,7 @@ impl Job<'_> {
         let stop_signal = spec::stop_signal(self.config, of_image)?;
         let stop_signal_name = spec::stop_signal_of_image(self.config, of_image);
         let files = files::of(self.sandbox);
-        let spec = spec::container_spec(&ContainerInput {
+        let mut spec = spec::container_spec(&ContainerInput {
             id: &self.container.id,
             sandbox_id: &self.sandbox.id,
             config: self.config,
@@ -91,6 +91,7 @@ impl Job<'_> {
             cgroup_path: &self.container.group.path().to_string_lossy(),
             host: &self.core.host,
         })?;
+        spec.resolve_images(&self.core.images)?;
         for warning in &spec.warnings {
             tracing::warn!(container = self.container.id, "{warning}");
         }

@@ -39,7 +39,6 @@ mod service;
 mod shm;
 mod single;
 mod spec;
-#[allow(dead_code, reason = "its callers are being written")]
 mod stats;
 mod status;
 mod stop;
@@ -47,6 +46,7 @@ mod stop;
 mod stream;
 mod table;
 mod update;
+mod usage;
 
 pub use config::{Config, LogLimits, Parts};
 pub use images::{ImageServer, ImagesInUse};

@@ -32,6 +32,6 @@ pub(crate) fn containers(core: &Core, filter: Option<v1::ContainerFilter>) -> Ve
     all.into_iter().map(|(sandbox, container)| status::container_item(&sandbox, &container)).filter(wanted).collect()
 }
 
-fn has_labels(labels: &HashMap<String, String>, wanted: &HashMap<String, String>) -> bool {
+pub(crate) fn has_labels(labels: &HashMap<String, String>, wanted: &HashMap<String, String>) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }

@@ -80,6 +80,9 @@ pub(crate) struct ContainerRecord {
     /// The signal that stops it by CRI's name, which numbers signals in a way of its own.
     #[prost(enumeration = "v1::Signal", tag = "11")]
     pub(crate) stop_signal_name: i32,
+    /// Ids of the images that are mounted in it as volumes.
+    #[prost(string, repeated, tag = "12")]
+    pub(crate) volume_images: Vec<String>,
 }
 
 /// How a container ended.

@@ -4,7 +4,7 @@ use cri::{Error, Items, RuntimeService, v1};
 use futures_util::StreamExt as _;
 
 use crate::runtime::Runtime;
-use crate::{create, exec, info, list, logs, run, stop, update};
+use crate::{create, exec, info, list, logs, run, stop, update, usage};
 
 /// How many items of a list go into one message of a stream, far from gRPC's limit of 16 MiB.
 const PART: usize = 64;
@@ -138,6 +138,51 @@ impl RuntimeService for Runtime {
         let sandbox = exec::ready_sandbox(self.core(), &request.pod_sandbox_id)?;
         let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.id.clone(), ..request };
         self.streaming().port_forward(self.via(), request)
+    }
+
+    async fn container_stats(&self, request: v1::ContainerStatsRequest) -> Result<v1::ContainerStatsResponse, Error> {
+        let stats = usage::container(self.core(), &request.container_id).await?;
+        Ok(v1::ContainerStatsResponse { stats: Some(stats) })
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: v1::ListContainerStatsRequest,
+    ) -> Result<v1::ListContainerStatsResponse, Error> {
+        Ok(v1::ListContainerStatsResponse { stats: usage::containers(self.core(), request.filter).await })
+    }
+
+    async fn stream_container_stats(
+        &self,
+        request: v1::StreamContainerStatsRequest,
+    ) -> Result<Items<v1::StreamContainerStatsResponse>, Error> {
+        let all = usage::containers(self.core(), request.filter).await;
+        let parts = all.chunks(PART).map(<[_]>::to_vec);
+        Ok(items(parts.map(|container_stats| v1::StreamContainerStatsResponse { container_stats }).collect()))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: v1::PodSandboxStatsRequest,
+    ) -> Result<v1::PodSandboxStatsResponse, Error> {
+        let stats = usage::sandbox(self.core(), &request.pod_sandbox_id).await?;
+        Ok(v1::PodSandboxStatsResponse { stats: Some(stats) })
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: v1::ListPodSandboxStatsRequest,
+    ) -> Result<v1::ListPodSandboxStatsResponse, Error> {
+        Ok(v1::ListPodSandboxStatsResponse { stats: usage::sandboxes(self.core(), request.filter).await })
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: v1::StreamPodSandboxStatsRequest,
+    ) -> Result<Items<v1::StreamPodSandboxStatsResponse>, Error> {
+        let all = usage::sandboxes(self.core(), request.filter).await;
+        let parts = all.chunks(PART).map(<[_]>::to_vec);
+        Ok(items(parts.map(|pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }).collect()))
     }
 
     async fn update_runtime_config(

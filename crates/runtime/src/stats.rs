@@ -45,6 +45,7 @@ pub(crate) struct SandboxTarget {
 }
 
 /// The statistics of a node's containers.
+#[derive(Debug)]
 pub(crate) struct Stats {
     images: Arc<Images>,
     network: Arc<Network>,
@@ -63,11 +64,11 @@ impl Stats {
     /// Needs a tokio runtime: what containers have written is measured in a task that ends with this value.
     pub(crate) fn new(images: Arc<Images>, network: Arc<Network>) -> Self {
         let store = Arc::clone(&images);
-        let writable = Writable::new(move |id| {
+        let measure = move |id: String| -> writable::Measuring {
             let images = Arc::clone(&store);
             Box::pin(async move { images.writable_usage(&id).await })
-        });
-        Self { images, network, rates: Arc::default(), writable }
+        };
+        Self { images, network, rates: Arc::default(), writable: Writable::new(measure) }
     }
 
     /// What one container uses.

@@ -198,6 +198,7 @@ async fn forget_sandbox(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     sandbox.records.remove().map_err(|error| failed("removing the record of sandbox", &sandbox.id, &error))?;
     sandbox.live().phase = sandbox::Phase::Gone;
     core.table.remove_sandbox(sandbox);
+    core.stats.forget(&sandbox.id);
     core.publish(Kind::ContainerDeletedEvent, &sandbox.id, sandbox);
     Ok(())
 }

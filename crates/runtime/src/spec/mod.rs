@@ -187,6 +187,17 @@ fn linux(
 }
 
 impl ContainerSpec {
+    /// Writes the ids of its images in the place of their names, which may come to mean others.
+    ///
+    /// # Errors
+    /// An image that is not in the store.
+    pub(crate) fn resolve_images(&mut self, images: &image::Images) -> Result<(), SpecError> {
+        for mount in self.images.values_mut() {
+            mount.image = prepare::image_id(&mount.image, images)?.to_string();
+        }
+        Ok(())
+    }
+
     /// Compiles the start of the container.
     ///
     /// # Errors

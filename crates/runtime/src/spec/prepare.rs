@@ -221,11 +221,20 @@ fn read_profile(path: &Path) -> Result<oci::Seccomp, SpecError> {
     Ok(profile)
 }
 
+/// The image that a name means now.
+pub(super) fn image_id(name: &str, images: &image::Images) -> Result<image::Digest, SpecError> {
+    let missing = || image_volume(name, image::Error::NoSuchImage(name.to_owned()));
+    images.get(name).map(|image| image.id.clone()).ok_or_else(missing)
+}
+
 /// A detached mount of an image.
 pub(super) fn mount_image(mount: &ImageMount, images: &image::Images) -> Result<OwnedFd, SpecError> {
-    let failed = |source| SpecError::ImageVolume { image: mount.image.clone(), source: Box::new(source) };
-    let image = images.get(&mount.image).ok_or_else(|| failed(image::Error::NoSuchImage(mount.image.clone())))?;
-    images.mount_image(&image.id, &mount.sub_path).map_err(failed)
+    let id = image_id(&mount.image, images)?;
+    images.mount_image(&id, &mount.sub_path).map_err(|source| image_volume(&mount.image, source))
+}
+
+fn image_volume(image: &str, source: image::Error) -> SpecError {
+    SpecError::ImageVolume { image: image.to_owned(), source: Box::new(source) }
 }
 
 #[cfg(test)]

@@ -30,14 +30,16 @@ const REST_MAX: Duration = Duration::from_secs(60);
 /// Containers that wait for being measured; more are taken up the next time they are asked for (R6).
 const QUEUE: usize = 1024;
 
-type Measuring = Pin<Box<dyn Future<Output = Result<Usage, image::Error>> + Send>>;
+pub(super) type Measuring = Pin<Box<dyn Future<Output = Result<Usage, image::Error>> + Send>>;
 
 /// The known sizes. The task that measures ends with this value.
+#[derive(Debug)]
 pub(super) struct Writable {
     shared: Arc<Shared>,
     queue: mpsc::Sender<String>,
 }
 
+#[derive(Debug)]
 struct Shared {
     /// Guards the table; never held over an await.
     table: Mutex<Table>,
@@ -45,14 +47,14 @@ struct Shared {
     done: watch::Sender<u64>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Table {
     known: HashMap<String, Known>,
     /// In the queue, or being measured.
     waiting: HashSet<String>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Known {
     usage: Usage,
     at: SystemTime,

@@ -10,6 +10,8 @@ mod adoption;
 mod faults;
 mod fixture;
 mod lifecycle;
+mod requests;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -19,6 +21,6 @@ fn main() -> ExitCode {
     image::worker::maybe_run();
     adoption::maybe_be_a_daemon();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all: Vec<Test> = [lifecycle::TESTS, faults::TESTS, adoption::TESTS].concat();
+    let all: Vec<Test> = [lifecycle::TESTS, requests::TESTS, usage::TESTS, faults::TESTS, adoption::TESTS].concat();
     testkit::serial::main(&all, missing)
 }
