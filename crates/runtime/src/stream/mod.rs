@@ -4,12 +4,18 @@
 //!
 //! ```text
 //! Exec, Attach, PortForward ─► Tokens ─► URL ─► client
-//! client ─► listener ─► token ─┬─ SPDY/3.1 ──┬─► remote command ─► Backend::exec, Backend::attach
-//!                              └─ WebSocket ─┴─► port forward   ─► Backend::port_forward
+//! client ─► listener ─► token ─► upgrade ─┬─ SPDY/3.1 ──┬─► command ─► Backend::exec, Backend::attach
+//!                                         ╰─ WebSocket ─┴─► forward ─► Backend::port_forward
 //! ```
+//!
+//! A session is one task: the connection's reader and writer, and what joins the channels between them with a process
+//! or a pod's port. It ends with the process, with the client, or with the server, and takes its connection with it.
 
+mod activity;
 mod backend;
+mod channel;
 mod server;
+mod spdy;
 mod tokens;
 
 pub(crate) use backend::{Backend, Process, Session, Stdio, WindowSize};
