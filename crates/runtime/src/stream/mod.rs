@@ -14,9 +14,17 @@
 mod activity;
 mod backend;
 mod channel;
+mod command;
+mod descriptor;
+mod forward;
 mod server;
 mod spdy;
+mod status;
+#[cfg(test)]
+mod tests;
 mod tokens;
+mod upgrade;
+mod websocket;
 
 pub(crate) use backend::{Backend, Process, Session, Stdio, WindowSize};
 pub(crate) use server::{Server, Via};

@@ -22,6 +22,17 @@ pub(crate) enum Pending {
     PortForward(v1::PortForwardRequest),
 }
 
+impl Pending {
+    /// What stands for it in the URL.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Exec(_) => "exec",
+            Self::Attach(_) => "attach",
+            Self::PortForward(_) => "portforward",
+        }
+    }
+}
+
 /// The requests that wait, oldest first. Few enough to be searched one by one.
 #[derive(Debug, Default)]
 pub(crate) struct Tokens {
