@@ -14,6 +14,7 @@ use pod::{Note, NoteKind};
 use crate::generate;
 use crate::qos::Tree;
 use crate::records::Records;
+use crate::users::Users;
 use crate::volumes::Volumes;
 
 /// Who makes sure that no new connection goes to a pod that is about to end.
@@ -74,6 +75,7 @@ pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) parts: Parts,
     pub(crate) records: Records,
+    pub(crate) users: Users,
 }
 
 impl Context {

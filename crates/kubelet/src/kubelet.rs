@@ -11,13 +11,15 @@ use crate::context::{Config, Context, Parts};
 use crate::manager::Manager;
 use crate::records::Records;
 use crate::timeline::Step;
+use crate::users::Users;
 use crate::worker::{Shown, Workers};
 
 /// A running kubelet. Dropping it ends its work and leaves the pods running.
 pub struct Kubelet {
     workers: Arc<Mutex<Workers>>,
     stop: CancellationToken,
-    manager: JoinHandle<()>,
+    /// Taken by the first who stops it.
+    manager: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What a pod waits for, and how its start went.
@@ -36,11 +38,12 @@ impl Kubelet {
     /// The directory of records cannot be made.
     pub async fn start(config: Config, parts: Parts) -> io::Result<Self> {
         let records = Records::open(config.records_dir.clone())?;
-        let context = Arc::new(Context { config, parts, records });
+        let users = Users::open(config.generate.paths.clone());
+        let context = Arc::new(Context { config, parts, records, users });
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new());
         let manager = Manager { context, workers: workers.clone(), stop: stop.clone() };
         let (ready, adopted) = tokio::sync::oneshot::channel();
-        let manager = tokio::spawn(manager.run(ready));
+        let manager = Mutex::new(Some(tokio::spawn(manager.run(ready))));
         // An error means that the manager has died; its panic has been told.
         let _ = adopted.await;
         Ok(Self { workers, stop, manager })
@@ -85,9 +88,12 @@ impl Kubelet {
     }
 
     /// Stops working; pods go on.
-    pub async fn stop(self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
-        let _ = self.manager.await; // It ends by the token.
+        let manager = self.manager.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(manager) = manager {
+            let _ = manager.await; // It ends by the token.
+        }
         let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
         workers.values().for_each(|worker| worker.task.abort());
     }

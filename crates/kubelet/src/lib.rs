@@ -24,6 +24,7 @@ mod records;
 pub mod server;
 mod termination;
 mod timeline;
+mod users;
 pub mod volumes;
 mod worker;
 

@@ -84,6 +84,17 @@ impl Manager {
             tokio::spawn(remove_orphan(self.context.clone(), uid, remains));
         }
         self.remove_unknown_volumes();
+        self.share_cpu();
+    }
+
+    /// Gives the Burstable class the CPU share that its pods ask for together: called when pods come or go.
+    fn share_cpu(&self) {
+        let (groups, pods) = (self.context.parts.groups.clone(), self.context.parts.source.store().pods().list());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = groups.share(pods.iter().map(|pod| &**pod)) {
+                tracing::warn!(%error, "the CPU share of burstable pods cannot be set");
+            }
+        });
     }
 
     /// Volumes of pods that the source does not know any more.
@@ -137,7 +148,10 @@ impl Manager {
             Some(true) => {}
             // Its worker has ended: this is the last version before it was forgotten.
             Some(false) => {}
-            None => self.begin(pod, Found::default()),
+            None => {
+                self.begin(pod, Found::default());
+                self.share_cpu();
+            }
         }
     }
 
@@ -160,6 +174,9 @@ impl Manager {
                 workers.iter().filter(|(_, one)| one.task.is_finished()).map(|(uid, _)| uid.clone()).collect();
             over.into_iter().filter_map(|uid| workers.remove_entry(&uid)).collect()
         };
+        if !ended.is_empty() {
+            self.share_cpu();
+        }
         for (uid, handle) in ended {
             if let Some(pod) = self.context.parts.source.store().pods().find_uid(&uid) {
                 tracing::error!(uid, "the worker of a pod has died and is started again");

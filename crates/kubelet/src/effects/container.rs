@@ -79,7 +79,7 @@ impl Job {
             ips: &self.addresses,
             mounts: &[],
             volumes: &paths,
-            users: None,
+            users: self.users().map_err(Failed::create)?,
             store: self.context.parts.source.store(),
         };
         let failed = |error: generate::GenerateError| Failed { reason: error.reason(), message: error.to_string() };

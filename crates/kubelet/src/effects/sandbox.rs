@@ -36,11 +36,15 @@ impl Job {
 
     /// The sandbox's configuration: that of its making, or the same again after a restart of the daemon.
     pub(super) fn sandbox_config(&self, attempt: u32) -> Result<v1::PodSandboxConfig, String> {
-        if pod::spec::of(&self.pod).host_users == Some(false) {
-            return Err("hostUsers: false is not supported yet; remove it".to_owned());
-        }
-        generate::sandbox_config(&self.context.config.generate, &self.pod, attempt, None)
+        let users = self.users().map_err(|error| error.to_string())?;
+        generate::sandbox_config(&self.context.config.generate, &self.pod, attempt, users)
             .map_err(|error| error.to_string())
+    }
+
+    /// The ids of the pod's user namespace, if it has one of its own.
+    pub(super) fn users(&self) -> std::io::Result<Option<generate::UserRange>> {
+        let own = pod::spec::of(&self.pod).host_users == Some(false);
+        own.then(|| self.context.users.of(self.uid())).transpose()
     }
 
     pub(super) async fn remove_sandbox(&self, id: &str) {

@@ -130,6 +130,7 @@ impl Job {
                 _ => {}
             }
         }
+        self.context.users.release(self.uid());
         Ok(())
     }
 

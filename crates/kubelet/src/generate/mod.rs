@@ -364,6 +364,13 @@ fn mounts(config: &Config, request: &Request<'_>) -> Vec<v1::Mount> {
         let name = &request.container.name;
         mounts.push(file(&path, config.paths.termination_message(request.uid(), name, request.attempt)));
     }
+    if let Some(users) = request.users {
+        // The pod sees the files as its own: their ids are mapped as its user namespace maps them.
+        for mount in &mut mounts {
+            mount.uid_mappings = vec![security::mapping(users)];
+            mount.gid_mappings = vec![security::mapping(users)];
+        }
+    }
     mounts
 }
 

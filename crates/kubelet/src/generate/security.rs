@@ -210,11 +210,16 @@ fn namespaces(pod: &Pod, users: Option<UserRange>) -> v1::NamespaceOption {
     }
 }
 
+/// The mapping of a pod's range.
+pub(super) fn mapping(users: UserRange) -> v1::IdMapping {
+    v1::IdMapping { host_id: users.first, container_id: 0, length: users.length }
+}
+
 fn user_namespace(users: Option<UserRange>) -> v1::UserNamespace {
     let Some(users) = users else {
         return v1::UserNamespace { mode: NamespaceMode::Node.into(), uids: Vec::new(), gids: Vec::new() };
     };
-    let mapping = vec![v1::IdMapping { host_id: users.first, container_id: 0, length: users.length }];
+    let mapping = vec![mapping(users)];
     v1::UserNamespace { mode: NamespaceMode::Pod.into(), uids: mapping.clone(), gids: mapping }
 }
 
