@@ -59,6 +59,14 @@ pub(crate) fn run(options: &OutputOptions) -> anyhow::Result<ExitCode> {
     Ok(if fatal { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// Refuses to start a node on a machine that cannot run one, with all that is missing and what to do.
+pub(crate) fn require() -> anyhow::Result<()> {
+    let missing = find().into_iter().filter(|finding| finding.verdict == Verdict::Missing);
+    let lines: Vec<String> = missing.map(|one| format!("{}: {}; {}", one.what, one.detail, one.remedy)).collect();
+    anyhow::ensure!(lines.is_empty(), "this machine cannot run a node:\n  {}", lines.join("\n  "));
+    Ok(())
+}
+
 /// Looks at everything; changes nothing.
 pub(crate) fn find() -> Vec<Finding> {
     let mut findings = vec![user(), kernel(), overlay(), nftables(), user_namespaces()];

@@ -16,6 +16,8 @@ use cli::client::Client;
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
+    // An unpacking child is this program too; it must not get further than here.
+    image::worker::maybe_run();
     let arguments = Arguments::parse();
     match run(arguments) {
         Ok(code) => code,
@@ -33,10 +35,12 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(options) => check::run(&options),
+        Command::Up(options) => node::up::run(&arguments.places, &options),
+        Command::Runtime(options) => node::runtime_only::run(&arguments.places, &options),
+        Command::Fsck(options) => cli::fsck::run(&arguments.places, &options),
         command => {
             let client = Client::new(arguments.places.socket());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(ask(&client, command))
+            cli::client::block_on(ask(&client, command))?
         }
     }
 }
@@ -60,12 +64,8 @@ async fn ask(client: &Client, command: Command) -> anyhow::Result<ExitCode> {
         Command::Load { path } => cli::images::load(client, &path).await?,
         Command::Rmi(options) => cli::images::remove(client, &options.image).await?,
         Command::Version(options) => cli::version::run(client, &options).await?,
-        Command::Up(_)
-        | Command::Down
-        | Command::Runtime(_)
-        | Command::Fsck(_)
-        | Command::Check(_)
-        | Command::Completion { .. } => {
+        Command::Down => cli::down::run(client).await?,
+        Command::Up(_) | Command::Runtime(_) | Command::Fsck(_) | Command::Check(_) | Command::Completion { .. } => {
             anyhow::bail!("not a question to a running node")
         }
     }

@@ -12,6 +12,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+/// Runs one command to its end.
+///
+/// # Errors
+/// The machine has no descriptors left for the event loop.
+pub(crate) fn block_on<T>(command: impl Future<Output = T>) -> std::io::Result<T> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command))
+}
+
 /// A client of one node.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {

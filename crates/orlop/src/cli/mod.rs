@@ -2,8 +2,10 @@
 
 pub(crate) mod client;
 pub(crate) mod describe;
+pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod format;
+pub(crate) mod fsck;
 pub(crate) mod get;
 pub(crate) mod images;
 pub(crate) mod logs;

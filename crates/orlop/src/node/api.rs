@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,9 @@ use crate::cli::images::{ImageRow, PullLine};
 use crate::cli::top::Usage;
 use crate::cli::version::Version;
 use crate::cli::why::Why;
+
+/// How long answers under way may take when the node ends.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// The body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -52,23 +56,16 @@ pub(crate) trait Backend: Send + Sync + 'static {
     async fn kubelet(&self, request: Request<Incoming>) -> Response<Body>;
 }
 
-/// Serves until `stop`; then open requests are given up.
+/// Serves until `stop`; then answers under way get a moment to end, and endless ones are cut.
 pub(crate) async fn serve(listener: UnixListener, backend: Arc<dyn Backend>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let backend = backend.clone();
-                    connections.spawn(async move {
-                        let service = service_fn(move |request| answer(backend.clone(), request));
-                        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                        if let Err(error) = connection.with_upgrades().await {
-                            tracing::debug!(%error, "a local client went away");
-                        }
-                    });
+                    connections.spawn(serve_connection(stream, backend.clone(), stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a local client");
@@ -76,6 +73,24 @@ pub(crate) async fn serve(listener: UnixListener, backend: Arc<dyn Backend>, sto
                 }
             }
         }
+    }
+    let drained = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, drained).await; // What is open then is a watch: it has no end of its own.
+}
+
+async fn serve_connection(stream: UnixStream, backend: Arc<dyn Backend>, stop: CancellationToken) {
+    let service = service_fn(move |request| answer(backend.clone(), request));
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection.with_upgrades());
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a local client went away");
     }
 }
 

@@ -1,4 +1,26 @@
 //! A running node: its parts, their wiring, and the socket on which it answers.
 
 pub(crate) mod api;
+mod backend;
+mod base;
+mod detach;
+mod fsck;
+mod keychain;
+mod layout;
+mod lock;
+mod logging;
+mod names;
+mod node_status;
+mod notices;
 pub(crate) mod objects;
+mod process;
+mod running;
+pub(crate) mod runtime_only;
+mod settings;
+mod socket;
+pub(crate) mod up;
+
+/// What an earlier node left on this machine, if none runs.
+pub(crate) fn fsck_stopped(places: &crate::args::Places) -> anyhow::Result<Vec<String>> {
+    fsck::of_stopped(&layout::Layout::new(places))
+}

@@ -1,0 +1,93 @@
+//! What every node has: images, the pods' network, the runtime, and CRI on a socket.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use image::Images;
+use image::credentials::{Credentials, CredentialsConfig};
+use network::Network;
+use runtime::{ImageServer, Runtime};
+use sys::zygote::Zygote;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::settings::Settings;
+
+/// The processes that have to be forked before there is a thread.
+pub(crate) struct Forked {
+    pub(super) keepers: keeper::Zygote,
+    pub(super) helpers: Zygote,
+}
+
+/// What the zygote can start.
+struct Helpers;
+
+impl sys::zygote::Helpers for Helpers {
+    const ALL: &'static [sys::zygote::Helper] = &[network::dns::HELPER];
+}
+
+impl Forked {
+    /// Forks them.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let keepers = keeper::Zygote::start().context("fork the process that pods' keepers come from")?;
+        let helpers = Zygote::start::<Helpers>().context("fork the process that the name server comes from")?;
+        Ok(Self { keepers, helpers })
+    }
+}
+
+/// The runtime's side of a node.
+pub(crate) struct Base {
+    pub(super) images: Arc<Images>,
+    pub(super) credentials: Arc<Credentials>,
+    pub(super) network: Arc<Network>,
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) image_service: Arc<ImageServer>,
+    /// Nobody is served any more.
+    pub(super) stopped: CancellationToken,
+    /// CRI's server.
+    cri: JoinHandle<()>,
+}
+
+impl Base {
+    /// Adopts what runs and answers on the CRI socket.
+    pub(crate) async fn start(
+        settings: &Settings,
+        network: network::Config,
+        keepers: keeper::Zygote,
+    ) -> anyhow::Result<Self> {
+        let layout = &settings.layout;
+        let mut config = image::Config::new(layout.images());
+        config.registry_config_dirs.clone_from(&settings.registry_config_dirs);
+        let images = Images::open(config)?;
+        let credentials = Arc::new(Credentials::new(CredentialsConfig::default())?);
+        let network = Network::new(network)?;
+        let parts = runtime::Parts { images: images.clone(), network: network.clone(), zygote: keepers };
+        let runtime = Runtime::start(runtime::Config::new(&layout.state_dir, &layout.run_dir), parts).await?;
+        let stopped = CancellationToken::new();
+        let listener = cri::server::bind(&settings.cri_socket).await?;
+        let image_service = Arc::new(ImageServer::new(images.clone(), runtime.clone()));
+        let served = cri::server::serve(listener, runtime.for_clients(), image_service.clone(), stopped.clone());
+        let cri = tokio::spawn(served);
+        Ok(Self { images, credentials, network, runtime, image_service, stopped, cri })
+    }
+
+    /// Answers nobody any more; what runs goes on.
+    pub(crate) async fn stop(&self) {
+        self.stopped.cancel();
+        self.cri.abort();
+    }
+}
+
+/// The pods' network of a node with these settings, without Services.
+pub(super) fn network_config(settings: &Settings) -> network::Config {
+    let layout = &settings.layout;
+    let subnet = format!("{}/{}", settings.pods.network, settings.pods.prefix);
+    network::Config {
+        cni_conf_dir: settings.cni_conf_dir.clone(),
+        cni_bin_dirs: vec![settings.cni_bin_dir.clone()],
+        bridge: layout.bridge.clone(),
+        subnets: subnet.parse().into_iter().collect(),
+        table: layout.pod_table.clone(),
+        ..network::Config::new(layout.run_dir.join("network"))
+    }
+}

@@ -1,0 +1,40 @@
+//! What a daemon's process has: threads, and the signals by which it is asked to end.
+
+use anyhow::Context as _;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Threads that run tasks. What may block has threads of its own, made as they are needed.
+const WORKERS: usize = 2;
+/// A task's frames are small; the default of 2 MiB would count against the node's memory for each blocked path.
+const STACK_BYTES: usize = 512 << 10;
+
+/// The daemon's threads.
+pub(super) fn threads() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_stack_size(STACK_BYTES)
+        .enable_all()
+        .build()
+        .context("start the node's threads")
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next one.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `orlop runtime`: the container runtime alone, for a node agent that is another program.
+
+use std::process::ExitCode;
+
+use super::base::{self, Base, Forked};
+use super::lock::Lock;
+use super::logging;
+use super::process::{Signals, threads};
+use super::settings::Settings;
+use crate::args::{NodeOptions, Places};
+use crate::check;
+use crate::cli::format::print;
+
+/// Serves CRI until it is asked to end. What runs goes on, and the next runtime takes it over.
+pub(crate) fn run(places: &Places, options: &NodeOptions) -> anyhow::Result<ExitCode> {
+    let settings = Settings::new(places, options)?;
+    check::require()?;
+    logging::start(options.log_level);
+    let layout = &settings.layout;
+    let _locks = [Lock::take(&layout.state_dir)?, Lock::take(&layout.run_dir)?];
+    let forked = Forked::new()?;
+    let threads = threads()?;
+    let served = threads.block_on(serve(&settings, forked));
+    threads.shutdown_background();
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(settings: &Settings, forked: Forked) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let base = Base::start(settings, base::network_config(settings), forked.keepers).await?;
+    print(&format!("orlop: CRI on unix://{}; Ctrl-C ends the runtime, pods go on\n", settings.cri_socket.display()));
+    signals.next().await;
+    base.stop().await;
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! What the operator wrote, checked: every fault is reported at once.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::bail;
+use cluster::Range;
+
+use super::layout::Layout;
+use crate::args::{NodeOptions, Places, UpOptions};
+
+/// The tenth address of the service range, as clusters have it.
+const DNS_INDEX: u32 = 10;
+
+/// A node to run, as the operator wants it.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) layout: Layout,
+    /// The CRI socket.
+    pub(crate) cri_socket: PathBuf,
+    pub(crate) cni_conf_dir: PathBuf,
+    pub(crate) cni_bin_dir: PathBuf,
+    pub(crate) registry_config_dirs: Vec<PathBuf>,
+    pub(crate) pods: Range,
+}
+
+/// What `up` needs beside a runtime.
+#[derive(Debug, Clone)]
+pub(crate) struct UpSettings {
+    pub(crate) node: Settings,
+    pub(crate) manifests: Vec<PathBuf>,
+    pub(crate) services: Range,
+    pub(crate) dns: Ipv4Addr,
+    pub(crate) domain: String,
+    /// The node's name.
+    pub(crate) name: String,
+}
+
+impl Settings {
+    /// Of the options that every node has.
+    pub(crate) fn new(places: &Places, options: &NodeOptions) -> anyhow::Result<Self> {
+        let mut faults = Faults::default();
+        let settings = Self::read(places, options, &mut faults);
+        faults.none()?;
+        Ok(settings)
+    }
+
+    fn read(places: &Places, options: &NodeOptions, faults: &mut Faults) -> Self {
+        let layout = Layout::new(places);
+        let default_socket = layout.run_dir.join("cri.sock");
+        let cri_socket = options.listen.as_deref().map_or(Some(default_socket), |listen| {
+            let path = listen.strip_prefix("unix://").filter(|path| path.starts_with('/'));
+            faults.some(path.map(PathBuf::from), || format!("--listen {listen:?}: write unix:///path/to/socket"))
+        });
+        let mut registry_config_dirs = options.registry_config_dir.clone();
+        if registry_config_dirs.is_empty() {
+            registry_config_dirs = vec!["/etc/orlop/certs.d".into(), "/etc/containerd/certs.d".into()];
+        }
+        Self {
+            layout,
+            cri_socket: cri_socket.unwrap_or_default(),
+            cni_conf_dir: options.cni_conf_dir.clone(),
+            cni_bin_dir: options.cni_bin_dir.clone(),
+            registry_config_dirs,
+            pods: faults.range("--pod-cidr", &options.pod_cidr),
+        }
+    }
+}
+
+impl UpSettings {
+    /// Of the options of `up`.
+    pub(crate) fn new(places: &Places, options: &UpOptions) -> anyhow::Result<Self> {
+        let mut faults = Faults::default();
+        let node = Settings::read(places, &options.node, &mut faults);
+        let services = faults.range("--service-cidr", &options.service_cidr);
+        if overlap(services, node.pods) {
+            faults.0.push("--service-cidr and --pod-cidr overlap; give them ranges of their own".to_owned());
+        }
+        let tenth = Ipv4Addr::from(u32::from(services.network) + DNS_INDEX);
+        let dns = match options.cluster_dns {
+            None => tenth,
+            Some(IpAddr::V4(address)) => address,
+            Some(IpAddr::V6(address)) => {
+                faults.0.push(format!("--cluster-dns {address}: only IPv4 is supported yet"));
+                tenth
+            }
+        };
+        for path in options.paths.iter().filter(|path| path.as_os_str() != "-" && !path.exists()) {
+            faults.0.push(format!("{}: no such file or directory", path.display()));
+        }
+        faults.none()?;
+        let name = options.hostname_override.clone().unwrap_or_else(host_name);
+        Ok(Self { node, manifests: options.paths.clone(), services, dns, domain: options.cluster_domain.clone(), name })
+    }
+}
+
+/// The machine's name, as the API wants it: lower case.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase()
+}
+
+fn overlap(a: Range, b: Range) -> bool {
+    let shift = 32 - u32::from(a.prefix.min(b.prefix));
+    let network = |range: Range| u32::from(range.network).checked_shr(shift).unwrap_or(0);
+    network(a) == network(b)
+}
+
+/// What is wrong with the command line.
+#[derive(Debug, Default)]
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn some<T>(&mut self, value: Option<T>, fault: impl FnOnce() -> String) -> Option<T> {
+        if value.is_none() {
+            self.0.push(fault());
+        }
+        value
+    }
+
+    /// `10.96.0.0/16`, with room for a node's needs.
+    fn range(&mut self, flag: &str, text: &str) -> Range {
+        let parse = || {
+            let (network, prefix) = text.split_once('/')?;
+            let (network, prefix): (Ipv4Addr, u8) = (network.parse().ok()?, prefix.parse().ok()?);
+            (8..=24).contains(&prefix).then_some(Range { network, prefix })
+        };
+        let range = self.some(parse(), || {
+            format!("{flag} {text:?}: write an IPv4 range with a prefix of 8 to 24 bits, as 10.96.0.0/16")
+        });
+        range.unwrap_or(Range { network: Ipv4Addr::UNSPECIFIED, prefix: 8 })
+    }
+
+    fn none(self) -> anyhow::Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        bail!("{}", self.0.join("\norlop: "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Arguments, Command};
+
+    fn read(words: &[&str]) -> anyhow::Result<UpSettings> {
+        let arguments = Arguments::parse_from([&["orlop", "up", "/"], words].concat());
+        let Command::Up(options) = arguments.command else { panic!("not up") };
+        UpSettings::new(&arguments.places, &options)
+    }
+
+    #[test]
+    fn the_tenth_service_address_is_the_name_server() {
+        assert_eq!(read(&[]).unwrap().dns, Ipv4Addr::new(10, 96, 0, 10));
+        assert_eq!(read(&["--service-cidr", "10.7.0.0/20"]).unwrap().dns, Ipv4Addr::new(10, 7, 0, 10));
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let error = read(&["--listen", "cri.sock", "--pod-cidr", "10.0.0.0"]).unwrap_err().to_string();
+        assert!(error.contains("--listen") && error.contains("--pod-cidr"), "{error}");
+        let error = read(&["--service-cidr", "10.85.0.0/20"]).unwrap_err().to_string();
+        assert!(error.contains("overlap"), "{error}");
+    }
+}

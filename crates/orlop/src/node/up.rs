@@ -1,0 +1,102 @@
+//! The life of a node: checks, forks, threads, and the way back.
+//!
+//! ```text
+//! settings ─► locks ─► zygote, name server (forked before any thread) ─► tokio ─► Running ─► Ctrl-C or `down` ─► end
+//! ```
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use super::base::Forked;
+use super::detach::{self, Waiter};
+use super::lock::Lock;
+use super::process::{Signals, threads};
+use super::running::Running;
+use super::settings::UpSettings;
+use super::{api, logging, notices};
+use crate::args::{Arguments, Command, Places, UpOptions};
+use crate::check;
+use crate::cli::format::print;
+
+/// `orlop up`.
+pub(crate) fn run(places: &Places, options: &UpOptions) -> anyhow::Result<ExitCode> {
+    let settings = UpSettings::new(places, options)?;
+    check::require()?;
+    if options.detach {
+        if Lock::is_taken(&settings.node.layout.state_dir) {
+            Lock::take(&settings.node.layout.state_dir)?;
+        }
+        return detach::run(&settings.node.layout.log_file());
+    }
+    live(&settings, options, &mut Waiter::default())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The forked node of `--detach`: the command line says what to run.
+pub(super) fn detached(waiter: &mut Waiter) -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let Command::Up(options) = arguments.command else { anyhow::bail!("only `up` can be detached") };
+    let settings = UpSettings::new(&arguments.places, &options)?;
+    live(&settings, &options, waiter)
+}
+
+/// From the locks to the last file.
+fn live(settings: &UpSettings, options: &UpOptions, waiter: &mut Waiter) -> anyhow::Result<()> {
+    logging::start(options.node.log_level);
+    let layout = &settings.node.layout;
+    let _locks = [Lock::take(&layout.state_dir)?, Lock::take(&layout.run_dir)?];
+    let forked = Forked::new()?;
+    let threads = threads()?;
+    let outcome = threads.block_on(serve(settings, options, forked, waiter));
+    // A path that hangs for ever must not keep the node from ending.
+    threads.shutdown_background();
+    outcome
+}
+
+async fn serve(settings: &UpSettings, options: &UpOptions, forked: Forked, waiter: &mut Waiter) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let running = Running::start(settings, forked).await?;
+    let listener = super::socket::listen(&settings.node.layout.socket())?;
+    let server = tokio::spawn(api::serve(listener, running.clone(), running.stopped()));
+    let printer = (!options.detach).then(|| tokio::spawn(notices::run(running.store().clone())));
+    tell_up(settings, &running, options);
+    waiter.up();
+    tokio::select! {
+        () = signals.next() => {}
+        () = running.asked_to_end() => {}
+    }
+    let ended = end(&running, &mut signals).await;
+    let _ = server.await; // A panic there has been told.
+    if let Some(printer) = printer {
+        printer.abort();
+    }
+    super::socket::remove_run_dir(&settings.node.layout.run_dir);
+    ended
+}
+
+/// Ends all pods; a second signal gives them no more time.
+async fn end(running: &Running, signals: &mut Signals) -> anyhow::Result<()> {
+    let hurry = async {
+        signals.next().await;
+        running.hurry().await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        ended = running.end() => ended,
+        () = hurry => Ok(()),
+    }
+}
+
+fn tell_up(settings: &UpSettings, running: &Running, options: &UpOptions) {
+    let pods = running.store().pods().len();
+    let until = if options.detach { "`orlop down`" } else { "Ctrl-C" };
+    print(&format!(
+        "orlop: node {} is up with {pods} pod{}; services in {}/{}, DNS {}; {until} ends it\n",
+        settings.name,
+        if pods == 1 { "" } else { "s" },
+        settings.services.network,
+        settings.services.prefix,
+        settings.dns,
+    ));
+}
