@@ -25,7 +25,11 @@ pub(crate) struct Manager {
 impl Manager {
     /// Adopts what runs, then follows source and runtime until told to stop.
     pub(crate) async fn run(self, ready: tokio::sync::oneshot::Sender<()>) {
-        let mut pods = self.context.parts.source.store().pods().watch();
+        let store = self.context.parts.source.store();
+        let mut pods = store.pods().watch();
+        let mut config_maps = store.config_maps().watch();
+        let mut secrets = store.secrets().watch();
+        let mut claims = store.persistent_volume_claims().watch();
         let mut events = self.subscribe().await;
         self.adopt().await;
         let _ = ready.send(()); // Nobody may be waiting.
@@ -36,6 +40,9 @@ impl Manager {
                     Some(pod) => self.see(pod),
                     None => {} // The worker asked for it.
                 },
+                change = config_maps.next() => self.retry(change.key.namespace()),
+                change = secrets.next() => self.retry(change.key.namespace()),
+                change = claims.next() => self.retry(change.key.namespace()),
                 event = events.next() => match event {
                     Some(Ok(event)) => self.dispatch(event),
                     Some(Err(error)) => tracing::warn!(%error, "the runtime's events"),
@@ -151,6 +158,17 @@ impl Manager {
             None => {
                 self.begin(pod, Found::default());
                 self.share_cpu();
+            }
+        }
+    }
+
+    /// An object of a namespace has changed: pods there that failed for want of it need not wait out their back-off.
+    fn retry(&self, namespace: &str) {
+        for worker in self.lock().values() {
+            let shown = worker.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            let there = shown.pod.metadata.namespace.as_deref().unwrap_or("default") == namespace;
+            if there && shown.view.waits_for_objects() {
+                let _ = worker.events.send(Event::Change(pod::Change::Retry)); // It may just be ending.
             }
         }
     }

@@ -34,6 +34,17 @@ impl Backoff {
         Self { delay: Some(delay), since: Some(at) }
     }
 
+    /// Counts a try that failed at `at`: the next one waits `first`, each further one twice as long, up to `longest`.
+    #[must_use]
+    pub fn after_failed_try(self, at: Timestamp, first: SignedDuration, longest: SignedDuration) -> Self {
+        let forgotten = self.since.is_none_or(|since| at.duration_since(since) >= RESET + longest);
+        let delay = match self.delay {
+            Some(delay) if !forgotten => (delay * 2).clamp(first, longest),
+            _ => first,
+        };
+        Self { delay: Some(delay), since: Some(at) }
+    }
+
     /// When the next try may begin; `None` when it may begin at once.
     pub fn until(self, now: Timestamp) -> Option<Timestamp> {
         let end = self.since?.saturating_add(self.delay?).ok()?;
@@ -62,6 +73,18 @@ mod tests {
             now += delay + 1;
         }
         assert_eq!(delays, [0, 10, 20, 40, 80, 160, 300, 300]);
+    }
+
+    #[test]
+    fn failed_tries_wait_from_the_first_on() {
+        let (first, longest) = (SignedDuration::from_secs(1), SignedDuration::from_secs(5));
+        let mut backoff = Backoff::default();
+        let delays = [0, 10, 20, 30].map(|second| {
+            backoff = backoff.after_failed_try(at(second), first, longest);
+            backoff.delay.unwrap().as_secs()
+        });
+        assert_eq!(delays, [1, 2, 4, 5]);
+        assert_eq!(backoff.after_failed_try(at(10_000), first, longest).delay, Some(first));
     }
 
     #[test]

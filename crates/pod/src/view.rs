@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
-use crate::backoff::Backoff;
+use crate::backoff::{self, Backoff};
 use crate::decide::Action;
 use crate::probe::{Kind, Outcome, States};
 use crate::spec;
@@ -59,9 +59,20 @@ pub struct Outage {
 }
 
 impl Outage {
+    /// A step on this node failed: it is tried again soon, and at once when what it waits for appears ([`Change::Retry`]).
     fn fail(&mut self, reason: &str, message: &str, now: Timestamp) {
         self.error = Some((reason.to_owned(), message.to_owned()));
-        self.backoff = self.backoff.after_failure(now, None);
+        self.backoff = self.backoff.after_failed_try(now, SignedDuration::from_secs(1), SignedDuration::from_secs(10));
+    }
+
+    /// A registry failed: it gets upstream's rest.
+    fn fail_pull(&mut self, reason: &str, message: &str, now: Timestamp) {
+        self.error = Some((reason.to_owned(), message.to_owned()));
+        self.backoff = self.backoff.after_failed_try(now, backoff::FIRST, backoff::LONGEST);
+    }
+
+    fn retry(&mut self) {
+        self.backoff.since = None;
     }
 }
 
@@ -181,6 +192,8 @@ pub enum Change {
     Begun(Action),
     /// An action ended, well or not; what it led to comes as further changes.
     Ended(Action),
+    /// Something appeared that a failed step may have waited for: it is tried again at once.
+    Retry,
     /// The volumes are mounted.
     VolumesReady,
     /// The volumes could not be mounted.
@@ -303,6 +316,12 @@ pub enum NoteKind {
 }
 
 impl View {
+    /// Whether a step has failed that the appearance of an object may heal.
+    pub fn waits_for_objects(&self) -> bool {
+        let failed = |outage: &Outage| outage.error.is_some();
+        failed(&self.record.volumes) || self.record.containers.values().any(|container| failed(&container.create))
+    }
+
     /// Takes in a change; returns what the operator is to be told. The same change twice changes nothing more.
     pub fn apply(&mut self, pod: &Pod, change: Change, now: Timestamp) -> Vec<Note> {
         match change {
@@ -311,6 +330,10 @@ impl View {
                 self.busy.insert(action.key());
             }
             Change::Ended(action) => drop(self.busy.remove(&action.key())),
+            Change::Retry => {
+                self.record.volumes.retry();
+                self.record.containers.values_mut().for_each(|container| container.create.retry());
+            }
             Change::VolumesReady => {
                 self.volumes = Setup::Ready;
                 self.record.volumes = Outage::default();
@@ -343,7 +366,7 @@ impl View {
                 view.image_id = image_id;
             }
             Change::ImageFailed { container, reason, message } => {
-                self.record_of(&container).pull.fail(&reason, &message, now);
+                self.record_of(&container).pull.fail_pull(&reason, &message, now);
                 return image_notes(&container, &reason, &message);
             }
             Change::Started { container, id, at } => self.started(&container, id, at),
