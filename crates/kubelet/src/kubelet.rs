@@ -12,7 +12,7 @@ use crate::manager::Manager;
 use crate::records::Records;
 use crate::timeline::Step;
 use crate::users::Users;
-use crate::worker::{Shown, Workers};
+use crate::worker::{Event, Shown, Workers};
 
 /// A running kubelet. Dropping it ends its work and leaves the pods running.
 pub struct Kubelet {
@@ -85,6 +85,14 @@ impl Kubelet {
     /// How many pods have a worker.
     pub fn pod_count(&self) -> usize {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Images came to the node by another way than a pull: pods that failed to pull do not wait out their back-off.
+    pub fn images_loaded(&self) {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        for worker in workers.values() {
+            let _ = worker.events.send(Event::Change(pod::Change::RetryPulls)); // It may just be ending.
+        }
     }
 
     /// Stops working; pods go on.

@@ -194,6 +194,8 @@ pub enum Change {
     Ended(Action),
     /// Something appeared that a failed step may have waited for: it is tried again at once.
     Retry,
+    /// Images were loaded: pulls that failed are tried again at once.
+    RetryPulls,
     /// The volumes are mounted.
     VolumesReady,
     /// The volumes could not be mounted.
@@ -334,6 +336,7 @@ impl View {
                 self.record.volumes.retry();
                 self.record.containers.values_mut().for_each(|container| container.create.retry());
             }
+            Change::RetryPulls => self.record.containers.values_mut().for_each(|container| container.pull.retry()),
             Change::VolumesReady => {
                 self.volumes = Setup::Ready;
                 self.record.volumes = Outage::default();

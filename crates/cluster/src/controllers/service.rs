@@ -24,6 +24,12 @@ pub struct Range {
     pub prefix: u8,
 }
 
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.network, self.prefix)
+    }
+}
+
 impl Range {
     fn size(self) -> u32 {
         1 << (32 - u32::from(self.prefix.clamp(8, 30)))

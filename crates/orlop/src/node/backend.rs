@@ -81,6 +81,7 @@ impl api::Backend for Running {
 
     async fn load(&self, path: &str) -> anyhow::Result<Vec<String>> {
         let loaded = self.base.images.load(Path::new(path), &image::Silent).await?;
+        self.kubelet.images_loaded();
         Ok(loaded.iter().map(|image| name_of(image)).collect())
     }
 

@@ -81,12 +81,11 @@ impl Base {
 /// The pods' network of a node with these settings, without Services.
 pub(super) fn network_config(settings: &Settings) -> network::Config {
     let layout = &settings.layout;
-    let subnet = format!("{}/{}", settings.pods.network, settings.pods.prefix);
     network::Config {
         cni_conf_dir: settings.cni_conf_dir.clone(),
         cni_bin_dirs: vec![settings.cni_bin_dir.clone()],
         bridge: layout.bridge.clone(),
-        subnets: subnet.parse().into_iter().collect(),
+        subnets: settings.pods.to_string().parse().into_iter().collect(),
         table: layout.pod_table.clone(),
         ..network::Config::new(layout.run_dir.join("network"))
     }

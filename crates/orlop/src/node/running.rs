@@ -196,7 +196,7 @@ impl kubelet::Barrier for RuleBarrier {
 }
 
 fn proxy_config(settings: &UpSettings) -> proxy::Config {
-    let range = |range: cluster::Range| vec![(IpAddr::V4(range.network), range.prefix)];
+    let range = |range: cluster::Range| range.to_string().parse().into_iter().collect();
     proxy::Config {
         table: settings.node.layout.service_table.clone(),
         pod_cidrs: range(settings.node.pods),
@@ -216,15 +216,14 @@ fn dns_config(settings: &UpSettings) -> dns::Config {
 
 fn names_scope(settings: &UpSettings) -> names::Scope {
     let ranges = [settings.services, settings.node.pods];
-    let networks = ranges.iter().map(|range| format!("{}/{}", range.network, range.prefix)).collect();
+    let networks = ranges.iter().map(ToString::to_string).collect();
     names::Scope { domain: settings.domain.clone(), networks }
 }
 
 fn network_config(settings: &UpSettings) -> network::Config {
-    let services = format!("{}/{}", settings.services.network, settings.services.prefix);
     network::Config {
         addresses: vec![settings.dns.into()],
-        routed: services.parse().into_iter().collect(),
+        routed: settings.services.to_string().parse().into_iter().collect(),
         ..base::network_config(&settings.node)
     }
 }

@@ -92,11 +92,10 @@ fn tell_up(settings: &UpSettings, running: &Running, options: &UpOptions) {
     let pods = running.store().pods().len();
     let until = if options.detach { "`orlop down`" } else { "Ctrl-C" };
     print(&format!(
-        "orlop: node {} is up with {pods} pod{}; services in {}/{}, DNS {}; {until} ends it\n",
+        "orlop: node {} is up with {pods} pod{}; services in {}, DNS {}; {until} ends it\n",
         settings.name,
         if pods == 1 { "" } else { "s" },
-        settings.services.network,
-        settings.services.prefix,
+        settings.services,
         settings.dns,
     ));
 }
