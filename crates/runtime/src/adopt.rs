@@ -163,14 +163,15 @@ fn agree(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, t
     if matches!(container.phase(), Phase::Making | Phase::Exited) {
         return;
     }
-    {
+    let early = {
         let mut live = container.live();
         live.pid = Some(told.process.pid);
         live.started_at = i64::try_from(told.process.at.0).unwrap_or(i64::MAX);
-    }
-    container.set_phase(Phase::Running);
-    if let Some(exit) = &told.exit {
-        exits::exited_with(core, sandbox, container, exit.clone());
+        container.set_phase(Phase::Running);
+        live.early_exit.take() // Told since the question.
+    };
+    if let Some(exit) = told.exit.clone().or(early) {
+        exits::exited_with(core, sandbox, container, exit);
     }
 }
 

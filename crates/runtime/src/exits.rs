@@ -66,13 +66,13 @@ pub(crate) fn exited_with(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &
     let started_at = {
         let mut live = container.live();
         match container.phase() {
-            // The answer to the start is on its way to whoever asked: first things first.
-            Phase::Starting => {
+            // The answer to the start, or what the keeper knows in all, is on its way to whoever asked: first things first.
+            Phase::Created | Phase::Starting => {
                 live.early_exit = Some(exit);
                 return;
             }
             Phase::Running => live.started_at,
-            Phase::Making | Phase::Created | Phase::Exited => return,
+            Phase::Making | Phase::Exited => return,
         }
     };
     ended(core, sandbox, container, end_of(&exit, started_at, container.group.oom_kills()));

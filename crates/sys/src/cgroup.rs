@@ -246,12 +246,17 @@ impl Cgroup {
     /// Sends SIGKILL to everything in the group and below. What forks meanwhile is caught too.
     ///
     /// # Errors
-    /// None when the group is gone.
+    /// None when the group is gone, or goes meanwhile.
     pub fn kill(&self) -> Result<()> {
-        match &self.hierarchy.version {
+        let killed = match &self.hierarchy.version {
             Version::V2(root) => v2::kill(&root.join(&self.path)),
             Version::V1(roots) => v1::kill(self, roots),
-        }
+        };
+        // A file of a group that is being removed answers ENODEV (kernfs).
+        killed.or_else(|error| match error.errno {
+            rustix::io::Errno::NOENT | rustix::io::Errno::NODEV => Ok(()),
+            _ => Err(error),
+        })
     }
 
     /// Allows the devices of `rules` and no others.
