@@ -17,7 +17,7 @@ use rustix::process::Pid;
 
 use crate::error::{Context as _, Error, Result};
 
-pub use stats::{CpuStats, MemoryStats, PidStats, Pressure, Stats};
+pub use stats::{CpuStats, IoStats, MemoryStats, PidStats, Pressure, Stats};
 
 /// The version of the control group interface, with what it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,6 +224,14 @@ impl Cgroup {
         }
     }
 
+    /// What it has read from and written to each device.
+    pub fn io(&self) -> Vec<IoStats> {
+        match &self.hierarchy.version {
+            Version::V1(roots) => v1::io(roots, &self.path),
+            Version::V2(root) => stats::io_v2(&root.join(&self.path)),
+        }
+    }
+
     /// How many processes the kernel has killed here for want of memory.
     pub fn oom_kills(&self) -> u64 {
         match &self.hierarchy.version {
@@ -331,6 +339,19 @@ fn number(file: &Path) -> Option<u64> {
 
 /// The value of `key` in a file of `key value` lines.
 fn keyed(file: &Path, key: &str) -> Option<u64> {
-    let text = fs::read_to_string(file).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    Keyed::read(file).get(key)
+}
+
+/// A file of `key value` lines. Read once for all its keys: the kernel adds up its counters at each opening.
+struct Keyed(String);
+
+impl Keyed {
+    /// Empty where there is no such file.
+    fn read(file: &Path) -> Self {
+        Self(fs::read_to_string(file).unwrap_or_default())
+    }
+
+    fn get(&self, key: &str) -> Option<u64> {
+        self.0.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    }
 }

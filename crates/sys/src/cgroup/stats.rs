@@ -60,6 +60,37 @@ pub struct MemoryStats {
     pub limit_bytes: Option<u64>,
     /// Processes killed for want of memory.
     pub oom_kills: u64,
+    /// Of what is charged, pages of files.
+    pub cache_bytes: u64,
+    /// Of these, pages that processes have mapped.
+    pub mapped_file_bytes: u64,
+    /// Pages of files that were used lately.
+    pub active_file_bytes: u64,
+    /// Pages of files that can be dropped first.
+    pub inactive_file_bytes: u64,
+    /// The kernel's own memory for the group.
+    pub kernel_bytes: u64,
+    /// The most that was ever charged, where the kernel knows it.
+    pub peak_bytes: Option<u64>,
+    /// How often the limit was hit.
+    pub limit_hits: u64,
+}
+
+/// What a group has read from and written to a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoStats {
+    /// Major number of the device.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
 }
 
 /// Processes and threads of a group.
@@ -89,6 +120,51 @@ impl Pressure {
     }
 }
 
+/// The devices of `io.stat`, version 2: `8:0 rbytes=1 wbytes=2 rios=3 wios=4 …`.
+pub(super) fn io_v2(dir: &Path) -> Vec<IoStats> {
+    fs::read_to_string(dir.join("io.stat")).unwrap_or_default().lines().filter_map(parse_io_v2).collect()
+}
+
+fn parse_io_v2(line: &str) -> Option<IoStats> {
+    let (device, rest) = line.split_once(' ')?;
+    let (major, minor) = device.split_once(':')?;
+    let field = |name: &str| {
+        let value = rest.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        value.and_then(|value| value.parse().ok()).unwrap_or(0)
+    };
+    Some(IoStats {
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+        read_bytes: field("rbytes"),
+        write_bytes: field("wbytes"),
+        reads: field("rios"),
+        writes: field("wios"),
+    })
+}
+
+/// Adds the lines of a file of `blkio`, version 1, to the devices: `8:0 Read 1`.
+pub(super) fn add_io_v1(text: &str, devices: &mut Vec<IoStats>, put: fn(&mut IoStats, bool, u64)) {
+    for line in text.lines() {
+        let mut words = line.split(' ');
+        let number = |text: &str| text.parse::<u32>().ok();
+        let device = words.next().and_then(|device| device.split_once(':'));
+        let Some((Some(major), Some(minor))) = device.map(|(major, minor)| (number(major), number(minor))) else {
+            continue;
+        };
+        let writes = match words.next() {
+            Some("Read") => false,
+            Some("Write") => true,
+            _ => continue,
+        };
+        let Some(value) = words.next().and_then(|value| value.parse().ok()) else { continue };
+        let at = devices.iter().position(|one| (one.major, one.minor) == (major, minor)).unwrap_or_else(|| {
+            devices.push(IoStats { major, minor, ..IoStats::default() });
+            devices.len() - 1
+        });
+        put(&mut devices[at], writes, value);
+    }
+}
+
 /// `avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
 fn parse_line(line: &str) -> Option<([f64; 3], u64)> {
     let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name));
@@ -99,6 +175,22 @@ fn parse_line(line: &str) -> Option<([f64; 3], u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn io_of_both_versions() {
+        let two = parse_io_v2("8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6");
+        let expect = IoStats { major: 8, minor: 16, read_bytes: 1, write_bytes: 2, reads: 3, writes: 4 };
+        assert_eq!(two, Some(expect));
+        let mut one = Vec::new();
+        let bytes = "8:16 Read 1\n8:16 Write 2\n8:16 Sync 9\n7:0 Read 7\nTotal 3\n";
+        add_io_v1(bytes, &mut one, |io, writes, value| {
+            *(if writes { &mut io.write_bytes } else { &mut io.read_bytes }) = value
+        });
+        add_io_v1("8:16 Read 3\n8:16 Write 4\n", &mut one, |io, writes, value| {
+            *(if writes { &mut io.writes } else { &mut io.reads }) = value;
+        });
+        assert_eq!(one, [expect, IoStats { major: 7, read_bytes: 7, ..IoStats::default() }]);
+    }
 
     #[test]
     fn pressure_lines() {

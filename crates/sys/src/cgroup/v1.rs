@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
-use super::{Cgroup, CpuStats, DeviceRule, Limits, MemoryStats, PidStats, Stats, keyed, number, read_processes, write};
+use super::stats::add_io_v1;
+use super::{
+    Cgroup, CpuStats, DeviceRule, IoStats, Keyed, Limits, MemoryStats, PidStats, Stats, keyed, number, read_processes,
+    write,
+};
 use crate::error::{Context as _, Error, Result};
 
 /// Value of `memory.limit_in_bytes` that means no limit: the largest multiple of a page.
@@ -179,8 +183,22 @@ pub(super) fn stats(roots: &[(String, PathBuf)], path: &Path) -> Stats {
     }
 }
 
+pub(super) fn io(roots: &[(String, PathBuf)], path: &Path) -> Vec<IoStats> {
+    let Some(dir) = root_of(roots, "blkio").map(|root| root.join(path)) else { return Vec::new() };
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let mut devices = Vec::new();
+    add_io_v1(&read("blkio.throttle.io_service_bytes_recursive"), &mut devices, |io, writes, bytes| {
+        *(if writes { &mut io.write_bytes } else { &mut io.read_bytes }) = bytes;
+    });
+    add_io_v1(&read("blkio.throttle.io_serviced_recursive"), &mut devices, |io, writes, count| {
+        *(if writes { &mut io.writes } else { &mut io.reads }) = count;
+    });
+    devices
+}
+
 fn cpu(cpu: &Path, accounting: &Path) -> CpuStats {
-    let stat = |key: &str| keyed(&cpu.join("cpu.stat"), key).unwrap_or(0);
+    let stat = Keyed::read(&cpu.join("cpu.stat"));
+    let stat = |key: &str| stat.get(key).unwrap_or(0);
     let quota = fs::read_to_string(cpu.join("cpu.cfs_quota_us")).ok().and_then(|text| text.trim().parse::<i64>().ok());
     let period = number(&cpu.join("cpu.cfs_period_us")).filter(|period| *period > 0);
     let limit = quota.and_then(|quota| u64::try_from(quota).ok()).zip(period);
@@ -196,7 +214,8 @@ fn cpu(cpu: &Path, accounting: &Path) -> CpuStats {
 }
 
 fn memory(dir: &Path) -> MemoryStats {
-    let stat = |key: &str| keyed(&dir.join("memory.stat"), key).unwrap_or(0);
+    let stat = Keyed::read(&dir.join("memory.stat"));
+    let stat = |key: &str| stat.get(key).unwrap_or(0);
     let usage = number(&dir.join("memory.usage_in_bytes")).unwrap_or(0);
     let limit = |name: &str| number(&dir.join(name)).filter(|limit| *limit < NO_LIMIT);
     let limit_bytes = limit("memory.limit_in_bytes");
@@ -212,5 +231,12 @@ fn memory(dir: &Path) -> MemoryStats {
         swap_limit_bytes: both.zip(limit_bytes).map(|(both, memory)| both.saturating_sub(memory)),
         limit_bytes,
         oom_kills: 0,
+        cache_bytes: stat("total_cache"),
+        mapped_file_bytes: stat("total_mapped_file"),
+        active_file_bytes: stat("total_active_file"),
+        inactive_file_bytes: stat("total_inactive_file"),
+        kernel_bytes: number(&dir.join("memory.kmem.usage_in_bytes")).unwrap_or(0),
+        peak_bytes: number(&dir.join("memory.max_usage_in_bytes")),
+        limit_hits: number(&dir.join("memory.failcnt")).unwrap_or(0),
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{
-    CpuStats, DeviceRule, Limits, MemoryStats, PidStats, Pressure, Stats, keyed, number, read_processes, write,
+    CpuStats, DeviceRule, Keyed, Limits, MemoryStats, PidStats, Pressure, Stats, keyed, number, read_processes, write,
 };
 use crate::error::{Context as _, Result};
 
@@ -156,7 +156,8 @@ pub(super) fn stats(dir: &Path) -> Stats {
 }
 
 fn cpu(dir: &Path) -> CpuStats {
-    let stat = |key: &str| keyed(&dir.join("cpu.stat"), key).unwrap_or(0);
+    let stat = Keyed::read(&dir.join("cpu.stat"));
+    let stat = |key: &str| stat.get(key).unwrap_or(0);
     let max = fs::read_to_string(dir.join("cpu.max")).unwrap_or_default();
     let limit = max.trim().split_once(' ').and_then(|(quota, period)| {
         let (quota, period): (u64, u64) = (quota.parse().ok()?, period.parse().ok()?);
@@ -174,7 +175,8 @@ fn cpu(dir: &Path) -> CpuStats {
 }
 
 fn memory(dir: &Path) -> MemoryStats {
-    let stat = |key: &str| keyed(&dir.join("memory.stat"), key).unwrap_or(0);
+    let (stat, events) = (Keyed::read(&dir.join("memory.stat")), Keyed::read(&dir.join("memory.events")));
+    let stat = |key: &str| stat.get(key).unwrap_or(0);
     let usage = number(&dir.join("memory.current")).unwrap_or(0);
     MemoryStats {
         usage_bytes: usage,
@@ -185,7 +187,14 @@ fn memory(dir: &Path) -> MemoryStats {
         swap_bytes: number(&dir.join("memory.swap.current")).unwrap_or(0),
         swap_limit_bytes: number(&dir.join("memory.swap.max")),
         limit_bytes: number(&dir.join("memory.max")),
-        oom_kills: oom_kills(dir),
+        oom_kills: events.get("oom_kill").unwrap_or(0),
+        cache_bytes: stat("file"),
+        mapped_file_bytes: stat("file_mapped"),
+        active_file_bytes: stat("active_file"),
+        inactive_file_bytes: stat("inactive_file"),
+        kernel_bytes: stat("kernel"),
+        peak_bytes: number(&dir.join("memory.peak")),
+        limit_hits: events.get("max").unwrap_or(0),
     }
 }
 
