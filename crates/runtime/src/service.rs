@@ -4,7 +4,7 @@ use cri::{Error, Items, RuntimeService, v1};
 use futures_util::StreamExt as _;
 
 use crate::runtime::Runtime;
-use crate::{create, exec, info, list, logs, run, stop, update, usage};
+use crate::{create, exec, info, list, logs, run, stats, stop, update, usage};
 
 /// How many items of a list go into one message of a stream, far from gRPC's limit of 16 MiB.
 const PART: usize = 64;
@@ -183,6 +183,31 @@ impl RuntimeService for Runtime {
         let all = usage::sandboxes(self.core(), request.filter).await;
         let parts = all.chunks(PART).map(<[_]>::to_vec);
         Ok(items(parts.map(|pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }).collect()))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: v1::ListMetricDescriptorsRequest,
+    ) -> Result<v1::ListMetricDescriptorsResponse, Error> {
+        Ok(v1::ListMetricDescriptorsResponse { descriptors: stats::descriptors() })
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: v1::ListPodSandboxMetricsRequest,
+    ) -> Result<v1::ListPodSandboxMetricsResponse, Error> {
+        Ok(v1::ListPodSandboxMetricsResponse { pod_metrics: usage::metrics(self.core()).await })
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: v1::StreamPodSandboxMetricsRequest,
+    ) -> Result<Items<v1::StreamPodSandboxMetricsResponse>, Error> {
+        let all = usage::metrics(self.core()).await;
+        let parts = all.chunks(PART).map(<[_]>::to_vec);
+        Ok(items(
+            parts.map(|pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }).collect(),
+        ))
     }
 
     async fn update_runtime_config(

@@ -8,6 +8,7 @@
 //! ```
 //! Nothing is read unless somebody asks.
 
+mod metrics;
 mod rate;
 mod writable;
 
@@ -19,6 +20,8 @@ use image::Images;
 use network::Network;
 use sys::cgroup::{self, Cgroup};
 
+use self::metrics::{Filesystem, Known};
+pub(crate) use self::metrics::{Subject, descriptors};
 use self::rate::Rates;
 use self::writable::Writable;
 
@@ -29,6 +32,12 @@ pub(crate) struct ContainerTarget {
     pub(crate) attributes: v1::ContainerAttributes,
     /// Its control group, while it runs.
     pub(crate) group: Option<Cgroup>,
+    /// Who it is in metrics.
+    pub(crate) subject: Subject,
+    /// When it was started, in nanoseconds since 1970.
+    pub(crate) started_at: i64,
+    /// The resources that it was given.
+    pub(crate) resources: v1::LinuxContainerResources,
 }
 
 /// A sandbox to be looked at.
@@ -115,6 +124,35 @@ impl Stats {
         Ok(v1::PodSandboxStats { attributes: Some(target.attributes), linux: Some(linux), windows: None })
     }
 
+    /// A sandbox and its containers as metrics.
+    ///
+    /// # Errors
+    /// The kernel does not tell the counters of its network.
+    pub(crate) async fn metrics(&self, target: SandboxTarget) -> Result<v1::PodSandboxMetrics, Error> {
+        let id = target.attributes.id.clone();
+        let pod = target.attributes.metadata.unwrap_or_default();
+        let subject = Subject { pod: pod.name, namespace: pod.namespace, id: id.clone(), ..Subject::default() };
+        let timestamp = nanoseconds(SystemTime::now());
+        let interfaces = match target.network {
+            true => self.network.stats(&id).await.map_err(|error| Error::internal(&error))?,
+            false => Vec::new(),
+        };
+        let ids: Vec<String> = target.containers.iter().map(|one| one.attributes.id.clone()).collect();
+        let written = self.writable.of(&ids).await;
+        let directory = self.images.state_dir().to_owned();
+        let containers = target.containers;
+        let container_metrics = blocking(move || {
+            let filesystem = filesystem(&directory);
+            let parts = containers.iter().zip(written);
+            parts.map(|(one, written)| container_metrics(one, written, filesystem, timestamp)).collect()
+        });
+        Ok(v1::PodSandboxMetrics {
+            pod_sandbox_id: id,
+            metrics: metrics::of_network(&subject, &interfaces, timestamp),
+            container_metrics: container_metrics.await.unwrap_or_default(),
+        })
+    }
+
     /// Forgets what was noted about a container or sandbox that is gone.
     pub(crate) fn forget(&self, id: &str) {
         self.rates.forget(id);
@@ -160,6 +198,36 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => None,
     }
+}
+
+fn container_metrics(
+    target: &ContainerTarget,
+    written: Option<(image::Usage, SystemTime)>,
+    filesystem: Option<Filesystem>,
+    timestamp: i64,
+) -> v1::ContainerMetrics {
+    let metrics = target.group.as_ref().map(|group| {
+        let known = Known {
+            stats: group.stats(),
+            io: group.io(),
+            processes: u64::try_from(group.processes().len()).unwrap_or(0),
+            started_at: target.started_at,
+            resources: target.resources.clone(),
+            written: written.map(|(usage, _)| usage),
+            filesystem,
+        };
+        metrics::of_container(&target.subject, &known, timestamp)
+    });
+    v1::ContainerMetrics { container_id: target.attributes.id.clone(), metrics: metrics.unwrap_or_default() }
+}
+
+fn filesystem(directory: &std::path::Path) -> Option<Filesystem> {
+    let found = sys::rustix::fs::statvfs(directory).ok()?;
+    Some(Filesystem {
+        bytes: found.f_blocks.saturating_mul(found.f_frsize),
+        inodes: found.f_files,
+        inodes_free: found.f_ffree,
+    })
 }
 
 fn look(id: &str, group: &Cgroup, rates: &Rates) -> Look {

@@ -12,12 +12,12 @@ use crate::images::ImagesInUse;
 use crate::list::has_labels;
 use crate::runtime::Runtime;
 use crate::sandbox::{self, Sandbox};
-use crate::stats::{ContainerTarget, SandboxTarget};
+use crate::stats::{ContainerTarget, SandboxTarget, Subject};
 
 /// CRI `ContainerStats`.
 pub(crate) async fn container(core: &Core, id: &str) -> Result<v1::ContainerStats, Error> {
-    let (_, container) = core.table.container(id)?;
-    Ok(core.stats.container(target(&container)).await)
+    let (sandbox, container) = core.table.container(id)?;
+    Ok(core.stats.container(target(&sandbox, &container)).await)
 }
 
 /// CRI `ListContainerStats`: all that a filter lets through, in any state, as under containerd.
@@ -27,7 +27,7 @@ pub(crate) async fn containers(core: &Core, filter: Option<v1::ContainerStatsFil
     let here = all.filter(|(sandbox, container)| {
         container.id.starts_with(&filter.id) && sandbox.id.starts_with(&filter.pod_sandbox_id)
     });
-    let targets = here.map(|(_, container)| target(&container));
+    let targets = here.map(|(sandbox, container)| target(&sandbox, &container));
     let wanted = targets.filter(|target| has_labels(&target.attributes.labels, &filter.label_selector));
     core.stats.containers(wanted.collect()).await
 }
@@ -45,26 +45,50 @@ pub(crate) async fn sandbox(core: &Core, id: &str) -> Result<v1::PodSandboxStats
 pub(crate) async fn sandboxes(core: &Core, filter: Option<v1::PodSandboxStatsFilter>) -> Vec<v1::PodSandboxStats> {
     let filter = filter.unwrap_or_default();
     let mut found = Vec::new();
-    for sandbox in core.table.sandboxes() {
-        let wanted = sandbox.phase() == sandbox::Phase::Ready
-            && sandbox.id.starts_with(&filter.id)
-            && has_labels(&sandbox.config.labels, &filter.label_selector);
-        if !wanted {
-            continue;
-        }
-        match core.stats.sandbox(sandbox_target(&sandbox)).await {
-            Ok(stats) => found.push(stats),
-            // One that is just being stopped must not cost the others their answer.
-            Err(error) => tracing::debug!(sandbox = sandbox.id, %error, "left out of the statistics"),
+    for sandbox in ready(core) {
+        if sandbox.id.starts_with(&filter.id) && has_labels(&sandbox.config.labels, &filter.label_selector) {
+            found.extend(unless_gone(&sandbox, core.stats.sandbox(sandbox_target(&sandbox)).await));
         }
     }
     found
 }
 
-fn target(container: &Container) -> ContainerTarget {
+/// CRI `ListPodSandboxMetrics`: all that are ready.
+pub(crate) async fn metrics(core: &Core) -> Vec<v1::PodSandboxMetrics> {
+    let mut found = Vec::new();
+    for sandbox in ready(core) {
+        found.extend(unless_gone(&sandbox, core.stats.metrics(sandbox_target(&sandbox)).await));
+    }
+    found
+}
+
+fn ready(core: &Core) -> Vec<Arc<Sandbox>> {
+    let mut all = core.table.sandboxes();
+    all.retain(|sandbox| sandbox.phase() == sandbox::Phase::Ready);
+    all
+}
+
+/// A sandbox that is just being stopped must not cost the others their answer.
+fn unless_gone<T>(sandbox: &Sandbox, answer: Result<T, Error>) -> Option<T> {
+    let told = |error: &Error| tracing::debug!(sandbox = sandbox.id, %error, "left out of the statistics");
+    answer.inspect_err(told).ok()
+}
+
+fn target(sandbox: &Sandbox, container: &Container) -> ContainerTarget {
     let runs = container.phase() == Phase::Running;
-    let config = container.record().config.clone().unwrap_or_default();
+    let started_at = container.live().started_at;
+    let record = container.record().clone();
+    let config = record.config.unwrap_or_default();
+    let (pod, image) = (sandbox.metadata(), config.image.unwrap_or_default());
+    let name = config.metadata.as_ref().map(|metadata| metadata.name.clone());
     ContainerTarget {
+        subject: Subject {
+            pod: pod.name,
+            namespace: pod.namespace,
+            container: name.unwrap_or_default(),
+            id: container.id.clone(),
+            image: if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image },
+        },
         attributes: v1::ContainerAttributes {
             id: container.id.clone(),
             metadata: config.metadata,
@@ -72,6 +96,8 @@ fn target(container: &Container) -> ContainerTarget {
             annotations: config.annotations,
         },
         group: runs.then(|| container.group.clone()),
+        started_at,
+        resources: record.resources.unwrap_or_default(),
     }
 }
 
@@ -87,7 +113,7 @@ fn sandbox_target(sandbox: &Sandbox) -> SandboxTarget {
         },
         group: sandbox.group.clone(),
         network: !sandbox.host_network(),
-        containers: containers.iter().map(|container| target(container)).collect(),
+        containers: containers.iter().map(|container| target(sandbox, container)).collect(),
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_container_tells_what_it_uses", a_container_tells_what_it_uses),
     ("a_sandbox_tells_what_its_pod_uses", a_sandbox_tells_what_its_pod_uses),
     ("statistics_are_filtered", statistics_are_filtered),
+    ("metrics_of_pods_and_containers", metrics_of_pods_and_containers),
     ("images_of_containers_are_in_use", images_of_containers_are_in_use),
 ];
 
@@ -108,6 +109,30 @@ fn statistics_are_filtered() {
         let ids: Vec<_> = parts.into_iter().flat_map(|part| part.pod_sandbox_stats).collect();
         assert_eq!(ids.len(), 1);
         assert_eq!(ids[0].attributes.clone().unwrap().id, two.sandbox);
+        node
+    });
+}
+
+fn metrics_of_pods_and_containers() {
+    on_a_node(|node| async {
+        let pod = node.pod("measured", "sleep 1000").await;
+        let descriptors = node.runtime.list_metric_descriptors(v1::ListMetricDescriptorsRequest {}).await.unwrap();
+        let all = node.runtime.list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest {}).await.unwrap().pod_metrics;
+        let [measured] = &all[..] else { panic!("{all:?}") };
+        assert_eq!(measured.pod_sandbox_id, pod.sandbox);
+        let of_container = &measured.container_metrics[0].metrics;
+        for metric in measured.metrics.iter().chain(of_container) {
+            let family = descriptors.descriptors.iter().find(|family| family.name == metric.name);
+            let keys = &family.unwrap_or_else(|| panic!("{} has no descriptor", metric.name)).label_keys;
+            assert_eq!(keys.len(), metric.label_values.len(), "{}", metric.name);
+            let at = |key: &str| keys.iter().position(|label| label == key).unwrap();
+            assert_eq!(metric.label_values[at("pod")], "measured");
+        }
+        let find = |name: &str| of_container.iter().find(|metric| metric.name == name).unwrap();
+        assert_eq!(find("container_processes").value.unwrap().value, 1);
+        assert!(find("container_memory_usage_bytes").value.unwrap().value > 0);
+        assert_eq!(find("container_memory_rss").label_values[2..], ["main", &pod.container, IMAGE]);
+        assert!(measured.metrics.iter().any(|metric| metric.name == "container_network_receive_bytes_total"));
         node
     });
 }
