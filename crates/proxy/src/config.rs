@@ -15,7 +15,7 @@ pub struct Config {
     /// way to a Service. Empty if unknown; then connections of pods to external addresses of Services are.
     pub pod_cidrs: Vec<IpNet>,
     /// Addresses of Services: one that no Service has, or a port that its Service has not, is refused at once instead of
-    /// being routed away. Empty if unknown.
+    /// being routed away, unless it is this host's own address. Empty if unknown.
     pub service_cidrs: Vec<IpNet>,
     /// The least time between two syncs: what changes meanwhile goes into one transaction.
     pub pace: Duration,

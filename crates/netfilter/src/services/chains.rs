@@ -14,6 +14,9 @@ use crate::key::{self, Ip, V4, V6};
 const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
+/// The kind of a route to an address of this host (`linux/rtnetlink.h`).
+const RTN_LOCAL: &[u8] = &2u32.to_ne_bytes();
+
 /// Refuses at once.
 pub(super) const REFUSE: &str = "refuse";
 /// The priorities that nft calls `dstnat` and `srcnat`.
@@ -192,7 +195,7 @@ fn add_paths(batch: &mut Batch, ip: Ip, config: &Config) {
     }
     add_verdict_rule(batch, &dispatch, ip, Kind::Services(Side::Inside));
     for range in of_family(&config.service_cidrs, ip) {
-        add_cidr_rule(batch, &dispatch, range, Ip::destination, Verdict::Goto(REFUSE));
+        add_refusal(batch, &dispatch, range);
     }
     add_node_port_rule(batch, &dispatch, ip, Side::Inside);
 }
@@ -211,7 +214,6 @@ fn add_verdict_rule(batch: &mut Batch, chain: &str, ip: Ip, kind: Kind) {
 
 /// Takes the verdict of the node port. Node ports do not answer on the loopback addresses, as host ports do not.
 fn add_node_port_rule(batch: &mut Batch, chain: &str, ip: Ip, side: Side) {
-    const RTN_LOCAL: &[u8] = &2u32.to_ne_bytes();
     let set = SetName { kind: Kind::Services(side), ipv6: ip.is_v6() }.name();
     let (loopback, mask) = ip.loopback;
     let mut rule = vec![
@@ -224,6 +226,23 @@ fn add_node_port_rule(batch: &mut Batch, chain: &str, ip: Ip, side: Side) {
     rule.extend(Layout { ip, frontend: 0 }.load_frontend(true));
     rule.push(Expr::Vmap { set: &set, sreg: Reg(0) });
     batch.add_rule(chain, &rule);
+}
+
+/// Refuses what goes to a range, but for addresses that are this host's own: the pods' name server has one there.
+fn add_refusal(batch: &mut Batch, chain: &str, range: IpNet) {
+    let ip = Ip::of(range.addr());
+    let (network, mask) = ip.network(range.addr(), range.prefix_len());
+    batch.add_rule(
+        chain,
+        &[
+            Expr::FibType { dreg: Reg(0), destination: true },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: RTN_LOCAL },
+            ip.destination(Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: &mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: &network },
+            Expr::Verdict(Verdict::Goto(REFUSE)),
+        ],
+    );
 }
 
 /// A verdict for addresses of a range.
