@@ -35,9 +35,12 @@ const JUMP_NOT_EQUAL: u8 = 0x55;
 const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5d;
 const EXIT: u8 = 0x95;
 
-// Of linux/bpf.h, enum bpf_cmd, bpf_prog_type and bpf_attach_type.
+// Of linux/bpf.h, enum bpf_cmd (`PROG_OPEN` is BPF_PROG_GET_FD_BY_ID), bpf_prog_type and bpf_attach_type.
 const PROG_LOAD: libc::c_int = 5;
 const PROG_ATTACH: libc::c_int = 8;
+const PROG_DETACH: libc::c_int = 9;
+const PROG_OPEN: libc::c_int = 13;
+const PROG_QUERY: libc::c_int = 16;
 const TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_CGROUP_DEVICE: u32 = 6;
 const ALLOW_MULTI: u32 = 2;
@@ -121,38 +124,87 @@ struct AttachArguments {
     flags: u32,
 }
 
-/// Attaches the program for `rules` to the group at `dir`; it lives as long as the group.
+#[repr(C)]
+#[derive(Default)]
+struct QueryArguments {
+    target: u32,
+    kind: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct OpenArguments {
+    id: u32,
+    next_id: u32,
+    flags: u32,
+}
+
+/// What the kernel allows on one group (`BPF_CGROUP_MAX_PROGS`).
+const PROGRAMS_MAX: usize = 64;
+
+/// Attaches the program for `rules` to the group at `dir`, in place of those that it has; it lives as long as the group.
 pub(crate) fn attach(dir: &Path, rules: &[DeviceRule]) -> Result<()> {
     let program = load(&compile(rules))?;
     let group = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .during("open", dir.display())?;
-    let number = |fd: &OwnedFd| u32::try_from(fd.as_raw_fd()).unwrap_or(0);
-    let arguments = AttachArguments {
-        target: number(&group),
-        program: number(&program),
+    let earlier = attached(&group)?;
+    // All programs of a group have to allow a device: between these calls more is forbidden, never more allowed.
+    bpf(PROG_ATTACH, &mut placed(&group, &program, ALLOW_MULTI), "attach")?;
+    earlier.iter().try_for_each(|old| bpf(PROG_DETACH, &mut placed(&group, old, 0), "detach").map(drop))
+}
+
+fn number(fd: &OwnedFd) -> u32 {
+    u32::try_from(fd.as_raw_fd()).unwrap_or(0)
+}
+
+fn placed(group: &OwnedFd, program: &OwnedFd, flags: u32) -> AttachArguments {
+    AttachArguments { target: number(group), program: number(program), kind: ATTACH_CGROUP_DEVICE, flags }
+}
+
+/// The device programs of the group itself.
+fn attached(group: &OwnedFd) -> Result<Vec<OwnedFd>> {
+    let mut ids = [0u32; PROGRAMS_MAX];
+    let mut query = QueryArguments {
+        target: number(group),
         kind: ATTACH_CGROUP_DEVICE,
-        flags: ALLOW_MULTI,
+        ids: ids.as_mut_ptr() as u64,
+        count: u32::try_from(ids.len()).unwrap_or(0),
+        ..QueryArguments::default()
     };
-    bpf(PROG_ATTACH, &arguments, "attach").map(drop)
+    bpf(PROG_QUERY, &mut query, "list")?;
+    let found = ids.iter().take(usize::try_from(query.count).unwrap_or(0));
+    found
+        .map(|id| bpf(PROG_OPEN, &mut OpenArguments { id: *id, ..OpenArguments::default() }, "open").map(own))
+        .collect()
 }
 
 fn load(program: &[Instruction]) -> Result<OwnedFd> {
     let bytes: Vec<u8> = program.iter().flat_map(|instruction| instruction.bytes()).collect();
-    let arguments = LoadArguments {
+    let mut arguments = LoadArguments {
         kind: TYPE_CGROUP_DEVICE,
         count: u32::try_from(program.len()).unwrap_or(0),
         instructions: bytes.as_ptr() as u64,
         license: c"Apache-2.0".as_ptr() as u64,
         ..LoadArguments::default()
     };
-    let fd = bpf(PROG_LOAD, &arguments, "load")?;
-    // SAFETY: the kernel has made this descriptor for us; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    bpf(PROG_LOAD, &mut arguments, "load").map(own)
 }
 
-fn bpf<T>(command: libc::c_int, arguments: &T, subject: &str) -> Result<libc::c_int> {
-    // SAFETY: `arguments` is one of the structs above with the length that is passed; what it points to outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(arguments), size_of::<T>()) };
+/// The descriptor that `PROG_LOAD` or `PROG_OPEN` has returned.
+fn own(fd: libc::c_int) -> OwnedFd {
+    // SAFETY: both callers pass what the kernel has just made for them; nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn bpf<T>(command: libc::c_int, arguments: &mut T, subject: &str) -> Result<libc::c_int> {
+    // SAFETY: `arguments` is one of the structs above with the length that is passed, and writable; what it points to
+    // outlives the call and is as long as it says.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(arguments), size_of::<T>()) };
     if result >= 0 {
         return Ok(libc::c_int::try_from(result).unwrap_or(-1));
     }
