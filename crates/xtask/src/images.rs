@@ -1,6 +1,6 @@
 //! The image of the example: a Debian root, packages from PyPI, and the application.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -39,6 +39,99 @@ pub(crate) fn busybox() -> anyhow::Result<Layout> {
     Ok(Layout::open(dir))
 }
 
+/// The image of the reference's sandboxes: a process that waits for ever and reaps.
+pub(crate) fn pause() -> anyhow::Result<Layout> {
+    const SOURCE: &str = "#include <signal.h>\n#include <sys/wait.h>\n#include <unistd.h>\n\
+        static void reap(int s) { while (waitpid(-1, 0, WNOHANG) > 0) {} }\n\
+        static void end(int s) { _exit(0); }\n\
+        int main(void) { signal(SIGCHLD, reap); signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n";
+    let dir = cache::entry("pause-image", &cache::key([RECIPE, SOURCE.as_bytes()]), |dir| {
+        let scratch = tempfile::tempdir()?;
+        std::fs::write(scratch.path().join("pause.c"), SOURCE)?;
+        let mut compile = Command::new("gcc");
+        host::run(compile.args(["-Os", "-static", "-s", "-o", "pause", "pause.c"]).current_dir(scratch.path()))?;
+        let mut builder = Builder::new(dir)?;
+        builder.layer(|tar| Ok(tar.append_path_with_name(scratch.path().join("pause"), "pause")?))?;
+        builder.finish(json!({ "Entrypoint": ["/pause"] })).map(drop)
+    })?;
+    Ok(Layout::open(dir))
+}
+
+/// Bytes of files in the image whose pull is measured, before compression.
+const LARGE_BYTES: u64 = 500_000_000;
+
+/// An image of three layers such as applications have: a Debian root with Python (many small files), and libraries of the
+/// Rust toolchain (some large ones).
+pub(crate) fn large() -> anyhow::Result<Layout> {
+    let sysroot = host::output(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let libraries = Path::new(String::from_utf8(sysroot)?.trim()).join("lib");
+    let key = cache::key([RECIPE, libraries.as_os_str().as_encoded_bytes()]);
+    let dir = cache::entry("large-image", &key, |dir| {
+        let debian = debian_root()?;
+        eprintln!("building an image of {} MB", LARGE_BYTES / 1_000_000);
+        let mut builder = Builder::new(dir)?;
+        builder.layer_from_dir(&debian, "")?;
+        let rest = LARGE_BYTES.saturating_sub(files(&debian)?.iter().map(|(_, size)| size).sum());
+        let (first, second) = halves(up_to(rest, files(&libraries)?));
+        for half in [first, second] {
+            builder.layer(|tar| {
+                for (file, _) in half {
+                    let name = Path::new("opt/lib").join(file.strip_prefix(&libraries)?);
+                    tar.append_path_with_name(&file, name)?;
+                }
+                Ok(())
+            })?;
+        }
+        builder.finish(json!({ "Cmd": ["/bin/sh"] })).map(drop)
+    })?;
+    Ok(Layout::open(dir))
+}
+
+/// Files with their sizes.
+type Files = Vec<(PathBuf, u64)>;
+
+/// The first of `files` that are not larger than `bytes` together.
+fn up_to(bytes: u64, files: Files) -> Files {
+    let mut left = bytes;
+    let mut fits = |size: u64| left.checked_sub(size).map(|rest| left = rest).is_some();
+    files.into_iter().filter(|(_, size)| fits(*size)).collect()
+}
+
+/// Two parts with about the same number of bytes.
+fn halves(files: Files) -> (Files, Files) {
+    let (mut first, mut second, mut lead) = (Vec::new(), Vec::new(), 0_i64);
+    for (path, size) in files {
+        let bytes = i64::try_from(size).unwrap_or(i64::MAX);
+        if lead <= 0 {
+            first.push((path, size));
+            lead = lead.saturating_add(bytes);
+        } else {
+            second.push((path, size));
+            lead = lead.saturating_sub(bytes);
+        }
+    }
+    (first, second)
+}
+
+/// Regular files below `dir` with their sizes, by path.
+fn files(dir: &Path) -> anyhow::Result<Files> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
+            let entry = entry?;
+            let metadata = entry.metadata()?; // of a link itself
+            if metadata.is_dir() {
+                open.push(entry.path());
+            } else if metadata.is_file() {
+                found.push((entry.path(), metadata.len()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 fn source_files(source: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut paths: Vec<_> = std::fs::read_dir(source)?.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<_>>()?;
     paths.sort();
@@ -71,7 +164,7 @@ fn build(source: &Path, dir: &Path) -> anyhow::Result<()> {
 }
 
 /// A minimal Debian with Python, shared by all versions of the application.
-fn debian_root() -> anyhow::Result<std::path::PathBuf> {
+fn debian_root() -> anyhow::Result<PathBuf> {
     let key = cache::key([RECIPE, SUITE.as_bytes()]);
     let entry = cache::entry("debian-root", &key, |dir| {
         eprintln!("building a Debian root with debootstrap (about a minute)");

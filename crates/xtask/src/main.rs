@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a command line speaks on stdout")]
 #![allow(clippy::disallowed_methods, reason = "a developer tool starts compilers and test programs")]
 
+mod bench;
 mod check;
 mod codegen;
 mod demo;
@@ -28,6 +29,8 @@ enum Command {
     Demo(demo::Options),
     /// All tests: unit, root and the whole voyage (root).
     Test(test::Options),
+    /// Measure orlop and the reference (containerd, runc, CNI plugins) side by side (root).
+    Bench(bench::Options),
     /// What must hold before a commit: format, lints, dependency direction.
     Check,
     /// Build and enter labs.
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Check => check::run_command(),
         Command::Lab(lab) => lab::run(&lab),
         Command::Codegen => codegen::run(),

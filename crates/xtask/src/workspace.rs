@@ -29,19 +29,30 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
 
 /// Builds the release binary and returns its path.
 pub(crate) fn build_release() -> anyhow::Result<PathBuf> {
-    let mut build = cargo(&["build", "--release", "--package", "orlop", "--message-format", "json-render-diagnostics"]);
+    let mut built = build_release_of(&["orlop"])?;
+    built.pop().context("cargo named no executable for orlop")
+}
+
+/// Builds programs of the workspace with optimisation and returns their paths, in the order of `names`.
+pub(crate) fn build_release_of(names: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut build = cargo(&["build", "--release", "--message-format", "json-render-diagnostics"]);
+    build.args(names.iter().flat_map(|name| ["--package", name]));
     let output = build.stderr(std::process::Stdio::inherit()).output().context("start cargo build")?;
     if !output.status.success() {
-        bail!("cargo build --release --package orlop: {}", output.status);
+        bail!("cargo build --release of {}: {}", names.join(", "), output.status);
     }
-    cargo_metadata::Message::parse_stream(&output.stdout[..])
+    let executables: Vec<(String, PathBuf)> = cargo_metadata::Message::parse_stream(&output.stdout[..])
         .filter_map(Result::ok)
-        .find_map(|message| match message {
-            cargo_metadata::Message::CompilerArtifact(artifact) if artifact.target.name == "orlop" => {
-                artifact.executable
+        .filter_map(|message| match message {
+            cargo_metadata::Message::CompilerArtifact(artifact) => {
+                Some((artifact.target.name, artifact.executable?.into()))
             }
             _ => None,
         })
-        .map(Into::into)
-        .context("cargo named no executable for orlop")
+        .collect();
+    let path = |name: &&str| {
+        let found = executables.iter().find(|(target, _)| target == name);
+        found.map(|(_, path)| path.clone()).with_context(|| format!("cargo named no executable for {name}"))
+    };
+    names.iter().map(path).collect()
 }

@@ -46,6 +46,12 @@ const TOOLS: &[Tool] = &[
     Tool { program: "/usr/include/seccomp.h", deb: "libseccomp-dev", rpm: "libseccomp-devel" },
 ];
 
+/// The reference in a few words.
+pub(crate) fn reference_name() -> String {
+    let version = |program: Program| program.version.trim_start_matches('v');
+    format!("containerd {} + runc {} + CNI bridge {}", version(CONTAINERD), version(RUNC), version(BRIDGE))
+}
+
 /// The program's path in the cache, built when it is not there. Programs of one module share a directory.
 ///
 /// # Errors

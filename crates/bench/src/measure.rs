@@ -1,0 +1,123 @@
+//! What is measured, and the samples.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A figure of the report, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Measure {
+    RunPodSandbox,
+    CreateContainer,
+    StartContainer,
+    PodStart,
+    ExecSync,
+    StopPodSandbox,
+    RemovePodSandbox,
+    PodStop,
+    PodsPerSecond,
+    DaemonEmpty,
+    DaemonFull,
+    PerPod,
+    IdleCpu,
+    Pull,
+}
+
+/// How a figure is shown and judged.
+pub(crate) struct About {
+    pub(crate) title: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) more_is_better: bool,
+    /// What orlop promises; empty when nothing.
+    pub(crate) promise: &'static str,
+}
+
+impl Measure {
+    pub(crate) fn about(self) -> About {
+        let about = |title, unit, promise| About { title, unit, more_is_better: false, promise };
+        match self {
+            Self::RunPodSandbox => about("RunPodSandbox", "ms", ""),
+            Self::CreateContainer => about("CreateContainer", "ms", ""),
+            Self::StartContainer => about("StartContainer", "ms", ""),
+            Self::PodStart => about("**pod start**: these three, image present", "ms", "≤ 15 (30)"),
+            Self::ExecSync => about("ExecSync `true`", "ms", "≤ 4"),
+            Self::StopPodSandbox => about("StopPodSandbox", "ms", ""),
+            Self::RemovePodSandbox => about("RemovePodSandbox", "ms", ""),
+            Self::PodStop => about("**pod end**: these two", "ms", "≤ 15"),
+            Self::PodsPerSecond => {
+                About { more_is_better: true, ..about("100 pods at once, 10 requests in flight", "pods/s", "≥ 50") }
+            }
+            Self::DaemonEmpty => about("daemon without pods, RSS", "MB", ""),
+            Self::DaemonFull => about("daemon with 100 pods, RSS", "MB", "≤ 30"),
+            Self::PerPod => about("beside the application, each pod, PSS", "MB", "≤ 0.5"),
+            Self::IdleCpu => about("idle with 100 pods, of one core", "%", "≤ 0.5"),
+            Self::Pull => about("pull and unpack of the large image", "s", "≤ ½ of the reference"),
+        }
+    }
+}
+
+/// Samples by figure.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Results(BTreeMap<Measure, Samples>);
+
+impl Results {
+    pub(crate) fn add(&mut self, measure: Measure, value: f64) {
+        self.0.entry(measure).or_default().0.push(value);
+    }
+
+    pub(crate) fn add_ms(&mut self, measure: Measure, took: Duration) {
+        self.add(measure, took.as_secs_f64() * 1000.0);
+    }
+
+    /// Adds those of another run.
+    pub(crate) fn merge(&mut self, other: Self) {
+        for (measure, samples) in other.0 {
+            self.0.entry(measure).or_default().0.extend(samples.0);
+        }
+    }
+
+    pub(crate) fn get(&self, measure: Measure) -> Option<&Samples> {
+        self.0.get(&measure)
+    }
+
+    /// The figures that there are, in the order of the report.
+    pub(crate) fn measures(&self) -> impl Iterator<Item = Measure> {
+        self.0.keys().copied()
+    }
+}
+
+/// Values of one figure.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Samples(Vec<f64>);
+
+impl Samples {
+    pub(crate) fn median(&self) -> f64 {
+        self.percentile(50)
+    }
+
+    /// The value below which `percent` of the samples lie (nearest rank).
+    pub(crate) fn percentile(&self, percent: usize) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let rank = (sorted.len() * percent).div_ceil(100).max(1);
+        sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_samples() {
+        let samples = Samples((1..=10).rev().map(f64::from).collect());
+        assert_eq!((samples.median(), samples.percentile(90), samples.percentile(100)), (5.0, 9.0, 10.0));
+        assert_eq!(Samples(vec![7.0]).percentile(90), 7.0);
+        assert!(Samples::default().median().is_nan());
+    }
+}

@@ -1,0 +1,129 @@
+//! All runs, each in fresh namespaces, and what is left of them: control groups, which no namespace ends.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use anyhow::{Context as _, bail};
+
+use crate::arguments::{Arguments, SideName};
+use crate::inside::results_file;
+use crate::measure::Results;
+use crate::report;
+
+/// Where control groups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Runs every side as often as wanted, prints the report, and writes it where asked.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut orlop, mut reference) = (Results::default(), Results::default());
+    for round in 1..=arguments.rounds {
+        for side in &arguments.side {
+            eprintln!("{}, round {round} of {}", side.word(), arguments.rounds);
+            let results = runtime.block_on(turn(*side))?;
+            match side {
+                SideName::Orlop => orlop.merge(results),
+                SideName::Reference => reference.merge(results),
+            }
+        }
+    }
+    println!("{}", report::table(&orlop, &reference, &arguments.reference_name));
+    if let Some(file) = &arguments.markdown {
+        let text = report::document(&orlop, &reference, &arguments.reference_name);
+        std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// One side's turn; nothing of it is there afterwards.
+async fn turn(side: SideName) -> anyhow::Result<Results> {
+    let scratch = tempfile::Builder::new().prefix("orlop-bench-").tempdir()?;
+    let name = scratch.path().file_name().context("a directory has a name")?;
+    let ended = contained(side, scratch.path()).await;
+    remove_groups(Path::new(CGROUPS), name)?;
+    ended?;
+    let text = std::fs::read(results_file(scratch.path())).context("the run has left no results")?;
+    scratch.close()?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Runs this program once more, inside. A shell stands above it, because the first process of a namespace has to reap what
+/// its children leave; it ends everything with it.
+async fn contained(side: SideName, scratch: &Path) -> anyhow::Result<()> {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--net", "--mount", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    unshare.args(["busybox", "sh", "-c", "\"$@\"; exit $?", "sh"]);
+    unshare.arg(std::env::current_exe()?).args(arguments_without_sides());
+    unshare.args(["--side", side.word(), "--inside"]).arg(scratch);
+    let child = unshare.spawn().context("start unshare (util-linux)")?;
+    wait(child).await
+}
+
+/// What this program was started with, but for `--side`.
+fn arguments_without_sides() -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut all = std::env::args().skip(1);
+    while let Some(word) = all.next() {
+        if word == "--side" {
+            all.next();
+        } else {
+            kept.push(word);
+        }
+    }
+    kept
+}
+
+/// Waits for the run. Ctrl-C reaches it by itself, as it is of the terminal's group; then, and for SIGTERM, all of it ends.
+async fn wait(mut child: Child) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut ended = signal(SignalKind::child())?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            if status.success() {
+                return Ok(());
+            }
+            bail!("the run failed: {status}");
+        }
+        tokio::select! {
+            _ = ended.recv() => {}
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        }
+    }
+    // unshare takes the first process of the namespace with it, and the kernel all the others.
+    child.kill()?;
+    child.wait()?;
+    bail!("interrupted");
+}
+
+/// Removes every control group called `name` below `dir`, with the groups in it. Their processes have been killed; the
+/// kernel may still be at it.
+fn remove_groups(dir: &Path, name: &std::ffi::OsStr) -> anyhow::Result<()> {
+    for child in directories(dir) {
+        if child.file_name() == Some(name) {
+            remove_group(&child)?;
+        } else {
+            remove_groups(&child, name)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_group(dir: &Path) -> anyhow::Result<()> {
+    directories(dir).iter().try_for_each(|child| remove_group(child))?;
+    for _ in 0..100 {
+        match std::fs::remove_dir(dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(50)); // version 1 has no event for an empty group
+            }
+            other => return other.with_context(|| format!("remove {}", dir.display())),
+        }
+    }
+    bail!("{} still has processes", dir.display())
+}
+
+fn directories(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}

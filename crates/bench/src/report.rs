@@ -1,0 +1,133 @@
+//! The table, and the document around it.
+
+use std::collections::BTreeSet;
+
+use crate::measure::{About, Measure, Results, Samples};
+
+const HEADER: [&str; 5] = ["", "orlop", "reference", "ratio", "promised"];
+
+/// A Markdown table which is also fit for a terminal. Medians, and the 90th percentile in brackets.
+pub(crate) fn table(orlop: &Results, reference: &Results, name: &str) -> String {
+    let measures: BTreeSet<Measure> = orlop.measures().chain(reference.measures()).collect();
+    let mut rows = vec![HEADER.map(str::to_owned)];
+    rows[0][2] = name.to_owned();
+    rows.extend(measures.into_iter().map(|measure| row(&measure.about(), orlop.get(measure), reference.get(measure))));
+    render(&rows)
+}
+
+fn row(about: &About, orlop: Option<&Samples>, reference: Option<&Samples>) -> [String; 5] {
+    let ratio = orlop.zip(reference).map_or(String::new(), |(orlop, reference)| {
+        let (better, worse) = (reference.median(), orlop.median());
+        let ratio = if about.more_is_better { worse / better } else { better / worse };
+        format!("{} ×", number(ratio))
+    });
+    let title = if about.unit.is_empty() { about.title.to_owned() } else { format!("{}, {}", about.title, about.unit) };
+    [title, shown(orlop), shown(reference), ratio, about.promise.to_owned()]
+}
+
+fn shown(samples: Option<&Samples>) -> String {
+    let Some(samples) = samples else { return String::new() };
+    match samples.count() {
+        0..10 => number(samples.median()),
+        _ => format!("{} ({})", number(samples.median()), number(samples.percentile(90))),
+    }
+}
+
+/// Three digits that mean something.
+fn number(value: f64) -> String {
+    match value {
+        value if value >= 99.95 => format!("{value:.0}"),
+        value if value >= 9.995 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
+    }
+}
+
+fn render(rows: &[[String; 5]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 5] = std::array::from_fn(width);
+    let line = |cells: [String; 5]| format!("| {} |\n", cells.join(" | "));
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        text += &line(std::array::from_fn(|column| padded(&row[column], widths[column], column > 0)));
+        if index == 0 {
+            text += &line(std::array::from_fn(|column| {
+                let rule = "-".repeat(widths[column].saturating_sub(1));
+                if column > 0 { format!("{rule}:") } else { format!("{rule}-") }
+            }));
+        }
+    }
+    text
+}
+
+fn padded(text: &str, width: usize, right: bool) -> String {
+    let space = " ".repeat(width.saturating_sub(text.chars().count()));
+    if right { format!("{space}{text}") } else { format!("{text}{space}") }
+}
+
+/// `docs/performance.md`.
+pub(crate) fn document(orlop: &Results, reference: &Results, name: &str) -> String {
+    format!(
+        "# Performance\n\n\
+         Measured on {} by\n\n    cargo xtask bench --markdown docs/performance.md\n\n\
+         Both sides do the same work through the same gRPC client on their CRI sockets, in turn, each in namespaces of its \
+         own with a registry on loopback and a bridge network. Medians, the 90th percentile in brackets; the ratio says how \
+         many times less orlop takes (or more it does). Times depend on the machine and on what else it does; ratios less \
+         so.\n\n{}\n\
+         - **pod start** is from the request to the running process: one container of busybox, its own network, process, IPC, \
+         UTS and mount namespaces, the default seccomp profile, CPU and memory limits.\n\
+         - **beside the application** is orlop's keeper, against the shim and the pause process; shared pages are divided among \
+         those who share them.\n\
+         - **idle** is the CPU time of all processes of the runtime, over 30 s in which nothing happens.\n",
+        machine(),
+        table(orlop, reference, name)
+    )
+}
+
+/// The machine in a few words.
+fn machine() -> String {
+    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+    let value = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default().to_owned();
+        line.split_once(':').map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory: f64 = value(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0.0);
+    let version = if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "v2" } else { "v1" };
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    let kernel = kernel.split('-').next().unwrap_or_default().to_owned();
+    let model = value(&read("/proc/cpuinfo"), "model name");
+    format!("{cpus} cores of {model}, {:.0} GiB, Linux {kernel}, control groups {version}", memory / 1024.0 / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results(measure: Measure, values: &[f64]) -> Results {
+        let mut results = Results::default();
+        values.iter().for_each(|value| results.add(measure, *value));
+        results
+    }
+
+    #[test]
+    fn sides_stand_beside_each_other() {
+        let (orlop, reference) = (results(Measure::PodStart, &[12.0; 10]), results(Measure::PodStart, &[240.0; 10]));
+        let text = table(&orlop, &reference, "containerd");
+        let row = text.lines().nth(2).unwrap();
+        assert!(row.contains("12.0 (12.0)") && row.contains("240 (240)") && row.contains("20.0 ×"), "{text}");
+        assert_eq!(text.lines().map(|line| line.chars().count()).collect::<BTreeSet<_>>().len(), 1, "{text}");
+    }
+
+    #[test]
+    fn more_pods_a_second_are_better() {
+        let (orlop, reference) = (results(Measure::PodsPerSecond, &[60.0]), results(Measure::PodsPerSecond, &[6.0]));
+        assert!(table(&orlop, &reference, "containerd").contains("10.0 ×"));
+    }
+
+    #[test]
+    fn a_missing_side_leaves_its_column_empty() {
+        let text = table(&results(Measure::Pull, &[2.5]), &Results::default(), "containerd");
+        let cells: Vec<&str> = text.lines().nth(2).unwrap().split('|').map(str::trim).collect();
+        assert_eq!(cells[2..5], ["2.50", "", ""], "{text}");
+    }
+}

@@ -1,0 +1,78 @@
+//! `bench`: builds both sides and their images, then hands over to the program of crate `bench`.
+
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use testkit::cache;
+use testkit::host::{self, Tool};
+
+use crate::lab::go;
+use crate::workspace::build_release_of;
+use crate::{images, workspace};
+
+/// What to measure. Without options: everything, on both sides.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only this side: orlop or reference
+    #[arg(long)]
+    side: Option<String>,
+    /// Only this section: pod, exec, stop, many, idle or pull; may be given several times
+    #[arg(long)]
+    section: Vec<String>,
+    /// How often each side has its turn
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    /// Also write the report into this file, relative to the workspace
+    #[arg(long)]
+    markdown: Option<PathBuf>,
+}
+
+/// What the benchmark needs on the host beside what building needs.
+const TOOLS: &[Tool] = &[
+    Tool { program: "ip", deb: "iproute2", rpm: "iproute" },
+    Tool::new("nft", "nftables"),
+    Tool { program: "unshare", deb: "util-linux", rpm: "util-linux" },
+    Tool { program: "gcc", deb: "gcc", rpm: "gcc" },
+    testkit::registry::TOOL,
+];
+
+/// Prepares, and becomes the benchmark.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the benchmark makes namespaces, control groups and mounts: run it as root");
+    }
+    host::install(TOOLS)?;
+    host::install(images::TOOLS)?;
+    let programs = build_release_of(&["bench", "orlop"])?;
+    let [bench, orlop] = &programs[..] else { bail!("cargo has built something else") };
+    let mut command = Command::new(bench);
+    command.arg("--orlop").arg(orlop);
+    command.arg("--reference").arg(reference()?).args(["--reference-name", &go::reference_name()]);
+    let layouts = [("--busybox", images::busybox()?), ("--pause", images::pause()?), ("--large", images::large()?)];
+    for (flag, layout) in layouts {
+        command.arg(flag).arg(layout.dir());
+    }
+    command.args(options.side.iter().flat_map(|side| ["--side", side]));
+    command.args(options.section.iter().flat_map(|section| ["--section", section]));
+    command.args(["--rounds", &options.rounds.to_string()]);
+    if let Some(file) = &options.markdown {
+        command.arg("--markdown").arg(workspace::root().join(file));
+    }
+    // No process of ours stands in between: the benchmark deals with Ctrl-C itself.
+    Err(command.exec()).with_context(|| format!("start {}", bench.display()))
+}
+
+/// A directory with all programs of the reference.
+fn reference() -> anyhow::Result<PathBuf> {
+    let paths = go::REFERENCE.iter().map(go::build).collect::<anyhow::Result<Vec<_>>>()?;
+    let key = cache::key(paths.iter().map(|path| path.as_os_str().as_encoded_bytes()));
+    cache::entry("reference", &key, |dir| {
+        for path in &paths {
+            symlink(path, dir.join(path.file_name().context("a program has a name")?))?;
+        }
+        Ok(())
+    })
+}
