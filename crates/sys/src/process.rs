@@ -225,6 +225,14 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     check(result, "pidfd_send_signal", signal)
 }
 
+/// Kills the process group that `leader` leads. It must not have been reaped yet: its id could be another's by now.
+///
+/// # Errors
+/// `ESRCH` when nobody is in the group.
+pub fn kill_group(leader: Pid) -> Result<()> {
+    rustix::process::kill_process_group(leader, Signal::KILL).during("kill", leader.as_raw_nonzero())
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
