@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "a test program speaks on stdout")]
 
 pub mod cache;
+pub mod certificates;
 pub mod host;
 pub mod image;
 pub mod netns;

@@ -14,6 +14,25 @@ use crate::image::Layout;
 /// What the registry needs on the host.
 pub const TOOL: Tool = Tool { program: "docker-registry", deb: "docker-registry", rpm: "docker-distribution" };
 
+/// The one who may use a registry that asks for a login.
+pub const USER: &str = "AWS";
+/// The password of [`USER`].
+pub const PASSWORD: &str = "secret-token";
+/// `htpasswd -Bbn -C 5 AWS secret-token`
+const HTPASSWD: &str = "AWS:$2y$05$hOV4aSLoAfsyhkAdM5dsgO1Qmrn12IlVwGAKt3gBtOCEL0Mz8a/5W\n";
+
+/// How a registry treats its clients. One that wants more than the default takes no push: push to a plain one with the
+/// same directory first.
+#[derive(Debug, Clone, Default)]
+pub struct Manner {
+    /// It wants [`USER`] and [`PASSWORD`].
+    pub login: bool,
+    /// It speaks TLS, with this certificate and key.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// It wants a certificate of this authority.
+    pub client_authority: Option<PathBuf>,
+}
+
 /// A running registry; it ends with this value.
 #[derive(Debug)]
 pub struct Registry {
@@ -27,9 +46,18 @@ impl Registry {
     /// # Errors
     /// The program is missing, the port is taken, or it does not answer within 20 s; its log is `dir/registry.log`.
     pub fn start(address: SocketAddr, dir: &Path) -> anyhow::Result<Self> {
+        Self::start_with(address, dir, &Manner::default())
+    }
+
+    /// As [`Registry::start`], with manners.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_with(address: SocketAddr, dir: &Path, manner: &Manner) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let config = dir.join("config.yml");
-        std::fs::write(&config, config_text(address, &dir.join("storage")))?;
+        std::fs::write(dir.join("htpasswd"), HTPASSWD)?;
+        let config = dir.join(format!("{}.yml", address.port()));
+        std::fs::write(&config, config_text(address, dir, manner))?;
         let log = dir.join("registry.log");
         let child = Command::new(TOOL.program)
             .arg("serve")
@@ -40,7 +68,7 @@ impl Registry {
             .spawn()
             .context("start docker-registry")?;
         let mut registry = Self { child, address };
-        registry.wait_ready().with_context(|| format!("registry log: {}", log.display()))?;
+        registry.wait_ready(manner).with_context(|| format!("registry log: {}", log.display()))?;
         Ok(registry)
     }
 
@@ -54,13 +82,13 @@ impl Registry {
         self.child.id()
     }
 
-    fn wait_ready(&mut self) -> anyhow::Result<()> {
+    fn wait_ready(&mut self, manner: &Manner) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(status) = self.child.try_wait()? {
                 bail!("docker-registry ended at once: {status}");
             }
-            if request(self.address, "GET", "/v2/", &[], Body::Empty).is_ok_and(|reply| reply.status == 200) {
+            if self.answers(manner) {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -68,6 +96,14 @@ impl Registry {
             }
             std::thread::sleep(Duration::from_millis(20)); // a foreign program: it has no readiness event
         }
+    }
+
+    fn answers(&self, manner: &Manner) -> bool {
+        if manner.tls.is_some() {
+            return TcpStream::connect(self.address).is_ok();
+        }
+        let expected = if manner.login { 401 } else { 200 };
+        request(self.address, "GET", "/v2/", &[], Body::Empty).is_ok_and(|reply| reply.status == expected)
     }
 
     /// Pushes every manifest of `layout` as `repository:tag`.
@@ -110,12 +146,22 @@ impl Drop for Registry {
     }
 }
 
-fn config_text(address: SocketAddr, storage: &Path) -> String {
-    format!(
-        "version: 0.1\nlog: {{ level: warn }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\n\
-         http:\n  addr: {address}\n",
-        storage.display()
-    )
+fn config_text(address: SocketAddr, dir: &Path, manner: &Manner) -> String {
+    let mut text = format!(
+        "version: 0.1\nlog: {{ level: warn }}\nstorage:\n  filesystem: {{ rootdirectory: {0}/storage }}\n  \
+         delete: {{ enabled: true }}\nhttp:\n  addr: {address}\n",
+        dir.display()
+    );
+    if let Some((certificate, key)) = &manner.tls {
+        text += &format!("  tls:\n    certificate: {}\n    key: {}\n", certificate.display(), key.display());
+    }
+    if let Some(authority) = &manner.client_authority {
+        text += &format!("    clientcas: [{}]\n", authority.display());
+    }
+    if manner.login {
+        text += &format!("auth:\n  htpasswd: {{ realm: test, path: {}/htpasswd }}\n", dir.display());
+    }
+    text
 }
 
 enum Body<'a> {
