@@ -163,6 +163,14 @@ pub enum Error {
         /// Where and how.
         reason: String,
     },
+    /// A configured program that gives out credentials has failed.
+    #[error("credential provider {provider}: {reason}")]
+    Credentials {
+        /// Its name in the configuration.
+        provider: String,
+        /// How; never with a secret in it.
+        reason: String,
+    },
     /// The kernel refused a step on the local store.
     #[error("cannot {step} {}", path.display())]
     Store {

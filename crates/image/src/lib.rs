@@ -13,6 +13,7 @@ mod child;
 mod config;
 pub mod credentials;
 mod digest;
+mod duration;
 mod error;
 mod flights;
 mod index;

@@ -139,7 +139,7 @@ struct Entry {
     #[serde(default)]
     capabilities: Vec<String>,
     ca: Option<OneOrMany<String>>,
-    client: Option<OneOrMany<OneOrMany<String>>>,
+    client: Option<Client>,
     skip_verify: Option<bool>,
     #[serde(default)]
     header: BTreeMap<String, OneOrMany<String>>,
@@ -153,6 +153,14 @@ struct Entry {
 enum OneOrMany<T> {
     One(T),
     Many(Vec<T>),
+}
+
+/// A file with certificate and key, or a list of such files and of pairs.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Client {
+    File(String),
+    List(Vec<OneOrMany<String>>),
 }
 
 /// The hosts of the file in its order, then `server` (or the registry itself).
@@ -213,7 +221,7 @@ impl Entry {
             authorities: self.authorities(base),
             clients: self.clients(base)?,
         };
-        let dial_timeout = self.dial_timeout.as_deref().map(parse_duration).transpose()?;
+        let dial_timeout = self.dial_timeout.as_deref().map(crate::duration::parse).transpose()?;
         Ok(Host { transport, tls, capabilities: self.capabilities()?, headers: self.headers(), dial_timeout, ..host })
     }
 
@@ -243,12 +251,11 @@ impl Entry {
     }
 
     fn clients(&self, base: &Path) -> Result<Vec<(PathBuf, Option<PathBuf>)>, String> {
-        let pairs: Vec<&OneOrMany<String>> = match &self.client {
-            None => Vec::new(),
-            Some(OneOrMany::One(one)) => vec![one],
-            Some(OneOrMany::Many(many)) => many.iter().collect(),
-        };
-        pairs.into_iter().map(|pair| client_pair(pair, base)).collect()
+        match &self.client {
+            None => Ok(Vec::new()),
+            Some(Client::File(both)) => Ok(vec![(base.join(both), None)]),
+            Some(Client::List(items)) => items.iter().map(|item| client_pair(item, base)).collect(),
+        }
     }
 
     fn headers(&self) -> Vec<(String, String)> {
@@ -272,28 +279,6 @@ fn client_pair(pair: &OneOrMany<String>, base: &Path) -> Result<(PathBuf, Option
             _ => Err("a client pair must be [certificate, key]".into()),
         },
     }
-}
-
-/// Go's notation of a single unit (`3s`, `500ms`, `1m`), and sums of them.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is not a duration; write 3s or 500ms");
-    let (mut rest, mut total) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
-        let value: f64 = rest[..digits].parse().map_err(|_| bad())?;
-        let unit_end =
-            rest[digits..].find(|c: char| c.is_ascii_digit() || c == '.').map_or(rest.len(), |at| at + digits);
-        let unit = match &rest[digits..unit_end] {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return Err(bad()),
-        };
-        total += Duration::try_from_secs_f64(value * unit).map_err(|_| bad())?;
-        rest = &rest[unit_end..];
-    }
-    Ok(total)
 }
 
 fn with_certificate_files(directory: &Path, registry: &str) -> Result<Vec<Host>, Error> {
