@@ -11,7 +11,7 @@ use super::connection::Endpoint;
 use super::hosts::{Host, default_host};
 use super::{Ask, PAUSE_MAX, Refusal, Registry, elsewhere};
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, chain};
 
 /// Nothing for this long counts as a broken connection.
 const STALL: Duration = Duration::from_secs(60);
@@ -63,7 +63,7 @@ impl<'a> BlobReader<'a> {
             match tokio::time::timeout(STALL, body.frame()).await {
                 Err(_) => return Err(format!("no byte within {} s", STALL.as_secs())),
                 Ok(None) => return Ok(None),
-                Ok(Some(Err(e))) => return Err(crate::error::chain(&e)),
+                Ok(Some(Err(e))) => return Err(chain(&e)),
                 Ok(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
                         return Ok(Some(data));
@@ -142,7 +142,7 @@ impl<'a> BlobReader<'a> {
         let path = location.path_and_query().map_or("/", |path| path.as_str());
         let ask = Ask { method: Method::GET, path, headers: self.headers(), action: "pull" };
         let request = super::request(&ask, path, &[], None, None).map_err(|e| e.to_string())?;
-        let response = self.registry.connections.send(&endpoint, request).await.map_err(|e| e.to_string())?;
+        let response = self.registry.connections.send(&endpoint, request).await.map_err(|e| chain(&e))?;
         if !response.status().is_success() {
             return Err(response.status().to_string());
         }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::Deserialize;
 
@@ -30,7 +30,7 @@ use token::TokenError;
 
 use crate::config::Auth;
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::manifest::{DOCUMENT_BYTES_MAX, RawManifest};
 use crate::reference::Reference;
 use crate::spec::media_type;
@@ -128,17 +128,32 @@ impl Registry {
 
     async fn manifest_of(&self, host: &Host, path: &str) -> Result<(String, Option<Digest>, Bytes), Refusal> {
         let ask = Ask { method: Method::GET, path, headers: accept_manifests(), action: "pull" };
-        let response = self.ask(host, &ask).await?;
-        let text = |name: header::HeaderName| {
-            response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-        };
+        let (headers, bytes) = self.document(host, &ask).await?;
+        let text =
+            |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let media_type = text(header::CONTENT_TYPE).unwrap_or_default();
         let stated =
             text(header::HeaderName::from_static("docker-content-digest")).and_then(|value| value.parse().ok());
-        let bytes = read_limited(response.into_body(), DOCUMENT_BYTES_MAX)
-            .await
-            .map_err(|e| Refusal::Unavailable(format!("reading the manifest: {e}")))?;
         Ok((media_type.split(';').next().unwrap_or_default().trim().to_owned(), stated, bytes))
+    }
+
+    /// Reads an answer whole; one that breaks off is asked for again.
+    async fn document(&self, host: &Host, ask: &Ask<'_>) -> Result<(HeaderMap, Bytes), Refusal> {
+        let mut pause = FIRST_PAUSE;
+        let mut attempt = 1;
+        loop {
+            let response = self.ask(host, ask).await?;
+            let headers = response.headers().clone();
+            match read_limited(response.into_body(), DOCUMENT_BYTES_MAX).await {
+                Ok(bytes) => return Ok((headers, bytes)),
+                Err(e) if e.kind() == io::ErrorKind::FileTooLarge || attempt == ATTEMPTS => {
+                    return Err(Refusal::Unavailable(format!("reading the manifest: {}", chain(&e))));
+                }
+                Err(_) => tokio::time::sleep(pause).await,
+            }
+            pause *= 2;
+            attempt += 1;
+        }
     }
 
     /// A small blob (an image configuration), whole and verified.
@@ -184,8 +199,8 @@ impl Registry {
             let authorization = self.authorization(host, &scope);
             let response = match self.send_following(host, ask, authorization).await {
                 Ok(response) => response,
-                Err(e) if is_transient(&e) => return Ok(Err(Weak { retry_after: None, reason: e.to_string() })),
-                Err(e) => return Err(Refusal::Unavailable(e.to_string())),
+                Err(e) if is_transient(&e) => return Ok(Err(Weak { retry_after: None, reason: chain(&e) })),
+                Err(e) => return Err(Refusal::Unavailable(chain(&e))),
             };
             match response.status() {
                 status if status.is_success() => return Ok(Ok(response)),
@@ -473,5 +488,9 @@ async fn read_limited(body: Incoming, most: usize) -> io::Result<Bytes> {
     const PATIENCE: Duration = Duration::from_secs(60);
     let collected = tokio::time::timeout(PATIENCE, Limited::new(body, most).collect()).await;
     let collected = collected.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it takes too long"))?;
-    Ok(collected.map_err(io::Error::other)?.to_bytes())
+    let collected = collected.map_err(|e| match e.downcast::<LengthLimitError>() {
+        Ok(_) => io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {most} bytes")),
+        Err(e) => io::Error::other(e),
+    });
+    Ok(collected?.to_bytes())
 }

@@ -316,7 +316,8 @@ impl<'a> Tree<'a> {
     fn open_or_create(&mut self, real: &[u8]) -> Result<Dir, Failure> {
         match self.root.open_real(real) {
             Ok(dir) => return Ok(dir),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // Something that is no directory may be a whiteout.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(e) => return Err(parent_failure(e)),
         }
         let ends = real.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([real.len()]);

@@ -4,9 +4,15 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
+mod faults;
 mod fixture;
+mod hosts;
 mod loads;
+mod logins;
+mod malicious;
+mod proxy;
 mod pulls;
+mod stores;
 
 use std::process::ExitCode;
 
@@ -14,7 +20,12 @@ use testkit::serial::Test;
 
 fn main() -> ExitCode {
     image::worker::maybe_run();
+    if let Some(code) = stores::maybe_run_daemon() {
+        return code;
+    }
     let missing = testkit::netns::enter_private().err().map(|error| format!("root for a private network ({error:#})"));
-    let all: Vec<Test> = [loads::TESTS, pulls::TESTS].concat();
+    let all: Vec<Test> =
+        [faults::TESTS, hosts::TESTS, loads::TESTS, logins::TESTS, malicious::TESTS, pulls::TESTS, stores::TESTS]
+            .concat();
     testkit::serial::main(&all, missing)
 }
