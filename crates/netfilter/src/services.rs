@@ -16,9 +16,10 @@
 //! Node ports stand in the same maps under the unspecified address. `outside-…` holds the endpoints of
 //! `externalTrafficPolicy: Local`. Everything exists a second time for IPv6, named 6.
 //!
-//! Session affinity is a map that the rules themselves write: client . address . protocol . port → endpoint, each element
-//! with the Service's timeout. `members4` says whether the endpoint still is one, so an endpoint that left is forgotten
-//! in the transaction that removes it, without looking for its clients. A map that is full costs affinity, not connections.
+//! Session affinity is a map that the rules themselves write: client . address . protocol . port → number of the endpoint,
+//! each element with the Service's timeout. `members4` knows the endpoints by these numbers, so an endpoint that left is
+//! forgotten in the transaction that removes it, without looking for its clients. The numbers depend on nothing but the
+//! endpoints: a new daemon leads known clients where the old one did. A map that is full costs affinity, not connections.
 
 mod chains;
 mod elements;

@@ -38,7 +38,7 @@ impl Kernel {
             route: Socket::route().map_err(StartError::Kernel)?,
             table: ServiceTable::new(table),
         };
-        kernel.netfilter.tables(ServiceTable::FAMILY).map_err(StartError::NoNftables)?;
+        again(|| kernel.netfilter.tables(ServiceTable::FAMILY)).map_err(StartError::NoNftables)?;
         kernel.netfilter.commit(kernel.table.probe()).map_err(|error| match error.errno {
             Errno::PERM => StartError::NotPermitted(error),
             // A type of expression, chain or set that is not there.
@@ -51,8 +51,8 @@ impl Kernel {
     /// Puts these rules in place of those that are there, in one transaction.
     pub(crate) fn replace(&mut self, rules: &Rules) -> netlink::Result<()> {
         let remains = Remains {
-            sets: self.netfilter.sets(ServiceTable::FAMILY, &self.name)?,
-            chains: self.netfilter.chains(ServiceTable::FAMILY, &self.name)?,
+            sets: again(|| self.netfilter.sets(ServiceTable::FAMILY, &self.name))?,
+            chains: again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?,
         };
         let kept = self.netfilter.commit(self.table.replace(rules, &remains));
         kept.or_else(|error| {
@@ -70,7 +70,7 @@ impl Kernel {
     pub(crate) fn udp_frontends(&mut self) -> netlink::Result<Vec<Frontend>> {
         let mut frontends = Vec::new();
         for map in ServiceTable::FRONTENDS {
-            let elements = self.netfilter.elements(ServiceTable::FAMILY, &self.name, map)?;
+            let elements = again(|| self.netfilter.elements(ServiceTable::FAMILY, &self.name, map))?;
             frontends.extend(elements.iter().filter_map(|(key, _)| udp_frontend(key)));
         }
         Ok(frontends)
@@ -81,30 +81,16 @@ impl Kernel {
         let mut deleted = 0;
         for ipv6 in [false, true].into_iter().filter(|ipv6| suspects.concern(*ipv6)) {
             let own: HashSet<IpAddr> = match suspects.has_node_ports() {
-                true => self.route.addresses()?.into_iter().map(|(_, address, _)| address).collect(),
+                true => again(|| self.route.addresses())?.into_iter().map(|(_, address, _)| address).collect(),
                 false => HashSet::new(),
             };
-            for flow in self.flows(ipv6, |flow| suspects.is_stale(flow, &own))? {
+            let stale = again(|| self.netfilter.flows(ipv6, |flow| suspects.is_stale(flow, &own)))?;
+            for flow in stale {
                 self.netfilter.delete_flow(&flow)?;
                 deleted += 1;
             }
         }
         Ok(deleted)
-    }
-
-    fn flows(
-        &mut self,
-        ipv6: bool,
-        wanted: impl Fn(&netlink::conntrack::Flow) -> bool,
-    ) -> netlink::Result<Vec<netlink::conntrack::Flow>> {
-        let mut listings = 0;
-        loop {
-            listings += 1;
-            match self.netfilter.flows(ipv6, &wanted) {
-                Err(error) if error.errno == Errno::INTR && listings < LISTINGS_MAX => {}
-                other => return other,
-            }
-        }
     }
 
     /// Removes the table.
@@ -114,11 +100,22 @@ impl Kernel {
 
     /// What of ours is there.
     pub(crate) fn owned(&mut self) -> netlink::Result<Vec<Owned>> {
-        let tables = self.netfilter.tables(ServiceTable::FAMILY)?;
+        let tables = again(|| self.netfilter.tables(ServiceTable::FAMILY))?;
         let ours = tables.into_iter().filter(|name| name.starts_with(&self.name));
         let owner = |name: &str| (name == self.name).then(|| "services".to_owned());
         Ok(ours.map(|name| Owned { kind: "table", owner: owner(&name), name }).collect())
     }
+}
+
+/// Lists anew when something changed underway.
+fn again<T>(mut listing: impl FnMut() -> netlink::Result<T>) -> netlink::Result<T> {
+    for _ in 1..LISTINGS_MAX {
+        match listing() {
+            Err(error) if error.errno == Errno::INTR => {}
+            other => return other,
+        }
+    }
+    listing()
 }
 
 fn udp_frontend(key: &[u8]) -> Option<Frontend> {

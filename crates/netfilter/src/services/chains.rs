@@ -1,11 +1,10 @@
 //! Chains and their rules.
 //!
-//! Registers: a key begins at 0 (behind the client, for affinity), what is looked up comes right behind it, so that the
-//! key of `members` (frontend . endpoint) lies in one piece. Each rule loads what it reads: kernels refuse rules that read
-//! registers of others.
+//! Registers: a key begins at 0; with a client in front of the frontend it serves for affinity, and with a slot or a number
+//! behind the frontend for its endpoint. Each rule loads what it reads: kernels refuse rules that read what others loaded.
 
 use ipnet::IpNet;
-use sys::netlink::nft::{Base, Batch, Cmp, Ct, DynsetOp, Expr, Hook, Reg, Verdict};
+use sys::netlink::nft::{Base, Batch, Cmp, Ct, DynsetOp, Expr, Hook, Meta, Reg, Verdict};
 
 use super::Config;
 use super::elements::{Kind, SetName, Side};
@@ -51,13 +50,36 @@ impl Layout {
         Reg(self.protocol().0 + 1)
     }
 
-    /// Slot, or the address of the endpoint.
-    fn behind(self) -> Reg {
+    /// Slot, or number of the endpoint.
+    fn number(self) -> Reg {
         Reg(self.port().0 + 1)
     }
 
-    fn endpoint_port(self) -> Reg {
-        Reg(self.behind().0 + self.ip.words())
+    /// What a map gave.
+    fn found(self) -> Reg {
+        Reg(self.number().0 + 1)
+    }
+
+    /// Port of the endpoint that a map gave.
+    fn found_port(self) -> Reg {
+        Reg(self.found().0 + self.ip.words())
+    }
+
+    /// Looks up the frontend with what is behind it.
+    fn find(self, set: &str) -> Expr<'_> {
+        Expr::Map { set, sreg: Reg(self.frontend), dreg: self.found() }
+    }
+
+    /// Moves the number that a map gave behind the frontend. It goes through the packet's mark, which is as before
+    /// afterwards: the program `nft` aborts on listing a rule that uses a map's value as part of a key (seen with 1.0.6).
+    fn move_number(self) -> [Expr<'static>; 4] {
+        let saved = self.found_port();
+        [
+            Expr::Meta { dreg: saved, key: Meta::Mark },
+            Expr::SetMeta { key: Meta::Mark, sreg: self.found() },
+            Expr::Meta { dreg: self.number(), key: Meta::Mark },
+            Expr::SetMeta { key: Meta::Mark, sreg: saved },
+        ]
     }
 
     /// Loads the frontend that a packet goes to.
@@ -72,7 +94,7 @@ impl Layout {
     }
 
     fn dnat(self) -> Expr<'static> {
-        Expr::Dnat { family: self.ip.family, address: self.behind(), port: self.endpoint_port() }
+        Expr::Dnat { family: self.ip.family, address: self.found(), port: self.found_port() }
     }
 }
 
@@ -97,48 +119,40 @@ impl LoadBalancer {
         let layout = Layout { ip: Ip::v6(self.ipv6), frontend: 0 };
         let endpoints = self.set(Kind::Endpoints);
         let mut rule = layout.load_frontend(self.node_port).to_vec();
-        rule.extend([
-            Expr::Random { dreg: layout.behind(), modulus: self.count },
-            Expr::Map { set: &endpoints, sreg: Reg(0), dreg: layout.behind() },
-            layout.dnat(),
-        ]);
+        rule.extend([self.draw(layout), layout.find(&endpoints), layout.dnat()]);
         batch.add_rule(&name, &rule);
+    }
+
+    /// Draws a slot.
+    fn draw(&self, layout: Layout) -> Expr<'static> {
+        Expr::Random { dreg: layout.number(), modulus: self.count }
     }
 
     fn add_affinity_rules(&self, batch: &mut Batch, name: &str, seconds: u32) {
         let ip = Ip::v6(self.ipv6);
         let layout = Layout { ip, frontend: ip.words() };
-        let (affinity, members) = (self.set(Kind::Affinity), self.set(Kind::Members));
-        let endpoints = self.set(Kind::Endpoints);
+        let [affinity, numbers, members] = [Kind::Affinity, Kind::Numbers, Kind::Members].map(|kind| self.set(kind));
         let load = || {
             let mut rule = vec![ip.source(Reg(0))];
             rule.extend(layout.load_frontend(self.node_port));
             rule
         };
-        let write = |op| Expr::Dynset {
-            set: &affinity,
-            op,
-            key: Reg(0),
-            data: Some(layout.behind()),
-            timeout_ms: u64::from(seconds) * 1000,
-        };
-        let remembered = Expr::Map { set: &affinity, sreg: Reg(0), dreg: layout.behind() };
-        let is_member = Expr::Lookup { set: &members, sreg: Reg(layout.frontend), invert: false };
+        let timeout_ms = u64::from(seconds) * 1000;
+        let write = |op| Expr::Dynset { set: &affinity, op, key: Reg(0), data: Some(layout.number()), timeout_ms };
         // The client is known, and so is its endpoint still.
         let mut rule = load();
-        rule.extend([remembered, is_member, write(DynsetOp::Update), layout.dnat()]);
+        rule.push(Expr::Map { set: &affinity, sreg: Reg(0), dreg: layout.found() });
+        rule.extend(layout.move_number());
+        rule.extend([layout.find(&members), write(DynsetOp::Update), layout.dnat()]);
         batch.add_rule(name, &rule);
-        // Its endpoint has left: `Update` would not change an element that is there.
+        // If it was known, its endpoint has left: `Update` would not change an element that is there.
         let mut rule = load();
-        rule.extend([remembered, write(DynsetOp::Delete)]);
+        rule.extend([Expr::Load { dreg: layout.number(), value: &[0; 4] }, write(DynsetOp::Delete)]);
         batch.add_rule(name, &rule);
         let mut rule = load();
-        rule.extend([
-            Expr::Random { dreg: layout.behind(), modulus: self.count },
-            Expr::Map { set: &endpoints, sreg: Reg(layout.frontend), dreg: layout.behind() },
-            write(DynsetOp::Update),
-            layout.dnat(),
-        ]);
+        rule.extend([self.draw(layout), layout.find(&numbers)]);
+        rule.extend(layout.move_number());
+        rule.extend([write(DynsetOp::Update), layout.find(&members), layout.dnat()]);
         batch.add_rule(name, &rule);
     }
 }

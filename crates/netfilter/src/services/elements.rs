@@ -1,5 +1,6 @@
 //! Sets, maps and their elements.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use service::{Endpoint, Entry, Frontend, Target};
@@ -38,9 +39,11 @@ pub(super) enum Kind {
     Services(Side),
     /// Frontend . slot → endpoint.
     Endpoints(Side),
-    /// Frontend . endpoint, of those with affinity.
+    /// Frontend . slot → number of the endpoint, of those with affinity.
+    Numbers(Side),
+    /// Frontend . number → endpoint, of those with affinity.
     Members(Side),
-    /// Client . frontend → endpoint; written by the rules.
+    /// Client . frontend → number; written by the rules.
     Affinity(Side),
     /// Frontend → chain of sources.
     Firewall,
@@ -61,8 +64,8 @@ pub(super) struct SetName {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     None,
-    /// Address and port of an endpoint.
-    Place(Vec<u8>),
+    /// A number, or address and port of an endpoint.
+    Bytes(Vec<u8>),
     Goto(String),
     Jump(String),
     Drop,
@@ -70,9 +73,9 @@ pub(super) enum Value {
 
 impl SetName {
     pub(super) fn all() -> impl Iterator<Item = SetName> {
-        let of_sides = Side::BOTH
-            .into_iter()
-            .flat_map(|side| [Kind::Services(side), Kind::Endpoints(side), Kind::Members(side), Kind::Affinity(side)]);
+        let of_sides = Side::BOTH.into_iter().flat_map(|side| {
+            [Kind::Services, Kind::Endpoints, Kind::Numbers, Kind::Members, Kind::Affinity].map(|kind| kind(side))
+        });
         let kinds = of_sides.chain([Kind::Firewall, Kind::Masquerade, Kind::Hairpins]);
         kinds.flat_map(|kind| [false, true].map(|ipv6| SetName { kind, ipv6 }))
     }
@@ -81,6 +84,7 @@ impl SetName {
         let (side, word) = match self.kind {
             Kind::Services(side) => (side, "services"),
             Kind::Endpoints(side) => (side, "endpoints"),
+            Kind::Numbers(side) => (side, "numbers"),
             Kind::Members(side) => (side, "members"),
             Kind::Affinity(side) => (side, "affinity"),
             Kind::Firewall => (Side::Inside, "firewall"),
@@ -100,9 +104,11 @@ impl SetName {
         let address = Ip::v6(self.ipv6).address;
         let (key, data): (&[Type], &[Type]) = match self.kind {
             Kind::Services(_) | Kind::Firewall => (&[address, InetProto, InetService], &[Verdict]),
-            Kind::Endpoints(_) => (&[address, InetProto, InetService, Mark], &[address, InetService]),
-            Kind::Members(_) => (&[address, InetProto, InetService, address, InetService], &[]),
-            Kind::Affinity(_) => (&[address, address, InetProto, InetService], &[address, InetService]),
+            Kind::Endpoints(_) | Kind::Members(_) => {
+                (&[address, InetProto, InetService, Mark], &[address, InetService])
+            }
+            Kind::Numbers(_) => (&[address, InetProto, InetService, Mark], &[Mark]),
+            Kind::Affinity(_) => (&[address, address, InetProto, InetService], &[Mark]),
             Kind::Masquerade => (&[address, InetProto, InetService], &[]),
             Kind::Hairpins => (&[address, address], &[]),
         };
@@ -115,7 +121,7 @@ impl Value {
     pub(super) fn data(&self) -> Data<'_> {
         match self {
             Value::None => Data::None,
-            Value::Place(bytes) => Data::Value(bytes),
+            Value::Bytes(bytes) => Data::Value(bytes),
             Value::Goto(chain) => Data::Verdict(Verdict::Goto(chain)),
             Value::Jump(chain) => Data::Verdict(Verdict::Jump(chain)),
             Value::Drop => Data::Verdict(Verdict::Drop),
@@ -125,17 +131,51 @@ impl Value {
 
 /// The key of a frontend.
 fn key(frontend: &Frontend) -> Vec<u8> {
-    // Room for the endpoint that `members` appends.
-    let mut key = Vec::with_capacity(44);
+    // Room for a slot or a number behind it.
+    let mut key = Vec::with_capacity(28);
     key::push_address(&mut key, frontend.address);
     key::push_protocol(&mut key, frontend.protocol.number());
     key::push_port(&mut key, frontend.port);
     key
 }
 
-fn push_place(bytes: &mut Vec<u8>, address: IpAddr, port: u16) {
-    key::push_address(bytes, address);
-    key::push_port(bytes, port);
+/// The key of a slot or number of a frontend.
+fn key_with(frontend: &Frontend, number: u32) -> Vec<u8> {
+    let mut key = key(frontend);
+    key.extend(number.to_ne_bytes());
+    key
+}
+
+fn place(endpoint: &Endpoint) -> Value {
+    let mut place = Vec::with_capacity(20);
+    key::push_address(&mut place, endpoint.address);
+    key::push_port(&mut place, endpoint.port);
+    Value::Bytes(place)
+}
+
+/// Numbers under which clients remember endpoints, by slot: the same ones after a restart, and whoever else comes or goes,
+/// but for endpoints that meet in a hash.
+fn numbers(endpoints: &[Endpoint]) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..endpoints.len()).collect();
+    order.sort_unstable_by_key(|slot| endpoints[*slot]);
+    let mut taken = HashSet::new();
+    let mut numbers = vec![0; endpoints.len()];
+    for slot in order {
+        let mut number = hash(&endpoints[slot]);
+        while !taken.insert(number) {
+            number = number.wrapping_add(1);
+        }
+        numbers[slot] = number;
+    }
+    numbers
+}
+
+/// FNV-1a, 32 bits.
+fn hash(endpoint: &Endpoint) -> u32 {
+    let mut bytes = Vec::with_capacity(20);
+    key::push_address(&mut bytes, endpoint.address);
+    key::push_port(&mut bytes, endpoint.port);
+    bytes.iter().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// The element of an endpoint on this node.
@@ -189,16 +229,14 @@ pub(super) fn list(
         }
         let endpoints = target.map_or(&[][..], Target::endpoints);
         for (slot, endpoint) in (0u32..).zip(endpoints) {
-            let mut at = key(frontend);
-            at.extend(slot.to_ne_bytes());
-            let mut place = Vec::with_capacity(20);
-            push_place(&mut place, endpoint.address, endpoint.port);
-            visit(Kind::Endpoints(side), at, Value::Place(place));
+            visit(Kind::Endpoints(side), key_with(frontend, slot), place(endpoint));
         }
-        for endpoint in endpoints.iter().filter(|_| entry.affinity_s.is_some()) {
-            let mut member = key(frontend);
-            push_place(&mut member, endpoint.address, endpoint.port);
-            visit(Kind::Members(side), member, Value::None);
+        if entry.affinity_s.is_some() {
+            for ((slot, endpoint), number) in (0u32..).zip(endpoints).zip(numbers(endpoints)) {
+                let bytes = Value::Bytes(number.to_ne_bytes().to_vec());
+                visit(Kind::Numbers(side), key_with(frontend, slot), bytes);
+                visit(Kind::Members(side), key_with(frontend, number), place(endpoint));
+            }
         }
     }
     if let Some(number) = source {
@@ -207,5 +245,22 @@ pub(super) fn list(
     let remote = |endpoint: &Endpoint| !endpoint.local;
     if (entry.external || pods_known) && entry.inside.endpoints().iter().any(remote) {
         visit(Kind::Masquerade, key(frontend), Value::None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_belong_to_endpoints_not_to_slots() {
+        let endpoint = |n: u32| Endpoint { address: IpAddr::V4((0x0a00_0000 + n).into()), port: 80, local: true };
+        let all: Vec<Endpoint> = (0..1000).map(endpoint).collect();
+        let known = numbers(&all);
+        assert_eq!(known.iter().collect::<HashSet<_>>().len(), all.len());
+        let mut moved = all.clone();
+        moved.swap_remove(3);
+        assert_eq!(numbers(&moved)[3], known[999]);
+        assert_eq!(numbers(&[all[0], all[0]])[1], known[0].wrapping_add(1), "two that meet are told apart");
     }
 }

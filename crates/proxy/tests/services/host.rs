@@ -175,6 +175,14 @@ impl Host {
         self.desired.store.services().put(service);
     }
 
+    /// Declares a Service that a load balancer has given an address.
+    pub(crate) fn balancer(&self, name: &str, spec: Value, address: &str) {
+        let object = json!({"metadata": {"namespace": "default", "name": name, "uid": name}, "spec": spec,
+            "status": {"loadBalancer": {"ingress": [{"ip": address}]}}});
+        let service: Service = serde_json::from_value(object).unwrap();
+        self.desired.store.services().put(service);
+    }
+
     pub(crate) fn remove_service(&self, name: &str) {
         self.desired.store.services().remove(&Key::new("default", name));
     }
@@ -273,4 +281,24 @@ pub(crate) fn udp(netns: &OwnedFd, port: u16) -> UdpSocket {
     let socket = netns::run_in(netns.as_fd(), || UdpSocket::bind(("0.0.0.0", port))).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
+}
+
+/// A UDP server on port 8080 that answers its name.
+pub(crate) fn serve_udp(netns: &OwnedFd, name: &'static str) {
+    let socket = netns::run_in(netns.as_fd(), || UdpSocket::bind("0.0.0.0:8080")).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            // A client that has gone needs no answer.
+            let _ = socket.send_to(name.as_bytes(), peer);
+        }
+    });
+}
+
+/// Sends to a service and says who answered.
+pub(crate) fn ask_udp(socket: &UdpSocket, server: &str, port: u16) -> io::Result<String> {
+    socket.send_to(b"who?", (ip(server), port))?;
+    let mut buffer = [0; 64];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }

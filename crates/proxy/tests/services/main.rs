@@ -1,21 +1,35 @@
 //! Services with real connections, each test on a host of its own.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
+mod churn;
 mod host;
+mod kernel;
+mod life;
 
 use std::io;
-use std::net::IpAddr;
-use std::time::Instant;
+use std::net::{IpAddr, TcpStream};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
 
 use serde_json::json;
-use sys::netlink::Socket;
-use sys::netlink::nft::Family;
+use sys::netns;
 
-use host::{End, FAR, HOST, OUTSIDE, answers, ask, ip, is_alive, on_a_host, open, ready, serve, udp};
+use host::{End, FAR, HOST, OUTSIDE, answers, ask, ip, on_a_host, ready, serve, udp};
 
 const VIP: &str = "10.96.0.10";
+const NODE_PORT: u16 = 30080;
 
+#[track_caller]
 fn refused(result: io::Result<(String, IpAddr)>) {
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+}
+
+/// That nothing comes can only be seen by waiting.
+#[track_caller]
+fn dropped(netns: &OwnedFd, server: &str, port: u16) {
+    let server = (ip(server), port).into();
+    let tried = netns::run_in(netns.as_fd(), || TcpStream::connect_timeout(&server, Duration::from_millis(300)));
+    assert_eq!(tried.unwrap_err().kind(), io::ErrorKind::TimedOut);
 }
 
 #[test]
@@ -35,11 +49,185 @@ fn a_cluster_ip_leads_to_all_endpoints() {
         }
         let (_, seen) = ask(&client.netns, ip(VIP), 80).unwrap();
         assert_eq!(seen, client.ips[0], "pods are not masqueraded");
-        refused(ask(&client.netns, ip(VIP), 81));
-        refused(ask(&host.here, ip("10.96.0.99"), 80));
-        host.remove_service("web");
-        proxy.settled().await;
-        refused(ask(&client.netns, ip(VIP), 80));
+        let (_, seen) = ask(&host.here, ip(VIP), 80).unwrap();
+        assert_eq!(seen, ip(HOST), "nor is the host on its way to its own pods");
         proxy.cleanup().await.unwrap();
+    });
+}
+
+#[test]
+fn connections_spread_evenly() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let servers = [host.server("a").await, host.server("b").await, host.server("c").await, host.server("d").await];
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &servers.each_ref().map(|pod| ready(pod.ips[0])));
+        proxy.settled().await;
+        let mut counts = std::collections::BTreeMap::new();
+        for _ in 0..1000 {
+            *counts.entry(ask(&host.here, ip(VIP), 80).unwrap().0).or_insert(0) += 1;
+        }
+        // Six standard deviations around 250.
+        assert!(counts.len() == 4 && counts.values().all(|count| (168..=332).contains(count)), "{counts:?}");
+    });
+}
+
+#[test]
+fn a_pod_reaches_itself_through_its_service() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let pod = host.server("self").await;
+        let addresses = json!([VIP, "fd00:96::10"]);
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "clusterIPs": addresses, "ports": ports}));
+        host.endpoints("web", &[ready(pod.ips[0]), ready(pod.ips[1])]);
+        proxy.settled().await;
+        for (vip, port, gateway) in
+            [(VIP, 80, "10.85.0.1"), ("fd00:96::10", 80, "fd00:85::1"), (HOST, NODE_PORT, "10.85.0.1")]
+        {
+            assert_eq!(ask(&pod.netns, ip(vip), port).unwrap(), ("self".into(), ip(gateway)), "through {vip}");
+        }
+    });
+}
+
+#[test]
+fn node_ports_answer_on_the_hosts_addresses() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let (client, pod) = (host.pod("client").await, host.server("a").await);
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        let (_, seen) = ask(&host.outside, ip(HOST), NODE_PORT).unwrap();
+        assert_eq!(seen, ip(OUTSIDE), "the client's address is kept where the answer comes back anyway");
+        ask(&host.here, ip(HOST), NODE_PORT).expect("from the host itself");
+        ask(&client.netns, ip("10.85.0.1"), NODE_PORT).expect("from a pod to the bridge's address");
+        refused(ask(&host.here, ip("127.0.0.1"), NODE_PORT));
+        refused(ask(&host.outside, ip(HOST), NODE_PORT + 1));
+        host.endpoints("web", &[]);
+        proxy.settled().await;
+        refused(ask(&host.outside, ip(HOST), NODE_PORT));
+    });
+}
+
+#[test]
+fn what_nobody_serves_is_refused_at_once() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let client = host.pod("client").await;
+        let ports = json!([{"name": "web", "port": 80}, {"name": "udp", "port": 53, "protocol": "UDP"}]);
+        let addresses = json!([VIP, "fd00:96::10"]);
+        host.service("web", json!({"clusterIP": VIP, "clusterIPs": addresses, "ports": ports}));
+        proxy.settled().await;
+        for netns in [&client.netns, &host.here] {
+            for vip in [VIP, "fd00:96::10"] {
+                refused(ask(netns, ip(vip), 80));
+                refused(ask(netns, ip(vip), 81));
+            }
+            refused(ask(netns, ip("10.96.0.99"), 80));
+        }
+        // On the host itself a packet that is refused is an error of the call that sends it (EPERM).
+        let (inside, host) = (udp(&client.netns, 0), udp(&host.here, 0));
+        inside.connect((ip(VIP), 53)).unwrap();
+        inside.send(b"anybody?").unwrap();
+        assert_eq!(inside.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let sent = host.send_to(b"anybody?", (ip(VIP), 53));
+        assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        proxy.stop().await;
+    });
+}
+
+#[test]
+fn who_comes_from_outside_to_an_endpoint_elsewhere_is_masqueraded() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let client = host.pod("client").await;
+        // It has no route back to anybody but its neighbour, the host.
+        serve(&host.far, "far", 8080);
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+        host.endpoints("web", &[End { node: "there", ..ready(ip(FAR)) }]);
+        proxy.settled().await;
+        let far = |from: IpAddr| ("far".to_owned(), from);
+        assert_eq!(ask(&host.outside, ip(HOST), NODE_PORT).unwrap(), far(ip("203.0.113.1")));
+        assert_eq!(ask(&host.here, ip(VIP), 80).unwrap(), far(ip("203.0.113.1")), "not the address of up0");
+        ask(&client.netns, ip(VIP), 80).expect("from a pod");
+    });
+}
+
+#[test]
+fn local_traffic_policies_keep_to_this_node() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let (client, near) = (host.pod("client").await, host.server("near").await);
+        serve(&host.far, "far", 8080);
+        let far = || End { node: "there", ..ready(ip(FAR)) };
+        let both = ["far", "near"];
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        let spec = json!({"type": "NodePort", "clusterIP": VIP, "externalTrafficPolicy": "Local", "ports": ports});
+        host.service("external", spec);
+        let spec = json!({"clusterIP": "10.96.0.11", "internalTrafficPolicy": "Local", "ports": [{"port": 80}]});
+        host.service("internal", spec);
+        for service in ["external", "internal"] {
+            host.endpoints(service, &[far(), ready(near.ips[0])]);
+        }
+        proxy.settled().await;
+        assert_eq!(answers(&host.outside, ip(HOST), NODE_PORT, 30), ["near"]);
+        assert_eq!(ask(&host.outside, ip(HOST), NODE_PORT).unwrap().1, ip(OUTSIDE));
+        assert_eq!(answers(&client.netns, ip("10.85.0.1"), NODE_PORT, 30), both, "pods are inside");
+        assert_eq!(answers(&host.here, ip(HOST), NODE_PORT, 30), both, "and so is the node");
+        assert_eq!(answers(&client.netns, ip(VIP), 80, 30), both);
+        assert_eq!(answers(&client.netns, ip("10.96.0.11"), 80, 30), ["near"]);
+        for service in ["external", "internal"] {
+            host.endpoints(service, &[far()]);
+        }
+        proxy.settled().await;
+        dropped(&host.outside, HOST, NODE_PORT);
+        dropped(&client.netns, "10.96.0.11", 80);
+        assert_eq!(answers(&client.netns, ip(VIP), 80, 5), ["far"]);
+        for service in ["external", "internal"] {
+            host.endpoints(service, &[]);
+        }
+        proxy.settled().await;
+        refused(ask(&host.outside, ip(HOST), NODE_PORT));
+        refused(ask(&client.netns, ip("10.96.0.11"), 80));
+    });
+}
+
+#[test]
+fn load_balancers_and_external_addresses_are_taken_up() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let pod = host.server("a").await;
+        let mut theirs = sys::netns::route_socket(host.outside.as_fd()).unwrap();
+        let eth0 = theirs.link("eth0").unwrap().unwrap().index;
+        let mut setup = sys::netlink::Writer::new();
+        let via = sys::netlink::route::Route { gateway: Some(ip(HOST)), interface: eth0, ..Default::default() };
+        setup.add_route(&via);
+        theirs.request(&setup).unwrap();
+        let spec = |ranges: &[&str]| {
+            json!({"type": "LoadBalancer", "clusterIP": VIP, "externalIPs": ["198.51.100.8"],
+                "loadBalancerSourceRanges": ranges, "ports": [{"port": 80}]})
+        };
+        let declare = |ranges: &[&str]| host.balancer("web", spec(ranges), "198.51.100.9");
+        declare(&[]);
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        for address in ["198.51.100.8", "198.51.100.9"] {
+            assert_eq!(ask(&host.outside, ip(address), 80).unwrap().1, ip(OUTSIDE));
+            ask(&host.here, ip(address), 80).expect("from the host");
+        }
+        declare(&["203.0.113.0/24"]);
+        proxy.settled().await;
+        dropped(&host.outside, "198.51.100.9", 80);
+        ask(&host.outside, ip("198.51.100.8"), 80).expect("ranges are about the load balancer only");
+        declare(&["203.0.113.0/24", "192.0.2.2/32"]);
+        proxy.settled().await;
+        ask(&host.outside, ip("198.51.100.9"), 80).expect("admitted");
+        declare(&["nonsense"]);
+        proxy.settled().await;
+        dropped(&host.outside, "198.51.100.9", 80);
+        assert_eq!(host.event_reasons(), ["ServiceNotProxied"]);
     });
 }

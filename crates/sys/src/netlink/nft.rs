@@ -195,6 +195,8 @@ pub enum Expr<'a> {
     Payload { dreg: Reg, from: From, offset: u32, len: u32 },
     /// Loads meta data.
     Meta { dreg: Reg, key: Meta },
+    /// Writes meta data.
+    SetMeta { key: Meta, sreg: Reg },
     /// Loads a field of the connection.
     Ct { dreg: Reg, key: Ct },
     /// Loads the type of an address (`RTN_LOCAL` is 2): of the destination, else of the source.
@@ -457,7 +459,7 @@ impl Expr<'_> {
     fn name(&self) -> &'static str {
         match self {
             Expr::Payload { .. } => "payload",
-            Expr::Meta { .. } => "meta",
+            Expr::Meta { .. } | Expr::SetMeta { .. } => "meta",
             Expr::Ct { .. } => "ct",
             Expr::FibType { .. } => "fib",
             Expr::Load { .. } | Expr::Verdict(_) => "immediate",
@@ -498,6 +500,10 @@ fn write_operands(w: &mut Writer, expression: &Expr<'_>) {
         Expr::Meta { dreg, key } => {
             w.be32(1, register(dreg));
             w.be32(2, key as u32);
+        }
+        Expr::SetMeta { key, sreg } => {
+            w.be32(2, key as u32);
+            w.be32(3, register(sreg));
         }
         Expr::Ct { dreg, key } => write_ct(w, dreg, key),
         Expr::FibType { dreg, destination } => {

@@ -1,0 +1,82 @@
+//! Many small changes, then a look at the kernel: it must be where a fresh start would have led.
+
+use serde_json::json;
+
+use crate::host::{End, Host, ip, on_a_host, ready};
+use crate::kernel;
+
+/// A small generator, so that a failure can be repeated (xorshift, Marsaglia 2003).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+fn change(host: &Host, dice: &mut Dice) {
+    let name = dice.below(6);
+    let service = format!("s{name}");
+    if dice.chance(60) {
+        let mut ends = Vec::new();
+        for n in 1..10 {
+            let node = if n % 3 == 0 { "there" } else { "here" };
+            for address in [format!("10.85.0.{n}"), format!("fd00:85::{n:x}")] {
+                if dice.chance(50) {
+                    let (ready_now, terminating) = (dice.chance(80), dice.chance(20));
+                    ends.push(End { node, ready: ready_now, terminating, ..ready(ip(&address)) });
+                }
+            }
+        }
+        host.endpoints(&service, &ends);
+    } else if dice.chance(20) {
+        host.remove_service(&service);
+    } else {
+        let policy = |local| if local { "Local" } else { "Cluster" };
+        let node_port = 30_000 + name * 10;
+        // Two services share each address, and now and then a port.
+        let address = name / 2;
+        let port = 80 + dice.below(2);
+        let vips = [format!("10.96.0.{}", address + 1), format!("fd00:96::{:x}", address + 1)];
+        let vips = &vips[..if dice.chance(50) { 1 } else { 2 }];
+        let ranges: &[&str] = if dice.chance(50) { &["192.0.2.0/24", "2001:db8::/32"] } else { &["198.51.100.0/24"] };
+        let spec = json!({
+            "type": "LoadBalancer", "clusterIP": vips[0], "clusterIPs": vips,
+            "sessionAffinity": if dice.chance(30) { "ClientIP" } else { "None" },
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 100 + dice.below(2)}},
+            "internalTrafficPolicy": policy(dice.chance(30)), "externalTrafficPolicy": policy(dice.chance(50)),
+            "loadBalancerSourceRanges": if dice.chance(60) { ranges } else { &[] },
+            "ports": [{"name": "", "port": port, "nodePort": node_port},
+                {"name": "udp", "port": port, "protocol": "UDP", "nodePort": node_port}]});
+        host.balancer(&service, spec, &format!("198.51.100.{}", name + 1));
+    }
+}
+
+#[test]
+fn the_kernel_follows_the_rules() {
+    on_a_host(async |host| {
+        for seed in 1..=3 {
+            let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+            let proxy = host.proxy().await;
+            for round in 0..60 {
+                for _ in 0..=dice.below(4) {
+                    change(&host, &mut dice);
+                }
+                proxy.settled().await;
+                if round % 6 == 5 {
+                    println!("seed {seed}, round {round}");
+                    kernel::check(&host);
+                }
+            }
+            assert!(!host.event_reasons().iter().any(|reason| reason == "ServiceRulesFailed"));
+            proxy.stop().await;
+        }
+    });
+}

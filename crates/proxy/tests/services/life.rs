@@ -1,0 +1,298 @@
+//! What comes and goes: endpoints, clients that are remembered, flows, the daemon itself.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde_json::json;
+use sys::netlink::Socket;
+use sys::netlink::nft::{Batch, Family};
+
+use crate::host::{End, HOST, Host, answers, ask, ask_udp, ip, is_alive, on_a_host, open, ready, serve_udp, udp};
+use crate::{NODE_PORT, VIP};
+
+fn tables() -> Vec<String> {
+    Socket::netfilter().unwrap().tables(Family::Inet).unwrap()
+}
+
+#[test]
+fn an_endpoint_that_leaves_gets_nothing_new_and_keeps_what_it_has() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let (client, a, b) = (host.pod("client").await, host.server("a").await, host.server("b").await);
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        let (a, b) = (ready(a.ips[0]), ready(b.ips[0]));
+        host.endpoints("web", &[a.clone(), b.clone()]);
+        proxy.settled().await;
+        let (mut to_a, name, _) =
+            (0..200).map(|_| open(&client.netns, ip(VIP), 80).unwrap()).find(|(_, name, _)| name == "a").unwrap();
+        assert_eq!(name, "a");
+        for leaving in [End { ready: false, ..a.clone() }, End { ready: false, terminating: true, ..a.clone() }] {
+            host.endpoints("web", &[leaving, b.clone()]);
+            proxy.settled().await;
+            assert_eq!(answers(&client.netns, ip(VIP), 80, 40), ["b"]);
+            assert!(is_alive(&mut to_a));
+        }
+        host.endpoints("web", std::slice::from_ref(&b));
+        proxy.settled().await;
+        assert_eq!(answers(&client.netns, ip(VIP), 80, 40), ["b"]);
+        assert!(is_alive(&mut to_a), "established connections are not touched");
+        let ending = End { ready: false, terminating: true, ..b };
+        host.endpoints("web", &[ending]);
+        proxy.settled().await;
+        assert_eq!(answers(&client.netns, ip(VIP), 80, 5), ["b"], "better than nobody");
+    });
+}
+
+#[test]
+fn the_barrier_opens_when_the_kernel_no_longer_leads_to_the_pod() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let barrier = proxy.barrier();
+        let (client, a, b) = (host.pod("client").await, host.server("a").await, host.server("b").await);
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        let a = End { pod_uid: Some("uid-a"), ..ready(a.ips[0]) };
+        let b = End { pod_uid: Some("uid-b"), ..ready(b.ips[0]) };
+        host.endpoints("web", &[a.clone(), b.clone()]);
+        barrier.left("uid-of-nobody", &[ip("10.85.9.9")]).await;
+        let waiting = tokio::spawn({
+            let (barrier, addresses) = (barrier.clone(), [a.address]);
+            async move { barrier.left("uid-a", &addresses).await }
+        });
+        proxy.settled().await;
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "the pod still serves");
+        host.endpoints("web", &[End { ready: false, terminating: true, ..a }, b.clone()]);
+        waiting.await.unwrap();
+        assert_eq!(answers(&client.netns, ip(VIP), 80, 30), ["b"]);
+        host.endpoints("web", &[End { ready: false, terminating: true, ..b }]);
+        barrier.left("uid-b", &[]).await;
+        proxy.stop().await;
+        barrier.left("uid-b", &[]).await;
+    });
+}
+
+#[test]
+fn affinity_leads_a_client_back_as_long_as_its_endpoint_is_there() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let clients = [host.pod("client1").await, host.pod("client2").await];
+        let servers = [host.server("a").await, host.server("b").await, host.server("c").await, host.server("d").await];
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        let addresses = json!([VIP, "fd00:96::10"]);
+        let spec = json!({"type": "NodePort", "clusterIP": VIP, "clusterIPs": addresses, "sessionAffinity": "ClientIP", "ports": ports});
+        host.service("web", spec);
+        let ends: Vec<End> = servers.iter().flat_map(|pod| pod.ips.iter().copied().map(ready)).collect();
+        host.endpoints("web", &ends);
+        proxy.settled().await;
+        for (vip, port, family) in [(VIP, 80, 0), ("fd00:96::10", 80, 1), (HOST, NODE_PORT, 0)] {
+            for client in &clients {
+                let first = answers(&client.netns, ip(vip), port, 30);
+                assert_eq!(first.len(), 1, "one endpoint for one client of {vip}: {first:?}");
+                let named = |end: &&End| {
+                    let pod = servers.iter().position(|pod| pod.ips[family] == end.address);
+                    pod.map(|at| ["a", "b", "c", "d"][at]) != Some(&first[0])
+                };
+                let without: Vec<End> = ends.iter().filter(named).cloned().collect();
+                host.endpoints("web", &without);
+                proxy.settled().await;
+                let second = answers(&client.netns, ip(vip), port, 30);
+                assert_eq!(second.len(), 1, "{second:?}");
+                assert_ne!(first, second, "an endpoint that left is forgotten");
+                host.endpoints("web", &ends);
+                proxy.settled().await;
+                assert_eq!(answers(&client.netns, ip(vip), port, 10), second, "and its return changes nothing");
+            }
+        }
+        let before: Vec<_> = clients.iter().map(|client| answers(&client.netns, ip(VIP), 80, 5)).collect();
+        proxy.stop().await;
+        let proxy = host.proxy().await;
+        let after: Vec<_> = clients.iter().map(|client| answers(&client.netns, ip(VIP), 80, 20)).collect();
+        assert_eq!(before, after, "a new daemon knows the clients");
+        proxy.cleanup().await.unwrap();
+    });
+}
+
+#[test]
+fn udp_clients_follow_their_service() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let (client, a, b) = (host.pod("client").await, host.pod("a").await, host.pod("b").await);
+        serve_udp(&a.netns, "a");
+        serve_udp(&b.netns, "b");
+        let (a, b) = (ready(a.ips[0]), ready(b.ips[0]));
+        let ports = json!([{"name": "udp", "port": 53, "protocol": "UDP", "nodePort": NODE_PORT}]);
+        host.service("dns", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+        host.endpoints("dns", std::slice::from_ref(&a));
+        proxy.settled().await;
+        let (inside, outside) = (udp(&client.netns, 4000), udp(&host.outside, 4000));
+        assert_eq!(ask_udp(&inside, VIP, 53).unwrap(), "a");
+        assert_eq!(ask_udp(&outside, HOST, NODE_PORT).unwrap(), "a");
+        // One that nobody has to follow: its flow must stay.
+        let bystander = udp(&client.netns, 4001);
+        let direct = a.address.to_string();
+        assert_eq!(ask_udp(&bystander, &direct, 8080).unwrap(), "a");
+        let flow_of = |port| {
+            let flows = Socket::netfilter().unwrap().flows(false, |flow| flow.original.source_port == port).unwrap();
+            flows.into_iter().map(|flow| (flow.original, flow.reply)).collect::<Vec<_>>()
+        };
+        let untouched = flow_of(4001);
+        assert_eq!(untouched.len(), 1);
+        for (ends, expect) in [(vec![a.clone(), b.clone()], "a"), (vec![b.clone()], "b"), (vec![a, b.clone()], "b")] {
+            host.endpoints("dns", &ends);
+            proxy.settled().await;
+            assert_eq!(ask_udp(&inside, VIP, 53).unwrap(), expect);
+            assert_eq!(ask_udp(&outside, HOST, NODE_PORT).unwrap(), expect);
+        }
+        proxy.stop().await;
+        // While nobody looks, the endpoint leaves.
+        host.endpoints("dns", &[]);
+        let proxy = host.proxy().await;
+        assert_eq!(
+            ask_udp(&connected(inside, VIP, 53), VIP, 53).unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionRefused
+        );
+        host.endpoints("dns", &[b]);
+        proxy.settled().await;
+        assert_eq!(ask_udp(&outside, HOST, NODE_PORT).unwrap(), "b");
+        proxy.stop().await;
+        host.remove_service("dns");
+        host.proxy().await;
+        assert_eq!(flow_of(4000), [], "flows of a service that is gone are gone");
+        assert_eq!(flow_of(4001), untouched);
+    });
+}
+
+/// A socket that hears of refusals.
+fn connected(socket: std::net::UdpSocket, server: &str, port: u16) -> std::net::UdpSocket {
+    socket.connect((ip(server), port)).unwrap();
+    socket
+}
+
+#[test]
+fn a_restart_is_not_felt() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let (client, a, b) = (host.pod("client").await, host.server("a").await, host.server("b").await);
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+        host.endpoints("web", &[ready(a.ips[0]), ready(b.ips[0])]);
+        proxy.settled().await;
+        let (mut open, ..) = open(&client.netns, ip(VIP), 80).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let asking =
+            [(client.netns.try_clone().unwrap(), VIP, 80), (host.outside.try_clone().unwrap(), HOST, NODE_PORT)].map(
+                |(netns, server, port)| {
+                    let (stop, asked) = (stop.clone(), asked.clone());
+                    std::thread::spawn(move || {
+                        while !stop.load(Ordering::Relaxed) {
+                            ask(&netns, ip(server), port).expect("no connection fails");
+                            asked.fetch_add(1, Ordering::Relaxed);
+                        }
+                    })
+                },
+            );
+        let mut proxy = Some(proxy);
+        for _ in 0..20 {
+            let before = asked.load(Ordering::Relaxed);
+            // As a daemon that is killed: nobody is told.
+            drop(proxy.take());
+            proxy = Some(host.proxy().await);
+            while asked.load(Ordering::Relaxed) < before + 5 {
+                tokio::task::yield_now().await;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        asking.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(is_alive(&mut open));
+    });
+}
+
+#[test]
+fn a_start_waits_for_the_source_and_cleanup_leaves_nothing() {
+    on_a_host(async |host| {
+        let before = tables();
+        let proxy = host.proxy().await;
+        let pod = host.server("a").await;
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        let owned = proxy.fsck().await.unwrap();
+        assert_eq!(owned.len(), 1);
+        assert_eq!(
+            (owned[0].kind, owned[0].name.as_str(), owned[0].owner.as_deref()),
+            ("table", "orlop-proxy", Some("services"))
+        );
+        proxy.stop().await;
+        ask(&host.here, ip(VIP), 80).expect("the rules stay");
+
+        let empty = Arc::new(crate::host::Desired::default());
+        let proxy = proxy::Proxy::start(host.config(), empty).unwrap();
+        tokio::task::yield_now().await;
+        ask(&host.here, ip(VIP), 80).expect("an empty store that is not synced says nothing");
+        proxy.cleanup().await.unwrap();
+        assert_eq!(tables(), before);
+    });
+}
+
+#[test]
+fn a_table_that_somebody_removed_is_made_again() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let pod = host.server("a").await;
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        let mut flush = Batch::new(Family::Inet, "orlop-proxy");
+        flush.delete_table();
+        Socket::netfilter().unwrap().commit(flush).unwrap();
+        host.service("other", json!({"clusterIP": "10.96.0.11", "ports": [{"port": 80}]}));
+        proxy.settled().await;
+        ask(&host.here, ip(VIP), 80).expect("all rules are back");
+    });
+}
+
+/// Holds our table, so that nobody else may change it.
+struct Thief {
+    nft: std::process::Child,
+}
+
+impl Thief {
+    fn new() -> Thief {
+        #[expect(clippy::disallowed_methods, reason = "only a process of its own can own a table")]
+        let mut nft =
+            Command::new("nft").args(["-i", "-e"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        nft.stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"add table inet orlop-proxy { flags owner; }\nadd chain inet orlop-proxy stolen\n")
+            .unwrap();
+        Thief { nft }
+    }
+}
+
+#[test]
+fn what_the_kernel_refuses_is_told_and_tried_again() {
+    on_a_host(async |host: Host| {
+        let mut thief = Thief::new();
+        let mut netfilter = Socket::netfilter().unwrap();
+        // A listing that is disturbed by what it waits for says nothing.
+        while netfilter.chains(Family::Inet, "orlop-proxy").map_or(true, |chains| chains.is_empty()) {
+            tokio::task::yield_now().await;
+        }
+        let pod = host.server("a").await;
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        let proxy = proxy::Proxy::start(host.config(), host.desired.clone()).unwrap();
+        while host.event_reasons().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(host.event_reasons()[0], "ServiceRulesFailed");
+        thief.nft.kill().unwrap();
+        thief.nft.wait().unwrap();
+        proxy.settled().await;
+        ask(&host.here, ip(VIP), 80).expect("the rules are there in the end");
+    });
+}
