@@ -7,10 +7,13 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cri::v1::ContainerEventType as Kind;
+use futures_util::future::join_all;
 use keeper::protocol::{self, ExecSession, GetNamespace, NamespaceKind, Request, Role, Signal, Snapshot};
 use network::LiveSandbox;
+use tokio::time::timeout;
 
 use crate::client::{Client, ClientError};
 use crate::container::{Container, Phase};
@@ -20,14 +23,16 @@ use crate::sandbox::{self, Sandbox};
 use crate::{exits, fsck, group};
 
 const KILL: u32 = 9;
+/// How long the start waits for keepers, all at once. They answer in less than a millisecond unless they are stuck, in the
+/// writing of a log as a rule.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// Takes over the sandboxes in the run directory; those that live, for the network.
 pub(crate) async fn everything(core: &Arc<Core>) -> std::io::Result<Vec<LiveSandbox>> {
-    let mut live = Vec::new();
-    for entry in std::fs::read_dir(core.sandboxes_dir())? {
-        let records = Records::new(entry?.path());
-        live.extend(one(core, records).await);
-    }
+    let directories = std::fs::read_dir(core.sandboxes_dir())?;
+    let directories = directories.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let found = join_all(directories.into_iter().map(|path| one(core, Records::new(path)))).await;
+    let live = found.into_iter().flatten().collect();
     release_orphans(core).await;
     end_orphans(core).await;
     Ok(live)
@@ -104,16 +109,50 @@ async fn connect(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Option<LiveSandbox
     if sandbox.live().stopped {
         return None;
     }
-    match find(core, sandbox).await {
-        Ok((client, snapshot)) => {
-            let netns = netns_of(sandbox, &client).await;
+    let found = timeout(ANSWER_MAX, async {
+        let (client, snapshot) = find(core, sandbox).await?;
+        let netns = netns_of(sandbox, &client).await;
+        Ok((client, snapshot, netns))
+    });
+    match found.await {
+        Ok(Ok((client, snapshot, netns))) => {
             accept(core, sandbox, client, &snapshot);
             Some(LiveSandbox { sandbox_id: sandbox.id.clone(), netns })
+        }
+        Ok(Err(error)) => {
+            let error: ClientError = error;
+            tracing::warn!(sandbox = sandbox.id, %error, "the keeper is gone");
+            lose(core, sandbox);
+            None
+        }
+        Err(_) => {
+            tracing::warn!(sandbox = sandbox.id, "the keeper does not answer; the sandbox is not ready until it does");
+            sandbox.live().unheard = true;
+            let (core, sandbox) = (core.clone(), sandbox.clone());
+            let sandbox_id = sandbox.id.clone();
+            core.tasks.clone().spawn(async move { hear(&core, &sandbox).await });
+            Some(LiveSandbox { sandbox_id, netns: None })
+        }
+    }
+}
+
+/// Waits for a keeper that takes its time.
+async fn hear(core: &Arc<Core>, sandbox: &Arc<Sandbox>) {
+    let found = tokio::select! {
+        () = core.stop.cancelled() => return,
+        found = find(core, sandbox) => found,
+    };
+    if !sandbox.live().unheard {
+        return; // It was stopped meanwhile.
+    }
+    match found {
+        Ok((client, snapshot)) => {
+            accept(core, sandbox, client, &snapshot);
+            core.publish(Kind::ContainerStartedEvent, &sandbox.id, sandbox);
         }
         Err(error) => {
             tracing::warn!(sandbox = sandbox.id, %error, "the keeper is gone");
             lose(core, sandbox);
-            None
         }
     }
 }
@@ -138,7 +177,7 @@ async fn find(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Result<(Client, Snaps
 fn accept(core: &Arc<Core>, sandbox: &Arc<Sandbox>, client: Client, snapshot: &Snapshot) {
     {
         let mut live = sandbox.live();
-        live.phase = sandbox::Phase::Ready;
+        (live.phase, live.unheard) = (sandbox::Phase::Ready, false);
         live.keeper_pid = snapshot.sandbox.pid;
         live.keeper = Some(Arc::new(client));
     }
@@ -187,10 +226,10 @@ fn drop_execs(sandbox: &Sandbox, sessions: &[ExecSession]) {
 }
 
 /// The keeper is gone, and with it the containers: what it wrote down last, and what can be said of the rest.
-fn lose(core: &Arc<Core>, sandbox: &Arc<Sandbox>) {
+pub(crate) fn lose(core: &Arc<Core>, sandbox: &Arc<Sandbox>) {
     {
         let mut live = sandbox.live();
-        (live.phase, live.keeper) = (sandbox::Phase::NotReady, None);
+        (live.phase, live.unheard, live.keeper) = (sandbox::Phase::NotReady, false, None);
     }
     let record = File::open(sandbox.records.directory()).and_then(|directory| keeper::read_record(&directory));
     let told = record.map(|record| record.containers).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! What all calls share.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
@@ -32,14 +33,26 @@ pub(crate) struct Core {
     pub(crate) boot_id: String,
     pub(crate) table: Table,
     pub(crate) bus: Bus,
+    /// What keeps others from the run directory.
+    _lock: File,
     /// Operations under way.
     pub(crate) tasks: TaskTracker,
     /// Ends the streaming server.
     pub(crate) stop: CancellationToken,
 }
 
+/// Where a runtime finds itself.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) lock: File,
+    pub(crate) host: Host,
+    pub(crate) hierarchy: Hierarchy,
+    pub(crate) boot_id: String,
+}
+
 impl Core {
-    pub(crate) fn new(config: Config, parts: Parts, host: Host, hierarchy: Hierarchy, boot_id: String) -> Arc<Self> {
+    pub(crate) fn new(config: Config, parts: Parts, place: Place) -> Arc<Self> {
+        let Place { lock, host, hierarchy, boot_id } = place;
         Arc::new(Self {
             config,
             stats: Stats::new(parts.images.clone(), parts.network.clone()),
@@ -49,6 +62,7 @@ impl Core {
             host,
             hierarchy,
             boot_id,
+            _lock: lock,
             table: Table::default(),
             bus: Bus::default(),
             tasks: TaskTracker::new(),

@@ -102,7 +102,7 @@ pub(crate) fn unseen(started_at: i64) -> End {
         finished_at: now(),
         exit_code: KILLED,
         reason: "ContainerStatusUnknown".to_owned(),
-        message: "the pod's keeper ended, and the container with it; its own exit code is not known".to_owned(),
+        message: "the container ended unseen: its pod's keeper had ended, or did not answer".to_owned(),
     }
 }
 

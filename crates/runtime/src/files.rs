@@ -12,6 +12,7 @@ const RESOLV_CONF: &str = "resolv.conf";
 const SHM: &str = "shm";
 /// Where the node's own resolver configuration is.
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOST_HOSTS: &str = "/etc/hosts";
 
 /// The sandbox's host name: the one asked for, or the node's.
 pub(crate) fn hostname(sandbox: &Sandbox) -> String {
@@ -34,8 +35,13 @@ pub(crate) fn put(sandbox: &Sandbox) -> io::Result<()> {
     sandbox.records.put_shared(RESOLV_CONF, &resolv_conf).map(drop)
 }
 
-/// Writes the hosts file, which names the sandbox's address; a kubelet mounts one of its own over it.
+/// Writes the hosts file, which names the sandbox's address, or is the node's in its network; a kubelet mounts one of its
+/// own over it.
 pub(crate) fn put_hosts(sandbox: &Sandbox) -> io::Result<()> {
+    if sandbox.host_network() {
+        let hosts = std::fs::read_to_string(HOST_HOSTS).unwrap_or_default(); // A node without one has none to give.
+        return sandbox.records.put_shared(HOSTS, &hosts).map(drop);
+    }
     let ips = sandbox.live().ips.clone();
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for ip in ips {

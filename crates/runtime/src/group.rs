@@ -21,12 +21,24 @@ const LAG: Duration = Duration::from_millis(1);
 /// # Errors
 /// A process does not end: it waits for a device or a file system that does not answer.
 pub(crate) async fn end(group: &Cgroup) -> Result<(), sys::Error> {
+    empty(group, || match group.delete() {
+        Err(error) if error.errno == Errno::BUSY => Ok(false),
+        other => other.map(|()| true),
+    })
+    .await
+}
+
+/// Kills everything in the group and below and waits for its end.
+///
+/// # Errors
+/// As [`end`].
+pub(crate) async fn kill(group: &Cgroup) -> Result<(), sys::Error> {
+    empty(group, || Ok(tree(group).is_empty())).await
+}
+
+async fn empty(group: &Cgroup, is_done: impl Fn() -> Result<bool, sys::Error>) -> Result<(), sys::Error> {
     let deadline = Instant::now() + END_MAX;
-    loop {
-        match group.delete() {
-            Err(error) if error.errno == Errno::BUSY => {}
-            other => return other,
-        }
+    while !is_done()? {
         group.kill()?;
         let waiting: Vec<OwnedFd> =
             tree(group).into_iter().filter_map(|pid| sys::process::pidfd_open(pid).ok()).collect();
@@ -37,6 +49,7 @@ pub(crate) async fn end(group: &Cgroup) -> Result<(), sys::Error> {
             return Err(stuck(group));
         }
     }
+    Ok(())
 }
 
 async fn ended(processes: Vec<OwnedFd>) {

@@ -2,20 +2,24 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sys::cgroup::Hierarchy;
+use sys::rustix::fs::{FlockOperation, flock};
+use sys::rustix::io::Errno;
 
 use crate::backend::Streaming;
 use crate::config::{Config, Parts};
-use crate::core::Core;
+use crate::core::{Core, Place};
 use crate::spec::Host;
 use crate::stream::{Server, Via};
 use crate::{adopt, fsck};
 
 /// Name of the streaming server's socket in the run directory.
 const STREAMING_SOCKET: &str = "streaming.sock";
+/// Name of the file in the run directory that one runtime locks.
+const LOCK: &str = "runtime.lock";
 
 /// Pod sandboxes and containers of one node. Implements `cri::RuntimeService`.
 pub struct Runtime {
@@ -56,6 +60,12 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// Another runtime uses the directory.
+    #[error("{} is in use by another runtime; stop that one, or give this one a run directory of its own", path.display())]
+    InUse {
+        /// The run directory.
+        path: PathBuf,
+    },
     /// The host lacks something.
     #[error("reading what this host offers")]
     Host(#[source] sys::Error),
@@ -85,16 +95,9 @@ impl Runtime {
         let sandboxes = config.run_dir.join("sandboxes");
         let trouble = |step, source| StartError::Directory { step, path: sandboxes.clone(), source };
         private_directory(&sandboxes).map_err(|error| trouble("making", error))?;
-        let hierarchy = Hierarchy::detect().map_err(StartError::Host)?;
-        let host = Host::read(&hierarchy).map_err(StartError::Host)?;
-        let boot_id = boot_id().map_err(StartError::Host)?;
-        let streaming = Server::bind(config.streaming_address, &config.run_dir.join(STREAMING_SOCKET)).await;
-        let streaming = Arc::new(streaming.map_err(|source| StartError::Streaming {
-            address: config.streaming_address,
-            directory: config.run_dir.clone(),
-            source,
-        })?);
-        let core = Core::new(config, parts, host, hierarchy, boot_id);
+        let place = place(&config.run_dir)?;
+        let streaming = Arc::new(listen(&config).await?);
+        let core = Core::new(config, parts, place);
         let live = adopt::everything(&core).await.map_err(|error| trouble("reading", error))?;
         core.network.adopt(live).await.map_err(StartError::Network)?;
         adopt::discard_unfinished(&core).await;
@@ -124,6 +127,15 @@ impl Runtime {
         fsck::tear_down(&self.core).await
     }
 
+    /// For a daemon that ends or restarts: ends the streams of events and the sessions of clients, and waits for what is
+    /// under way. The pods stay.
+    pub async fn stop(&self) {
+        self.core.stop.cancel();
+        self.core.bus.close();
+        self.core.tasks.close();
+        self.core.tasks.wait().await;
+    }
+
     /// How it is set up.
     pub fn config(&self) -> &Config {
         &self.core.config
@@ -142,9 +154,38 @@ impl Runtime {
     }
 }
 
-fn private_directory(path: &std::path::Path) -> io::Result<()> {
+fn private_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+async fn listen(config: &Config) -> Result<Server, StartError> {
+    let server = Server::bind(config.streaming_address, &config.run_dir.join(STREAMING_SOCKET)).await;
+    server.map_err(|source| StartError::Streaming {
+        address: config.streaming_address,
+        directory: config.run_dir.clone(),
+        source,
+    })
+}
+
+fn place(run_dir: &Path) -> Result<Place, StartError> {
+    let lock = lock(run_dir)?;
+    let hierarchy = Hierarchy::detect().map_err(StartError::Host)?;
+    let host = Host::read(&hierarchy).map_err(StartError::Host)?;
+    Ok(Place { lock, host, hierarchy, boot_id: boot_id().map_err(StartError::Host)? })
+}
+
+/// Held while this runtime lives; the kernel lets it go with the process, however that ends.
+fn lock(run_dir: &Path) -> Result<fs::File, StartError> {
+    let path = run_dir.join(LOCK);
+    let trouble = |step, source| StartError::Directory { step, path: path.clone(), source };
+    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| trouble("making", error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(StartError::InUse { path: run_dir.to_owned() }),
+        Err(errno) => Err(trouble("locking", errno.into())),
+    }
 }
 
 fn boot_id() -> sys::Result<String> {

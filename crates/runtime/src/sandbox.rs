@@ -44,6 +44,8 @@ pub(crate) struct Live {
     pub(crate) keeper: Option<Arc<Client>>,
     /// The keeper's process id: `/proc/<pid>/ns` has the pod's namespaces.
     pub(crate) keeper_pid: u32,
+    /// An earlier daemon made it, and its keeper has not answered yet: nothing is known of its containers.
+    pub(crate) unheard: bool,
     /// All of it was given back: network, keeper, control groups.
     pub(crate) stopped: bool,
 }

@@ -219,6 +219,15 @@ impl RuntimeService for Runtime {
         Ok(v1::UpdateRuntimeConfigResponse {})
     }
 
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: v1::UpdatePodSandboxResourcesRequest,
+    ) -> Result<v1::UpdatePodSandboxResourcesResponse, Error> {
+        // The pod's control group is the client's; this is only told so that plugins could act on it.
+        self.core().table.sandbox(&request.pod_sandbox_id)?;
+        Ok(v1::UpdatePodSandboxResourcesResponse {})
+    }
+
     async fn status(&self, request: v1::StatusRequest) -> Result<v1::StatusResponse, Error> {
         Ok(info::status(self.core(), request.verbose))
     }

@@ -59,8 +59,10 @@ pub(crate) fn containers_of(sandbox: &Sandbox) -> Vec<v1::ContainerStatus> {
     all
 }
 
-pub(crate) fn container_state(container: &Container) -> v1::ContainerState {
+pub(crate) fn container_state(sandbox: &Sandbox, container: &Container) -> v1::ContainerState {
+    let unheard = sandbox.live().unheard;
     match container.phase() {
+        Phase::Created if unheard => v1::ContainerState::ContainerUnknown,
         Phase::Making | Phase::Created | Phase::Starting => v1::ContainerState::ContainerCreated,
         Phase::Running => v1::ContainerState::ContainerRunning,
         Phase::Exited => v1::ContainerState::ContainerExited,
@@ -69,7 +71,7 @@ pub(crate) fn container_state(container: &Container) -> v1::ContainerState {
 
 /// A container's status.
 pub(crate) fn container(sandbox: &Sandbox, container: &Container) -> v1::ContainerStatus {
-    let state = container_state(container);
+    let state = container_state(sandbox, container);
     let started_at = container.live().started_at;
     let record = container.record().clone();
     let config = record.config.unwrap_or_default();
@@ -101,7 +103,7 @@ pub(crate) fn container(sandbox: &Sandbox, container: &Container) -> v1::Contain
 
 /// A container as lists have it.
 pub(crate) fn container_item(sandbox: &Sandbox, container: &Container) -> v1::Container {
-    let state = container_state(container);
+    let state = container_state(sandbox, container);
     let record = container.record().clone();
     let config = record.config.unwrap_or_default();
     v1::Container {

@@ -11,15 +11,16 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::container::{Container, Phase};
 use crate::core::{Core, failed};
-use crate::exits;
 use crate::record::Progress;
 use crate::run::end_groups;
 use crate::sandbox::{self, Sandbox};
 use crate::single::Outcome;
+use crate::{adopt, exits, group};
 
 const KILL: u32 = 9;
-/// How long a process has to end after SIGKILL: it may write a core, or wait for a disk.
-const END_MAX: Duration = Duration::from_secs(30);
+/// How long a keeper has to tell the end of a container whose processes are gone, and to end itself when asked. One that
+/// takes longer is stuck, in the writing of a log as a rule.
+const TELL_MAX: Duration = Duration::from_secs(5);
 /// A grace period that nobody lives to see; keeps sums of times in range.
 const GRACE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -39,16 +40,16 @@ pub(crate) async fn container(core: &Arc<Core>, id: &str, grace_s: i64) -> Outco
 async fn stop(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, grace: Duration) -> Outcome {
     let deadline = Instant::now() + grace;
     container.deadline.send_modify(|earlier| *earlier = Some(earlier.map_or(deadline, |one| one.min(deadline))));
-    let (sandbox, stopped) = (sandbox.clone(), container.clone());
+    let (shared, sandbox, stopped) = (core.clone(), sandbox.clone(), container.clone());
     let outcome = container.stop.run(&core.tasks, || async move {
-        let outcome = ask_and_kill(&sandbox, &stopped).await;
+        let outcome = ask_and_kill(&shared, &sandbox, &stopped).await;
         stopped.deadline.send_replace(None);
         outcome
     });
     outcome.await
 }
 
-async fn ask_and_kill(sandbox: &Sandbox, container: &Container) -> Outcome {
+async fn ask_and_kill(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {
     if !matches!(container.phase(), Phase::Starting | Phase::Running) {
         return Ok(());
     }
@@ -65,7 +66,7 @@ async fn ask_and_kill(sandbox: &Sandbox, container: &Container) -> Outcome {
             () = deadline_over(container) => {}
         }
     }
-    kill(sandbox, container).await
+    kill(core, sandbox, container).await
 }
 
 /// Waits for the deadline, which may come closer meanwhile.
@@ -92,17 +93,17 @@ async fn signal(sandbox: &Sandbox, container: &Container, signal: u32) {
     }
 }
 
-async fn kill(sandbox: &Sandbox, container: &Container) -> Outcome {
-    signal(sandbox, container, KILL).await;
-    let group = container.group.clone();
-    group.kill().map_err(|error| failed("killing container", &container.id, &error))?;
-    timeout(END_MAX, container.reached(Phase::Exited)).await.map_err(|_| {
-        let pid = container.live().pid.unwrap_or_default();
-        Error::Internal(format!(
-            "container {}: process {pid} does not end after SIGKILL; it waits for a device or file system that does not answer",
-            container.id
-        ))
-    })
+async fn kill(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {
+    if let Ok(keeper) = sandbox.keeper() {
+        keeper.tell(Request::Signal(Signal { id: container.id.clone(), signal: KILL }));
+    }
+    group::kill(&container.group).await.map_err(|error| failed("killing container", &container.id, &error))?;
+    if timeout(TELL_MAX, container.reached(Phase::Exited)).await.is_err() {
+        tracing::warn!(container = container.id, "the keeper does not tell how a killed container ended");
+        let started_at = container.live().started_at;
+        exits::ended(core, sandbox, container, exits::unseen(started_at));
+    }
+    Ok(())
 }
 
 /// Removes a container; one that runs is killed.
@@ -162,10 +163,14 @@ async fn take_down(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     let detached = detached.map_err(|error| failed("disconnecting sandbox", &sandbox.id, &error));
     stopped.and(detached)?;
     if let Ok(keeper) = sandbox.keeper() {
-        // Its group is killed next; asked first, it removes its socket.
-        let _ = keeper.done(Request::Shutdown(Shutdown { kill: true }), Vec::new()).await;
+        // Its group is killed next; asked first, it ends in order.
+        let _ = timeout(TELL_MAX, keeper.done(Request::Shutdown(Shutdown { kill: true }), Vec::new())).await;
     }
     end_groups(sandbox).await.map_err(|error| failed("removing the control group of sandbox", &sandbox.id, &error))?;
+    let unheard = sandbox.live().unheard;
+    if unheard {
+        adopt::lose(core, sandbox);
+    }
     {
         let mut live = sandbox.live();
         (live.keeper, live.phase, live.stopped) = (None, sandbox::Phase::NotReady, true);

@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use cri::v1::{ContainerState, PodSandboxState};
 use cri::{RuntimeService as _, v1};
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use keeper::Zygote;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_killed_daemon_leaves_nothing_half_made", a_killed_daemon_leaves_nothing_half_made),
     ("a_killed_keeper_is_told", a_killed_keeper_is_told),
     ("what_died_with_the_daemon_away_is_told", what_died_with_the_daemon_away_is_told),
+    ("a_keeper_that_does_not_answer_costs_its_own_pod_only", a_keeper_that_does_not_answer_costs_its_own_pod_only),
     ("another_boot_leaves_only_garbage", another_boot_leaves_only_garbage),
 ];
 
@@ -109,14 +111,9 @@ async fn see(node: &Node, pod: &Pod) -> Seen {
         sandbox: pod.sandbox.clone(),
         container: pod.container.clone(),
         pid: info["pid"].as_u64().map(|pid| u32::try_from(pid).unwrap()),
-        sandbox_status: format!("{:?}", sorted(node.sandbox_status(&pod.sandbox).await)),
+        sandbox_status: format!("{:?}", node.sandbox_status(&pod.sandbox).await),
         container_status: format!("{:?}", response.status.unwrap()),
     }
-}
-
-/// Maps with one entry have one order.
-fn sorted(status: v1::PodSandboxStatus) -> v1::PodSandboxStatus {
-    status
 }
 
 async fn of_each_kind(node: &Node) {
@@ -178,7 +175,7 @@ fn pods_outlive_a_killed_daemon() {
         for name in ["stays", "ended", "created", "stopped"] {
             let seen = &seen[name];
             let sandbox = node.sandbox_status(&seen.sandbox).await;
-            assert_eq!(format!("{:?}", sorted(sandbox)), seen.sandbox_status, "{name}");
+            assert_eq!(format!("{:?}", sandbox), seen.sandbox_status, "{name}");
             assert_eq!(format!("{:?}", node.status(&seen.container).await), seen.container_status, "{name}");
         }
         let status = node.exited(&seen["ends"].container).await;
@@ -211,12 +208,12 @@ async fn counts_without_a_gap(node: &Node, container: &str) {
     }
 }
 
-fn open(pid: u32) -> std::os::fd::OwnedFd {
+fn open(pid: u32) -> OwnedFd {
     let pid = sys::rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     sys::process::pidfd_open(pid).unwrap()
 }
 
-fn wait_for_end(process: &std::os::fd::OwnedFd) {
+fn wait_for_end(process: &OwnedFd) {
     let mut polled = [sys::rustix::event::PollFd::new(process, sys::rustix::event::PollFlags::IN)];
     sys::rustix::event::poll(&mut polled, None).unwrap();
 }
@@ -298,22 +295,54 @@ fn what_died_with_the_daemon_away_is_told() {
     });
 }
 
-/// A daemon that was killed, and its keepers with it.
-fn dead_node(ground: &Ground) -> (BTreeMap<String, Seen>, Vec<std::os::fd::OwnedFd>) {
+fn a_keeper_that_does_not_answer_costs_its_own_pod_only() {
+    let ground = Ground::new();
     let mut daemon = Daemon::start(Scene::OfEachKind, &ground.places);
     let seen: BTreeMap<String, Seen> = serde_json::from_str(&daemon.line()).unwrap();
     daemon.kill();
-    let mut keepers = Vec::new();
-    for one in seen.values() {
-        let directory = ground.places.run.join("sandboxes").join(&one.sandbox);
-        let record = keeper::read_record(std::fs::File::open(directory).unwrap()).unwrap();
-        let Some(pid) = sys::rustix::process::Pid::from_raw(i32::try_from(record.sandbox.pid).unwrap()) else {
-            continue;
-        };
-        let Ok(keeper) = sys::process::pidfd_open(pid) else { continue }; // That of the pod that was stopped.
-        sys::process::send_signal(keeper.as_fd(), 9).unwrap();
-        keepers.push(keeper);
-    }
+    let stuck = keeper_on_record(&ground, &seen["ends"].sandbox).unwrap();
+    sys::process::send_signal(stuck.as_fd(), signal::STOP).unwrap();
+    let zygote = Zygote::start().unwrap();
+    run(async {
+        let node = Node::start(&ground.places, zygote).await;
+        assert_eq!(node.sandbox_status(&seen["stays"].sandbox).await.state(), PodSandboxState::SandboxReady);
+        assert_eq!(node.sandbox_status(&seen["ends"].sandbox).await.state(), PodSandboxState::SandboxNotready);
+        assert_eq!(node.status(&seen["ends"].container).await.state(), ContainerState::ContainerUnknown);
+        let mut events = node.events().await;
+        sys::process::send_signal(stuck.as_fd(), signal::CONT).unwrap();
+        while node.sandbox_status(&seen["ends"].sandbox).await.state() != PodSandboxState::SandboxReady {
+            events.next().await.unwrap().unwrap();
+        }
+        assert_eq!(node.status(&seen["ends"].container).await.state(), ContainerState::ContainerRunning);
+        // Stuck again, it does not keep its pod from being removed.
+        sys::process::send_signal(stuck.as_fd(), signal::STOP).unwrap();
+        node.remove_sandbox(&seen["ends"].sandbox).await.unwrap();
+        node.down().await;
+    });
+}
+
+/// Numbers of signal(7).
+mod signal {
+    pub(super) const CONT: i32 = 18;
+    pub(super) const STOP: i32 = 19;
+}
+
+/// The keeper that a sandbox's record names, if it lives.
+fn keeper_on_record(ground: &Ground, sandbox: &str) -> Option<OwnedFd> {
+    let directory = ground.places.run.join("sandboxes").join(sandbox);
+    let record = keeper::read_record(std::fs::File::open(directory).unwrap()).unwrap();
+    let pid = sys::rustix::process::Pid::from_raw(i32::try_from(record.sandbox.pid).unwrap())?;
+    sys::process::pidfd_open(pid).ok()
+}
+
+/// A daemon that was killed, and its keepers with it.
+fn dead_node(ground: &Ground) -> (BTreeMap<String, Seen>, Vec<OwnedFd>) {
+    let mut daemon = Daemon::start(Scene::OfEachKind, &ground.places);
+    let seen: BTreeMap<String, Seen> = serde_json::from_str(&daemon.line()).unwrap();
+    daemon.kill();
+    // That of the pod that was stopped is gone already.
+    let keepers: Vec<OwnedFd> = seen.values().filter_map(|one| keeper_on_record(ground, &one.sandbox)).collect();
+    keepers.iter().for_each(|keeper| sys::process::send_signal(keeper.as_fd(), 9).unwrap());
     (seen, keepers)
 }
 

@@ -52,11 +52,13 @@ fn retries_join_or_find_what_is_there() {
         let container = first.unwrap();
         assert_eq!(container, second.unwrap());
         let (first, second) = tokio::join!(node.start_container(&container), node.start_container(&container));
-        (first.unwrap(), second.unwrap());
+        first.unwrap();
+        second.unwrap();
         let error = node.start_container(&container).await.unwrap_err();
         assert!(matches!(error, Error::FailedPrecondition(_)), "{error}");
         let (first, second) = tokio::join!(node.remove_sandbox(&sandbox), node.remove_sandbox(&sandbox));
-        (first.unwrap(), second.unwrap());
+        first.unwrap();
+        second.unwrap();
         let mut next = config.clone();
         next.metadata.as_mut().unwrap().attempt = 1;
         let next_id = node.run_sandbox(&next).await.unwrap();
@@ -126,7 +128,8 @@ fn a_stop_ends_at_its_grace_and_sooner_if_asked() {
             node.stop_container(&pod.container, 0).await
         };
         let (patient, impatient) = tokio::join!(patient, impatient);
-        (patient.unwrap(), impatient.unwrap());
+        patient.unwrap();
+        impatient.unwrap();
         assert_eq!(node.status(&pod.container).await.exit_code, 137);
         let pod = node.pod("slow", "trap '' TERM; while :; do sleep 1000; done").await;
         node.stop_container(&pod.container, 1).await.unwrap();
