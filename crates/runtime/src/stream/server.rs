@@ -37,6 +37,8 @@ const IDLE_MAX: Duration = Duration::from_secs(4 * 3600);
 const LINGER_MAX: Duration = Duration::from_secs(10);
 /// How long a client may take to send its request.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
+/// How long a request may be.
+const REQUEST_LEN_MAX: usize = 64 * 1024;
 /// How many clients of a listener may be about to send their request: anybody on the machine can connect by TCP.
 const REQUESTS_MAX: usize = 64;
 /// How long no connection is accepted after the kernel had no resources for one.
@@ -224,6 +226,7 @@ impl Sessions {
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(REQUEST_MAX)
+            .max_buf_size(REQUEST_LEN_MAX)
             .serve_connection(TokioIo::new(stream), answer)
             .with_upgrades();
         if let Err(error) = connection.await {

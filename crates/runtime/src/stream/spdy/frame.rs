@@ -347,10 +347,10 @@ mod tests {
         check(Message::Finish { channel: 5 }, &[0, 0, 0, 5, 1, 0, 0, 0]);
         check(Message::Reset { channel: 5, status: 1 }, &[0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0, 5, 0, 0, 0, 1]);
         check(Message::Pong { id: 7 }, &[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 7]);
-        let no_headers = [0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0];
+        let no_headers = [0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
         let reply = |length, stream| vec![0x80, 3, 0, 2, 0, 0, 0, length, 0, 0, 0, stream];
-        check(Message::Accept { channel: 1 }, &[&reply(15, 1)[..], &[0x78, 1], &no_headers].concat());
-        check(Message::Accept { channel: 3 }, &[&reply(13, 3)[..], &no_headers].concat());
+        check(Message::Accept { channel: 1 }, &[&reply(20, 1)[..], &[0x78, 1], &no_headers].concat());
+        check(Message::Accept { channel: 3 }, &[&reply(18, 3)[..], &no_headers].concat());
         check(Message::Close, &[0x80, 3, 0, 7, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0, 0]);
     }
 

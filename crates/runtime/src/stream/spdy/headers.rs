@@ -121,9 +121,10 @@ impl Inflater {
 }
 
 /// A stream of zlib that begins here, and the header block without headers in it: all that a server has to say. Blocks
-/// are stored (RFC 1951 §3.2.4), which needs no state.
+/// are stored (RFC 1951 §3.2.4), which needs no state. The empty one at the end is a sync flush (SPDY/3 §2.6.10.1): Go's
+/// decompressor hands out nothing before it.
 const ZLIB_HEADER: [u8; 2] = [0x78, 0x01];
-const NO_HEADERS: [u8; 9] = [0, 4, 0, !4, !0, 0, 0, 0, 0];
+const NO_HEADERS: [u8; 14] = [0, 4, 0, !4, !0, 0, 0, 0, 0, 0, 0, 0, !0, !0];
 
 /// Writes the header blocks of our direction.
 #[derive(Default)]
