@@ -7,6 +7,7 @@
 
 pub mod cache;
 pub mod certificates;
+pub mod go;
 pub mod host;
 pub mod image;
 pub mod netns;

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use testkit::cache;
 use testkit::host::{self, Tool};
+use testkit::{cache, go};
 
-use crate::lab::go;
 use crate::workspace::build_release_of;
 use crate::{images, workspace};
 

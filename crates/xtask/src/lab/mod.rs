@@ -1,9 +1,9 @@
 //! Labs: programs built from their published Go modules, and machines with another kernel.
 
-pub(crate) mod go;
 pub(crate) mod vm;
 
 use clap::Subcommand;
+use testkit::go;
 
 /// Which lab, and what to do with it.
 #[derive(Subcommand)]

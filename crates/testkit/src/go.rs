@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use testkit::cache;
-use testkit::host::{self, Tool};
+use crate::cache;
+use crate::host::{self, Tool};
 
 /// A Go program: module, version, and the package within it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Program {
-    pub(crate) name: &'static str,
+pub struct Program {
+    /// What its file is called.
+    pub name: &'static str,
     module: &'static str,
     version: &'static str,
     package: &'static str,
@@ -17,19 +18,23 @@ pub(crate) struct Program {
 }
 
 /// What orlop is measured against.
-pub(crate) const REFERENCE: &[Program] = &[CONTAINERD, SHIM, RUNC, BRIDGE, HOST_LOCAL, LOOPBACK, PORTMAP];
+pub const REFERENCE: &[Program] = &[CONTAINERD, SHIM, RUNC, BRIDGE, HOST_LOCAL, LOOPBACK, PORTMAP];
 
 /// containerd 2.4.
-pub(crate) const CONTAINERD: Program = containerd("containerd", "cmd/containerd");
+pub const CONTAINERD: Program = containerd("containerd", "cmd/containerd");
 /// Its shim, found by its name beside it.
-pub(crate) const SHIM: Program = containerd("containerd-shim-runc-v2", "cmd/containerd-shim-runc-v2");
+pub const SHIM: Program = containerd("containerd-shim-runc-v2", "cmd/containerd-shim-runc-v2");
 /// runc 1.5.
-pub(crate) const RUNC: Program =
+pub const RUNC: Program =
     Program { name: "runc", module: "github.com/opencontainers/runc", version: "v1.5.2", package: "", tags: "seccomp" };
-const BRIDGE: Program = plugin("bridge", "plugins/main/bridge");
-const HOST_LOCAL: Program = plugin("host-local", "plugins/ipam/host-local");
-const LOOPBACK: Program = plugin("loopback", "plugins/main/loopback");
-const PORTMAP: Program = plugin("portmap", "plugins/meta/portmap");
+/// The CNI plugin for bridges, 1.9.
+pub const BRIDGE: Program = plugin("bridge", "plugins/main/bridge");
+/// The CNI plugin for addresses from files.
+pub const HOST_LOCAL: Program = plugin("host-local", "plugins/ipam/host-local");
+/// The CNI plugin for loopback.
+pub const LOOPBACK: Program = plugin("loopback", "plugins/main/loopback");
+/// The CNI plugin for host ports.
+pub const PORTMAP: Program = plugin("portmap", "plugins/meta/portmap");
 
 const fn containerd(name: &'static str, package: &'static str) -> Program {
     Program { name, module: "github.com/containerd/containerd/v2", version: "v2.4.2", package, tags: "" }
@@ -47,7 +52,7 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// The reference in a few words.
-pub(crate) fn reference_name() -> String {
+pub fn reference_name() -> String {
     let version = |program: Program| program.version.trim_start_matches('v');
     format!("containerd {} + runc {} + CNI bridge {}", version(CONTAINERD), version(RUNC), version(BRIDGE))
 }
@@ -56,7 +61,7 @@ pub(crate) fn reference_name() -> String {
 ///
 /// # Errors
 /// No Go, no module proxy, or a build that fails; the message carries the end of its output.
-pub(crate) fn build(program: &Program) -> anyhow::Result<PathBuf> {
+pub fn build(program: &Program) -> anyhow::Result<PathBuf> {
     let key = cache::key([program.module.as_bytes(), program.version.as_bytes(), program.name.as_bytes()]);
     let entry = cache::entry(&format!("go-{}", program.name), &key, |dir| {
         host::install(TOOLS)?;
