@@ -9,6 +9,7 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
@@ -341,6 +342,15 @@ impl Writer {
             w.bytes_attr(IFA_ADDRESS, &octets(address));
             w.u32(IFA_FLAGS, IFA_F_NODAD);
         });
+    }
+
+    /// Takes an address from a link. One that it does not have is refused with `EADDRNOTAVAIL`.
+    pub fn delete_address(&mut self, index: u32, address: IpAddr, prefix: u8) {
+        let mut header = [0; IFADDR_BYTES];
+        header[0] = family_of(address);
+        header[1] = prefix;
+        header[4..8].copy_from_slice(&index.to_ne_bytes());
+        self.message(RTM_DELADDR, ACK, &header, |w| w.bytes_attr(IFA_LOCAL, &octets(address)));
     }
 
     /// Adds a route or replaces the one with its destination. `family` is that of the default route, when there is no
