@@ -27,6 +27,8 @@ use crate::{Config, InterfaceStats, NetworkError};
 
 /// Name of the interface in the pods.
 pub(crate) const POD_INTERFACE: &str = "eth0";
+/// Index of the loopback interface in every network namespace.
+pub(crate) const LOOPBACK: u32 = 1;
 /// MTU of a host that has no default route.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -276,7 +278,6 @@ impl Bridge {
 
     /// Sets up loopback, address and routes inside the pod, in one request.
     fn configure(&self, inside: &mut Socket, ips: &[IpAddr]) -> netlink::Result<()> {
-        const LOOPBACK: u32 = 1;
         let index = inside.link(POD_INTERFACE)?.ok_or(Errno::NODEV)?.index;
         let mut setup = Writer::new();
         setup.set_up(LOOPBACK);
@@ -357,8 +358,29 @@ impl Bridge {
         forget_flows(&mut filter, forwards).during(object, "removing flows of host ports")
     }
 
-    /// Removes bridge and table.
+    /// Gives the host its further addresses on loopback, where there is no bridge.
+    pub(crate) fn serve_on_loopback(&self) -> Result<(), NetworkError> {
+        let mut addresses = Writer::new();
+        for address in &self.addresses {
+            addresses.add_address(LOOPBACK, *address, full_prefix(*address));
+        }
+        self.route().request(&addresses).during("lo", "adding addresses")
+    }
+
+    /// Which of the further addresses are on loopback.
+    pub(crate) fn loopback_addresses(&self) -> Result<Vec<IpAddr>, NetworkError> {
+        let all = self.route().addresses().during("lo", "listing addresses")?;
+        let on_loopback = all.into_iter().filter(|(index, ..)| *index == LOOPBACK).map(|(_, address, _)| address);
+        Ok(on_loopback.filter(|address| self.addresses.contains(address)).collect())
+    }
+
+    /// Removes bridge, table and what is on loopback.
     pub(crate) fn remove(&self) -> Result<(), NetworkError> {
+        for address in self.loopback_addresses()? {
+            let mut delete = Writer::new();
+            delete.delete_address(LOOPBACK, address, full_prefix(address));
+            self.route().request(&delete).during("lo", "deleting an address")?;
+        }
         self.filter().commit(self.table.remove_table()).during(&self.table.name, "removing the nftables table")?;
         delete_link(&mut self.route(), &self.name).during(&self.name, "deleting the bridge")
     }

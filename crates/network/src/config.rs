@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -14,6 +15,11 @@ pub struct Config {
     pub cni_conf_dir: PathBuf,
     /// Where CNI plugins are looked for, in this order.
     pub cni_bin_dirs: Vec<PathBuf>,
+    /// Directory that outlives a boot, for what CNI plugins are told again when a sandbox ends: what they have allocated
+    /// may outlive a boot, too. Made when it is needed, mode 0700.
+    pub cni_state_dir: PathBuf,
+    /// How long one call of a CNI plugin may take.
+    pub cni_limit: Duration,
     /// Name of the built-in bridge, at most 15 bytes.
     pub bridge: String,
     /// Pod subnets of the built-in bridge, at most one of each family; the first address of each is the bridge's.
@@ -39,6 +45,8 @@ impl Config {
             run_dir: run_dir.into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            cni_state_dir: "/var/lib/orlop/cni".into(),
+            cni_limit: Duration::from_secs(60),
             bridge: "orlop0".into(),
             subnets: vec![subnet.into()],
             addresses: Vec::new(),

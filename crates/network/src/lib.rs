@@ -11,6 +11,7 @@
 //! that a restarted daemon adopts them; a record of another boot is garbage.
 
 mod bridge;
+mod cni;
 mod config;
 pub mod dns;
 mod ipam;

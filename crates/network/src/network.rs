@@ -1,8 +1,11 @@
 //! The network of a node: attach, detach, adopt.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::bridge::During as _;
+use crate::cni::{Janitor, Sandboxes};
 use crate::node::Node;
 use crate::slots::Filler;
 use crate::{AttachRequest, Attachment, Config, InterfaceStats, LiveSandbox, Mode, NetworkError, Owned, Status};
@@ -11,7 +14,10 @@ use crate::{AttachRequest, Attachment, Config, InterfaceStats, LiveSandbox, Mode
 #[derive(Debug)]
 pub struct Network {
     node: Arc<Node>,
+    sandboxes: Arc<Sandboxes>,
     filler: Filler,
+    /// Guards the thread that cleans up behind CNI sandboxes, while there is one.
+    janitor: Mutex<Option<Janitor>>,
 }
 
 impl Network {
@@ -22,12 +28,9 @@ impl Network {
     /// A configuration value that cannot be used, or a run directory that cannot be made.
     pub fn new(config: Config) -> Result<Arc<Network>, NetworkError> {
         let node = Arc::new(Node::open(&config)?);
-        let filler = Filler::start(&node).map_err(|source| NetworkError::Kernel {
-            object: config.bridge,
-            step: "starting a thread",
-            source,
-        })?;
-        Ok(Arc::new(Network { node, filler }))
+        let sandboxes = Arc::new(Sandboxes::open(&config)?);
+        let filler = Filler::start(&node).during(&config.bridge, "starting a thread")?;
+        Ok(Arc::new(Network { node, sandboxes, filler, janitor: Mutex::default() }))
     }
 
     /// Takes over what lives after a restart and removes what is left of sandboxes that do not. Call it before the first
@@ -36,7 +39,13 @@ impl Network {
     /// # Errors
     /// The kernel refused to make the bridge. What was wrong with a single sandbox is logged.
     pub async fn adopt(&self, live: Vec<LiveSandbox>) -> Result<(), NetworkError> {
-        self.blocking(move |node| node.adopt(&live)).await?;
+        let (node, sandboxes) = (self.node.clone(), self.sandboxes.clone());
+        on_own_thread(move || adopt(&node, &sandboxes, live)).await??;
+        if !self.sandboxes.leftovers().is_empty() {
+            let janitor = Janitor::start(&self.sandboxes).during("CNI attachments", "starting a thread")?;
+            // Replaced as a whole; nothing is left half done by a panic.
+            *self.janitor.lock().unwrap_or_else(PoisonError::into_inner) = Some(janitor);
+        }
         self.filler.wake();
         Ok(())
     }
@@ -46,7 +55,18 @@ impl Network {
     /// # Errors
     /// See [`NetworkError`].
     pub async fn attach(&self, request: AttachRequest) -> Result<Attachment, NetworkError> {
-        let attachment = self.blocking(move |node| node.attach(request)).await;
+        let node = self.node.clone();
+        let attachment = match self.sandboxes.cni.network().map_err(NetworkError::Config)? {
+            None => self.blocking(move |node| node.attach(request)).await,
+            Some(network) => {
+                let sandboxes = self.sandboxes.clone();
+                on_own_thread(move || {
+                    node.stop_preparing()?;
+                    sandboxes.attach(request, &network)
+                })
+                .await?
+            }
+        };
         self.filler.wake();
         attachment
     }
@@ -58,12 +78,33 @@ impl Network {
     /// A CNI plugin failed, or the kernel did; the sandbox counts as attached until a retry succeeds.
     pub async fn detach(&self, sandbox_id: &str) -> Result<(), NetworkError> {
         let sandbox = sandbox_id.to_owned();
+        if self.sandboxes.has(sandbox_id) {
+            let sandboxes = self.sandboxes.clone();
+            return on_own_thread(move || sandboxes.detach(&sandbox)).await?;
+        }
         self.blocking(move |node| node.detach(&sandbox)).await
     }
 
-    /// Whether pods can be attached now.
+    /// Asks the CNI plugins whether a sandbox's network is as they made it (CHECK); on the built-in bridge it is.
+    ///
+    /// # Errors
+    /// A plugin says that it is not.
+    pub async fn check(&self, sandbox_id: &str) -> Result<(), NetworkError> {
+        let (sandboxes, sandbox) = (self.sandboxes.clone(), sandbox_id.to_owned());
+        on_own_thread(move || sandboxes.check(&sandbox)).await?
+    }
+
+    /// Whether pods can be attached now. Never waits: what CNI plugins say of themselves (STATUS) may be some seconds
+    /// old.
     pub fn status(&self) -> Status {
-        Status { mode: Mode::Bridge, problem: None }
+        match self.sandboxes.cni.network() {
+            Ok(None) => Status { mode: Mode::Bridge, problem: None },
+            Ok(Some(network)) => {
+                let problem = self.sandboxes.cni.problem(&network);
+                Status { mode: Mode::Cni(network.name.clone()), problem }
+            }
+            Err(problem) => Status { mode: Mode::Cni(String::new()), problem: Some(problem) },
+        }
     }
 
     /// Counters of the interfaces of a sandbox, loopback left out; empty for an unknown one.
@@ -71,8 +112,11 @@ impl Network {
     /// # Errors
     /// The kernel refused to tell.
     pub async fn stats(&self, sandbox_id: &str) -> Result<Vec<InterfaceStats>, NetworkError> {
-        let sandbox = sandbox_id.to_owned();
-        self.blocking(move |node| node.stats(&sandbox)).await
+        let (sandboxes, sandbox) = (self.sandboxes.clone(), sandbox_id.to_owned());
+        self.blocking(
+            move |node| if sandboxes.has(&sandbox) { sandboxes.stats(&sandbox) } else { node.stats(&sandbox) },
+        )
+        .await
     }
 
     /// Addresses of the host on the built-in bridge, where pods reach it (the pods' DNS server listens here).
@@ -85,7 +129,8 @@ impl Network {
     /// # Errors
     /// The kernel refused to list.
     pub async fn fsck(&self) -> Result<Vec<Owned>, NetworkError> {
-        self.blocking(|node| node.fsck()).await
+        let sandboxes = self.sandboxes.clone();
+        self.blocking(move |node| Ok([node.fsck()?, sandboxes.fsck()?].concat())).await
     }
 
     /// Removes bridge, table and prepared slots. For `down`, when no sandbox is left; a daemon that only restarts
@@ -105,4 +150,30 @@ impl Network {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
+}
+
+/// Takes over the sandboxes of both networks. Bridge and slots are made only where pods come to the bridge.
+fn adopt(node: &Node, sandboxes: &Sandboxes, mut live: Vec<LiveSandbox>) -> Result<(), NetworkError> {
+    sandboxes.adopt(&mut live)?;
+    let network = sandboxes.cni.network();
+    let elsewhere = !matches!(network, Ok(None));
+    if let Ok(Some(network)) = network
+        && sandboxes.leftovers().is_empty()
+    {
+        sandboxes.collect_garbage(&network);
+    }
+    let live: HashSet<String> = live.into_iter().map(|sandbox| sandbox.sandbox_id).collect();
+    node.adopt(&live, elsewhere)
+}
+
+/// Runs what may hang for long, as plugins do, on a thread of its own: it takes nobody else's turn.
+async fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, NetworkError> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    let run = move || {
+        // Nobody waits any more: what had to be undone is found in the records.
+        let _ = done.send(work());
+    };
+    let thread = std::thread::Builder::new().name("network".into()).stack_size(512 << 10).spawn(run);
+    thread.during("network", "starting a thread")?;
+    Ok(result.await.expect("the thread has panicked"))
 }

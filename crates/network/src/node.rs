@@ -6,20 +6,20 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use netfilter::pods::Forward;
+use sys::netlink::route::Mac;
 
 use crate::bridge::{Bridge, During as _, POD_INTERFACE, PodLink, veth_name};
 use crate::ipam::Pool;
 use crate::ports;
 use crate::record::{Link, Record, Records};
 use crate::slots::Slot;
-use crate::{AttachRequest, Attachment, Config, InterfaceStats, LiveSandbox, NetworkError, Owned};
+use crate::{AttachRequest, Attachment, Config, InterfaceStats, NetworkError, Owned};
 
 /// The built-in bridge and who is on it.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) bridge: Bridge,
     records: Records,
-    slots_wanted: usize,
     /// Guards addresses, slots and the set of sandboxes. Never held while the kernel works.
     state: Mutex<State>,
 }
@@ -31,6 +31,7 @@ struct State {
     /// Links of slots that are not whole yet.
     in_the_making: Vec<String>,
     sandboxes: HashMap<String, Record>,
+    slots_wanted: usize,
     open: bool,
 }
 
@@ -63,12 +64,12 @@ impl Node {
         Ok(Node {
             bridge: Bridge::open(config, pool.gateways())?,
             records: Records::open(&config.run_dir).during(&run_dir, "opening the run directory")?,
-            slots_wanted: config.prepared_slots,
             state: Mutex::new(State {
                 pool,
                 slots: Vec::new(),
                 in_the_making: Vec::new(),
                 sandboxes: HashMap::new(),
+                slots_wanted: config.prepared_slots,
                 open: false,
             }),
         })
@@ -83,9 +84,9 @@ impl Node {
         self.state().pool.gateways().into_iter().map(|(address, _)| address).collect()
     }
 
-    /// Takes over the live, removes what is left of the others, makes bridge and table.
-    pub(crate) fn adopt(&self, live: &[LiveSandbox]) -> Result<(), NetworkError> {
-        let live: HashSet<&str> = live.iter().map(|sandbox| sandbox.sandbox_id.as_str()).collect();
+    /// Takes over the live, removes what is left of the others, makes bridge and table. With `elsewhere` pods come to
+    /// another network from now on: then there is only what those need that are here already.
+    pub(crate) fn adopt(&self, live: &HashSet<String>, elsewhere: bool) -> Result<(), NetworkError> {
         let records = self.records.load().during("records", "reading the run directory")?;
         let (alive, dead): (Vec<_>, Vec<_>) = records.into_iter().partition(|(id, _)| live.contains(id.as_str()));
         for (sandbox, record) in dead {
@@ -97,10 +98,31 @@ impl Node {
                 );
             }
         }
+        let is_needed = !elsewhere || !alive.is_empty();
         let forwards = self.take_over(alive);
-        self.bridge.ensure(&forwards)?;
-        self.sweep()?;
+        if is_needed {
+            self.bridge.ensure(&forwards)?;
+            self.sweep()?;
+        } else {
+            self.bridge.remove()?;
+            self.bridge.serve_on_loopback()?;
+        }
         self.state().open = true;
+        if elsewhere { self.stop_preparing() } else { Ok(()) }
+    }
+
+    /// Gives up the prepared slots: pods come to another network from now on.
+    pub(crate) fn stop_preparing(&self) -> Result<(), NetworkError> {
+        self.state().slots_wanted = 0;
+        self.drop_slots()
+    }
+
+    fn drop_slots(&self) -> Result<(), NetworkError> {
+        let slots = std::mem::take(&mut self.state().slots);
+        for slot in slots {
+            self.bridge.unplug(&slot.link.veth, &slot.link.ips)?;
+            self.state().pool.release(&slot.link.ips);
+        }
         Ok(())
     }
 
@@ -161,9 +183,7 @@ impl Node {
     /// Decides address and link and enters the sandbox, so that nobody else gets its address or ports.
     fn reserve(&self, request: &AttachRequest) -> Result<Place, NetworkError> {
         let id = &request.sandbox_id;
-        if id.is_empty() || id.starts_with('.') || id.contains('/') {
-            return Err(NetworkError::Config(format!("{id:?} cannot name a sandbox")));
-        }
+        check_name(id)?;
         let mut state = self.state();
         if state.sandboxes.contains_key(id) {
             return Err(NetworkError::AlreadyAttached(id.clone()));
@@ -235,7 +255,7 @@ impl Node {
     /// Whether fewer slots are ready than wanted.
     pub(crate) fn wants_slot(&self) -> bool {
         let state = self.state();
-        state.open && state.slots.len() < self.slots_wanted
+        state.open && state.slots.len() < state.slots_wanted
     }
 
     /// Makes a slot.
@@ -260,10 +280,11 @@ impl Node {
 
     fn keep_slot(&self, slot: Slot) -> Result<(), NetworkError> {
         let mut state = self.state();
-        if state.open {
+        if state.open && state.slots.len() < state.slots_wanted {
             state.slots.push(slot);
             return Ok(());
         }
+        state.pool.release(&slot.link.ips);
         drop(state);
         self.bridge.unplug(&slot.link.veth, &slot.link.ips)
     }
@@ -280,6 +301,9 @@ impl Node {
         if table {
             owned.push(Owned { kind: "table", name: self.bridge.table().to_owned(), owner: own() });
         }
+        for address in self.bridge.loopback_addresses()? {
+            owned.push(Owned { kind: "address", name: format!("{address} on lo"), owner: own() });
+        }
         owned.extend(ports.into_iter().map(|(name, owner)| Owned { kind: "link", name, owner }));
         for sandbox in self.records.list().during("records", "reading the run directory")? {
             let owner = state.sandboxes.contains_key(&sandbox).then(|| format!("sandbox {sandbox}"));
@@ -289,26 +313,31 @@ impl Node {
     }
 
     pub(crate) fn shutdown(&self) -> Result<(), NetworkError> {
-        let slots = {
-            let mut state = self.state();
-            state.open = false;
-            std::mem::take(&mut state.slots)
-        };
-        for slot in slots {
-            self.bridge.unplug(&slot.link.veth, &slot.link.ips)?;
-            self.state().pool.release(&slot.link.ips);
-        }
+        self.state().open = false;
+        self.drop_slots()?;
         self.bridge.remove()
     }
 }
 
+/// Refuses what would be no file name of its own.
+pub(crate) fn check_name(sandbox: &str) -> Result<(), NetworkError> {
+    if sandbox.is_empty() || sandbox.starts_with('.') || sandbox.contains('/') {
+        return Err(NetworkError::Config(format!("{sandbox:?} cannot name a sandbox")));
+    }
+    Ok(())
+}
+
+/// A hardware address in its usual form.
+pub(crate) fn mac_text(mac: Mac) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
+}
+
 fn attachment(netns: Option<OwnedFd>, link: PodLink) -> Attachment {
-    let mac: Vec<String> = link.mac.iter().map(|octet| format!("{octet:02x}")).collect();
     Attachment {
         netns: netns.expect("a sandbox without a namespace of its own got one"),
         ips: link.ips,
         interface: POD_INTERFACE.to_owned(),
-        mac: Some(mac.join(":")),
+        mac: Some(mac_text(link.mac)),
         mtu: Some(link.mtu),
         dns: None,
     }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::PortMapping;
@@ -46,6 +47,11 @@ impl Records {
     /// Opens the directory, makes it if it is missing.
     pub(crate) fn open(dir: &Path) -> io::Result<Records> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        Records::at(dir)
+    }
+
+    /// The records in a directory that is made with the first of them.
+    pub(crate) fn at(dir: &Path) -> io::Result<Records> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
         Ok(Records { dir: dir.to_owned(), boot })
     }
@@ -55,9 +61,11 @@ impl Records {
         &self.boot
     }
 
-    /// Writes a record: a reader finds all of it or nothing. Not synced to disk, for it need not survive a boot.
-    pub(crate) fn save(&self, sandbox: &str, record: &Record) -> io::Result<()> {
+    /// Writes a record: a reader finds all of it or nothing. Not synced to disk, for after a power failure the sandbox is
+    /// gone, too.
+    pub(crate) fn save(&self, sandbox: &str, record: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_vec(record)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let temporary = self.dir.join(format!(".{sandbox}"));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&text)?;
@@ -72,13 +80,20 @@ impl Records {
         }
     }
 
-    /// All records of this boot. What cannot be read or is of another boot is removed: nothing it names exists any more.
+    /// All records of this boot. One of another boot is removed: nothing it names exists any more.
     pub(crate) fn load(&self) -> io::Result<Vec<(String, Record)>> {
+        let all: Vec<(String, Record)> = self.load_all()?;
+        let (ours, old): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, record)| record.boot == self.boot);
+        old.iter().try_for_each(|(sandbox, _)| self.remove(sandbox))?;
+        Ok(ours)
+    }
+
+    /// All records. What cannot be read is removed.
+    pub(crate) fn load_all<T: DeserializeOwned>(&self) -> io::Result<Vec<(String, T)>> {
         let mut records = Vec::new();
         for sandbox in self.list()? {
             match self.read(&sandbox) {
-                Ok(record) if record.boot == self.boot => records.push((sandbox, record)),
-                Ok(_) => self.remove(&sandbox)?,
+                Ok(record) => records.push((sandbox, record)),
                 Err(error) => {
                     tracing::warn!(sandbox, %error, "network record cannot be read, it is removed");
                     self.remove(&sandbox)?;
@@ -91,7 +106,11 @@ impl Records {
     /// Sandboxes that have a record.
     pub(crate) fn list(&self) -> io::Result<Vec<String>> {
         let mut sandboxes = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(sandboxes),
+            other => other?,
+        };
+        for entry in entries {
             let name = entry?.file_name();
             let sandbox = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
             sandboxes.extend(sandbox.filter(|sandbox| !sandbox.starts_with('.')).map(str::to_owned));
@@ -99,7 +118,7 @@ impl Records {
         Ok(sandboxes)
     }
 
-    fn read(&self, sandbox: &str) -> io::Result<Record> {
+    fn read<T: DeserializeOwned>(&self, sandbox: &str) -> io::Result<T> {
         Ok(serde_json::from_slice(&fs::read(self.path(sandbox))?)?)
     }
 

@@ -137,7 +137,7 @@ pub struct InterfaceStats {
 pub enum Mode {
     /// The built-in bridge.
     Bridge,
-    /// The CNI configuration with this name.
+    /// The CNI configuration with this name, which is empty when the configuration cannot be used.
     Cni(String),
 }
 

@@ -4,6 +4,8 @@
 //! outside 192.0.2.2 ── up0 192.0.2.1 host orlop0 ── pods
 //! ```
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
