@@ -62,20 +62,34 @@ fn compile(rules: &[DeviceRule]) -> Vec<Instruction> {
     ];
     for rule in rules.iter().rev() {
         program.extend(compile_rule(rule));
+        // The kernel refuses a program with parts that nothing leads to.
+        if matches_all(rule) {
+            return program;
+        }
     }
     program.extend([op(MOVE, 0, 0, 0, 0), op(EXIT, 0, 0, 0, 0)]);
     program
 }
 
-fn compile_rule(rule: &DeviceRule) -> Vec<Instruction> {
-    let access = rule.access.chars().fold(0, |bits, one| {
+/// Whether no request passes a rule by.
+fn matches_all(rule: &DeviceRule) -> bool {
+    let any_access = matches!(access_bits(rule), 0 | 7);
+    !matches!(rule.kind, 'b' | 'c') && any_access && rule.major.is_none() && rule.minor.is_none()
+}
+
+fn access_bits(rule: &DeviceRule) -> i32 {
+    rule.access.chars().fold(0, |bits, one| {
         bits | match one {
             'm' => 1,
             'r' => 2,
             'w' => 4,
             _ => 0,
         }
-    });
+    })
+}
+
+fn compile_rule(rule: &DeviceRule) -> Vec<Instruction> {
+    let access = access_bits(rule);
     let mut tests = Vec::new();
     match rule.kind {
         'b' => tests.push(op(JUMP_NOT_EQUAL, 2, 0, 0, 1)),
@@ -244,6 +258,14 @@ mod tests {
 
     fn rule(allow: bool, kind: char, major: Option<u32>, minor: Option<u32>, access: &str) -> DeviceRule {
         DeviceRule { allow, kind, major, minor, access: access.into() }
+    }
+
+    #[test]
+    fn nothing_comes_after_a_rule_that_matches_all() {
+        let everything = rule(true, 'a', None, None, "rwm");
+        let one = rule(false, 'c', Some(1), Some(3), "rwm");
+        let exits = |rules: &[DeviceRule]| compile(rules).iter().filter(|one| one.code == EXIT).count();
+        assert_eq!((exits(&[one.clone(), everything.clone()]), exits(&[everything, one])), (1, 2));
     }
 
     #[test]
