@@ -13,4 +13,4 @@ pub mod zygote;
 
 pub use config::{IdMapping, KeeperConfig, KeeperFds, Network, UserNamespace};
 pub use record::read_record;
-pub use zygote::Zygote;
+pub use zygote::{HELPER, Zygote};

@@ -22,8 +22,8 @@ pub const DATA_MAX: usize = 64 << 10;
 pub struct Helper {
     /// By this name.
     pub name: &'static str,
-    /// Its whole life. It begins with the data and the file descriptors of the order, in a session of its own; no other
-    /// descriptors are open but the standard three, which are `/dev/null`.
+    /// Its whole life. It begins with the data and the file descriptors of the order, in the zygote's session, which has no
+    /// terminal; no other descriptors are open but the standard three, which are `/dev/null`.
     pub run: fn(Vec<u8>, Vec<OwnedFd>) -> !,
 }
 
