@@ -15,23 +15,22 @@ use super::settings::Settings;
 
 /// The processes that have to be forked before there is a thread.
 pub(crate) struct Forked {
-    pub(super) keepers: keeper::Zygote,
-    pub(super) helpers: Zygote,
+    pub(super) zygote: Arc<Zygote>,
 }
 
 /// What the zygote can start.
 struct Helpers;
 
 impl sys::zygote::Helpers for Helpers {
-    const ALL: &'static [sys::zygote::Helper] = &[network::dns::HELPER];
+    const ALL: &'static [sys::zygote::Helper] = &[keeper::HELPER, network::dns::HELPER];
 }
 
 impl Forked {
     /// Forks them.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let keepers = keeper::Zygote::start().context("fork the process that pods' keepers come from")?;
-        let helpers = Zygote::start::<Helpers>().context("fork the process that the name server comes from")?;
-        Ok(Self { keepers, helpers })
+        let zygote = Zygote::start::<Helpers>();
+        let zygote = zygote.context("fork the process that keepers and the name server come from")?;
+        Ok(Self { zygote: Arc::new(zygote) })
     }
 }
 
@@ -53,7 +52,7 @@ impl Base {
     pub(crate) async fn start(
         settings: &Settings,
         network: network::Config,
-        keepers: keeper::Zygote,
+        zygote: Arc<Zygote>,
     ) -> anyhow::Result<Self> {
         let layout = &settings.layout;
         let mut config = image::Config::new(layout.images());
@@ -61,7 +60,7 @@ impl Base {
         let images = Images::open(config)?;
         let credentials = Arc::new(Credentials::new(CredentialsConfig::default())?);
         let network = Network::new(network)?;
-        let parts = runtime::Parts { images: images.clone(), network: network.clone(), zygote: keepers };
+        let parts = runtime::Parts { images: images.clone(), network: network.clone(), zygote: zygote.into() };
         let runtime = Runtime::start(runtime::Config::new(&layout.state_dir, &layout.run_dir), parts).await?;
         let stopped = CancellationToken::new();
         let listener = cri::server::bind(&settings.cri_socket).await?;
@@ -84,6 +83,7 @@ pub(super) fn network_config(settings: &Settings) -> network::Config {
     network::Config {
         cni_conf_dir: settings.cni_conf_dir.clone(),
         cni_bin_dirs: vec![settings.cni_bin_dir.clone()],
+        cni_state_dir: layout.state_dir.join("cni"),
         bridge: layout.bridge.clone(),
         subnets: settings.pods.to_string().parse().into_iter().collect(),
         table: layout.pod_table.clone(),

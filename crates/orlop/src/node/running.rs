@@ -56,7 +56,7 @@ impl Running {
     /// Adopts what runs and starts everything.
     pub(crate) async fn start(settings: &UpSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
         let layout = &settings.node.layout;
-        let base = Base::start(&settings.node, network_config(settings), forked.keepers).await?;
+        let base = Base::start(&settings.node, network_config(settings), forked.zygote.clone()).await?;
         let source = Manifests::start(manifests_config(settings))?;
         let facts = facts(settings, &base.network);
         source.update_node_status(&settings.name, node_status::status(&facts)).await?;
@@ -65,7 +65,7 @@ impl Running {
         groups.ensure_roots(cpu, None).context("make the control groups of pods")?;
 
         let proxy = Proxy::start(proxy_config(settings), source.clone())?;
-        let name_server = dns::Server::start(dns_config(settings), Arc::new(forked.helpers)).await?;
+        let name_server = dns::Server::start(dns_config(settings), forked.zygote).await?;
         let name_server = Arc::new(name_server);
         let names = tokio::spawn(names::serve(source.store().clone(), name_server.clone(), names_scope(settings)));
         let paths = Paths { root: layout.kubelet_root.clone(), logs: layout.pod_logs.clone() };
@@ -209,7 +209,7 @@ fn dns_config(settings: &UpSettings) -> dns::Config {
     dns::Config {
         run_dir: settings.node.layout.run_dir.join("dns"),
         addresses: vec![SocketAddr::from((settings.dns, DNS_PORT))],
-        clients: Vec::new(),
+        clients: settings.node.pods.to_string().parse().into_iter().collect(),
         upstreams: dns::Upstreams::File("/etc/resolv.conf".into()),
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn run(places: &Places, options: &NodeOptions) -> anyhow::Result<Exit
 
 async fn serve(settings: &Settings, forked: Forked) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let base = Base::start(settings, base::network_config(settings), forked.keepers).await?;
+    let base = Base::start(settings, base::network_config(settings), forked.zygote).await?;
     print(&format!("orlop: CRI on unix://{}; Ctrl-C ends the runtime, pods go on\n", settings.cri_socket.display()));
     signals.next().await;
     base.stop().await;
