@@ -312,3 +312,25 @@ fn the_name_servers_address_and_the_route_of_services_are_on_the_bridge() {
         network.shutdown().await.unwrap();
     });
 }
+
+#[test]
+fn a_network_may_have_ipv6_only() {
+    on_a_host(async |host| {
+        let mut config = host.config();
+        config.subnets = vec!["fd00:85::/64".parse().unwrap()];
+        config.addresses = vec!["fd00:96::a".parse().unwrap()];
+        let network = Network::new(config).unwrap();
+        network.adopt(Vec::new()).await.unwrap();
+        let a = network.attach(request("a", &[])).await.unwrap();
+        let b = network.attach(request("b", &[(Protocol::Tcp, 8080, 80)])).await.unwrap();
+        assert_eq!((a.ips.len(), b.ips[0].is_ipv6()), (1, true));
+        serve(&b.netns, 80);
+        serve(&host.outside, 80);
+        serve(&host.here, 53);
+        assert_eq!(ask(&a.netns, b.ips[0], 80).unwrap(), a.ips[0].to_string(), "from pod to pod");
+        assert_eq!(ask(&a.netns, ip("2001:db8::2"), 80).unwrap(), "2001:db8::1", "the world sees the host");
+        assert_eq!(ask(&a.netns, ip("fd00:96::a"), 53).unwrap(), a.ips[0].to_string(), "the host's further address");
+        assert_eq!(ask(&host.outside, ip("2001:db8::1"), 8080).unwrap(), "2001:db8::2", "through a host port");
+        network.shutdown().await.unwrap();
+    });
+}

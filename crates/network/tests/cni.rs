@@ -464,6 +464,23 @@ fn a_plugin_that_is_not_ready_is_no_network() {
 }
 
 #[test]
+fn a_plugin_that_speaks_another_version_is_named() {
+    on_a_host(async |host| {
+        let version = r#"[ $CNI_COMMAND = VERSION ] && echo '{"supportedVersions":["0.3.1","0.4.0"]}'"#;
+        host.plugin("one", version);
+        host.conf("10.conf", &json!({"cniVersion": "1.0.0", "name": "net", "type": "one"}));
+        let network = host.network(Vec::new()).await;
+        host.wait("VERSION is asked", || network.status().problem.is_some());
+        let problem = network.status().problem.unwrap();
+        assert!(problem.contains("one speaks 0.3.1, 0.4.0, not the configuration's cniVersion 1.0.0"), "{problem}");
+        host.conf("10.conf", &json!({"cniVersion": "0.4.0", "name": "net", "type": "one"}));
+        host.wait("it is asked again", || network.status().problem.is_none() && host.calls().len() == 2);
+        assert_eq!(host.calls(), ["VERSION  one", "VERSION  one"], "no more often");
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
 fn a_configuration_that_appears_takes_over_from_the_bridge() {
     on_a_host(async |host| {
         host.plugin("one", "");

@@ -16,6 +16,7 @@ use domain::base::iana::Rcode;
 use domain::base::name::ParsedName;
 use domain::base::{Message, MessageBuilder, Name, Rtype, Ttl};
 use domain::rdata::{A, AllRecordData};
+use network::AttachRequest;
 use network::dns::{self, Config, DnsError, Endpoint, Server, Target, Upstreams, Zone};
 use sys::netlink::{Socket, Writer};
 use sys::zygote::{Helper, Helpers, Zygote};
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     testkit::serial::main(
         &[
             ("names_resolve_over_udp_and_tcp", names),
+            ("pods_and_host_are_answered_over_the_bridge", over_the_bridge),
             ("the_process_has_no_privileges_and_is_small", confined),
             ("a_killed_daemon_is_not_felt", killed_daemon),
             ("a_killed_server_is_replaced", killed_server),
@@ -196,6 +198,40 @@ fn names() {
         assert_eq!(ask_tcp(&mut stream, WEB), "NOERROR 10.96.0.8", "over the same connection");
         assert_eq!(ask("www.example.com"), "SERVFAIL", "nobody to ask");
         server.stop().await.unwrap();
+    });
+}
+
+fn over_the_bridge() {
+    on_a_host(async |host| {
+        let mut pods = network::Config::new(host.dir.path().join("network"));
+        pods.cni_conf_dir = host.dir.path().join("no-cni");
+        pods.subnets.push("fd00:85::/64".parse().unwrap());
+        let (v4, v6): (IpAddr, IpAddr) = ("10.96.0.10".parse().unwrap(), "fd00:96::a".parse().unwrap());
+        pods.addresses = vec![v4, v6];
+        let clients = pods.subnets.clone();
+        let network = network::Network::new(pods).unwrap();
+        network.adopt(Vec::new()).await.unwrap();
+        let addresses = vec![SocketAddr::new(v4, 53), SocketAddr::new(v6, 53)];
+        let config = Config { addresses, clients, ..host.config(&[]) };
+        let server = Server::start(config, ZYGOTE.get().unwrap().clone()).await.unwrap();
+        server.update(zone("10.96.0.7")).await.unwrap();
+        let request = AttachRequest { sandbox_id: "pod".into(), ..AttachRequest::default() };
+        let pod = network.attach(request).await.unwrap();
+        for namespace in [pod.netns.try_clone().unwrap(), testkit::netns::current().unwrap()] {
+            for server in [v4, v6] {
+                let any: IpAddr = if server.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+                let from = || UdpSocket::bind((any, 0));
+                let socket = sys::netns::run_in(namespace.as_fd(), from).unwrap();
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                socket.connect((server, 53)).unwrap();
+                socket.send(&question(WEB)).unwrap();
+                let mut buffer = [0; 512];
+                let length = socket.recv(&mut buffer).unwrap();
+                assert_eq!(show(&buffer[..length]), "NOERROR 10.96.0.7", "of {server}");
+            }
+        }
+        server.stop().await.unwrap();
+        network.shutdown().await.unwrap();
     });
 }
 

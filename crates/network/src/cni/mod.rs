@@ -82,9 +82,21 @@ struct Known {
 
 #[derive(Debug, Default)]
 struct Health {
-    problem: Option<String>,
+    /// Whose plugins were asked.
+    network: Option<Arc<NetworkList>>,
+    /// They do not speak the configuration's version; asked once for each configuration.
+    version_problem: Option<String>,
+    /// They are not ready.
+    status_problem: Option<String>,
     asked_at: Option<Instant>,
     asking: bool,
+}
+
+impl Health {
+    /// Whether the plugins of `network` have been asked already.
+    fn is_of(&self, network: &Arc<NetworkList>) -> bool {
+        self.network.as_ref().is_some_and(|known| Arc::ptr_eq(known, network))
+    }
 }
 
 impl Cni {
@@ -209,30 +221,57 @@ impl Cni {
         if let Err(missing) = network.plugins.iter().try_for_each(|plugin| self.program(type_of(plugin)).map(drop)) {
             return Some(missing);
         }
-        if network.version < Version::V1_1_0 {
-            return None;
-        }
         let mut health = self.health();
-        if !health.asking && health.asked_at.is_none_or(|then| then.elapsed() > STATUS_AGE) {
+        let is_old = || health.asked_at.is_none_or(|then| then.elapsed() > STATUS_AGE);
+        let is_due = !health.is_of(network) || network.version >= Version::V1_1_0 && is_old();
+        if is_due && !health.asking {
             let (cni, network) = (self.clone(), network.clone());
-            let ask = std::thread::Builder::new().name("cni-status".into()).spawn(move || cni.ask_status(&network));
+            let ask = std::thread::Builder::new().name("cni-status".into()).spawn(move || cni.ask_health(network));
             match ask {
                 Ok(_) => health.asking = true,
                 Err(error) => tracing::warn!(%error, "cannot ask the CNI plugins for their status"),
             }
         }
-        health.problem.clone()
+        let known = health.is_of(network);
+        health.version_problem.as_ref().or(health.status_problem.as_ref()).filter(|_| known).cloned()
     }
 
-    fn ask_status(&self, network: &NetworkList) {
-        let first_problem = network.plugins.iter().find_map(|plugin| {
-            let call = Call { command: "STATUS", list: network, plugin, limit: QUICK.min(self.limit) };
-            self.call(&call, &call.conf(), None).err()
-        });
+    fn ask_health(&self, network: Arc<NetworkList>) {
+        let is_new = !self.health().is_of(&network);
+        let version = is_new.then(|| network.plugins.iter().find_map(|plugin| self.ask_version(&network, plugin)));
+        let status = network.plugins.iter().find_map(|plugin| self.ask_status(&network, plugin));
         let mut health = self.health();
-        health.problem = first_problem.map(|error| error.to_string());
+        if let Some(version) = version {
+            health.version_problem = version;
+        }
+        health.status_problem = status.map(|error| error.to_string());
+        health.network = Some(network);
         health.asked_at = Some(Instant::now());
         health.asking = false;
+    }
+
+    /// What a plugin says against the configuration's version. One that does not answer is asked no further: ADD will
+    /// tell.
+    fn ask_version(&self, network: &NetworkList, plugin: &Map<String, Value>) -> Option<String> {
+        let call = Call { command: "VERSION", list: network, plugin, limit: QUICK.min(self.limit) };
+        let question = json!({"cniVersion": network.version.as_str()});
+        let output = self.call(&call, question.as_object()?, None).ok()?;
+        let answer: Value = serde_json::from_slice(&output).ok()?;
+        let speaks: Vec<&str> = answer.get("supportedVersions")?.as_array()?.iter().filter_map(Value::as_str).collect();
+        if speaks.contains(&network.version.as_str()) {
+            return None;
+        }
+        let wanted = network.version.as_str();
+        let reason = format!("speaks {}, not the configuration's cniVersion {wanted}", speaks.join(", "));
+        Some(format!("the CNI plugin {} {reason}; change that, or install a newer plugin", type_of(plugin)))
+    }
+
+    fn ask_status(&self, network: &NetworkList, plugin: &Map<String, Value>) -> Option<NetworkError> {
+        if network.version < Version::V1_1_0 {
+            return None;
+        }
+        let call = Call { command: "STATUS", list: network, plugin, limit: QUICK.min(self.limit) };
+        self.call(&call, &call.conf(), None).err()
     }
 
     /// The configuration of one plugin for one sandbox. (`capabilities` stays in it, as the reference leaves it.)
