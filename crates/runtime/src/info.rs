@@ -34,7 +34,8 @@ pub(crate) fn status(core: &Core, verbose: bool) -> v1::StatusResponse {
         condition("RuntimeReady", None),
         condition("NetworkReady", network.problem.map(|problem| ("NetworkPluginNotReady", problem))),
     ];
-    let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let features =
+        v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: has_user_namespaces() };
     let mut info = HashMap::new();
     if verbose {
         info.insert("config".to_owned(), config(core).to_string());
@@ -50,6 +51,12 @@ pub(crate) fn status(core: &Core, verbose: bool) -> v1::StatusResponse {
 /// What every handler can do.
 fn features_of_all() -> v1::RuntimeFeatures {
     v1::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false, mount_options: true }
+}
+
+/// Whether the operator has left the kernel any (`user.max_user_namespaces`).
+fn has_user_namespaces() -> bool {
+    let text = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    text.trim().parse::<u64>().is_ok_and(|count| count > 0)
 }
 
 fn config(core: &Core) -> serde_json::Value {

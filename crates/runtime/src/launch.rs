@@ -53,9 +53,13 @@ pub(crate) async fn prepare(
 ) -> Result<Made, Error> {
     let (core, sandbox, container) = (core.clone(), sandbox.clone(), container.clone());
     let shm = namespace_of(&sandbox, protocol::NamespaceKind::Mount, None).await?;
+    let users = match spec::sandbox_users(&sandbox.config)? {
+        Some(_) => Some(namespace_of(&sandbox, protocol::NamespaceKind::User, None).await?),
+        None => None,
+    };
     patient(move || {
         let job = Job { core: &core, sandbox: &sandbox, container: &container, config: &config };
-        job.make(&image, shm.as_fd())
+        job.make(&image, shm.as_fd(), users)
     })
     .await?
 }
@@ -68,9 +72,12 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn make(&self, image: &Image, shm: BorrowedFd<'_>) -> Result<Made, Error> {
+    fn make(&self, image: &Image, shm: BorrowedFd<'_>, users: Option<OwnedFd>) -> Result<Made, Error> {
         let prepared = spec::prepare(self.config)?;
-        let rootfs = self.core.images.rootfs(&image.id, &self.container.id, RootfsOptions::default());
+        let copy = users.as_ref().map(OwnedFd::try_clone).transpose();
+        let user_namespace = copy.map_err(|error| self.failed("mapping the users of", &error))?;
+        let options = RootfsOptions { user_namespace, ..RootfsOptions::default() };
+        let rootfs = self.core.images.rootfs(&image.id, &self.container.id, options);
         let root = rootfs.map_err(|error| self.failed("mounting the root of", &error))?.mount;
         let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let user = spec::resolve_user(root.as_fd(), security, &image.config.config.user)?;
@@ -99,7 +106,7 @@ impl Job<'_> {
             spec.launch_plan(&self.core.host.facts).map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let shm = shm::copy(shm).map_err(|error| self.failed("sharing memory with", &error))?;
         let made = files.shm.iter().map(|path| path.to_string_lossy().into_owned()).zip([shm]).collect();
-        let mounts = spec.open_sources(&plan, made, None, &self.core.images)?;
+        let mounts = spec.open_sources(&plan, made, users.as_ref().map(OwnedFd::as_fd), &self.core.images)?;
         self.make_group(&spec)?;
         Ok(Made { ready: Ready { plan, root, mounts }, spec, user, stop_signal, stop_signal_name })
     }
@@ -119,6 +126,9 @@ impl Job<'_> {
         }
         if pod.ipc() != NamespaceMode::Node {
             joined.extend([of_pod(NamespaceKind::Ipc)]);
+        }
+        if pod.userns_options.is_some() {
+            joined.extend([of_pod(NamespaceKind::User)]);
         }
         match own.pid() {
             NamespaceMode::Pod => joined.extend([of_pod(NamespaceKind::Pid)]),

@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use cri::v1::{self, ContainerEventType as Kind};
 use cri::{Error, v1::NamespaceMode};
-use keeper::protocol::{CgroupEntry, Role};
-use keeper::{KeeperConfig, KeeperFds};
+use executor::oci;
+use keeper::protocol::{CgroupEntry, NamespaceKind, Role};
+use keeper::{IdMapping, KeeperConfig, KeeperFds, UserNamespace};
 use network::{AttachRequest, Dns, PortMapping, Protocol};
 
 use crate::client::Client;
@@ -22,7 +23,7 @@ use crate::record::{Progress, Records, SandboxRecord};
 use crate::sandbox::{Phase, Sandbox};
 use crate::single::Outcome;
 use crate::table::Entered;
-use crate::{files, group, shm, spec};
+use crate::{files, group, launch, shm, spec};
 
 /// What protects a keeper from the kernel's OOM killer, as containerd protects its pause containers.
 const KEEPER_OOM_SCORE: i32 = -998;
@@ -74,12 +75,6 @@ fn check(config: &v1::PodSandboxConfig, handler: &str) -> Result<(), Error> {
     if !handler.is_empty() {
         return invalid(format!("runtime handler {handler:?} is unknown; this runtime has only the default one, \"\""));
     }
-    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    let options = security.and_then(|security| security.namespace_options.as_ref());
-    let users = options.and_then(|options| options.userns_options.as_ref());
-    if users.is_some_and(|users| users.mode() == NamespaceMode::Pod) {
-        return invalid("user namespaces of pods are not supported yet; remove hostUsers: false".into());
-    }
     Ok(())
 }
 
@@ -108,18 +103,24 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     };
     let root_is_initramfs = core.host.facts.root_is_initramfs;
     let shm = blocking(move || shm::make(root_is_initramfs));
-    let (network, entry, shm) = tokio::join!(attach(core, sandbox), begun, shm);
+    // A user namespace owns the network namespace of its pod, so that one is made by the keeper and connected later.
+    let owned = spec::sandbox_users(&sandbox.config)?.is_some();
+    let given =
+        async { if owned || sandbox.host_network() { Ok(None) } else { attach(core, sandbox, None).await.map(Some) } };
+    let (netns, entry, shm) = tokio::join!(given, begun, shm);
     let shm = shm.map_err(|error| failed("making the shared memory of sandbox", &sandbox.id, &error))?;
-    let (netns, entry) = (network?, entry?);
+    let (netns, entry) = (netns?, entry?);
     let client = start_keeper(core, sandbox, netns, &shm, &entry)?;
-    let welcome = client
-        .hello(Role::Control)
-        .await
-        .map_err(|error| failed("starting the keeper of sandbox", &sandbox.id, &error))?;
+    let welcome = client.hello(Role::Control).await;
+    let welcome = welcome.map_err(|error| failed("starting the keeper of sandbox", &sandbox.id, &error))?;
     {
         let mut live = sandbox.live();
         live.keeper = Some(Arc::new(client));
         live.keeper_pid = welcome.pid;
+    }
+    if owned {
+        let netns = launch::namespace_of(sandbox, NamespaceKind::Net, None).await?;
+        attach(core, sandbox, Some(netns)).await?;
     }
     files::put_hosts(sandbox).map_err(|error| failed("writing the hosts file of sandbox", &sandbox.id, &error))?;
     let record = sandbox.record(&core.boot_id, Progress::Made);
@@ -139,14 +140,13 @@ fn begin(core: &Core, sandbox: &Sandbox) -> Result<sys::cgroup::Entry, Error> {
     entered.map_err(|error| failed("making the control group of sandbox", &sandbox.id, &error))
 }
 
-async fn attach(core: &Core, sandbox: &Sandbox) -> Result<Option<OwnedFd>, Error> {
-    if sandbox.host_network() {
-        return Ok(None);
-    }
-    let attached = core.network.attach(attach_request(sandbox)?).await;
+/// Connects the sandbox; its network namespace, the one that was given or a new one.
+async fn attach(core: &Core, sandbox: &Sandbox, netns: Option<OwnedFd>) -> Result<OwnedFd, Error> {
+    let request = AttachRequest { netns, ..attach_request(sandbox)? };
+    let attached = core.network.attach(request).await;
     let attachment = attached.map_err(|error| failed("connecting sandbox", &sandbox.id, &error))?;
     sandbox.live().ips = attachment.ips.iter().map(ToString::to_string).collect();
-    Ok(Some(attachment.netns))
+    Ok(attachment.netns)
 }
 
 fn attach_request(sandbox: &Sandbox) -> Result<AttachRequest, Error> {
@@ -209,19 +209,30 @@ fn start_keeper(
 fn keeper_config(sandbox: &Sandbox) -> Result<KeeperConfig, Error> {
     let namespaces = sandbox.namespaces();
     let host_network = sandbox.host_network();
+    let users = spec::sandbox_users(&sandbox.config)?;
     Ok(KeeperConfig {
         sandbox: sandbox.id.clone(),
-        network: if host_network { keeper::Network::Host } else { keeper::Network::Given },
+        network: match (host_network, &users) {
+            (true, _) => keeper::Network::Host,
+            (false, Some(_)) => keeper::Network::New,
+            (false, None) => keeper::Network::Given,
+        },
         mounts: true,
         own_uts: !host_network,
         own_ipc: namespaces.ipc() != NamespaceMode::Node,
         shared_pid: namespaces.pid() == NamespaceMode::Pod,
-        user: None,
+        user: users.map(|(uids, gids)| UserNamespace { uids: id_mappings(uids), gids: id_mappings(gids) }),
         hostname: Some(files::hostname(sandbox)).filter(|name| !host_network && !name.is_empty()),
         sysctls: spec::sandbox_sysctls(&sandbox.config)?,
         oom_score_adj: KEEPER_OOM_SCORE,
         cgroup: CgroupEntry::Stay, // The zygote's handle says what the descriptors are.
     })
+}
+
+fn id_mappings(ranges: Vec<oci::IdMapping>) -> Vec<IdMapping> {
+    let one =
+        |range: oci::IdMapping| IdMapping { inside: range.container_id, outside: range.host_id, count: range.size };
+    ranges.into_iter().map(one).collect()
 }
 
 /// Removes what a failed making has left. What cannot be removed is found by `fsck`.

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use error::SpecError;
 pub(crate) use prepare::{HostDevice, Prepared, prepare};
 pub(crate) use resources::resources;
-pub(crate) use sandbox::{group_of, hostname_file, resolv_conf, sandbox_sysctls};
+pub(crate) use sandbox::{group_of, hostname_file, resolv_conf, sandbox_sysctls, sandbox_users};
 pub(crate) use signal::{stop_signal, stop_signal_of_image};
 pub(crate) use user::{ResolvedUser, resolve_user};
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cri::v1;
+use executor::oci::IdMapping;
 
 use super::namespaces::{is_host, mappings, of_sandbox};
 use super::{ContainerInput, SpecError};
@@ -79,6 +80,25 @@ pub(crate) fn sandbox_sysctls(sandbox: &v1::PodSandboxConfig) -> Result<Vec<(Str
         all.insert(dotted, value.clone());
     }
     Ok(all.into_iter().collect())
+}
+
+/// The users and groups of the sandbox's user namespace; `None` without one.
+///
+/// # Errors
+/// Mappings that cannot be.
+pub(crate) fn sandbox_users(
+    sandbox: &v1::PodSandboxConfig,
+) -> Result<Option<(Vec<IdMapping>, Vec<IdMapping>)>, SpecError> {
+    let options = of_sandbox(sandbox);
+    let users = mappings(options.userns_options.as_ref())?;
+    if !users.are_mapped() {
+        return Ok(None);
+    }
+    if is_host(options.network) {
+        let problem = "needs a network of the pod's own: unset hostNetwork, or hostUsers: false";
+        return Err(SpecError::invalid("namespace_options.userns_options", "POD", problem));
+    }
+    Ok(Some((users.uids, users.gids)))
 }
 
 fn is_slashed(name: &str) -> bool {

@@ -5,12 +5,15 @@ use cri::{Error, RuntimeService as _, v1};
 use futures_util::StreamExt as _;
 use testkit::serial::Test;
 
-use crate::fixture::{IMAGE, on_a_node, script_config};
+use crate::fixture::{IMAGE, Node, Pod, on_a_node, script_config};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_pod_lives_and_goes", a_pod_lives_and_goes),
     ("exit_codes_and_reasons", exit_codes_and_reasons),
     ("containers_of_a_pod_share_what_they_should", containers_of_a_pod_share_what_they_should),
+    ("a_pod_with_users_of_its_own", a_pod_with_users_of_its_own),
+    ("a_pod_in_the_hosts_namespaces", a_pod_in_the_hosts_namespaces),
+    ("a_pod_with_one_process_namespace", a_pod_with_one_process_namespace),
     ("exec_sync_answers_and_times_out", exec_sync_answers_and_times_out),
 ];
 
@@ -135,6 +138,102 @@ fn containers_of_a_pod_share_what_they_should() {
         }
         assert_eq!(text(&second, "cat /etc/hostname; hostname").await, "shares\nshares");
         assert!(text(&second, "cat /etc/hosts").await.contains("\tshares"));
+        node
+    });
+}
+
+/// Namespaces for a pod and, the same, for its container.
+fn in_namespaces(
+    node: &Node,
+    name: &str,
+    options: v1::NamespaceOption,
+    script: &str,
+) -> (v1::PodSandboxConfig, v1::ContainerConfig) {
+    let namespace_options = Some(options);
+    let of_pod = v1::LinuxSandboxSecurityContext { namespace_options: namespace_options.clone(), ..Default::default() };
+    let of_container = v1::LinuxContainerSecurityContext { namespace_options, ..Default::default() };
+    let mut sandbox = node.sandbox_config(name);
+    sandbox.linux = Some(v1::LinuxPodSandboxConfig { security_context: Some(of_pod), ..Default::default() });
+    let mut container = script_config("main", script);
+    container.linux = Some(v1::LinuxContainerConfig { security_context: Some(of_container), ..Default::default() });
+    (sandbox, container)
+}
+
+async fn pod_in_namespaces(node: &Node, name: &str, options: v1::NamespaceOption, script: &str) -> Pod {
+    let (config, request) = in_namespaces(node, name, options, script);
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    let container = node.create(&sandbox, &config, request).await.unwrap();
+    node.start_container(&container).await.unwrap();
+    Pod { config, sandbox, container }
+}
+
+fn a_pod_with_users_of_its_own() {
+    on_a_node(|node| async {
+        let mapping = || vec![v1::IdMapping { host_id: 1_000_000, container_id: 0, length: 65536 }];
+        let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
+        let options = v1::NamespaceOption { userns_options: Some(users), ..Default::default() };
+        let script = "id -u; echo mine > /file; stat -c %u:%g /file /bin /etc/hosts; ip addr show eth0 | grep -c 'inet '; \
+                      read -r a b c < /proc/self/uid_map; echo $a $b $c";
+        let pod = pod_in_namespaces(&node, "users", options.clone(), script).await;
+        let expected = ["0", "0:0", "0:0", "0:0", "1", "0 1000000 65536"].map(|line| format!("stdout F {line}"));
+        node.exited(&pod.container).await;
+        assert_eq!(node.log("users"), expected);
+        let (_, mut request) = in_namespaces(&node, "users", options, "sleep 1000");
+        request.metadata.as_mut().unwrap().name = "second".to_owned();
+        let second = node.create(&pod.sandbox, &pod.config, request).await.unwrap();
+        node.start_container(&second).await.unwrap();
+        let answer = node.exec(&second, &["cat", "/proc/self/uid_map"], 0).await.unwrap();
+        assert!(String::from_utf8_lossy(&answer.stdout).contains("1000000"));
+        assert!(node.sandbox_status(&pod.sandbox).await.network.unwrap().ip.starts_with("10.85."));
+        node
+    });
+}
+
+fn a_pod_in_the_hosts_namespaces() {
+    on_a_node(|node| async {
+        let mode = v1::NamespaceMode::Node.into();
+        let options = v1::NamespaceOption { network: mode, pid: mode, ipc: mode, ..Default::default() };
+        let pod = pod_in_namespaces(&node, "host", options, "sleep 1000").await;
+        for space in ["net", "pid", "ipc", "uts"] {
+            let path = format!("/proc/self/ns/{space}");
+            let answer = node.exec(&pod.container, &["readlink", &path], 0).await.unwrap();
+            // The test's own thread stands for the host.
+            let host = std::fs::read_link(format!("/proc/thread-self/ns/{space}")).unwrap();
+            assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), host.to_string_lossy(), "{space}");
+        }
+        assert_eq!(node.sandbox_status(&pod.sandbox).await.network.unwrap().ip, "");
+        node
+    });
+}
+
+fn a_pod_with_one_process_namespace() {
+    on_a_node(|node| async {
+        let options = v1::NamespaceOption { pid: v1::NamespaceMode::Pod.into(), ..Default::default() };
+        let first = pod_in_namespaces(&node, "one", options.clone(), "exec sleep 4243").await;
+        let (_, mut request) = in_namespaces(&node, "one", options, "exec sleep 4244");
+        request.metadata.as_mut().unwrap().name = "second".to_owned();
+        let second = node.create(&first.sandbox, &first.config, request).await.unwrap();
+        node.start_container(&second).await.unwrap();
+        let answer = node.exec(&second, &["ps", "-o", "args"], 0).await.unwrap();
+        let listed = String::from_utf8_lossy(&answer.stdout).into_owned();
+        assert!(listed.contains("sleep 4243") && listed.contains("sleep 4244"), "{listed}");
+        node.stop_container(&first.container, 0).await.unwrap();
+        assert_eq!(node.status(&second).await.state(), ContainerState::ContainerRunning);
+        // Another container of the pod, which has a namespace of its own, can be joined as well.
+        let own = v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() };
+        let target = pod_in_namespaces(&node, "target", own, "exec sleep 4245").await;
+        let options = v1::NamespaceOption {
+            pid: v1::NamespaceMode::Target.into(),
+            target_id: target.container.clone(),
+            ..Default::default()
+        };
+        let (_, mut request) = in_namespaces(&node, "target", options, "exec sleep 4246");
+        request.metadata.as_mut().unwrap().name = "debugger".to_owned();
+        let debugger = node.create(&target.sandbox, &target.config, request).await.unwrap();
+        node.start_container(&debugger).await.unwrap();
+        let answer = node.exec(&debugger, &["ps", "-o", "pid,args"], 0).await.unwrap();
+        let listed = String::from_utf8_lossy(&answer.stdout).into_owned();
+        assert!(listed.lines().any(|line| line.trim() == "1 sleep 4245"), "{listed}");
         node
     });
 }
