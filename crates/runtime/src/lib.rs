@@ -42,7 +42,6 @@ mod spec;
 mod stats;
 mod status;
 mod stop;
-#[allow(dead_code, unused_imports, reason = "its callers are being written")]
 mod stream;
 mod table;
 mod update;

@@ -11,6 +11,7 @@ mod faults;
 mod fixture;
 mod lifecycle;
 mod requests;
+mod streams;
 mod usage;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     image::worker::maybe_run();
     adoption::maybe_be_a_daemon();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all: Vec<Test> = [lifecycle::TESTS, requests::TESTS, usage::TESTS, faults::TESTS, adoption::TESTS].concat();
+    let all: Vec<Test> =
+        [lifecycle::TESTS, requests::TESTS, usage::TESTS, streams::TESTS, faults::TESTS, adoption::TESTS].concat();
     testkit::serial::main(&all, missing)
 }

@@ -174,7 +174,9 @@ impl Streams {
                     }
                 }
             }
-            Frame::Ping { id } => self.send(Message::Pong { id }).await,
+            // Even numbers answer a server's pings, of which there are none (§2.6.5).
+            Frame::Ping { id } if id % 2 == 1 => self.send(Message::Pong { id }).await,
+            Frame::Ping { .. } => {}
             Frame::GoAway => {}
         }
     }
