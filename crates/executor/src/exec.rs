@@ -51,6 +51,16 @@ impl ExecPlan {
         wire::encode(self)
     }
 
+    /// The same process with another command, which is looked for in the same `PATH`.
+    ///
+    /// # Errors
+    /// No command, or a zero byte in it.
+    pub fn with_args(&self, args: &[String]) -> Result<Self, PlanError> {
+        let (programs, arguments) = plan::command(args, &self.process.environment)?;
+        let process = ProcessPlan { programs, arguments, ..self.process.clone() };
+        Ok(Self { process, namespaces: self.namespaces })
+    }
+
     /// From bytes.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cri::v1;
+use executor::ExecPlan;
 use keeper::protocol::Exit;
 use sys::cgroup::Cgroup;
 use tokio::sync::watch;
@@ -68,8 +69,8 @@ pub(crate) struct Live {
     pub(crate) started_at: i64,
     /// Its end, when the keeper told of it before of its beginning.
     pub(crate) early_exit: Option<Exit>,
-    /// What an exec is made from; made with the first one.
-    pub(crate) spec: Option<Arc<crate::spec::ContainerSpec>>,
+    /// The plan of its first exec without a terminal: later ones differ in their command only.
+    pub(crate) exec: Option<Arc<ExecPlan>>,
 }
 
 impl Container {
@@ -166,7 +167,7 @@ impl Container {
             self.record().end = Some(end);
         }
         let mut live = self.live();
-        (live.pid, live.ready) = (None, None);
+        (live.pid, live.ready, live.exec) = (None, None, None);
         drop(live);
         self.set_phase(Phase::Exited);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cri::{Error, v1};
+use executor::ExecPlan;
 use keeper::protocol::{Attach, Blob, Exec, Exit, Request, Signal, WindowSize};
 use sys::rustix;
 use tokio::io::AsyncReadExt as _;
@@ -84,9 +85,7 @@ pub(crate) async fn start(
     streams: Streams,
 ) -> Result<Running, Error> {
     let (sandbox, container) = running(core, container_id)?;
-    let spec = spec_of(&sandbox, &container).await?;
-    let plan = spec.exec_plan(command, tty.is_some(), &core.host.facts);
-    let plan = plan.map_err(|error| Error::InvalidArgument(error.to_string()))?;
+    let plan = plan_of(core, &sandbox, &container, command, tty.is_some()).await?;
     let fail = |error| failed("starting a process in container", &container.id, &error);
     let keeper = sandbox.keeper().map_err(fail)?;
     let request = Request::Exec(Exec {
@@ -111,19 +110,35 @@ pub(crate) async fn start(
     }
 }
 
-/// The container's configuration; read from its record with the first exec.
-async fn spec_of(sandbox: &Sandbox, container: &Arc<Container>) -> Result<Arc<ContainerSpec>, Error> {
-    if let Some(spec) = &container.live().spec {
-        return Ok(spec.clone());
+/// The plan of a process. Probes come often and without a terminal: for them the plan of the first is kept.
+async fn plan_of(
+    core: &Core,
+    sandbox: &Sandbox,
+    container: &Container,
+    command: &[String],
+    tty: bool,
+) -> Result<ExecPlan, Error> {
+    let invalid = |error: executor::PlanError| Error::InvalidArgument(error.to_string());
+    let kept = container.live().exec.clone().filter(|_| !tty);
+    if let Some(kept) = kept {
+        return kept.with_args(command).map_err(invalid);
     }
+    let spec = spec_of(sandbox, container).await?;
+    let plan = spec.exec_plan(command, tty, &core.host.facts).map_err(invalid)?;
+    if !tty {
+        container.live().exec = Some(Arc::new(plan.clone()));
+    }
+    Ok(plan)
+}
+
+/// The container's configuration, from its record.
+async fn spec_of(sandbox: &Sandbox, container: &Container) -> Result<ContainerSpec, Error> {
     let (records, id) = (sandbox.records.clone(), container.id.clone());
-    let read = blocking(move || {
+    blocking(move || {
         let json = records.spec(&id).map_err(|error| failed("reading the configuration of container", &id, &error))?;
         serde_json::from_slice(&json).map_err(|error| failed("reading the configuration of container", &id, &error))
-    });
-    let spec = Arc::new(read.await?);
-    container.live().spec = Some(Arc::clone(&spec));
-    Ok(spec)
+    })
+    .await
 }
 
 /// CRI `ExecSync`.

@@ -12,7 +12,7 @@ pub use facts::HostFacts;
 pub use resources::{device_rules, limits};
 pub use types::*;
 
-pub(crate) use process::{mask_of, process};
+pub(crate) use process::{command, mask_of, process};
 
 use sys::process::namespace;
 

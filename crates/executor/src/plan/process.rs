@@ -38,10 +38,12 @@ pub(crate) fn process(
         return Err(PlanError::invalid("process.cwd", &process.cwd, "is not an absolute path"));
     }
     refuse_labels(process)?;
+    let environment = environment(process)?;
+    let (programs, arguments) = command(&process.args, &environment)?;
     Ok(ProcessPlan {
-        programs: programs(process)?,
-        arguments: c_strings("process.args", &process.args)?,
-        environment: environment(process)?,
+        programs,
+        arguments,
+        environment,
         cwd: process.cwd.clone(),
         uid: process.user.uid,
         gid: process.user.gid,
@@ -87,17 +89,20 @@ fn c_string(field: &'static str, text: String) -> Result<CString, PlanError> {
     })
 }
 
-/// The program itself if it has a slash, else one candidate for each directory of the container's own `PATH`.
-fn programs(process: &oci::Process) -> Result<Vec<CString>, PlanError> {
-    let name = process.args.first().filter(|name| !name.is_empty()).ok_or(PlanError::Missing("process.args"))?;
+/// The programs to try, and the arguments: the program itself if it has a slash, else one candidate for each directory of
+/// the container's own `PATH`.
+pub(crate) fn command(args: &[String], environment: &[CString]) -> Result<(Vec<CString>, Vec<CString>), PlanError> {
+    let name = args.first().filter(|name| !name.is_empty()).ok_or(PlanError::Missing("process.args"))?;
+    let arguments = c_strings("process.args", args)?;
     if name.contains('/') {
-        return Ok(vec![c_string("process.args", name.clone())?]);
+        return Ok((vec![c_string("process.args", name.clone())?], arguments));
     }
-    let path = process.env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let path = environment.iter().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
+    let path = path.map_or(DEFAULT_PATH.into(), String::from_utf8_lossy);
     let directories = path.split(':').filter(|directory| directory.starts_with('/'));
-    directories
-        .map(|directory| c_string("process.args", format!("{}/{name}", directory.trim_end_matches('/'))))
-        .collect()
+    let candidates =
+        directories.map(|directory| c_string("process.args", format!("{}/{name}", directory.trim_end_matches('/'))));
+    Ok((candidates.collect::<Result<_, _>>()?, arguments))
 }
 
 /// The environment; of entries with the same name the last counts, as a shell would have it.
