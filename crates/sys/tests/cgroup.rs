@@ -173,8 +173,9 @@ fn devices_are_those_of_the_last_rules() {
         |minor| DeviceRule { allow: true, kind: 'c', major: Some(1), minor: Some(minor), access: "rwm".into() };
     let (null, zero) = (device(3), device(5));
     let reads = |path: &str| outcome(group, &format!("exec dd if={path} of=/dev/null bs=1 count=1")).success();
-    group.allow_devices(std::slice::from_ref(&null)).unwrap();
-    assert!(!reads("/dev/zero"), "the group has no rule for it");
+    let all = |allow| DeviceRule { allow, kind: 'a', major: None, minor: None, access: "rwm".into() };
+    group.allow_devices(&[all(true), all(false), null.clone()]).unwrap();
+    assert!(!reads("/dev/zero"), "all are denied but one");
     assert!(outcome(group, ": </dev/null").success());
     group.allow_devices(&[null, zero]).unwrap();
     assert!(reads("/dev/zero"), "rules that are set again replace the earlier ones");
