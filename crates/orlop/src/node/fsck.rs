@@ -11,6 +11,8 @@ pub(super) async fn of_running(running: &Running) -> anyhow::Result<Vec<String>>
     let mut unowned: Vec<String> = Vec::new();
     let owned = running.base.runtime.fsck().await?;
     unowned.extend(owned.into_iter().filter(|one| one.owner.is_none()).map(|one| format!("{} {}", one.kind, one.name)));
+    let owned = running.name_server.fsck();
+    unowned.extend(owned.into_iter().filter(|one| one.owner.is_none()).map(|one| format!("{} {}", one.kind, one.name)));
     let images = running.base.images.clone();
     unowned.extend(tokio::task::spawn_blocking(move || image_leftovers(&images)).await??);
     let layout = &running.settings.node.layout;
@@ -43,6 +45,7 @@ pub(crate) fn of_stopped(layout: &Layout) -> anyhow::Result<Vec<String>> {
     }
     let mut left = Vec::new();
     left.extend(sandboxes(&layout.run_dir));
+    left.extend(name_server(layout));
     left.extend(pod_directories(layout).into_iter().map(|(_, line)| line));
     left.extend(control_groups()?);
     Ok(left)
@@ -53,6 +56,11 @@ fn sandboxes(run_dir: &Path) -> Vec<String> {
     entries
         .map(|entry| format!("sandbox {} (no daemon owns it; `orlop up` takes it over)", entry.path().display()))
         .collect()
+}
+
+fn name_server(layout: &Layout) -> Vec<String> {
+    let line = |one: network::Owned| format!("{} {} (no daemon owns it; `orlop up` takes it over)", one.kind, one.name);
+    network::dns::fsck(&layout.dns()).into_iter().map(line).collect()
 }
 
 fn control_groups() -> anyhow::Result<Vec<String>> {

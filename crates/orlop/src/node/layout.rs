@@ -61,6 +61,11 @@ impl Layout {
         self.run_dir.join("orlop.sock")
     }
 
+    /// The name server's socket lies here.
+    pub(crate) fn dns(&self) -> PathBuf {
+        self.run_dir.join("dns")
+    }
+
     /// Where the node's own messages go when it runs detached.
     pub(crate) fn log_file(&self) -> PathBuf {
         self.state_dir.join("orlop.log")

@@ -207,7 +207,7 @@ fn proxy_config(settings: &UpSettings) -> proxy::Config {
 
 fn dns_config(settings: &UpSettings) -> dns::Config {
     dns::Config {
-        run_dir: settings.node.layout.run_dir.join("dns"),
+        run_dir: settings.node.layout.dns(),
         addresses: vec![SocketAddr::from((settings.dns, DNS_PORT))],
         clients: settings.node.pods.to_string().parse().into_iter().collect(),
         upstreams: dns::Upstreams::File("/etc/resolv.conf".into()),
