@@ -67,6 +67,8 @@ pub(crate) struct Live {
     /// Its first process, while it runs.
     pub(crate) pid: Option<u32>,
     pub(crate) started_at: i64,
+    /// Its end was noted.
+    ended: bool,
     /// Its end, when the keeper told of it before of its beginning.
     pub(crate) early_exit: Option<Exit>,
     /// The plan of its first exec without a terminal: later ones differ in their command only.
@@ -155,8 +157,11 @@ impl Container {
         }
     }
 
-    /// Notes how it ended.
-    pub(crate) fn finish(&self, end: End) {
+    /// Notes how it ended; false if that was known already.
+    pub(crate) fn finish(&self, end: End) -> bool {
+        if std::mem::replace(&mut self.live().ended, true) {
+            return false;
+        }
         let noted = self.update(|record| {
             record.end = Some(end.clone());
             record.progress = Progress::Ended.into();
@@ -170,5 +175,6 @@ impl Container {
         (live.pid, live.ready, live.exec) = (None, None, None);
         drop(live);
         self.set_phase(Phase::Exited);
+        true
     }
 }

@@ -165,7 +165,7 @@ async fn launch(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contai
         Some(ready) => ready,
         None => again(core, sandbox, container).await?,
     };
-    let (request, fds) = launch::request(core, sandbox, container, &config, ready).await?;
+    let (request, fds) = launch::request(sandbox, container, &config, ready).await?;
     let keeper = sandbox.keeper().map_err(|error| fail(&error))?;
     let (started, _) = keeper.start(request, fds).await.map_err(|error| fail(&error))?;
     for warning in started.warnings {

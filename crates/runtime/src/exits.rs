@@ -52,7 +52,9 @@ pub(crate) fn heard(core: &Arc<Core>, sandbox: &Arc<Sandbox>, event: Event) {
 pub(crate) fn started(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) {
     let early = {
         let mut live = container.live();
-        container.set_phase(Phase::Running);
+        if !container.step(Phase::Starting, Phase::Running) {
+            return; // The keeper has ended since.
+        }
         live.early_exit.take()
     };
     core.publish(Kind::ContainerStartedEvent, &container.id, sandbox);
@@ -108,9 +110,10 @@ pub(crate) fn unseen(started_at: i64) -> End {
 
 /// Notes and tells a container's end, and ends what is left in its control group.
 pub(crate) fn ended(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, end: End) {
-    container.finish(end);
-    core.publish(Kind::ContainerStoppedEvent, &container.id, sandbox);
-    clean(core, container);
+    if container.finish(end) {
+        core.publish(Kind::ContainerStoppedEvent, &container.id, sandbox);
+        clean(core, container);
+    }
 }
 
 /// Begins to end what is left of a container; nobody needs to wait.

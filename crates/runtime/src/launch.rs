@@ -31,6 +31,7 @@ pub(crate) struct Ready {
     plan: LaunchPlan,
     root: OwnedFd,
     mounts: Vec<OwnedFd>,
+    log: Option<(Log, OwnedFd)>,
 }
 
 /// What making a container finds out.
@@ -107,8 +108,10 @@ impl Job<'_> {
         let shm = shm::copy(shm).map_err(|error| self.failed("sharing memory with", &error))?;
         let made = files.shm.iter().map(|path| path.to_string_lossy().into_owned()).zip([shm]).collect();
         let mounts = spec.open_sources(&plan, made, users.as_ref().map(OwnedFd::as_fd), &self.core.images)?;
+        let log = log_of(self.core, self.sandbox, self.config);
+        let log = log.map_err(|error| self.failed("opening the log of", &error))?;
         self.make_group(&spec)?;
-        Ok(Made { ready: Ready { plan, root, mounts }, spec, user, stop_signal, stop_signal_name })
+        Ok(Made { ready: Ready { plan, root, mounts, log }, spec, user, stop_signal, stop_signal_name })
     }
 
     fn failed(&self, step: &str, error: &(dyn std::error::Error + 'static)) -> Error {
@@ -159,19 +162,16 @@ pub(crate) fn namespace_options(config: &v1::ContainerConfig) -> v1::NamespaceOp
 
 /// The request to the keeper, and the descriptors that go with it.
 pub(crate) async fn request(
-    core: &Core,
     sandbox: &Sandbox,
     container: &Container,
     config: &v1::ContainerConfig,
     ready: Ready,
 ) -> Result<(Request, Vec<OwnedFd>), Error> {
-    let fail = |step: &str, error: &(dyn std::error::Error + 'static)| {
-        failed(&format!("{step} container"), &container.id, error)
-    };
-    let log = log_of(core, sandbox, config).map_err(|error| fail("opening the log of", &error))?;
-    let (entry, cgroups) = enter(&container.group).map_err(|error| fail("entering the control group of", &error))?;
+    let entered = enter(&container.group);
+    let (entry, cgroups) =
+        entered.map_err(|error| failed("entering the control group of container", &container.id, &error))?;
     let (joins, namespaces) = joins(sandbox, &ready.plan, &namespace_options(config)).await?;
-    let (log, directory) = log.unzip();
+    let (log, directory) = ready.log.unzip();
     let launch = Launch {
         id: container.id.clone(),
         plan: Blob(ready.plan.encode()),

@@ -7,7 +7,7 @@ use std::path::Path;
 use cri::Error;
 use keeper::protocol::{ReopenLog, Request};
 
-use crate::core::{Core, blocking, failed};
+use crate::core::{Core, failed, patient};
 use crate::exec;
 use crate::launch::log_path;
 use crate::single::Outcome;
@@ -21,12 +21,12 @@ pub(crate) async fn reopen(core: &Core, id: &str) -> Outcome {
     };
     let fail =
         |error: &(dyn std::error::Error + 'static)| failed("opening the log again of container", &container.id, error);
-    // The directory may have been made anew, too.
-    let directory = blocking(move || {
+    // The directory may have been made anew, too; and where it is may not answer.
+    let directory = patient(move || {
         let directory = Path::new(&path).parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(directory).and_then(|()| fs::File::open(directory)).map(OwnedFd::from)
     });
-    let directory = directory.await.map_err(|error| fail(&error))?;
+    let directory = directory.await?.map_err(|error| fail(&error))?;
     let request = Request::ReopenLog(ReopenLog { id: container.id.clone(), directory: true });
     let keeper = sandbox.keeper().map_err(|error| fail(&error))?;
     keeper.done(request, vec![directory]).await.map(drop).map_err(|error| fail(&error))
