@@ -30,7 +30,7 @@ pub(crate) struct Stage {
     pub(crate) orlop: PathBuf,
     /// Scratch directories: state, run, logs, registry configuration, manifests.
     pub(crate) dir: tempfile::TempDir,
-    _registry: Registry,
+    registry: Registry,
 }
 
 /// Set-up, then the interactive or the unattended run.
@@ -51,6 +51,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     crate::workspace::run(&mut up)
 }
 
+/// The trials of faults in a private network; returns how many there were.
+pub(crate) fn try_faults(orlop: &Path) -> anyhow::Result<usize> {
+    crate::voyage::try_faults(Stage::set_up(orlop, false)?)
+}
+
 /// The unattended run in a private network; returns how many points were checked.
 pub(crate) fn once(orlop: &Path) -> anyhow::Result<usize> {
     crate::voyage::run(Stage::set_up(orlop, false)?)
@@ -67,7 +72,7 @@ impl Stage {
         let registry = Registry::start(SocketAddr::from(REGISTRY), &dir.path().join("registry"))?;
         registry.push(&ai_service, "myrepo/ai-service", "latest")?;
         registry.push(&busybox, "library/busybox", "latest")?;
-        let stage = Self { orlop: orlop.to_owned(), dir, _registry: registry };
+        let stage = Self { orlop: orlop.to_owned(), dir, registry };
         stage.write_hosts_toml().context("write hosts.toml")?;
         Ok(stage)
     }
@@ -81,6 +86,11 @@ impl Stage {
             "server = \"https://registry-1.docker.io\"\n\n[host.\"http://{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
         );
         Ok(std::fs::write(place.join("hosts.toml"), text)?)
+    }
+
+    /// The registry's process.
+    pub(crate) fn registry_pid(&self) -> u32 {
+        self.registry.pid()
     }
 
     /// The program with this stage's directories.

@@ -6,6 +6,7 @@
 mod leftovers;
 mod observe;
 mod points;
+mod trials;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -40,8 +41,23 @@ const POINTS: &[Point] = &[
 /// # Errors
 /// The first point that failed, with the node's log and the state of its pods printed before.
 pub(crate) fn run(stage: Stage) -> anyhow::Result<usize> {
-    let mut voyage = Voyage::start(stage)?;
-    for (number, (title, check)) in (1..).zip(POINTS) {
+    let manifests = stage.dir.path().join("manifests");
+    copy_manifests(&crate::workspace::root().join("examples/ai-service"), &manifests)?;
+    sail(Voyage::start(stage, manifests)?, POINTS)
+}
+
+/// Runs the trials on a node of their own, as [`run`] runs the points.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn try_faults(stage: Stage) -> anyhow::Result<usize> {
+    let manifests = stage.dir.path().join("manifests");
+    std::fs::create_dir_all(&manifests)?;
+    sail(Voyage::start(stage, manifests)?, trials::TRIALS)
+}
+
+fn sail(mut voyage: Voyage, points: &[Point]) -> anyhow::Result<usize> {
+    for (number, (title, check)) in (1..).zip(points) {
         let begin = Instant::now();
         match check(&mut voyage) {
             Ok(note) => println!("ok   {number}. {title} ({:.0} s): {note}", begin.elapsed().as_secs_f64()),
@@ -52,13 +68,11 @@ pub(crate) fn run(stage: Stage) -> anyhow::Result<usize> {
             }
         }
     }
-    Ok(POINTS.len())
+    Ok(points.len())
 }
 
 impl Voyage {
-    fn start(stage: Stage) -> anyhow::Result<Self> {
-        let manifests = stage.dir.path().join("manifests");
-        copy_manifests(&crate::workspace::root().join("examples/ai-service"), &manifests)?;
+    fn start(stage: Stage, manifests: PathBuf) -> anyhow::Result<Self> {
         let up = spawn_up(&stage, &manifests)?;
         Ok(Self { stage, manifests, up })
     }
@@ -113,6 +127,21 @@ fn spawn_up(stage: &Stage, manifests: &Path) -> anyhow::Result<Child> {
     let mut up: Command = stage.orlop();
     up.env("ORLOP_LOG", "info").arg("up").arg(manifests).stdin(Stdio::null());
     up.stdout(log.try_clone()?).stderr(log).spawn().context("start orlop up")
+}
+
+/// The processes of this machine with this name (proc_pid_comm(5)).
+fn processes_named(name: &str) -> anyhow::Result<Vec<rustix::process::Pid>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+        // It may end while it is looked at.
+        let comm = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if comm.trim() == name {
+            found.extend(rustix::process::Pid::from_raw(pid));
+        }
+    }
+    Ok(found)
 }
 
 fn copy_manifests(from: &Path, to: &Path) -> anyhow::Result<()> {

@@ -102,6 +102,12 @@ fn parse_answer(line: &str) -> anyhow::Result<Answer> {
 
 /// `GET` or `POST` on a connection of its own; returns the status code and the JSON answer.
 pub(super) fn http(method: &str, to: SocketAddr, path: &str) -> anyhow::Result<(u16, Value)> {
+    let (status, body) = http_text(method, to, path)?;
+    Ok((status, serde_json::from_str(&body).unwrap_or(Value::Null)))
+}
+
+/// As [`http`], with the answer as it came.
+pub(super) fn http_text(method: &str, to: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let limit = Duration::from_secs(3);
     let mut stream = TcpStream::connect_timeout(&to, limit).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(limit))?;
@@ -110,7 +116,7 @@ pub(super) fn http(method: &str, to: SocketAddr, path: &str) -> anyhow::Result<(
     stream.read_to_string(&mut text).with_context(|| format!("{method} http://{to}{path}"))?;
     let (head, body) = text.split_once("\r\n\r\n").context("not HTTP")?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("not HTTP")?;
-    Ok((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+    Ok((status, body.to_owned()))
 }
 
 /// Asks `server` for the IPv4 address of `name` (RFC 1035).
