@@ -357,6 +357,8 @@ impl View {
                     None,
                 )];
             }
+            // Of a pod that ends, it is its own clean-up that stopped the sandbox.
+            Change::SandboxLost if crate::decide::is_ending(pod, self) => {}
             Change::SandboxLost => return self.sandbox_lost(),
             Change::SandboxRemoved => {
                 self.sandbox = Sandbox::Absent;

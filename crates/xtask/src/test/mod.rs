@@ -4,7 +4,7 @@ mod count;
 mod vm;
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
@@ -32,6 +32,9 @@ pub(crate) struct Options {
     /// Only one part.
     #[arg(long, conflicts_with = "quick")]
     only: Option<Part>,
+    /// Sail with this program instead of building one.
+    #[arg(long, value_name = "PROGRAM")]
+    orlop: Option<PathBuf>,
 }
 
 /// A part of the tests.
@@ -48,12 +51,12 @@ enum Part {
 }
 
 impl Part {
-    fn run(self, count: &mut Count) -> anyhow::Result<()> {
+    fn run(self, options: &Options, count: &mut Count) -> anyhow::Result<()> {
         match self {
             Self::Crates => crates(count),
             Self::Vm => vm::run(count),
-            Self::Voyage => voyage(count, crate::demo::once),
-            Self::Trials => voyage(count, crate::demo::try_faults),
+            Self::Voyage => voyage(options, count, crate::demo::once),
+            Self::Trials => voyage(options, count, crate::demo::try_faults),
         }
     }
 }
@@ -80,7 +83,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut faults = Vec::new();
     for part in options.parts() {
         let before = count.failed;
-        if let Err(error) = part.run(&mut count) {
+        if let Err(error) = part.run(options, &mut count) {
             println!("{error:#}");
             faults.push(error);
             count.failed = count.failed.max(before + 1);
@@ -104,8 +107,8 @@ fn crates(count: &mut Count) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn voyage(count: &mut Count, sail: fn(&Path) -> anyhow::Result<usize>) -> anyhow::Result<()> {
-    let orlop = build_release()?;
+fn voyage(options: &Options, count: &mut Count, sail: fn(&Path) -> anyhow::Result<usize>) -> anyhow::Result<()> {
+    let orlop = options.orlop.clone().map_or_else(build_release, Ok)?;
     let points = on_own_thread(|| sail(&orlop))?;
     count.passed += points as u64;
     Ok(())

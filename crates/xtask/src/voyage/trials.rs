@@ -124,7 +124,7 @@ fn init_and_job(voyage: &mut Voyage) -> anyhow::Result<String> {
 }
 
 fn reach_in(voyage: &mut Voyage) -> anyhow::Result<String> {
-    voyage.write("web.yaml", "apiVersion: v1\nkind: Pod\nmetadata: { name: web, labels: { app: web } }\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: c\n    image: busybox\n    command: [sh, -c, 'echo run; mkdir -p /w; echo page > /w/index.html; httpd -f -p 8080 -h /w']\n    ports: [{ containerPort: 8080, hostPort: 18080 }]\n    readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1 }\n---\napiVersion: v1\nkind: Service\nmetadata: { name: web }\nspec:\n  type: NodePort\n  selector: { app: web }\n  ports: [{ port: 80, targetPort: 8080, nodePort: 30080 }]\n")?;
+    voyage.write("web.yaml", "apiVersion: v1\nkind: Pod\nmetadata: { name: web, labels: { app: web } }\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: c\n    image: busybox\n    command: [sh, -c, 'echo run; mkdir -p /w; echo page > /w/index.html; httpd -f -p 8080 -h /w & wait']\n    ports: [{ containerPort: 8080, hostPort: 18080 }]\n    readinessProbe: { tcpSocket: { port: 8080 }, periodSeconds: 1 }\n---\napiVersion: v1\nkind: Service\nmetadata: { name: web }\nspec:\n  type: NodePort\n  selector: { app: web }\n  ports: [{ port: 80, targetPort: 8080, nodePort: 30080 }]\n")?;
     voyage.until("web", "is Ready", PodView::is_ready)?;
     let gateway: IpAddr = "10.85.0.1".parse()?;
     for port in [18080, 30080] {
