@@ -119,9 +119,12 @@ impl Network {
         .await
     }
 
-    /// Addresses of the host on the built-in bridge, where pods reach it (the pods' DNS server listens here).
+    /// Addresses of the host on the built-in bridge; none where pods come to the operator's network.
     pub fn gateways(&self) -> Vec<IpAddr> {
-        self.node.gateways()
+        match self.sandboxes.cni.network() {
+            Ok(None) => self.node.gateways(),
+            _ => Vec::new(),
+        }
     }
 
     /// Everything the network owns on the host, with the owner of each; what has none is a leak.

@@ -17,7 +17,7 @@ use super::DnsError;
 use super::control::{Decoder, Message as _, Order, Report};
 
 /// An answer is a matter of microseconds; a process that needs longer hangs.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a process may take to end after it was told to; it waits for queries under way.
 const DRAIN: Duration = Duration::from_secs(7);
 const SIGKILL: i32 = 9;

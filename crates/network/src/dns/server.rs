@@ -61,7 +61,8 @@ impl Server {
         let (pid, process) = watch::channel(earlier.as_ref().map(|link: &Link| link.pid));
         let run_dir = config.run_dir.clone();
         let ending = JoinSet::new();
-        let supervisor = Supervisor { config, zygote, namespace, sockets, link: earlier, own: None, ending, pid };
+        let (link, is_own, order) = (earlier, false, None);
+        let supervisor = Supervisor { config, zygote, namespace, sockets, link, is_own, order, ending, pid };
         // It ends when the handle is dropped: the channel closes.
         tokio::spawn(supervisor.run(orders));
         Ok(Server { commands, process, run_dir })
@@ -170,10 +171,12 @@ struct Supervisor {
     namespace: std::os::fd::OwnedFd,
     /// The same open sockets as the process has: if it dies, queries wait in them for the next one.
     sockets: Sockets,
-    /// The process that serves; until the first zone that of an earlier daemon.
+    /// The process that serves.
     link: Option<Link>,
-    /// The order with the zone that this daemon's process serves; `None` while it has none of its own.
-    own: Option<Vec<u8>>,
+    /// It is this daemon's, not that of an earlier one.
+    is_own: bool,
+    /// The order with the latest zone.
+    order: Option<Vec<u8>>,
     /// Dismissed processes that finish what they have under way.
     ending: JoinSet<Result<(), DnsError>>,
     pid: watch::Sender<Option<u32>>,
@@ -202,7 +205,7 @@ impl Supervisor {
                     self.kill().await;
                 }
                 Some(ended) = self.ending.join_next() => report(ended),
-                () = sleep_until(next_start), if self.link.is_none() && self.own.is_some() => {
+                () = sleep_until(next_start), if self.order.is_some() && !(self.is_own && self.link.is_some()) => {
                     next_start = Instant::now() + PAUSE;
                     if let Err(error) = self.replace().await {
                         tracing::error!(error = &error as &dyn std::error::Error, "cannot start the DNS server");
@@ -223,8 +226,8 @@ impl Supervisor {
         if order.len() > BODY_MAX {
             return Err(DnsError::TooLarge { size: order.len(), max: BODY_MAX });
         }
-        let first = self.own.replace(order).is_none();
-        if let (false, Some(link), Some(order)) = (first, &mut self.link, &self.own) {
+        let order = self.order.insert(order);
+        if let Some(link) = self.link.as_mut().filter(|_| self.is_own) {
             match link.order(order).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
@@ -238,18 +241,23 @@ impl Supervisor {
 
     /// Starts a process with the zone; the one before goes on until the new one serves.
     async fn replace(&mut self) -> Result<(), DnsError> {
-        let Some(order) = &self.own else { return Ok(()) };
+        let Some(order) = &self.order else { return Ok(()) };
         let path = self.config.run_dir.join(SOCKET);
         let new_path = self.config.run_dir.join(format!(".{SOCKET}"));
         let mut link = self.spawn(&new_path).await?;
-        link.order(order).await?;
+        if let Err(error) = link.order(order).await {
+            // It may have the zone nevertheless, and would go on to take queries.
+            report(Ok(link.kill().await));
+            return Err(error);
+        }
+        let earlier = self.set_link(Some(link));
+        self.is_own = true;
         let renamed = std::fs::rename(&new_path, &path);
-        renamed.map_err(|source| DnsError::Kernel { step: "moving the socket to its place", source })?;
-        if let Some(mut earlier) = self.set_link(Some(link)) {
+        if let Some(mut earlier) = earlier {
             earlier.dismiss().await;
             self.ending.spawn(earlier.ended());
         }
-        Ok(())
+        renamed.map_err(|source| DnsError::Kernel { step: "moving the socket to its place", source })
     }
 
     /// Makes sure that a process which is of no use any more is gone.
