@@ -34,7 +34,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Arguments::command(), "orlop", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Check(options) => check::run(&options),
+        Command::Check(options) => check::run(&arguments.places, &options),
         Command::Up(options) => node::up::run(&arguments.places, &options),
         Command::Runtime(options) => node::runtime_only::run(&arguments.places, &options),
         Command::Fsck(options) => cli::fsck::run(&arguments.places, &options),

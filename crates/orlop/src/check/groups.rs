@@ -53,7 +53,7 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         Finding::missing(
             WHAT,
             format!("{} cannot be written", dir.display()),
-            "run as root; in a container, mount /sys/fs/cgroup for reading and writing",
+            "run as root, with /sys/fs/cgroup mounted for reading and writing (`mount -o remount,rw /sys/fs/cgroup`)",
         )
     } else {
         Finding::ok(WHAT, version)

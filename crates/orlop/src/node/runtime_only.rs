@@ -14,7 +14,7 @@ use crate::cli::format::print;
 /// Serves CRI until it is asked to end. What runs goes on, and the next runtime takes it over.
 pub(crate) fn run(places: &Places, options: &NodeOptions) -> anyhow::Result<ExitCode> {
     let settings = Settings::new(places, options)?;
-    check::require()?;
+    check::require(places)?;
     logging::start(options.log_level);
     let layout = &settings.layout;
     let _locks = [Lock::take(&layout.state_dir)?, Lock::take(&layout.run_dir)?];

@@ -22,7 +22,7 @@ use crate::cli::format::print;
 /// `orlop up`.
 pub(crate) fn run(places: &Places, options: &UpOptions) -> anyhow::Result<ExitCode> {
     let settings = UpSettings::new(places, options)?;
-    check::require()?;
+    check::require(places)?;
     if options.detach {
         if Lock::is_taken(&settings.node.layout.state_dir) {
             Lock::take(&settings.node.layout.state_dir)?;
