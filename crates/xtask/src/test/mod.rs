@@ -1,5 +1,6 @@
 //! All tests, each kind once, with a closing line that counts them.
 
+mod check;
 mod count;
 mod vm;
 

@@ -6,8 +6,8 @@ use anyhow::{Context as _, bail};
 use cargo_metadata::{Artifact, Message, TargetKind};
 
 use super::count::Count;
-use crate::lab::vm::{End, Job, Outcome, run_jobs};
-use crate::workspace::cargo;
+use crate::lab::vm::{End, Job, News, Outcome, run_jobs};
+use crate::workspace::{build_release, cargo};
 
 /// Crates that talk to the kernel: their programs in `tests/` run in the machine.
 const ON_THE_KERNEL: &[&str] =
@@ -17,7 +17,7 @@ const ON_THE_KERNEL: &[&str] =
 const UNIT_TESTS: &[&str] = &["sys"];
 
 /// Longest run of one program; without acceleration by hardware everything takes about ten times as long.
-const LIMIT: Duration = Duration::from_secs(600);
+pub(super) const LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs them and adds to `count`.
 ///
@@ -26,9 +26,19 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub(super) fn run(count: &mut Count) -> anyhow::Result<()> {
     let jobs = jobs()?;
     println!("running {} test programs in a virtual machine", jobs.len());
-    let outcomes = run_jobs(&jobs, "", LIMIT, |_| {})?;
-    let failed: Vec<&str> =
-        outcomes.iter().filter(|outcome| !report(outcome, count)).map(|outcome| outcome.name.as_str()).collect();
+    let mut failed: Vec<String> = Vec::new();
+    run_jobs(&jobs, "", LIMIT, |news| {
+        if let News::Ended(outcome) = news
+            && !report(outcome, count)
+        {
+            failed.push(outcome.name.clone());
+        }
+    })?;
+    if let Err(error) = super::check::run(&build_release()?, count) {
+        count.failed += 1;
+        println!("vm: {error:#}");
+        failed.push("orlop check".to_owned());
+    }
     if failed.is_empty() {
         return Ok(());
     }

@@ -49,6 +49,15 @@ pub(crate) struct Outcome {
     pub(crate) took: Duration,
 }
 
+/// What is told while the machine runs.
+#[derive(Debug)]
+pub(crate) enum News<'a> {
+    /// A job wrote a line.
+    Line(&'a str),
+    /// A job ended.
+    Ended(&'a Outcome),
+}
+
 /// The job that the machine is at.
 struct Running {
     name: String,
@@ -57,8 +66,10 @@ struct Running {
 }
 
 impl Running {
-    fn ended(self, end: End) -> Outcome {
-        Outcome { name: self.name, end, output: self.output, took: self.begin.elapsed() }
+    fn ended(self, end: End, tell: &mut impl FnMut(News<'_>)) -> Outcome {
+        let outcome = Outcome { name: self.name, end, output: self.output, took: self.begin.elapsed() };
+        tell(News::Ended(&outcome));
+        outcome
     }
 }
 
@@ -83,9 +94,9 @@ impl Machine {
         Ok(Self { qemu, lines, reader: Some(reader), console })
     }
 
-    /// Follows the jobs until the machine ends or one of them is late; that one is the last outcome then. Each line of
-    /// a job is given to `seen` as it comes.
-    pub(super) fn follow(&mut self, limit: Duration, mut seen: impl FnMut(&str)) -> Vec<Outcome> {
+    /// Follows the jobs until the machine ends or one of them is late; that one is the last outcome then. What happens is
+    /// told at once.
+    pub(super) fn follow(&mut self, limit: Duration, mut tell: impl FnMut(News<'_>)) -> Vec<Outcome> {
         let mut done = Vec::new();
         let mut running: Option<Running> = None;
         let mut deadline = Instant::now() + BOOT_LIMIT;
@@ -94,7 +105,10 @@ impl Machine {
                 Ok(line) => line,
                 Err(why) => {
                     let end = if why == RecvTimeoutError::Timeout { End::Late(limit) } else { End::Lost };
-                    done.extend(running.map(|job| job.ended(end)));
+                    if let Some(mut job) = running {
+                        job.output.push(format!("the kernel's console ends with:\n{}", self.console()));
+                        done.push(job.ended(end, &mut tell));
+                    }
                     return done;
                 }
             };
@@ -103,9 +117,11 @@ impl Machine {
                     deadline = Instant::now() + limit;
                     running = Some(Running { name: name.to_owned(), begin: Instant::now(), output: Vec::new() });
                 }
-                Some(Mark::End(code)) => done.extend(running.take().map(|job| job.ended(End::Code(code)))),
+                Some(Mark::End(code)) => {
+                    done.extend(running.take().map(|job| job.ended(End::Code(code), &mut tell)));
+                }
                 None => {
-                    seen(&line);
+                    tell(News::Line(&line));
                     running.iter_mut().for_each(|job| job.output.push(line.clone()));
                 }
             }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use testkit::host::{self, Tool};
 
-pub(crate) use machine::{End, Outcome};
+pub(crate) use machine::{End, News, Outcome};
 
 use disk::System;
 use kernel::Kernel;
@@ -70,7 +70,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         return shell(&options.append);
     }
     let limit = Duration::from_secs(options.limit);
-    let outcomes = run_jobs(&jobs(options)?, &options.append, limit, |line| println!("{line}"))?;
+    let outcomes = run_jobs(&jobs(options)?, &options.append, limit, |news| {
+        if let News::Line(line) = news {
+            println!("{line}");
+        }
+    })?;
     let failed: Vec<String> = outcomes
         .iter()
         .filter(|outcome| outcome.end != End::Code(0))
@@ -100,7 +104,7 @@ fn program_job(program: PathBuf) -> anyhow::Result<Job> {
 }
 
 /// Runs the jobs one after the other and returns how each ended. A job that takes longer than `limit` ends its machine;
-/// those after it run in a new one. Every line of a job is given to `seen` as it comes.
+/// those after it run in a new one. What happens is told at once.
 ///
 /// # Errors
 /// The machine cannot be made or does not boot; its console is in the message.
@@ -108,7 +112,7 @@ pub(crate) fn run_jobs(
     jobs: &[Job],
     append: &str,
     limit: Duration,
-    mut seen: impl FnMut(&str),
+    mut tell: impl FnMut(News<'_>),
 ) -> anyhow::Result<Vec<Outcome>> {
     host::install(TOOLS)?;
     let kernel = Kernel::fetch()?;
@@ -119,12 +123,9 @@ pub(crate) fn run_jobs(
         let disk = disk::jobs_disk(rest, scratch.path())?;
         let qemu = machine::command(&kernel, &system, append)?;
         let mut machine = Machine::start(qemu, &disk, scratch.path().join("console"))?;
-        let mut done = machine.follow(limit, &mut seen);
-        let Some(last) = done.last_mut() else {
+        let done = machine.follow(limit, &mut tell);
+        if done.is_empty() {
             bail!("the machine ended before its first job; its console:\n{}", machine.console());
-        };
-        if !matches!(last.end, End::Code(_)) {
-            last.output.push(format!("the kernel's console ends with:\n{}", machine.console()));
         }
         outcomes.extend(done);
     }
