@@ -218,12 +218,21 @@ impl<W: Write> Write for Hashing<W> {
 /// # Errors
 /// `busybox` (package busybox-static) is missing.
 pub fn busybox(dir: &Path) -> anyhow::Result<Layout> {
+    let mut builder = Builder::new(dir)?;
+    busybox_layer(&mut builder)?;
+    builder.finish(json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] }))
+}
+
+/// Adds the layer of [`busybox`], for images with another configuration.
+///
+/// # Errors
+/// `busybox` (package busybox-static) is missing.
+pub fn busybox_layer(builder: &mut Builder) -> anyhow::Result<()> {
     let program = ["/bin/busybox", "/usr/bin/busybox"]
         .into_iter()
         .find(|path| Path::new(path).exists())
         .context("busybox is not installed (package busybox-static)")?;
     let applets = crate::host::output(std::process::Command::new(program).arg("--list"))?;
-    let mut builder = Builder::new(dir)?;
     builder.layer(|tar| {
         for place in ["bin/", "etc/", "root/", "tmp/", "var/", "proc/", "sys/", "dev/"] {
             let mut header = tar::Header::new_gnu();
@@ -247,8 +256,7 @@ pub fn busybox(dir: &Path) -> anyhow::Result<Layout> {
             "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
         )?;
         append_text(tar, "etc/group", "root:x:0:\nwww-data:x:33:\nnobody:x:65534:\n")
-    })?;
-    builder.finish(json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] }))
+    })
 }
 
 /// Adds a small text file with mode 0644.

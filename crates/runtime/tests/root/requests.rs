@@ -51,14 +51,14 @@ async fn output(node: &Node, name: &str, request: v1::ContainerConfig) -> Result
 
 /// An image of the usual programs with another configuration, under its name.
 async fn image(node: &Node, dir: &Path, name: &str, config: serde_json::Value) -> String {
-    let root = dir.join("root");
-    testkit::image::busybox_root(&root).unwrap();
-    std::fs::write(root.join("etc/passwd"), "web:x:1000:1001::/srv/web:/bin/sh\n").unwrap();
-    std::fs::write(root.join("etc/group"), "web:x:1001:\ndocs:x:2000:web\n").unwrap();
-    std::fs::create_dir(root.join("data")).unwrap();
-    std::fs::write(root.join("data/file"), "from the image\n").unwrap();
     let mut builder = testkit::image::Builder::new(dir.join("layout")).unwrap();
-    builder.layer_from_dir(&root, "").unwrap();
+    testkit::image::busybox_layer(&mut builder).unwrap();
+    let own = [
+        ("etc/passwd", "web:x:1000:1001::/srv/web:/bin/sh\n"),
+        ("etc/group", "web:x:1001:\ndocs:x:2000:web\n"),
+        ("data/file", "from the image\n"),
+    ];
+    builder.layer(|tar| own.iter().try_for_each(|(path, text)| testkit::image::append_text(tar, path, text))).unwrap();
     builder.finish(config).unwrap();
     let loaded = node.images.load(&dir.join("layout"), &image::Silent).await.unwrap();
     let id = loaded[0].id.to_string();
