@@ -12,11 +12,10 @@ use cri::v1::{ContainerState, PodSandboxState};
 use cri::{RuntimeService as _, v1};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use keeper::Zygote;
 use serde::{Deserialize, Serialize};
 use testkit::serial::Test;
 
-use crate::fixture::{Ground, Node, Places, Pod, on_a_node, run, script_config};
+use crate::fixture::{Ground, Node, Places, Pod, on_a_node, run, script_config, zygote};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_outlive_a_killed_daemon", pods_outlive_a_killed_daemon),
@@ -52,7 +51,7 @@ pub(crate) fn maybe_be_a_daemon() {
     let Ok(order) = std::env::var(ORDER) else { return };
     let Order { scene, state, run: run_dir, logs, group } = serde_json::from_str(&order).unwrap();
     let places = Places { state, run: run_dir, logs, group };
-    let zygote = Zygote::start().unwrap();
+    let zygote = zygote();
     run(async {
         let node = Node::start(&places, zygote).await;
         match scene {
@@ -169,7 +168,7 @@ fn pods_outlive_a_killed_daemon() {
     let process = open(seen["ends"].pid.unwrap());
     std::fs::write(ground.places.run.join("ends/go"), "").unwrap();
     wait_for_end(&process);
-    let zygote = Zygote::start().unwrap();
+    let zygote = zygote();
     run(async {
         let node = Node::start(&ground.places, zygote).await;
         for name in ["stays", "ended", "created", "stopped"] {
@@ -238,7 +237,7 @@ fn a_killed_daemon_leaves_nothing_half_made() {
         let mut daemon = Daemon::start(Scene::WithoutEnd, &ground.places);
         let made: Vec<String> = (0..pods).map(|_| daemon.line()).collect();
         daemon.kill();
-        let zygote = Zygote::start().unwrap();
+        let zygote = zygote();
         run(async {
             let node = Node::start(&ground.places, zygote).await;
             let sandboxes = node.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap().items;
@@ -281,7 +280,7 @@ fn what_died_with_the_daemon_away_is_told() {
     let ground = Ground::new();
     let (seen, keepers) = dead_node(&ground);
     keepers.iter().for_each(wait_for_end);
-    let zygote = Zygote::start().unwrap();
+    let zygote = zygote();
     run(async {
         let node = Node::start(&ground.places, zygote).await;
         assert_unseen(&node.status(&seen["stays"].container).await);
@@ -302,7 +301,7 @@ fn a_keeper_that_does_not_answer_costs_its_own_pod_only() {
     daemon.kill();
     let stuck = keeper_on_record(&ground, &seen["ends"].sandbox).unwrap();
     sys::process::send_signal(stuck.as_fd(), signal::STOP).unwrap();
-    let zygote = Zygote::start().unwrap();
+    let zygote = zygote();
     run(async {
         let node = Node::start(&ground.places, zygote).await;
         assert_eq!(node.sandbox_status(&seen["stays"].sandbox).await.state(), PodSandboxState::SandboxReady);
@@ -356,7 +355,7 @@ fn another_boot_leaves_only_garbage() {
         let bytes = std::fs::read(&record).unwrap();
         std::fs::write(&record, replaced(&bytes, boot.trim().as_bytes())).unwrap();
     }
-    let zygote = Zygote::start().unwrap();
+    let zygote = zygote();
     run(async {
         let node = Node::start(&ground.places, zygote).await;
         assert!(node.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap().items.is_empty());
