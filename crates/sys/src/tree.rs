@@ -61,6 +61,15 @@ pub struct Meta {
     pub links: u64,
 }
 
+/// What a tree takes on disk, the top directory not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Bytes allocated. A file with several names counts for each: nobody frees space by removing one of them.
+    pub bytes: u64,
+    /// Names.
+    pub inodes: u64,
+}
+
 /// File types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -83,6 +92,19 @@ struct Top<'a> {
     moved: Cell<u64>,
 }
 
+/// A directory on the way down, with the names in it that are yet to be looked at.
+struct Level {
+    inode: u64,
+    names: Vec<std::ffi::CString>,
+}
+
+impl Level {
+    fn of(dir: &Dir) -> io::Result<Self> {
+        Ok(Self { inode: meta(dir.as_fd())?.inode, names: dir.names()? })
+    }
+}
+
+const UP: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const CONFINED: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 
@@ -239,6 +261,51 @@ impl Dir {
         }
     }
 
+    /// Adds up everything below this directory, however deep, with one descriptor at a time. The tree may change meanwhile:
+    /// what goes is passed over; fails with `ResourceBusy` if directories move about faster than it gets on.
+    pub fn totals(&self) -> io::Result<Totals> {
+        const ATTEMPTS: u32 = 10;
+        for _ in 0..ATTEMPTS {
+            if let Some(totals) = self.try_totals()? {
+                return Ok(totals);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "directories are being moved about"))
+    }
+
+    /// None if the way back up is not the way down.
+    fn try_totals(&self) -> io::Result<Option<Totals>> {
+        let mut totals = Totals::default();
+        let mut at = self.open_real(b".")?;
+        let mut above = Vec::new();
+        let mut level = Level::of(&at)?;
+        loop {
+            let Some(name) = level.names.pop() else {
+                let Some(upper) = above.pop() else { return Ok(Some(totals)) };
+                level = upper;
+                at = Self(rustix::fs::openat(&at.0, c"..", UP, Mode::empty())?);
+                if meta(at.as_fd())?.inode != level.inode {
+                    return Ok(None);
+                }
+                continue;
+            };
+            let Some(meta) = unless_gone(at.meta(name.to_bytes()))? else { continue };
+            totals.inodes += 1;
+            totals.bytes += meta.allocated;
+            if meta.kind != Kind::Directory {
+                continue;
+            }
+            let below = match at.open_real(name.to_bytes()) {
+                // It has become something else meanwhile.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP)) => continue,
+                other => other,
+            };
+            let Some(below) = unless_gone(below)? else { continue };
+            above.push(std::mem::replace(&mut level, Level::of(&below)?));
+            at = below;
+        }
+    }
+
     /// The names in this directory, without `.` and `..`.
     pub fn names(&self) -> io::Result<Vec<std::ffi::CString>> {
         let mut names = Vec::new();
@@ -386,6 +453,7 @@ mod tests {
         let parent = Dir::open(scratch.path()).unwrap();
         parent.create_dir(b"tree", 0o700).unwrap();
         deep_tree(&parent.open_real(b"tree").unwrap());
+        assert_eq!(parent.totals().unwrap().inodes, 1 + 2 * DEPTH as u64);
         parent.remove_all(b"tree").unwrap();
         assert!(parent.is_empty().unwrap());
         parent.remove_all(b"tree").unwrap();

@@ -138,13 +138,9 @@ impl Store {
 }
 
 fn bytes_of(path: &Path) -> u64 {
-    let mut usage = Usage::default();
-    match sys::tree::Dir::open(path) {
-        // What cannot be read is still reported, as taking what could be seen of it.
-        Ok(dir) => drop(super::rootfs::measure(&dir, &mut usage)),
-        Err(_) => usage.bytes = std::fs::symlink_metadata(path).map_or(0, |meta| meta.len()),
-    }
-    usage.bytes
+    let below = sys::tree::Dir::open(path).and_then(|dir| dir.totals());
+    // What cannot be looked into is still reported.
+    below.map_or_else(|_| std::fs::symlink_metadata(path).map_or(0, |meta| meta.len()), |totals| totals.bytes)
 }
 
 #[cfg(test)]

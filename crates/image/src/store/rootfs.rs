@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sys::overlay::{self, Overlay, Restrict};
-use sys::tree::{Dir, Kind};
+use sys::tree::Dir;
 
 use super::{Store, create_private, read_json, remove_tree};
 use crate::digest::Digest;
@@ -132,10 +132,8 @@ impl Store {
     /// What a container has written.
     pub(crate) fn rootfs_usage(&self, container_id: &str) -> Result<Usage, Error> {
         let upper = self.rootfs_dir(container_id)?.join("fs");
-        let measured = Dir::open(&upper).and_then(|dir| {
-            let mut usage = Usage::default();
-            measure(&dir, &mut usage).map(|()| usage)
-        });
+        let measured = Dir::open(&upper).and_then(|dir| dir.totals());
+        let measured = measured.map(|totals| Usage { bytes: totals.bytes, inodes: totals.inodes });
         measured.map_err(|e| Error::store("measure", upper, e))
     }
 }
@@ -168,21 +166,4 @@ fn sub_mount(mount: &OwnedFd, image: &Digest, sub_path: &str, scratch: &Path) ->
     let place = Dir::from(root).place_in_root(Path::new(sub_path)).map_err(|e| bad(e.to_string()))?;
     overlay::part(mount, &place, Path::new(sub_path), scratch)
         .map_err(|e| mount_error(&image.to_string(), format!("mounting {sub_path:?}"), e))
-}
-
-/// Adds up a tree. A file with several names counts for each: nobody frees space by removing one of them.
-pub(crate) fn measure(dir: &Dir, usage: &mut Usage) -> std::io::Result<()> {
-    for name in dir.names()? {
-        let name = name.to_bytes();
-        let Ok(meta) = dir.meta(name) else { continue };
-        usage.inodes += 1;
-        usage.bytes += meta.allocated;
-        if meta.kind == Kind::Directory {
-            // A directory that has just gone takes nothing.
-            if let Ok(child) = dir.open_real(name) {
-                measure(&child, usage)?;
-            }
-        }
-    }
-    Ok(())
 }
