@@ -1,6 +1,5 @@
 //! What of an object matters here, decoded once.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -286,13 +285,20 @@ pub(crate) enum Holder {
     Address(IpAddr),
 }
 
+/// One port of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SlicePort {
+    pub(crate) name: Arc<str>,
+    pub(crate) protocol: Protocol,
+    pub(crate) number: u16,
+}
+
 /// What matters of an EndpointSlice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SliceFacts {
     pub(crate) service: Name,
     pub(crate) ipv6: bool,
-    /// Numbers by name and protocol.
-    pub(crate) ports: BTreeMap<(Arc<str>, Protocol), u16>,
+    pub(crate) ports: Box<[SlicePort]>,
     pub(crate) endpoints: Box<[SliceEndpoint]>,
 }
 
@@ -316,6 +322,12 @@ impl SliceFacts {
         })
     }
 
+    /// The number of a port.
+    pub(crate) fn port(&self, name: &str, protocol: Protocol) -> Option<u16> {
+        let port = self.ports.iter().find(|port| *port.name == *name && port.protocol == protocol)?;
+        Some(port.number)
+    }
+
     /// Who of this node takes connections and does not end.
     pub(crate) fn holders(&self) -> impl Iterator<Item = Holder> {
         let open = |conditions: Conditions| conditions.ready && !conditions.terminating;
@@ -324,10 +336,10 @@ impl SliceFacts {
 }
 
 /// A port without a number stands for all ports, which nothing can lead to.
-fn read_port(port: &EndpointPort, names: &mut Interner) -> Option<((Arc<str>, Protocol), u16)> {
+fn read_port(port: &EndpointPort, names: &mut Interner) -> Option<SlicePort> {
     let protocol = Protocol::parse(port.protocol.as_deref())?;
     let number = port.port.and_then(port_number)?;
-    Some(((names.text(port.name.as_deref().unwrap_or("")), protocol), number))
+    Some(SlicePort { name: names.text(port.name.as_deref().unwrap_or("")), protocol, number })
 }
 
 fn read_endpoint(endpoint: &ApiEndpoint, ipv6: bool, node: &str, names: &mut Interner) -> Option<SliceEndpoint> {

@@ -35,7 +35,8 @@ pub struct Model {
 #[derive(Debug, Default)]
 struct State {
     facts: Option<ServiceFacts>,
-    slices: BTreeMap<Arc<str>, SliceFacts>,
+    /// By name; nearly always one.
+    slices: Vec<(Arc<str>, SliceFacts)>,
     places: Places,
     claimant: Option<Claimant>,
     /// In order.
@@ -113,7 +114,7 @@ impl Model {
 
     fn put_slice(&mut self, name: Name, facts: Option<SliceFacts>) {
         let old = self.slices.remove(&name).and_then(|service| {
-            let slice = self.services.get_mut(&service)?.slices.remove(&name.name)?;
+            let slice = self.services.get_mut(&service)?.remove_slice(&name.name)?;
             self.dirty.insert(service);
             Some(slice)
         });
@@ -125,7 +126,7 @@ impl Model {
             self.count_holder(holder, true);
         }
         let service = facts.service.clone();
-        self.services.entry(service.clone()).or_default().slices.insert(name.name.clone(), facts);
+        self.services.entry(service.clone()).or_default().add_slice(name.name.clone(), facts);
         self.dirty.insert(service.clone());
         self.slices.insert(name, service);
     }
@@ -230,18 +231,34 @@ impl Model {
 }
 
 impl State {
+    /// Adds a slice that is not there yet.
+    fn add_slice(&mut self, name: Arc<str>, facts: SliceFacts) {
+        let at = self.slices.partition_point(|(other, _)| *other < name);
+        self.slices.reserve_exact(1);
+        self.slices.insert(at, (name, facts));
+    }
+
+    fn remove_slice(&mut self, name: &Arc<str>) -> Option<SliceFacts> {
+        let at = self.slices.binary_search_by(|(other, _)| other.cmp(name)).ok()?;
+        Some(self.slices.remove(at).1)
+    }
+
+    fn slices(&self) -> impl Iterator<Item = &SliceFacts> + Clone {
+        self.slices.iter().map(|(_, slice)| slice)
+    }
+
     fn plan(&mut self, node: &NodeFacts) -> Vec<(Frontend, Entry)> {
         let Some(facts) = &self.facts else {
             self.places = Places::default();
             return Vec::new();
         };
-        let (entries, places) = plan(facts, self.slices.values(), &self.places, node);
+        let (entries, places) = plan(facts, self.slices(), &self.places, node);
         self.places = places;
         entries
     }
 
     fn local_endpoints(&self) -> usize {
-        let endpoints = self.slices.values().flat_map(|slice| slice.endpoints.iter());
+        let endpoints = self.slices().flat_map(|slice| slice.endpoints.iter());
         let ready = endpoints.filter(|endpoint| endpoint.local && endpoint.conditions.ready);
         ready.map(|endpoint| endpoint.address).collect::<BTreeSet<IpAddr>>().len()
     }

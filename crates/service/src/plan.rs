@@ -60,8 +60,8 @@ fn candidates<'s>(slices: impl Iterator<Item = &'s SliceFacts>, key: &PlaceKey) 
     let (name, protocol, ipv6) = key;
     let mut candidates = Vec::new();
     for slice in slices.filter(|slice| slice.ipv6 == *ipv6) {
-        if let Some(port) = slice.ports.get(&(name.clone(), *protocol)) {
-            candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate { endpoint, port: *port }));
+        if let Some(port) = slice.port(name, *protocol) {
+            candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate { endpoint, port }));
         }
     }
     candidates
