@@ -4,23 +4,64 @@ use std::net::IpAddr;
 
 use sys::netlink::nft::{Cmp, Ct, Expr, Family, From, Meta, Reg, Type};
 
-/// Appends an address.
-pub(crate) fn push_address(key: &mut Vec<u8>, address: IpAddr) {
-    match address {
-        IpAddr::V4(v4) => key.extend(v4.octets()),
-        IpAddr::V6(v6) => key.extend(v6.octets()),
+/// The longest key: two IPv6 addresses.
+const PART_BYTES_MAX: usize = 32;
+
+/// A short key or value, held in place: there are very many of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Part {
+    bytes: [u8; PART_BYTES_MAX],
+    len: u8,
+}
+
+impl Part {
+    /// Nothing yet.
+    pub(crate) fn new() -> Part {
+        Part { bytes: [0; PART_BYTES_MAX], len: 0 }
+    }
+
+    /// Followed by bytes as they are.
+    pub(crate) fn then(mut self, more: &[u8]) -> Part {
+        let from = usize::from(self.len);
+        self.bytes[from..from + more.len()].copy_from_slice(more);
+        self.len += u8::try_from(more.len()).expect("it has fitted");
+        self
+    }
+
+    /// Followed by an address.
+    pub(crate) fn address(self, address: IpAddr) -> Part {
+        match address {
+            IpAddr::V4(v4) => self.then(&v4.octets()),
+            IpAddr::V6(v6) => self.then(&v6.octets()),
+        }
+    }
+
+    /// Followed by a protocol number.
+    pub(crate) fn protocol(self, protocol: u8) -> Part {
+        self.then(&[protocol, 0, 0, 0])
+    }
+
+    /// Followed by a port.
+    pub(crate) fn port(self, port: u16) -> Part {
+        let [high, low] = port.to_be_bytes();
+        self.then(&[high, low, 0, 0])
+    }
+
+    /// Followed by a number in the order of this machine.
+    pub(crate) fn number(self, number: u32) -> Part {
+        self.then(&number.to_ne_bytes())
+    }
+
+    /// All of it.
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
     }
 }
 
-/// Appends a protocol number.
-pub(crate) fn push_protocol(key: &mut Vec<u8>, protocol: u8) {
-    key.extend([protocol, 0, 0, 0]);
-}
-
-/// Appends a port.
-pub(crate) fn push_port(key: &mut Vec<u8>, port: u16) {
-    let [high, low] = port.to_be_bytes();
-    key.extend([high, low, 0, 0]);
+impl std::fmt::Debug for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:02x?}", self.as_slice())
+    }
 }
 
 /// What differs between the address families.
@@ -89,9 +130,8 @@ impl Ip {
         let bits = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
         let bytes = if self.is_v6() { 16 } else { 4 };
         let mask = bits.to_be_bytes()[..bytes].to_vec();
-        let mut network = Vec::new();
-        push_address(&mut network, address);
-        network.iter_mut().zip(&mask).for_each(|(octet, mask)| *octet &= mask);
+        let network = Part::new().address(address);
+        let network = network.as_slice().iter().zip(&mask).map(|(octet, mask)| octet & mask).collect();
         (network, mask)
     }
 

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use sys::netlink::nft::{Base, Batch, Cmp, Data, Element, Expr, Family, Hook, Reg, Set, Type, Verdict};
 
-use crate::key::{self, Ip};
+use crate::key::{self, Ip, Part};
 
 const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
@@ -45,28 +45,17 @@ impl Forward {
         if self.host.is_some() { ip_ports(ip) } else { ports(ip) }
     }
 
-    fn key(&self) -> Vec<u8> {
-        let mut key = Vec::with_capacity(24);
-        if let Some(host) = self.host {
-            key::push_address(&mut key, host);
-        }
-        key::push_protocol(&mut key, self.protocol);
-        key::push_port(&mut key, self.host_port);
-        key
+    fn key(&self) -> Part {
+        let host = self.host.map_or_else(Part::new, |host| Part::new().address(host));
+        host.protocol(self.protocol).port(self.host_port)
     }
 
-    fn target(&self) -> Vec<u8> {
-        let mut target = Vec::with_capacity(20);
-        key::push_address(&mut target, self.pod);
-        key::push_port(&mut target, self.pod_port);
-        target
+    fn target(&self) -> Part {
+        Part::new().address(self.pod).port(self.pod_port)
     }
 
-    fn loops(&self) -> Vec<u8> {
-        let mut pair = Vec::with_capacity(32);
-        key::push_address(&mut pair, self.pod);
-        key::push_address(&mut pair, self.pod);
-        pair
+    fn loops(&self) -> Part {
+        Part::new().address(self.pod).address(self.pod)
     }
 }
 
@@ -226,15 +215,18 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, subnet: IpAddr, prefix: u8) {
 fn add_forwards(batch: &mut Batch, forwards: &[Forward]) {
     for forward in forwards {
         let (key, target) = (forward.key(), forward.target());
-        batch.add_elements(&forward.ports_set(), [Element { key: &key, data: Data::Value(&target) }]);
+        batch.add_elements(
+            &forward.ports_set(),
+            [Element { key: key.as_slice(), data: Data::Value(target.as_slice()) }],
+        );
     }
     for (ip, pair) in distinct_loops(forwards) {
-        batch.add_elements(&loops(ip), [Element { key: &pair, data: Data::None }]);
+        batch.add_elements(&loops(ip), [Element { key: pair.as_slice(), data: Data::None }]);
     }
 }
 
-fn distinct_loops(forwards: &[Forward]) -> Vec<(Ip, Vec<u8>)> {
-    let mut pairs: Vec<(Ip, Vec<u8>)> = Vec::new();
+fn distinct_loops(forwards: &[Forward]) -> Vec<(Ip, Part)> {
+    let mut pairs: Vec<(Ip, Part)> = Vec::new();
     for forward in forwards {
         let pair = forward.loops();
         if !pairs.iter().any(|(_, known)| *known == pair) {

@@ -1,20 +1,23 @@
 //! The table of Services.
 //!
 //! ```text
-//! prerouting ─► inbound4 ─┬─ source not admitted (firewall4) ─► drop
-//!                         ├─ from a pod ─► dispatch4
-//!                         └─ else: address . protocol . port in outside-services4 ─► outside-lb4-N
-//! output ─► outbound4 ────┬─ source not admitted ─► drop
-//!                         └─► dispatch4 ─── address . protocol . port in services4 ─► lb4-N, refuse or drop
+//! prerouting ─► inbound4 ─┬─ address . protocol . port in firewall4, and source not admitted ─► drop
+//!                         ├─ not from a pod, and in outside-services4 or outside-node-ports4 ─► outside-lb4-N
+//!                         └─► dispatch4
+//! output ─► outbound4 ────┬─ in firewall4, and source not admitted ─► drop
+//!                         └─► dispatch4 ─── in services4 or node-ports4 ─► lb4-N, refuse or drop
 //!
 //! lb4-N:  slot = a random number below N;  address . protocol . port . slot in endpoints4 ─► dnat
 //! postrouting: from a pod to itself, or from outside to an endpoint of another node ─► masquerade
 //! ```
 //!
-//! The number of chains depends on how many *numbers of endpoints* there are, not on the number of Services: the kernel
-//! checks all chains whenever one is added to a verdict map, and upstream's chains per Service make that quadratic.
-//! Node ports stand in the same maps under the unspecified address. `outside-…` holds the endpoints of
-//! `externalTrafficPolicy: Local`. Everything exists a second time for IPv6, named 6.
+//! The number of chains depends on how many *numbers of endpoints* there are, not on the number of Services. Whenever an
+//! element with a verdict is added, the kernel walks everything that can be reached from each base chain, maps included:
+//! upstream's chains per Service make that quadratic, and here each of the two large verdict maps is reached on one
+//! way only from each base chain.
+//!
+//! Node ports share the map of endpoints, under the unspecified address. `outside-…` holds what differs for who comes from
+//! outside the cluster (`externalTrafficPolicy: Local`). Everything exists a second time for IPv6, named 6.
 //!
 //! Session affinity is a map that the rules themselves write: client . address . protocol . port → number of the endpoint,
 //! each element with the Service's timeout. `members4` knows the endpoints by these numbers, so an endpoint that left is
@@ -26,13 +29,14 @@ mod elements;
 mod tally;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use service::{Change, Difference, Entry, Frontend, Rules};
 use sys::netlink::nft::{Batch, Element, Family};
 
+use crate::key::Part;
 use chains::LoadBalancer;
 use elements::{SetName, Side, Value};
 use tally::{Step, Tally};
@@ -72,13 +76,13 @@ pub struct Remains {
 }
 
 /// Elements by set.
-type Elements = BTreeMap<SetName, Vec<(Vec<u8>, Value)>>;
+type Elements = BTreeMap<SetName, Vec<(Part, Value)>>;
 
 impl ServiceTable {
     /// The family of the table.
     pub const FAMILY: Family = Family::Inet;
     /// The maps of all frontends; [`frontend`] reads their keys.
-    pub const FRONTENDS: [&'static str; 2] = ["services4", "services6"];
+    pub const FRONTENDS: [&'static str; 4] = ["services4", "services6", "node-ports4", "node-ports6"];
 
     /// A table of which nothing has been written.
     pub fn new(config: Config) -> ServiceTable {
@@ -214,7 +218,7 @@ impl ServiceTable {
         }
     }
 
-    fn list(&self, frontend: &Frontend, entry: &Entry, visit: impl FnMut(SetName, Vec<u8>, Value)) {
+    fn list(&self, frontend: &Frontend, entry: &Entry, visit: impl FnMut(SetName, Part, Value)) {
         let source = entry.sources.as_ref().and_then(|sources| self.numbers.get(sources)).copied();
         let pods_known = self.config.pod_cidrs.iter().any(|range| range.addr().is_ipv6() == frontend.address.is_ipv6());
         elements::list(frontend, entry, source, pods_known, visit);
@@ -254,15 +258,17 @@ fn list_hairpins(addresses: Vec<IpAddr>) -> Elements {
 
 fn add_elements(batch: &mut Batch, elements: &Elements) {
     for (set, elements) in elements {
-        let elements = elements.iter().map(|(key, value)| Element { key, data: value.data() });
+        let elements = elements.iter().map(|(key, value)| Element { key: key.as_slice(), data: value.data() });
         batch.add_elements(&set.name(), elements);
     }
 }
 
-/// Address, protocol number and port of a key of [`ServiceTable::FRONTENDS`].
-pub fn frontend(key: &[u8]) -> Option<(IpAddr, u8, u16)> {
+/// Address, protocol number and port that a key in one of [`ServiceTable::FRONTENDS`] stands for.
+pub fn frontend(map: &str, key: &[u8]) -> Option<(IpAddr, u8, u16)> {
     let (address, rest) = key.split_at_checked(key.len().checked_sub(8)?)?;
     let address = match address.len() {
+        0 if map.ends_with('4') => Ipv4Addr::UNSPECIFIED.into(),
+        0 => Ipv6Addr::UNSPECIFIED.into(),
         4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
         _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
     };

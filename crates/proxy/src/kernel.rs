@@ -71,7 +71,7 @@ impl Kernel {
         let mut frontends = Vec::new();
         for map in ServiceTable::FRONTENDS {
             let elements = again(|| self.netfilter.elements(ServiceTable::FAMILY, &self.name, map))?;
-            frontends.extend(elements.iter().filter_map(|(key, _)| udp_frontend(key)));
+            frontends.extend(elements.iter().filter_map(|(key, _)| udp_frontend(map, key)));
         }
         Ok(frontends)
     }
@@ -118,7 +118,7 @@ fn again<T>(mut listing: impl FnMut() -> netlink::Result<T>) -> netlink::Result<
     listing()
 }
 
-fn udp_frontend(key: &[u8]) -> Option<Frontend> {
-    let (address, protocol, port) = services::frontend(key)?;
+fn udp_frontend(map: &str, key: &[u8]) -> Option<Frontend> {
+    let (address, protocol, port) = services::frontend(map, key)?;
     (protocol == Protocol::Udp.number()).then_some(Frontend { address, protocol: Protocol::Udp, port })
 }

@@ -197,48 +197,67 @@ fn add_paths(batch: &mut Batch, ip: Ip, config: &Config) {
     for (hook, path) in [(PREROUTING, &inbound), (OUTPUT, &outbound)] {
         let [family, is_family] = ip.is_family();
         batch.add_rule(hook, &[family, is_family, Expr::Verdict(Verdict::Goto(path))]);
-        add_verdict_rule(batch, path, ip, Kind::Firewall);
+        add_verdict_rule(batch, path, &[], ip, Kind::Firewall);
     }
-    for range in of_family(&config.pod_cidrs, ip) {
-        add_cidr_rule(batch, &inbound, range, Ip::source, Verdict::Goto(&dispatch));
-    }
-    add_verdict_rule(batch, &inbound, ip, Kind::Services(Side::Outside));
-    add_node_port_rule(batch, &inbound, ip, Side::Outside);
+    let pods = networks(&config.pod_cidrs, ip);
+    let from_outside = unless_from(ip, &pods);
+    add_verdict_rule(batch, &inbound, &from_outside, ip, Kind::Services(Side::Outside));
+    add_node_port_rule(batch, &inbound, &from_outside, ip, Side::Outside);
     for path in [&inbound, &outbound] {
         batch.add_rule(path, &[Expr::Verdict(Verdict::Goto(&dispatch))]);
     }
-    add_verdict_rule(batch, &dispatch, ip, Kind::Services(Side::Inside));
+    add_verdict_rule(batch, &dispatch, &[], ip, Kind::Services(Side::Inside));
     for range in of_family(&config.service_cidrs, ip) {
         add_refusal(batch, &dispatch, range);
     }
-    add_node_port_rule(batch, &dispatch, ip, Side::Inside);
+    add_node_port_rule(batch, &dispatch, &[], ip, Side::Inside);
 }
 
 fn of_family(ranges: &[IpNet], ip: Ip) -> impl Iterator<Item = IpNet> {
     ranges.iter().copied().filter(move |range| range.addr().is_ipv6() == ip.is_v6())
 }
 
+/// Networks of one family and the masks that keep them.
+fn networks(ranges: &[IpNet], ip: Ip) -> Vec<(Vec<u8>, Vec<u8>)> {
+    of_family(ranges, ip).map(|range| ip.network(range.addr(), range.prefix_len())).collect()
+}
+
+/// Goes on unless the source is in one of these networks.
+fn unless_from(ip: Ip, networks: &[(Vec<u8>, Vec<u8>)]) -> Vec<Expr<'_>> {
+    let tests = networks.iter().flat_map(|(network, mask)| {
+        [
+            ip.source(Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: network },
+        ]
+    });
+    tests.collect()
+}
+
 /// Takes the verdict of the frontend.
-fn add_verdict_rule(batch: &mut Batch, chain: &str, ip: Ip, kind: Kind) {
+fn add_verdict_rule(batch: &mut Batch, chain: &str, before: &[Expr<'_>], ip: Ip, kind: Kind) {
     let set = SetName { kind, ipv6: ip.is_v6() }.name();
-    let mut rule = Layout { ip, frontend: 0 }.load_frontend(false).to_vec();
+    let mut rule = before.to_vec();
+    rule.extend(Layout { ip, frontend: 0 }.load_frontend(false));
     rule.push(Expr::Vmap { set: &set, sreg: Reg(0) });
     batch.add_rule(chain, &rule);
 }
 
 /// Takes the verdict of the node port. Node ports do not answer on the loopback addresses, as host ports do not.
-fn add_node_port_rule(batch: &mut Batch, chain: &str, ip: Ip, side: Side) {
-    let set = SetName { kind: Kind::Services(side), ipv6: ip.is_v6() }.name();
+fn add_node_port_rule(batch: &mut Batch, chain: &str, before: &[Expr<'_>], ip: Ip, side: Side) {
+    let set = SetName { kind: Kind::NodePorts(side), ipv6: ip.is_v6() }.name();
     let (loopback, mask) = ip.loopback;
-    let mut rule = vec![
+    let mut rule = before.to_vec();
+    rule.extend([
         Expr::FibType { dreg: Reg(0), destination: true },
         Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: RTN_LOCAL },
         ip.destination(Reg(0)),
         Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
         Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: loopback },
-    ];
-    rule.extend(Layout { ip, frontend: 0 }.load_frontend(true));
-    rule.push(Expr::Vmap { set: &set, sreg: Reg(0) });
+        key::protocol(Reg(0)),
+        key::destination_port(Reg(1)),
+        Expr::Vmap { set: &set, sreg: Reg(0) },
+    ]);
     batch.add_rule(chain, &rule);
 }
 
@@ -284,32 +303,27 @@ fn add_cidr_rule(
 fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config) {
     let set = |kind| SetName { kind, ipv6: ip.is_v6() }.name();
     let (hairpins, masquerade) = (set(Kind::Hairpins), set(Kind::Masquerade));
-    let [family, is_family] = ip.is_family();
-    let (source, destination) = (ip.source(Reg(0)), ip.destination(Reg(ip.words())));
-    let to_itself = Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: false };
-    batch.add_rule(POSTROUTING, &[family, is_family, source, destination, to_itself, Expr::Masquerade]);
+    let mut to_itself = translated(ip).to_vec();
+    to_itself.extend([
+        // What this host sends to itself never leaves it.
+        Expr::FibType { dreg: Reg(0), destination: false },
+        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: RTN_LOCAL },
+        ip.source(Reg(0)),
+        ip.destination(Reg(ip.words())),
+        Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: false },
+        Expr::Masquerade,
+    ]);
+    batch.add_rule(POSTROUTING, &to_itself);
 
-    const DST_NAT: &[u8] = &(1u32 << 5).to_ne_bytes();
-    let mut from_outside = vec![
-        family,
-        is_family,
-        Expr::Ct { dreg: Reg(0), key: Ct::Status },
-        Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: DST_NAT },
-        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: &[0; 4] },
-    ];
-    let ranges: Vec<_> =
-        of_family(&config.pod_cidrs, ip).map(|range| ip.network(range.addr(), range.prefix_len())).collect();
-    for (network, mask) in &ranges {
-        from_outside.extend([
-            ip.source(Reg(0)),
-            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
-            Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: network },
-        ]);
-    }
-    // Both halves the same address: whether the endpoint is on this node.
-    let twice = [ip.destination(Reg(0)), ip.destination(Reg(ip.words()))];
-    from_outside.extend(twice);
-    from_outside.push(Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: true });
+    let pods = networks(&config.pod_cidrs, ip);
+    let mut from_outside = translated(ip).to_vec();
+    from_outside.extend(unless_from(ip, &pods));
+    from_outside.extend([
+        // Both halves the same address: whether the endpoint is on this node.
+        ip.destination(Reg(0)),
+        ip.destination(Reg(ip.words())),
+        Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: true },
+    ]);
     let layout = Layout { ip, frontend: 0 };
     let original = Expr::Ct { dreg: Reg(0), key: ip.original_destination() };
     for address in [original, Expr::Load { dreg: Reg(0), value: ip.unspecified() }] {
@@ -323,4 +337,17 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config) {
         ]);
         batch.add_rule(POSTROUTING, &rule);
     }
+}
+
+/// Goes on if the packet is of this family and its destination has been translated.
+fn translated(ip: Ip) -> [Expr<'static>; 5] {
+    const DST_NAT: &[u8] = &(1u32 << 5).to_ne_bytes();
+    let [family, is_family] = ip.is_family();
+    [
+        family,
+        is_family,
+        Expr::Ct { dreg: Reg(0), key: Ct::Status },
+        Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: DST_NAT },
+        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: &[0; 4] },
+    ]
 }

@@ -7,7 +7,7 @@ use service::{Endpoint, Entry, Frontend, Target};
 use sys::netlink::nft::{Batch, Data, Set, Type, Verdict};
 
 use super::chains::{self, LoadBalancer};
-use crate::key::{self, Ip};
+use crate::key::{Ip, Part};
 
 /// Clients that are remembered, in each address family: a budget, not a promise.
 const AFFINITY_MAX: u32 = 1 << 17;
@@ -37,6 +37,8 @@ impl Side {
 pub(super) enum Kind {
     /// Frontend → verdict.
     Services(Side),
+    /// Protocol . port → verdict.
+    NodePorts(Side),
     /// Frontend . slot → endpoint.
     Endpoints(Side),
     /// Frontend . slot → number of the endpoint, of those with affinity.
@@ -65,7 +67,7 @@ pub(super) struct SetName {
 pub(super) enum Value {
     None,
     /// A number, or address and port of an endpoint.
-    Bytes(Vec<u8>),
+    Bytes(Part),
     Goto(String),
     Jump(String),
     Drop,
@@ -74,7 +76,9 @@ pub(super) enum Value {
 impl SetName {
     pub(super) fn all() -> impl Iterator<Item = SetName> {
         let of_sides = Side::BOTH.into_iter().flat_map(|side| {
-            [Kind::Services, Kind::Endpoints, Kind::Numbers, Kind::Members, Kind::Affinity].map(|kind| kind(side))
+            let kinds =
+                [Kind::Services, Kind::NodePorts, Kind::Endpoints, Kind::Numbers, Kind::Members, Kind::Affinity];
+            kinds.map(|kind| kind(side))
         });
         let kinds = of_sides.chain([Kind::Firewall, Kind::Masquerade, Kind::Hairpins]);
         kinds.flat_map(|kind| [false, true].map(|ipv6| SetName { kind, ipv6 }))
@@ -83,6 +87,7 @@ impl SetName {
     pub(super) fn name(self) -> String {
         let (side, word) = match self.kind {
             Kind::Services(side) => (side, "services"),
+            Kind::NodePorts(side) => (side, "node-ports"),
             Kind::Endpoints(side) => (side, "endpoints"),
             Kind::Numbers(side) => (side, "numbers"),
             Kind::Members(side) => (side, "members"),
@@ -104,6 +109,7 @@ impl SetName {
         let address = Ip::v6(self.ipv6).address;
         let (key, data): (&[Type], &[Type]) = match self.kind {
             Kind::Services(_) | Kind::Firewall => (&[address, InetProto, InetService], &[Verdict]),
+            Kind::NodePorts(_) => (&[InetProto, InetService], &[Verdict]),
             Kind::Endpoints(_) | Kind::Members(_) => {
                 (&[address, InetProto, InetService, Mark], &[address, InetService])
             }
@@ -121,7 +127,7 @@ impl Value {
     pub(super) fn data(&self) -> Data<'_> {
         match self {
             Value::None => Data::None,
-            Value::Bytes(bytes) => Data::Value(bytes),
+            Value::Bytes(bytes) => Data::Value(bytes.as_slice()),
             Value::Goto(chain) => Data::Verdict(Verdict::Goto(chain)),
             Value::Jump(chain) => Data::Verdict(Verdict::Jump(chain)),
             Value::Drop => Data::Verdict(Verdict::Drop),
@@ -130,27 +136,12 @@ impl Value {
 }
 
 /// The key of a frontend.
-fn key(frontend: &Frontend) -> Vec<u8> {
-    // Room for a slot or a number behind it.
-    let mut key = Vec::with_capacity(28);
-    key::push_address(&mut key, frontend.address);
-    key::push_protocol(&mut key, frontend.protocol.number());
-    key::push_port(&mut key, frontend.port);
-    key
+fn key(frontend: &Frontend) -> Part {
+    Part::new().address(frontend.address).protocol(frontend.protocol.number()).port(frontend.port)
 }
 
-/// The key of a slot or number of a frontend.
-fn key_with(frontend: &Frontend, number: u32) -> Vec<u8> {
-    let mut key = key(frontend);
-    key.extend(number.to_ne_bytes());
-    key
-}
-
-fn place(endpoint: &Endpoint) -> Value {
-    let mut place = Vec::with_capacity(20);
-    key::push_address(&mut place, endpoint.address);
-    key::push_port(&mut place, endpoint.port);
-    Value::Bytes(place)
+fn place(endpoint: &Endpoint) -> Part {
+    Part::new().address(endpoint.address).port(endpoint.port)
 }
 
 /// Numbers under which clients remember endpoints, by slot: the same ones after a restart, and whoever else comes or goes,
@@ -172,17 +163,13 @@ fn numbers(endpoints: &[Endpoint]) -> Vec<u32> {
 
 /// FNV-1a, 32 bits.
 fn hash(endpoint: &Endpoint) -> u32 {
-    let mut bytes = Vec::with_capacity(20);
-    key::push_address(&mut bytes, endpoint.address);
-    key::push_port(&mut bytes, endpoint.port);
-    bytes.iter().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+    let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    place(endpoint).as_slice().iter().fold(0x811c_9dc5, step)
 }
 
 /// The element of an endpoint on this node.
-pub(super) fn hairpin(address: IpAddr) -> (SetName, Vec<u8>) {
-    let mut pair = Vec::with_capacity(32);
-    key::push_address(&mut pair, address);
-    key::push_address(&mut pair, address);
+pub(super) fn hairpin(address: IpAddr) -> (SetName, Part) {
+    let pair = Part::new().address(address).address(address);
     (SetName { kind: Kind::Hairpins, ipv6: address.is_ipv6() }, pair)
 }
 
@@ -209,7 +196,7 @@ pub(super) fn list(
     entry: &Entry,
     source: Option<u32>,
     pods_known: bool,
-    mut visit: impl FnMut(SetName, Vec<u8>, Value),
+    mut visit: impl FnMut(SetName, Part, Value),
 ) {
     let ipv6 = frontend.address.is_ipv6();
     let mut visit = |kind, key, value| visit(SetName { kind, ipv6 }, key, value);
@@ -224,18 +211,23 @@ pub(super) fn list(
             Some(Target::Drop) => Some(Value::Drop),
             Some(Target::Endpoints(_)) => load_balancer(frontend, entry, side).map(|chain| Value::Goto(chain.name())),
         };
-        if let Some(verdict) = verdict {
-            visit(Kind::Services(side), key(frontend), verdict);
+        match verdict {
+            Some(verdict) if frontend.is_node_port() => {
+                let key = Part::new().protocol(frontend.protocol.number()).port(frontend.port);
+                visit(Kind::NodePorts(side), key, verdict);
+            }
+            Some(verdict) => visit(Kind::Services(side), key(frontend), verdict),
+            None => {}
         }
         let endpoints = target.map_or(&[][..], Target::endpoints);
         for (slot, endpoint) in (0u32..).zip(endpoints) {
-            visit(Kind::Endpoints(side), key_with(frontend, slot), place(endpoint));
+            visit(Kind::Endpoints(side), key(frontend).number(slot), Value::Bytes(place(endpoint)));
         }
         if entry.affinity_s.is_some() {
             for ((slot, endpoint), number) in (0u32..).zip(endpoints).zip(numbers(endpoints)) {
-                let bytes = Value::Bytes(number.to_ne_bytes().to_vec());
-                visit(Kind::Numbers(side), key_with(frontend, slot), bytes);
-                visit(Kind::Members(side), key_with(frontend, number), place(endpoint));
+                let value = Value::Bytes(Part::new().number(number));
+                visit(Kind::Numbers(side), key(frontend).number(slot), value);
+                visit(Kind::Members(side), key(frontend).number(number), Value::Bytes(place(endpoint)));
             }
         }
     }

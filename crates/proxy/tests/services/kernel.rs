@@ -67,7 +67,10 @@ impl Listing {
         let family = if frontend.address.is_ipv6() { 6 } else { 4 };
         let set = |word: &str| format!("{prefix}{word}{family}");
         let key = format!("{} {} {}", frontend.address, frontend.protocol.number(), frontend.port);
-        let verdict = self.take(&set("services"), &key);
+        let verdict = match frontend.is_node_port() {
+            true => self.take(&set("node-ports"), &format!("{} {}", frontend.protocol.number(), frontend.port)),
+            false => self.take(&set("services"), &key),
+        };
         let count = target.endpoints().len();
         let kind = if frontend.is_node_port() { "node-port" } else { "lb" };
         let affinity = entry.affinity_s.map(|seconds| format!("-affinity-{seconds}")).unwrap_or_default();

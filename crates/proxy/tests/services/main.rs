@@ -91,6 +91,22 @@ fn a_pod_reaches_itself_through_its_service() {
 }
 
 #[test]
+fn the_host_may_be_an_endpoint_itself() {
+    on_a_host(async |host| {
+        let proxy = host.proxy().await;
+        let client = host.pod("client").await;
+        serve(&host.here, "host", 8080);
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(ip(HOST))]);
+        proxy.settled().await;
+        let told = |client: IpAddr| ("host".to_owned(), client);
+        assert_eq!(ask(&host.here, ip(VIP), 80).unwrap(), told(ip(HOST)));
+        assert_eq!(ask(&host.here, ip(HOST), 8080).unwrap(), told(ip(HOST)), "what is no service is not touched");
+        assert_eq!(ask(&client.netns, ip(VIP), 80).unwrap(), told(client.ips[0]));
+    });
+}
+
+#[test]
 fn node_ports_answer_on_the_hosts_addresses() {
     on_a_host(async |host| {
         let proxy = host.proxy().await;
