@@ -730,21 +730,37 @@ mod tests {
         assert!(manifests.store.services().is_empty() && manifests.store.deployments().is_empty());
     }
 
+    /// Ready, serving and terminating of all endpoints.
+    fn conditions(store: &Store) -> Vec<[bool; 3]> {
+        let slices = store.endpoint_slices().list();
+        let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+        let conditions = endpoints.map(|endpoint| endpoint.conditions.clone().unwrap());
+        conditions.map(|one| [one.ready, one.serving, one.terminating].map(Option::unwrap)).collect()
+    }
+
     #[tokio::test]
-    async fn readiness_reaches_the_endpoints() {
+    async fn readiness_and_endings_reach_the_endpoints() {
+        const READY: [bool; 3] = [true, true, false];
         let root = tempfile::tempdir().unwrap();
         write(root.path(), "web.yaml", WEB);
         let manifests = Manifests::start(config(root.path())).unwrap();
-        for (n, uid) in uids(&manifests).iter().enumerate() {
+        let uids = uids(&manifests);
+        let set_ready = async |n: usize, ready: &str| {
             let status = serde_json::json!({"phase": "Running", "podIP": format!("10.85.0.{}", n + 2),
-                "conditions": [{"type": "Ready", "status": "True"}]});
-            manifests.update_pod_status(uid, serde_json::from_value(status).unwrap()).await.unwrap();
-        }
-        when(&manifests, |store| {
-            let slices = store.endpoint_slices().list();
-            slices.iter().flat_map(|slice| slice.endpoints.iter().flatten()).count() == 2
-        })
-        .await;
+                "conditions": [{"type": "Ready", "status": ready}]});
+            manifests.update_pod_status(&uids[n], serde_json::from_value(status).unwrap()).await.unwrap();
+        };
+        set_ready(0, "True").await;
+        set_ready(1, "True").await;
+        when(&manifests, |store| conditions(store) == [READY, READY]).await;
+        set_ready(0, "False").await;
+        when(&manifests, |store| conditions(store) == [[false, false, false], READY]).await;
+        set_ready(0, "True").await;
+        when(&manifests, |store| conditions(store) == [READY, READY]).await;
+        manifests.request_deletion(&uids[1], None).await.unwrap();
+        when(&manifests, |store| conditions(store)[1] == [false, true, true]).await;
+        manifests.delete_pod(&uids[1]).await.unwrap();
+        when(&manifests, |store| conditions(store) == [READY]).await;
     }
 
     #[tokio::test]
