@@ -15,6 +15,8 @@ use crate::{images, workspace};
 /// What to measure. Without options: everything, on both sides.
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    only: Option<Only>,
     /// Only this side: orlop or reference
     #[arg(long)]
     side: Option<String>,
@@ -27,6 +29,20 @@ pub(crate) struct Options {
     /// Also write the report into this file, relative to the workspace
     #[arg(long)]
     markdown: Option<PathBuf>,
+}
+
+/// Measurements apart from the container runtime.
+#[derive(clap::Subcommand)]
+enum Only {
+    /// How long the rules of Services take: all of them at a start, and one change among many
+    Services {
+        /// How many Services
+        #[arg(default_value_t = 10_000)]
+        services: u32,
+        /// How many endpoints each of them has
+        #[arg(default_value_t = 10)]
+        endpoints: u32,
+    },
 }
 
 /// What the benchmark needs on the host beside what building needs.
@@ -42,6 +58,11 @@ const TOOLS: &[Tool] = &[
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the benchmark makes namespaces, control groups and mounts: run it as root");
+    }
+    if let Some(Only::Services { services, endpoints }) = options.only {
+        let numbers = [services, endpoints].map(|number| number.to_string());
+        let load = ["run", "--release", "--quiet", "-p", "proxy", "--example", "load", "--"];
+        return workspace::run(workspace::cargo(&load).args(numbers));
     }
     host::install(TOOLS)?;
     host::install(images::TOOLS)?;
