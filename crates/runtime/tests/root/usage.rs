@@ -46,6 +46,10 @@ fn a_container_tells_what_it_uses() {
         assert!(written.fs_id.unwrap().mountpoint.ends_with("/images"));
         let before = first.cpu.unwrap();
         assert_eq!(before.usage_nano_cores, None, "a rate needs two looks");
+        let unified = sys::cgroup::Hierarchy::detect().unwrap().is_unified();
+        let has_pressure = unified && std::fs::read("/proc/pressure/cpu").is_ok();
+        let measured = [before.psi.is_some(), memory.psi.is_some(), first.io.is_some()];
+        assert_eq!(measured, [has_pressure; 3], "pressure is told where the kernel measures it");
         // Not a wait for anything: the interval that the rate is measured over.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         let after = stats(&node, &pod.container).await.cpu.unwrap();
