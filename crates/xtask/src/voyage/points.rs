@@ -181,32 +181,36 @@ pub(super) fn leak(voyage: &mut Voyage) -> anyhow::Result<String> {
     Ok(format!("OOMKilled (137), then CrashLoopBackOff for {:.0} s", began.elapsed().as_secs_f64().round()))
 }
 
-/// 5. A busy container is held at its limit; the neighbour keeps its share.
+/// 5. A busy container is held at its limit; the neighbour keeps its share. On a machine that others use as well a round
+/// may show neither: several are tried, and one has to show both.
 pub(super) fn burn(voyage: &mut Voyage) -> anyhow::Result<String> {
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 5;
     let pod = ready_replicas(voyage)?.remove(0);
-    let address = SocketAddr::new(pod.address()?, PORT);
-    let mut drops = Vec::new();
-    let mut seen = String::new();
+    let mut seen = Vec::new();
     for _ in 0..ROUNDS {
-        let quiet = neighbour_throughput(voyage)?;
-        http("POST", address, "/burn?seconds=12")?;
-        let usage = wait("the busy container is throttled", Duration::from_secs(10), || throttled(voyage, pod.name()))?;
-        let busy = neighbour_throughput(voyage)?;
-        drops.push(100.0 * (1.0 - busy / quiet));
-        seen = format!(
-            "cpu {}m of {}m, throttled in {:.0} % of periods",
-            usage["cpuMilli"],
-            usage["cpuLimitMilli"],
-            usage["throttledPercent"].as_f64().unwrap_or(0.0)
-        );
-        if drops.last().is_some_and(|drop| *drop < 10.0) {
-            break;
+        match burning_round(voyage, &pod) {
+            Ok((drop, text)) if drop < 10.0 => return Ok(format!("{text}; the neighbour lost {:.1} %", drop.max(0.0))),
+            Ok((drop, text)) => seen.push(format!("{text}; the neighbour lost {drop:.1} %")),
+            Err(error) => seen.push(format!("{error:#}")),
         }
     }
-    let least = drops.iter().copied().fold(f64::INFINITY, f64::min);
-    ensure!(least < 10.0, "the neighbour lost {least:.0} % of its throughput at best of {ROUNDS} rounds");
-    Ok(format!("{seen}; the neighbour lost {:.1} %", least.max(0.0)))
+    bail!("no round of {ROUNDS} is good: {}", seen.join(" | "))
+}
+
+/// How many percent of its throughput the neighbour lost, and what `top` said of the busy container.
+fn burning_round(voyage: &Voyage, pod: &PodView) -> anyhow::Result<(f64, String)> {
+    let address = SocketAddr::new(pod.address()?, PORT);
+    let quiet = neighbour_throughput(voyage)?;
+    http("POST", address, "/burn?seconds=12")?;
+    let usage = wait("the busy container is throttled", Duration::from_secs(8), || throttled(voyage, pod.name()))?;
+    let busy = neighbour_throughput(voyage)?;
+    let text = format!(
+        "cpu {}m of {}m, throttled in {:.0} % of periods",
+        usage["cpuMilli"],
+        usage["cpuLimitMilli"],
+        usage["throttledPercent"].as_f64().unwrap_or(0.0)
+    );
+    Ok((100.0 * (1.0 - busy / quiet), text))
 }
 
 fn throttled(voyage: &Voyage, pod: &str) -> anyhow::Result<Option<Value>> {
