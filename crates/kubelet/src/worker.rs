@@ -66,6 +66,7 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, view: View, found: Vec
         events: events.clone(),
         shown: shown.clone(),
         jobs: JoinSet::new(),
+        early: HashMap::new(),
     };
     let task = tokio::spawn(async move {
         found.into_iter().for_each(|change| worker.apply(change));
@@ -88,6 +89,8 @@ struct Worker {
     events: UnboundedSender<Event>,
     shown: Arc<Mutex<Shown>>,
     jobs: JoinSet<()>,
+    /// Ends of runs whose start is still under way, by container.
+    early: HashMap<String, cri::v1::ContainerStatus>,
 }
 
 impl Worker {
@@ -133,6 +136,8 @@ impl Worker {
             Event::Ended(Action::Forget) => return true,
             Event::Ended(action) => {
                 self.shown().timeline.end(&action);
+                // The start's own news came before this.
+                self.catch_up(&action);
                 self.apply(Change::Ended(action));
             }
         }
@@ -145,12 +150,33 @@ impl Worker {
                 && self.view.sandbox.id() == Some(sandbox.id.as_str())
         });
         for status in &event.containers_statuses {
-            if let Some(change) = crate::adopt::exit_of(&self.context, &self.pod, &self.view, status) {
-                self.apply(change);
-            }
+            self.hear_status(status);
         }
         if lost && !self.view.is_busy("cleanup") {
             self.apply(Change::SandboxLost);
+        }
+    }
+
+    /// Takes in the end of a run. It may come before the news of its start does: then it waits for that.
+    fn hear_status(&mut self, status: &cri::v1::ContainerStatus) {
+        if let Some(change) = crate::adopt::exit_of(&self.context, &self.pod, &self.view, status) {
+            self.apply(change);
+            return;
+        }
+        let exited = status.state == cri::v1::ContainerState::ContainerExited as i32;
+        let name = status.metadata.as_ref().map_or("", |metadata| metadata.name.as_str());
+        if exited && self.view.is_busy(&format!("start/{name}")) {
+            self.early.insert(name.to_owned(), status.clone());
+        }
+    }
+
+    /// What was heard of a container's end before its start was known.
+    fn catch_up(&mut self, action: &Action) {
+        if let Action::Start { container, .. } = action
+            && let Some(status) = self.early.remove(container)
+            && let Some(change) = crate::adopt::exit_of(&self.context, &self.pod, &self.view, &status)
+        {
+            self.apply(change);
         }
     }
 

@@ -129,15 +129,16 @@ fn spawn_up(stage: &Stage, manifests: &Path) -> anyhow::Result<Child> {
     up.stdout(log.try_clone()?).stderr(log).spawn().context("start orlop up")
 }
 
-/// The processes of this machine with this name (proc_pid_comm(5)).
-fn processes_named(name: &str) -> anyhow::Result<Vec<rustix::process::Pid>> {
+/// The keepers whose sandboxes are below `dir`: each works in the directory of its own.
+fn keepers_in(dir: &Path) -> anyhow::Result<Vec<rustix::process::Pid>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
         let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
         // It may end while it is looked at.
         let comm = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if comm.trim() == name {
+        let place = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        if comm.trim() == "orlop-keeper" && place.starts_with(dir) {
             found.extend(rustix::process::Pid::from_raw(pid));
         }
     }

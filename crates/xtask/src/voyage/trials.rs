@@ -203,7 +203,7 @@ fn beside_a_hung_pull(voyage: &Voyage) -> anyhow::Result<Duration> {
 fn killed_keeper(voyage: &mut Voyage) -> anyhow::Result<String> {
     voyage.write("kept.yaml", &sleeper("kept"))?;
     let before = voyage.until("kept", "runs", |pod| pod.phase() == "Running")?;
-    let keepers = super::processes_named("orlop-keeper")?;
+    let keepers = super::keepers_in(voyage.stage.dir.path())?;
     ensure!(keepers.len() == 1, "one keeper was expected: {keepers:?}");
     kill_process(keepers[0], Signal::KILL)?;
     let after = voyage.until("kept", "runs again", |pod| pod.phase() == "Running" && pod.restarts() == 1)?;
