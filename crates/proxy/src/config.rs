@@ -19,6 +19,10 @@ pub struct Config {
     pub service_cidrs: Vec<IpNet>,
     /// The least time between two syncs: what changes meanwhile goes into one transaction.
     pub pace: Duration,
+    /// How often to look whether somebody else has removed the rules, as `nft flush ruleset` does when a firewall is
+    /// reloaded. The kernel could tell, but for who listens it keeps 4 KiB for each element of every transaction on the
+    /// host until that is done; asking costs microseconds. Upstream writes everything anew every 30 s.
+    pub look_every: Duration,
 }
 
 impl Config {
@@ -30,6 +34,7 @@ impl Config {
             pod_cidrs: Vec::new(),
             service_cidrs: Vec::new(),
             pace: Duration::from_millis(5),
+            look_every: Duration::from_secs(5),
         }
     }
 }

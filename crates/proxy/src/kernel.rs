@@ -22,6 +22,8 @@ pub(crate) struct Kernel {
     netfilter: Socket,
     route: Socket,
     table: ServiceTable,
+    /// Of nftables, when it was looked at last.
+    generation: u32,
 }
 
 impl Kernel {
@@ -37,6 +39,7 @@ impl Kernel {
             netfilter: Socket::netfilter().map_err(StartError::NoNftables)?,
             route: Socket::route().map_err(StartError::Kernel)?,
             table: ServiceTable::new(table),
+            generation: 0,
         };
         again(|| kernel.netfilter.tables(ServiceTable::FAMILY)).map_err(StartError::NoNftables)?;
         kernel.netfilter.commit(kernel.table.probe()).map_err(|error| match error.errno {
@@ -64,6 +67,19 @@ impl Kernel {
     /// Carries out a difference, in one transaction.
     pub(crate) fn update(&mut self, difference: &Difference) -> netlink::Result<()> {
         self.netfilter.commit(self.table.update(difference))
+    }
+
+    /// Whether the table is still there. Cheap as long as nobody commits anything.
+    pub(crate) fn is_there(&mut self) -> netlink::Result<bool> {
+        let generation = self.netfilter.generation()?;
+        if generation == self.generation {
+            return Ok(true);
+        }
+        let there = !again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?.is_empty();
+        if there {
+            self.generation = generation;
+        }
+        Ok(there)
     }
 
     /// UDP frontends of the rules that are there.

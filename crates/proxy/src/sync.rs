@@ -72,6 +72,8 @@ pub(crate) struct Sync {
     services_changed: bool,
     /// No sync before.
     next_sync: Instant,
+    /// When to look whether the rules are still there.
+    next_look: Instant,
 }
 
 /// How the kernel's rules relate to the model's.
@@ -109,6 +111,7 @@ impl Sync {
             said: BTreeSet::new(),
             services_changed: false,
             next_sync: now,
+            next_look: now,
         }
     }
 
@@ -120,6 +123,7 @@ impl Sync {
         if stop.run_until_cancelled(store.synced()).await.is_some() {
             loop {
                 self.take_changes().await;
+                self.look().await;
                 self.sync().await;
                 self.answer().await;
                 if stop.run_until_cancelled(self.wait()).await.is_none() {
@@ -133,14 +137,8 @@ impl Sync {
     /// Returns when there is something to do and the pace allows it.
     async fn wait(&mut self) {
         let due = match self.step {
-            Step::In => None,
-            Step::Out { due, .. } => Some(due),
-        };
-        let retry = async {
-            match due {
-                Some(due) => tokio::time::sleep_until(due).await,
-                None => std::future::pending().await,
-            }
+            Step::In => self.next_look,
+            Step::Out { due, .. } => due,
         };
         // All of these are cancel-safe: a change stays in its watch until it is taken.
         tokio::select! {
@@ -148,7 +146,7 @@ impl Sync {
             change = self.services.next() => self.set_service(change),
             change = self.slices.next() => self.set_slice(change),
             change = self.nodes.next() => self.set_node(change),
-            () = retry => {}
+            () = tokio::time::sleep_until(due) => {}
         }
         tokio::time::sleep_until(self.next_sync).await;
     }
@@ -194,6 +192,26 @@ impl Sync {
         let own = change.key.name() == self.config.node_name;
         if let Some(node) = change.object.filter(|_| own) {
             self.model.set_node(&node);
+        }
+    }
+
+    /// Finds out whether somebody has removed the rules.
+    async fn look(&mut self) {
+        let now = Instant::now();
+        if self.step != Step::In || self.next_look > now {
+            return;
+        }
+        self.next_look = now + self.config.look_every;
+        match self.with_kernel(Kernel::is_there).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!(
+                    table = self.config.table,
+                    "somebody has removed the service rules; they are written anew"
+                );
+                self.step = Step::Out { due: now, backoff: BACKOFF_FIRST };
+            }
+            Err(error) => tracing::warn!(%error, "the kernel does not tell whether the service rules are there"),
         }
     }
 

@@ -24,6 +24,7 @@ const DELSET: u16 = SUBSYSTEM | 11;
 const NEWSETELEM: u16 = SUBSYSTEM | 12;
 const GETSETELEM: u16 = SUBSYSTEM | 13;
 const DELSETELEM: u16 = SUBSYSTEM | 14;
+const GETGEN: u16 = SUBSYSTEM | 16;
 const HEADER_BYTES: usize = 4;
 
 /// `NFT_SET_ELEM_LIST_ELEMENTS` is one attribute, whose length has 16 bits.
@@ -629,6 +630,18 @@ impl Socket {
         let mut names = Vec::new();
         self.list(&request, |message| names.extend(message.attributes(HEADER_BYTES).get(1).map(|a| a.text())))?;
         Ok(names)
+    }
+
+    /// A number that every transaction of this network namespace changes, whoever commits it.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn generation(&mut self) -> Result<u32> {
+        let mut request = Writer::new();
+        request.message(GETGEN, ACK, &header(0, 0), |_| ());
+        let mut generation = 0;
+        self.list(&request, |message| generation = message.attributes(HEADER_BYTES).get(1).map_or(0, |id| id.be32()))?;
+        Ok(generation)
     }
 
     /// Names of the chains of a table; none if it does not exist.
