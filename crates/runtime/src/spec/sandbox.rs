@@ -82,13 +82,14 @@ pub(crate) fn sandbox_sysctls(sandbox: &v1::PodSandboxConfig) -> Result<Vec<(Str
     Ok(all.into_iter().collect())
 }
 
+/// Users and groups of a user namespace.
+pub(crate) type UsersAndGroups = (Vec<IdMapping>, Vec<IdMapping>);
+
 /// The users and groups of the sandbox's user namespace; `None` without one.
 ///
 /// # Errors
 /// Mappings that cannot be.
-pub(crate) fn sandbox_users(
-    sandbox: &v1::PodSandboxConfig,
-) -> Result<Option<(Vec<IdMapping>, Vec<IdMapping>)>, SpecError> {
+pub(crate) fn sandbox_users(sandbox: &v1::PodSandboxConfig) -> Result<Option<UsersAndGroups>, SpecError> {
     let options = of_sandbox(sandbox);
     let users = mappings(options.userns_options.as_ref())?;
     if !users.are_mapped() {
