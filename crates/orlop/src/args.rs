@@ -102,6 +102,12 @@ pub(crate) struct NodeOptions {
     /// `hosts.toml` trees; may be repeated [default: /etc/orlop/certs.d, /etc/containerd/certs.d]
     #[arg(long, env = "ORLOP_REGISTRY_CONFIG_DIR", value_name = "DIR")]
     pub(crate) registry_config_dir: Vec<PathBuf>,
+    /// Which programs give out credentials for which images (CredentialProviderConfig, a file or a directory)
+    #[arg(long, value_name = "PATH", requires = "image_credential_provider_bin_dir")]
+    pub(crate) image_credential_provider_config: Option<PathBuf>,
+    /// Where those programs are
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image_credential_provider_bin_dir: Option<PathBuf>,
     /// Addresses of pods on the built-in bridge
     #[arg(long, default_value = "10.85.0.0/16", value_name = "CIDR")]
     pub(crate) pod_cidr: String,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use image::Images;
-use image::credentials::{Credentials, CredentialsConfig};
+use image::credentials::Credentials;
 use network::Network;
 use runtime::{ImageServer, Runtime};
 use sys::zygote::Zygote;
@@ -57,8 +57,9 @@ impl Base {
         let layout = &settings.layout;
         let mut config = image::Config::new(layout.images());
         config.registry_config_dirs.clone_from(&settings.registry_config_dirs);
+        config.docker_configs.clone_from(&settings.credentials.docker_configs);
         let images = Images::open(config)?;
-        let credentials = Arc::new(Credentials::new(CredentialsConfig::default())?);
+        let credentials = Arc::new(Credentials::new(settings.credentials.clone())?);
         let network = Network::new(network)?;
         let parts = runtime::Parts { images: images.clone(), network: network.clone(), zygote: zygote.into() };
         let runtime = Runtime::start(runtime::Config::new(&layout.state_dir, &layout.run_dir), parts).await?;

@@ -1,16 +1,19 @@
 //! What the operator wrote, checked: every fault is reported at once.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use cluster::Range;
+use image::credentials::CredentialsConfig;
 
 use super::layout::Layout;
 use crate::args::{NodeOptions, Places, UpOptions};
 
 /// The tenth address of the service range, as clusters have it.
 const DNS_INDEX: u32 = 10;
+
+const KUBELET_ROOT: &str = "/var/lib/kubelet";
 
 /// A node to run, as the operator wants it.
 #[derive(Debug, Clone)]
@@ -21,6 +24,7 @@ pub(crate) struct Settings {
     pub(crate) cni_conf_dir: PathBuf,
     pub(crate) cni_bin_dir: PathBuf,
     pub(crate) registry_config_dirs: Vec<PathBuf>,
+    pub(crate) credentials: CredentialsConfig,
     pub(crate) pods: Range,
 }
 
@@ -62,6 +66,12 @@ impl Settings {
             cni_conf_dir: options.cni_conf_dir.clone(),
             cni_bin_dir: options.cni_bin_dir.clone(),
             registry_config_dirs,
+            credentials: CredentialsConfig {
+                docker_configs: docker_configs(std::env::home_dir().as_deref()),
+                credential_helper_dir: None,
+                provider_config: options.image_credential_provider_config.clone(),
+                provider_bin_dir: options.image_credential_provider_bin_dir.clone(),
+            },
             pods: faults.range("--pod-cidr", &options.pod_cidr),
         }
     }
@@ -92,6 +102,16 @@ impl UpSettings {
         let name = options.hostname_override.clone().unwrap_or_else(host_name);
         Ok(Self { node, manifests: options.paths.clone(), services, dns, domain: options.cluster_domain.clone(), name })
     }
+}
+
+/// Where upstream's kubelet looks for the node's own logins, but for the working directory: what lies in there is
+/// somebody's project.
+fn docker_configs(home: Option<&Path>) -> Vec<PathBuf> {
+    let new =
+        [Some(Path::new(KUBELET_ROOT).to_owned()), home.map(|home| home.join(".docker")), Some("/.docker".into())];
+    let old = [Some(Path::new(KUBELET_ROOT).to_owned()), home.map(Path::to_owned), Some("/".into())];
+    let new = new.into_iter().flatten().map(|dir| dir.join("config.json"));
+    new.chain(old.into_iter().flatten().map(|dir| dir.join(".dockercfg"))).collect()
 }
 
 /// The machine's name, as the API wants it: lower case.
@@ -163,5 +183,19 @@ mod tests {
         assert!(error.contains("--listen") && error.contains("--pod-cidr"), "{error}");
         let error = read(&["--service-cidr", "10.85.0.0/20"]).unwrap_err().to_string();
         assert!(error.contains("overlap"), "{error}");
+    }
+
+    #[test]
+    fn logins_come_from_where_the_kubelet_looks() {
+        let read = docker_configs(Some(Path::new("/root")));
+        let expected = [
+            "/var/lib/kubelet/config.json",
+            "/root/.docker/config.json",
+            "/.docker/config.json",
+            "/var/lib/kubelet/.dockercfg",
+            "/root/.dockercfg",
+            "/.dockercfg",
+        ];
+        assert_eq!(read, expected.map(PathBuf::from));
     }
 }
