@@ -321,7 +321,12 @@ impl Registry {
             }
         }
         match unavailable {
-            Some((host, reason)) => Error::Unavailable { reference, host, reason },
+            Some((host, reason)) if hosts.is_empty() => Error::Unavailable { reference, host, reason },
+            // What the others said is the operator's clue when the last one is only the default.
+            Some((host, reason)) => {
+                let reason = format!("{reason}; {} answered that it does not have it", hosts.join(", "));
+                Error::Unavailable { reference, host, reason }
+            }
             None => Error::NotFound { reference, hosts },
         }
     }

@@ -163,6 +163,7 @@ fn user_namespace(voyage: &mut Voyage) -> anyhow::Result<String> {
 fn missing_image(voyage: &mut Voyage) -> anyhow::Result<String> {
     voyage.write("none.yaml", "apiVersion: v1\nkind: Pod\nmetadata: { name: none }\nspec:\n  terminationGracePeriodSeconds: 1\n  containers: [{ name: c, image: 'nobody/nothing:1' }]\n")?;
     let message = voyage.until_event("none", "Failed", "nobody/nothing:1")?;
+    ensure!(message.contains("127.0.0.1:5000 answered"), "the mirror's answer is not told: {message}");
     voyage.until("none", "rests", |pod| pod.container()["state"]["waiting"]["reason"] == "ImagePullBackOff")?;
     voyage.remove("none.yaml")?;
     voyage.until_gone("none")?;
