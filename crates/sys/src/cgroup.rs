@@ -216,6 +216,11 @@ impl Cgroup {
         all.into_iter().filter_map(Pid::from_raw).collect()
     }
 
+    /// Whether a process is in the group or below it.
+    pub fn is_populated(&self) -> bool {
+        self.directories().iter().any(|dir| holds_process(dir))
+    }
+
     /// What the group uses.
     pub fn stats(&self) -> Stats {
         match &self.hierarchy.version {
@@ -321,6 +326,12 @@ fn remove_tree(dir: &Path) -> Result<()> {
 fn read_processes(dir: &Path) -> Vec<i32> {
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn holds_process(dir: &Path) -> bool {
+    let below = || fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut groups = below().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    !read_processes(dir).is_empty() || groups.any(|entry| holds_process(&entry.path()))
 }
 
 /// Writes a control file in one call; the error names the file and the value.

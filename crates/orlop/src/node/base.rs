@@ -1,6 +1,7 @@
 //! What every node has: images, the pods' network, the runtime, and CRI on a socket.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use image::Images;
@@ -45,6 +46,8 @@ pub(crate) struct Base {
     pub(super) stopped: CancellationToken,
     /// CRI's server.
     cri: JoinHandle<()>,
+    /// Removes images that nobody uses when the disk fills.
+    collector: JoinHandle<()>,
 }
 
 impl Base {
@@ -68,13 +71,33 @@ impl Base {
         let image_service = Arc::new(ImageServer::new(images.clone(), runtime.clone()));
         let served = cri::server::serve(listener, runtime.for_clients(), image_service.clone(), stopped.clone());
         let cri = tokio::spawn(served);
-        Ok(Self { images, credentials, network, runtime, image_service, stopped, cri })
+        let collector = tokio::spawn(collect_images(image_service.clone()));
+        Ok(Self { images, credentials, network, runtime, image_service, stopped, cri, collector })
     }
 
     /// Answers nobody any more; what runs goes on.
     pub(crate) async fn stop(&self) {
         self.stopped.cancel();
         self.cri.abort();
+        self.collector.abort();
+    }
+}
+
+/// Looks at the disk as often as upstream's kubelet does: how full it is, no event tells.
+async fn collect_images(images: Arc<ImageServer>) {
+    const PERIOD: Duration = Duration::from_secs(300);
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        match images.collect_garbage(&image::GcPolicy::default()).await {
+            Ok(reclaimed) if reclaimed.images.is_empty() && reclaimed.missing_bytes == 0 => {}
+            Ok(reclaimed) => tracing::warn!(
+                images = reclaimed.images.len(),
+                bytes = reclaimed.bytes,
+                missing_bytes = reclaimed.missing_bytes,
+                "the disk is filling; images that nobody uses were removed"
+            ),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "images cannot be collected"),
+        }
     }
 }
 

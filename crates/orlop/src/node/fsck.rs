@@ -65,6 +65,10 @@ fn name_server(layout: &Layout) -> Vec<String> {
 
 fn control_groups() -> anyhow::Result<Vec<String>> {
     let root = sys::cgroup::Hierarchy::detect()?.group(kubelet::qos::ROOT);
+    // Another node of this machine, or another kubelet, has its pods in the same tree.
+    if root.is_populated() {
+        return Ok(Vec::new());
+    }
     Ok(root
         .directories()
         .into_iter()
