@@ -223,7 +223,7 @@ pub enum StartError {
     State(#[from] SourceError),
     /// Standard input.
     #[error("{0}")]
-    Input(Problem),
+    Input(Box<Problem>),
 }
 
 #[async_trait]

@@ -61,13 +61,14 @@ type Interests = BTreeMap<PathBuf, Interest>;
 
 impl Files {
     /// Reads standard input to its end if `-` is among the paths.
-    pub(crate) fn open(paths: &[PathBuf]) -> Result<Self, Problem> {
+    pub(crate) fn open(paths: &[PathBuf]) -> Result<Self, Box<Problem>> {
         let mut stdin = None;
         if paths.iter().any(|path| path.as_os_str() == "-") {
             let mut text = String::new();
             std::io::stdin()
                 .read_to_string(&mut text)
-                .map_err(|error| problem(Path::new("-"), format!("cannot read standard input: {error}"), None))?;
+                .map_err(|error| problem(Path::new("-"), format!("cannot read standard input: {error}"), None))
+                .map_err(Box::new)?;
             stdin = Some(text.into());
         }
         Ok(Files { paths: paths.to_vec(), stdin, inotify: None, watches: HashMap::new() })
@@ -76,7 +77,7 @@ impl Files {
     /// Reads all paths, and watches what leads to them. Watches are set before the files are read, so that no change
     /// between the two is lost.
     pub(crate) fn scan(&mut self) -> Scan {
-        let watch_problem = self.update_watches().err();
+        let watch_problem = self.update_watches().err().map(|problem| *problem);
         let mut scan = Scan::default();
         for path in &self.paths {
             match path.as_os_str() == "-" {
@@ -131,7 +132,7 @@ impl Files {
     }
 
     /// Watches exactly the directories that matter now.
-    fn update_watches(&mut self) -> Result<(), Problem> {
+    fn update_watches(&mut self) -> Result<(), Box<Problem>> {
         let interests = interests(self.paths.iter().filter(|path| path.as_os_str() != "-"));
         if interests.is_empty() {
             return Ok(());
@@ -159,14 +160,14 @@ impl Files {
                 tracing::debug!(directory = %watched.directory.display(), %error, "a watch could not be removed");
             }
         }
-        failed.map_or(Ok(()), Err)
+        failed.map_or(Ok(()), |problem| Err(Box::new(problem)))
     }
 
-    fn inotify(&mut self) -> Result<&Inotify, Problem> {
+    fn inotify(&mut self) -> Result<&Inotify, Box<Problem>> {
         if self.inotify.is_none() {
             let fault = |cause: String| {
                 let remedy = "raise sysctl fs.inotify.max_user_instances, or restart after each change".to_owned();
-                problem(Path::new(""), format!("changes of manifests are not seen: {cause}"), Some(remedy))
+                Box::new(problem(Path::new(""), format!("changes of manifests are not seen: {cause}"), Some(remedy)))
             };
             let inotify = Inotify::new().map_err(|error| fault(error.to_string()))?;
             #[expect(deprecated, reason = "the replacement is unsafe; an OwnedFd inside keeps the descriptor open")]
@@ -362,7 +363,8 @@ mod tests {
         let before = files.scan();
         assert_eq!(before.files.len(), 3);
 
-        let steps: [(&str, Box<dyn Fn()>); 5] = [
+        type Step<'s> = Box<dyn Fn() + 's>;
+        let steps: [(&str, Step<'_>); 5] = [
             ("write in place", Box::new(|| fs::write(path("single.yaml"), "2").unwrap())),
             (
                 "rename over",

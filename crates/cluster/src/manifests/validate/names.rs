@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn names() {
-        let cases: [(fn(&str) -> Option<String>, &[&str], &[&str]); 7] = [
+        type Rule = fn(&str) -> Option<String>;
+        let cases: [(Rule, &[&str], &[&str]); 7] = [
             (dns_label, &["a", "a-b", "1a"], &["", "A", "-a", "a-", "a.b", "a_b"]),
             (dns_subdomain, &["a", "a.b-c", "1.2"], &["", "a..b", ".a", "A.b"]),
             (dns_1035_label, &["a", "a1"], &["1a", "a.b", ""]),
