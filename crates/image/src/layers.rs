@@ -42,6 +42,7 @@ impl Origin {
         }
     }
 
+    /// For messages, and to tell one origin from another.
     fn name(&self) -> String {
         match self {
             Self::Registry(registry) => registry.reference().host().to_owned(),
@@ -82,6 +83,7 @@ impl Images {
     async fn fetch_layer(self: &Arc<Self>, wanted: &Wanted, progress: &dyn Progress) -> Result<(), Error> {
         let Wanted { descriptor, diff_id, .. } = wanted;
         let layer = &descriptor.digest;
+        let flight = (wanted.origin.name(), layer.clone());
         loop {
             if let Some(known) = self.store.layer(layer) {
                 check_diff_id(layer, &known, diff_id)?;
@@ -94,7 +96,7 @@ impl Images {
             };
             let (role, outcome) = self
                 .flights
-                .join(layer, job, |done_bytes| {
+                .join(&flight, job, |done_bytes| {
                     progress.event(Event::Layer { layer, done_bytes, size_bytes: descriptor.size })
                 })
                 .await;

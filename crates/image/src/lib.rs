@@ -56,10 +56,10 @@ pub struct Images {
     store: Store,
     /// What the store holds, by image id. Held for look-ups and for changes of records, never over an await.
     index: Mutex<Index>,
-    /// Layers on their way, by blob.
-    flights: Flights<Digest, Layer>,
-    /// Layers that a pull or load counts on before its image is recorded, with how many count on them.
-    reserved: Mutex<HashMap<Digest, usize>>,
+    /// Layers on their way, by where they come from and blob: a hung registry holds up nobody who asks another one.
+    flights: Flights<(String, Digest), Layer>,
+    /// Layers and documents that a pull or load counts on before its image is recorded, with how many count on them.
+    reserved: Mutex<Reserved>,
     /// The layers that root file systems stand on.
     rootfs: Mutex<HashMap<String, Owner>>,
     /// Writing layers out to disk after pulls.
@@ -359,7 +359,8 @@ impl Images {
 
     /// Everything in the store that nothing owns. Nothing is changed.
     pub fn fsck(&self) -> Result<Vec<Unowned>, Error> {
-        let (marked, known) = (self.marked(), self.index().ids());
+        let marked = self.marked(&self.reserved.lock().expect("no panic while it is held"));
+        let known = self.index().ids();
         self.store.unowned(&marked, &known)
     }
 }
@@ -418,10 +419,10 @@ impl Images {
         Ok(())
     }
 
-    fn marked(&self) -> store::gc::Marked {
+    /// What has an owner. `reserved` is held by the caller, and taken before all other locks.
+    fn marked(&self, reserved: &Reserved) -> store::gc::Marked {
         let index = self.index();
         let rootfs = self.rootfs.lock().expect("no panic while it is held");
-        let reserved = self.reserved.lock().expect("no panic while it is held");
         store::gc::Marked::of(
             index.all(),
             rootfs.values().flat_map(|owner| owner.layers.iter().cloned()),
@@ -429,8 +430,14 @@ impl Images {
         )
     }
 
+    /// Removes what has no owner. Nobody can reserve a layer between the look at it and its going: then a pull would
+    /// count on something that is about to vanish.
     fn sweep(&self) -> Result<u64, Error> {
-        self.store.sweep(&self.marked())
+        let taken = {
+            let reserved = self.reserved.lock().expect("no panic while it is held");
+            self.store.take_out_unmarked(&self.marked(&reserved))?
+        };
+        self.store.remove_taken(taken)
     }
 
     fn collect(&self, policy: &GcPolicy, in_use: &HashSet<Digest>) -> Result<Reclaimed, Error> {
@@ -467,14 +474,14 @@ impl Images {
         self.store.records().into_iter().map(|stored| stored.image).collect()
     }
 
-    /// Keeps layers from being swept until the guard goes.
-    fn reserve(self: &Arc<Self>, layers: impl Iterator<Item = Digest>) -> Reservation {
-        let layers: Vec<_> = layers.collect();
+    /// Keeps layers and documents from being swept until the guard goes.
+    fn reserve(self: &Arc<Self>, wanted: impl Iterator<Item = Digest>) -> Reservation {
+        let wanted: Vec<_> = wanted.collect();
         let mut reserved = self.reserved.lock().expect("no panic while it is held");
-        for layer in &layers {
-            *reserved.entry(layer.clone()).or_default() += 1;
+        for digest in &wanted {
+            *reserved.entry(digest.clone()).or_default() += 1;
         }
-        Reservation { images: Arc::clone(self), layers }
+        Reservation { images: Arc::clone(self), wanted }
     }
 
     async fn node_credentials(&self, reference: &Reference) -> Result<Option<Auth>, Error> {
@@ -482,17 +489,20 @@ impl Images {
     }
 }
 
-/// Layers that somebody counts on.
+/// How many count on what.
+type Reserved = HashMap<Digest, usize>;
+
+/// Layers and documents that somebody counts on.
 struct Reservation {
     images: Arc<Images>,
-    layers: Vec<Digest>,
+    wanted: Vec<Digest>,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut reserved = self.images.reserved.lock().expect("no panic while it is held");
-        for layer in &self.layers {
-            if let Some(count) = reserved.get_mut(layer) {
+        for digest in &self.wanted {
+            if let Some(count) = reserved.get_mut(digest) {
                 *count -= 1;
             }
         }

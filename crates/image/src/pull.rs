@@ -75,8 +75,9 @@ impl Images {
     ) -> Result<Arc<Image>, Error> {
         let layers: Vec<Digest> = parts.layers.iter().map(|layer| layer.descriptor.digest.clone()).collect();
         progress.event(Event::Resolved { digest: &parts.named, layers: layers.len(), size_bytes: parts.size_bytes() });
-        // Until the image is recorded nothing else keeps its layers from being swept.
-        let reserved = self.reserve(layers.iter().cloned());
+        // Until the image is recorded nothing else keeps its parts from being swept.
+        let documents = parts.manifests.iter().map(|(digest, _)| digest).chain([&parts.id]);
+        let reserved = self.reserve(layers.iter().chain(documents).cloned());
         self.fetch_layers(parts.layers, progress).await?;
         self.store.put_blob(&parts.id, &parts.config)?;
         for (digest, bytes) in &parts.manifests {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::Store;
+use super::layers::TakenOut;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::store::records::Stored;
@@ -66,21 +67,34 @@ impl Marked {
             marked.blobs.insert(stored.record.id.clone());
             marked.blobs.extend(stored.record.manifests.iter().cloned());
         }
-        marked.layers.extend(rootfs_layers.chain(reserved));
+        marked.layers.extend(rootfs_layers);
+        for digest in reserved {
+            marked.layers.insert(digest.clone());
+            marked.blobs.insert(digest);
+        }
         marked
     }
 }
 
 impl Store {
-    /// Removes what is not marked and returns the bytes it took.
-    pub(crate) fn sweep(&self, marked: &Marked) -> Result<u64, Error> {
-        let mut freed = 0;
+    /// Takes what is not marked out of sight, which is quick; [`Store::remove_taken`] removes it.
+    pub(crate) fn take_out_unmarked(&self, marked: &Marked) -> Result<Vec<TakenOut>, Error> {
+        let mut taken = Vec::new();
         for layer in self.layers().iter().filter(|layer| !marked.layers.contains(layer)) {
-            freed += self.remove_layer(layer)?;
+            taken.extend(self.take_out_layer(layer)?);
         }
         for blob in self.blobs().iter().filter(|blob| !marked.blobs.contains(blob)) {
             let path = self.blob_path(blob);
             std::fs::remove_file(&path).map_err(|e| Error::store("remove", path, e))?;
+        }
+        Ok(taken)
+    }
+
+    /// Returns the bytes it took.
+    pub(crate) fn remove_taken(&self, taken: Vec<TakenOut>) -> Result<u64, Error> {
+        let mut freed = 0;
+        for layer in taken {
+            freed += layer.remove()?;
         }
         Ok(freed)
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sys::tree::Dir;
 
-use super::{Staging, Store, read_json};
+use super::{Staging, Store, Temporary, read_json, remove_tree};
 use crate::digest::{Algorithm, Digest};
 use crate::error::Error;
 use crate::unpack::Tree;
@@ -22,6 +22,21 @@ pub(crate) struct Layer {
     pub(crate) inodes: u64,
     boot_id: String,
     written_out: bool,
+}
+
+/// A layer that is nobody's any more.
+#[derive(Debug)]
+pub(crate) struct TakenOut {
+    temporary: Temporary,
+    bytes: u64,
+}
+
+impl TakenOut {
+    /// Removes it for good and returns what it took.
+    pub(crate) fn remove(self) -> Result<u64, Error> {
+        remove_tree(&self.temporary.path)?;
+        Ok(self.bytes)
+    }
 }
 
 impl Store {
@@ -64,11 +79,10 @@ impl Store {
         Ok(layer)
     }
 
-    /// Removes a layer and returns what it took.
-    pub(crate) fn remove_layer(&self, blob: &Digest) -> Result<u64, Error> {
+    /// Takes a layer out of sight; none if it is not there.
+    pub(crate) fn take_out_layer(&self, blob: &Digest) -> Result<Option<TakenOut>, Error> {
         let bytes = self.layer(blob).map_or(0, |layer| layer.bytes);
-        self.discard(&self.layer_dir(blob))?;
-        Ok(bytes)
+        Ok(self.take_out(&self.layer_dir(blob))?.map(|temporary| TakenOut { temporary, bytes }))
     }
 
     /// All layers, complete or not.
@@ -99,7 +113,7 @@ impl Store {
             |blob: &Digest| self.layer(blob).is_none_or(|layer| !layer.written_out && layer.boot_id != self.boot_id());
         let swept: Vec<Digest> = self.layers().into_iter().filter(doubtful).collect();
         for blob in &swept {
-            self.remove_layer(blob)?;
+            self.take_out_layer(blob)?.map_or(Ok(0), TakenOut::remove)?;
         }
         Ok(swept)
     }

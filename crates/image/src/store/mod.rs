@@ -140,10 +140,14 @@ impl Store {
 
     /// Removes a directory of the store: first out of sight, then for good.
     pub(crate) fn discard(&self, path: &Path) -> Result<(), Error> {
+        self.take_out(path)?.map_or(Ok(()), |temporary| remove_tree(&temporary.path))
+    }
+
+    fn take_out(&self, path: &Path) -> Result<Option<Temporary>, Error> {
         let out_of_sight = self.temporaries.take();
         match fs::rename(path, &out_of_sight.path) {
-            Ok(()) => remove_tree(&out_of_sight.path),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(Some(out_of_sight)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::store("remove", path, e)),
         }
     }

@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_image_for_another_machine_is_refused", an_image_for_another_machine_is_refused),
     ("what_no_node_can_run_is_refused", what_no_node_can_run_is_refused),
     ("a_stopped_registry_delays_its_own_pull_only", a_stopped_registry_delays_its_own_pull_only),
+    ("a_hung_registry_holds_up_no_layer_that_another_has", a_hung_registry_holds_up_no_layer_that_another_has),
     ("pulls_of_one_image_fetch_it_once", pulls_of_one_image_fetch_it_once),
     ("a_pull_that_nobody_wants_any_more_ends", a_pull_that_nobody_wants_any_more_ends),
     ("a_passenger_goes_on_when_the_pilot_leaves", a_passenger_goes_on_when_the_pilot_leaves),
@@ -334,6 +335,21 @@ fn a_stopped_registry_delays_its_own_pull_only() {
         assert!(!waiting.is_finished(), "a stopped program does not answer");
         signal(&hung, Signal::CONT);
         waiting.await.unwrap().unwrap();
+        scene.images.settled().await;
+        scene.assert_clean();
+    });
+}
+
+fn a_hung_registry_holds_up_no_layer_that_another_has() {
+    let scene = Scene::new();
+    let (registry, layout) = stocked(&scene);
+    let (proxy, at) = hanging_proxy(&registry, large_layer(&layout).0);
+    run(async {
+        let hung = hanging_pull(&scene, &proxy, at).await;
+        scene.pull(&name(registry.address())).await.unwrap();
+        assert!(!hung.is_finished());
+        hung.abort();
+        let _ = hung.await;
         scene.images.settled().await;
         scene.assert_clean();
     });

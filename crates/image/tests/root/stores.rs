@@ -1,7 +1,9 @@
 //! The store when the disk is full, the daemon is killed, or there are two of them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 
@@ -18,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_full_disk_stops_a_load_of_a_compressed_archive", a_full_disk_stops_a_load_of_a_compressed_archive),
     ("a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing", a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing),
     ("two_daemons_do_not_share_a_store", two_daemons_do_not_share_a_store),
+    ("a_sweep_takes_nothing_that_a_pull_counts_on", a_sweep_takes_nothing_that_a_pull_counts_on),
     ("damage_is_thrown_away_at_the_start", damage_is_thrown_away_at_the_start),
 ];
 
@@ -154,7 +157,7 @@ fn a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing() {
     run(async {
         let left: Vec<_> = images.fsck().unwrap();
         assert!(left.iter().all(|unowned| unowned.reason.contains("garbage collection")), "{left:?}");
-        images.remove_unused(&std::collections::HashSet::new()).await.unwrap();
+        images.remove_unused(&HashSet::new()).await.unwrap();
         assert_eq!(images.fsck().unwrap(), []);
         assert_eq!(images.usage(), image::Usage::default());
         while workers_in(&state_dir) > 0 {
@@ -171,6 +174,34 @@ fn two_daemons_do_not_share_a_store() {
     let error = Images::open(Config::new(scene.path("store"))).unwrap_err();
     assert!(matches!(error, Error::Locked { .. }), "{error}");
     assert!(error.to_string().contains("--state-dir"), "{error}");
+}
+
+fn a_sweep_takes_nothing_that_a_pull_counts_on() {
+    let scene = Scene::new();
+    let registry = registry(&scene);
+    let mut builder = Builder::new(scene.path("layout")).unwrap();
+    for number in 0..4 {
+        builder.layer(|tar| file(tar, &number.to_string(), "x")).unwrap();
+    }
+    registry.push(&builder.finish(serde_json::json!({})).unwrap(), "sample", "1").unwrap();
+    let name = format!("{}/sample:1", registry.address());
+    run(async {
+        let images = Arc::clone(&scene.images);
+        // It removes the image as soon as it is there, and between all steps of a pull whatever nobody counts on.
+        let sweeping = tokio::spawn(async move {
+            loop {
+                images.remove_unused(&HashSet::new()).await.unwrap();
+            }
+        });
+        for _ in 0..25 {
+            scene.pull(&name).await.unwrap();
+        }
+        sweeping.abort();
+        assert!(sweeping.await.unwrap_err().is_cancelled());
+        scene.images.settled().await;
+        scene.sweep().await;
+        scene.assert_untouched().await;
+    });
 }
 
 /// What a crash or a curious person may do to the files of the store.
@@ -207,11 +238,11 @@ fn damage_is_thrown_away_at_the_start() {
 }
 
 trait PullByName {
-    async fn pull_by_name(&self, name: String) -> std::sync::Arc<image::Image>;
+    async fn pull_by_name(&self, name: String) -> Arc<image::Image>;
 }
 
-impl PullByName for std::sync::Arc<Images> {
-    async fn pull_by_name(&self, name: String) -> std::sync::Arc<image::Image> {
+impl PullByName for Arc<Images> {
+    async fn pull_by_name(&self, name: String) -> Arc<image::Image> {
         self.pull(&name.parse().unwrap(), None, &Silent).await.unwrap()
     }
 }
