@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::WaitOptions;
@@ -26,10 +27,19 @@ pub fn fork_into(data: Vec<u8>, keep: Vec<OwnedFd>, run: fn(Vec<u8>, Vec<OwnedFd
     }
 }
 
+/// A thread that was joined is still listed for a moment: the kernel wakes who waits for it before it takes it off.
 pub(crate) fn require_one_thread() -> io::Result<()> {
-    match std::fs::read_dir("/proc/self/task")?.count() {
-        1 => Ok(()),
-        n => Err(io::Error::new(io::ErrorKind::Unsupported, format!("cannot fork a process with {n} threads"))),
+    const MOMENT: Duration = Duration::from_millis(500);
+    let begin = Instant::now();
+    loop {
+        match std::fs::read_dir("/proc/self/task")?.count() {
+            1 => return Ok(()),
+            _ if begin.elapsed() < MOMENT => std::thread::yield_now(),
+            n => {
+                let reason = format!("cannot fork a process with {n} threads");
+                return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+            }
+        }
     }
 }
 
