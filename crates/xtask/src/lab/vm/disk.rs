@@ -17,7 +17,10 @@ const INIT: &str = include_str!("init.sh");
 const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
 
 /// Programs that tests start or compare with, taken from the host with their libraries; the node needs none of them.
-const PROGRAMS: &[&str] = &["ip", "nft", "conntrack", "docker-registry"];
+const PROGRAMS: &[&str] = &["ip", "nft", "conntrack", "docker-registry", "stat"];
+
+/// The host's shell, too: that of busybox takes its own commands before those in `PATH`.
+const SHELL: &str = "/bin/sh";
 
 /// Sizes of the sparse disks.
 const SYSTEM_SIZE: &str = "8G";
@@ -112,6 +115,8 @@ fn system_disk(kernel: &Kernel, programs: &[PathBuf], disk: &Path) -> anyhow::Re
     let scratch = tempfile::tempdir()?;
     let root = scratch.path();
     testkit::image::busybox_root(root)?;
+    // It is a link to busybox, through which the copy below would go.
+    std::fs::remove_file(root.join("bin/sh"))?;
     for dir in ["usr/sbin", "lib", "root", "run", "jobs", "var/lib", "var/log", "opt"] {
         std::fs::create_dir_all(root.join(dir))?;
     }
@@ -135,7 +140,7 @@ fn make_disk(root: &Path, disk: &Path, size: &str) -> anyhow::Result<()> {
 /// The programs, and the libraries that the host's loader would map for them.
 fn host_programs() -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for program in PROGRAMS {
+    for program in PROGRAMS.iter().chain([&SHELL]) {
         let path = host::find(program).with_context(|| format!("{program} is not installed"))?;
         // It fails for static programs, which need nothing.
         let libraries = host::output(Command::new("ldd").arg(&path)).unwrap_or_default();

@@ -47,6 +47,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "xz", deb: "xz-utils", rpm: "xz" },
     Tool::new("mke2fs", "e2fsprogs"),
     Tool::new("strip", "binutils"),
+    Tool::new("stat", "coreutils"),
     Tool { program: "ip", deb: "iproute2", rpm: "iproute" },
     Tool::new("nft", "nftables"),
     Tool { program: "conntrack", deb: "conntrack", rpm: "conntrack-tools" },
