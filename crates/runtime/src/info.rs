@@ -53,10 +53,10 @@ fn features_of_all() -> v1::RuntimeFeatures {
     v1::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false, mount_options: true }
 }
 
-/// Whether the operator has left the kernel any (`user.max_user_namespaces`).
+/// Whether the operator has left the kernel any (`user.max_user_namespaces`), and they are of use.
 fn has_user_namespaces() -> bool {
     let text = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
-    text.trim().parse::<u64>().is_ok_and(|count| count > 0)
+    sys::kernel::maps_owners_on_tmpfs() && text.trim().parse::<u64>().is_ok_and(|count| count > 0)
 }
 
 fn config(core: &Core) -> serde_json::Value {

@@ -8,6 +8,7 @@ pub mod error;
 pub mod fdpass;
 pub mod fork;
 pub mod inotify;
+pub mod kernel;
 pub mod mntns;
 pub mod mount;
 pub mod netlink;

@@ -38,7 +38,7 @@ pub(super) fn extras() -> Vec<Finding> {
     let user_namespaces = Path::new("/proc/self/ns/user").exists().then(|| read("/proc/sys/user/max_user_namespaces"));
     let modules = read("/sys/kernel/security/lsm");
     vec![
-        user_namespace(user_namespaces.as_deref()),
+        user_namespace(user_namespaces.as_deref(), sys::kernel::maps_owners_on_tmpfs()),
         security_module("AppArmor", "apparmor", &modules),
         security_module("SELinux", "selinux", &modules),
         pressure(&read("/proc/pressure/memory")),
@@ -65,8 +65,7 @@ fn user(uid: u32, effective: u64) -> Finding {
 }
 
 fn kernel(release: &str) -> Finding {
-    let mut numbers = release.split(['.', '-']).filter_map(|part| part.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let version = sys::kernel::parse(release);
     if version >= OLDEST_KERNEL {
         return Finding::ok("kernel", release);
     }
@@ -81,14 +80,18 @@ fn seccomp(actions: &str) -> Finding {
 }
 
 /// `limit` is what `user.max_user_namespaces` says; `None` without user namespaces.
-fn user_namespace(limit: Option<&str>) -> Finding {
+fn user_namespace(limit: Option<&str>, maps_owners: bool) -> Finding {
     const WHAT: &str = "user namespaces";
     let Some(limit) = limit else {
         let remedy = "boot a kernel with CONFIG_USER_NS; until then pods with `hostUsers: false` are refused";
         return Finding::limited(WHAT, "not in this kernel", remedy);
     };
     match limit.trim().parse::<u64>() {
-        Ok(limit) if limit > 0 => Finding::ok(WHAT, format!("up to {limit}")),
+        Ok(limit) if limit > 0 && maps_owners => Finding::ok(WHAT, format!("up to {limit}")),
+        Ok(limit) if limit > 0 => {
+            let remedy = "boot Linux 6.3 or newer; until then pods with `hostUsers: false` are refused";
+            Finding::limited(WHAT, "without id-mapped mounts of tmpfs", remedy)
+        }
         _ => {
             let remedy =
                 "raise the sysctl user.max_user_namespaces; until then pods with `hostUsers: false` are refused";
@@ -151,8 +154,12 @@ mod tests {
     fn what_is_absent_is_limited_or_missing() {
         assert_eq!(seccomp("kill_process kill_thread trap errno log allow").verdict, Ok);
         assert_eq!(seccomp("").verdict, Missing);
-        assert_eq!(user_namespace(Some("3965\n")).verdict, Ok);
-        assert_eq!([user_namespace(Some("0\n")).verdict, user_namespace(None).verdict], [Limited, Limited]);
+        assert_eq!(user_namespace(Some("3965\n"), true).verdict, Ok);
+        for limited in
+            [user_namespace(Some("0\n"), true), user_namespace(None, true), user_namespace(Some("9\n"), false)]
+        {
+            assert_eq!(limited.verdict, Limited, "{limited:?}");
+        }
         assert_eq!(security_module("AppArmor", "apparmor", "lockdown,capability,apparmor\n").verdict, Ok);
         assert_eq!(security_module("SELinux", "selinux", "lockdown,capability,apparmor\n").verdict, Limited);
         assert_eq!(pressure("some avg10=0.00").verdict, Ok);

@@ -168,6 +168,10 @@ async fn pod_in_namespaces(node: &Node, name: &str, options: v1::NamespaceOption
 }
 
 fn a_pod_with_users_of_its_own() {
+    if !sys::kernel::maps_owners_on_tmpfs() {
+        println!("skipped: needs Linux 6.3 (id-mapped mounts of a tmpfs)");
+        return;
+    }
     on_a_node(|node| async {
         let mapping = || vec![v1::IdMapping { host_id: 1_000_000, container_id: 0, length: 65536 }];
         let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
