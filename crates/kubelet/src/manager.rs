@@ -36,10 +36,12 @@ impl Manager {
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                change = pods.next() => match change.object {
-                    Some(pod) => self.see(pod),
-                    None => {} // The worker asked for it.
-                },
+                change = pods.next() => {
+                    // A pod that is gone has been forgotten by its own worker.
+                    if let Some(pod) = change.object {
+                        self.see(pod);
+                    }
+                }
                 change = config_maps.next() => self.retry(change.key.namespace()),
                 change = secrets.next() => self.retry(change.key.namespace()),
                 change = claims.next() => self.retry(change.key.namespace()),
@@ -133,7 +135,7 @@ impl Manager {
                 containers_statuses: found.containers,
                 ..v1::ContainerEventResponse::default()
             };
-            let _ = worker.events.send(Event::Runtime(event)); // It may just be ending.
+            let _ = worker.events.send(Event::Runtime(Box::new(event))); // It may just be ending.
         }
     }
 
@@ -180,7 +182,7 @@ impl Manager {
             || event.containers_statuses.iter().find_map(|status| status.labels.get(label::POD_UID).cloned());
         let Some(uid) = uid.or_else(labelled) else { return };
         if let Some(worker) = self.lock().get(&uid) {
-            let _ = worker.events.send(Event::Runtime(event)); // It may just be ending.
+            let _ = worker.events.send(Event::Runtime(Box::new(event))); // It may just be ending.
         }
     }
 

@@ -22,7 +22,7 @@ pub(crate) enum Event {
     /// Another version of the pod.
     Pod(Arc<Pod>),
     /// The runtime told of one of the pod's containers or its sandbox.
-    Runtime(cri::v1::ContainerEventResponse),
+    Runtime(Box<cri::v1::ContainerEventResponse>),
     /// Something happened.
     Change(Change),
     /// An action is over.

@@ -29,7 +29,8 @@ impl Job {
         }
         let left = grace.saturating_sub(begun.elapsed()).max(GRACE_LEAST.min(grace));
         // Rounded up: a second too much is better than one too little.
-        let timeout = i64::try_from(left.as_secs_f64().ceil() as u64).unwrap_or(0);
+        let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+        let timeout = i64::try_from(seconds).unwrap_or(i64::MAX);
         let run = self.stopped(id, timeout).await;
         self.change(Change::Exited { container: container.clone(), run });
     }

@@ -181,8 +181,9 @@ pub(super) fn leak(voyage: &mut Voyage) -> anyhow::Result<String> {
     Ok(format!("OOMKilled (137), then CrashLoopBackOff for {:.0} s", began.elapsed().as_secs_f64().round()))
 }
 
-/// 5. A busy container is held at its limit; the neighbour keeps its share. On a machine that others use as well a round
-/// may show neither: several are tried, and one has to show both.
+/// 5. A busy container is held at its limit; the neighbour keeps its share.
+///
+/// On a machine that others use as well a round may show neither: several are tried, and one has to show both.
 pub(super) fn burn(voyage: &mut Voyage) -> anyhow::Result<String> {
     const ROUNDS: usize = 5;
     let pod = ready_replicas(voyage)?.remove(0);
