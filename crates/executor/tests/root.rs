@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             ("a_control_group_is_entered", control_group),
             ("only_allowed_devices_can_be_used", allowed_devices),
             ("a_volume_of_the_root_stays_writable", own_volume),
+            ("links_of_an_image_move_no_mount_and_no_directory", hostile_links),
         ],
         missing,
     )
@@ -217,6 +218,33 @@ fn failures() {
     assert_eq!((error.step, error.errno), (Step::Sysctl, 2), "{error}");
     let error = failure(|spec| spec.mounts.push(mount("/x", "nofs", &[])));
     assert_eq!((error.step, error.errno), (Step::Filesystem, 19), "{error}");
+}
+
+/// What a hostile image tries with links: to move `/proc` away from its masks, to enter a descriptor of the launcher, to
+/// lay a volume over the root.
+fn hostile_links() {
+    let refused = |prepare: fn(&Path), change: fn(&mut Spec)| {
+        let tree = Tree::new();
+        prepare(tree.dir.path());
+        let mut spec = spec("true");
+        change(&mut spec);
+        start(&tree, &spec, LaunchFds::default()).map(|run| run.end()).unwrap_err()
+    };
+    let moved_proc = |root: &Path| {
+        std::fs::remove_dir(root.join("proc")).ok();
+        std::fs::create_dir(root.join("real")).unwrap();
+        std::os::unix::fs::symlink("/real", root.join("proc")).unwrap();
+    };
+    let error = refused(moved_proc, |_| {});
+    assert_eq!((error.step, error.errno), (Step::Mount, 40), "{error}");
+    assert!(error.to_string().contains("symbolic link"), "{error}");
+
+    let error = refused(|_| {}, |spec| spec.process.as_mut().unwrap().cwd = "/proc/self/fd/3".to_owned());
+    assert_eq!((error.step, error.errno), (Step::WorkingDirectory, 40), "{error}");
+
+    let linked_root = |root: &Path| std::os::unix::fs::symlink("/", root.join("all")).unwrap();
+    let error = refused(linked_root, |spec| spec.mounts.push(mount("/all", "bind", &["rbind", "rprivate"])));
+    assert_eq!((error.step, error.errno), (Step::Mount, 16), "{error}");
 }
 
 fn terminal() {

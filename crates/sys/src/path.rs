@@ -42,6 +42,14 @@ pub fn open_plain(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<Ow
     open(root, path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV)
 }
 
+/// Opens `path` as if `root` were `/`, where no part may be a symbolic link: for what must stand where its name says.
+///
+/// # Errors
+/// `ELOOP` for a link.
+pub fn open_unlinked(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    open(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+}
+
 /// The caller's `/proc`, and nothing that only looks like it.
 ///
 /// # Errors

@@ -5,9 +5,9 @@ use std::ffi::CString;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use sys::rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use sys::rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use sys::rustix::io::Errno;
-use sys::rustix::process::{Signal, chdir, umask};
+use sys::rustix::process::{Signal, fchdir, umask};
 use sys::{caps, process};
 
 use super::streams::Streams;
@@ -54,8 +54,11 @@ pub(crate) fn become_program(
     Err(LaunchError::new(Step::Execute, errno, program.to_string_lossy()))
 }
 
+/// No magic link: `/proc/self/fd/…` would lead to what the launcher still holds of the host (CVE-2024-21626).
 fn enter_directory(path: &str) -> Result<(), LaunchError> {
-    chdir(path).map_err(|errno| LaunchError::new(Step::WorkingDirectory, errno, path))
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let entered = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS).and_then(fchdir);
+    entered.map_err(|errno| LaunchError::new(Step::WorkingDirectory, errno, path))
 }
 
 fn set_filter(plan: &ProcessPlan) -> Result<(), LaunchError> {
@@ -93,7 +96,7 @@ fn find(plan: &ProcessPlan) -> Result<CString, LaunchError> {
 
 fn executable(path: &Path) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let file = sys::rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+    let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
     let stat = sys::rustix::fs::fstat(&file)?;
     match sys::rustix::fs::FileType::from_raw_mode(stat.st_mode) {
         sys::rustix::fs::FileType::RegularFile if stat.st_mode & 0o111 != 0 => Ok(()),

@@ -85,12 +85,16 @@ fn make(one: &MountPlan, plan: &RootPlan, root: BorrowedFd<'_>, mounts: &[OwnedF
             if filesystem.copy_up {
                 copy_up(root, at, fresh.as_fd())?;
             }
-            attach(fresh.as_fd(), root, at)?;
+            if WELL_KNOWN.contains(&filesystem.kind.as_str()) {
+                attach_in_place(fresh.as_fd(), root, at)?;
+            } else {
+                attach(fresh.as_fd(), root, at)?;
+            }
             seal(filesystem, fresh.as_fd(), at)
         }
         Mounted::Devices(filesystem) => {
             let fresh = new_filesystem(filesystem, at)?;
-            attach(fresh.as_fd(), root, at)?;
+            attach_in_place(fresh.as_fd(), root, at)?;
             fill_dev(plan, root, fresh.as_fd(), mounts)?;
             seal(filesystem, fresh.as_fd(), at)
         }
@@ -127,8 +131,31 @@ fn attach(mount: BorrowedFd<'_>, root: BorrowedFd<'_>, at: &str) -> Result<(), L
 /// Mounts what is at a path over itself; a directory where there is nothing.
 fn own(root: BorrowedFd<'_>, at: &str) -> Result<(), LaunchError> {
     let target = path::make_in_root(root, Path::new(at), Kind::Directory).step(Step::Mount, at)?;
+    // A link may lead to the root itself, which would come to lie, unmasked, over everything that protects it.
+    if is_same(root, target.as_fd()).map_err(|errno| LaunchError::new(Step::Mount, errno, at))? {
+        return Err(LaunchError::new(Step::Mount, Errno::BUSY, format!("{at} (is the root)")));
+    }
     let copy = mount::copy_tree_at(target.as_fd(), true).step(Step::Mount, at)?;
     mount::attach(copy.as_fd(), target.as_fd()).step(Step::Mount, at)
+}
+
+fn is_same(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let (a, b) = (sys::rustix::fs::fstat(a)?, sys::rustix::fs::fstat(b)?);
+    Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+}
+
+/// File systems that masks, read-only paths and device nodes are found in by their well-known places.
+const WELL_KNOWN: &[&str] = &["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"];
+
+/// Attaches a file system of the kernel's. Where an image has a link in its place, the masks would protect another one
+/// (CVE-2019-19921, CVE-2023-27561): such an image is refused.
+fn attach_in_place(mount: BorrowedFd<'_>, root: BorrowedFd<'_>, at: &str) -> Result<(), LaunchError> {
+    path::make_in_root(root, Path::new(at), Kind::Directory).step(Step::Mount, at)?;
+    let target = path::open_unlinked(root, Path::new(at), OFlags::PATH | OFlags::DIRECTORY).map_err(|error| {
+        let why = if error.errno == Errno::LOOP { " (the image has a symbolic link there)" } else { "" };
+        LaunchError::new(Step::Mount, error.errno, format!("{at}{why}"))
+    })?;
+    mount::attach(mount, target.as_fd()).step(Step::Mount, at)
 }
 
 /// Devices and links of `/dev`. It is the container's own fresh tmpfs, so nothing is there to be followed.
