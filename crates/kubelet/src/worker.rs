@@ -130,7 +130,12 @@ impl Worker {
     /// Takes in an event; whether the pod is forgotten.
     fn hear(&mut self, event: Event) -> bool {
         match event {
-            Event::Pod(pod) => self.pod = pod,
+            Event::Pod(pod) => {
+                let before = std::mem::replace(&mut self.pod, pod);
+                if grace_of(&self.pod) < grace_of(&before) {
+                    self.hasten();
+                }
+            }
             Event::Runtime(event) => self.hear_runtime(&event),
             Event::Change(change) => self.apply(change),
             Event::Ended(Action::Forget) => return true,
@@ -142,6 +147,23 @@ impl Worker {
             }
         }
         false
+    }
+
+    /// The pod has less time to end than its stops were told: of two stops the runtime keeps the shorter time.
+    fn hasten(&mut self) {
+        let timeout = grace_of(&self.pod);
+        let stopping = self.view.containers.iter().filter_map(|(name, view)| {
+            let id = &view.running.as_ref()?.id;
+            self.view.is_busy(&format!("stop/{name}/{id}")).then(|| id.clone())
+        });
+        for container_id in stopping.collect::<Vec<_>>() {
+            let runtime = self.context.parts.runtime.clone();
+            self.jobs.spawn(async move {
+                let request = cri::v1::StopContainerRequest { container_id, timeout };
+                // The stop that is under way tells how it ends.
+                let _ = runtime.stop_container(request).await;
+            });
+        }
     }
 
     fn hear_runtime(&mut self, event: &cri::v1::ContainerEventResponse) {
@@ -232,6 +254,12 @@ impl Worker {
             self.status = Some(status);
         }
     }
+}
+
+/// The time that a pod has to end; without bounds while nobody wants it to.
+fn grace_of(pod: &Pod) -> i64 {
+    let wanted = pod.metadata.deletion_timestamp.is_some();
+    pod.metadata.deletion_grace_period_seconds.filter(|_| wanted).unwrap_or(i64::MAX)
 }
 
 /// How long until `due` by the wall clock; a clock that jumps makes it late or early once, never stuck.

@@ -224,11 +224,11 @@ impl Planner<'_> {
         let Outage { backoff, .. } = self.view.record.sandbox;
         match &self.view.sandbox {
             Sandbox::Ready { .. } => {}
-            Sandbox::Lost { id } => self.push(Action::RemoveSandbox { id: id.clone() }),
+            Sandbox::Lost { id } if self.may_try(backoff) => self.push(Action::RemoveSandbox { id: id.clone() }),
             Sandbox::Absent if self.may_try(backoff) => {
                 self.push(Action::CreateSandbox { attempt: self.view.record.sandbox_attempt })
             }
-            Sandbox::Absent => {}
+            Sandbox::Lost { .. } | Sandbox::Absent => {}
         }
     }
 
@@ -349,7 +349,9 @@ impl Planner<'_> {
         for kind in probes.active(container).filter(|kind| wanted(*kind)) {
             let Some(probe) = kind.of(container) else { continue };
             let action = Action::Probe { container: container.name.clone(), id: running.id.clone(), kind };
-            if !self.view.is_busy(&action.key()) && self.is_due(Some(probes.get(kind).due(probe, running.started))) {
+            if !self.view.is_busy(&action.key())
+                && self.is_due(Some(probes.get(kind).due(probe, running.started, self.now)))
+            {
                 self.push(action);
             }
         }

@@ -74,16 +74,20 @@ impl State {
         Self { last: Some(now), streak: Some((outcome, count)), verdict }
     }
 
-    /// When it has to run next, for a container that has been running since `started`.
-    pub fn due(&self, probe: &Probe, started: Timestamp) -> Timestamp {
+    /// When it has to run next, for a container that has been running since `started`. Where a clock that jumped back
+    /// would make the wait longer than it was meant to be, it is due now.
+    pub fn due(&self, probe: &Probe, started: Timestamp, now: Timestamp) -> Timestamp {
         let seconds = |value: Option<i32>, default: i32| SignedDuration::from_secs(value.unwrap_or(default).into());
-        let first = started.saturating_add(seconds(probe.initial_delay_seconds, 0)).unwrap_or(started);
+        let after = |time: Timestamp, wait: SignedDuration| {
+            if time > now { now } else { time.saturating_add(wait).unwrap_or(now) }
+        };
+        let first = after(started, seconds(probe.initial_delay_seconds, 0));
         match self.last {
             None => first,
-            Some(last) => last
-                .saturating_add(seconds(probe.period_seconds, 10).max(SignedDuration::from_secs(1)))
-                .unwrap_or(last)
-                .max(first),
+            Some(last) => {
+                let period = seconds(probe.period_seconds, 10).max(SignedDuration::from_secs(1));
+                after(last, period).max(first)
+            }
         }
     }
 }
@@ -184,9 +188,10 @@ mod tests {
     #[test]
     fn the_first_run_waits_for_the_initial_delay() {
         let probe = probe(5, 15, 3);
-        assert_eq!(State::default().due(&probe, at(100)), at(105));
+        assert_eq!(State::default().due(&probe, at(100), at(100)), at(105));
         let ran = State::default().after(&probe, Outcome::Success, at(106));
-        assert_eq!(ran.due(&probe, at(100)), at(121));
+        assert_eq!(ran.due(&probe, at(100), at(112)), at(121));
+        assert_eq!(ran.due(&probe, at(100), at(50)), at(50), "a clock that jumped back");
     }
 
     #[test]

@@ -377,6 +377,8 @@ impl View {
             Change::Started { container, id, at } => self.started(&container, id, at),
             Change::StartFailed { container, reason, message } => {
                 self.record_of(&container).create.fail(&reason, &message, now);
+                // Its image may have been removed since it was looked at.
+                self.container_mut(&container).image = None;
                 return vec![Note::warning("Failed", format!("Error: {message}"), Some(container))];
             }
             Change::Exited { container, run } => return self.exited(pod, &container, run),
@@ -440,6 +442,12 @@ impl View {
         let seen =
             self.containers.get(container).and_then(|view| view.ended.as_ref()).is_some_and(|ended| ended.id == run.id);
         if seen {
+            return Vec::new();
+        }
+        // A late word of an old run must not end the one that follows it.
+        let other = self.running(container).is_some_and(|running| running.id != run.id);
+        let old = self.record.containers.get(container).and_then(|record| record.last.as_ref());
+        if other || old.is_some_and(|last| last.id == run.id) {
             return Vec::new();
         }
         let finished = run.finished.unwrap_or_default();

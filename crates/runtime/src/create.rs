@@ -40,6 +40,8 @@ pub(crate) async fn create(core: &Arc<Core>, request: v1::CreateContainerRequest
         if !container.is_gone() {
             return Ok(container.id.clone());
         }
+        // One that could not be taken away still has the name: that is tried again, and its failure is the answer.
+        crate::stop::remove(core, &sandbox, &container).await?;
     }
 }
 

@@ -115,7 +115,7 @@ pub(crate) async fn remove_container(core: &Arc<Core>, id: &str) -> Outcome {
     }
 }
 
-async fn remove(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {
+pub(crate) async fn remove(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {
     let (shared, sandbox, removed) = (core.clone(), sandbox.clone(), container.clone());
     let outcome = container.remove.run(&core.tasks, || async move {
         if removed.is_gone() && !shared.table.has_container(&removed.id) {

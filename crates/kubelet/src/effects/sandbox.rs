@@ -31,6 +31,12 @@ impl Job {
         let id = runtime.run_pod_sandbox(request).await.map_err(|error| error.to_string())?.pod_sandbox_id;
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
         let status = runtime.pod_sandbox_status(request).await.map_err(|error| error.to_string())?.status;
+        let is_ready = |status: &v1::PodSandboxStatus| status.state == v1::PodSandboxState::SandboxReady as i32;
+        if !status.as_ref().is_some_and(is_ready) {
+            // It was lost before anybody knew it, so nobody will tell of it again.
+            self.stop_and_remove(&id).await?;
+            return Err("the sandbox ended at once; see the node's log".to_owned());
+        }
         Ok((id, status.as_ref().map(addresses).unwrap_or_default()))
     }
 

@@ -135,6 +135,17 @@ impl Running {
         }
     }
 
+    /// Serves nobody any more; what still runs goes on.
+    pub(crate) async fn abandon(&self) {
+        self.kubelet.stop().await;
+        self.base.stop().await;
+    }
+
+    /// The pods that are there.
+    pub(crate) fn pod_names(&self) -> Vec<String> {
+        self.store().pods().keys().iter().map(ToString::to_string).collect()
+    }
+
     /// Ends all pods and takes down everything that the node made, in the reverse order. Goes on after a failure and
     /// returns them all.
     pub(crate) async fn end(&self) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Parser as _;
 
 use super::base::Forked;
@@ -36,7 +37,7 @@ pub(crate) fn run(places: &Places, options: &UpOptions) -> anyhow::Result<ExitCo
 /// The forked node of `--detach`: the command line says what to run.
 pub(super) fn detached(waiter: &mut Waiter) -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let Command::Up(options) = arguments.command else { anyhow::bail!("only `up` can be detached") };
+    let Command::Up(options) = arguments.command else { bail!("only `up` can be detached") };
     let settings = UpSettings::new(&arguments.places, &options)?;
     live(&settings, &options, waiter)
 }
@@ -71,20 +72,25 @@ async fn serve(settings: &UpSettings, options: &UpOptions, forked: Forked, waite
     if let Some(printer) = printer {
         printer.abort();
     }
-    super::socket::remove_run_dir(&settings.node.layout.run_dir);
+    if ended.is_ok() {
+        super::socket::remove_run_dir(&settings.node.layout.run_dir);
+    }
     ended
 }
 
-/// Ends all pods; a second signal gives them no more time.
+/// Ends all pods. A second signal gives them no more time, a third leaves those that hang to the next node.
 async fn end(running: &Running, signals: &mut Signals) -> anyhow::Result<()> {
     let hurry = async {
         signals.next().await;
         running.hurry().await;
-        std::future::pending().await
+        signals.next().await;
     };
     tokio::select! {
         ended = running.end() => ended,
-        () = hurry => Ok(()),
+        () = hurry => {
+            running.abandon().await;
+            bail!("left running: {}; `orlop up` takes them over again", running.pod_names().join(", "))
+        }
     }
 }
 
