@@ -71,8 +71,8 @@ impl Network {
         attachment
     }
 
-    /// Takes a sandbox off the network: host ports, interface, address. Done twice or for an unknown sandbox it
-    /// succeeds.
+    /// Takes a sandbox off the network. On the built-in bridge the host ports are closed when it returns, the interface
+    /// goes soon after, and then the address is free again. Done twice or for an unknown sandbox it succeeds.
     ///
     /// # Errors
     /// A CNI plugin failed, or the kernel did; the sandbox counts as attached until a retry succeeds.
@@ -82,7 +82,9 @@ impl Network {
             let sandboxes = self.sandboxes.clone();
             return on_own_thread(move || sandboxes.detach(&sandbox)).await?;
         }
-        self.blocking(move |node| node.detach(&sandbox)).await
+        let detached = self.blocking(move |node| node.detach(&sandbox)).await;
+        self.filler.wake();
+        detached
     }
 
     /// Asks the CNI plugins whether a sandbox's network is as they made it (CHECK); on the built-in bridge it is.

@@ -31,6 +31,8 @@ struct State {
     /// Links of slots that are not whole yet.
     in_the_making: Vec<String>,
     sandboxes: HashMap<String, Record>,
+    /// Sandboxes that were detached and whose links are not gone yet. Their addresses are taken until then.
+    leaving: HashMap<String, Record>,
     slots_wanted: usize,
     open: bool,
 }
@@ -69,6 +71,7 @@ impl Node {
                 slots: Vec::new(),
                 in_the_making: Vec::new(),
                 sandboxes: HashMap::new(),
+                leaving: HashMap::new(),
                 slots_wanted: config.prepared_slots,
                 open: false,
             }),
@@ -157,7 +160,7 @@ impl Node {
             let is_slot =
                 || state.slots.iter().map(|slot| &slot.link.veth).chain(&state.in_the_making).any(|veth| veth == port);
             let slot = || is_slot().then(|| "prepared slot".to_owned());
-            state.sandboxes.iter().find_map(of_sandbox).or_else(slot)
+            state.sandboxes.iter().chain(&state.leaving).find_map(of_sandbox).or_else(slot)
         };
         Ok(ports.into_iter().map(|port| (owner(&port), port)).map(|(owner, port)| (port, owner)).collect())
     }
@@ -185,7 +188,7 @@ impl Node {
         let id = &request.sandbox_id;
         check_name(id)?;
         let mut state = self.state();
-        if state.sandboxes.contains_key(id) {
+        if state.sandboxes.contains_key(id) || state.leaving.contains_key(id) {
             return Err(NetworkError::AlreadyAttached(id.clone()));
         }
         let taken = state.sandboxes.iter().map(|(id, record)| (id.as_str(), &record.ports[..]));
@@ -228,21 +231,48 @@ impl Node {
         self.bridge.add_ports(sandbox, &ports::forwards(&record.ports, &record.ips))
     }
 
+    /// Closes the host ports. The link, whose removal takes the kernel some RCU grace periods, follows with
+    /// [`Node::clear`]; nobody is left who would use it.
     pub(crate) fn detach(&self, sandbox: &str) -> Result<(), NetworkError> {
         let Some(record) = self.state().sandboxes.get(sandbox).cloned() else { return Ok(()) };
-        self.forget(sandbox, &record)?;
+        self.close_ports(sandbox, &record)?;
         let mut state = self.state();
         state.sandboxes.remove(sandbox);
-        state.pool.release(&record.ips);
+        state.leaving.insert(sandbox.to_owned(), record);
+        Ok(())
+    }
+
+    /// Removes the links of the sandboxes that were detached.
+    ///
+    /// # Errors
+    /// The first that the kernel refused; it and those after it are tried again with the next call.
+    pub(crate) fn clear(&self) -> Result<(), NetworkError> {
+        let next = || self.state().leaving.iter().next().map(|(sandbox, record)| (sandbox.clone(), record.clone()));
+        while let Some((sandbox, record)) = next() {
+            self.remove_link(&sandbox, &record)?;
+            let mut state = self.state();
+            // Two may clear at once; the address is given back by one of them.
+            if state.leaving.remove(&sandbox).is_some() {
+                state.pool.release(&record.ips);
+            }
+        }
         Ok(())
     }
 
     /// Removes what a sandbox has in the kernel, and then its record.
     fn forget(&self, sandbox: &str, record: &Record) -> Result<(), NetworkError> {
+        self.close_ports(sandbox, record)?;
+        self.remove_link(sandbox, record)
+    }
+
+    fn close_ports(&self, sandbox: &str, record: &Record) -> Result<(), NetworkError> {
+        let forwards = ports::forwards(&record.ports, &record.ips);
+        self.bridge.remove_ports(sandbox, &forwards, || self.state().forwards_without(sandbox))
+    }
+
+    fn remove_link(&self, sandbox: &str, record: &Record) -> Result<(), NetworkError> {
         let Link::Veth(veth) = &record.link;
         self.bridge.unplug(veth, &record.ips)?;
-        let forwards = ports::forwards(&record.ports, &record.ips);
-        self.bridge.remove_ports(sandbox, &forwards, || self.state().forwards_without(sandbox))?;
         self.records.remove(sandbox).during(sandbox, "removing the record")
     }
 
@@ -306,7 +336,8 @@ impl Node {
         }
         owned.extend(ports.into_iter().map(|(name, owner)| Owned { kind: "link", name, owner }));
         for sandbox in self.records.list().during("records", "reading the run directory")? {
-            let owner = state.sandboxes.contains_key(&sandbox).then(|| format!("sandbox {sandbox}"));
+            let known = state.sandboxes.contains_key(&sandbox) || state.leaving.contains_key(&sandbox);
+            let owner = known.then(|| format!("sandbox {sandbox}"));
             owned.push(Owned { kind: "record", name: sandbox, owner });
         }
         Ok(owned)
@@ -314,6 +345,7 @@ impl Node {
 
     pub(crate) fn shutdown(&self) -> Result<(), NetworkError> {
         self.state().open = false;
+        self.clear()?;
         self.drop_slots()?;
         self.bridge.remove()
     }

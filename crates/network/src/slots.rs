@@ -1,6 +1,6 @@
 //! Namespaces made ahead: a pod that starts takes one that is finished, with link, address and routes.
 //!
-//! A thread refills them. A slot belongs to no sandbox: if the daemon dies, the kernel frees its namespace and with it
+//! A thread refills them, and removes the links of pods that left. A slot belongs to no sandbox: if the daemon dies, the kernel frees its namespace and with it
 //! its link.
 
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ pub(crate) struct Slot {
     pub(crate) link: PodLink,
 }
 
-/// The thread that keeps slots ready. It ends when this is dropped.
+/// The thread that keeps slots ready and clears away. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Filler {
     wake: Option<SyncSender<()>>,
@@ -34,7 +34,7 @@ impl Filler {
         Ok(Filler { wake: Some(wake), thread: Some(thread) })
     }
 
-    /// Asks for slots; returns at once.
+    /// Asks it to look what there is to do; returns at once.
     pub(crate) fn wake(&self) {
         if let Some(wake) = &self.wake {
             // A full channel: the thread is going to look anyway.
@@ -62,6 +62,9 @@ fn fill(node: &Weak<Node>, woken: &Receiver<()>) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot prepare a network slot");
                 break;
             }
+        }
+        if let Err(error) = node.clear() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove the link of a sandbox that left");
         }
     }
 }
