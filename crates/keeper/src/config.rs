@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use sys::cgroup::Entry;
 
-use crate::protocol::CgroupEntry;
 use crate::protocol::wire::{wire_enum, wire_struct};
 
 wire_enum! {
@@ -44,8 +43,6 @@ wire_struct! {
         pub sysctls: Vec<(String, String)>,
         /// The keeper's own protection from the OOM killer; as far as the daemon may grant it.
         pub oom_score_adj: i32,
-        /// How the keeper enters its control group.
-        pub cgroup: CgroupEntry,
     }
 
     /// Ids of a user namespace.
@@ -76,25 +73,16 @@ pub struct KeeperFds<'a> {
     pub network: Option<BorrowedFd<'a>>,
     /// The mount namespace with [`KeeperConfig::mounts`].
     pub mounts: Option<BorrowedFd<'a>>,
-    /// The control group for the keeper itself: a leaf on version 2.
+    /// The control group for the keeper itself: a leaf on version 2, where it begins in it. On version 1 it moves there
+    /// first, which takes the kernel an RCU grace period; whoever cannot wait for it moves the keeper later.
     pub cgroup: Option<&'a Entry>,
 }
 
 impl KeeperFds<'_> {
-    /// What [`KeeperConfig::cgroup`] has to be.
-    pub(crate) fn cgroup_entry(&self) -> CgroupEntry {
-        match self.cgroup {
-            None => CgroupEntry::Stay,
-            Some(Entry::Directory(_)) => CgroupEntry::Directory,
-            Some(Entry::Files(_)) => CgroupEntry::Files,
-        }
-    }
-
     /// Directory, network, mounts, control groups.
     pub(crate) fn in_order(&self) -> Vec<BorrowedFd<'_>> {
         let cgroups: &[_] = match self.cgroup {
-            None => &[],
-            Some(Entry::Directory(directory)) => std::slice::from_ref(directory),
+            None | Some(Entry::Directory(_)) => &[],
             Some(Entry::Files(files)) => files,
         };
         let cgroups = cgroups.iter().map(AsFd::as_fd);

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use sys::cgroup::Entry;
 use sys::zygote::{self, Helper, Helpers};
 
 use crate::config::{KeeperConfig, KeeperFds};
@@ -54,12 +55,14 @@ impl Zygote {
     /// # Errors
     /// `BrokenPipe` when the zygote has died, `InvalidInput` for a configuration that cannot be sent.
     pub fn spawn_keeper(&self, mut config: KeeperConfig, fds: &KeeperFds<'_>) -> io::Result<UnixStream> {
-        config.cgroup = fds.cgroup_entry();
         config.mounts = fds.mounts.is_some();
         let bytes = wire::encode(&config);
         let (control, keepers_end) = UnixStream::pair()?;
         let all: Vec<BorrowedFd<'_>> = [keepers_end.as_fd()].into_iter().chain(fds.in_order()).collect();
-        self.0.spawn(HELPER.name, &bytes, &all)?;
+        match fds.cgroup {
+            Some(Entry::Directory(group)) => self.0.spawn_in_group(HELPER.name, &bytes, &all, group.as_fd())?,
+            _ => self.0.spawn(HELPER.name, &bytes, &all)?,
+        }
         Ok(control)
     }
 }

@@ -58,7 +58,6 @@ fn config() -> KeeperConfig {
         hostname: Some("pod".into()),
         sysctls: vec![("net.ipv4.ip_default_ttl".into(), "21".into())],
         oom_score_adj: 0,
-        cgroup: CgroupEntry::Stay,
     }
 }
 

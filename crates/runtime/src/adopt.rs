@@ -20,7 +20,7 @@ use crate::container::{Container, Phase};
 use crate::core::Core;
 use crate::record::{ContainerRecord, Progress, Records, SandboxRecord};
 use crate::sandbox::{self, Sandbox};
-use crate::{exits, fsck, group};
+use crate::{exits, fsck, group, run};
 
 const KILL: u32 = 9;
 /// How long the start waits for keepers, all at once. They answer in less than a millisecond unless they are stuck, in the
@@ -196,6 +196,8 @@ fn accept(core: &Arc<Core>, sandbox: &Arc<Sandbox>, client: Client, snapshot: &S
         }
     }
     drop_execs(sandbox, &snapshot.execs);
+    // The earlier daemon may have been killed before it was done with that.
+    drop(run::settle(core, sandbox));
 }
 
 fn agree(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, told: &protocol::Container) {

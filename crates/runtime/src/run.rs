@@ -13,9 +13,10 @@ use std::sync::Arc;
 use cri::v1::{self, ContainerEventType as Kind};
 use cri::{Error, v1::NamespaceMode};
 use executor::oci;
-use keeper::protocol::{CgroupEntry, NamespaceKind, Role};
+use keeper::protocol::{NamespaceKind, Role};
 use keeper::{IdMapping, KeeperConfig, KeeperFds, UserNamespace};
 use network::{AttachRequest, Dns, PortMapping, Protocol};
+use sys::rustix::process::Pid;
 
 use crate::client::Client;
 use crate::core::{Core, blocking, failed, new_id, now};
@@ -118,6 +119,9 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
         live.keeper = Some(Arc::new(client));
         live.keeper_pid = welcome.pid;
     }
+    if !entry.at_birth() {
+        drop(settle(core, sandbox)); // Whoever needs it done asks again.
+    }
     if owned {
         let netns = launch::namespace_of(sandbox, NamespaceKind::Net, None).await?;
         attach(core, sandbox, Some(netns)).await?;
@@ -127,6 +131,28 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     sandbox.records.put_sandbox(&record).map_err(|error| failed("recording sandbox", &sandbox.id, &error))?;
     sandbox.live().phase = Phase::Ready;
     Ok(())
+}
+
+/// Moves the keeper, and the first process of a pod with one process namespace, into the sandbox's group.
+pub(crate) fn settle(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> impl Future<Output = Outcome> + use<> {
+    let settled = sandbox.clone();
+    sandbox.settle.join_or_begin(&core.tasks, || async move {
+        let fail =
+            |error: &(dyn std::error::Error + 'static)| failed("moving the keeper of sandbox", &settled.id, error);
+        let keeper = settled.keeper().map_err(|error| fail(&error))?;
+        let snapshot = keeper.snapshot().await.map_err(|error| fail(&error))?;
+        let pids = [Some(snapshot.sandbox.pid), snapshot.reaper].into_iter().flatten();
+        let pids: Vec<Pid> = pids.filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).collect();
+        let group = settled.keeper_group();
+        let moved = blocking(move || {
+            let outside = pids.iter().filter(|pid| !group.processes().contains(pid));
+            outside.map(|pid| group.add(*pid)).collect::<sys::Result<()>>()
+        });
+        moved.await.map_err(|error| {
+            tracing::warn!(sandbox = settled.id, %error, "the keeper is not in the control group of its pod");
+            fail(&error)
+        })
+    })
 }
 
 /// Directory, record, files, control group.
@@ -199,7 +225,7 @@ fn start_keeper(
         directory: directory.as_fd(),
         network: netns.as_ref().map(|netns| netns.as_fd()),
         mounts: Some(shm.as_fd()),
-        cgroup: Some(entry),
+        cgroup: Some(entry).filter(|entry| entry.at_birth()),
     };
     let socket = core.zygote.spawn_keeper(keeper_config(sandbox)?, &fds).map_err(fail)?;
     let client = Client::new(socket, core.listener(sandbox));
@@ -225,7 +251,6 @@ fn keeper_config(sandbox: &Sandbox) -> Result<KeeperConfig, Error> {
         hostname: Some(files::hostname(sandbox)).filter(|name| !host_network && !name.is_empty()),
         sysctls: spec::sandbox_sysctls(&sandbox.config)?,
         oom_score_adj: KEEPER_OOM_SCORE,
-        cgroup: CgroupEntry::Stay, // The zygote's handle says what the descriptors are.
     })
 }
 
@@ -238,6 +263,7 @@ fn id_mappings(ranges: Vec<oci::IdMapping>) -> Vec<IdMapping> {
 /// Removes what a failed making has left. What cannot be removed is found by `fsck`.
 async fn take_back(core: &Core, sandbox: &Sandbox) {
     let warn = |step: &str, error: &dyn std::fmt::Display| tracing::warn!(sandbox = sandbox.id, %error, "{step}");
+    let _ = sandbox.settle.outcome().await; // Then it is killed with its group.
     let keeper = sandbox.live().keeper.take();
     drop(keeper);
     if let Err(error) = core.network.detach(&sandbox.id).await {

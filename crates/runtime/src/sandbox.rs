@@ -32,6 +32,8 @@ pub(crate) struct Sandbox {
     /// Guards who waits for the end of which exec'd process.
     execs: Mutex<HashMap<String, oneshot::Sender<Exit>>>,
     pub(crate) run: Single,
+    /// The keeper's move into its control group, where it could not begin in it.
+    pub(crate) settle: Single,
     pub(crate) stop: Single,
     pub(crate) remove: Single,
 }
@@ -88,6 +90,7 @@ impl Sandbox {
             containers: Mutex::default(),
             execs: Mutex::default(),
             run: Single::default(),
+            settle: Single::default(),
             stop: Single::default(),
             remove: Single::default(),
         })

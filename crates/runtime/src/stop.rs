@@ -162,6 +162,8 @@ async fn take_down(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     let detached = core.network.detach(&sandbox.id).await;
     let detached = detached.map_err(|error| failed("disconnecting sandbox", &sandbox.id, &error));
     stopped.and(detached)?;
+    // It warns itself; a keeper that is not in its group ends when it is asked.
+    let _ = timeout(TELL_MAX, sandbox.settle.outcome()).await;
     if let Ok(keeper) = sandbox.keeper() {
         // Its group is killed next; asked first, it ends in order.
         let _ = timeout(TELL_MAX, keeper.done(Request::Shutdown(Shutdown { kill: true }), Vec::new())).await;

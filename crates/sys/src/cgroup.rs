@@ -77,6 +77,14 @@ pub enum Entry {
     Files(Vec<OwnedFd>),
 }
 
+impl Entry {
+    /// Whether a process can begin in the group. Otherwise it has to be moved there, which takes the kernel an RCU grace
+    /// period: some milliseconds.
+    pub fn at_birth(&self) -> bool {
+        matches!(self, Self::Directory(_))
+    }
+}
+
 impl Hierarchy {
     /// What is mounted at `/sys/fs/cgroup`, below the groups that this process is in.
     ///

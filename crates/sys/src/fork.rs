@@ -1,11 +1,13 @@
 //! Forking a process that has one thread, and what a freshly forked process does to itself.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::WaitOptions;
+
+use crate::process;
 
 /// Copies this process; the copy keeps the standard streams and `keep`, loses all other file descriptors, and runs `run`
 /// for the rest of its life. Answers its process id.
@@ -19,11 +21,37 @@ pub fn fork_into(data: Vec<u8>, keep: Vec<OwnedFd>, run: fn(Vec<u8>, Vec<OwnedFd
     require_one_thread()?;
     // SAFETY: the process has one thread, so no lock is held by a thread that the copy lacks.
     match unsafe { libc::fork() } {
-        0 => match close_others(&keep) {
-            Ok(()) => run(data, keep),
-            Err(_) => crate::process::exit_now(126),
-        },
+        0 => begin(data, keep, run),
         pid => u32::try_from(pid).map_err(|_| io::Error::last_os_error()),
+    }
+}
+
+/// As [`fork_into`], where the copy begins its life in a control group of version 2 (`CLONE_INTO_CGROUP`): to be moved
+/// there later would wait for an RCU grace period.
+///
+/// # Errors
+/// As [`fork_into`], and the group's.
+pub fn fork_into_group(
+    group: BorrowedFd<'_>,
+    data: Vec<u8>,
+    keep: Vec<OwnedFd>,
+    run: fn(Vec<u8>, Vec<OwnedFd>) -> !,
+) -> io::Result<()> {
+    require_one_thread()?;
+    let how = process::Clone { cgroup: Some(group), ..process::Clone::default() };
+    // SAFETY: the process has one thread, so no lock is held by a thread that the copy lacks.
+    match unsafe { process::clone3(&how) } {
+        Ok(process::Cloned::Child) => begin(data, keep, run),
+        Ok(process::Cloned::Parent(_)) => Ok(()),
+        Err(error) => Err(error.errno.into()),
+    }
+}
+
+/// The copy's life.
+fn begin(data: Vec<u8>, keep: Vec<OwnedFd>, run: fn(Vec<u8>, Vec<OwnedFd>) -> !) -> ! {
+    match close_others(&keep) {
+        Ok(()) => run(data, keep),
+        Err(_) => process::exit_now(126),
     }
 }
 

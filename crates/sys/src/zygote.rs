@@ -1,7 +1,7 @@
 //! A copy of this process from before it had a thread, from which helper processes are forked later.
 //!
 //! ```text
-//!   daemon ── number of the helper, data, file descriptors (one packet) ──► zygote ── fork ──► helper
+//!   daemon ── number of the helper, flag, data, file descriptors (one packet) ──► zygote ── fork ──► helper
 //! ```
 //! A helper starts without a program being read from disk, and shares the pages of its siblings. The zygote answers
 //! nothing: hand each helper one end of a socket pair and watch the other one. When the daemon goes, the zygote goes;
@@ -57,14 +57,33 @@ impl Zygote {
     /// `BrokenPipe` when the zygote has died, `InvalidInput` for more than [`DATA_MAX`] bytes, `NotFound` for a helper
     /// that is none of the zygote's.
     pub fn spawn(&self, name: &str, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.order(name, data, fds, None)
+    }
+
+    /// As [`Zygote::spawn`], where the helper begins its life in a control group of version 2.
+    ///
+    /// # Errors
+    /// As [`Zygote::spawn`].
+    pub fn spawn_in_group(
+        &self,
+        name: &str,
+        data: &[u8],
+        fds: &[BorrowedFd<'_>],
+        group: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        self.order(name, data, fds, Some(group))
+    }
+
+    fn order(&self, name: &str, data: &[u8], fds: &[BorrowedFd<'_>], group: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let helper = self.helpers.iter().position(|helper| helper.name == name);
         let number = helper.and_then(|number| u8::try_from(number).ok());
         let number = number.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no helper {name}")))?;
         if data.len() > DATA_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} bytes for {name}", data.len())));
         }
-        let order = [&[number], data].concat();
-        fdpass::send(self.socket.as_fd(), &order, fds).map(drop)
+        let order = [&[number, u8::from(group.is_some())], data].concat();
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().copied().chain(group).collect();
+        fdpass::send(self.socket.as_fd(), &order, &fds).map(drop)
     }
 }
 
@@ -78,19 +97,27 @@ fn live<H: Helpers>(_: Vec<u8>, mut fds: Vec<OwnedFd>) -> ! {
     fork::trim_heap();
     if let Some(socket) = fds.pop() {
         while let Ok(Some((order, fds))) = next_order(&socket) {
-            let helper = order.first().and_then(|number| H::ALL.get(usize::from(*number)));
-            if let Some(helper) = helper {
-                // The daemon sees a failure as the end of its socket pair.
-                let _ = fork::fork_into(order[1..].to_vec(), fds, helper.run);
-            }
+            // The daemon sees a failure as the end of its socket pair.
+            let _ = obey::<H>(&order, fds);
         }
     }
     process::exit_now(0)
 }
 
+fn obey<H: Helpers>(order: &[u8], mut fds: Vec<OwnedFd>) -> io::Result<()> {
+    let Some((&[number, in_group], data)) = order.split_first_chunk() else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let run = H::ALL.get(usize::from(number)).ok_or(io::ErrorKind::NotFound)?.run;
+    match if in_group == 0 { None } else { fds.pop() } {
+        Some(group) => fork::fork_into_group(group.as_fd(), data.to_vec(), fds, run),
+        None => fork::fork_into(data.to_vec(), fds, run).map(drop),
+    }
+}
+
 /// One order; `None` when the daemon is gone.
 fn next_order(socket: &OwnedFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
-    let (mut order, mut fds) = (vec![0; DATA_MAX + 1], Vec::new());
+    let (mut order, mut fds) = (vec![0; DATA_MAX + 2], Vec::new());
     let length = fdpass::recv(socket.as_fd(), &mut order, &mut fds)?;
     order.truncate(length);
     order.shrink_to_fit();

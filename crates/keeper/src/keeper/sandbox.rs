@@ -13,7 +13,7 @@ use sys::{fork, rustix};
 use super::failure;
 use crate::clock;
 use crate::config::{IdMapping, KeeperConfig, Network};
-use crate::protocol::{CgroupEntry, Failure, Reason, VERSION, Welcome, wire};
+use crate::protocol::{Failure, Reason, VERSION, Welcome, wire};
 
 /// The pod's own things.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<Sandbo
         false => None,
     };
     rustix::process::fchdir(&directory).map_err(io::Error::from).map_err(system("fchdir"))?;
-    enter_cgroup(&config.cgroup, fds).map_err(system("cgroup.procs"))?;
+    enter_cgroup(fds).map_err(system("cgroup.procs"))?;
     // More protection needs a capability that the node may not have: then it has what the daemon has.
     let _ = fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string());
     fork::restore_children();
@@ -96,16 +96,9 @@ fn sandbox_failure(error: &sys::Error) -> Failure {
     failure(Reason::Sandbox, error.call, &errno, error.to_string())
 }
 
-fn enter_cgroup(entry: &CgroupEntry, fds: impl Iterator<Item = OwnedFd>) -> io::Result<()> {
-    for fd in fds {
-        let file = match entry {
-            CgroupEntry::Stay => return Ok(()),
-            CgroupEntry::Files => fd,
-            CgroupEntry::Directory => {
-                let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
-                rustix::fs::openat(&fd, "cgroup.procs", flags, rustix::fs::Mode::empty())?
-            }
-        };
+/// Each of the files is a `cgroup.procs`.
+fn enter_cgroup(files: impl Iterator<Item = OwnedFd>) -> io::Result<()> {
+    for file in files {
         rustix::io::write(&file, b"0")?;
     }
     Ok(())
