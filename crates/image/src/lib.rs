@@ -321,14 +321,23 @@ impl Images {
     }
 
     /// Removes what a container has written. Unknown containers are fine.
+    ///
+    /// It is out of sight when this returns; the disk is told in the background.
     pub async fn release(self: &Arc<Self>, container_id: &str) -> Result<(), Error> {
         let container_id = container_id.to_owned();
-        self.blocking(move |images| {
-            images.store.remove_rootfs(&container_id)?;
+        let taken = self.blocking(move |images| {
+            let taken = images.store.take_out_rootfs(&container_id)?;
             images.rootfs.lock().expect("no panic while it is held").remove(&container_id);
-            Ok(())
-        })
-        .await
+            Ok(taken)
+        });
+        if let Some(taken) = taken.await? {
+            self.background.spawn_blocking(move || {
+                if let Err(error) = taken.remove() {
+                    tracing::warn!(%error, "what a container has written cannot be removed");
+                }
+            });
+        }
+        Ok(())
     }
 
     /// The containers that have a root file system in the store.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sys::overlay::{self, Overlay, Restrict};
 use sys::tree::Dir;
 
-use super::{Store, create_private, read_json, remove_tree};
+use super::{Store, Temporary, create_private, read_json, remove_tree};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::{RootfsOptions, Usage};
@@ -20,6 +20,17 @@ use crate::{RootfsOptions, Usage};
 pub(crate) struct Owner {
     pub(crate) image: Digest,
     pub(crate) layers: Vec<Digest>,
+}
+
+/// What a container that is gone had written.
+#[derive(Debug)]
+pub(crate) struct Written(Temporary);
+
+impl Written {
+    /// Removes it for good, which may wait for the disk.
+    pub(crate) fn remove(self) -> Result<(), Error> {
+        remove_tree(&self.0.path)
+    }
 }
 
 impl Store {
@@ -118,6 +129,11 @@ impl Store {
     /// Removes what a container has written.
     pub(crate) fn remove_rootfs(&self, container_id: &str) -> Result<(), Error> {
         self.discard(&self.rootfs_dir(container_id)?)
+    }
+
+    /// Takes what a container has written out of sight; none if there is nothing.
+    pub(crate) fn take_out_rootfs(&self, container_id: &str) -> Result<Option<Written>, Error> {
+        Ok(self.take_out(&self.rootfs_dir(container_id)?)?.map(Written))
     }
 
     /// All root file systems by container.
