@@ -32,6 +32,10 @@ use crate::{Key, Store};
 
 /// Passes in a row before something else gets a turn: controllers that feed each other settle within a few.
 const PASSES_MAX: usize = 20;
+/// When a claim that could not get its directory is looked at again.
+const CLAIM_RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// After so many passes without rest something cannot be carried out (the disk is full): then it is tried this often.
+const STUCK_RETRY: SignedDuration = SignedDuration::from_secs(1);
 /// What a pod was declared as; another declaration replaces it.
 const MANIFEST_HASH: &str = "orlop.dev/manifest-hash";
 
@@ -70,8 +74,11 @@ type Declarations = BTreeMap<(String, Key), (PathBuf, Declared)>;
 /// Which objects came from files: what disappears from these is removed, also after a restart.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Owned {
-    objects: Vec<(String, String, String, PathBuf)>,
+    objects: Vec<OwnedObject>,
 }
+
+/// Kind, namespace, name, and the file that declared it.
+type OwnedObject = (String, String, String, PathBuf);
 
 impl Manifests {
     /// Reads what was saved and what is declared, and starts the controllers.
@@ -95,8 +102,13 @@ impl Manifests {
             tasks: Mutex::default(),
         });
         manifests.ensure_node();
-        let mut engine =
-            Engine { owner: manifests.clone(), files, declared: Declarations::new(), said: HashSet::new() };
+        let mut engine = Engine {
+            owner: manifests.clone(),
+            files,
+            declared: Declarations::new(),
+            said: HashSet::new(),
+            told: Mutex::default(),
+        };
         engine.read();
         engine.settle();
         manifests.store.set_synced();
@@ -284,6 +296,8 @@ struct Engine {
     declared: Declarations,
     /// Problems that have been logged.
     said: HashSet<String>,
+    /// Failures of claims that have been told.
+    told: Mutex<HashSet<String>>,
 }
 
 impl Engine {
@@ -341,40 +355,47 @@ impl Engine {
                 declared.insert(key, (path.clone(), object));
             }
         }
-        self.remove_undeclared(&declared, &faulty);
+        let in_doubt = self.remove_undeclared(&declared, &faulty);
         for (path, object) in declared.values() {
             problems.extend(self.declare(path, object));
         }
         self.declared = declared;
-        self.save_owned();
+        self.save_owned(in_doubt);
         self.tell(problems);
     }
 
-    /// What was declared and no longer is goes, unless its file cannot be read now or has faults.
-    fn remove_undeclared(&self, declared: &Declarations, faulty: &HashSet<PathBuf>) {
+    /// What was declared and no longer is goes, unless its file cannot be read now or has faults: that is answered.
+    fn remove_undeclared(&self, declared: &Declarations, faulty: &HashSet<PathBuf>) -> Vec<OwnedObject> {
+        let mut kept = Vec::new();
         let path = self.owned_path();
         let before: Owned = crate::state::read(&path).unwrap_or_default();
         for (kind, namespace, name, file) in before.objects {
             let key = Key::new(&namespace, &name);
             let in_doubt = faulty.iter().any(|faulty| file.starts_with(faulty));
-            if !in_doubt && !declared.contains_key(&(kind.clone(), key.clone())) {
+            if declared.contains_key(&(kind.clone(), key.clone())) {
+                continue;
+            }
+            if in_doubt {
+                kept.push((kind, namespace, name, file));
+            } else {
                 match kind.as_str() {
                     "Pod" => self.owner.end_pod(&key, None),
                     kind => kinds::remove(kind, &key, &self.owner.store),
                 }
             }
         }
+        kept
     }
 
     fn owned_path(&self) -> PathBuf {
         self.owner.config.state_dir.join("cluster").join("declared.json")
     }
 
-    fn save_owned(&self) {
+    fn save_owned(&self, in_doubt: Vec<OwnedObject>) {
         let objects = self.declared.iter().map(|((kind, key), (path, _))| {
             (kind.clone(), key.namespace().to_owned(), key.name().to_owned(), path.clone())
         });
-        let owned = Owned { objects: objects.collect() };
+        let owned = Owned { objects: objects.chain(in_doubt).collect() };
         if let Err(error) = crate::state::write(&self.owned_path(), serde_json::to_vec(&owned)) {
             tracing::error!(%error, "what is declared is not saved: what is removed while no daemon runs would stay");
         }
@@ -457,7 +478,7 @@ impl Engine {
                 return due;
             }
         }
-        Some(Timestamp::now())
+        Timestamp::now().checked_add(STUCK_RETRY).ok()
     }
 
     fn plan(&self) -> Plan {
@@ -551,9 +572,14 @@ impl Engine {
             match self.bind(&claim) {
                 Ok(bound) => plan.push(Change::Replace(AnyObject::PersistentVolumeClaim(Box::new(bound)))),
                 Err(error) => {
+                    let text = format!("ProvisioningFailed {} {error}", Key::of(&claim.metadata));
                     let event =
                         event_about(&*claim, EventKind::Warning, "ProvisioningFailed", error.to_string(), "orlop");
-                    self.owner.record(event);
+                    // Told once: each telling would wake this engine again.
+                    if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(text) {
+                        self.owner.record(event);
+                    }
+                    plan.wake_at(Timestamp::now().saturating_add(CLAIM_RETRY).unwrap_or(Timestamp::MAX));
                 }
             }
         }
@@ -680,6 +706,19 @@ mod tests {
             services: Range { network: std::net::Ipv4Addr::new(10, 96, 0, 0), prefix: 16 },
             namespace: "default".into(),
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_faulty_file_declared_is_removed_when_the_file_goes() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "web.yaml", WEB);
+        let manifests = Manifests::start(config(root.path())).unwrap();
+        let mut problems = manifests.problems();
+        write(root.path(), "web.yaml", "kind: [");
+        problems.wait_for(|problems| !problems.is_empty()).await.unwrap();
+        assert_eq!(manifests.store.deployments().len(), 1);
+        std::fs::remove_file(root.path().join("manifests/web.yaml")).unwrap();
+        when(&manifests, |store| store.deployments().is_empty()).await;
     }
 
     const WEB: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  replicas: 2\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, image: i}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {a: b}, ports: [{port: 80}]}\n";

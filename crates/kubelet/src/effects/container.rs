@@ -26,7 +26,10 @@ impl Failed {
 impl Job {
     pub(super) async fn start(&self, name: &str, attempt: u32) {
         match self.started(name, attempt).await {
-            Ok((id, at)) => self.change(Change::Started { container: name.to_owned(), id, at }),
+            Ok((id, at)) => {
+                self.change(Change::Started { container: name.to_owned(), id, at });
+                self.remove_old_runs(name, attempt).await;
+            }
             Err(Failed { reason, message }) => {
                 let (container, reason) = (name.to_owned(), reason.to_owned());
                 self.change(Change::StartFailed { container, reason, message });
@@ -126,6 +129,27 @@ impl Job {
                 runtime.create_container(request).await.map(|answer| answer.container_id).map_err(Failed::create)
             }
             Err(error) => Err(Failed::create(error)),
+        }
+    }
+
+    /// Of a container's runs the newest and the one before it stay, for its log and its state; the others go with their
+    /// root file systems and log files.
+    async fn remove_old_runs(&self, name: &str, newest: u32) {
+        let runtime = &self.context.parts.runtime;
+        let Some(sandbox) = self.sandbox.clone() else { return };
+        let filter = v1::ContainerFilter { pod_sandbox_id: sandbox, ..v1::ContainerFilter::default() };
+        let request = v1::ListContainersRequest { filter: Some(filter) };
+        let listed = runtime.list_containers(request).await.map(|answer| answer.containers).unwrap_or_default();
+        for one in listed {
+            let attempt =
+                one.metadata.as_ref().filter(|metadata| metadata.name == name).map(|metadata| metadata.attempt);
+            if attempt.is_none_or(|attempt| attempt + 1 >= newest) {
+                continue;
+            }
+            let request = v1::RemoveContainerRequest { container_id: one.id };
+            if let Err(error) = runtime.remove_container(request).await {
+                tracing::warn!(container = name, %error, "an old run cannot be removed; it goes with the pod");
+            }
         }
     }
 
