@@ -377,8 +377,6 @@ impl View {
             Change::Started { container, id, at } => self.started(&container, id, at),
             Change::StartFailed { container, reason, message } => {
                 self.record_of(&container).create.fail(&reason, &message, now);
-                // Its image may have been removed since it was looked at.
-                self.container_mut(&container).image = None;
                 return vec![Note::warning("Failed", format!("Error: {message}"), Some(container))];
             }
             Change::Exited { container, run } => return self.exited(pod, &container, run),

@@ -43,6 +43,8 @@ pub(crate) struct Files {
     stdin: Option<Arc<str>>,
     inotify: Option<AsyncFd<Inotify>>,
     watches: HashMap<WatchId, Watched>,
+    /// A change was read that [`Files::changed`] has not answered yet.
+    has_changed: bool,
 }
 
 struct Watched {
@@ -71,7 +73,7 @@ impl Files {
                 .map_err(Box::new)?;
             stdin = Some(text.into());
         }
-        Ok(Files { paths: paths.to_vec(), stdin, inotify: None, watches: HashMap::new() })
+        Ok(Files { paths: paths.to_vec(), stdin, inotify: None, watches: HashMap::new(), has_changed: false })
     }
 
     /// Reads all paths, and watches what leads to them. Watches are set before the files are read, so that no change
@@ -92,19 +94,19 @@ impl Files {
     /// Waits until something changed and then was quiet for a moment. Cancel-safe: an unread change stays readable,
     /// and a scan that comes too often finds nothing new.
     pub(crate) async fn changed(&mut self) {
-        loop {
-            if self.read_changes().await {
-                break;
-            }
+        // Whoever waits may drop this future after the first change was read: the next call must know of it.
+        while !self.has_changed {
+            self.has_changed = self.read_changes().await;
         }
         let latest = Instant::now() + QUIET_MAX;
         while Instant::now() < latest {
             let quiet = (Instant::now() + QUIET).min(latest);
             if timeout_at(quiet, self.read_changes()).await.is_err() {
-                return;
+                break;
             }
             sleep_until((Instant::now() + QUIET).min(latest)).await;
         }
+        self.has_changed = false;
     }
 
     /// Whether the changes that wait concern us; waits for some.
@@ -405,6 +407,19 @@ mod tests {
             eprintln!("seen: {what}");
         }
         assert_eq!(last.files.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_dropped_loses_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let mut files = Files::open(&[root.path().to_owned()]).unwrap();
+        files.scan();
+        fs::write(root.path().join("a.yaml"), "x").unwrap();
+        // Dropped while it waits for a quiet moment, as the engine does when a table changes.
+        let dropped = tokio::time::timeout(QUIET / 2, files.changed()).await;
+        assert!(dropped.is_err());
+        tokio::time::timeout(Duration::from_secs(20), files.changed()).await.unwrap();
+        assert_eq!(files.scan().files.len(), 1);
     }
 
     #[tokio::test]
