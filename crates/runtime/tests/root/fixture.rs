@@ -80,6 +80,17 @@ impl Ground {
     }
 }
 
+impl Drop for Ground {
+    /// A test that failed has left its pods.
+    fn drop(&mut self) {
+        let group = sys::cgroup::Hierarchy::detect().unwrap().group(&self.places.group);
+        while group.exists() {
+            group.kill().unwrap();
+            let _ = group.delete(); // Until the last of its processes has ended.
+        }
+    }
+}
+
 /// A running node.
 pub(crate) struct Node {
     pub(crate) runtime: Arc<Runtime>,

@@ -21,7 +21,7 @@ fn a_pod_lives_and_goes() {
     on_a_node(|node| async {
         let mut events = node.events().await;
         let pod =
-            node.pod("web", "echo up; hostname; trap 'echo bye; exit 3' TERM; while :; do sleep 0.05; done").await;
+            node.pod("web", "trap 'echo bye; exit 3' TERM; echo up; hostname; while :; do sleep 0.05; done").await;
         let sandbox = node.sandbox_status(&pod.sandbox).await;
         assert_eq!(sandbox.state(), PodSandboxState::SandboxReady);
         assert!(sandbox.network.unwrap().ip.starts_with("10.85."));
