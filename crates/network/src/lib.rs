@@ -14,6 +14,7 @@ mod bridge;
 mod cni;
 mod config;
 pub mod dns;
+mod errand;
 mod ipam;
 mod network;
 mod node;

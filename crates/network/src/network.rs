@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::bridge::During as _;
 use crate::cni::{Janitor, Sandboxes};
+use crate::errand::Errand;
 use crate::node::Node;
-use crate::slots::Filler;
+use crate::slots;
 use crate::{AttachRequest, Attachment, Config, InterfaceStats, LiveSandbox, Mode, NetworkError, Owned, Status};
 
 /// The pods' network of a node. Shared; every method may be called at any time from any task.
@@ -15,7 +16,8 @@ use crate::{AttachRequest, Attachment, Config, InterfaceStats, LiveSandbox, Mode
 pub struct Network {
     node: Arc<Node>,
     sandboxes: Arc<Sandboxes>,
-    filler: Filler,
+    filler: Errand,
+    clearer: Errand,
     /// Guards the thread that cleans up behind CNI sandboxes, while there is one.
     janitor: Mutex<Option<Janitor>>,
 }
@@ -29,8 +31,10 @@ impl Network {
     pub fn new(config: Config) -> Result<Arc<Network>, NetworkError> {
         let node = Arc::new(Node::open(&config)?);
         let sandboxes = Arc::new(Sandboxes::open(&config)?);
-        let filler = Filler::start(&node).during(&config.bridge, "starting a thread")?;
-        Ok(Arc::new(Network { node, sandboxes, filler, janitor: Mutex::default() }))
+        let start = |name, work| Errand::start(&node, name, work).during(&config.bridge, "starting a thread");
+        let filler = start("network-slots", slots::fill)?;
+        let clearer = start("network-clear", slots::clear)?;
+        Ok(Arc::new(Network { node, sandboxes, filler, clearer, janitor: Mutex::default() }))
     }
 
     /// Takes over what lives after a restart and removes what is left of sandboxes that do not. Call it before the first
@@ -68,6 +72,9 @@ impl Network {
             }
         };
         self.filler.wake();
+        if attachment.is_err() {
+            self.clearer.wake();
+        }
         attachment
     }
 
@@ -83,7 +90,7 @@ impl Network {
             return on_own_thread(move || sandboxes.detach(&sandbox)).await?;
         }
         let detached = self.blocking(move |node| node.detach(&sandbox)).await;
-        self.filler.wake();
+        self.clearer.wake();
         detached
     }
 

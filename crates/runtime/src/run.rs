@@ -145,8 +145,8 @@ pub(crate) fn settle(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> impl Future<Ou
         let pids: Vec<Pid> = pids.filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).collect();
         let group = settled.keeper_group();
         let moved = blocking(move || {
-            let outside = pids.iter().filter(|pid| !group.processes().contains(pid));
-            outside.map(|pid| group.add(*pid)).collect::<sys::Result<()>>()
+            let mut outside = pids.iter().filter(|pid| !group.processes().contains(pid));
+            outside.try_for_each(|pid| group.add(*pid))
         });
         moved.await.map_err(|error| {
             tracing::warn!(sandbox = settled.id, %error, "the keeper is not in the control group of its pod");
