@@ -1,10 +1,12 @@
 //! A layer on its way into the store: from a registry or a file, hashed and unpacked at the same time.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::sync::oneshot;
 
 use crate::Images;
 use crate::digest::{Digest, Hasher};
@@ -16,6 +18,9 @@ use crate::registry::{BlobReader, Registry};
 use crate::spec::Descriptor;
 use crate::store::layers::Layer;
 use crate::unpack::Unpack;
+
+/// As long as the kernel lets written bytes lie in memory by default (`vm.dirty_expire_centisecs`).
+const WRITE_OUT_AFTER: Duration = Duration::from_secs(30);
 
 /// A layer that an image needs.
 #[derive(Debug, Clone)]
@@ -151,15 +156,34 @@ impl Images {
         self.store.add_layer(digest, staging, &tree)
     }
 
-    /// After a pull the disk catches up; nobody waits for it.
-    pub(crate) fn write_out_later(self: &Arc<Self>, layers: Vec<Digest>) {
-        let images = Arc::clone(self);
-        let job = move || {
-            if let Err(error) = images.store.write_out(&layers) {
+    /// Some time after a pull layers are written to disk; nobody waits for it. Pulls that follow one another share one
+    /// write, by which time the kernel has done most of it: a sync at once would hold up all who use the disk.
+    pub(crate) fn write_out_later(self: &Arc<Self>) {
+        let hurried = {
+            let mut hurry = self.hurry_write_out();
+            if hurry.is_some() {
+                return;
+            }
+            let (sender, receiver) = oneshot::channel();
+            *hurry = Some(sender);
+            receiver
+        };
+        let images = Arc::downgrade(self);
+        self.background.spawn(async move {
+            // Over in time or in a hurry: the same happens next.
+            let _ = tokio::time::timeout(WRITE_OUT_AFTER, hurried).await;
+            let Some(images) = images.upgrade() else { return };
+            images.hurry_write_out().take();
+            let written = tokio::task::spawn_blocking(move || images.store.write_out()).await;
+            if let Ok(Err(error)) = written {
                 tracing::warn!(error = %crate::error::chain(&error), "cannot write layers out; they will be fetched again after a power failure");
             }
-        };
-        self.background.spawn_blocking(job);
+        });
+    }
+
+    /// What ends the wait of [`Images::write_out_later`], if one waits: dropping it.
+    pub(crate) fn hurry_write_out(&self) -> MutexGuard<'_, Option<oneshot::Sender<()>>> {
+        self.hurry_write_out.lock().expect("no panic while it is held")
     }
 }
 

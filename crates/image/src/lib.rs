@@ -40,6 +40,7 @@ use index::Index;
 use store::Store;
 use store::layers::Layer;
 use store::rootfs::Owner;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 pub use config::{Auth, Config, Limits};
@@ -62,8 +63,10 @@ pub struct Images {
     reserved: Mutex<Reserved>,
     /// The layers that root file systems stand on.
     rootfs: Mutex<HashMap<String, Owner>>,
-    /// Writing layers out to disk after pulls.
+    /// Writing layers out to disk after pulls, and removing what containers have written.
     background: TaskTracker,
+    /// Dropping it ends the wait before layers are written out.
+    hurry_write_out: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 /// An image in the store. Its id is the digest of its configuration, as everywhere in CRI.
@@ -164,6 +167,7 @@ pub struct Unowned {
 
 impl Images {
     /// Opens (or makes) the store in `config.state_dir`, takes its lock and sweeps what a crash has left half done.
+    /// Called inside a tokio runtime.
     pub fn open(config: Config) -> Result<Arc<Self>, Error> {
         let store = Store::open(&config.state_dir)?;
         for layer in store.sweep_doubtful_layers()? {
@@ -173,7 +177,7 @@ impl Images {
         store.drop_incomplete_records(&index.ids())?;
         let rootfs =
             store.rootfs_owners().into_iter().filter_map(|(container, owner)| Some((container, owner?))).collect();
-        Ok(Arc::new(Self {
+        let images = Arc::new(Self {
             config,
             store,
             index: Mutex::new(index),
@@ -181,7 +185,12 @@ impl Images {
             reserved: Mutex::default(),
             rootfs: Mutex::new(rootfs),
             background: TaskTracker::new(),
-        }))
+            hurry_write_out: Mutex::default(),
+        });
+        if !images.store.layers_in_memory().is_empty() {
+            images.write_out_later();
+        }
+        Ok(images)
     }
 
     /// Brings `reference` from its registry into the store and returns its image.
@@ -360,6 +369,7 @@ impl Images {
     /// Waits until what pulls have left to do in the background is done: layers are on disk, and what was given up is
     /// removed. For an orderly end; a store that ends without it sweeps at its next start.
     pub async fn settled(&self) {
+        self.hurry_write_out().take();
         self.background.close();
         self.background.wait().await;
         self.background.reopen();

@@ -86,14 +86,14 @@ impl Images {
         let image = self.add_record(Record {
             id: parts.id,
             manifests: parts.manifests.into_iter().map(|(digest, _)| digest).collect(),
-            layers: layers.clone(),
+            layers,
             repo_tags: names.tags.into_iter().collect(),
             repo_digests: names.digests.into_iter().collect(),
             pinned: names.pinned,
             stored_at_s: now_s(),
         })?;
         drop(reserved);
-        self.write_out_later(layers);
+        self.write_out_later();
         Ok(image)
     }
 }

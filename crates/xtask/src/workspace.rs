@@ -5,9 +5,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-/// The workspace's root directory.
+/// The workspace's root directory: the one cargo was called in, since clones may share a target directory and with it
+/// the program that another of them has built.
 pub(crate) fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let here = Path::new(&here);
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 

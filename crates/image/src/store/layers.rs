@@ -118,20 +118,24 @@ impl Store {
         Ok(swept)
     }
 
-    /// Has layers written to disk and remembers that they are. Slow: never on the way of a pull.
-    pub(crate) fn write_out(&self, blobs: &[Digest]) -> Result<(), Error> {
-        let pending: Vec<_> = blobs
-            .iter()
-            .filter_map(|blob| Some((blob, self.layer(blob)?)))
-            .filter(|(_, layer)| !layer.written_out)
-            .collect();
+    /// The layers whose content may still be in memory alone.
+    pub(crate) fn layers_in_memory(&self) -> Vec<Digest> {
+        let in_memory = |blob: &Digest| self.layer(blob).is_some_and(|layer| !layer.written_out);
+        self.layers().into_iter().filter(in_memory).collect()
+    }
+
+    /// Has all layers written to disk and remembers that they are. Slow: never on the way of a pull.
+    pub(crate) fn write_out(&self) -> Result<(), Error> {
+        let pending = self.layers_in_memory();
         if pending.is_empty() {
             return Ok(());
         }
         let synced = Dir::open(&self.root).and_then(|root| sys::tree::sync_file_system(root.as_fd()));
         synced.map_err(|e| Error::store("write out", &self.root, e))?;
-        for (blob, layer) in pending {
-            self.put_json(&self.layer_dir(blob).join("layer.json"), &Layer { written_out: true, ..layer })?;
+        for blob in pending {
+            // It may have been removed meanwhile.
+            let Some(layer) = self.layer(&blob) else { continue };
+            self.put_json(&self.layer_dir(&blob).join("layer.json"), &Layer { written_out: true, ..layer })?;
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing", a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing),
     ("two_daemons_do_not_share_a_store", two_daemons_do_not_share_a_store),
     ("a_sweep_takes_nothing_that_a_pull_counts_on", a_sweep_takes_nothing_that_a_pull_counts_on),
+    ("layers_are_written_out_after_the_pull", layers_are_written_out_after_the_pull),
     ("damage_is_thrown_away_at_the_start", damage_is_thrown_away_at_the_start),
 ];
 
@@ -152,9 +153,9 @@ fn a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing() {
     daemon.wait().unwrap();
     let mut config = Config::new(&state_dir);
     config.registry_config_dirs.clear();
-    let images = Images::open(config).unwrap();
-    assert_eq!(std::fs::read_dir(state_dir.join("tmp")).unwrap().count(), 0);
     run(async {
+        let images = Images::open(config).unwrap();
+        assert_eq!(std::fs::read_dir(state_dir.join("tmp")).unwrap().count(), 0);
         let left: Vec<_> = images.fsck().unwrap();
         assert!(left.iter().all(|unowned| unowned.reason.contains("garbage collection")), "{left:?}");
         images.remove_unused(&HashSet::new()).await.unwrap();
@@ -201,6 +202,31 @@ fn a_sweep_takes_nothing_that_a_pull_counts_on() {
         scene.images.settled().await;
         scene.sweep().await;
         scene.assert_untouched().await;
+    });
+}
+
+fn layers_are_written_out_after_the_pull() {
+    let scene = Scene::new();
+    let registry = registry(&scene);
+    registry.push(&sample(&scene, "sample"), "sample", "1").unwrap();
+    let Scene { dir, images } = scene;
+    let store = dir.path().join("store");
+    let written_out = || -> Vec<bool> {
+        let layers = std::fs::read_dir(store.join("layers/sha256")).unwrap();
+        let facts = layers.map(|layer| std::fs::read(layer.unwrap().path().join("layer.json")).unwrap());
+        facts.map(|facts| serde_json::from_slice::<serde_json::Value>(&facts).unwrap()["writtenOut"] == true).collect()
+    };
+    run(async {
+        images.pull_by_name(format!("{}/sample:1", registry.address())).await;
+        assert!(!written_out().is_empty() && !written_out().contains(&true), "the pull does not wait for the disk");
+        // A daemon that ends meanwhile leaves it to the next one.
+        drop(images);
+        let mut config = Config::new(&store);
+        config.registry_config_dirs.clear();
+        let images = Images::open(config).unwrap();
+        images.settled().await;
+        assert!(!written_out().contains(&false));
+        assert_eq!(images.list().len(), 1);
     });
 }
 
