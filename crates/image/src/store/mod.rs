@@ -80,6 +80,7 @@ impl Store {
         let temporaries = Temporaries::new(root.join(TEMPORARY));
         remove_tree(&temporaries.directory)?;
         create_private(&temporaries.directory)?;
+        spread(&temporaries.directory);
         Ok(Self { root: root.to_owned(), boot_id: boot_id(), temporaries, _lock: lock })
     }
 
@@ -217,6 +218,20 @@ impl Drop for Staging {
         if let Err(error) = std::thread::Builder::new().name("remove-staging".into()).spawn(removal) {
             tracing::warn!(%error, "cannot start a thread to remove work in progress");
         }
+    }
+}
+
+/// Has the file system put what is made in `directory`, layers and what containers write, apart from one another.
+///
+/// ext4 makes files near their directory and steps over inodes freed in the last minutes one by one: a pull after a
+/// removal, all below one directory, was four times slower without this. Other file systems have no such flag and no such
+/// trouble. Source: `FS_TOPDIR_FL`, chattr(1) `+T`; `recently_deleted` in fs/ext4/ialloc.c.
+fn spread(directory: &Path) {
+    use sys::rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let set =
+        fs::File::open(directory).and_then(|dir| Ok(ioctl_setflags(&dir, ioctl_getflags(&dir)? | IFlags::TOPDIR)?));
+    if let Err(error) = set {
+        tracing::debug!(%error, directory = %directory.display(), "the file system knows no directories to spread");
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_daemons_do_not_share_a_store", two_daemons_do_not_share_a_store),
     ("a_sweep_takes_nothing_that_a_pull_counts_on", a_sweep_takes_nothing_that_a_pull_counts_on),
     ("layers_are_written_out_after_the_pull", layers_are_written_out_after_the_pull),
+    ("layers_are_spread_over_the_disk", layers_are_spread_over_the_disk),
     ("damage_is_thrown_away_at_the_start", damage_is_thrown_away_at_the_start),
 ];
 
@@ -228,6 +229,16 @@ fn layers_are_written_out_after_the_pull() {
         assert!(!written_out().contains(&false));
         assert_eq!(images.list().len(), 1);
     });
+}
+
+fn layers_are_spread_over_the_disk() {
+    use sys::rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let scene = Scene::new();
+    let probe = scene.path("probe");
+    std::fs::create_dir(&probe).unwrap();
+    let supported = ioctl_setflags(std::fs::File::open(&probe).unwrap(), IFlags::TOPDIR).is_ok();
+    let flags = ioctl_getflags(std::fs::File::open(scene.path("store/tmp")).unwrap());
+    assert_eq!(flags.is_ok_and(|flags| flags.contains(IFlags::TOPDIR)), supported);
 }
 
 /// What a crash or a curious person may do to the files of the store.
