@@ -17,9 +17,10 @@ pub(crate) fn table(orlop: &Results, reference: &Results, name: &str) -> String 
 
 fn row(about: &About, orlop: Option<&Samples>, reference: Option<&Samples>) -> [String; 5] {
     let ratio = orlop.zip(reference).map_or(String::new(), |(orlop, reference)| {
-        let (better, worse) = (reference.median(), orlop.median());
-        let ratio = if about.more_is_better { worse / better } else { better / worse };
-        format!("{} ×", number(ratio))
+        let (theirs, ours) = (reference.median(), orlop.median());
+        let ratio = if about.more_is_better { ours / theirs } else { theirs / ours };
+        // Below what can be measured there is no ratio.
+        if ratio.is_finite() { format!("{} ×", number(ratio)) } else { String::new() }
     });
     let title = if about.unit.is_empty() { about.title.to_owned() } else { format!("{}, {}", about.title, about.unit) };
     [title, shown(orlop), shown(reference), ratio, about.promise.to_owned()]
