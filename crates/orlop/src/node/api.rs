@@ -19,11 +19,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::agent::Agent;
 use super::objects;
-use crate::cli::images::{ImageRow, PullLine};
 use crate::cli::top::Usage;
 use crate::cli::version::Version;
-use crate::cli::why::Why;
 
 /// How long answers under way may take when the node ends.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -31,33 +30,19 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// The body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// What the node can be asked and told. Implemented by the running node, and by a fake in tests.
+/// A node, for the local command line: what every node answers, its agent does.
 #[async_trait]
-pub(crate) trait Backend: Send + Sync + 'static {
-    /// The tables of the node's source.
-    fn store(&self) -> &cluster::Store;
-    /// What containers use, measured over about one second.
-    async fn top(&self) -> anyhow::Result<Vec<Usage>>;
-    /// What a pod waits for.
-    async fn why(&self, namespace: &str, pod: &str) -> anyhow::Result<Why>;
-    /// All images.
-    async fn images(&self) -> anyhow::Result<Vec<ImageRow>>;
-    /// Pulls an image; the stream ends with `Done` or `Failed`.
-    fn pull(&self, image: String) -> BoxStream<'static, PullLine>;
-    /// Loads images from a path of this machine; returns their names.
-    async fn load(&self, path: &str) -> anyhow::Result<Vec<String>>;
-    /// Removes an image; returns the names that are gone.
-    async fn remove_image(&self, image: &str) -> anyhow::Result<Vec<String>>;
+pub(crate) trait Node: Send + Sync + 'static {
+    /// The node's agent.
+    fn agent(&self) -> &Agent;
     /// What has no owner.
     async fn fsck(&self) -> anyhow::Result<Vec<String>>;
     /// Ends every pod and then the node; returns when the pods are gone.
     async fn down(&self) -> anyhow::Result<()>;
-    /// The kubelet's own API.
-    async fn kubelet(&self, request: Request<Incoming>) -> Response<Body>;
 }
 
 /// Serves until `stop`; then answers under way get a moment to end, and endless ones are cut.
-pub(crate) async fn serve(listener: UnixListener, backend: Arc<dyn Backend>, stop: CancellationToken) {
+pub(crate) async fn serve(listener: UnixListener, node: Arc<dyn Node>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -65,7 +50,7 @@ pub(crate) async fn serve(listener: UnixListener, backend: Arc<dyn Backend>, sto
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream, backend.clone(), stop.clone()));
+                    connections.spawn(serve_connection(stream, node.clone(), stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a local client");
@@ -78,8 +63,8 @@ pub(crate) async fn serve(listener: UnixListener, backend: Arc<dyn Backend>, sto
     let _ = tokio::time::timeout(DRAIN, drained).await; // What is open then is a watch: it has no end of its own.
 }
 
-async fn serve_connection(stream: UnixStream, backend: Arc<dyn Backend>, stop: CancellationToken) {
-    let service = service_fn(move |request| answer(backend.clone(), request));
+async fn serve_connection(stream: UnixStream, node: Arc<dyn Node>, stop: CancellationToken) {
+    let service = service_fn(move |request| answer(node.clone(), request));
     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection.with_upgrades());
     let served = tokio::select! {
@@ -94,42 +79,42 @@ async fn serve_connection(stream: UnixStream, backend: Arc<dyn Backend>, stop: C
     }
 }
 
-async fn answer(backend: Arc<dyn Backend>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn answer(node: Arc<dyn Node>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let Some(path) = request.uri().path().strip_prefix("/orlop/v1/").map(str::to_owned) else {
-        return Ok(backend.kubelet(request).await);
+        return Ok(node.agent().answer_kubelet(request).await);
     };
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let method = request.method().clone();
-    let answered = route(&*backend, &method, &path, &query).await;
+    let answered = route(&*node, &method, &path, &query).await;
     Ok(answered.unwrap_or_else(|error| failed(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}"))))
 }
 
-async fn route(backend: &dyn Backend, method: &Method, path: &str, query: &Query) -> anyhow::Result<Response<Body>> {
+async fn route(node: &dyn Node, method: &Method, path: &str, query: &Query) -> anyhow::Result<Response<Body>> {
     let parts: Vec<&str> = path.split('/').collect();
     match (method.as_str(), parts.as_slice()) {
         ("GET", ["version"]) => json(&Version::own()),
-        ("GET", ["objects", kind]) => match objects::list(backend.store(), kind, query.get("namespace")) {
+        ("GET", ["objects", kind]) => match objects::list(node.agent().store(), kind, query.get("namespace")) {
             Some(listed) => json(&listed?),
             None => Ok(unknown_kind(kind)),
         },
-        ("GET", ["changes", kind]) => match objects::changes(backend.store(), kind) {
+        ("GET", ["changes", kind]) => match objects::changes(node.agent().store(), kind) {
             Some(ticks) => {
                 Ok(lines(stream::unfold(ticks, |mut ticks| async { ticks.recv().await.map(|()| ((), ticks)) }).boxed()))
             }
             None => Ok(unknown_kind(kind)),
         },
         ("GET", ["top"]) => {
-            let usages = backend.top().await?;
+            let usages = node.agent().top().await?;
             let wanted = |usage: &Usage| query.get("namespace").is_none_or(|namespace| usage.namespace == namespace);
             json(&usages.into_iter().filter(wanted).collect::<Vec<_>>())
         }
-        ("GET", ["why", namespace, pod]) => json(&backend.why(namespace, pod).await?),
-        ("GET", ["images"]) => json(&backend.images().await?),
-        ("DELETE", ["images"]) => json(&backend.remove_image(query.need("image")?).await?),
-        ("POST", ["pull"]) => Ok(lines(backend.pull(query.need("image")?.to_owned()))),
-        ("POST", ["load"]) => json(&backend.load(query.need("path")?).await?),
-        ("GET", ["fsck"]) => json(&backend.fsck().await?),
-        ("POST", ["down"]) => json(&backend.down().await?),
+        ("GET", ["why", namespace, pod]) => json(&node.agent().why(namespace, pod).await?),
+        ("GET", ["images"]) => json(&node.agent().images().await?),
+        ("DELETE", ["images"]) => json(&node.agent().remove_image(query.need("image")?).await?),
+        ("POST", ["pull"]) => Ok(lines(node.agent().pull(query.need("image")?.to_owned()))),
+        ("POST", ["load"]) => json(&node.agent().load(query.need("path")?).await?),
+        ("GET", ["fsck"]) => json(&node.fsck().await?),
+        ("POST", ["down"]) => json(&node.down().await?),
         _ => Ok(failed(StatusCode::NOT_FOUND, &format!("{method} /orlop/v1/{path} is not known to this version"))),
     }
 }

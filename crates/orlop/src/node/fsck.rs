@@ -2,21 +2,19 @@
 
 use std::path::Path;
 
+use super::agent::Agent;
 use super::layout::Layout;
 use super::lock::Lock;
-use super::running::Running;
 
 /// Of a running node.
-pub(super) async fn of_running(running: &Running) -> anyhow::Result<Vec<String>> {
+pub(super) async fn of_running(agent: &Agent) -> anyhow::Result<Vec<String>> {
     let mut unowned: Vec<String> = Vec::new();
-    let owned = running.base.runtime.fsck().await?;
+    let owned = agent.base.runtime.fsck().await?;
     unowned.extend(owned.into_iter().filter(|one| one.owner.is_none()).map(|one| format!("{} {}", one.kind, one.name)));
-    let owned = running.name_server.fsck();
-    unowned.extend(owned.into_iter().filter(|one| one.owner.is_none()).map(|one| format!("{} {}", one.kind, one.name)));
-    let images = running.base.images.clone();
+    let images = agent.base.images.clone();
     unowned.extend(tokio::task::spawn_blocking(move || image_leftovers(&images)).await??);
-    let layout = &running.settings.node.layout;
-    let known = |uid: &str| running.store().pods().find_uid(uid).is_some();
+    let layout = &agent.layout;
+    let known = |uid: &str| agent.store().pods().find_uid(uid).is_some();
     unowned.extend(pod_directories(layout).into_iter().filter(|(uid, _)| !known(uid)).map(|(_, line)| line));
     Ok(unowned)
 }

@@ -1,7 +1,9 @@
 //! A running node: its parts, their wiring, and the socket on which it answers.
 
+mod agent;
+mod alone;
+mod answers;
 pub(crate) mod api;
-mod backend;
 mod base;
 mod detach;
 mod fsck;
@@ -14,7 +16,6 @@ mod node_status;
 mod notices;
 pub(crate) mod objects;
 mod process;
-mod running;
 pub(crate) mod runtime_only;
 mod settings;
 mod socket;

@@ -1,7 +1,7 @@
 //! The life of a node: checks, forks, threads, and the way back.
 //!
 //! ```text
-//! settings ─► locks ─► zygote, name server (forked before any thread) ─► tokio ─► Running ─► Ctrl-C or `down` ─► end
+//! settings ─► locks ─► zygote, name server (forked before any thread) ─► tokio ─► Alone ─► Ctrl-C or `down` ─► end
 //! ```
 
 use std::process::ExitCode;
@@ -9,11 +9,11 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Parser as _;
 
+use super::alone::Alone;
 use super::base::Forked;
 use super::detach::{self, Waiter};
 use super::lock::Lock;
 use super::process::{Signals, threads};
-use super::running::Running;
 use super::settings::UpSettings;
 use super::{api, logging, notices};
 use crate::args::{Arguments, Command, Places, UpOptions};
@@ -57,15 +57,15 @@ fn live(settings: &UpSettings, options: &UpOptions, waiter: &mut Waiter) -> anyh
 
 async fn serve(settings: &UpSettings, options: &UpOptions, forked: Forked, waiter: &mut Waiter) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let running = Running::start(settings, forked).await?;
+    let running = Alone::start(settings, forked).await?;
     let listener = super::socket::listen(&settings.node.layout.socket())?;
-    let server = tokio::spawn(api::serve(listener, running.clone(), running.stopped()));
-    let printer = (!options.detach).then(|| tokio::spawn(notices::run(running.store().clone())));
+    let server = tokio::spawn(api::serve(listener, running.clone(), running.agent.stopped()));
+    let printer = (!options.detach).then(|| tokio::spawn(notices::run(running.agent.store().clone())));
     tell_up(settings, &running, options);
     waiter.up();
     tokio::select! {
         () = signals.next() => {}
-        () = running.asked_to_end() => {}
+        () = running.agent.asked_to_end() => {}
     }
     let ended = end(&running, &mut signals).await;
     let _ = server.await; // A panic there has been told.
@@ -79,7 +79,7 @@ async fn serve(settings: &UpSettings, options: &UpOptions, forked: Forked, waite
 }
 
 /// Ends all pods. A second signal gives them no more time, a third leaves those that hang to the next node.
-async fn end(running: &Running, signals: &mut Signals) -> anyhow::Result<()> {
+async fn end(running: &Alone, signals: &mut Signals) -> anyhow::Result<()> {
     let hurry = async {
         signals.next().await;
         running.hurry().await;
@@ -88,14 +88,14 @@ async fn end(running: &Running, signals: &mut Signals) -> anyhow::Result<()> {
     tokio::select! {
         ended = running.end() => ended,
         () = hurry => {
-            running.abandon().await;
-            bail!("left running: {}; `orlop up` takes them over again", running.pod_names().join(", "))
+            running.agent.stop().await;
+            bail!("left running: {}; `orlop up` takes them over again", running.agent.pod_names().join(", "))
         }
     }
 }
 
-fn tell_up(settings: &UpSettings, running: &Running, options: &UpOptions) {
-    let pods = running.store().pods().len();
+fn tell_up(settings: &UpSettings, running: &Alone, options: &UpOptions) {
+    let pods = running.agent.store().pods().len();
     let until = if options.detach { "`orlop down`" } else { "Ctrl-C" };
     print(&format!(
         "orlop: node {} is up with {pods} pod{}; services in {}, DNS {}; {until} ends it\n",

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use async_trait::async_trait;
 use cri::RuntimeService as _;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use http::{Request, Response};
@@ -16,8 +15,8 @@ use image::{Digest, Event, Images, Progress, Reference};
 use sys::cgroup::Stats;
 use tokio::sync::mpsc;
 
-use super::api::{self, Body};
-use super::running::Running;
+use super::agent::Agent;
+use super::api::Body;
 use crate::cli::images::{ImageRow, PullLine};
 use crate::cli::top::Usage;
 use crate::cli::why::{Step, Wait, Why};
@@ -32,13 +31,9 @@ struct Measured {
     before: Stats,
 }
 
-#[async_trait]
-impl api::Backend for Running {
-    fn store(&self) -> &cluster::Store {
-        cluster::Source::store(&*self.source)
-    }
-
-    async fn top(&self) -> anyhow::Result<Vec<Usage>> {
+impl Agent {
+    /// What containers use, measured over about one second.
+    pub(super) async fn top(&self) -> anyhow::Result<Vec<Usage>> {
         let measured = self.containers();
         let begin = Instant::now();
         // Not a wait for something to happen: the interval is what is measured.
@@ -47,9 +42,10 @@ impl api::Backend for Running {
         Ok(measured.into_iter().map(|one| one.after(elapsed)).collect())
     }
 
-    async fn why(&self, namespace: &str, pod: &str) -> anyhow::Result<Why> {
+    /// What a pod waits for.
+    pub(super) async fn why(&self, namespace: &str, pod: &str) -> anyhow::Result<Why> {
         let key = cluster::Key::new(namespace, pod);
-        let pod = api::Backend::store(self).pods().get(&key).with_context(|| format!("no pod {key}"))?;
+        let pod = self.store().pods().get(&key).with_context(|| format!("no pod {key}"))?;
         let explained = self.kubelet.explain(pod.metadata.uid.as_deref().unwrap_or_default());
         let explained = explained.context("the kubelet has not seen the pod yet")?;
         let waiting = explained.waiting.map(|(step, cause, ms)| Wait { step, cause, for_ms: whole(ms) });
@@ -61,7 +57,8 @@ impl api::Backend for Running {
         Ok(Why { waiting, steps: steps.collect() })
     }
 
-    async fn images(&self) -> anyhow::Result<Vec<ImageRow>> {
+    /// All images.
+    pub(super) async fn images(&self) -> anyhow::Result<Vec<ImageRow>> {
         let row = |image: &Arc<image::Image>| ImageRow {
             id: image.id.to_string(),
             tags: image.repo_tags.clone(),
@@ -72,20 +69,23 @@ impl api::Backend for Running {
         Ok(self.base.images.list().iter().map(row).collect())
     }
 
-    fn pull(&self, image: String) -> BoxStream<'static, PullLine> {
+    /// Pulls an image; the stream ends with `Done` or `Failed`.
+    pub(super) fn pull(&self, image: String) -> BoxStream<'static, PullLine> {
         let (sender, lines) = mpsc::channel(16);
         // Ends with the pull; a client that went away lets it come to its end, as other pulls may share its layers.
         tokio::spawn(pull(self.base.images.clone(), self.base.credentials.clone(), image, sender));
         stream::unfold(lines, |mut lines| async { lines.recv().await.map(|line| (line, lines)) }).boxed()
     }
 
-    async fn load(&self, path: &str) -> anyhow::Result<Vec<String>> {
+    /// Loads images from a path of this machine; returns their names.
+    pub(super) async fn load(&self, path: &str) -> anyhow::Result<Vec<String>> {
         let loaded = self.base.images.load(Path::new(path), &image::Silent).await?;
         self.kubelet.images_loaded();
         Ok(loaded.iter().map(|image| name_of(image)).collect())
     }
 
-    async fn remove_image(&self, image: &str) -> anyhow::Result<Vec<String>> {
+    /// Removes an image; returns the names that are gone.
+    pub(super) async fn remove_image(&self, image: &str) -> anyhow::Result<Vec<String>> {
         let found =
             self.base.images.get(image).with_context(|| format!("no image {image:?}; `orlop images` lists them"))?;
         let users = self.users_of(&found.id).await?;
@@ -101,22 +101,11 @@ impl api::Backend for Running {
         }
     }
 
-    async fn fsck(&self) -> anyhow::Result<Vec<String>> {
-        self.unowned().await
-    }
-
-    async fn down(&self) -> anyhow::Result<()> {
-        self.ask_to_end();
-        self.ended().await;
-        Ok(())
-    }
-
-    async fn kubelet(&self, request: Request<Incoming>) -> Response<Body> {
+    /// The kubelet's own API.
+    pub(super) async fn answer_kubelet(&self, request: Request<Incoming>) -> Response<Body> {
         self.kubelet_api.handle(request).await.map(|body| body.boxed_unsync())
     }
-}
 
-impl Running {
     /// Every container that runs, with a first reading.
     fn containers(&self) -> Vec<Measured> {
         let mut found = Vec::new();

@@ -1,0 +1,153 @@
+//! What a node of either kind has: pods, their services, and what can be asked about them.
+//!
+//! ```text
+//! source ─► Kubelet ─► Base (CRI, images, network) ─► kernel
+//!    └────► Proxy ─► service rules ─► kernel
+//! ```
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use cluster::{Source, Store};
+use k8s_openapi::api::core::v1::Pod;
+use kubelet::facts::NodeFacts;
+use kubelet::hosts::ClusterDns;
+use kubelet::paths::Paths;
+use kubelet::qos::Tree;
+use kubelet::server::Api;
+use kubelet::volumes::{Volumes, VolumesConfig};
+use kubelet::{Kubelet, generate};
+use pod::quantity::Quantity;
+use proxy::Proxy;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::base::Base;
+use super::keychain::Keychain;
+use super::layout::Layout;
+
+/// The longest that an ending pod waits until no service rule leads to it.
+const BARRIER: Duration = Duration::from_secs(1);
+
+/// What an agent is told.
+pub(super) struct Config {
+    pub(super) layout: Layout,
+    pub(super) facts: NodeFacts,
+    pub(super) dns: ClusterDns,
+    pub(super) proxy: proxy::Config,
+}
+
+/// Kubelet and proxy at work, over a runtime.
+pub(crate) struct Agent {
+    pub(super) layout: Layout,
+    pub(super) base: Base,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) groups: Tree,
+    pub(super) kubelet: Kubelet,
+    pub(super) kubelet_api: Api,
+    /// Taken by the end.
+    proxy: Mutex<Option<Proxy>>,
+    /// Somebody wants the node to end.
+    asked: CancellationToken,
+    /// Nothing of the node is left but its sockets.
+    ended: watch::Sender<bool>,
+}
+
+impl Agent {
+    /// Writes the service rules, then adopts the pods that run and starts those that do not.
+    pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
+        let Config { layout, facts, dns, proxy } = config;
+        let groups = Tree::new(sys::cgroup::Hierarchy::detect()?, None);
+        let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
+        groups.ensure_roots(cpu, None).context("make the control groups of pods")?;
+        let proxy = Proxy::start(proxy, source.clone())?;
+        let paths = Paths { root: layout.kubelet_root.clone(), logs: layout.pod_logs.clone() };
+        let volumes = VolumesConfig { paths: paths.clone(), node: facts.clone(), recursive_read_only: true };
+        let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths.clone(), &facts.name);
+        let config = kubelet::Config {
+            generate: generate::Config::of_machine(paths, facts, dns),
+            records_dir: layout.state_dir.join("pods"),
+            barrier_timeout: BARRIER,
+        };
+        let parts = kubelet::Parts {
+            source: source.clone(),
+            runtime: base.runtime.clone(),
+            images: base.image_service.clone(),
+            volumes: Volumes::new(volumes, source.clone()),
+            barrier: Arc::new(RuleBarrier(proxy.barrier())),
+            keychain: Arc::new(Keychain::new(source.store().clone(), base.credentials.clone())),
+            groups: groups.clone(),
+        };
+        let kubelet = Kubelet::start(config, parts).await.context("start the kubelet")?;
+        Ok(Self {
+            layout,
+            base,
+            source,
+            groups,
+            kubelet,
+            kubelet_api,
+            proxy: Mutex::new(Some(proxy)),
+            asked: CancellationToken::new(),
+            ended: watch::Sender::new(false),
+        })
+    }
+
+    /// The tables of the node's source.
+    pub(crate) fn store(&self) -> &Store {
+        self.source.store()
+    }
+
+    /// Cancelled when nobody is served any more.
+    pub(crate) fn stopped(&self) -> CancellationToken {
+        self.base.stopped.clone()
+    }
+
+    pub(super) fn ask_to_end(&self) {
+        self.asked.cancel();
+    }
+
+    pub(crate) async fn asked_to_end(&self) {
+        self.asked.cancelled().await;
+    }
+
+    /// Returns when everything has been ended.
+    pub(super) async fn ended(&self) {
+        // The sender lives in this value.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    /// Nothing is left but the sockets.
+    pub(super) fn tell_ended(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Serves nobody any more; what runs goes on, and so do the service rules.
+    pub(crate) async fn stop(&self) {
+        self.kubelet.stop().await;
+        self.base.stop().await;
+    }
+
+    /// The pods that are there.
+    pub(crate) fn pod_names(&self) -> Vec<String> {
+        self.store().pods().keys().iter().map(ToString::to_string).collect()
+    }
+
+    /// For whoever removes the rules.
+    pub(super) fn take_proxy(&self) -> Option<Proxy> {
+        self.proxy.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The kubelet's barrier: the rules of this node's own proxy.
+struct RuleBarrier(proxy::Barrier);
+
+#[async_trait]
+impl kubelet::Barrier for RuleBarrier {
+    async fn left(&self, pod: &Pod, addresses: &[String]) {
+        let addresses: Vec<IpAddr> = addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        self.0.left(pod.metadata.uid.as_deref().unwrap_or_default(), &addresses).await;
+    }
+}
