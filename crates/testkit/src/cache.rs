@@ -30,26 +30,60 @@ pub fn key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 }
 
 /// The entry `<name>-<key>`: returned when it is there, else made by `make` in a scratch directory and moved into place,
-/// so that an interrupted run leaves no half entry.
+/// so that an interrupted run leaves no half entry. Runs that want the same entry at the same time wait for one of them.
 ///
 /// # Errors
 /// Those of `make` and of the file system.
 pub fn entry(name: &str, key: &str, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
-    let root = dir()?;
+    entry_in(&dir()?, name, key, make)
+}
+
+fn entry_in(
+    root: &Path,
+    name: &str,
+    key: &str,
+    make: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
     let place = root.join(format!("{name}-{key}"));
     if place.exists() {
         return Ok(place);
     }
-    let scratch = tempfile::Builder::new().prefix(&format!(".{name}-")).tempdir_in(&root)?;
+    let lock = root.join(format!(".{name}-{key}.lock"));
+    let held = lock_file(&lock, name)?;
+    if !place.exists() {
+        make_entry(root, &place, name, make)?;
+    }
+    // Those who wait hold the same file and find the entry made; who comes later does not look for the lock.
+    let _ = std::fs::remove_file(&lock);
+    drop(held);
+    Ok(place)
+}
+
+fn lock_file(path: &Path, name: &str) -> anyhow::Result<std::fs::File> {
+    let file = std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        eprintln!("waiting for another run that makes {name}");
+        file.lock().with_context(|| format!("lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+fn make_entry(
+    root: &Path,
+    place: &Path,
+    name: &str,
+    make: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let scratch = tempfile::Builder::new().prefix(&format!(".{name}-")).tempdir_in(root)?;
     make(scratch.path()).with_context(|| format!("make {name} for the cache"))?;
-    match std::fs::rename(scratch.path(), &place) {
+    match std::fs::rename(scratch.path(), place) {
         Ok(()) => std::mem::forget(scratch),
         Err(_) if place.exists() => {} // another run was faster; its entry has the same inputs
         Err(error) => {
             return Err(error).with_context(|| format!("move {name} to {}", place.display()));
         }
     }
-    Ok(place)
+    Ok(())
 }
 
 /// Lower-case hexadecimal.
@@ -60,6 +94,33 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_at_the_same_time_make_an_entry_once() {
+        let root = tempfile::tempdir().unwrap();
+        let made = std::sync::atomic::AtomicUsize::new(0);
+        let begin = std::sync::Barrier::new(4);
+        let run = || {
+            begin.wait();
+            let place = entry_in(root.path(), "thing", "k", |dir| {
+                made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(std::fs::write(dir.join("file"), "content")?)
+            });
+            assert_eq!(std::fs::read_to_string(place.unwrap().join("file")).unwrap(), "content");
+        };
+        std::thread::scope(|scope| drop([(); 4].map(|()| scope.spawn(run))));
+        assert_eq!(made.into_inner(), 1);
+        let left: Vec<_> = root.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["thing-k"]);
+    }
+
+    #[test]
+    fn what_could_not_be_made_leaves_nothing_and_is_tried_again() {
+        let root = tempfile::tempdir().unwrap();
+        entry_in(root.path(), "thing", "k", |_| anyhow::bail!("no")).unwrap_err();
+        assert!(!root.path().join("thing-k").exists());
+        entry_in(root.path(), "thing", "k", |_| Ok(())).unwrap();
+    }
 
     #[test]
     fn key_depends_on_where_parts_end() {

@@ -1,48 +1,170 @@
 //! Programs of others, built once from their published Go modules into the cache. None of their code is ours.
 
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use anyhow::Context as _;
 
 use crate::cache;
 use crate::host::{self, Tool};
 
-/// A Go program: module, version, and the package within it.
+/// A Go program: the module it is published in, and its package there.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
     /// What its file is called.
     pub name: &'static str,
-    module: &'static str,
-    version: &'static str,
+    module: Module,
     package: &'static str,
+}
+
+/// A published module, and what its programs are built with.
+#[derive(Debug, Clone, Copy)]
+struct Module {
+    path: &'static str,
+    version: &'static str,
     tags: &'static str,
+    /// Modules that live in the same source tree and are published beside it: the module's own `go.mod` refers to
+    /// directories, which do not count for who uses it, so a version has to be named for each.
+    siblings: Siblings,
+    /// Variables that the linker sets: what the program says its version is.
+    stamps: &'static [(&'static str, &'static str)],
+}
+
+/// Names below `prefix`, all with one version.
+#[derive(Debug, Clone, Copy)]
+struct Siblings {
+    prefix: &'static str,
+    names: &'static [&'static str],
+    version: &'static str,
+}
+
+impl Module {
+    const fn new(path: &'static str, version: &'static str) -> Self {
+        let siblings = Siblings { prefix: "", names: &[], version: "" };
+        Self { path, version, tags: "", siblings, stamps: &[] }
+    }
+
+    const fn program(self, name: &'static str, package: &'static str) -> Program {
+        Program { name, module: self, package }
+    }
+
+    fn short_version(&self) -> &'static str {
+        self.version.trim_start_matches('v')
+    }
+
+    /// The main module that the program is built in, before `go get` adds what else is needed.
+    fn go_mod(&self) -> String {
+        let mut text = "module lab.invalid/build\n\ngo 1.26.0\n".to_owned();
+        let Siblings { prefix, names, version } = self.siblings;
+        for name in names {
+            text += &format!("\nreplace {prefix}{name} => {prefix}{name} {version}\n");
+        }
+        text
+    }
+
+    fn linker_flags(&self) -> String {
+        let stamp = |(variable, value): &(&str, &str)| format!(" -X {variable}={value}");
+        std::iter::once("-s -w".to_owned()).chain(self.stamps.iter().map(stamp)).collect()
+    }
 }
 
 /// What orlop is measured against.
 pub const REFERENCE: &[Program] = &[CONTAINERD, SHIM, RUNC, BRIDGE, HOST_LOCAL, LOOPBACK, PORTMAP];
 
 /// containerd 2.4.
-pub const CONTAINERD: Program = containerd("containerd", "cmd/containerd");
+pub const CONTAINERD: Program = CONTAINERD_MODULE.program("containerd", "cmd/containerd");
 /// Its shim, found by its name beside it.
-pub const SHIM: Program = containerd("containerd-shim-runc-v2", "cmd/containerd-shim-runc-v2");
+pub const SHIM: Program = CONTAINERD_MODULE.program("containerd-shim-runc-v2", "cmd/containerd-shim-runc-v2");
 /// runc 1.5.
 pub const RUNC: Program =
-    Program { name: "runc", module: "github.com/opencontainers/runc", version: "v1.5.2", package: "", tags: "seccomp" };
+    Module { tags: "seccomp", ..Module::new("github.com/opencontainers/runc", "v1.5.2") }.program("runc", "");
 /// The CNI plugin for bridges, 1.9.
-pub const BRIDGE: Program = plugin("bridge", "plugins/main/bridge");
+pub const BRIDGE: Program = PLUGINS.program("bridge", "plugins/main/bridge");
 /// The CNI plugin for addresses from files.
-pub const HOST_LOCAL: Program = plugin("host-local", "plugins/ipam/host-local");
+pub const HOST_LOCAL: Program = PLUGINS.program("host-local", "plugins/ipam/host-local");
 /// The CNI plugin for loopback.
-pub const LOOPBACK: Program = plugin("loopback", "plugins/main/loopback");
+pub const LOOPBACK: Program = PLUGINS.program("loopback", "plugins/main/loopback");
 /// The CNI plugin for host ports.
-pub const PORTMAP: Program = plugin("portmap", "plugins/meta/portmap");
+pub const PORTMAP: Program = PLUGINS.program("portmap", "plugins/meta/portmap");
 
-const fn containerd(name: &'static str, package: &'static str) -> Program {
-    Program { name, module: "github.com/containerd/containerd/v2", version: "v2.4.2", package, tags: "" }
-}
+/// What a cluster needs beside its nodes, and what speaks to it.
+pub const CONTROL_PLANE: &[Program] =
+    &[ETCD, KUBE_APISERVER, KUBECTL, KUBE_CONTROLLER_MANAGER, KUBE_SCHEDULER, KUBEADM, COREDNS];
 
-const fn plugin(name: &'static str, package: &'static str) -> Program {
-    Program { name, module: "github.com/containernetworking/plugins", version: "v1.9.1", package, tags: "" }
-}
+/// etcd 3.7.
+pub const ETCD: Program = Module::new("go.etcd.io/etcd/server/v3", "v3.7.2").program("etcd", "");
+/// The API server, 1.37.
+pub const KUBE_APISERVER: Program = KUBERNETES.program("kube-apiserver", "cmd/kube-apiserver");
+/// The client.
+pub const KUBECTL: Program = KUBERNETES.program("kubectl", "cmd/kubectl");
+/// The controllers: Deployments, endpoints, service accounts, certificates, garbage.
+pub const KUBE_CONTROLLER_MANAGER: Program =
+    KUBERNETES.program("kube-controller-manager", "cmd/kube-controller-manager");
+/// The scheduler.
+pub const KUBE_SCHEDULER: Program = KUBERNETES.program("kube-scheduler", "cmd/kube-scheduler");
+/// What makes a machine join a cluster.
+pub const KUBEADM: Program = KUBERNETES.program("kubeadm", "cmd/kubeadm");
+/// The name server of clusters, of the version that kubeadm 1.37 installs.
+pub const COREDNS: Program = Module::new("github.com/coredns/coredns", "v1.14.6").program("coredns", "");
+
+/// The node as upstream has it.
+pub const REFERENCE_NODE: &[Program] = &[KUBELET, KUBE_PROXY];
+
+/// The node agent, 1.37.
+pub const KUBELET: Program = KUBERNETES.program("kubelet", "cmd/kubelet");
+/// The service proxy.
+pub const KUBE_PROXY: Program = KUBERNETES.program("kube-proxy", "cmd/kube-proxy");
+
+const CONTAINERD_MODULE: Module = Module::new("github.com/containerd/containerd/v2", "v2.4.2");
+const PLUGINS: Module = Module::new("github.com/containernetworking/plugins", "v1.9.1");
+
+const KUBERNETES: Module = Module {
+    siblings: Siblings { prefix: "k8s.io/", names: STAGING, version: "v0.37.2" },
+    stamps: &[
+        ("k8s.io/component-base/version.gitVersion", "v1.37.2"),
+        ("k8s.io/component-base/version.gitMajor", "1"),
+        ("k8s.io/component-base/version.gitMinor", "37"),
+    ],
+    ..Module::new("k8s.io/kubernetes", "v1.37.2")
+};
+
+/// The directories below `staging/src/k8s.io` of Kubernetes 1.37.
+const STAGING: &[&str] = &[
+    "api",
+    "apiextensions-apiserver",
+    "apimachinery",
+    "apiserver",
+    "cli-runtime",
+    "client-go",
+    "cloud-provider",
+    "cluster-bootstrap",
+    "code-generator",
+    "component-base",
+    "component-helpers",
+    "controller-manager",
+    "cri-api",
+    "cri-client",
+    "cri-streaming",
+    "csi-translation-lib",
+    "dynamic-resource-allocation",
+    "endpointslice",
+    "externaljwt",
+    "kms",
+    "kube-aggregator",
+    "kube-controller-manager",
+    "kube-proxy",
+    "kube-scheduler",
+    "kubectl",
+    "kubelet",
+    "metrics",
+    "mount-utils",
+    "pod-security-admission",
+    "sample-apiserver",
+    "sample-cli-plugin",
+    "sample-controller",
+    "streaming",
+];
 
 /// What building needs on the host.
 const TOOLS: &[Tool] = &[
@@ -53,41 +175,77 @@ const TOOLS: &[Tool] = &[
 
 /// The reference in a few words.
 pub fn reference_name() -> String {
-    let version = |program: Program| program.version.trim_start_matches('v');
+    let version = |program: Program| program.module.short_version();
     format!("containerd {} + runc {} + CNI bridge {}", version(CONTAINERD), version(RUNC), version(BRIDGE))
 }
 
-/// The program's path in the cache, built when it is not there. Programs of one module share a directory.
+/// The program's path in the cache, built when it is not there.
 ///
 /// # Errors
 /// No Go, no module proxy, or a build that fails; the message carries the end of its output.
 pub fn build(program: &Program) -> anyhow::Result<PathBuf> {
-    let key = cache::key([program.module.as_bytes(), program.version.as_bytes(), program.name.as_bytes()]);
-    let entry = cache::entry(&format!("go-{}", program.name), &key, |dir| {
+    let entry = cache::entry(&format!("go-{}", program.name), &key(program), |dir| {
         host::install(TOOLS)?;
-        eprintln!("building {} {} from its Go module", program.name, program.version);
-        let source = tempfile::tempdir()?;
-        let go = |arguments: &[&str]| {
-            let mut go = Command::new("go");
-            go.args(arguments).current_dir(source.path()).env("GOFLAGS", "-mod=mod").env("GOTOOLCHAIN", "auto");
-            host::run(&mut go)
-        };
-        go(&["mod", "init", "lab.invalid/build"])?;
-        go(&["get", &format!("{}@{}", program.module, program.version)])?;
-        let package = [program.module, program.package].join("/");
-        let output = dir.join(program.name);
-        let output = output.display().to_string();
-        go(&[
-            "build",
-            "-trimpath",
-            "-tags",
-            program.tags,
-            "-ldflags",
-            "-s -w",
-            "-o",
-            &output,
-            package.trim_end_matches('/'),
-        ])
+        eprintln!("building {} {} from its Go module", program.name, program.module.version);
+        build_into(dir, program)
     })?;
     Ok(entry.join(program.name))
+}
+
+/// A directory of the cache with all of `programs`, built when they are not there.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_all(name: &str, programs: &[Program]) -> anyhow::Result<PathBuf> {
+    let paths = programs.iter().map(build).collect::<anyhow::Result<Vec<_>>>()?;
+    let key = cache::key(paths.iter().map(|path| path.as_os_str().as_encoded_bytes()));
+    cache::entry(name, &key, |dir| {
+        for path in &paths {
+            symlink(path, dir.join(path.file_name().context("a program has a name")?))?;
+        }
+        Ok(())
+    })
+}
+
+fn key(program: &Program) -> String {
+    let Module { path, version, stamps, .. } = program.module;
+    let stamps = stamps.iter().flat_map(|(variable, value)| [*variable, *value]);
+    cache::key([path, version, program.name].into_iter().chain(stamps).map(str::as_bytes))
+}
+
+fn build_into(dir: &Path, program: &Program) -> anyhow::Result<()> {
+    let Program { name, module, package } = program;
+    let source = tempfile::tempdir()?;
+    std::fs::write(source.path().join("go.mod"), module.go_mod())?;
+    let flags = format!("-mod=mod {}", std::env::var("GOFLAGS").unwrap_or_default());
+    let go = |arguments: &[&str]| {
+        let mut go = Command::new("go");
+        host::run(go.args(arguments).current_dir(source.path()).env("GOFLAGS", &flags).env("GOTOOLCHAIN", "auto"))
+    };
+    let package = format!("{}/{package}", module.path);
+    let package = package.trim_end_matches('/');
+    let output = dir.join(name).display().to_string();
+    go(&["get", &format!("{package}@{}", module.version)])?;
+    go(&["build", "-trimpath", "-tags", module.tags, "-ldflags", &module.linker_flags(), "-o", &output, package])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_replaces_its_siblings_by_their_published_versions() {
+        let text = KUBERNETES.go_mod();
+        assert!(text.contains("\nreplace k8s.io/api => k8s.io/api v0.37.2\n"), "{text}");
+        assert_eq!(text.matches("replace ").count(), 33, "{text}");
+        assert_eq!(CONTAINERD_MODULE.go_mod().matches("replace").count(), 0);
+    }
+
+    #[test]
+    fn programs_are_stamped_with_their_version() {
+        assert_eq!(CONTAINERD_MODULE.linker_flags(), "-s -w");
+        let flags = KUBERNETES.linker_flags();
+        assert!(flags.contains(" -X k8s.io/component-base/version.gitVersion=v1.37.2 "), "{flags}");
+        assert_ne!(key(&KUBELET), key(&KUBE_PROXY));
+    }
 }

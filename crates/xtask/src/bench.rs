@@ -1,13 +1,12 @@
 //! `bench`: builds both sides and their images, then hands over to the program of crate `bench`.
 
-use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
+use testkit::go;
 use testkit::host::{self, Tool};
-use testkit::{cache, go};
 
 use crate::workspace::build_release_of;
 use crate::{images, workspace};
@@ -70,7 +69,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let [bench, orlop] = &programs[..] else { bail!("cargo has built something else") };
     let mut command = Command::new(bench);
     command.arg("--orlop").arg(orlop);
-    command.arg("--reference").arg(reference()?).args(["--reference-name", &go::reference_name()]);
+    command
+        .arg("--reference")
+        .arg(go::build_all("reference", go::REFERENCE)?)
+        .args(["--reference-name", &go::reference_name()]);
     let layouts = [("--busybox", images::busybox()?), ("--pause", images::pause()?), ("--large", images::large()?)];
     for (flag, layout) in layouts {
         command.arg(flag).arg(layout.dir());
@@ -83,16 +85,4 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     // No process of ours stands in between: the benchmark deals with Ctrl-C itself.
     Err(command.exec()).with_context(|| format!("start {}", bench.display()))
-}
-
-/// A directory with all programs of the reference.
-fn reference() -> anyhow::Result<PathBuf> {
-    let paths = go::REFERENCE.iter().map(go::build).collect::<anyhow::Result<Vec<_>>>()?;
-    let key = cache::key(paths.iter().map(|path| path.as_os_str().as_encoded_bytes()));
-    cache::entry("reference", &key, |dir| {
-        for path in &paths {
-            symlink(path, dir.join(path.file_name().context("a program has a name")?))?;
-        }
-        Ok(())
-    })
 }

@@ -10,7 +10,7 @@ use testkit::go;
 pub(crate) enum Lab {
     /// A virtual machine with Debian's cloud kernel (control groups version 2, IPVS, AppArmor)
     Vm(vm::Options),
-    /// Build the reference: containerd, runc and the CNI plugins
+    /// Build the reference: containerd, runc, the CNI plugins, kubelet and kube-proxy
     Reference,
 }
 
@@ -19,7 +19,7 @@ pub(crate) fn run(lab: &Lab) -> anyhow::Result<()> {
     match lab {
         Lab::Vm(options) => vm::run(options),
         Lab::Reference => {
-            for program in go::REFERENCE {
+            for program in go::REFERENCE.iter().chain(go::REFERENCE_NODE) {
                 println!("{}", go::build(program)?.display());
             }
             Ok(())
