@@ -39,8 +39,6 @@ pub struct ExecFds<'a> {
     pub target: BorrowedFd<'a>,
     /// The control group to enter; absent leaves the process in the caller's.
     pub cgroup: Option<Entry>,
-    /// Further descriptors that stay open, none as a rule.
-    pub preserve: Vec<OwnedFd>,
 }
 
 wire::wire_struct! { ExecPlan { process, namespaces } }
@@ -88,12 +86,11 @@ pub fn exec_plan(process: &oci::Process, options: ExecOptions<'_>) -> Result<Exe
 pub fn exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Launched, LaunchError> {
     let (ours, theirs) =
         launch::channel_pair().map_err(|error| LaunchError::io(Step::Descriptors, &error, "socketpair"))?;
-    let directory = fds.cgroup.as_ref().and_then(|entry| match entry {
-        Entry::Directory(directory) => Some(directory.as_fd()),
-        Entry::Files(_) => None,
-    });
     let reporter = Reporter(theirs);
-    let how = Clone { cgroup: directory, lose: &[ours.as_fd()], ..Clone::default() };
+    let own = [fds.target, reporter.0.as_fd()].into_iter().chain(launch::files_of(fds.cgroup.as_ref()));
+    let keep: Vec<BorrowedFd<'_>> = own.chain(stdio.descriptors()).collect();
+    let cgroup = fds.cgroup.as_ref().and_then(launch::directory_of);
+    let how = Clone { cgroup, keep: Some(&keep), ..Clone::default() };
     let first = process::spawn(&how, || {
         let life = || {
             launch::begin(&plan.process, fds.cgroup.as_ref(), &reporter)?;

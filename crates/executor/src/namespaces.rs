@@ -39,7 +39,8 @@ pub fn create(request: &Request, network: Option<BorrowedFd<'_>>) -> sys::Result
     let user = if request.uids.is_empty() { 0 } else { namespace::USER };
     // A user namespace is made first, with the process: what the process makes afterwards belongs to it.
     let namespaces = if user == 0 { wanted } else { user };
-    let how = Clone { namespaces, lose: &[mine.as_fd()], ..Clone::default() };
+    let keep: Vec<BorrowedFd<'_>> = network.into_iter().chain([theirs.as_fd()]).collect();
+    let how = Clone { namespaces, keep: Some(&keep), ..Clone::default() };
     let child = process::spawn(&how, || match holder(request, user, wanted, network, theirs.as_fd()) {
         Ok(()) => 0,
         Err(error) => {
@@ -131,12 +132,16 @@ pub fn start_reaper(user: Option<BorrowedFd<'_>>) -> sys::Result<Child> {
         sys::fork::reap_for_ever()
     };
     let Some(user) = user else {
-        return process::spawn(&Clone { namespaces: namespace::PID, ..Clone::default() }, life);
+        return process::spawn(&Clone { namespaces: namespace::PID, keep: Some(&[]), ..Clone::default() }, life);
     };
     let (mine, theirs) = crate::launch::channel_pair().during("socketpair", "")?;
-    let between = process::spawn(&Clone { lose: &[mine.as_fd()], ..Clone::default() }, || {
+    let keep = [user, theirs.as_fd()];
+    let between = process::spawn(&Clone { keep: Some(&keep), ..Clone::default() }, || {
         let made = process::join(user, namespace::USER).and_then(|()| {
-            process::spawn(&Clone { namespaces: namespace::PID, as_sibling: true, ..Clone::default() }, life)
+            process::spawn(
+                &Clone { namespaces: namespace::PID, as_sibling: true, keep: Some(&[]), ..Clone::default() },
+                life,
+            )
         });
         match made {
             Ok(child) => {

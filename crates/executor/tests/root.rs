@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             ("only_allowed_devices_can_be_used", allowed_devices),
             ("a_volume_of_the_root_stays_writable", own_volume),
             ("links_of_an_image_move_no_mount_and_no_directory", hostile_links),
+            ("a_script_reaches_no_descriptor_of_the_launcher", inherited),
         ],
         missing,
     )
@@ -247,6 +249,42 @@ fn hostile_links() {
     assert_eq!((error.step, error.errno), (Step::Mount, 16), "{error}");
 }
 
+/// The kernel opens the interpreter of a script before it closes descriptors that are closed on exec: one of a directory of
+/// the host's would lead to the host's programs, and by `/proc/<pid>/exe` to their files (CVE-2019-5736, CVE-2024-21626).
+fn inherited() {
+    let tree = Tree::new();
+    let host = std::fs::File::open(tree.dir.path()).unwrap();
+    let interpreter = format!("/proc/self/fd/{}/bin/sh", host.as_raw_fd());
+    let script = |name: &str, first: &str| {
+        let path = tree.dir.path().join(name);
+        std::fs::write(&path, format!("#!{first}\necho reached\n")).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    script("plain", "/bin/sh");
+    script("hostile", &interpreter);
+    let mut spec = spec("");
+    let mut of = |program: &str| {
+        spec.process.as_mut().unwrap().args = vec![program.to_owned()];
+        start(&tree, &spec, LaunchFds::default())
+    };
+    assert_eq!(of("/plain").unwrap().end().0, "reached\n");
+    let error = of("/hostile").map(Run::end).unwrap_err();
+    assert_eq!((error.step, error.errno), (Step::Execute, 2), "{error}");
+
+    spec.process.as_mut().unwrap().args = ["sleep", "1000"].map(str::to_owned).to_vec();
+    let run = start(&tree, &spec, LaunchFds::default()).unwrap();
+    let mut extra = spec.process.clone().unwrap();
+    extra.args = vec!["/hostile".to_owned()];
+    let facts = HostFacts::read().unwrap();
+    let plan = executor::exec_plan(&extra, ExecOptions { container: &spec, facts: &facts }).unwrap();
+    let target = run.launched.child.pidfd.as_fd();
+    let none = Stdio::Streams { stdin: None, stdout: None, stderr: None };
+    let error = executor::exec(&plan, ExecFds { target, cgroup: None }, none).unwrap_err();
+    assert_eq!((error.step, error.errno), (Step::Execute, 2), "{error}");
+    process::send_signal(target, 9).unwrap();
+    run.end();
+}
+
 fn terminal() {
     let tree = Tree::new();
     let mut spec = spec("tty; stty size; test -c /dev/console && echo console");
@@ -279,7 +317,7 @@ fn exec() {
     let (mut output, input) = std::io::pipe().unwrap();
     let stdio = Stdio::Streams { stdin: None, stdout: Some(input.into()), stderr: None };
     let target = run.launched.child.pidfd.as_fd();
-    let launched = executor::exec(&plan, ExecFds { target, cgroup: None, preserve: Vec::new() }, stdio).unwrap();
+    let launched = executor::exec(&plan, ExecFds { target, cgroup: None }, stdio).unwrap();
     let mut text = String::new();
     output.read_to_string(&mut text).unwrap();
     assert_eq!(process::reap(launched.child.pidfd.as_fd()).unwrap(), Exit::Code(3));

@@ -1,7 +1,7 @@
 //! Forking a process that has one thread, and what a freshly forked process does to itself.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -49,7 +49,8 @@ pub fn fork_into_group(
 
 /// The copy's life.
 fn begin(data: Vec<u8>, keep: Vec<OwnedFd>, run: fn(Vec<u8>, Vec<OwnedFd>) -> !) -> ! {
-    match close_others(&keep) {
+    let kept: Vec<BorrowedFd<'_>> = keep.iter().map(AsFd::as_fd).collect();
+    match close_others(&kept) {
         Ok(()) => run(data, keep),
         Err(_) => process::exit_now(126),
     }
@@ -71,8 +72,9 @@ pub(crate) fn require_one_thread() -> io::Result<()> {
     }
 }
 
-/// Closes every file descriptor above the standard three but those in `keep`.
-fn close_others(keep: &[OwnedFd]) -> io::Result<()> {
+/// Closes every file descriptor above the standard three but those in `keep`. Nobody may use or drop an owner of another one
+/// afterwards.
+pub(crate) fn close_others(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
     keep.sort_unstable();
     let mut first = 3;
@@ -86,7 +88,7 @@ fn close_others(keep: &[OwnedFd]) -> io::Result<()> {
 }
 
 fn close_range(first: u32, last: u32) -> io::Result<()> {
-    // SAFETY: no memory is passed; `fork_into` says why nobody owns what is closed.
+    // SAFETY: no memory is passed; that nobody uses what is closed is the promise of `close_others`.
     match unsafe { libc::close_range(first, last, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -43,9 +43,9 @@ pub struct Clone<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// The child's parent becomes the caller's parent.
     pub as_sibling: bool,
-    /// The caller's ends of pipes and sockets to the child, which loses its copies: else it would hold up their end.
-    /// [`spawn`] only; the child's code must not use them.
-    pub lose: &'a [BorrowedFd<'a>],
+    /// The only descriptors that the child has beside the standard three; all of the caller's without this. [`spawn`]
+    /// only; the child's code must not use others.
+    pub keep: Option<&'a [BorrowedFd<'a>]>,
 }
 
 /// Which side of a [`clone3`] this is.
@@ -124,15 +124,30 @@ pub fn spawn(how: &Clone<'_>, life: impl FnOnce() -> i32) -> Result<Child> {
         Cloned::Parent(child) => Ok(child),
         Cloned::Child => {
             IS_SPAWNED.store(true, Ordering::Relaxed);
-            for lost in how.lose {
-                // SAFETY: the child never returns to the frames that own the descriptor, so nobody closes it again.
-                unsafe { libc::close(lost.as_raw_fd()) };
+            match how.keep {
+                Some(keep) => keep_only(keep, life),
+                None => end_with(life),
             }
-            // An unwinding panic must not reach the caller's frames: they would run twice.
-            let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
-            exit_now(end.unwrap_or(101))
         }
     }
+}
+
+/// Closes every descriptor but the standard three and `keep`, runs `life` and ends the process with the code that it
+/// answers: owners of what is closed are never dropped. `life` must use no other descriptor.
+///
+/// What is closed only by exec is still there when the kernel opens a script's interpreter, whose name is the image's to
+/// choose: `/proc/self/fd/…`.
+pub fn keep_only(keep: &[BorrowedFd<'_>], life: impl FnOnce() -> i32) -> ! {
+    match crate::fork::close_others(keep) {
+        Ok(()) => end_with(life),
+        Err(_) => exit_now(126), // Linux before 5.9.
+    }
+}
+
+/// The last that a process does. An unwinding panic must not reach the caller's frames: in a copy they would run twice.
+fn end_with(life: impl FnOnce() -> i32) -> ! {
+    let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
+    exit_now(end.unwrap_or(101))
 }
 
 /// Makes these the standard input, output and error, inherited over exec. Works for any numbers they have now.
@@ -356,30 +371,6 @@ fn prctl(option: libc::c_int, value: libc::c_ulong, name: &'static str) -> Resul
     let zero: libc::c_ulong = 0;
     // SAFETY: the options used here take plain numbers.
     check(unsafe { libc::prctl(option, value, zero, zero, zero) }.into(), "prctl", name)
-}
-
-/// Closes, on the next exec, every descriptor from `first` on (close_range(2)).
-///
-/// # Errors
-/// A kernel before 5.11.
-pub fn close_on_exec_from(first: u32) -> Result<()> {
-    close_range(first, libc::CLOSE_RANGE_CLOEXEC)
-}
-
-/// Closes every descriptor from `first` on (close_range(2)).
-///
-/// # Safety
-/// Nobody uses, or drops, an owner of such a descriptor afterwards.
-///
-/// # Errors
-/// A kernel before 5.9.
-pub unsafe fn close_from(first: u32) -> Result<()> {
-    close_range(first, 0)
-}
-
-fn close_range(first: u32, flags: libc::c_uint) -> Result<()> {
-    // SAFETY: the call takes numbers; with CLOEXEC nothing is closed now, else the caller of `close_from` has promised.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }, "close_range", first)
 }
 
 /// Puts a seccomp filter on the calling thread (seccomp(2)). `program` is an array of `struct sock_filter`.

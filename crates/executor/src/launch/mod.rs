@@ -166,13 +166,14 @@ pub fn launch(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Launche
     // Others have to be owned by the user namespace, and a pid namespace is joined by the children alone.
     let through = joined & (namespace::USER | namespace::PID) != 0;
     let (ours, theirs) = channel::pair().map_err(|error| LaunchError::io(Step::Descriptors, &error, "socketpair"))?;
+    let reporter = Reporter(theirs);
+    let keep: Vec<BorrowedFd<'_>> = fds.of_child().chain(stdio.descriptors()).chain([reporter.0.as_fd()]).collect();
     let how = Clone {
         namespaces: if through { 0 } else { make },
         cgroup: fds.cgroup.as_ref().and_then(directory_of),
-        lose: &[ours.as_fd()],
+        keep: Some(&keep),
         ..Clone::default()
     };
-    let reporter = Reporter(theirs);
     let first = process::spawn(&how, || {
         let life = || {
             begin(&plan.process, fds.cgroup.as_ref(), &reporter)?;
@@ -189,11 +190,41 @@ pub fn launch(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Launche
     finish(first, ours, plan.gate, plan.warnings.clone())
 }
 
-fn directory_of(entry: &Entry) -> Option<BorrowedFd<'_>> {
+impl LaunchFds {
+    /// Those that the child uses.
+    fn of_child(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let namespaces = self.namespaces.iter().map(|(_, namespace)| namespace);
+        let mounts = self.rootfs.iter().chain(&self.mounts).chain(namespaces).map(OwnedFd::as_fd);
+        mounts.chain(files_of(self.cgroup.as_ref()))
+    }
+}
+
+impl Stdio {
+    /// All of them.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let three = match self {
+            Self::Streams { stdin, stdout, stderr } => [stdin.as_ref(), stdout.as_ref(), stderr.as_ref()],
+            Self::Terminal { .. } => [None; 3],
+        };
+        three.into_iter().flatten().map(OwnedFd::as_fd)
+    }
+}
+
+/// The control group that a child begins in.
+pub(crate) fn directory_of(entry: &Entry) -> Option<BorrowedFd<'_>> {
     match entry {
         Entry::Directory(directory) => Some(directory.as_fd()),
         Entry::Files(_) => None,
     }
+}
+
+/// The files by which a child enters its control group.
+pub(crate) fn files_of(entry: Option<&Entry>) -> impl Iterator<Item = BorrowedFd<'_>> {
+    let files = match entry {
+        Some(Entry::Files(files)) => files.as_slice(),
+        Some(Entry::Directory(_)) | None => &[],
+    };
+    files.iter().map(OwnedFd::as_fd)
 }
 
 /// Tells the launcher why the child gives up; its exit code.

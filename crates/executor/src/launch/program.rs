@@ -1,7 +1,7 @@
 //! The last part of a launch: from the launcher's privileges to the program's, and exec.
 
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use sys::rustix::process::{Signal, fchdir, umask};
 use sys::{caps, process};
 
 use super::streams::Streams;
-use super::{InStep as _, LaunchError, Reporter, Step};
+use super::{InStep as _, LaunchError, Reporter, Step, report};
 use crate::plan::{CapabilitySets, ProcessPlan};
 
 /// Turns the calling process, which is in the container already, into the program. Returns only on failure.
@@ -39,18 +39,23 @@ pub(crate) fn become_program(
     }
     process::reset_signals().step(Step::Execute, "signals")?;
     process::set_standard_streams(streams.three.each_ref().map(|stream| stream.as_fd())).step(Step::Streams, "")?;
-    process::close_on_exec_from(3).step(Step::Streams, "close on exec")?;
     if dies_with_parent {
         process::set_parent_death_signal(Some(Signal::KILL)).step(Step::ParentDeath, "")?;
     }
     let program = find(plan)?;
+    process::keep_only(&[reporter.0.as_fd()], || report(execute(plan, &program, reporter), reporter))
+}
+
+/// The program by its path, though a descriptor of it was looked at: executed by descriptor, a script would be told a name
+/// that it does not have, and before Linux 6.14 every program would be called by a number.
+fn execute(plan: &ProcessPlan, program: &CStr, reporter: &Reporter) -> Result<Infallible, LaunchError> {
     if !reporter.executing() {
         process::exit_now(1);
     }
     if plan.no_new_privileges {
         set_filter(plan)?;
     }
-    let errno = process::execute(&program, &plan.arguments, &plan.environment);
+    let errno = process::execute(program, &plan.arguments, &plan.environment);
     Err(LaunchError::new(Step::Execute, errno, program.to_string_lossy()))
 }
 

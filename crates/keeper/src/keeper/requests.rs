@@ -200,7 +200,7 @@ impl Keeper {
         let container = self.running(&exec.container)?;
         let cgroup = container.cgroup.as_ref().map(clone_entry).transpose().map_err(system("cgroup"))?;
         let Some(pidfd) = &container.pidfd else { return Err(state("the container has ended")) };
-        let target = ExecFds { target: pidfd.as_fd(), cgroup, preserve: Vec::new() };
+        let target = ExecFds { target: pidfd.as_fd(), cgroup };
         let launched = executor::exec(&plan, target, stdio).map_err(|error| launch_failure(&error))?;
         let (process, key) = (describe(&launched), self.key());
         let pidfd = launched.child.pidfd;
