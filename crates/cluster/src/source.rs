@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use k8s_openapi::Metadata;
-use k8s_openapi::api::core::v1::{Event, NodeStatus, ObjectReference, PodStatus};
+use k8s_openapi::api::core::v1::{Event, NodeStatus, ObjectReference, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::Store;
@@ -10,14 +10,27 @@ use crate::Store;
 /// Gives the desired state and takes the observed one: a manifests directory, or later a kube-apiserver.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// The tables this source fills.
+    /// The tables this source fills. A pod may leave its table at any time, with or without a `deletionTimestamp`, and
+    /// another one of the same name take its place in one step: the uid tells them apart.
     fn store(&self) -> &Store;
 
-    /// Publishes what the kubelet observes of a pod. Idempotent; the latest status wins.
+    /// Waits until the tables tell of everything that the pod refers to whether it is there: ConfigMaps, Secrets, claims
+    /// with their volumes, the Services of its namespace. What is missing then is really missing. Cancel-safe. There is
+    /// nothing to wait for where the tables hold all objects from the start.
+    ///
+    /// # Errors
+    /// The source cannot tell now; the caller asks again later.
+    async fn look_up(&self, _pod: &Pod) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// Publishes what the kubelet observes of a pod. Idempotent; the latest status wins, and conditions of types that it
+    /// does not have stay as they are. The kubelet calls it again when it failed for now ([`SourceError::is_passing`]).
     async fn update_pod_status(&self, uid: &str, status: PodStatus) -> Result<(), SourceError>;
 
-    /// Removes a pod for good: the kubelet calls it when the pod's deletion was asked for (`deletionTimestamp`) and
-    /// nothing of the pod is left on the node. Idempotent: a pod that is gone is no error.
+    /// Removes a pod for good: the kubelet calls it when the pod's deletion was asked for (`deletionTimestamp`), nothing
+    /// of it runs on the node and its last status has been taken. Never touches another pod of the same name. Idempotent:
+    /// a pod that is gone is no error. The object may stay on, for finalizers of others.
     async fn delete_pod(&self, uid: &str) -> Result<(), SourceError>;
 
     /// Asks for the deletion of a pod with this grace period (`None`: the pod's own): an eviction, or `orlop delete`.
@@ -51,6 +64,32 @@ pub enum SourceError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The source does not answer, or refuses for now: the same call may succeed later.
+    #[error("cannot {action} now")]
+    Unavailable {
+        /// What was tried, as in "update the status of pod shop/web".
+        action: String,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The source will never take this, however often it is asked.
+    #[error("{action} was refused")]
+    Refused {
+        /// What was tried.
+        action: String,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl SourceError {
+    /// Whether the same call may succeed later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            SourceError::NotFound { .. } | SourceError::Refused { .. } => false,
+            SourceError::Save { .. } | SourceError::Unavailable { .. } => true,
+        }
+    }
 }
 
 /// `type` of an event.
