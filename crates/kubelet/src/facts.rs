@@ -19,25 +19,6 @@ pub struct NodeFacts {
     pub allocatable: BTreeMap<String, Quantity>,
 }
 
-impl NodeFacts {
-    /// This machine's facts, under a name and addresses that the operator chose: pods may use all of its CPUs and
-    /// memory.
-    pub fn of_machine(name: &str, ips: Vec<String>) -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let memory = memory_of(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default());
-        let amount = |units: u64| Quantity::from_units(i64::try_from(units).unwrap_or(i64::MAX));
-        let allocatable =
-            [("cpu".to_owned(), amount(cpus as u64)), ("memory".to_owned(), amount(memory))].into_iter().collect();
-        Self { name: name.to_owned(), ips, memory_bytes: memory, allocatable }
-    }
-}
-
-/// `MemTotal` of proc_meminfo(5), which counts in kB.
-fn memory_of(meminfo: &str) -> u64 {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
-}
-
 /// Why a value of the downward API cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FactError {
@@ -212,12 +193,6 @@ mod tests {
             memory_bytes: 1 << 30,
             allocatable: [("memory".to_owned(), Quantity::from_units(1 << 30))].into(),
         }
-    }
-
-    #[test]
-    fn the_machine() {
-        assert_eq!(memory_of("MemTotal:  16 kB\nMemFree: 1 kB\n"), 16_384);
-        assert!(NodeFacts::of_machine("n", Vec::new()).memory_bytes > 0);
     }
 
     #[test]

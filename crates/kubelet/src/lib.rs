@@ -16,6 +16,7 @@ pub mod hosts;
 mod kubelet;
 pub mod logs;
 mod manager;
+pub mod node;
 pub mod paths;
 mod probing;
 mod publish;

@@ -20,6 +20,11 @@ impl Quantity {
         Self { milli: i128::from(units) * 1000 }
     }
 
+    /// So many thousandths of the base unit.
+    pub fn from_milli(milli: i64) -> Self {
+        Self { milli: i128::from(milli) }
+    }
+
     /// Parses the API's form.
     ///
     /// # Errors

@@ -91,7 +91,8 @@ pub(crate) fn bytes(count: u64) -> String {
     for (size, unit) in UNITS {
         if count >= size {
             let tenths = count * 10 / size;
-            let fraction = if tenths.is_multiple_of(10) || tenths >= 1000 { String::new() } else { format!(".{}", tenths % 10) };
+            let fraction =
+                if tenths.is_multiple_of(10) || tenths >= 1000 { String::new() } else { format!(".{}", tenths % 10) };
             return format!("{}{fraction}{unit}", tenths / 10);
         }
     }

@@ -1,13 +1,14 @@
 //! The node of `orlop up`: an agent whose desired state is a directory of manifests, and a name server for its pods.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use cluster::Source as _;
 use cluster::manifests::{Manifests, ManifestsConfig};
-use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
+use kubelet::node::describe::NodeConfig;
+use kubelet::node::machine::Machine;
 use network::{Network, dns};
 use tokio::task::JoinHandle;
 
@@ -32,14 +33,15 @@ impl Alone {
     pub(crate) async fn start(settings: &UpSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
         let base = Base::start(&settings.node, network_config(settings), forked.zygote.clone()).await?;
         let manifests = Manifests::start(manifests_config(settings))?;
-        let facts = facts(settings, &base.network);
-        manifests.update_node_status(&settings.name, node_status::status(&facts)).await?;
+        let config = node_config(settings, &base.network);
+        let machine = Machine::read(&settings.node.layout.kubelet_root);
+        manifests.update_node_status(&settings.name, node_status::status(&config, &machine)).await?;
         let name_server = Arc::new(dns::Server::start(dns_config(settings), forked.zygote).await?);
         let names = names::serve(manifests.store().clone(), name_server.clone(), names_scope(settings));
         let names = tokio::spawn(names);
         let config = agent::Config {
             layout: settings.node.layout.clone(),
-            facts,
+            facts: node_status::facts(&config, &machine),
             dns: ClusterDns { servers: vec![settings.dns.to_string()], domain: settings.domain.clone() },
             proxy: proxy_config(settings),
         };
@@ -163,7 +165,6 @@ fn manifests_config(settings: &UpSettings) -> ManifestsConfig {
     }
 }
 
-fn facts(settings: &UpSettings, network: &Network) -> NodeFacts {
-    let address: Option<IpAddr> = node_status::address(network.gateways().first().copied());
-    NodeFacts::of_machine(&settings.name, address.iter().map(ToString::to_string).collect())
+fn node_config(settings: &UpSettings, network: &Network) -> NodeConfig {
+    node_status::alone(&settings.name, node_status::address(network.gateways().first().copied()))
 }

@@ -1,0 +1,342 @@
+//! The `Node` object: what the kubelet says about its machine. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
+};
+use k8s_openapi::apimachinery::pkg::api::resource;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+use pod::quantity::Quantity;
+
+use super::machine::{Machine, architecture};
+use super::pressure::{Pressures, Thresholds};
+
+/// Most images that a node lists (`nodeStatusMaxImages`).
+const IMAGES_MAX: usize = 50;
+/// Most names of one image that it lists, as upstream.
+const IMAGE_NAMES_MAX: usize = 5;
+/// Set where the controller attaches volumes, which is how every node works today.
+const CONTROLLER_ATTACHES: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
+
+/// What the operator says about the node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeConfig {
+    /// Its name.
+    pub name: String,
+    /// The machine's host name; label `kubernetes.io/hostname` and an address.
+    pub hostname: String,
+    /// Its addresses, the preferred first.
+    pub addresses: Vec<IpAddr>,
+    /// Port of the kubelet's API.
+    pub port: Option<u16>,
+    /// Labels beside those that every node has (`--node-labels`).
+    pub labels: BTreeMap<String, String>,
+    /// Taints that the node is born with (`registerWithTaints`).
+    pub taints: Vec<Taint>,
+    /// A node that is born unschedulable (`registerSchedulable: false`).
+    pub unschedulable: bool,
+    /// The cloud's name for it (`providerID`).
+    pub provider_id: Option<String>,
+    /// How many pods it takes (`maxPods`).
+    pub pods_max: u32,
+    /// What pods may not use (`systemReserved` and `kubeReserved` together), by resource.
+    pub reserved: BTreeMap<String, Quantity>,
+    /// Below these the node is under pressure; what they keep free is no pod's either.
+    pub thresholds: Thresholds,
+    /// `containerRuntimeVersion`: name and version of the runtime.
+    pub runtime_version: String,
+    /// `kubeletVersion`.
+    pub kubelet_version: String,
+}
+
+/// What changes while the node runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// When it was seen.
+    pub now: Timestamp,
+    /// What the node is short of.
+    pub pressures: Pressures,
+    /// Why pods cannot run, if so.
+    pub not_ready: Option<String>,
+    /// Images with their names and bytes.
+    pub images: Vec<(Vec<String>, u64)>,
+    /// What the runtime's handlers can do.
+    pub handlers: Vec<Handler>,
+    /// Whether the runtime honours `supplementalGroupsPolicy`.
+    pub supplemental_groups_policy: bool,
+}
+
+/// A handler of the runtime (RuntimeClass); the default one has no name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Handler {
+    /// Its name.
+    pub name: String,
+    /// `recursiveReadOnlyMounts`
+    pub recursive_read_only_mounts: bool,
+    /// `userNamespaces`
+    pub user_namespaces: bool,
+}
+
+/// What pods may use of the machine: all but what is reserved and what the hard thresholds keep free.
+pub fn allocatable(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Quantity> {
+    let kept_free = |resource: &str, capacity: Quantity| {
+        let threshold = match resource {
+            "memory" => config.thresholds.memory,
+            "ephemeral-storage" => config.thresholds.node_disk,
+            _ => None,
+        };
+        let capacity = u64::try_from(capacity.units()).unwrap_or(0);
+        let bytes = threshold.map_or(0, |threshold| threshold.of(capacity));
+        i64::try_from(bytes).unwrap_or(i64::MAX).saturating_mul(1000)
+    };
+    let left = |(resource, capacity): (&String, &Quantity)| {
+        let reserved = config.reserved.get(resource).map_or(0, |amount| amount.milli());
+        let milli = capacity.milli() - reserved - kept_free(resource, *capacity);
+        (resource.clone(), Quantity::from_milli(milli.max(0)))
+    };
+    machine.capacity.iter().map(left).collect()
+}
+
+/// The object with which the node registers.
+pub fn node(config: &NodeConfig, machine: &Machine, observed: &Observed) -> Node {
+    Node {
+        metadata: ObjectMeta {
+            name: Some(config.name.clone()),
+            labels: Some(labels(config)),
+            annotations: Some([(CONTROLLER_ATTACHES.to_owned(), "true".to_owned())].into()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NodeSpec {
+            taints: (!config.taints.is_empty()).then(|| config.taints.clone()),
+            unschedulable: config.unschedulable.then_some(true),
+            provider_id: config.provider_id.clone(),
+            ..NodeSpec::default()
+        }),
+        status: Some(status(config, machine, observed, None)),
+    }
+}
+
+/// The labels that every node has, and the operator's, which win.
+pub fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
+    let own = [
+        ("kubernetes.io/hostname", config.hostname.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ];
+    let mut labels: BTreeMap<String, String> =
+        own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    labels.extend(config.labels.clone());
+    labels
+}
+
+/// The status. Conditions of `before` keep their transition times; those that others wrote are not repeated here.
+pub fn status(config: &NodeConfig, machine: &Machine, observed: &Observed, before: Option<&NodeStatus>) -> NodeStatus {
+    let pods = ("pods".to_owned(), resource::Quantity(config.pods_max.to_string()));
+    let written = |amounts: &BTreeMap<String, Quantity>| {
+        amounts.iter().map(|(name, amount)| (name.clone(), quantity(name, *amount))).chain([pods.clone()]).collect()
+    };
+    let mut info = machine.info.clone();
+    info.container_runtime_version.clone_from(&config.runtime_version);
+    info.kubelet_version.clone_from(&config.kubelet_version);
+    NodeStatus {
+        addresses: Some(addresses(config)),
+        allocatable: Some(written(&allocatable(config, machine))),
+        capacity: Some(written(&machine.capacity)),
+        conditions: Some(conditions(observed, before)),
+        daemon_endpoints: config
+            .port
+            .map(|port| NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }) }),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(observed.supplemental_groups_policy) }),
+        images: Some(images(&observed.images)),
+        node_info: Some(info),
+        runtime_handlers: Some(observed.handlers.iter().map(handler).collect()),
+        ..NodeStatus::default()
+    }
+}
+
+/// As upstream writes it: memory in Ki, CPUs whole or in thousandths.
+fn quantity(name: &str, amount: Quantity) -> resource::Quantity {
+    let units = amount.units();
+    resource::Quantity(match name {
+        "cpu" if amount.milli() % 1000 != 0 => format!("{}m", amount.milli()),
+        "memory" | "ephemeral-storage" if units % 1024 == 0 && units > 0 => format!("{}Ki", units / 1024),
+        _ => units.to_string(),
+    })
+}
+
+fn addresses(config: &NodeConfig) -> Vec<NodeAddress> {
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    let ips = config.addresses.iter().map(|ip| address("InternalIP", ip.to_string()));
+    ips.chain([address("Hostname", config.hostname.clone())]).collect()
+}
+
+fn handler(handler: &Handler) -> NodeRuntimeHandler {
+    NodeRuntimeHandler {
+        name: Some(handler.name.clone()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(handler.recursive_read_only_mounts),
+            user_namespaces: Some(handler.user_namespaces),
+        }),
+    }
+}
+
+/// The largest first, digests before tags.
+fn images(images: &[(Vec<String>, u64)]) -> Vec<ContainerImage> {
+    let mut listed: Vec<&(Vec<String>, u64)> = images.iter().filter(|(names, _)| !names.is_empty()).collect();
+    listed.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let image = |(names, bytes): &(Vec<String>, u64)| ContainerImage {
+        names: Some(names.iter().take(IMAGE_NAMES_MAX).cloned().collect()),
+        size_bytes: i64::try_from(*bytes).ok(),
+    };
+    listed.into_iter().take(IMAGES_MAX).map(image).collect()
+}
+
+/// The kubelet's own conditions, `Ready` last: who watches for it sees the others, too.
+fn conditions(observed: &Observed, before: Option<&NodeStatus>) -> Vec<NodeCondition> {
+    let (pressures, now) = (observed.pressures, observed.now);
+    let said = [
+        pressure(
+            "MemoryPressure",
+            pressures.memory(now),
+            ("KubeletHasInsufficientMemory", "less memory is left than the hard eviction threshold"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        pressure(
+            "DiskPressure",
+            pressures.disk(now),
+            ("KubeletHasDiskPressure", "less room is left on a disk than the hard eviction threshold"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        pressure(
+            "PIDPressure",
+            pressures.pids(now),
+            ("KubeletHasInsufficientPID", "fewer process ids are left than the hard eviction threshold"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
+        match &observed.not_ready {
+            None => ("Ready", "True", "KubeletReady", "kubelet is posting ready status".to_owned()),
+            Some(why) => ("Ready", "False", "KubeletNotReady", why.clone()),
+        },
+    ];
+    let known = before.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    said.into_iter().map(|said| condition(said, known, now)).collect()
+}
+
+type Said = (&'static str, &'static str, &'static str, String);
+
+fn pressure(
+    type_: &'static str,
+    there: bool,
+    bad: (&'static str, &'static str),
+    good: (&'static str, &'static str),
+) -> Said {
+    let (status, (reason, message)) = if there { ("True", bad) } else { ("False", good) };
+    (type_, status, reason, message.to_owned())
+}
+
+fn condition((type_, status, reason, message): Said, known: &[NodeCondition], now: Timestamp) -> NodeCondition {
+    let before = known.iter().find(|condition| condition.type_ == type_ && condition.status == status);
+    let since = before.and_then(|condition| condition.last_transition_time.clone());
+    NodeCondition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_heartbeat_time: Some(Time(now)),
+        last_transition_time: Some(since.unwrap_or(Time(now))),
+    }
+}
+
+/// Whether two statuses differ in more than their heartbeats.
+pub fn differs(one: &NodeStatus, other: &NodeStatus) -> bool {
+    let still = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+        }
+        status
+    };
+    still(one) != still(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> NodeConfig {
+        NodeConfig {
+            name: "n1".into(),
+            hostname: "host".into(),
+            addresses: vec![IpAddr::from([192, 0, 2, 7])],
+            port: Some(10250),
+            labels: [("disk".to_owned(), "ssd".to_owned())].into(),
+            taints: Vec::new(),
+            unschedulable: false,
+            provider_id: None,
+            pods_max: 110,
+            reserved: [("cpu".to_owned(), Quantity::from_milli(250))].into(),
+            thresholds: Thresholds::default(),
+            runtime_version: "orlop://0.1.0".into(),
+            kubelet_version: "v1.37.0".into(),
+        }
+    }
+
+    fn machine() -> Machine {
+        let capacity = [("cpu", 2), ("memory", 1 << 30), ("ephemeral-storage", 1 << 30), ("hugepages-2Mi", 0)];
+        let capacity = capacity.map(|(name, units)| (name.to_owned(), Quantity::from_units(units)));
+        Machine { capacity: capacity.into(), ..Machine::default() }
+    }
+
+    fn observed(second: i64) -> Observed {
+        Observed {
+            now: Timestamp::from_second(second).unwrap(),
+            pressures: Pressures::default(),
+            not_ready: None,
+            images: vec![(vec!["small".into()], 1), (vec!["large".into()], 9), (vec![], 100)],
+            handlers: vec![Handler::default()],
+            supplemental_groups_policy: true,
+        }
+    }
+
+    #[test]
+    fn pods_get_what_nothing_else_is_kept_for() {
+        let status = status(&config(), &machine(), &observed(0), None);
+        let (capacity, allocatable) = (status.capacity.unwrap(), status.allocatable.unwrap());
+        assert_eq!((capacity["cpu"].0.as_str(), allocatable["cpu"].0.as_str()), ("2", "1750m"));
+        assert_eq!((capacity["memory"].0.as_str(), allocatable["memory"].0.as_str()), ("1048576Ki", "946176Ki"));
+        assert_eq!(allocatable["ephemeral-storage"].0, "966367642");
+        assert_eq!((capacity["pods"].0.as_str(), allocatable["pods"].0.as_str()), ("110", "110"));
+        assert_eq!(capacity["hugepages-2Mi"].0, "0");
+    }
+
+    #[test]
+    fn a_transition_is_told_once_and_heartbeats_make_no_difference() {
+        let first = status(&config(), &machine(), &observed(10), None);
+        let second = status(&config(), &machine(), &observed(20), Some(&first));
+        assert!(!differs(&first, &second));
+        assert_ne!(first, second, "the heartbeat");
+        let broken = Observed { not_ready: Some("the runtime is down".into()), ..observed(30) };
+        let third = status(&config(), &machine(), &broken, Some(&second));
+        assert!(differs(&second, &third));
+        let ready = third.conditions.unwrap().pop().unwrap();
+        assert_eq!((ready.type_.as_str(), ready.status.as_str()), ("Ready", "False"));
+        assert_eq!(ready.last_transition_time.unwrap().0, broken.now);
+    }
+
+    #[test]
+    fn the_operators_labels_and_the_usual_ones() {
+        let node = node(&config(), &machine(), &observed(0));
+        let labels = node.metadata.labels.unwrap();
+        assert_eq!((labels["kubernetes.io/hostname"].as_str(), labels["disk"].as_str()), ("host", "ssd"));
+        let status = node.status.unwrap();
+        assert_eq!(status.addresses.unwrap().len(), 2);
+        let names: Vec<_> = status.images.unwrap().into_iter().flat_map(|image| image.names.unwrap()).collect();
+        assert_eq!(names, ["large", "small"], "the largest first, without those that have no name");
+    }
+}

@@ -1,0 +1,5 @@
+//! The node as the cluster sees it: its object, its conditions, its lease.
+
+pub mod describe;
+pub mod machine;
+pub mod pressure;
