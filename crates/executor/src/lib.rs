@@ -20,6 +20,7 @@ pub mod namespaces;
 pub mod oci;
 pub mod plan;
 pub mod prepare;
+pub mod reaper;
 pub mod seccomp;
 pub mod wire;
 

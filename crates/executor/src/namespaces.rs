@@ -16,7 +16,7 @@ use crate::plan::mask_of;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
     /// Of `Network`, `Ipc`, `Uts`, `Time`, `Cgroup`, `Mount`. A user namespace is asked for by its mappings, a pid
-    /// namespace by [`start_reaper`].
+    /// namespace by [`crate::reaper::start`].
     pub kinds: Vec<NamespaceKind>,
     /// Users of a new user namespace that owns all the others; empty for none.
     pub uids: Vec<IdMapping>,
@@ -114,58 +114,6 @@ fn failure(answer: &[u8]) -> sys::Error {
 
 fn mappings(ranges: &[IdMapping]) -> String {
     ranges.iter().map(|range| format!("{} {} {}\n", range.container_id, range.host_id, range.size)).collect()
-}
-
-/// Starts the first process of a new pid namespace, owned by `user` if given: it reaps what is orphaned there and
-/// ends with the caller. Its pid namespace is `/proc/<pid>/ns/pid`; see also [`open`].
-///
-/// # Errors
-/// Those of clone3(2) and setns(2).
-pub fn start_reaper(user: Option<BorrowedFd<'_>>) -> sys::Result<Child> {
-    let life = || {
-        let bound = process::set_parent_death_signal(Some(sys::rustix::process::Signal::KILL));
-        let hidden = process::set_dumpable(false);
-        let _ = sys::fork::set_process_name("orlop-pause"); // Cosmetic.
-        if bound.is_err() || hidden.is_err() {
-            return 1;
-        }
-        sys::fork::reap_for_ever()
-    };
-    let Some(user) = user else {
-        return process::spawn(&Clone { namespaces: namespace::PID, keep: Some(&[]), ..Clone::default() }, life);
-    };
-    let (mine, theirs) = crate::launch::channel_pair().during("socketpair", "")?;
-    let keep = [user, theirs.as_fd()];
-    let between = process::spawn(&Clone { keep: Some(&keep), ..Clone::default() }, || {
-        let made = process::join(user, namespace::USER).and_then(|()| {
-            process::spawn(
-                &Clone { namespaces: namespace::PID, as_sibling: true, keep: Some(&[]), ..Clone::default() },
-                life,
-            )
-        });
-        match made {
-            Ok(child) => {
-                let pid = child.pid.as_raw_nonzero().get().to_le_bytes();
-                let _ = sys::fdpass::send(theirs.as_fd(), &pid, &[child.pidfd.as_fd()]);
-                0
-            }
-            Err(error) => {
-                let text = format!("!{}\0{error}", error.errno.raw_os_error());
-                let _ = sys::fdpass::send(theirs.as_fd(), text.as_bytes(), &[]);
-                1
-            }
-        }
-    })?;
-    drop(theirs);
-    let (mut answer, mut fds) = ([0; 512], Vec::new());
-    let length = sys::fdpass::recv(mine.as_fd(), &mut answer, &mut fds).during("recv", "the reaper");
-    let _ = process::reap(between.pidfd.as_fd());
-    let (length, pidfd) = (length?, fds.pop());
-    let pid = <[u8; 4]>::try_from(&answer[..length]).ok().map(i32::from_le_bytes);
-    match (pid.and_then(sys::rustix::process::Pid::from_raw), pidfd) {
-        (Some(pid), Some(pidfd)) => Ok(Child { pid, pidfd }),
-        _ => Err(failure(&answer[..length])),
-    }
 }
 
 /// The namespace of a process.

@@ -350,18 +350,78 @@ fn user_namespace() {
     assert_eq!(lines(&text), ["0", "mapped", " 0 100000 65536", "null", "19"], "{text}");
 }
 
+/// A mount namespace with nothing but an empty directory.
+fn empty_mounts() -> OwnedFd {
+    let setup = || {
+        sys::mount::set_propagation(Path::new("/"), sys::mount::Propagation::Private, true)
+            .and_then(|()| sys::mount::new_filesystem("tmpfs", &[], 0))
+            .and_then(|tmpfs| {
+                sys::mount::attach_at(tmpfs.as_fd(), Path::new("/proc"))?;
+                sys::mount::pivot(tmpfs.as_fd())
+            })
+            .map_err(std::io::Error::other)
+    };
+    sys::mntns::create(setup).unwrap().0
+}
+
+/// Who may look into the first process of the shared namespace finds nothing there that the pod does not have.
 fn shared_pid() {
-    let reaper = executor::namespaces::start_reaper(None).unwrap();
+    let request = executor::namespaces::Request { kinds: vec![NamespaceKind::Uts], ..Default::default() };
+    let mut pod = executor::namespaces::create(&request, None).unwrap();
+    pod.push((NamespaceKind::Mount, empty_mounts()));
+    let reaper = executor::reaper::start(&pod).unwrap();
     let namespace = || (NamespaceKind::Pid, executor::namespaces::open(&reaper, NamespaceKind::Pid).unwrap());
-    let mut spec = spec("cat /proc/1/comm; test $$ -gt 1 && echo second");
+    let mut spec = spec(
+        "cat /proc/1/comm; test $$ -gt 1 && echo second; ls -A /proc/1/root /proc/1/cwd /proc/1/root/../..; ls /proc/1/fd; \
+         grep -E '^(Uid|Cap|NoNewPrivs)' /proc/1/status | tr -d '\\t'; cat /proc/1/mountinfo | wc -l",
+    );
+    let capabilities = spec.process.as_mut().unwrap().capabilities.as_mut().unwrap();
+    for set in [&mut capabilities.bounding, &mut capabilities.effective, &mut capabilities.permitted] {
+        set.push("CAP_SYS_PTRACE".to_owned());
+    }
     let linux = spec.linux.as_mut().unwrap();
     linux.namespaces.iter_mut().filter(|one| one.kind == NamespaceKind::Pid).for_each(|one| one.path = "/held".into());
     let fds = LaunchFds { namespaces: vec![namespace()], ..LaunchFds::default() };
     let (text, exit) = start(&Tree::new(), &spec, fds).unwrap().end();
-    assert_eq!(lines(&text), ["orlop-pause", "second"]);
+    let none = "0000000000000000";
+    let want = [
+        "orlop-pause",
+        "second",
+        "/proc/1/cwd:",
+        "",
+        "/proc/1/root:",
+        "",
+        "/proc/1/root/../..:",
+        "0",
+        "1",
+        "2",
+        "Uid:65535655356553565535",
+        &format!("CapInh:{none}"),
+        &format!("CapPrm:{none}"),
+        &format!("CapEff:{none}"),
+        &format!("CapBnd:{none}"),
+        &format!("CapAmb:{none}"),
+        "NoNewPrivs:1",
+        "1",
+    ];
+    assert_eq!(lines(&text), want);
     assert_eq!(exit, Exit::Code(0));
-    process::send_signal(reaper.pidfd.as_fd(), 9).unwrap();
-    process::reap(reaper.pidfd.as_fd()).unwrap();
+    let end = |reaper: process::Child| {
+        process::send_signal(reaper.pidfd.as_fd(), 9).unwrap();
+        assert_eq!(process::reap(reaper.pidfd.as_fd()).unwrap(), Exit::Signal(9));
+    };
+    end(reaper);
+
+    let ids = vec![oci::IdMapping { container_id: 0, host_id: 100_000, size: 1000 }];
+    let request = executor::namespaces::Request { uids: ids.clone(), gids: ids, ..request };
+    let mut mapped = executor::namespaces::create(&request, None).unwrap();
+    mapped.push((NamespaceKind::Mount, empty_mounts()));
+    let reaper = executor::reaper::start(&mapped).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", reaper.pid.as_raw_nonzero())).unwrap();
+    assert!(status.contains(&format!("CapPrm:\t{none}")) && status.contains("Uid:\t100000\t"), "{status}");
+    end(reaper);
+    let error = executor::reaper::start(&[]).unwrap_err();
+    assert_eq!(error.step, Step::Descriptors, "{error}");
 }
 
 fn gate() {

@@ -26,14 +26,14 @@ wire_struct! {
         pub sandbox: String,
         /// Its network.
         pub network: Network,
-        /// Whether a mount namespace comes along. Nobody joins it: it is kept for whoever asks with `GetNamespace`, and with
-        /// it what is mounted there.
+        /// Whether a mount namespace comes along. It is kept for whoever asks with `GetNamespace`, and with it what is
+        /// mounted there; only the first process of a shared pid namespace lives in it.
         pub mounts: bool,
         /// Whether it has host and domain names of its own.
         pub own_uts: bool,
         /// Whether it has System V IPC and message queues of its own.
         pub own_ipc: bool,
-        /// Whether its containers share one pid namespace, whose first process the keeper provides.
+        /// Whether its containers share one pid namespace, whose first process the keeper provides; wants `mounts`.
         pub shared_pid: bool,
         /// Its user namespace, if it has one.
         pub user: Option<UserNamespace>,

@@ -310,7 +310,8 @@ pub(crate) fn sysctls(values: &[(String, String)]) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn join_some(
+/// Joins those of the namespaces that are asked for.
+pub(crate) fn join_some(
     namespaces: &[(NamespaceKind, OwnedFd)],
     which: impl Fn(NamespaceKind) -> bool,
 ) -> Result<(), LaunchError> {

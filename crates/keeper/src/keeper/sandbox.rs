@@ -77,9 +77,9 @@ fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<Sandbo
     let _ = fork::set_process_name("orlop-keeper"); // Cosmetic.
     process::set_dumpable(false).map_err(|error| sandbox_failure(&error))?;
     let mut namespaces = make_namespaces(&config, network.as_ref())?;
-    let reaper = if config.shared_pid { Some(start_reaper(&mut namespaces)?) } else { None };
     namespaces.extend(network.map(|network| (NamespaceKind::Network, network)));
     namespaces.extend(mounts.map(|mounts| (NamespaceKind::Mount, mounts)));
+    let reaper = if config.shared_pid { Some(start_reaper(&mut namespaces)?) } else { None };
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(system("boot_id"))?;
     let welcome = Welcome {
         version: VERSION,
@@ -135,8 +135,12 @@ fn make_namespaces(config: &KeeperConfig, network: Option<&OwnedFd>) -> Result<V
 
 /// Starts the pod's first process and adds its pid namespace.
 fn start_reaper(namespaces: &mut Vec<(NamespaceKind, OwnedFd)>) -> Result<Child, Failure> {
-    let user = namespaces.iter().find(|(kind, _)| *kind == NamespaceKind::User).map(|(_, fd)| fd.as_fd());
-    let reaper = namespaces::start_reaper(user).map_err(|error| sandbox_failure(&error))?;
+    let reaper = executor::reaper::start(namespaces).map_err(|error| Failure {
+        reason: Reason::Sandbox,
+        step: error.step.to_string(),
+        errno: error.errno,
+        detail: error.detail,
+    })?;
     let pid = namespaces::open(&reaper, NamespaceKind::Pid).map_err(|error| sandbox_failure(&error))?;
     namespaces.push((NamespaceKind::Pid, pid));
     Ok(reaper)
