@@ -10,6 +10,7 @@
 
 mod container_logs;
 mod query;
+pub mod secure;
 mod stats;
 mod streams;
 

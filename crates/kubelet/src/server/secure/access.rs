@@ -1,0 +1,177 @@
+//! What a request asks for, and the gate that lets it through or not.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{Method, Request};
+
+use super::identity::{self, User};
+use super::{Authority, Refusal, SecureConfig};
+
+/// Upstream's times for which an answer holds (`cacheTTL`, `cacheAuthorizedTTL`, `cacheUnauthorizedTTL`).
+const TOKEN_HOLDS: Duration = Duration::from_secs(120);
+const ALLOWED_HOLDS: Duration = Duration::from_secs(300);
+const DENIED_HOLDS: Duration = Duration::from_secs(30);
+/// Most answers that are kept of each kind.
+const ANSWERS_MAX: usize = 1024;
+
+/// A verb on a subresource of the node, as a SubjectAccessReview asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Access {
+    /// `get`, `create`, `update`, `patch` or `delete`.
+    pub verb: &'static str,
+    /// Name of the node.
+    pub node: String,
+    /// Subresource of `nodes`: `proxy`, `stats`, `metrics`, `log`, `pods`, `healthz`, `configz` …
+    pub subresource: &'static str,
+}
+
+/// What has to be allowed for a request, one of these: the fine-grained permission first, `proxy` where there is one
+/// besides (KEP-2862).
+fn wanted(method: &Method, path: &str, node: &str) -> Vec<Access> {
+    let verb = match *method {
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "get",
+    };
+    let first = path.split('/').find(|part| !part.is_empty()).unwrap_or_default();
+    let subresources: &[&'static str] = match first {
+        "stats" => &["stats"],
+        "metrics" => &["metrics"],
+        "logs" => &["log"],
+        "checkpoint" => &["checkpoint"],
+        "statusz" => &["statusz", "proxy"],
+        "flagz" => &["flagz", "proxy"],
+        "pods" | "runningpods" => &["pods", "proxy"],
+        "healthz" => &["healthz", "proxy"],
+        "configz" => &["configz", "proxy"],
+        _ => &["proxy"],
+    };
+    subresources.iter().map(|subresource| Access { verb, node: node.to_owned(), subresource }).collect()
+}
+
+/// Decides about requests, and remembers what the authority said.
+pub(super) struct Gate {
+    config: SecureConfig,
+    authority: Arc<dyn Authority>,
+    users: Answers<String, Option<User>>,
+    allowed: Answers<(User, Access), bool>,
+}
+
+impl Gate {
+    pub(super) fn new(config: SecureConfig, authority: Arc<dyn Authority>) -> Self {
+        Self { config, authority, users: Answers::default(), allowed: Answers::default() }
+    }
+
+    /// Lets a request through, or says why not. `known` is the user of the connection's certificate.
+    pub(super) async fn pass<B>(&self, known: Option<User>, request: &Request<B>) -> Result<(), Refusal> {
+        let user = self.user(known, request).await?;
+        if self.config.always_allow {
+            return Ok(());
+        }
+        let wanted = wanted(request.method(), request.uri().path(), &self.config.node);
+        for access in &wanted {
+            if self.may(&user, access).await? {
+                return Ok(());
+            }
+        }
+        let Some(Access { verb, node, subresource }) = wanted.last() else { return Err(Refusal::Unauthorized) };
+        Err(Refusal::Forbidden(format!(
+            "Forbidden (user={}, verb={verb}, resource=nodes, subresource={subresource}, name={node})",
+            user.name
+        )))
+    }
+
+    async fn user<B>(&self, known: Option<User>, request: &Request<B>) -> Result<User, Refusal> {
+        if let Some(user) = known {
+            return Ok(user);
+        }
+        match identity::bearer(request.headers()) {
+            Some(token) if self.config.tokens => self.user_of(token).await?.ok_or(Refusal::Unauthorized),
+            Some(_) => Err(Refusal::Unauthorized),
+            None if self.config.anonymous => Ok(User::anonymous()),
+            None => Err(Refusal::Unauthorized),
+        }
+    }
+
+    async fn user_of(&self, token: &str) -> Result<Option<User>, Refusal> {
+        if let Some(user) = self.users.get(&token.to_owned()) {
+            return Ok(user);
+        }
+        let user = self.authority.user_of(token).await.map_err(|error| Refusal::Unknown(error.to_string()))?;
+        self.users.put(token.to_owned(), user.clone(), TOKEN_HOLDS);
+        Ok(user)
+    }
+
+    async fn may(&self, user: &User, access: &Access) -> Result<bool, Refusal> {
+        let key = (user.clone(), access.clone());
+        if let Some(allowed) = self.allowed.get(&key) {
+            return Ok(allowed);
+        }
+        let allowed = self.authority.allows(user, access).await.map_err(|error| Refusal::Unknown(error.to_string()))?;
+        self.allowed.put(key, allowed, if allowed { ALLOWED_HOLDS } else { DENIED_HOLDS });
+        Ok(allowed)
+    }
+}
+
+/// Answers that hold for a time, a bounded number of them.
+struct Answers<K, V>(Mutex<HashMap<K, (V, Instant)>>);
+
+impl<K, V> Default for Answers<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Hash + Eq, V: Clone> Answers<K, V> {
+    fn get(&self, key: &K) -> Option<V> {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.get(key).filter(|(_, until)| *until > Instant::now()).map(|(value, _)| value.clone())
+    }
+
+    fn put(&self, key: K, value: V, holds: Duration) {
+        let now = Instant::now();
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= ANSWERS_MAX {
+            answers.retain(|_, (_, until)| *until > now);
+        }
+        if answers.len() >= ANSWERS_MAX {
+            answers.clear(); // Asking again is all that it costs.
+        }
+        answers.insert(key, (value, now + holds));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_by_path() {
+        let of = |method, path| -> Vec<(&str, &str)> {
+            wanted(&method, path, "n1").into_iter().map(|access| (access.verb, access.subresource)).collect()
+        };
+        assert_eq!(of(Method::GET, "/stats/summary"), [("get", "stats")]);
+        assert_eq!(of(Method::GET, "/metrics/cadvisor"), [("get", "metrics")]);
+        assert_eq!(of(Method::GET, "/pods"), [("get", "pods"), ("get", "proxy")]);
+        assert_eq!(of(Method::POST, "/exec/a/b/c"), [("create", "proxy")]);
+        assert_eq!(of(Method::GET, "/containerLogs/a/b/c"), [("get", "proxy")]);
+        assert_eq!(of(Method::GET, "/healthz"), [("get", "healthz"), ("get", "proxy")]);
+        assert_eq!(of(Method::GET, "/logs/"), [("get", "log")]);
+    }
+
+    #[test]
+    fn answers_are_bounded_and_end() {
+        let answers = Answers::default();
+        for number in 0..3 * ANSWERS_MAX {
+            answers.put(number, true, ALLOWED_HOLDS);
+        }
+        assert!(answers.0.lock().unwrap().len() <= ANSWERS_MAX);
+        answers.put(1, true, Duration::ZERO);
+        assert_eq!(answers.get(&1), None);
+    }
+}
