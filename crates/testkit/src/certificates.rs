@@ -29,9 +29,40 @@ impl Pair {
 /// `openssl` is missing or too old.
 pub fn self_signed(dir: &Path, name: &str, host: &str) -> anyhow::Result<Pair> {
     let pair = Pair::at(dir, name);
-    let mut command = new_key(&pair, name);
+    let mut command = new_key(&pair, &Subject { name, ..Subject::default() });
     command.args(["-x509", "-days", "30", "-out"]).arg(&pair.certificate);
-    command.args(["-addext", "basicConstraints=critical,CA:TRUE", "-addext", &alternative_name(host)]);
+    command.args(["-addext", "basicConstraints=critical,CA:TRUE", "-addext", &alternative_names(&[host])]);
+    host::run(&mut command)?;
+    Ok(pair)
+}
+
+/// Whom a certificate speaks of.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Subject<'a> {
+    /// The common name: a user, for Kubernetes.
+    pub name: &'a str,
+    /// The organisations: the user's groups.
+    pub organisations: &'a [&'a str],
+    /// The addresses and names of a server.
+    pub hosts: &'a [&'a str],
+}
+
+impl Subject<'_> {
+    fn distinguished_name(&self) -> String {
+        let organisations = self.organisations.iter().map(|organisation| format!("/O={organisation}"));
+        organisations.chain([format!("/CN={}", self.name)]).collect()
+    }
+}
+
+/// An authority that signs others' certificates.
+///
+/// # Errors
+/// `openssl` is missing or too old.
+pub fn authority(dir: &Path, name: &str) -> anyhow::Result<Pair> {
+    let pair = Pair::at(dir, name);
+    let mut command = new_key(&pair, &Subject { name, ..Subject::default() });
+    command.args(["-x509", "-days", "30", "-out"]).arg(&pair.certificate);
+    command.args(["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]);
     host::run(&mut command)?;
     Ok(pair)
 }
@@ -41,12 +72,22 @@ pub fn self_signed(dir: &Path, name: &str, host: &str) -> anyhow::Result<Pair> {
 /// # Errors
 /// `openssl` is missing or too old.
 pub fn signed(dir: &Path, name: &str, host: &str, authority: &Pair) -> anyhow::Result<Pair> {
-    let pair = Pair::at(dir, name);
-    let request = dir.join(format!("{name}.csr"));
-    host::run(new_key(&pair, name).arg("-out").arg(&request))?;
-    let extensions = dir.join(format!("{name}.ext"));
-    let text =
-        format!("basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth,clientAuth\n{}\n", alternative_name(host));
+    issue(dir, name, &Subject { name, hosts: &[host], ..Subject::default() }, authority)
+}
+
+/// A certificate in the files `file`.crt and .key that `authority` has signed; good for servers and clients.
+///
+/// # Errors
+/// As [`signed`].
+pub fn issue(dir: &Path, file: &str, subject: &Subject<'_>, authority: &Pair) -> anyhow::Result<Pair> {
+    let pair = Pair::at(dir, file);
+    let request = dir.join(format!("{file}.csr"));
+    host::run(new_key(&pair, subject).arg("-out").arg(&request))?;
+    let extensions = dir.join(format!("{file}.ext"));
+    let mut text = "basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth,clientAuth\n".to_owned();
+    if !subject.hosts.is_empty() {
+        text += &format!("{}\n", alternative_names(subject.hosts));
+    }
     std::fs::write(&extensions, text)?;
     let mut sign = Command::new(TOOL.program);
     sign.args(["x509", "-req", "-days", "30", "-CAcreateserial", "-in"]).arg(&request);
@@ -56,14 +97,40 @@ pub fn signed(dir: &Path, name: &str, host: &str, authority: &Pair) -> anyhow::R
     Ok(pair)
 }
 
-fn new_key(pair: &Pair, name: &str) -> Command {
+fn new_key(pair: &Pair, subject: &Subject<'_>) -> Command {
     let mut command = Command::new(TOOL.program);
     command.args(["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj"]);
-    command.arg(format!("/CN={name}")).arg("-keyout").arg(&pair.key);
+    command.arg(subject.distinguished_name()).arg("-keyout").arg(&pair.key);
     command
 }
 
-fn alternative_name(host: &str) -> String {
-    let kind = if host.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
-    format!("subjectAltName={kind}:{host}")
+fn alternative_names(hosts: &[&str]) -> String {
+    let kind = |host: &str| if host.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
+    let names: Vec<String> = hosts.iter().map(|host| format!("{}:{host}", kind(host))).collect();
+    format!("subjectAltName={}", names.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_names_user_groups_and_hosts() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority(dir.path(), "ca").unwrap();
+        let subject = Subject {
+            name: "system:node:a",
+            organisations: &["system:nodes", "x"],
+            hosts: &["127.0.0.1", "a.example"],
+        };
+        let pair = issue(dir.path(), "node", &subject, &authority).unwrap();
+        let mut show = Command::new(TOOL.program);
+        show.args(["x509", "-noout", "-subject", "-nameopt", "RFC2253", "-ext", "subjectAltName", "-in"])
+            .arg(&pair.certificate);
+        let text = String::from_utf8(host::output(&mut show).unwrap()).unwrap();
+        assert!(text.contains("CN=system:node:a,O=x,O=system:nodes"), "{text}");
+        assert!(text.contains("IP Address:127.0.0.1, DNS:a.example"), "{text}");
+        let mut verify = Command::new(TOOL.program);
+        host::run(verify.arg("verify").arg("-CAfile").arg(&authority.certificate).arg(&pair.certificate)).unwrap();
+    }
 }

@@ -89,8 +89,7 @@ pub const LOOPBACK: Program = PLUGINS.program("loopback", "plugins/main/loopback
 pub const PORTMAP: Program = PLUGINS.program("portmap", "plugins/meta/portmap");
 
 /// What a cluster needs beside its nodes, and what speaks to it.
-pub const CONTROL_PLANE: &[Program] =
-    &[ETCD, KUBE_APISERVER, KUBECTL, KUBE_CONTROLLER_MANAGER, KUBE_SCHEDULER, KUBEADM, COREDNS];
+pub const CONTROL_PLANE: &[Program] = &[ETCD, KUBE_APISERVER, KUBECTL, KUBE_CONTROLLER_MANAGER, KUBE_SCHEDULER];
 
 /// etcd 3.7.
 pub const ETCD: Program = Module::new("go.etcd.io/etcd/server/v3", "v3.7.2").program("etcd", "");

@@ -1,12 +1,16 @@
-//! Fixtures of the tests and the labs: caches, host packages, network namespaces, registries, test images.
+//! Fixtures of the tests and the labs: caches, host packages, network namespaces, registries, test images, and a real
+//! control plane.
 //!
 //! Everything here may start programs and may be slow; nothing of it is part of the node.
 
 #![allow(clippy::disallowed_methods, reason = "fixtures start programs")]
 #![allow(clippy::print_stdout, reason = "a test program speaks on stdout")]
 
+pub mod api;
 pub mod cache;
 pub mod certificates;
+pub mod control_plane;
+pub mod daemon;
 pub mod go;
 pub mod host;
 pub mod image;

@@ -100,6 +100,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 /// The tests of all crates; built outside, run inside a network namespace without a way out.
 fn crates(count: &mut Count) -> anyhow::Result<()> {
     crate::workspace::run(&mut cargo(&["test", "--workspace", "--no-run", "--quiet"]))?;
+    testkit::control_plane::build()?;
     let binaries = cargo(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     let ok = counted(in_private_network(binaries), count)?;
     if !ok {

@@ -1,0 +1,361 @@
+//! A real control plane: etcd and kube-apiserver, and on request kube-controller-manager and kube-scheduler, on loopback of
+//! the calling thread's network namespace.
+//!
+//! ```text
+//! directory/
+//!   pki/               authority, servers' and users' certificates, the key of service accounts
+//!   etcd/              etcd's data
+//!   logs/PROGRAM.log
+//!   USER.kubeconfig
+//! ```
+//!
+//! Pods reach the API server only if [`Options::address`] is not loopback; then the Service `kubernetes` has an endpoint.
+
+mod flags;
+mod kubeconfig;
+mod pki;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use crate::api::Api;
+use crate::certificates::{self, Subject};
+use crate::daemon::{self, Daemon, Nursery};
+use crate::go;
+use crate::host::{self, Tool};
+
+use pki::Pki;
+
+pub use flags::Options;
+
+/// Where the API server listens; in a network namespace of its own nobody else does.
+pub const API_PORT: u16 = 6443;
+
+/// How long a part may take until it answers, on a machine that builds something else at the same time.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a part may take to end by itself.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+const TOOLS: &[Tool] = &[certificates::TOOL, daemon::TOOL];
+
+/// A program of the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The store of all objects.
+    Etcd,
+    /// The API server.
+    ApiServer,
+    /// The controllers.
+    ControllerManager,
+    /// The scheduler.
+    Scheduler,
+}
+
+impl Part {
+    /// All of them, in the order in which they start.
+    pub const ALL: [Self; 4] = [Self::Etcd, Self::ApiServer, Self::ControllerManager, Self::Scheduler];
+
+    const fn program(self) -> go::Program {
+        match self {
+            Self::Etcd => go::ETCD,
+            Self::ApiServer => go::KUBE_APISERVER,
+            Self::ControllerManager => go::KUBE_CONTROLLER_MANAGER,
+            Self::Scheduler => go::KUBE_SCHEDULER,
+        }
+    }
+
+    /// The name of its program, its log and its user.
+    pub const fn name(self) -> &'static str {
+        self.program().name
+    }
+
+    /// Its health check; etcd has none that needs no client, it answers as soon as it accepts.
+    const fn health(self) -> Option<(u16, &'static str)> {
+        match self {
+            Self::Etcd => None,
+            Self::ApiServer => Some((API_PORT, "/readyz")),
+            Self::ControllerManager => Some((flags::CONTROLLER_MANAGER_PORT, "/healthz")),
+            Self::Scheduler => Some((flags::SCHEDULER_PORT, "/healthz")),
+        }
+    }
+}
+
+/// A directory with the programs of a control plane and `kubectl`, built at the first call (about ten minutes of two
+/// cores). Call it while the module proxy can be reached: before a private network namespace is entered.
+///
+/// # Errors
+/// No Go, no module proxy, or a build that fails.
+pub fn build() -> anyhow::Result<PathBuf> {
+    host::install(TOOLS)?;
+    go::build_all("control-plane", go::CONTROL_PLANE)
+}
+
+/// A running control plane. It ends with this value, and with the process should that be killed.
+#[derive(Debug)]
+pub struct ControlPlane {
+    programs: PathBuf,
+    dir: PathBuf,
+    options: Options,
+    pki: Pki,
+    api: Api,
+    /// In the order of [`Part::ALL`]; fields drop in order, so the nursery goes last.
+    parts: [Daemon; 4],
+    _nursery: Arc<Nursery>,
+}
+
+impl ControlPlane {
+    /// Starts etcd and the API server of `programs` (see [`build`]) with all they write in `dir`, and waits until the API
+    /// server is ready: about four seconds.
+    ///
+    /// # Errors
+    /// A port is taken, or a program fails; the message has the end of its log.
+    pub fn start(programs: &Path, dir: &Path, options: Options) -> anyhow::Result<Self> {
+        let logs = dir.join("logs");
+        std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
+        let pki = Pki::make(&dir.join("pki"), options.address)?;
+        let api = Api::new((options.address, API_PORT).into(), &pki.authority.certificate, Some(&pki.admin))?;
+        let nursery = Arc::new(Nursery::new());
+        let place = flags::Place { dir, pki: &pki, options: &options };
+        let parts = Part::ALL.map(|part| {
+            let log = logs.join(format!("{}.log", part.name()));
+            Daemon::new(&nursery, &programs.join(part.name()), place.flags(part), log)
+        });
+        let (programs, dir) = (programs.to_owned(), dir.to_owned());
+        let mut plane = Self { programs, dir, options, pki, api, parts, _nursery: nursery };
+        for part in [Part::Etcd, Part::ApiServer] {
+            plane.run(part)?;
+        }
+        Ok(plane)
+    }
+
+    /// Starts `part` and waits until it is ready. Nothing happens when it is. For etcd and the API server this is the way
+    /// back after [`ControlPlane::stop`] or [`ControlPlane::kill`]; the other parts begin with it.
+    ///
+    /// # Errors
+    /// It fails; the message has the end of its log.
+    pub fn run(&mut self, part: Part) -> anyhow::Result<()> {
+        if matches!(part, Part::ControllerManager | Part::Scheduler) {
+            self.component_kubeconfig(part)?;
+        }
+        let probe = self.probe(part)?;
+        let daemon = self.daemon(part);
+        daemon.start()?;
+        daemon.wait_ready(READY_LIMIT, probe)
+    }
+
+    /// Ends `part` as a rolling upgrade does (SIGTERM).
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn stop(&mut self, part: Part) -> anyhow::Result<()> {
+        self.daemon(part).stop(STOP_LIMIT)
+    }
+
+    /// Ends `part` as a crash does (SIGKILL): its port refuses from now on.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn kill(&mut self, part: Part) -> anyhow::Result<()> {
+        self.daemon(part).kill()
+    }
+
+    /// Freezes `part`: it holds its connections, takes new ones and answers nothing.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn pause(&mut self, part: Part) -> anyhow::Result<()> {
+        self.daemon(part).pause()
+    }
+
+    /// Lets `part` go on after [`ControlPlane::pause`].
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn resume(&mut self, part: Part) -> anyhow::Result<()> {
+        self.daemon(part).resume()
+    }
+
+    /// A client with all rights.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// A client with the rights of `subject`.
+    ///
+    /// # Errors
+    /// `openssl` fails.
+    pub fn api_as(&self, subject: &Subject<'_>) -> anyhow::Result<Api> {
+        let pair = self.pki.user(subject)?;
+        Api::new(self.address(), &self.pki.authority.certificate, Some(&pair))
+    }
+
+    /// Where the API server listens.
+    pub fn address(&self) -> SocketAddr {
+        (self.options.address, API_PORT).into()
+    }
+
+    /// What it was started with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The authority that servers and users are certified by.
+    pub fn authority(&self) -> &certificates::Pair {
+        &self.pki.authority
+    }
+
+    /// The process id of `part` while it runs.
+    pub fn pid(&self, part: Part) -> Option<u32> {
+        self.parts[part as usize].pid()
+    }
+
+    /// `kubectl` with all rights.
+    ///
+    /// # Errors
+    /// The kubeconfig cannot be written.
+    pub fn kubectl(&self) -> anyhow::Result<std::process::Command> {
+        let mut kubectl = std::process::Command::new(self.programs.join(go::KUBECTL.name));
+        kubectl.env("KUBECONFIG", self.admin_kubeconfig()?).env("HOME", &self.dir);
+        Ok(kubectl)
+    }
+
+    /// A kubeconfig with all rights.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn admin_kubeconfig(&self) -> anyhow::Result<PathBuf> {
+        self.write_kubeconfig("admin", &kubeconfig::certificate(&self.pki.admin)?)
+    }
+
+    /// The kubeconfig of the node `name`: what the node authorizer grants to it.
+    ///
+    /// # Errors
+    /// `openssl` fails, or it cannot be written.
+    pub fn node_kubeconfig(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let user = format!("system:node:{name}");
+        self.user_kubeconfig(&Subject { name: &user, organisations: &["system:nodes"], hosts: &[] })
+    }
+
+    /// The kubeconfig of service proxies.
+    ///
+    /// # Errors
+    /// `openssl` fails, or it cannot be written.
+    pub fn proxy_kubeconfig(&self) -> anyhow::Result<PathBuf> {
+        self.user_kubeconfig(&Subject { name: "system:kube-proxy", ..Subject::default() })
+    }
+
+    /// The kubeconfig of any user.
+    ///
+    /// # Errors
+    /// `openssl` fails, or it cannot be written.
+    pub fn user_kubeconfig(&self, subject: &Subject<'_>) -> anyhow::Result<PathBuf> {
+        let pair = self.pki.user(subject)?;
+        self.write_kubeconfig(&pki::file_name(subject.name), &kubeconfig::certificate(&pair)?)
+    }
+
+    /// A kubeconfig with a bootstrap token: its owner may ask for a node's client certificate, which the controller manager
+    /// approves and signs when it runs.
+    ///
+    /// # Errors
+    /// The API server is away.
+    pub fn bootstrap_kubeconfig(&self) -> anyhow::Result<PathBuf> {
+        let token = self.bootstrap_token()?;
+        self.write_kubeconfig("bootstrap", &kubeconfig::token(&token))
+    }
+
+    /// A bootstrap token with what kubeadm grants to those who have one. The same token each time.
+    ///
+    /// # Errors
+    /// The API server is away.
+    pub fn bootstrap_token(&self) -> anyhow::Result<String> {
+        const ID: &str = "lab000";
+        const SECRET: &str = "0123456789abcdef";
+        const GROUP: &str = "system:bootstrappers:kubeadm:default-node-token";
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
+            "metadata": { "name": format!("bootstrap-token-{ID}"), "namespace": "kube-system" },
+            "stringData": {
+                "token-id": ID, "token-secret": SECRET, "auth-extra-groups": GROUP,
+                "usage-bootstrap-authentication": "true", "usage-bootstrap-signing": "true",
+            },
+        });
+        self.api.ensure("/api/v1/namespaces/kube-system/secrets", &secret)?;
+        const REQUESTS: &str = "system:certificates.k8s.io:certificatesigningrequests";
+        self.grant("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", GROUP)?;
+        self.grant("kubeadm:node-autoapprove-bootstrap", &format!("{REQUESTS}:nodeclient"), GROUP)?;
+        let rotation = format!("{REQUESTS}:selfnodeclient");
+        self.grant("kubeadm:node-autoapprove-certificate-rotation", &rotation, "system:nodes")?;
+        Ok(format!("{ID}.{SECRET}"))
+    }
+
+    /// Grants a cluster role to a group.
+    ///
+    /// # Errors
+    /// The API server is away.
+    pub fn grant(&self, binding: &str, role: &str, group: &str) -> anyhow::Result<()> {
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": binding },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group }],
+        });
+        self.api.ensure("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding)
+    }
+
+    /// Makes `namespace` ready for pods: the namespace, its service account `default` and the ConfigMap with the authority,
+    /// which the controller manager would make if it ran. What is there stays as it is.
+    ///
+    /// # Errors
+    /// The API server is away.
+    pub fn ensure_namespace(&self, namespace: &str) -> anyhow::Result<()> {
+        let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
+        self.api.ensure("/api/v1/namespaces", &object)?;
+        let below = |kind: &str| format!("/api/v1/namespaces/{namespace}/{kind}");
+        let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default" } });
+        self.api.ensure(&below("serviceaccounts"), &account)?;
+        let authority = std::fs::read_to_string(&self.pki.authority.certificate)?;
+        let authority = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "kube-root-ca.crt" },
+            "data": { "ca.crt": authority },
+        });
+        self.api.ensure(&below("configmaps"), &authority)
+    }
+
+    fn component_kubeconfig(&self, part: Part) -> anyhow::Result<()> {
+        let user = format!("system:{}", part.name());
+        let pair = self.pki.user(&Subject { name: &user, ..Subject::default() })?;
+        self.write_kubeconfig(part.name(), &kubeconfig::certificate(&pair)?).map(drop)
+    }
+
+    fn write_kubeconfig(&self, name: &str, user: &serde_json::Value) -> anyhow::Result<PathBuf> {
+        let file = self.dir.join(format!("{name}.kubeconfig"));
+        let text = kubeconfig::text(self.address(), &self.pki.authority.certificate, user)?;
+        std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        Ok(file)
+    }
+
+    fn daemon(&mut self, part: Part) -> &mut Daemon {
+        &mut self.parts[part as usize]
+    }
+
+    /// Whether `part` answers.
+    fn probe(&self, part: Part) -> anyhow::Result<impl FnMut() -> bool + use<>> {
+        let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let api = match part.health() {
+            None => None,
+            Some((API_PORT, path)) => Some((self.api.clone(), path)),
+            Some((port, path)) => {
+                Some((Api::new(here(port), &self.pki.authority.certificate, Some(&self.pki.admin))?, path))
+            }
+        };
+        Ok(move || match &api {
+            None => TcpStream::connect(here(flags::ETCD_PORT)).is_ok(),
+            Some((api, path)) => api.request("GET", path, None).is_ok_and(|reply| reply.status == 200),
+        })
+    }
+}
