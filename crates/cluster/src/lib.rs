@@ -9,6 +9,7 @@
 //! A source writes the store; everybody else reads tables and watches them. Watches are level-based: a watcher is
 //! told *which* objects differ from what it last saw, never how often they changed in between.
 
+pub mod api;
 mod controllers;
 mod key;
 pub mod manifests;
