@@ -7,6 +7,7 @@
 //! ```
 
 mod adopt;
+pub mod configuration;
 mod context;
 mod effects;
 pub mod env;
