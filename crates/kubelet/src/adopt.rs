@@ -1,6 +1,7 @@
 //! What runs when the daemon begins: sandboxes and containers of the runtime become views of their pods.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use cri::v1;
 use k8s_openapi::api::core::v1::Pod;
@@ -17,11 +18,40 @@ pub(crate) struct Found {
     pub(crate) containers: Vec<v1::ContainerStatus>,
 }
 
-/// Everything of pods that the runtime has, by uid.
-pub(crate) async fn everything(context: &Context) -> Result<HashMap<String, Found>, cri::Error> {
+/// How long to wait before asking a runtime again that does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Everything of pods that the runtime has, by uid. Asks until the runtime answers.
+pub(crate) async fn everything(context: &Context) -> HashMap<String, Found> {
+    asked(context, HashMap::new()).await
+}
+
+/// What the runtime has of one pod. Asks until the runtime answers.
+pub(crate) async fn of_pod(context: &Context, uid: &str) -> Found {
+    let label = HashMap::from([(label::POD_UID.to_owned(), uid.to_owned())]);
+    asked(context, label).await.remove(uid).unwrap_or_default()
+}
+
+async fn asked(context: &Context, label_selector: HashMap<String, String>) -> HashMap<String, Found> {
+    loop {
+        match found(context, label_selector.clone()).await {
+            Ok(found) => return found,
+            Err(error) => {
+                tracing::warn!(%error, "the runtime does not say what runs; asking again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn found(
+    context: &Context,
+    label_selector: HashMap<String, String>,
+) -> Result<HashMap<String, Found>, cri::Error> {
     let runtime = &context.parts.runtime;
     let mut all: HashMap<String, Found> = HashMap::new();
-    for sandbox in runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?.items {
+    let filter = v1::PodSandboxFilter { label_selector: label_selector.clone(), ..v1::PodSandboxFilter::default() };
+    for sandbox in runtime.list_pod_sandbox(v1::ListPodSandboxRequest { filter: Some(filter) }).await?.items {
         let Some(uid) = sandbox.labels.get(label::POD_UID) else { continue };
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.id.clone(), verbose: false };
         if let Ok(v1::PodSandboxStatusResponse { status: Some(status), .. }) = runtime.pod_sandbox_status(request).await
@@ -29,7 +59,8 @@ pub(crate) async fn everything(context: &Context) -> Result<HashMap<String, Foun
             all.entry(uid.clone()).or_default().sandboxes.push(status);
         }
     }
-    for container in runtime.list_containers(v1::ListContainersRequest::default()).await?.containers {
+    let filter = v1::ContainerFilter { label_selector, ..v1::ContainerFilter::default() };
+    for container in runtime.list_containers(v1::ListContainersRequest { filter: Some(filter) }).await?.containers {
         let Some(uid) = container.labels.get(label::POD_UID) else { continue };
         let request = v1::ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
         if let Ok(v1::ContainerStatusResponse { status: Some(status), .. }) = runtime.container_status(request).await {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::context::{Config, Context, Parts};
 use crate::manager::Manager;
@@ -17,7 +17,8 @@ use crate::worker::{Event, Shown, Workers};
 /// A running kubelet. Dropping it ends its work and leaves the pods running.
 pub struct Kubelet {
     workers: Arc<Mutex<Workers>>,
-    stop: CancellationToken,
+    /// Stops the manager, with which the workers end.
+    stop: DropGuard,
     /// Taken by the first who stops it.
     manager: Mutex<Option<JoinHandle<()>>>,
 }
@@ -41,12 +42,13 @@ impl Kubelet {
         let users = Users::open(config.generate.paths.clone());
         let context = Arc::new(Context { config, parts, records, users });
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new());
-        let manager = Manager { context, workers: workers.clone(), stop: stop.clone() };
+        let manager = Manager::new(context, workers.clone(), stop.clone());
         let (ready, adopted) = tokio::sync::oneshot::channel();
         let manager = Mutex::new(Some(tokio::spawn(manager.run(ready))));
+        let kubelet = Self { workers, stop: stop.drop_guard(), manager };
         // An error means that the manager has died; its panic has been told.
         let _ = adopted.await;
-        Ok(Self { workers, stop, manager })
+        Ok(kubelet)
     }
 
     fn look<T>(&self, uid: &str, at: impl FnOnce(&Shown) -> T) -> Option<T> {
@@ -95,15 +97,18 @@ impl Kubelet {
         }
     }
 
-    /// Stops working; pods go on.
+    /// Stops working; pods go on. Returns when nothing is done any more.
     pub async fn stop(&self) {
-        self.stop.cancel();
+        self.stop.token().cancel();
         let manager = self.manager.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(manager) = manager {
             let _ = manager.await; // It ends by the token.
         }
         let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
-        workers.values().for_each(|worker| worker.task.abort());
+        for (_, worker) in workers {
+            worker.task.abort();
+            let _ = worker.task.await; // It was told to end.
+        }
     }
 }
 

@@ -1,30 +1,60 @@
 //! All pods of the node: which have a worker, and which events go where.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cluster::k8s_openapi::api::core::v1::Pod;
 use cri::v1;
 use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use pod::backoff::Backoff;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::adopt::{self, Found};
-use crate::context::{Context, uid_of};
+use crate::context::{Context, name_of, uid_of};
 use crate::generate::label;
-use crate::worker::{self, Event, Workers};
+use crate::worker::{self, Begin, Event, Workers};
 
 /// How long to wait before asking a runtime again that does not answer.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub(crate) struct Manager {
-    pub(crate) context: Arc<Context>,
+    context: Arc<Context>,
     /// Never held over an await.
-    pub(crate) workers: Arc<Mutex<Workers>>,
-    pub(crate) stop: CancellationToken,
+    workers: Arc<Mutex<Workers>>,
+    stop: CancellationToken,
+    /// What goes on beside the workers: removals, writes to control groups.
+    jobs: JoinSet<()>,
+    /// Where workers announce that they end, by the uids of their pods.
+    ending: UnboundedSender<String>,
+    ended: UnboundedReceiver<String>,
+    /// Workers that have died, by the uids of their pods: who dies again and again rests longer and longer.
+    deaths: HashMap<String, Backoff>,
+    share: Arc<Share>,
 }
 
 impl Manager {
-    /// Adopts what runs, then follows source and runtime until told to stop.
-    pub(crate) async fn run(self, ready: tokio::sync::oneshot::Sender<()>) {
+    pub(crate) fn new(context: Arc<Context>, workers: Arc<Mutex<Workers>>, stop: CancellationToken) -> Self {
+        let (ending, ended) = unbounded_channel();
+        let (jobs, deaths, share) = (JoinSet::new(), HashMap::new(), Arc::default());
+        Self { context, workers, stop, jobs, ending, ended, deaths, share }
+    }
+
+    /// Adopts what runs, then follows source and runtime until told to stop, whatever it waits for then.
+    pub(crate) async fn run(mut self, ready: tokio::sync::oneshot::Sender<()>) {
+        let stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.follow(ready) => {}
+        }
+        self.jobs.shutdown().await;
+    }
+
+    async fn follow(&mut self, ready: tokio::sync::oneshot::Sender<()>) {
         let store = self.context.parts.source.store();
         let mut pods = store.pods().watch();
         let mut config_maps = store.config_maps().watch();
@@ -35,7 +65,6 @@ impl Manager {
         let _ = ready.send(()); // Nobody may be waiting.
         loop {
             tokio::select! {
-                () = self.stop.cancelled() => return,
                 change = pods.next() => {
                     // A pod that is gone has been forgotten by its own worker.
                     if let Some(pod) = change.object {
@@ -53,8 +82,13 @@ impl Manager {
                         self.catch_up().await;
                     }
                 },
+                Some(uid) = self.ended.recv() => self.bury(&uid),
+                Some(done) = self.jobs.join_next() => {
+                    if let Err(error) = done {
+                        tracing::error!(%error, "a job beside the pods has died");
+                    }
+                }
             }
-            self.bury();
         }
     }
 
@@ -70,63 +104,40 @@ impl Manager {
         }
     }
 
-    async fn everything(&self) -> std::collections::HashMap<String, Found> {
-        loop {
-            match adopt::everything(&self.context).await {
-                Ok(found) => return found,
-                Err(error) => {
-                    tracing::warn!(%error, "the runtime does not say what runs; asking again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        }
-    }
-
     /// Pods of the source get workers with what runs of them; what runs of no pod is removed.
-    async fn adopt(&self) {
-        let mut found = self.everything().await;
+    async fn adopt(&mut self) {
+        let mut found = adopt::everything(&self.context).await;
         for pod in self.context.parts.source.store().pods().list() {
             let remains = found.remove(uid_of(&pod)).unwrap_or_default();
-            self.begin(pod, remains);
+            self.begin(pod, Begin::With(remains));
         }
         for (uid, remains) in found {
-            tokio::spawn(remove_orphan(self.context.clone(), uid, remains));
+            self.jobs.spawn(remove_orphan(self.context.clone(), uid, remains));
         }
         self.remove_unknown_volumes();
         self.share_cpu();
     }
 
     /// Gives the Burstable class the CPU share that its pods ask for together: called when pods come or go.
-    fn share_cpu(&self) {
-        let (groups, pods) = (self.context.parts.groups.clone(), self.context.parts.source.store().pods().list());
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = groups.share(pods.iter().map(|pod| &**pod)) {
-                tracing::warn!(%error, "the CPU share of burstable pods cannot be set");
-            }
-        });
+    fn share_cpu(&mut self) {
+        if self.share.wants() {
+            let (share, context) = (self.share.clone(), self.context.clone());
+            self.jobs.spawn_blocking(move || share.write(&context));
+        }
     }
 
     /// Volumes of pods that the source does not know any more.
-    fn remove_unknown_volumes(&self) {
+    fn remove_unknown_volumes(&mut self) {
         for uid in self.context.parts.volumes.on_disk() {
-            if self.lock().contains_key(&uid) {
-                continue;
+            if !self.lock().contains_key(&uid) {
+                self.jobs.spawn(remove_volumes(self.context.clone(), uid));
             }
-            let context = self.context.clone();
-            tokio::spawn(async move {
-                if let Err(error) = context.parts.volumes.tear_down(&uid).await {
-                    tracing::warn!(uid, %error, "volumes of a pod that is gone cannot be removed");
-                    return;
-                }
-                let _ = tokio::fs::remove_dir_all(context.config.generate.paths.pod(&uid)).await; // Empty by now.
-                context.records.remove(&uid);
-            });
         }
     }
 
     /// After a gap in the runtime's events: every worker hears the present state.
     async fn catch_up(&self) {
-        for (uid, found) in self.everything().await {
+        for (uid, found) in adopt::everything(&self.context).await {
             let workers = self.lock();
             let Some(worker) = workers.get(&uid) else { continue };
             let sandboxes = found.sandboxes.into_iter().max_by_key(|sandbox| sandbox.created_at);
@@ -143,25 +154,21 @@ impl Manager {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, pod: Arc<Pod>, found: Found) {
+    fn begin(&self, pod: Arc<Pod>, begin: Begin) {
         let uid = uid_of(&pod).to_owned();
-        let (view, changes) = adopt::view_of(&self.context, &pod, found);
-        let handle = worker::start(self.context.clone(), pod, view, changes);
+        let handle = worker::start(self.context.clone(), pod, begin, self.ending.clone());
         self.lock().insert(uid, handle);
     }
 
     /// A pod of the source is new or has changed.
-    fn see(&self, pod: Arc<Pod>) {
-        let known = self.lock().get(uid_of(&pod)).map(|worker| worker.events.send(Event::Pod(pod.clone())).is_ok());
-        match known {
-            Some(true) => {}
-            // Its worker has ended: this is the last version before it was forgotten.
-            Some(false) => {}
-            None => {
-                self.begin(pod, Found::default());
-                self.share_cpu();
-            }
+    fn see(&mut self, pod: Arc<Pod>) {
+        if let Some(worker) = self.lock().get(uid_of(&pod)) {
+            // One that has just ended is buried next, and finds this version then.
+            let _ = worker.events.send(Event::Pod(pod));
+            return;
         }
+        self.begin(pod, Begin::With(Found::default()));
+        self.share_cpu();
     }
 
     /// An object of a namespace has changed: pods there that failed for want of it need not wait out their back-off.
@@ -186,30 +193,56 @@ impl Manager {
         }
     }
 
-    /// Takes out workers that have ended; a pod whose worker has died gets another.
-    fn bury(&self) {
-        let ended: Vec<(String, worker::Handle)> = {
-            let mut workers = self.lock();
-            let over: Vec<String> =
-                workers.iter().filter(|(_, one)| one.task.is_finished()).map(|(uid, _)| uid.clone()).collect();
-            over.into_iter().filter_map(|uid| workers.remove_entry(&uid)).collect()
+    /// Takes out a worker that has ended. One that left its pod behind has died: the pod gets another at once, which
+    /// begins with what runs.
+    fn bury(&mut self, uid: &str) {
+        self.lock().remove(uid);
+        self.share_cpu();
+        let Some(pod) = self.context.parts.source.store().pods().find_uid(uid) else {
+            self.deaths.remove(uid);
+            return;
         };
-        if !ended.is_empty() {
-            self.share_cpu();
-        }
-        for (uid, handle) in ended {
-            if let Some(pod) = self.context.parts.source.store().pods().find_uid(&uid) {
-                tracing::error!(uid, "the worker of a pod has died and is started again");
-                let (context, workers) = (self.context.clone(), self.workers.clone());
-                let manager = Manager { context, workers, stop: self.stop.clone() };
-                tokio::spawn(async move {
-                    let found = manager.everything().await.remove(&uid).unwrap_or_default();
-                    manager.begin(pod, found);
-                });
-            }
-            drop(handle);
+        let now = Timestamp::now();
+        let death = self.deaths.entry(uid.to_owned()).or_default();
+        *death = death.after_failure(now, None);
+        let until = death.until(now).unwrap_or(now);
+        tracing::error!(uid, pod = %name_of(&pod), %until, "the worker of a pod has died; another one begins");
+        self.begin(pod, Begin::Asking { until });
+    }
+}
+
+/// The CPU share of the Burstable class: one write at a time, with the pods as they are then.
+#[derive(Debug, Default)]
+struct Share {
+    /// A write is to begin that will see everything which is there now.
+    is_wanted: AtomicBool,
+    /// Held during a write.
+    writing: Mutex<()>,
+}
+
+impl Share {
+    /// Whether a write has to be begun: none is waiting to begin already.
+    fn wants(&self) -> bool {
+        !self.is_wanted.swap(true, Ordering::AcqRel)
+    }
+
+    fn write(&self, context: &Context) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_wanted.store(false, Ordering::Release);
+        let pods = context.parts.source.store().pods().list();
+        if let Err(error) = context.parts.groups.share(pods.iter().map(|pod| &**pod)) {
+            tracing::warn!(%error, "the CPU share of burstable pods cannot be set");
         }
     }
+}
+
+async fn remove_volumes(context: Arc<Context>, uid: String) {
+    if let Err(error) = context.parts.volumes.tear_down(&uid).await {
+        tracing::warn!(uid, %error, "volumes of a pod that is gone cannot be removed");
+        return;
+    }
+    let _ = tokio::fs::remove_dir_all(context.config.generate.paths.pod(&uid)).await; // Empty by now.
+    context.records.remove(&uid);
 }
 
 /// Ends what runs of a pod that the source does not know: it was deleted while no daemon ran.

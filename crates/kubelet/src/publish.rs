@@ -5,13 +5,13 @@ use std::sync::Arc;
 use cluster::{Source, SourceError};
 use k8s_openapi::api::core::v1::PodStatus;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The publisher of one pod's status.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     latest: watch::Sender<Option<PodStatus>>,
-    task: JoinHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 impl Publisher {
@@ -25,7 +25,7 @@ impl Publisher {
                 }
             }
         });
-        Self { latest, task }
+        Self { latest, task: AbortOnDropHandle::new(task) }
     }
 
     pub(crate) fn publish(&self, status: PodStatus) {

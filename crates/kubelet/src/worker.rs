@@ -9,8 +9,10 @@ use k8s_openapi::jiff::Timestamp;
 use pod::status::Host;
 use pod::{Action, Change, Record, View};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::adopt::{self, Found};
 use crate::context::{Context, name_of, uid_of};
 use crate::effects::{self, Shared};
 use crate::publish::Publisher;
@@ -38,24 +40,33 @@ pub(crate) struct Shown {
     pub(crate) status: Option<PodStatus>,
 }
 
-/// A worker, seen from outside.
+/// A worker, seen from outside. It ends with this value.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) shown: Arc<Mutex<Shown>>,
-    pub(crate) task: JoinHandle<()>,
+    pub(crate) task: AbortOnDropHandle<()>,
 }
 
-/// Starts the worker of a pod from what is known of it.
-pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, view: View, found: Vec<Change>) -> Handle {
+/// With what a worker begins.
+pub(crate) enum Begin {
+    /// With what is known to run of its pod.
+    With(Found),
+    /// With what the runtime says at a time: another worker has gone before.
+    Asking { until: Timestamp },
+}
+
+/// Starts the worker of a pod. `ending` hears the pod's uid when it ends, however it does.
+pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: UnboundedSender<String>) -> Handle {
     let (events, heard) = unbounded_channel();
-    let status = pod.status.clone();
+    let (view, status) = (View::default(), pod.status.clone());
     let shown = Shown { pod: pod.clone(), view: view.clone(), timeline: Timeline::new(), status: status.clone() };
     let shown = Arc::new(Mutex::new(shown));
     let publisher = Publisher::new(context.parts.source.clone(), uid_of(&pod).to_owned());
     let host = Host { addresses: context.config.generate.node.ips.clone() };
+    let announcement = Announcement { uid: uid_of(&pod).to_owned(), ending };
     let mut worker = Worker {
-        saved: view.record.clone(),
+        saved: Record::default(),
         context,
         pod,
         view,
@@ -68,11 +79,33 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, view: View, found: Vec
         jobs: JoinSet::new(),
         early: HashMap::new(),
     };
+    let known = match begin {
+        Begin::With(found) => {
+            worker.take_over(found);
+            None
+        }
+        Begin::Asking { until } => Some(until),
+    };
     let task = tokio::spawn(async move {
-        found.into_iter().for_each(|change| worker.apply(change));
+        let _announcement = announcement; // The last that is dropped.
+        if let Some(until) = known {
+            worker.ask(until).await;
+        }
         worker.run(heard).await;
     });
-    Handle { events, shown, task }
+    Handle { events, shown, task: AbortOnDropHandle::new(task) }
+}
+
+/// Tells that a worker ends, when it is dropped: also by a panic.
+struct Announcement {
+    uid: String,
+    ending: UnboundedSender<String>,
+}
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        let _ = self.ending.send(std::mem::take(&mut self.uid)); // Nobody hears it when the kubelet stops.
+    }
 }
 
 struct Worker {
@@ -94,6 +127,22 @@ struct Worker {
 }
 
 impl Worker {
+    /// Begins with what runs of the pod.
+    fn take_over(&mut self, found: Found) {
+        let (view, changes) = adopt::view_of(&self.context, &self.pod, found);
+        self.saved = view.record.clone();
+        self.view = view;
+        changes.into_iter().for_each(|change| self.apply(change));
+        self.show();
+    }
+
+    /// Begins with what the runtime says runs of the pod, at a time.
+    async fn ask(&mut self, at: Timestamp) {
+        tokio::time::sleep(until(at)).await;
+        let found = adopt::of_pod(&self.context, uid_of(&self.pod)).await;
+        self.take_over(found);
+    }
+
     async fn run(mut self, mut heard: UnboundedReceiver<Event>) {
         let mut is_over = false;
         while !is_over {
@@ -123,7 +172,6 @@ impl Worker {
                 }
             }
         }
-        self.context.records.remove(uid_of(&self.pod));
         self.publisher.finish().await;
     }
 
@@ -181,7 +229,7 @@ impl Worker {
 
     /// Takes in the end of a run. It may come before the news of its start does: then it waits for that.
     fn hear_status(&mut self, status: &cri::v1::ContainerStatus) {
-        if let Some(change) = crate::adopt::exit_of(&self.context, &self.pod, &self.view, status) {
+        if let Some(change) = adopt::exit_of(&self.context, &self.pod, &self.view, status) {
             self.apply(change);
             return;
         }
@@ -196,7 +244,7 @@ impl Worker {
     fn catch_up(&mut self, action: &Action) {
         if let Action::Start { container, .. } = action
             && let Some(status) = self.early.remove(container)
-            && let Some(change) = crate::adopt::exit_of(&self.context, &self.pod, &self.view, &status)
+            && let Some(change) = adopt::exit_of(&self.context, &self.pod, &self.view, &status)
         {
             self.apply(change);
         }
@@ -229,11 +277,14 @@ impl Worker {
         }
         self.save();
         self.publish();
+        self.show();
+        plan.next_due
+    }
+
+    fn show(&self) {
         let mut shown = self.shown();
         shown.pod = self.pod.clone();
         shown.view = self.view.clone();
-        drop(shown);
-        plan.next_due
     }
 
     fn save(&mut self) {

@@ -140,7 +140,11 @@ impl Job {
         loop {
             let purged = self.purge().await;
             let deleted = match purged {
-                Ok(()) => self.context.parts.source.delete_pod(self.uid()).await.map_err(|error| error.to_string()),
+                Ok(()) => {
+                    // First the record: nobody would look for that of a pod which is not there.
+                    self.context.records.remove(self.uid());
+                    self.context.parts.source.delete_pod(self.uid()).await.map_err(|error| error.to_string())
+                }
                 Err(message) => Err(message),
             };
             match deleted {

@@ -1,0 +1,148 @@
+//! Who wants the pods: tables that a test writes to, as an API server's would be, and that can be made to fail.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use cluster::{Key, Source, SourceError, Store};
+use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::fixture::LIMIT;
+
+/// The source of a test.
+pub(crate) struct Desk {
+    store: Store,
+    told: AtomicU64,
+    /// The reason of the event that this source dies of, once.
+    deadly: Mutex<Option<&'static str>>,
+    /// Dropped with this value.
+    alive: watch::Sender<()>,
+}
+
+impl Desk {
+    pub(crate) fn new() -> Self {
+        let store = Store::new();
+        store.set_synced();
+        Self { store, told: AtomicU64::new(0), deadly: Mutex::new(None), alive: watch::Sender::new(()) }
+    }
+
+    /// Fails, `closed`, as soon as nobody has the desk any more.
+    pub(crate) fn life(&self) -> watch::Receiver<()> {
+        self.alive.subscribe()
+    }
+
+    /// The next event with this reason is taken with a panic.
+    pub(crate) fn die_of(&self, reason: &'static str) {
+        *self.deadly.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
+    /// Wants a pod, from its spec.
+    pub(crate) fn want(&self, name: &str, uid: &str, spec: Value) {
+        let metadata = serde_json::json!({ "name": name, "namespace": "default", "uid": uid });
+        let mut pod: Pod = serde_json::from_value(serde_json::json!({ "metadata": metadata, "spec": spec })).unwrap();
+        pod.metadata.creation_timestamp = Some(Time(Timestamp::now()));
+        self.store.pods().put(pod);
+    }
+
+    /// Asks for the end of a pod.
+    pub(crate) fn delete(&self, name: &str, grace_s: i64) {
+        let end = Timestamp::now() + SignedDuration::from_secs(grace_s);
+        self.store.pods().update(&key(name), |pod| {
+            pod.metadata.deletion_timestamp = Some(Time(end));
+            pod.metadata.deletion_grace_period_seconds = Some(grace_s);
+        });
+    }
+
+    pub(crate) fn pod(&self, name: &str) -> Option<std::sync::Arc<Pod>> {
+        self.store.pods().get(&key(name))
+    }
+
+    /// How often an event with this reason was told of a pod.
+    pub(crate) fn told(&self, pod: &str, reason: &str) -> usize {
+        let events = self.store.events().list();
+        let about = |event: &&std::sync::Arc<Event>| {
+            event.involved_object.name.as_deref() == Some(pod) && event.reason.as_deref() == Some(reason)
+        };
+        events.iter().filter(about).count()
+    }
+
+    /// Waits until `holds`.
+    pub(crate) async fn when(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let mut changes = self.store.changes();
+        let waited = tokio::time::timeout(LIMIT, async {
+            while !holds(self) {
+                changes.changed().await.unwrap();
+            }
+        });
+        if waited.await.is_err() {
+            let pods: Vec<_> = self.store.pods().list().iter().map(|pod| pod.status.clone()).collect();
+            let said = |event: &std::sync::Arc<Event>| format!("{:?}: {:?}", event.reason, event.message);
+            let events: Vec<_> = self.store.events().list().iter().map(said).collect();
+            panic!("waited in vain: {what}\n{pods:#?}\n{}", events.join("\n"));
+        }
+    }
+
+    pub(crate) async fn running(&self, name: &str) {
+        self.when(&format!("{name} runs"), |desk| desk.phase(name).as_deref() == Some("Running")).await;
+    }
+
+    pub(crate) fn phase(&self, name: &str) -> Option<String> {
+        self.pod(name)?.status.clone()?.phase
+    }
+
+    /// The status of a pod's first container, as JSON.
+    pub(crate) fn container(&self, name: &str) -> Value {
+        let status = self.pod(name).and_then(|pod| pod.status.clone()).unwrap_or_default();
+        serde_json::to_value(status.container_statuses.unwrap_or_default().first()).unwrap()
+    }
+}
+
+pub(crate) fn key(name: &str) -> Key {
+    Key::new("default", name)
+}
+
+#[async_trait::async_trait]
+impl Source for Desk {
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    async fn update_pod_status(&self, uid: &str, status: PodStatus) -> Result<(), SourceError> {
+        let missing = || SourceError::NotFound { kind: "Pod", name: uid.to_owned() };
+        let pod = self.store.pods().find_uid(uid).ok_or_else(missing)?;
+        self.store.pods().update(&Key::of(&pod.metadata), |pod| pod.status = Some(status));
+        Ok(())
+    }
+
+    async fn delete_pod(&self, uid: &str) -> Result<(), SourceError> {
+        if let Some(pod) = self.store.pods().find_uid(uid) {
+            self.store.pods().remove(&Key::of(&pod.metadata));
+        }
+        Ok(())
+    }
+
+    async fn request_deletion(&self, _: &str, _: Option<i64>) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    async fn update_node_status(&self, _: &str, _: NodeStatus) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn event(&self, mut event: Event) {
+        let mut deadly = self.deadly.lock().unwrap_or_else(PoisonError::into_inner);
+        if deadly.is_some() && event.reason.as_deref() == *deadly {
+            *deadly = None;
+            drop(deadly);
+            panic!("as the test wants it");
+        }
+        drop(deadly);
+        let number = self.told.fetch_add(1, Ordering::Relaxed);
+        event.metadata.name = Some(format!("{number:06}"));
+        event.metadata.namespace = Some("default".to_owned());
+        self.store.events().put(event);
+    }
+}

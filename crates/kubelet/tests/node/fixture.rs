@@ -1,0 +1,193 @@
+//! A node for a test: the kubelet over the real runtime, with a registry to pull from.
+
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use cri::{ImageService, RuntimeService, v1};
+use image::Images;
+use k8s_openapi::api::core::v1::Pod;
+use keeper::Zygote;
+use kubelet::facts::NodeFacts;
+use kubelet::hosts::ClusterDns;
+use kubelet::paths::Paths;
+use kubelet::qos::Tree;
+use kubelet::volumes::{Volumes, VolumesConfig};
+use kubelet::{Kubelet, generate};
+use network::Network;
+use runtime::{ImageServer, Runtime};
+use testkit::registry::Registry;
+
+use crate::desk::Desk;
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// Namespaces in which a test can leave nothing behind.
+pub(crate) fn enter_private() -> Result<(), String> {
+    testkit::netns::enter_private().map_err(|error| format!("{error:#}"))?;
+    sys::process::leave(sys::process::namespace::MOUNT).map_err(|error| error.to_string())?;
+    sys::mount::set_propagation(Path::new("/"), sys::mount::Propagation::Private, true).map_err(|e| e.to_string())
+}
+
+/// The registry with the image of all tests, and that image's name.
+pub(crate) fn image() -> String {
+    static REGISTRY: OnceLock<(Registry, tempfile::TempDir)> = OnceLock::new();
+    let (registry, _) = REGISTRY.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = testkit::image::busybox(&dir.path().join("layout")).unwrap();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let registry = Registry::start(address, &dir.path().join("registry")).unwrap();
+        registry.push(&layout, "busybox", "1").unwrap();
+        (registry, dir)
+    });
+    format!("{}/busybox:1", registry.address())
+}
+
+struct NoKeys;
+
+#[async_trait::async_trait]
+impl kubelet::Keychain for NoKeys {
+    async fn credentials(&self, _: &Pod, _: &str) -> Vec<v1::AuthConfig> {
+        Vec::new()
+    }
+}
+
+/// A node; its kubelet can be stopped and started again.
+pub(crate) struct Node {
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) runtime: Arc<Runtime>,
+    pub(crate) images: Arc<ImageServer>,
+    pub(crate) kubelet: Kubelet,
+    dir: PathBuf,
+}
+
+impl Node {
+    async fn start(dir: &Path, zygote: Zygote) -> Self {
+        let images = Images::open(image::Config::new(dir.join("images"))).unwrap();
+        let network = Network::new(network::Config::new(dir.join("run/network"))).unwrap();
+        let config = runtime::Config::new(dir.join("state"), dir.join("run"));
+        let parts = runtime::Parts { images: images.clone(), network, zygote };
+        let runtime = Runtime::start(config, parts).await.unwrap();
+        let images = Arc::new(ImageServer::new(images, runtime.clone()));
+        let desk = Arc::new(Desk::new());
+        let kubelet = start_kubelet(dir, &desk, runtime.clone(), images.clone()).await;
+        Self { desk, runtime, images, kubelet, dir: dir.to_owned() }
+    }
+
+    /// A place of this node.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Wants a pod with one container that runs `script`; `more` is merged into the container.
+    pub(crate) fn want(&self, name: &str, script: &str, more: serde_json::Value) {
+        let mut container = serde_json::json!({ "name": "c", "image": image(), "command": ["sh", "-c", script] });
+        container.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
+        self.want_spec(name, serde_json::json!({ "terminationGracePeriodSeconds": 1, "containers": [container] }));
+    }
+
+    pub(crate) fn want_spec(&self, name: &str, spec: serde_json::Value) {
+        self.desk.want(name, &self.uid(name), spec);
+    }
+
+    /// A uid that no other test has: it names control groups of this machine.
+    pub(crate) fn uid(&self, name: &str) -> String {
+        let dir = self.dir.file_name().unwrap().to_string_lossy().trim_start_matches('.').to_owned();
+        format!("{name}-{dir}")
+    }
+
+    /// The containers that the runtime has of a pod.
+    pub(crate) async fn containers(&self, pod: &str) -> Vec<v1::Container> {
+        let labels = [("io.kubernetes.pod.name".to_owned(), pod.to_owned())];
+        let filter = v1::ContainerFilter { label_selector: labels.into(), ..Default::default() };
+        let request = v1::ListContainersRequest { filter: Some(filter) };
+        self.runtime.list_containers(request).await.unwrap().containers
+    }
+
+    /// Deletes all pods, and checks that nothing of them is left.
+    async fn down(self) {
+        for pod in cluster::Source::store(&*self.desk).pods().list() {
+            self.desk.delete(pod.metadata.name.as_deref().unwrap(), 0);
+        }
+        self.desk.when("all pods are gone", |desk| cluster::Source::store(desk).pods().is_empty()).await;
+        stopped(&self.kubelet).await;
+        self.runtime.shutdown().await.unwrap();
+        let left = self.runtime.fsck().await.unwrap();
+        assert!(left.is_empty(), "{left:?}");
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let here = self.dir.to_string_lossy().into_owned();
+        assert!(!mounts.contains(&here), "a mount is left: {mounts}");
+        for name in ["kubelet/pods", "logs", "records"] {
+            assert_eq!(names(&self.path(name)), Vec::<String>::new(), "{name} is not empty");
+        }
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// A kubelet over any runtime.
+pub(crate) async fn start_kubelet(
+    dir: &Path,
+    desk: &Arc<Desk>,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+) -> Kubelet {
+    let paths = Paths { root: dir.join("kubelet"), logs: dir.join("logs") };
+    let node = NodeFacts::of_machine("n", Vec::new());
+    let groups = Tree::new(sys::cgroup::Hierarchy::detect().unwrap(), None);
+    groups.ensure_roots(1000, None).unwrap();
+    let volumes = VolumesConfig { paths: paths.clone(), node: node.clone(), recursive_read_only: true };
+    let dns = ClusterDns { servers: Vec::new(), domain: "cluster.local".to_owned() };
+    let config = kubelet::Config {
+        generate: generate::Config::of_machine(paths, node, dns),
+        records_dir: dir.join("records"),
+        barrier_timeout: Duration::ZERO,
+    };
+    let parts = kubelet::Parts {
+        source: desk.clone(),
+        runtime,
+        images,
+        volumes: Volumes::new(volumes, desk.clone()),
+        barrier: Arc::new(kubelet::NoBarrier),
+        keychain: Arc::new(NoKeys),
+        groups,
+    };
+    Kubelet::start(config, parts).await.unwrap()
+}
+
+/// Stops a kubelet, which may not take long.
+pub(crate) async fn stopped(kubelet: &Kubelet) {
+    tokio::time::timeout(Duration::from_secs(20), kubelet.stop()).await.expect("the kubelet does not stop");
+}
+
+/// Runs an async test as the daemon would: on several threads.
+pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test)
+}
+
+/// A zygote. The kernel takes a thread off the list a moment after it was joined, and tells nobody when.
+fn zygote() -> Zygote {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while std::fs::read_dir("/proc/self/task").unwrap().count() > 1 && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    Zygote::start().unwrap()
+}
+
+/// Runs a test on a fresh node and checks that it leaves nothing.
+pub(crate) fn on_a_node<F: Future<Output = Node>>(test: impl FnOnce(Node) -> F) {
+    image();
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let zygote = zygote();
+    run(async {
+        let node = Node::start(dir.path(), zygote).await;
+        test(node).await.down().await;
+    });
+}

@@ -1,0 +1,22 @@
+//! The kubelet over the real runtime: real sandboxes, containers, images and volumes, in network and mount namespaces of
+//! their own. Only who wants the pods is the test itself.
+//!
+//! A plain program without the usual harness, as it must be able to be the unpacking child and the zygote: arguments
+//! filter by name.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+
+mod desk;
+mod fixture;
+mod workers;
+
+use std::process::ExitCode;
+
+use testkit::serial::Test;
+
+fn main() -> ExitCode {
+    image::worker::maybe_run();
+    let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
+    let all: Vec<Test> = [workers::TESTS].concat();
+    testkit::serial::main(&all, missing)
+}

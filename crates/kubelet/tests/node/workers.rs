@@ -1,0 +1,95 @@
+//! The workers of pods and who looks after them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cri::{RuntimeService as _, v1};
+use futures_util::StreamExt as _;
+use serde_json::json;
+use testkit::serial::Test;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::desk::Desk;
+use crate::fixture::{LIMIT, Node, on_a_node, start_kubelet, stopped};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_worker_that_dies_is_followed_by_another", a_worker_that_dies_is_followed_by_another),
+    ("a_stop_waits_for_no_runtime", a_stop_waits_for_no_runtime),
+    ("a_start_that_is_given_up_leaves_nobody_at_work", a_start_that_is_given_up_leaves_nobody_at_work),
+];
+
+/// After this event nothing else happens to the pod or the node: only the end of the worker itself can be heard.
+fn a_worker_that_dies_is_followed_by_another() {
+    on_a_node(|node| async {
+        let probe = json!({ "exec": { "command": ["false"] }, "periodSeconds": 1 });
+        node.desk.die_of("Unhealthy");
+        node.want("p", "sleep 1000", json!({ "readinessProbe": probe }));
+        node.desk.running("p").await;
+        node.desk.when("the next worker probes on", |desk| desk.told("p", "Unhealthy") > 0).await;
+        let containers = node.containers("p").await;
+        assert_eq!(containers.len(), 1, "{containers:?}");
+        let status = node.desk.container("p");
+        assert_eq!((&status["restartCount"], status["state"]["running"].is_object()), (&json!(0), true), "{status}");
+        assert_eq!(node.kubelet.pod_count(), 1);
+        node
+    });
+}
+
+/// The runtime of a node behind CRI's socket.
+struct Remote {
+    client: cri::Client,
+    socket: PathBuf,
+    stop: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+impl Remote {
+    async fn start(node: &Node) -> Self {
+        let (socket, stop) = (node.path("cri.sock"), CancellationToken::new());
+        let listener = cri::server::bind(&socket).await.unwrap();
+        let served = cri::server::serve(listener, node.runtime.for_clients(), node.images.clone(), stop.clone());
+        Self { client: cri::Client::new(&socket).unwrap(), server: tokio::spawn(served), socket, stop }
+    }
+
+    /// Takes the runtime away; who connects then gets no answer.
+    async fn deafen(self) -> UnixListener {
+        self.stop.cancel();
+        self.server.await.unwrap();
+        let _ = std::fs::remove_file(&self.socket); // The server may have done it.
+        UnixListener::bind(&self.socket).unwrap()
+    }
+}
+
+fn a_stop_waits_for_no_runtime() {
+    on_a_node(|node| async {
+        let remote = Remote::start(&node).await;
+        let (desk, client) = (Arc::new(Desk::new()), Arc::new(remote.client.clone()));
+        let mut life = desk.life();
+        let kubelet = start_kubelet(&node.path("remote"), &desk, client.clone(), client).await;
+        let mut events = remote.client.get_container_events(v1::GetEventsRequest::default()).await.unwrap();
+        let deaf = remote.deafen().await;
+        while events.next().await.is_some_and(|event| event.is_ok()) {}
+        // Who asks again waits here.
+        let _asking = tokio::time::timeout(LIMIT, deaf.accept()).await.unwrap().unwrap();
+        stopped(&kubelet).await;
+        drop((kubelet, desk));
+        let _ = tokio::time::timeout(LIMIT, life.changed()).await.expect("somebody still works for the kubelet");
+        node
+    });
+}
+
+fn a_start_that_is_given_up_leaves_nobody_at_work() {
+    on_a_node(|node| async {
+        let client = Arc::new(cri::Client::new(&node.path("nobody.sock")).unwrap());
+        let desk = Arc::new(Desk::new());
+        let mut life = desk.life();
+        let dir = node.path("remote");
+        let start = start_kubelet(&dir, &desk, client.clone(), client);
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, start).await.is_err());
+        drop(desk);
+        let _ = tokio::time::timeout(LIMIT, life.changed()).await.expect("somebody still works for the kubelet");
+        node
+    });
+}
