@@ -7,6 +7,7 @@
 mod access;
 pub mod certificates;
 mod identity;
+mod review;
 
 use std::convert::Infallible;
 use std::io;

@@ -1,0 +1,333 @@
+//! The node's place in its cluster: it registers, keeps its lease, and reports its status.
+//!
+//! ```text
+//! register ─► lease   every quarter of its duration
+//!         └─► status  when something has changed, looked at every 10 s; or when the last report is 5 min old
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::api::{Api, ApiError, NodeLease, Patch};
+use cluster::{Key, Store};
+use cri::service::{ImageService, RuntimeService};
+use cri::v1;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::describe::{self, Handler, NodeConfig, Observed};
+use super::machine::Machine;
+use super::pressure::{Pressures, Signals};
+
+/// Between two tries while the API server does not answer: doubled each time, up to upstream's maximum.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(7);
+
+/// What a membership works with.
+#[derive(Clone)]
+pub struct Parts {
+    /// What the operator says about the node.
+    pub config: NodeConfig,
+    /// The machine.
+    pub machine: Machine,
+    /// Requests of the node.
+    pub api: Api,
+    /// Renewals, which wait behind nothing.
+    pub heartbeats: Api,
+    /// Where the node's own object is seen.
+    pub store: Store,
+    /// Whether pods can run.
+    pub runtime: Arc<dyn RuntimeService>,
+    /// What the node lists.
+    pub images: Arc<dyn ImageService>,
+    /// The kubelet's files: `nodefs`.
+    pub root: PathBuf,
+    /// Images: `imagefs`.
+    pub image_root: PathBuf,
+    /// How often the status is looked at.
+    pub update_every: Duration,
+    /// How often it is reported though nothing has changed.
+    pub report_every: Duration,
+    /// How long the lease holds.
+    pub lease_s: i32,
+}
+
+/// A node that is a member of its cluster. Dropping it ends its tasks.
+#[derive(Debug)]
+pub struct Membership {
+    tasks: JoinSet<()>,
+    look: watch::Sender<()>,
+}
+
+impl Membership {
+    /// Keeps the lease and reports the status from now on, of a node that has been registered.
+    pub fn start(parts: Parts) -> Self {
+        let look = watch::Sender::new(());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keep_lease(parts.clone()));
+        let reporter = Reporter { parts, pressures: Pressures::default(), published: None };
+        tasks.spawn(reporter.run(look.subscribe()));
+        Self { tasks, look }
+    }
+
+    /// Looks at the status now: something has changed that need not wait for the timer.
+    pub fn look(&self) {
+        self.look.send_replace(());
+    }
+
+    /// Ends: the lease runs out, and the cluster sees that the node is gone.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Makes the Node object, or mends the labels of the one that is there; tries until the API server takes it or `stop`.
+/// Returns the node as the server has it, none if it was stopped.
+pub async fn register(parts: &Parts, stop: &CancellationToken) -> Option<Node> {
+    let mut pause = RETRY_FIRST;
+    loop {
+        let failure = match try_to_register(parts).await {
+            Ok(node) => return Some(node),
+            Err(error) => error,
+        };
+        tracing::warn!(node = parts.config.name, error = %failure, "the node cannot be registered; trying again");
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+async fn try_to_register(parts: &Parts) -> Result<Node, ApiError> {
+    let starting = Some("the kubelet is starting".to_owned());
+    let observed = observe(parts, Pressures::default(), starting).await;
+    let own = describe::node(&parts.config, &parts.machine, &observed);
+    match parts.api.create(&own).await {
+        Err(ApiError::AlreadyExists { .. }) => {}
+        created => return created,
+    }
+    let key = Key::cluster(&parts.config.name);
+    let there: Node = parts.api.get(&key).await?;
+    match missing_labels(&own, &there) {
+        None => Ok(there),
+        Some(labels) => parts.api.patch(&key, &Patch::merge(json!({"metadata": {"labels": labels}}))).await,
+    }
+}
+
+/// Labels that a node which is there lacks, or has with another value. Only those that upstream mends: what the operator
+/// chose is set when the node is born, and may have been changed since.
+fn missing_labels(own: &Node, there: &Node) -> Option<Value> {
+    const MENDED: [&str; 10] = [
+        "kubernetes.io/hostname",
+        "kubernetes.io/os",
+        "kubernetes.io/arch",
+        "beta.kubernetes.io/os",
+        "beta.kubernetes.io/arch",
+        "topology.kubernetes.io/zone",
+        "topology.kubernetes.io/region",
+        "failure-domain.beta.kubernetes.io/zone",
+        "failure-domain.beta.kubernetes.io/region",
+        "node.kubernetes.io/instance-type",
+    ];
+    let known = there.metadata.labels.clone().unwrap_or_default();
+    let own = own.metadata.labels.iter().flatten();
+    let missing: serde_json::Map<String, Value> = own
+        .filter(|(name, value)| MENDED.contains(&name.as_str()) && known.get(*name) != Some(*value))
+        .map(|(name, value)| (name.clone(), Value::from(value.as_str())))
+        .collect();
+    (!missing.is_empty()).then_some(Value::Object(missing))
+}
+
+/// Renews the lease for ever. What fails is told once, and that it works again.
+async fn keep_lease(parts: Parts) {
+    let mut lease = NodeLease::new(parts.heartbeats.clone(), &parts.config.name, parts.lease_s);
+    let every = Duration::from_secs(u64::try_from(parts.lease_s).unwrap_or(40).max(4)) / 4;
+    let (mut pause, mut failing) = (RETRY_FIRST, false);
+    loop {
+        let owner = owner(&parts);
+        match lease.renew(Timestamp::now(), owner.as_ref()).await {
+            Ok(()) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!(node = parts.config.name, "the lease is renewed again");
+                }
+                pause = RETRY_FIRST;
+                tokio::time::sleep(every).await;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(node = parts.config.name, %error, "the lease cannot be renewed; trying again");
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+/// The Node, as the owner of its lease.
+fn owner(parts: &Parts) -> Option<OwnerReference> {
+    let node = parts.store.nodes().get(&Key::cluster(&parts.config.name))?;
+    Some(OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: parts.config.name.clone(),
+        uid: node.metadata.uid.clone()?,
+        ..OwnerReference::default()
+    })
+}
+
+/// Reports the node's status.
+struct Reporter {
+    parts: Parts,
+    pressures: Pressures,
+    /// The last status that the server has taken, and when.
+    published: Option<(NodeStatus, Instant)>,
+}
+
+impl Reporter {
+    async fn run(mut self, mut look: watch::Receiver<()>) {
+        // Upstream's period: what the machine has left, no event tells.
+        let mut timer = tokio::time::interval(self.parts.update_every);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if let Err(error) = self.report().await {
+                tracing::warn!(node = self.parts.config.name, %error, "the node's status was not taken");
+            }
+            tokio::select! {
+                _ = timer.tick() => {}
+                changed = look.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Publishes the status if it has changed, or if the last report is old.
+    async fn report(&mut self) -> Result<(), ApiError> {
+        let signals = Signals::measure(&self.parts.root, &self.parts.image_root);
+        self.pressures = self.pressures.after(&signals, &self.parts.config.thresholds, Timestamp::now());
+        let observed = observe(&self.parts, self.pressures, None).await;
+        let known = self.known();
+        let status = describe::status(&self.parts.config, &self.parts.machine, &observed, known.as_ref());
+        if let Some((published, when)) = &self.published
+            && !describe::differs(published, &status)
+            && when.elapsed() < self.parts.report_every
+        {
+            return Ok(());
+        }
+        let key = Key::cluster(&self.parts.config.name);
+        self.parts.api.patch::<Node>(&key, &Patch::strategic(change(&status, known.as_ref())).status()).await?;
+        self.published = Some((status, Instant::now()));
+        Ok(())
+    }
+
+    /// What was published last: by this daemon, or by the one before it.
+    fn known(&self) -> Option<NodeStatus> {
+        let own = self.published.as_ref().map(|(status, _)| status.clone());
+        own.or_else(|| self.parts.store.nodes().get(&Key::cluster(&self.parts.config.name))?.status.clone())
+    }
+}
+
+/// The patch from `before` to `status`. Conditions are merged by their type, so those of others stay; addresses are
+/// replaced, as two of them may have one type; resources that are gone are removed.
+fn change(status: &NodeStatus, before: Option<&NodeStatus>) -> Value {
+    let mut fields = serde_json::to_value(status).unwrap_or_default();
+    if let Some(addresses) = fields["addresses"].as_array_mut() {
+        addresses.push(json!({"$patch": "replace"}));
+    }
+    for (name, now, old) in [
+        ("capacity", &status.capacity, before.and_then(|before| before.capacity.as_ref())),
+        ("allocatable", &status.allocatable, before.and_then(|before| before.allocatable.as_ref())),
+    ] {
+        // Extended resources are others': device plugins and whoever patched the node.
+        let gone = old.into_iter().flatten().map(|(resource, _)| resource).filter(|resource| {
+            resource.starts_with("hugepages-") && !now.as_ref().is_some_and(|now| now.contains_key(*resource))
+        });
+        gone.for_each(|resource| fields[name][resource] = Value::Null);
+    }
+    json!({"status": fields})
+}
+
+/// Asks runtime and images. `not_ready` is a reason that is known before they are asked.
+async fn observe(parts: &Parts, pressures: Pressures, not_ready: Option<String>) -> Observed {
+    let status = parts.runtime.status(v1::StatusRequest::default()).await;
+    let images = parts.images.list_images(v1::ListImagesRequest::default()).await;
+    let images = images.map(|listed| listed.images).unwrap_or_default();
+    let name = |image: v1::Image| (image.repo_digests.into_iter().chain(image.repo_tags).collect(), image.size);
+    let (trouble, handlers, policy) = match status {
+        Ok(status) => {
+            let policy = status.features.as_ref().is_some_and(|features| features.supplemental_groups_policy);
+            (trouble(&status), status.runtime_handlers.iter().map(handler).collect(), policy)
+        }
+        Err(error) => (Some(format!("the container runtime does not answer: {error}")), Vec::new(), false),
+    };
+    Observed {
+        now: Timestamp::now(),
+        pressures,
+        not_ready: not_ready.or(trouble),
+        images: images.into_iter().map(name).collect(),
+        handlers,
+        supplemental_groups_policy: policy,
+    }
+}
+
+/// What the runtime says against running pods.
+fn trouble(status: &v1::StatusResponse) -> Option<String> {
+    let conditions = status.status.iter().flat_map(|status| &status.conditions);
+    let bad: Vec<String> = conditions
+        .filter(|condition| !condition.status)
+        .map(|condition| format!("{}: {} {}", condition.r#type, condition.reason, condition.message))
+        .collect();
+    (!bad.is_empty()).then(|| bad.join("; "))
+}
+
+fn handler(handler: &v1::RuntimeHandler) -> Handler {
+    let features = handler.features.clone().unwrap_or_default();
+    Handler {
+        name: handler.name.clone(),
+        recursive_read_only_mounts: features.recursive_read_only_mounts,
+        user_namespaces: features.user_namespaces,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::NodeAddress;
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+    use super::*;
+
+    #[test]
+    fn labels_are_mended_and_others_stay() {
+        let node = |labels: Value| -> Node { serde_json::from_value(json!({"metadata": {"labels": labels}})).unwrap() };
+        let own = node(json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "disk": "ssd"}));
+        let there =
+            node(json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64", "disk": "hdd", "other": "x"}));
+        assert_eq!(missing_labels(&own, &there), Some(json!({"kubernetes.io/arch": "amd64"})));
+        assert_eq!(missing_labels(&own, &own), None);
+    }
+
+    #[test]
+    fn addresses_are_replaced_and_sizes_that_are_gone_are_removed() {
+        let quantity = |name: &str| (name.to_owned(), Quantity("1".into()));
+        let capacity = |names: &[&str]| Some(names.iter().map(|name| quantity(name)).collect());
+        let before =
+            NodeStatus { capacity: capacity(&["cpu", "hugepages-1Gi", "example.com/gpu"]), ..Default::default() };
+        let status = NodeStatus {
+            capacity: capacity(&["cpu"]),
+            addresses: Some(vec![NodeAddress { type_: "InternalIP".into(), address: "192.0.2.1".into() }]),
+            ..NodeStatus::default()
+        };
+        let expected = json!({"status": {
+            "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}, {"$patch": "replace"}],
+            "capacity": {"cpu": "1", "hugepages-1Gi": null},
+        }});
+        assert_eq!(change(&status, Some(&before)), expected);
+    }
+}
