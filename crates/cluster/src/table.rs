@@ -134,6 +134,13 @@ impl<T: Object> Table<T> {
         self.lock().put(key, object, &self.shared.version)
     }
 
+    /// Stores an object as somebody else keeps it, with the `resourceVersion` that it has there. An object that equals the
+    /// stored one wakes nobody. Returns what the table holds now.
+    pub fn mirror(&self, object: T) -> Arc<T> {
+        let key = Key::of(object.metadata());
+        self.lock().mirror(key, object, &self.shared.version)
+    }
+
     /// Changes an object in place, atomically; `None` when there is no such object. `change` must not rename it.
     pub fn update(&self, key: &Key, change: impl FnOnce(&mut T)) -> Option<Arc<T>> {
         let mut content = self.lock();
@@ -176,6 +183,18 @@ impl<T: Object> Content<T> {
             }
         }
         object.metadata_mut().resource_version = Some(version.tick().to_string());
+        self.insert(key, object)
+    }
+
+    fn mirror(&mut self, key: Key, object: T, version: &Clock) -> Arc<T> {
+        if let Some(old) = self.objects.get(&key).filter(|old| ***old == object) {
+            return old.clone();
+        }
+        version.tick();
+        self.insert(key, object)
+    }
+
+    fn insert(&mut self, key: Key, object: T) -> Arc<T> {
         let object = Arc::new(object);
         self.objects.insert(key.clone(), object.clone());
         self.mark_dirty(&key);
@@ -304,6 +323,21 @@ mod tests {
         let again = table.put(config_map("a", 1));
         assert!(Arc::ptr_eq(&first, &again));
         assert!(watch.try_next().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_mirrored_object_keeps_its_version() {
+        let table = table();
+        let mut object = config_map("a", 1);
+        object.metadata.resource_version = Some("77".into());
+        table.mirror(object.clone());
+        let mut watch = table.watch();
+        assert_eq!(watch.next().await.object.unwrap().metadata.resource_version.as_deref(), Some("77"));
+        table.mirror(object.clone());
+        assert!(watch.try_next().is_none());
+        object.metadata.resource_version = Some("78".into());
+        table.mirror(object);
+        assert!(watch.try_next().is_some());
     }
 
     #[tokio::test]

@@ -119,11 +119,9 @@ impl Api {
         self.shared.watches.retire_all();
     }
 
-    /// Returns when a server that could not be reached answers again: for who waits to try again. Cancel-safe.
-    pub(super) async fn returned(&self) {
-        let mut returns = self.shared.returns.subscribe();
-        // The sender lives as long as self.
-        let _ = returns.changed().await;
+    /// Changes when a server that could not be reached answers again: for who waits to try again.
+    pub(super) fn returns(&self) -> watch::Receiver<u64> {
+        self.shared.returns.subscribe()
     }
 
     /// Sends a request and reads the whole answer. Waits and repeats it when the server asks for that.
@@ -240,13 +238,20 @@ impl Api {
         request
     }
 
-    /// Notes whether there is a server, and tells those who wait for one.
+    /// Notes whether there is a server, tells the operator, and those who wait for one.
     fn note(&self, sent: &Result<Answer, ApiError>) {
-        let is_away = matches!(sent, Err(ApiError::Unreachable { .. } | ApiError::Lost { .. }));
+        let is_away = matches!(sent, Err(ApiError::Unreachable { .. }));
         let was_away =
             std::mem::replace(&mut *self.shared.is_away.lock().unwrap_or_else(PoisonError::into_inner), is_away);
-        if was_away && !is_away {
-            self.shared.returns.send_modify(|count| *count += 1);
+        match sent {
+            Err(error) if is_away && !was_away => {
+                tracing::warn!(%error, "no API server; trying again until it is back")
+            }
+            _ if was_away && !is_away => {
+                tracing::info!(server = %self.shared.config.server, "the API server is back");
+                self.shared.returns.send_modify(|count| *count += 1);
+            }
+            _ => {}
         }
     }
 }

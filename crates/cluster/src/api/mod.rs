@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! kubeconfig ─► Config ─► Api ─┬─ verbs: get, create, replace, patch, delete, reviews, tokens
-//!                              └─ NodeLease
+//!                              ├─ NodeLease
+//!                              └─ follow: list and watch of a kind ─► Table
 //! ```
 //!
 //! Transport is our own on hyper: one connection of HTTP/2 carries what a node follows, one watch for each Secret and
@@ -14,6 +15,7 @@ mod config;
 mod connection;
 mod error;
 mod exec;
+mod follow;
 mod identity;
 mod kubeconfig;
 mod lease;
@@ -26,6 +28,7 @@ pub use client::Api;
 pub use config::{Bearer, Config, ConfigError, Identity, Pem, Rate, Secret, Server, Trust};
 pub use error::ApiError;
 pub use exec::{ExecError, ExecPlugin};
+pub use follow::{Following, Progress, Selection, Sink, follow};
 pub use lease::NodeLease;
 pub use proxy::Proxy;
 pub use verbs::{Deletion, Kind, Patch};
