@@ -140,7 +140,7 @@ pub(crate) async fn start_kubelet(
     images: Arc<dyn ImageService>,
 ) -> Kubelet {
     let paths = Paths { root: dir.join("kubelet"), logs: dir.join("logs") };
-    let node = NodeFacts::of_machine("n", Vec::new());
+    let node = NodeFacts { name: "n".to_owned(), memory_bytes: 1 << 30, ..NodeFacts::default() };
     let groups = Tree::new(sys::cgroup::Hierarchy::detect().unwrap(), None);
     groups.ensure_roots(1000, None).unwrap();
     let volumes = VolumesConfig { paths: paths.clone(), node: node.clone(), recursive_read_only: true };
