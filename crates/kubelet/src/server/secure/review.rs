@@ -12,7 +12,7 @@ use super::{Access, Authority, AuthorityError, User};
 #[async_trait]
 impl Authority for Api {
     async fn user_of(&self, token: &str) -> Result<Option<User>, AuthorityError> {
-        let spec = TokenReviewSpec { token: Some(token.to_owned()), ..TokenReviewSpec::default() };
+        let spec = TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() };
         let review = TokenReview { spec, ..TokenReview::default() };
         let review = self.review_token(&review).await.map_err(|error| AuthorityError(error.to_string()))?;
         let status = review.status.unwrap_or_default();
