@@ -22,6 +22,6 @@ mod table;
 pub use controllers::service::Range;
 pub use k8s_openapi;
 pub use key::Key;
-pub use source::{EventKind, Source, SourceError, event_about};
+pub use source::{EventKind, Source, SourceError, Token, event_about};
 pub use store::Store;
 pub use table::{Change, Object, Table, Watch};

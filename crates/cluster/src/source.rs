@@ -2,10 +2,12 @@
 
 use async_trait::async_trait;
 use k8s_openapi::Metadata;
+use k8s_openapi::api::authentication::v1::TokenRequestSpec;
 use k8s_openapi::api::core::v1::{Event, NodeStatus, ObjectReference, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 
-use crate::Store;
+use crate::{Key, Store};
 
 /// Gives the desired state and takes the observed one: a manifests directory, or later a kube-apiserver.
 #[async_trait]
@@ -40,9 +42,27 @@ pub trait Source: Send + Sync {
     /// Publishes the status of this node.
     async fn update_node_status(&self, name: &str, status: NodeStatus) -> Result<(), SourceError>;
 
+    /// A token of a service account.
+    ///
+    /// # Errors
+    /// The source makes none, or not for this account.
+    async fn request_token(&self, account: &Key, _spec: TokenRequestSpec) -> Result<Token, SourceError> {
+        let action = format!("the token of service account {account}");
+        Err(SourceError::Refused { action, source: "tokens come from an API server, and this node has none".into() })
+    }
+
     /// Records an event. Never fails and never waits: events are best effort. `count`, the timestamps and the name are
     /// the source's business; the caller fills `involvedObject`, `type`, `reason`, `message` and `source` (see [`event_about`]).
     fn event(&self, event: Event);
+}
+
+/// A token of a service account.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// What its bearer shows.
+    pub text: String,
+    /// When it ends.
+    pub ends: Timestamp,
 }
 
 /// Why a source did not take what it was given.

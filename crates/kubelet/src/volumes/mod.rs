@@ -15,6 +15,7 @@ mod place;
 mod plan;
 mod remove;
 mod subpath;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -33,6 +34,7 @@ use crate::paths::Paths;
 
 pub use plan::image_volumes;
 use plan::{Content, Kind};
+use tokens::{Issued, Tokens};
 
 /// What the volumes of a node need to know.
 #[derive(Debug, Clone)]
@@ -104,6 +106,12 @@ pub enum Cause {
         /// The reason.
         source: io::Error,
     },
+    /// A token of the pod's service account.
+    #[error("{reason}: {}", std::error::Error::source(reason).map(ToString::to_string).unwrap_or_default())]
+    Token {
+        /// Why there is none.
+        reason: cluster::SourceError,
+    },
     /// The kernel refused.
     #[error(transparent)]
     System(#[from] sys::Error),
@@ -142,6 +150,7 @@ pub struct PodVolumes {
 pub struct Volumes {
     config: VolumesConfig,
     source: Arc<dyn Source>,
+    tokens: Tokens,
     /// Guards the pods whose volumes are up, by uid. Never held over `.await`.
     pods: Mutex<HashMap<String, Registered>>,
     /// Keeps volumes up to date; ends with this value.
@@ -161,6 +170,8 @@ struct Registered {
 enum Changed {
     Object(Content, Key),
     Pod(Arc<Pod>),
+    /// Some tokens are due.
+    Tokens,
 }
 
 impl Volumes {
@@ -168,7 +179,8 @@ impl Volumes {
     /// called inside a tokio runtime.
     pub fn new(config: VolumesConfig, source: Arc<dyn Source>) -> Arc<Self> {
         let store = source.store().clone();
-        let volumes = Arc::new(Self { config, source, pods: Mutex::default(), refresher: Mutex::default() });
+        let tokens = Tokens::new(source.clone());
+        let volumes = Arc::new(Self { config, source, tokens, pods: Mutex::default(), refresher: Mutex::default() });
         let task = tokio::spawn(keep_fresh(Arc::downgrade(&volumes), store));
         *volumes.refresher.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         volumes
@@ -181,9 +193,10 @@ impl Volumes {
     pub async fn set_up(&self, pod: &Pod) -> Result<PodVolumes, VolumeError> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let pod = Arc::new(pod.clone());
+        let tokens = self.tokens.issue(&pod).await.map_err(|error| no_token(&pod, error))?;
         let guard = self.register(&uid, &pod).lock_owned().await;
         let (config, store) = (self.config.clone(), self.source.store().clone());
-        let volumes = blocking(guard, move || set_up(&config, &store, &pod)).await?;
+        let volumes = blocking(guard, move || set_up(&config, &store, &pod, &tokens)).await?;
         if let Some(registered) = self.lock().get_mut(&uid) {
             registered.is_up = true;
         }
@@ -209,6 +222,7 @@ impl Volumes {
         let dir = self.config.paths.pod(uid);
         blocking(guard, move || remove::pod(&dir)).await?;
         self.lock().remove(uid);
+        self.tokens.forget(uid);
         Ok(())
     }
 
@@ -237,6 +251,9 @@ impl Volumes {
 
     /// The pods whose volumes are up and may show what changed.
     fn affected(&self, change: &Changed) -> Vec<String> {
+        if matches!(change, Changed::Tokens) {
+            return self.tokens.take_due();
+        }
         let mut pods = self.lock();
         if let Changed::Pod(pod) = change {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -246,6 +263,7 @@ impl Volumes {
         let is_affected = |registered: &Registered| match change {
             Changed::Object(content, key) => plan::uses(&registered.pod, *content, key),
             Changed::Pod(pod) => registered.pod.metadata.uid == pod.metadata.uid,
+            Changed::Tokens => false,
         };
         let affected = pods.iter().filter(|(_, registered)| registered.is_up && is_affected(registered));
         affected.map(|(uid, _)| uid.clone()).collect()
@@ -254,11 +272,18 @@ impl Volumes {
     /// Writes the volumes of a pod whose content comes from the store again; what did not change stays untouched.
     async fn refresh(self: Arc<Self>, uid: String) {
         let Some(registered) = self.lock().get(&uid).cloned() else { return };
+        let tokens = match self.tokens.issue(&registered.pod).await {
+            Ok(tokens) => tokens,
+            Err(error) => {
+                tracing::warn!(uid, %error, "cannot refresh a volume");
+                return;
+            }
+        };
         let guard = registered.lock.lock_owned().await;
         // It may have changed, or ended, while we waited.
         let Some(Registered { pod, is_up: true, .. }) = self.lock().get(&uid).cloned() else { return };
         let (config, store) = (self.config.clone(), self.source.store().clone());
-        if let Err(error) = blocking(guard, move || refresh(&config, &store, &pod)).await {
+        if let Err(error) = blocking(guard, move || refresh(&config, &store, &pod, &tokens)).await {
             // The old content stays; it is written when the object changes again.
             tracing::warn!(uid, %error, "cannot refresh a volume");
         }
@@ -271,6 +296,17 @@ impl Drop for Volumes {
             task.abort();
         }
     }
+}
+
+/// The volume that shows the token which there is none of.
+fn no_token(pod: &Pod, reason: cluster::SourceError) -> VolumeError {
+    let volumes = pod::spec::of(pod).volumes.iter().flatten();
+    let shows = |volume: &&k8s_openapi::api::core::v1::Volume| {
+        let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        sources.filter_map(|source| source.service_account_token.as_ref()).count() > 0
+    };
+    let volume = volumes.into_iter().find(shows).map(|volume| volume.name.clone()).unwrap_or_default();
+    VolumeError { volume, cause: Cause::Token { reason } }
 }
 
 /// Runs `work` on a blocking thread, holding the pod's lock until it has ended, even when nobody waits any more.
@@ -299,6 +335,7 @@ async fn keep_fresh(volumes: Weak<Volumes>, store: Store) {
                 Some(pod) => Changed::Pod(pod),
                 None => continue,
             },
+            () = token_due(&volumes) => Changed::Tokens,
             Some(_) = running.join_next() => continue,
         };
         let Some(volumes) = volumes.upgrade() else { return };
@@ -308,8 +345,21 @@ async fn keep_fresh(volumes: Weak<Volumes>, store: Store) {
     }
 }
 
+/// Returns when a token is due. Tokens that come later are seen when something changes, which they do themselves.
+async fn token_due(volumes: &Weak<Volumes>) {
+    match volumes.upgrade().and_then(|volumes| volumes.tokens.next_due()) {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Makes every used volume. Runs on a blocking thread.
-fn set_up(config: &VolumesConfig, store: &Store, pod: &Pod) -> Result<BTreeMap<String, Ready>, VolumeError> {
+fn set_up(
+    config: &VolumesConfig,
+    store: &Store,
+    pod: &Pod,
+    tokens: &Issued,
+) -> Result<BTreeMap<String, Ready>, VolumeError> {
     let used = plan::used(pod);
     let missing = used.iter().find(|name| !pod::spec::of(pod).volumes.iter().flatten().any(|one| one.name == **name));
     if let Some(name) = missing {
@@ -319,7 +369,7 @@ fn set_up(config: &VolumesConfig, store: &Store, pod: &Pod) -> Result<BTreeMap<S
     let volumes = pod::spec::of(pod).volumes.iter().flatten().filter(|volume| used.contains(volume.name.as_str()));
     let made = volumes.map(|volume| {
         let kind = plan::kind(volume, pod, store);
-        let ready = kind.and_then(|kind| make(config, store, pod, &volume.name, &kind));
+        let ready = kind.and_then(|kind| make(config, store, pod, &volume.name, &kind, tokens));
         match ready {
             Ok(ready) => Ok((volume.name.clone(), ready)),
             Err(cause) => Err(VolumeError { volume: volume.name.clone(), cause }),
@@ -328,7 +378,14 @@ fn set_up(config: &VolumesConfig, store: &Store, pod: &Pod) -> Result<BTreeMap<S
     made.collect()
 }
 
-fn make(config: &VolumesConfig, store: &Store, pod: &Pod, name: &str, kind: &Kind<'_>) -> Result<Ready, Cause> {
+fn make(
+    config: &VolumesConfig,
+    store: &Store,
+    pod: &Pod,
+    name: &str,
+    kind: &Kind<'_>,
+    tokens: &Issued,
+) -> Result<Ready, Cause> {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let group = place::FsGroup::of(pod);
     let dir = |plugin| config.paths.volume(uid, plugin, name);
@@ -348,7 +405,7 @@ fn make(config: &VolumesConfig, store: &Store, pod: &Pod, name: &str, kind: &Kin
         }
         Kind::Content { plugin, in_memory } => {
             let path = dir(plugin);
-            let files = payload::of(pod, name, store, &config.node)?;
+            let files = payload::of(pod, name, store, &config.node, tokens)?;
             place::content_dir(&path, *in_memory)?;
             place::nested_mountpoints(&path, name, pod)?;
             atomic::write(&path, &files, |_| Ok(()))?;
@@ -360,12 +417,12 @@ fn make(config: &VolumesConfig, store: &Store, pod: &Pod, name: &str, kind: &Kin
 }
 
 /// Writes the volumes with content again. Runs on a blocking thread.
-fn refresh(config: &VolumesConfig, store: &Store, pod: &Pod) -> Result<(), VolumeError> {
+fn refresh(config: &VolumesConfig, store: &Store, pod: &Pod, tokens: &Issued) -> Result<(), VolumeError> {
     let used = plan::used(pod);
     for volume in pod::spec::of(pod).volumes.iter().flatten().filter(|volume| used.contains(volume.name.as_str())) {
         let rewrite = || {
             let Kind::Content { plugin, .. } = plan::kind(volume, pod, store)? else { return Ok(()) };
-            let files = payload::of(pod, &volume.name, store, &config.node)?;
+            let files = payload::of(pod, &volume.name, store, &config.node, tokens)?;
             let path = config.paths.volume(pod.metadata.uid.as_deref().unwrap_or_default(), plugin, &volume.name);
             let group = place::FsGroup::of(pod);
             atomic::write(&path, &files, |new| group.apply(new, place::Writable::No)).map(drop)

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 use cluster::{Key, Store};
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, Pod, ServiceAccountTokenProjection, VolumeProjection,
+};
 
 use super::Cause;
+use super::tokens::{Issued, Wanted};
 use crate::facts::{self, NodeFacts};
 
 /// A file.
@@ -27,8 +30,8 @@ const DEFAULT_MODE: i32 = 0o644;
 ///
 /// # Errors
 /// What is missing, and what is no path.
-pub(super) fn of(pod: &Pod, name: &str, store: &Store, node: &NodeFacts) -> Result<Files, Cause> {
-    let maker = Maker { pod, store, node };
+pub(super) fn of(pod: &Pod, name: &str, store: &Store, node: &NodeFacts, tokens: &Issued) -> Result<Files, Cause> {
+    let maker = Maker { pod, store, node, tokens };
     let volume = pod::spec::of(pod).volumes.iter().flatten().find(|volume| volume.name == name);
     let Some(volume) = volume else { return Ok(Files::new()) };
     let mode = |mode: Option<i32>| mode.unwrap_or(DEFAULT_MODE);
@@ -62,6 +65,7 @@ struct Maker<'a> {
     pod: &'a Pod,
     store: &'a Store,
     node: &'a NodeFacts,
+    tokens: &'a Issued,
 }
 
 impl Maker<'_> {
@@ -128,13 +132,14 @@ impl Maker<'_> {
         if let Some(source) = &source.downward_api {
             return self.downward(source.items.as_deref().unwrap_or_default(), mode);
         }
+        if let Some(source) = &source.service_account_token {
+            return self.token(source, mode);
+        }
         let optional = source.cluster_trust_bundle.as_ref().is_some_and(|bundle| bundle.optional == Some(true));
         if optional {
             return Ok(Files::new());
         }
-        let what = if source.service_account_token.is_some() {
-            "serviceAccountToken"
-        } else if source.cluster_trust_bundle.is_some() {
+        let what = if source.cluster_trust_bundle.is_some() {
             "clusterTrustBundle"
         } else if source.pod_certificate.is_some() {
             "podCertificate"
@@ -142,8 +147,21 @@ impl Maker<'_> {
             return Ok(Files::new());
         };
         Err(Cause::Unsupported(format!(
-            "projected source {what} needs an API server to issue it, and this node runs without one; remove the source"
+            "projected source {what} is not supported by this node yet; remove the source, or mark it optional where that is possible"
         )))
+    }
+}
+
+impl Maker<'_> {
+    /// Readable by its owner alone where the volume gets an owning group, as upstream has it.
+    fn token(&self, source: &ServiceAccountTokenProjection, mode: i32) -> Result<Files, Cause> {
+        const PRIVATE: i32 = 0o600;
+        let security = pod::spec::of(self.pod).security_context.as_ref();
+        let has_group = security.is_some_and(|security| security.fs_group.is_some());
+        let token = self.tokens.get(&Wanted::of(source));
+        let token = token.ok_or_else(|| Cause::Invalid("the pod's volumes have changed".to_owned()))?;
+        let file = File { data: token.clone().into_bytes(), mode: bits(if has_group { PRIVATE } else { mode }) };
+        Ok([(source.path.clone(), file)].into())
     }
 }
 
@@ -204,7 +222,9 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "shop", "labels": {"x": "y"}},
             "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "2"}}}], "volumes": [volume]}}))
             .unwrap();
-        let files = of(&pod, "v", &store, &NodeFacts::default()).map_err(|cause| cause.to_string())?;
+        let vault = Wanted { audience: Some("vault".to_owned()), seconds: 600 };
+        let tokens = Issued::from([(vault, "a-token".to_owned())]);
+        let files = of(&pod, "v", &store, &NodeFacts::default(), &tokens).map_err(|cause| cause.to_string())?;
         let shown = |(path, file): (String, File)| (path, String::from_utf8_lossy(&file.data).into_owned(), file.mode);
         Ok(files.into_iter().map(shown).collect())
     }
@@ -230,6 +250,13 @@ mod tests {
     }
 
     #[test]
+    fn tokens() {
+        let token = json!({"serviceAccountToken": {"path": "token", "audience": "vault", "expirationSeconds": 600}});
+        let shown = files(json!({"projected": {"defaultMode": 420, "sources": [token]}}));
+        assert_eq!(shown, Ok(vec![file("token", "a-token", 0o644)]));
+    }
+
+    #[test]
     fn failures() {
         let failure = |volume| files(volume).unwrap_err();
         assert_eq!(failure(json!({"configMap": {"name": "none"}})), "configmap \"none\" not found");
@@ -238,7 +265,8 @@ mod tests {
         assert!(failure(items("..data")).contains("must not begin"));
         let no_key = json!({"configMap": {"name": "cm", "items": [{"key": "z", "path": "z"}]}});
         assert_eq!(failure(no_key), "references non-existent config key: z");
-        let token = json!({"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}});
-        assert!(failure(token).contains("needs an API server"));
+        let certificate =
+            json!({"projected": {"sources": [{"podCertificate": {"signerName": "s", "keyType": "ED25519"}}]}});
+        assert!(failure(certificate).contains("podCertificate is not supported"));
     }
 }

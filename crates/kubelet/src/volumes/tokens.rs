@@ -1,0 +1,199 @@
+//! Tokens of service accounts, bound to their pods: asked for when a volume shows them, renewed before they end.
+//!
+//! They are nowhere but in memory and in the pods' volumes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cluster::{Key, Source, SourceError, Token};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequestSpec};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+/// What the API server gives if a pod says nothing (`expirationSeconds`).
+const DEFAULT_SECONDS: i64 = 3600;
+/// A token is renewed when a fifth of its time is left, and not older than this (upstream).
+const AGE_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// After a failure.
+const RETRY: SignedDuration = SignedDuration::from_secs(10);
+
+/// A token that a pod's volumes show.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Wanted {
+    /// Who it is for; none: the API server.
+    pub(super) audience: Option<String>,
+    /// How long it should hold.
+    pub(super) seconds: i64,
+}
+
+/// Tokens, as asked for.
+pub(super) type Issued = BTreeMap<Wanted, String>;
+
+/// The tokens of a node's pods.
+pub(super) struct Tokens {
+    source: Arc<dyn Source>,
+    /// By pod and wish. Never held over an await.
+    kept: Mutex<HashMap<(String, Wanted), Kept>>,
+}
+
+#[derive(Clone)]
+struct Kept {
+    token: String,
+    ends: Timestamp,
+    renew_at: Timestamp,
+    /// When somebody should see to it that it is renewed.
+    look_at: Timestamp,
+}
+
+/// The tokens that the volumes of a pod show.
+pub(super) fn wanted(pod: &Pod) -> BTreeSet<Wanted> {
+    let volumes = pod::spec::of(pod).volumes.iter().flatten();
+    let sources = volumes.filter_map(|volume| volume.projected.as_ref()).flat_map(|one| one.sources.iter().flatten());
+    sources.filter_map(|source| source.service_account_token.as_ref()).map(Wanted::of).collect()
+}
+
+impl Wanted {
+    pub(super) fn of(projection: &k8s_openapi::api::core::v1::ServiceAccountTokenProjection) -> Self {
+        Self {
+            audience: projection.audience.clone().filter(|audience| !audience.is_empty()),
+            seconds: projection.expiration_seconds.unwrap_or(DEFAULT_SECONDS),
+        }
+    }
+
+    fn request(&self, pod: &Pod) -> TokenRequestSpec {
+        TokenRequestSpec {
+            audiences: Some(self.audience.iter().cloned().collect()),
+            expiration_seconds: Some(self.seconds),
+            bound_object_ref: Some(BoundObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                name: pod.metadata.name.clone(),
+                uid: pod.metadata.uid.clone(),
+            }),
+            ..TokenRequestSpec::default()
+        }
+    }
+}
+
+impl Tokens {
+    pub(super) fn new(source: Arc<dyn Source>) -> Self {
+        Self { source, kept: Mutex::default() }
+    }
+
+    /// The tokens of a pod: those that are known, and new ones for those that are missing or due. One that cannot be
+    /// renewed is given as long as it holds.
+    ///
+    /// # Errors
+    /// A token that there is none of.
+    pub(super) async fn issue(&self, pod: &Pod) -> Result<Issued, SourceError> {
+        let mut issued = Issued::new();
+        for wanted in wanted(pod) {
+            let token = self.one(pod, &wanted).await?;
+            issued.insert(wanted, token);
+        }
+        Ok(issued)
+    }
+
+    async fn one(&self, pod: &Pod, wanted: &Wanted) -> Result<String, SourceError> {
+        let place = (pod.metadata.uid.clone().unwrap_or_default(), wanted.clone());
+        let known = self.lock().get(&place).cloned();
+        if let Some(known) = known.as_ref().filter(|known| Timestamp::now() < known.renew_at) {
+            return Ok(known.token.clone());
+        }
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let account = pod::spec::of(pod).service_account_name.as_deref().unwrap_or("default");
+        let asked = self.source.request_token(&Key::new(namespace, account), wanted.request(pod)).await;
+        let now = Timestamp::now();
+        match (asked, known) {
+            (Ok(issued), _) => {
+                let kept = kept(issued, now);
+                let token = kept.token.clone();
+                self.lock().insert(place, kept);
+                Ok(token)
+            }
+            (Err(error), Some(known)) if now < known.ends => {
+                tracing::warn!(uid = place.0, %error, "a token cannot be renewed; the old one holds until {}", known.ends);
+                let token = known.token.clone();
+                let renew_at = later(now, RETRY);
+                self.lock().insert(place, Kept { renew_at, look_at: renew_at, ..known });
+                Ok(token)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// How long until some token is due; none if there is none.
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        let first = self.lock().values().map(|kept| kept.look_at).min()?;
+        Some(first.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO))
+    }
+
+    /// The pods whose tokens are due. They are due again later, should nobody renew them.
+    pub(super) fn take_due(&self) -> Vec<String> {
+        let now = Timestamp::now();
+        let mut kept = self.lock();
+        let due = kept.iter_mut().filter(|(_, kept)| kept.look_at <= now);
+        let mut pods: Vec<String> = due
+            .map(|((uid, _), kept)| {
+                kept.look_at = later(now, RETRY);
+                uid.clone()
+            })
+            .collect();
+        pods.sort();
+        pods.dedup();
+        pods
+    }
+
+    /// The pod is gone.
+    pub(super) fn forget(&self, uid: &str) {
+        self.lock().retain(|(pod, _), _| pod != uid);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, Wanted), Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn kept(issued: Token, now: Timestamp) -> Kept {
+    let Token { text: token, ends } = issued;
+    let time = ends.duration_since(now);
+    let age = (time - time / 5).min(AGE_MAX);
+    let renew_at = later(now, age.max(RETRY));
+    Kept { token, ends, renew_at, look_at: renew_at }
+}
+
+fn later(now: Timestamp, by: SignedDuration) -> Timestamp {
+    now.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_wish_once() {
+        let token = |audience: &str, seconds: i64| json!({"serviceAccountToken": {"path": "t", "audience": audience, "expirationSeconds": seconds}});
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": [
+            {"name": "a", "projected": {"sources": [token("", 3607), token("vault", 600)]}},
+            {"name": "b", "projected": {"sources": [token("vault", 600), {"serviceAccountToken": {"path": "t"}}]}},
+        ]}}))
+        .unwrap();
+        let wanted: Vec<_> = wanted(&pod).into_iter().map(|one| (one.audience, one.seconds)).collect();
+        assert_eq!(wanted, [(None, 3600), (None, 3607), (Some("vault".to_owned()), 600)]);
+    }
+
+    #[test]
+    fn a_token_is_renewed_when_a_fifth_of_its_time_is_left() {
+        let now = Timestamp::UNIX_EPOCH;
+        let of = |seconds: i64| {
+            let ends = later(now, SignedDuration::from_secs(seconds));
+            kept(Token { text: "t".into(), ends }, now).renew_at.as_second()
+        };
+        assert_eq!((of(3600), of(600)), (2880, 480));
+        assert_eq!(of(10 * 24 * 3600), 24 * 3600, "never older than a day");
+        assert_eq!(of(1), 10, "never at once");
+    }
+}

@@ -1,0 +1,227 @@
+//! A node of a cluster: an agent whose desired state is an API server's.
+//!
+//! ```text
+//! register ─► pods' addresses ─► Base ─► source ─► Agent ─► membership (lease, status), kubelet API, health
+//! ```
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use async_trait::async_trait;
+use cluster::Source as _;
+use cluster::api::{Api, NodeSource, ServiceSource};
+use k8s_openapi::api::core::v1::Node;
+use kubelet::configuration::Authorization;
+use kubelet::hosts::ClusterDns;
+use kubelet::node::describe::NodeConfig;
+use kubelet::node::machine::Machine;
+use kubelet::node::membership::{self, Membership};
+use kubelet::server::health;
+use kubelet::server::secure::{self, SecureConfig, certificates};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::agent::{self, Agent};
+use super::base::{self, Base, Forked};
+use super::settings::{MemberSettings, Settings, parse_range};
+use super::{api, fsck, node_status};
+
+/// How long a cluster that gives addresses to its nodes may take for that.
+const ADDRESSES_WITHIN: Duration = Duration::from_secs(5);
+/// A renewal of the lease that takes longer is given up and tried again.
+const HEARTBEAT_WITHIN: Duration = Duration::from_secs(10);
+
+/// A member at work.
+pub(crate) struct Member {
+    agent: Agent,
+    /// Taken by the end.
+    membership: tokio::sync::Mutex<Option<Membership>>,
+    /// The kubelet's listeners; they end with it.
+    servers: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+impl Member {
+    /// Registers, adopts what runs, and starts everything. Waits for the API server as long as it takes.
+    pub(crate) async fn start(settings: &MemberSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
+        let api = Api::new(settings.api.clone())?;
+        let machine = Machine::read(&settings.node.layout.kubelet_root);
+        let node = node_config(settings)?;
+        let registered = match settings.configuration.register_node {
+            true => Some(membership::register(&api, &node, &machine).await),
+            false => None,
+        };
+        let chosen = addresses_of_pods(settings, &api, registered).await;
+        let base = Base::start(&chosen, base::network_config(&chosen), forked.zygote).await?;
+        let source = NodeSource::start(api.clone(), &settings.name);
+        source.store().synced().await;
+        let agent = Agent::start(agent_config(settings, &node, &machine)?, base, source).await?;
+        let heartbeats = Api::new(settings.api.clone().with_timeout(HEARTBEAT_WITHIN))?;
+        let membership = Membership::start(parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats));
+        let mut servers = JoinSet::new();
+        if settings.configuration.enable_server {
+            servers.spawn(kubelet_api(settings, &node, &agent, api).await?);
+        }
+        if let (address, port @ 1..) = settings.configuration.healthz {
+            servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
+        }
+        let (membership, servers) = (Some(membership).into(), servers.into());
+        Ok(Arc::new(Self { agent, membership, servers }))
+    }
+
+    /// Serves nobody any more; pods go on, and the next daemon takes them over.
+    pub(crate) async fn stop(&self) {
+        self.servers.lock().await.shutdown().await;
+        if let Some(membership) = self.membership.lock().await.take() {
+            membership.stop().await;
+        }
+        self.agent.stop().await;
+    }
+}
+
+#[async_trait]
+impl api::Node for Member {
+    fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    async fn fsck(&self) -> anyhow::Result<Vec<String>> {
+        fsck::of_running(&self.agent).await
+    }
+
+    async fn down(&self) -> anyhow::Result<()> {
+        bail!(
+            "this node belongs to a cluster, which decides about its pods: `kubectl drain` moves them away, and SIGTERM ends \
+             the daemon"
+        )
+    }
+}
+
+fn node_config(settings: &MemberSettings) -> anyhow::Result<NodeConfig> {
+    let configuration = &settings.configuration;
+    let mut addresses = settings.addresses.clone();
+    if addresses.is_empty() {
+        addresses.extend(node_status::address(None));
+    }
+    if addresses.is_empty() {
+        bail!("the machine has no default route, so it has no address of its own; name one by --node-ip");
+    }
+    Ok(NodeConfig {
+        addresses,
+        port: configuration.enable_server.then_some(configuration.port),
+        labels: settings.labels.clone(),
+        taints: configuration.register_with_taints.clone(),
+        provider_id: configuration.provider_id.clone(),
+        pods_max: configuration.max_pods,
+        reserved: configuration.reserved.clone(),
+        thresholds: configuration.thresholds,
+        ..node_status::alone(&settings.name, None)
+    })
+}
+
+/// The settings with the pods' addresses that the operator chose, or those that the cluster has given this node.
+async fn addresses_of_pods(settings: &MemberSettings, api: &Api, registered: Option<Node>) -> Settings {
+    let mut chosen = settings.node.clone();
+    let (Some(node), false) = (registered, settings.pods_chosen) else { return chosen };
+    let given = tokio::time::timeout(ADDRESSES_WITHIN, given_addresses(api, node)).await;
+    if let Ok(Some(range)) = given {
+        chosen.pods = range;
+    } else {
+        let pods = chosen.pods;
+        tracing::info!(%pods, "the cluster gives this node no addresses for pods (spec.podCIDR)");
+    }
+    chosen
+}
+
+/// `spec.podCIDR`, as soon as a controller has written it.
+async fn given_addresses(api: &Api, mut node: Node) -> Option<cluster::Range> {
+    const LOOK_EVERY: Duration = Duration::from_millis(100);
+    let key = cluster::Key::of(&node.metadata);
+    loop {
+        if let Some(text) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_deref()) {
+            return parse_range(text);
+        }
+        tokio::time::sleep(LOOK_EVERY).await; // For a few seconds of a node's life; a watch would cost more.
+        node = api.get(&key).await.ok()?;
+    }
+}
+
+fn agent_config(settings: &MemberSettings, node: &NodeConfig, machine: &Machine) -> anyhow::Result<agent::Config> {
+    let configuration = &settings.configuration;
+    let servers = configuration.cluster_dns.clone();
+    Ok(agent::Config {
+        layout: settings.node.layout.clone(),
+        facts: node_status::facts(node, machine),
+        dns: ClusterDns { servers, domain: configuration.cluster_domain.clone() },
+        proxy: settings.proxy_api.as_ref().map(|api| proxy(settings, api.clone())).transpose()?,
+    })
+}
+
+fn proxy(
+    settings: &MemberSettings,
+    api: cluster::api::Config,
+) -> anyhow::Result<(proxy::Config, Arc<dyn cluster::Source>)> {
+    let range = |range: cluster::Range| range.to_string().parse().into_iter().collect();
+    let config = proxy::Config {
+        table: settings.node.layout.service_table.clone(),
+        pod_cidrs: range(settings.node.pods),
+        service_cidrs: settings.services.map(range).unwrap_or_default(),
+        ..proxy::Config::new(&settings.name)
+    };
+    Ok((config, ServiceSource::start(Api::new(api)?, &settings.name)))
+}
+
+fn parts(
+    settings: &MemberSettings,
+    config: NodeConfig,
+    machine: Machine,
+    agent: &Agent,
+    api: Api,
+    heartbeats: Api,
+) -> membership::Parts {
+    let configuration = &settings.configuration;
+    membership::Parts {
+        config,
+        machine,
+        api,
+        heartbeats,
+        store: agent.store().clone(),
+        runtime: agent.base.runtime.clone(),
+        images: agent.base.image_service.clone(),
+        root: agent.layout.kubelet_root.clone(),
+        image_root: agent.layout.images(),
+        update_every: configuration.node_status_update_frequency,
+        report_every: configuration.node_status_report_frequency,
+        lease_s: configuration.node_lease_duration_s,
+    }
+}
+
+/// The kubelet's API on the network, ready to be served.
+async fn kubelet_api(
+    settings: &MemberSettings,
+    node: &NodeConfig,
+    agent: &Agent,
+    api: Api,
+) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    let configuration = &settings.configuration;
+    let pair = match &configuration.tls {
+        Some((certificate, key)) => certificates::Pair { certificate: certificate.clone(), key: key.clone() },
+        None => certificates::self_signed(&settings.cert_dir, &node.hostname, &node.addresses)?,
+    };
+    let authentication = &configuration.authentication;
+    let config = SecureConfig {
+        node: settings.name.clone(),
+        tls: certificates::server_config(&pair, authentication.client_ca_file.as_deref())?,
+        anonymous: authentication.anonymous,
+        tokens: authentication.webhook,
+        always_allow: configuration.authorization == Authorization::AlwaysAllow,
+    };
+    let listener = listen((configuration.address, configuration.port).into(), "port").await?;
+    Ok(secure::serve(listener, agent.kubelet_api.clone(), config, Arc::new(api), agent.stopped()))
+}
+
+async fn listen(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
+    let bound = TcpListener::bind(address).await;
+    bound.with_context(|| format!("cannot listen on {address}; another kubelet may run here, or change `{field}`"))
+}
