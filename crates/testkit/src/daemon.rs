@@ -115,9 +115,7 @@ impl Daemon {
     pub fn wait_ready(&mut self, limit: Duration, mut ready: impl FnMut() -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;
         while !ready() {
-            if let Some(status) = self.ended()? {
-                bail!("{} ended at its start: {status}\n{}", self.name, self.log_end());
-            }
+            self.check()?;
             if Instant::now() > deadline {
                 bail!("{} is not ready after {} s\n{}", self.name, limit.as_secs(), self.log_end());
             }
@@ -125,6 +123,17 @@ impl Daemon {
             self.wait_end(Duration::from_millis(20))?;
         }
         Ok(())
+    }
+
+    /// Whether it still runs, if it was started.
+    ///
+    /// # Errors
+    /// It has ended by itself; the end of its log is in the message.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        match self.ended()? {
+            Some(status) => bail!("{} has ended: {status}\n{}", self.name, self.log_end()),
+            None => Ok(()),
+        }
     }
 
     /// Its process id while it runs.

@@ -1,5 +1,6 @@
 //! A network namespace with nothing but loopback: whatever a test sends stays in it.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Command;
 
@@ -19,6 +20,15 @@ pub fn enter_private() -> anyhow::Result<()> {
     rustix::thread::unshare(UnshareFlags::NEWNET)
         .context("a private network namespace needs root (CAP_SYS_ADMIN); run as root or pass --host")?;
     host::run(Command::new("ip").args(["link", "set", "lo", "up"]))
+}
+
+/// Gives the calling thread's network namespace one more address of its own, on loopback: others on its bridges and links
+/// reach it by that.
+///
+/// # Errors
+/// Needs CAP_NET_ADMIN.
+pub fn add_address(address: IpAddr) -> anyhow::Result<()> {
+    host::run(Command::new("ip").args(["address", "add", &address.to_string(), "dev", "lo"]))
 }
 
 /// Whether the calling thread is outside the first process's network namespace.

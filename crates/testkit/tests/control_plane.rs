@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 #![allow(clippy::disallowed_methods, reason = "it starts kubectl and openssl")]
 
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use testkit::certificates::Subject;
 use testkit::control_plane::{self, ControlPlane, Options, Part};
-use testkit::host;
 use testkit::serial::{self, Test};
+use testkit::{go, host, netns};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -21,12 +22,13 @@ const TESTS: &[Test] = &[
     ("the_api_server_goes_and_comes_back", the_api_server_goes_and_comes_back),
     ("a_bootstrap_token_brings_a_signed_certificate", a_bootstrap_token_brings_a_signed_certificate),
     ("controllers_and_scheduler_work", controllers_and_scheduler_work),
+    ("names_of_services_are_answered", names_of_services_are_answered),
 ];
 
 fn main() -> ExitCode {
     let missing = programs().err().map(|error| format!("go and the module proxy ({error:#})"));
     let missing = missing.or_else(|| {
-        let entered = testkit::netns::enter_private();
+        let entered = netns::enter_private();
         entered.err().map(|error| format!("root for a private network ({error:#})"))
     });
     serial::main(TESTS, missing)
@@ -34,7 +36,7 @@ fn main() -> ExitCode {
 
 /// From the cache, after `main` has built them outside of the private network.
 fn programs() -> anyhow::Result<PathBuf> {
-    control_plane::build()
+    control_plane::build_with(&[go::COREDNS])
 }
 
 struct Lab {
@@ -44,8 +46,12 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    fn with(options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let plane = ControlPlane::start(&programs().unwrap(), dir.path(), Options::default()).unwrap();
+        let plane = ControlPlane::start(&programs().unwrap(), dir.path(), options).unwrap();
         Self { plane, _dir: dir }
     }
 
@@ -187,4 +193,35 @@ fn controllers_and_scheduler_work() {
     api.wait("/api/v1/namespaces/default/pods", &pod, LIMIT, deleted).unwrap();
     lab.kubectl(&format!("delete pod {pod} --grace-period=0 --force"));
     api.wait_gone("/api/v1/namespaces/default/pods", &pod, LIMIT).unwrap();
+}
+
+/// A question for the IPv4 address of `name` (RFC 1035, section 4).
+fn dns_question(name: &str) -> Vec<u8> {
+    let header = [0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    let labels = name.split('.').flat_map(|label| {
+        std::iter::once(u8::try_from(label.len()).unwrap()).chain(label.bytes()).collect::<Vec<u8>>()
+    });
+    header.into_iter().chain(labels).chain([0, 0, 1, 0, 1]).collect()
+}
+
+fn names_of_services_are_answered() {
+    let address = [198, 18, 0, 1];
+    netns::add_address(address.into()).unwrap();
+    let mut lab = Lab::with(Options { address: address.into(), ..Options::default() });
+    let api = lab.plane.api();
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let endpoint = |slice: &Value| slice["endpoints"][0]["addresses"][0] == "198.18.0.1";
+    api.wait(slices, "kubernetes", LIMIT, endpoint).unwrap();
+    lab.plane.run(Part::Dns).unwrap();
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let question = dns_question("kubernetes.default.svc.cluster.local");
+    let mut answer = [0; 512];
+    let mut ask = || {
+        socket.send_to(&question, (Ipv4Addr::from(address), 53)).unwrap();
+        socket.recv(&mut answer).ok() // a datagram may be lost, as for every client
+    };
+    let size = (0..10).find_map(|_| ask()).expect("an answer");
+    let (code, octets) = (answer[3] & 15, &answer[..size]);
+    assert!(code == 0 && octets.windows(4).any(|address| address == [10, 96, 0, 1]), "{octets:?}");
 }

@@ -1,7 +1,9 @@
 //! The command lines of the control plane's programs.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
 
 use super::pki::Pki;
 use super::{API_PORT, Part};
@@ -41,6 +43,32 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The address of the Service `kubernetes`.
+    ///
+    /// # Errors
+    /// The range of Services is none of IPv4.
+    pub fn api_address(&self) -> anyhow::Result<Ipv4Addr> {
+        self.service_address(1)
+    }
+
+    /// The address of the Service `kube-dns`.
+    ///
+    /// # Errors
+    /// The range of Services is none of IPv4.
+    pub fn dns_address(&self) -> anyhow::Result<Ipv4Addr> {
+        self.service_address(10)
+    }
+
+    /// The address number `index` of the (first) range of Services.
+    fn service_address(&self, index: u32) -> anyhow::Result<Ipv4Addr> {
+        let range = &self.service_range;
+        let base = range.split('/').next().and_then(|base| base.parse::<Ipv4Addr>().ok());
+        let base = base.with_context(|| format!("{range:?} is no range of IPv4 addresses"))?;
+        Ok(Ipv4Addr::from(u32::from(base) + index))
+    }
+}
+
 /// What the flags speak of.
 pub(super) struct Place<'a> {
     pub(super) dir: &'a Path,
@@ -56,6 +84,7 @@ impl Place<'_> {
             Part::ApiServer => [self.api_server(), self.api_server_identity(), self.service_accounts()].concat(),
             Part::ControllerManager => [self.component(part, CONTROLLER_MANAGER_PORT), self.controllers()].concat(),
             Part::Scheduler => self.component(part, SCHEDULER_PORT),
+            Part::Dns => vec!["-conf".to_owned(), corefile(self.dir).display().to_string()],
         };
         flags.extend(self.options.extra.iter().filter(|(of, _)| *of == part).map(|(_, flag)| flag.clone()));
         flags
@@ -154,6 +183,11 @@ impl Place<'_> {
             format!("--service-cluster-ip-range={service_range}"),
         ]
     }
+}
+
+/// What CoreDNS reads.
+pub(super) fn corefile(dir: &Path) -> PathBuf {
+    dir.join("Corefile")
 }
 
 fn file(flag: &str, path: &Path) -> String {

@@ -1,5 +1,5 @@
-//! A real control plane: etcd and kube-apiserver, and on request kube-controller-manager and kube-scheduler, on loopback of
-//! the calling thread's network namespace.
+//! A real control plane: etcd and kube-apiserver, and on request kube-controller-manager, kube-scheduler and CoreDNS, in the
+//! calling thread's network namespace.
 //!
 //! ```text
 //! directory/
@@ -11,10 +11,12 @@
 //!
 //! Pods reach the API server only if [`Options::address`] is not loopback; then the Service `kubernetes` has an endpoint.
 
+mod dns;
 mod flags;
 mod kubeconfig;
 mod pki;
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,11 +57,13 @@ pub enum Part {
     ControllerManager,
     /// The scheduler.
     Scheduler,
+    /// The name server; `programs` come from [`build_with`] and [`go::COREDNS`] then.
+    Dns,
 }
 
 impl Part {
     /// All of them, in the order in which they start.
-    pub const ALL: [Self; 4] = [Self::Etcd, Self::ApiServer, Self::ControllerManager, Self::Scheduler];
+    pub const ALL: [Self; 5] = [Self::Etcd, Self::ApiServer, Self::ControllerManager, Self::Scheduler, Self::Dns];
 
     const fn program(self) -> go::Program {
         match self {
@@ -67,6 +71,7 @@ impl Part {
             Self::ApiServer => go::KUBE_APISERVER,
             Self::ControllerManager => go::KUBE_CONTROLLER_MANAGER,
             Self::Scheduler => go::KUBE_SCHEDULER,
+            Self::Dns => go::COREDNS,
         }
     }
 
@@ -75,13 +80,13 @@ impl Part {
         self.program().name
     }
 
-    /// Its health check; etcd has none that needs no client, it answers as soon as it accepts.
-    const fn health(self) -> Option<(u16, &'static str)> {
+    /// As whom it speaks to the API server.
+    const fn user(self) -> Option<&'static str> {
         match self {
-            Self::Etcd => None,
-            Self::ApiServer => Some((API_PORT, "/readyz")),
-            Self::ControllerManager => Some((flags::CONTROLLER_MANAGER_PORT, "/healthz")),
-            Self::Scheduler => Some((flags::SCHEDULER_PORT, "/healthz")),
+            Self::Etcd | Self::ApiServer => None,
+            Self::ControllerManager => Some("system:kube-controller-manager"),
+            Self::Scheduler => Some("system:kube-scheduler"),
+            Self::Dns => Some(dns::USER),
         }
     }
 }
@@ -92,8 +97,16 @@ impl Part {
 /// # Errors
 /// No Go, no module proxy, or a build that fails.
 pub fn build() -> anyhow::Result<PathBuf> {
+    build_with(&[])
+}
+
+/// As [`build`], with `more` programs beside them.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(more: &[go::Program]) -> anyhow::Result<PathBuf> {
     host::install(TOOLS)?;
-    go::build_all("control-plane", go::CONTROL_PLANE)
+    go::build_all("control-plane", &[go::CONTROL_PLANE, more].concat())
 }
 
 /// A running control plane. It ends with this value, and with the process should that be killed.
@@ -105,7 +118,7 @@ pub struct ControlPlane {
     pki: Pki,
     api: Api,
     /// In the order of [`Part::ALL`]; fields drop in order, so the nursery goes last.
-    parts: [Daemon; 4],
+    parts: [Daemon; 5],
     _nursery: Arc<Nursery>,
 }
 
@@ -118,7 +131,7 @@ impl ControlPlane {
     pub fn start(programs: &Path, dir: &Path, options: Options) -> anyhow::Result<Self> {
         let logs = dir.join("logs");
         std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
-        let pki = Pki::make(&dir.join("pki"), options.address)?;
+        let pki = Pki::make(&dir.join("pki"), &options)?;
         let api = Api::new((options.address, API_PORT).into(), &pki.authority.certificate, Some(&pki.admin))?;
         let nursery = Arc::new(Nursery::new());
         let place = flags::Place { dir, pki: &pki, options: &options };
@@ -140,9 +153,7 @@ impl ControlPlane {
     /// # Errors
     /// It fails; the message has the end of its log.
     pub fn run(&mut self, part: Part) -> anyhow::Result<()> {
-        if matches!(part, Part::ControllerManager | Part::Scheduler) {
-            self.component_kubeconfig(part)?;
-        }
+        self.prepare(part)?;
         let probe = self.probe(part)?;
         let daemon = self.daemon(part);
         daemon.start()?;
@@ -179,6 +190,14 @@ impl ControlPlane {
     /// Those of the kernel.
     pub fn resume(&mut self, part: Part) -> anyhow::Result<()> {
         self.daemon(part).resume()
+    }
+
+    /// Whether all parts that were started still run.
+    ///
+    /// # Errors
+    /// One has ended by itself; the message has the end of its log.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        self.parts.iter_mut().try_for_each(Daemon::check)
     }
 
     /// A client with all rights.
@@ -326,10 +345,16 @@ impl ControlPlane {
         self.api.ensure(&below("configmaps"), &authority)
     }
 
-    fn component_kubeconfig(&self, part: Part) -> anyhow::Result<()> {
-        let user = format!("system:{}", part.name());
-        let pair = self.pki.user(&Subject { name: &user, ..Subject::default() })?;
-        self.write_kubeconfig(part.name(), &kubeconfig::certificate(&pair)?).map(drop)
+    /// Writes what `part` reads.
+    fn prepare(&self, part: Part) -> anyhow::Result<()> {
+        let Some(user) = part.user() else { return Ok(()) };
+        let pair = self.pki.user(&Subject { name: user, ..Subject::default() })?;
+        let kubeconfig = self.write_kubeconfig(part.name(), &kubeconfig::certificate(&pair)?)?;
+        if part == Part::Dns {
+            dns::ensure_objects(&self.api, &self.options)?;
+            dns::write_config(&flags::corefile(&self.dir), &kubeconfig, self.options.address)?;
+        }
+        Ok(())
     }
 
     fn write_kubeconfig(&self, name: &str, user: &serde_json::Value) -> anyhow::Result<PathBuf> {
@@ -345,17 +370,46 @@ impl ControlPlane {
 
     /// Whether `part` answers.
     fn probe(&self, part: Part) -> anyhow::Result<impl FnMut() -> bool + use<>> {
+        let secure = |address| Api::new(address, &self.pki.authority.certificate, Some(&self.pki.admin));
         let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let api = match part.health() {
-            None => None,
-            Some((API_PORT, path)) => Some((self.api.clone(), path)),
-            Some((port, path)) => {
-                Some((Api::new(here(port), &self.pki.authority.certificate, Some(&self.pki.admin))?, path))
-            }
+        let health = match part {
+            Part::Etcd => Health::Accepts(here(flags::ETCD_PORT)),
+            Part::ApiServer => Health::Secure(self.api.clone(), "/readyz"),
+            Part::ControllerManager => Health::Secure(secure(here(flags::CONTROLLER_MANAGER_PORT))?, "/healthz"),
+            Part::Scheduler => Health::Secure(secure(here(flags::SCHEDULER_PORT))?, "/healthz"),
+            Part::Dns => Health::Names(here(dns::READY_PORT), (self.options.address, 53).into()),
         };
-        Ok(move || match &api {
-            None => TcpStream::connect(here(flags::ETCD_PORT)).is_ok(),
-            Some((api, path)) => api.request("GET", path, None).is_ok_and(|reply| reply.status == 200),
-        })
+        Ok(move || health.is_good())
     }
+}
+
+/// How a part is asked whether it is ready.
+enum Health {
+    /// It accepts connections.
+    Accepts(SocketAddr),
+    /// It answers "200 OK" over TLS.
+    Secure(Api, &'static str),
+    /// It says that it knows all names, and then accepts questions: it says so a little too early.
+    Names(SocketAddr, SocketAddr),
+}
+
+impl Health {
+    fn is_good(&self) -> bool {
+        match self {
+            Self::Accepts(address) => TcpStream::connect(address).is_ok(),
+            Self::Secure(api, path) => api.request("GET", path, None).is_ok_and(|reply| reply.status == 200),
+            Self::Names(ready, questions) => {
+                plain_status(*ready, "/ready").is_ok_and(|status| status == 200)
+                    && TcpStream::connect(questions).is_ok()
+            }
+        }
+    }
+}
+
+fn plain_status(address: SocketAddr, path: &str) -> anyhow::Result<u16> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line.split(' ').nth(1).context("not HTTP")?.parse()?)
 }

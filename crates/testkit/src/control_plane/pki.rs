@@ -1,14 +1,11 @@
 //! The certificates of a control plane, as kubeadm lays them out.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use super::Options;
 use crate::certificates::{self, Pair, Subject};
-
-/// The first address of the default range of Services: the API server's own.
-const SERVICE_ADDRESS: &str = "10.96.0.1";
 
 /// Who is certified from the beginning.
 #[derive(Debug)]
@@ -27,15 +24,15 @@ pub(super) struct Pki {
 
 impl Pki {
     /// Makes all of them in `dir`.
-    pub(super) fn make(dir: &Path, address: IpAddr) -> anyhow::Result<Self> {
+    pub(super) fn make(dir: &Path, options: &Options) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let authority = certificates::authority(dir, "ca")?;
         let issue = |file: &str, subject: &Subject<'_>| certificates::issue(dir, file, subject, &authority);
-        let address = address.to_string();
+        let (address, service) = (options.address.to_string(), options.api_address()?.to_string());
         let hosts = [
             "127.0.0.1",
             &address,
-            SERVICE_ADDRESS,
+            &service,
             "localhost",
             "kubernetes",
             "kubernetes.default",

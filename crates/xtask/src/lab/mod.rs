@@ -1,5 +1,6 @@
-//! Labs: programs built from their published Go modules, and machines with another kernel.
+//! Labs: programs built from their published Go modules, a control plane, and machines with another kernel.
 
+mod cluster;
 pub(crate) mod vm;
 
 use clap::Subcommand;
@@ -10,6 +11,8 @@ use testkit::go;
 pub(crate) enum Lab {
     /// A virtual machine with Debian's cloud kernel (control groups version 2, IPVS, AppArmor)
     Vm(vm::Options),
+    /// A control plane (etcd, kube-apiserver, controllers, scheduler) in a network namespace of its own
+    Cluster(cluster::Cluster),
     /// Build the reference: containerd, runc, the CNI plugins, kubelet and kube-proxy
     Reference,
 }
@@ -18,6 +21,7 @@ pub(crate) enum Lab {
 pub(crate) fn run(lab: &Lab) -> anyhow::Result<()> {
     match lab {
         Lab::Vm(options) => vm::run(options),
+        Lab::Cluster(command) => cluster::run(command),
         Lab::Reference => {
             for program in go::REFERENCE.iter().chain(go::REFERENCE_NODE) {
                 println!("{}", go::build(program)?.display());

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
+use testkit::go;
 use testkit::host::{self, Tool};
 
 use count::Count;
@@ -100,7 +101,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 /// The tests of all crates; built outside, run inside a network namespace without a way out.
 fn crates(count: &mut Count) -> anyhow::Result<()> {
     crate::workspace::run(&mut cargo(&["test", "--workspace", "--no-run", "--quiet"]))?;
-    testkit::control_plane::build()?;
+    testkit::control_plane::build_with(&[go::KUBEADM, go::COREDNS])?;
     let binaries = cargo(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     let ok = counted(in_private_network(binaries), count)?;
     if !ok {
