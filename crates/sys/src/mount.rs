@@ -1,6 +1,6 @@
 //! Mounts by descriptor: the mount API of Linux 5.2 and mount_setattr(2) of 5.12.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -210,6 +210,15 @@ pub fn pivot(root: BorrowedFd<'_>) -> Result<()> {
 /// `EINVAL` when nothing is mounted there.
 pub fn detach(path: &Path) -> Result<()> {
     rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).during("umount2", path.display())
+}
+
+/// As [`detach`], of what is mounted on `name` in a directory: no other part of its path is resolved again.
+///
+/// # Errors
+/// As [`detach`].
+pub fn detach_in(directory: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    // umount2(2) takes no descriptor; the link in /proc leads to the directory itself.
+    detach(&Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))
 }
 
 /// A path as C wants it.

@@ -4,6 +4,7 @@
 //! components go through openat2 with `RESOLVE_BENEATH`, which refuses absolute links and `..` that would lead out.
 
 use std::cell::Cell;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -92,21 +93,29 @@ struct Top<'a> {
     moved: Cell<u64>,
 }
 
-/// A directory on the way down, with the names in it that are yet to be looked at.
+/// A directory on the way down, with the directories in it that are yet to be entered.
+#[derive(Default)]
 struct Level {
     inode: u64,
-    names: Vec<std::ffi::CString>,
+    directories: Vec<CString>,
 }
 
-impl Level {
-    fn of(dir: &Dir) -> io::Result<Self> {
-        Ok(Self { inode: meta(dir.as_fd())?.inode, names: dir.names()? })
-    }
+/// What a walk does after an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Enters it, when its directory has been read to the end.
+    Enter,
+    /// Goes on beside it.
+    Pass,
 }
 
+/// How often a tree is gone through that others go on filling.
+const PASSES_MAX: u32 = 100_000;
 const UP: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const CONFINED: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+/// As [`CONFINED`], no link followed anywhere, and not into what is mounted below.
+const WITHIN: ResolveFlags = CONFINED.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -153,6 +162,11 @@ impl Dir {
     pub fn open_real(&self, path: &[u8]) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         Ok(Self(rustix::fs::openat2(&self.0, path, flags, Mode::empty(), CONFINED | ResolveFlags::NO_SYMLINKS)?))
+    }
+
+    /// As [`Dir::open_real`], but fails with `CrossesDevices` where something is mounted.
+    fn open_within(&self, name: &[u8]) -> io::Result<Self> {
+        Ok(Self(rustix::fs::openat2(&self.0, name, UP, Mode::empty(), WITHIN)?))
     }
 
     /// Opens a regular file below this directory to read it; no link is followed anywhere.
@@ -205,16 +219,16 @@ impl Dir {
 
     /// Removes `name` with everything below it, however deep. Missing is fine, and so is that others remove or make
     /// something in it at the same time, unless they go on and on.
+    ///
+    /// # Errors
+    /// `CrossesDevices` or `ResourceBusy` when something is mounted in it, which stays as it is.
     pub fn remove_all(&self, name: &[u8]) -> io::Result<()> {
-        const PASSES_MAX: u32 = 100_000;
         for _ in 0..PASSES_MAX {
             match self.remove_file(name) {
-                Ok(()) => return Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}
-                Err(e) => return Err(e),
+                other => return unless_gone(other).map(drop),
             }
-            let Some(top) = unless_gone(self.open_real(name))? else { return Ok(()) };
+            let Some(top) = unless_gone(self.open_within(name))? else { return Ok(()) };
             top.remove_below(&Top { dir: &top, moved: Cell::new(0) }, 0)?;
             match self.remove_dir(name) {
                 Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
@@ -224,30 +238,39 @@ impl Dir {
         Err(io::ErrorKind::DirectoryNotEmpty.into())
     }
 
-    /// Empties this directory. Each level costs a descriptor: what is too deep is moved up to `top`, for the next pass.
+    /// Empties this directory, some names at a time: whoever filled it must not fill our memory with them. What others
+    /// put into its directories meanwhile stays.
     fn remove_below(&self, top: &Top<'_>, depth: u32) -> io::Result<()> {
-        const DEPTH_MAX: u32 = 32;
-        for name in self.names()? {
-            let name = name.to_bytes();
-            match self.remove_file(name) {
-                Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}
-                other => {
-                    unless_gone(other)?;
-                    continue;
-                }
+        const NAMES: usize = 1024;
+        for _ in 0..PASSES_MAX {
+            let mut is_over = true;
+            for name in self.some_names(NAMES)? {
+                is_over &= !self.remove_entry(name.to_bytes(), top, depth)?;
             }
-            if depth == DEPTH_MAX {
-                self.move_up(name, top)?;
-                continue;
-            }
-            let Some(child) = unless_gone(self.open_real(name))? else { continue };
-            child.remove_below(top, depth + 1)?;
-            match self.remove_dir(name) {
-                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-                other => drop(unless_gone(other)?),
+            if is_over {
+                return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Removes an entry, if nobody fills it; whether it is gone. Each level costs a descriptor: what is too deep is moved
+    /// up to `top`, for its next pass.
+    fn remove_entry(&self, name: &[u8], top: &Top<'_>, depth: u32) -> io::Result<bool> {
+        const DEPTH_MAX: u32 = 32;
+        match self.remove_file(name) {
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}
+            other => return unless_gone(other).map(|_| true),
+        }
+        if depth == DEPTH_MAX {
+            return self.move_up(name, top).map(|()| true);
+        }
+        let Some(child) = unless_gone(self.open_within(name))? else { return Ok(true) };
+        child.remove_below(top, depth + 1)?;
+        match self.remove_dir(name) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+            other => unless_gone(other).map(|_| true),
+        }
     }
 
     fn move_up(&self, name: &[u8], top: &Top<'_>) -> io::Result<()> {
@@ -261,61 +284,108 @@ impl Dir {
         }
     }
 
-    /// Adds up everything below this directory, however deep, with one descriptor at a time. The tree may change meanwhile:
-    /// what goes is passed over; fails with `ResourceBusy` if directories move about faster than it gets on.
+    /// Adds up everything below this directory, however deep, but nothing that is mounted there. The tree may change
+    /// meanwhile: what goes is passed over.
+    ///
+    /// # Errors
+    /// `ResourceBusy` if directories move about faster than it gets on, `QuotaExceeded` for far too many of them.
     pub fn totals(&self) -> io::Result<Totals> {
-        const ATTEMPTS: u32 = 10;
-        for _ in 0..ATTEMPTS {
-            if let Some(totals) = self.try_totals()? {
-                return Ok(totals);
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::ResourceBusy, "directories are being moved about"))
+        let add = |totals: &mut Totals, at: &Self, name: &CStr| {
+            let Some(meta) = unless_gone(at.meta(name.to_bytes()))? else { return Ok(Next::Pass) };
+            totals.inodes += 1;
+            totals.bytes += meta.allocated;
+            Ok(if meta.kind == Kind::Directory { Next::Enter } else { Next::Pass })
+        };
+        repeated(|| {
+            let mut totals = Totals::default();
+            self.walk(&mut |at, name| add(&mut totals, at, name)).map(|()| totals)
+        })
     }
 
-    /// None if the way back up is not the way down.
-    fn try_totals(&self) -> io::Result<Option<Totals>> {
-        let mut totals = Totals::default();
+    /// Calls `visit` with everything below this directory, however deep, but with nothing that is mounted there: each is
+    /// opened to be referred to (`O_PATH`), no link is followed. The tree may change meanwhile: what goes is passed over,
+    /// and `visit` may see something twice.
+    ///
+    /// # Errors
+    /// Those of `visit`; and as [`Dir::totals`].
+    pub fn for_each_below(&self, mut visit: impl FnMut(BorrowedFd<'_>, Meta) -> io::Result<()>) -> io::Result<()> {
+        repeated(|| {
+            self.walk(&mut |at, name| {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let opened = rustix::fs::openat2(&at.0, name, flags, Mode::empty(), WITHIN);
+                let Some(entry) = unless_closed(opened.map_err(Into::into))? else { return Ok(Next::Pass) };
+                let meta = meta(entry.as_fd())?;
+                visit(entry.as_fd(), meta)?;
+                Ok(if meta.kind == Kind::Directory { Next::Enter } else { Next::Pass })
+            })
+        })
+    }
+
+    /// Calls `visit` for each name in each directory below this one, with one directory open at a time.
+    fn walk(&self, visit: &mut dyn FnMut(&Self, &CStr) -> io::Result<Next>) -> io::Result<()> {
         let mut at = self.open_real(b".")?;
-        let mut above = Vec::new();
-        let mut level = Level::of(&at)?;
+        let mut level = at.read_level(visit, 0)?;
+        let (mut above, mut waiting): (Vec<Level>, _) = (Vec::new(), level.directories.len());
         loop {
-            let Some(name) = level.names.pop() else {
-                let Some(upper) = above.pop() else { return Ok(Some(totals)) };
+            let Some(name) = level.directories.pop() else {
+                let Some(upper) = above.pop() else { return Ok(()) };
                 level = upper;
                 at = Self(rustix::fs::openat(&at.0, c"..", UP, Mode::empty())?);
                 if meta(at.as_fd())?.inode != level.inode {
-                    return Ok(None);
+                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, "directories are being moved about"));
                 }
                 continue;
             };
-            let Some(meta) = unless_gone(at.meta(name.to_bytes()))? else { continue };
-            totals.inodes += 1;
-            totals.bytes += meta.allocated;
-            if meta.kind != Kind::Directory {
-                continue;
-            }
-            let below = match at.open_real(name.to_bytes()) {
-                // It has become something else meanwhile.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP)) => continue,
-                other => other,
-            };
-            let Some(below) = unless_gone(below)? else { continue };
-            above.push(std::mem::replace(&mut level, Level::of(&below)?));
+            waiting -= 1;
+            let Some(below) = unless_closed(at.open_within(name.to_bytes()))? else { continue };
+            let next = below.read_level(visit, waiting)?;
+            waiting += next.directories.len();
+            above.push(std::mem::replace(&mut level, next));
             at = below;
         }
     }
 
+    /// Visits what is in this directory. `waiting` directories are remembered already.
+    fn read_level(&self, visit: &mut dyn FnMut(&Self, &CStr) -> io::Result<Next>, waiting: usize) -> io::Result<Level> {
+        /// Each costs some 50 bytes. It is a pod that makes them, and our memory that they are in.
+        const WAITING_MAX: usize = 500_000;
+        let mut level = Level { inode: meta(self.as_fd())?.inode, directories: Vec::new() };
+        self.each_name(|name| {
+            if visit(self, name)? == Next::Enter {
+                level.directories.push(name.to_owned());
+            }
+            if waiting + level.directories.len() > WAITING_MAX {
+                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many directories beside each other"));
+            }
+            Ok(true)
+        })?;
+        Ok(level)
+    }
+
     /// The names in this directory, without `.` and `..`.
-    pub fn names(&self) -> io::Result<Vec<std::ffi::CString>> {
+    pub fn names(&self) -> io::Result<Vec<CString>> {
+        self.some_names(usize::MAX)
+    }
+
+    /// At most `limit` of the names in this directory.
+    fn some_names(&self, limit: usize) -> io::Result<Vec<CString>> {
         let mut names = Vec::new();
+        self.each_name(|name| {
+            names.push(name.to_owned());
+            Ok(names.len() < limit)
+        })?;
+        Ok(names)
+    }
+
+    /// Calls `visit` with each name in this directory, without `.` and `..`, until it returns false.
+    fn each_name(&self, mut visit: impl FnMut(&CStr) -> io::Result<bool>) -> io::Result<()> {
         for entry in rustix::fs::Dir::read_from(&self.0)? {
             let entry = entry?;
-            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                names.push(entry.file_name().to_owned());
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") && !visit(entry.file_name())? {
+                break;
             }
         }
-        Ok(names)
+        Ok(())
     }
 
     /// Whether this directory has no entries.
@@ -347,6 +417,26 @@ impl Dir {
     /// Makes this the working directory of the process.
     pub fn enter(&self) -> io::Result<()> {
         Ok(rustix::process::fchdir(&self.0)?)
+    }
+}
+
+/// Tries again what fails because directories move about.
+fn repeated<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    const ATTEMPTS: u32 = 10;
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
+            other => return other,
+        }
+    }
+    attempt()
+}
+
+/// Nothing instead of what is gone, has become something else meanwhile, or is a mount.
+fn unless_closed<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP | libc::EXDEV)) => Ok(None),
+        other => unless_gone(other),
     }
 }
 
@@ -427,8 +517,8 @@ fn meta_of(stat: &rustix::fs::Stat) -> Meta {
 }
 
 /// A C string for calls that take one; names with a NUL byte are refused with `InvalidInput`.
-pub fn c_string(bytes: &[u8]) -> io::Result<std::ffi::CString> {
-    std::ffi::CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+pub fn c_string(bytes: &[u8]) -> io::Result<CString> {
+    CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
 #[cfg(test)]
@@ -456,6 +546,44 @@ mod tests {
         parent.remove_all(b"tree").unwrap();
         assert!(parent.is_empty().unwrap());
         parent.remove_all(b"tree").unwrap();
+    }
+
+    #[test]
+    fn visits_trees_of_any_depth_and_follows_no_link() {
+        let scratch = tempfile::tempdir().unwrap();
+        let parent = Dir::open(scratch.path()).unwrap();
+        parent.create_dir(b"kept", 0o700).unwrap();
+        parent.open_real(b"kept").unwrap().create_file(b"file", 0o600).unwrap();
+        parent.create_dir(b"tree", 0o700).unwrap();
+        let tree = parent.open_real(b"tree").unwrap();
+        deep_tree(&tree);
+        tree.create_symlink(b"link", b"../kept").unwrap();
+        tree.create_node(b"pipe", Node::Fifo, 0o600).unwrap();
+        let mut seen = Vec::new();
+        let visit = |_: BorrowedFd<'_>, meta: Meta| {
+            seen.push(meta.kind);
+            Ok(())
+        };
+        tree.for_each_below(visit).unwrap();
+        let count = |kind: Kind| seen.iter().filter(|seen| **seen == kind).count();
+        assert_eq!([count(Kind::Directory), count(Kind::Symlink), count(Kind::Other)], [DEPTH, 1, 1]);
+        assert_eq!(seen.len(), DEPTH + 2);
+        tree.for_each_below(|_, _| Err(io::ErrorKind::Interrupted.into())).unwrap_err();
+        parent.remove_all(b"tree").unwrap();
+    }
+
+    #[test]
+    fn removes_directories_of_any_length() {
+        let scratch = tempfile::tempdir().unwrap();
+        let parent = Dir::open(scratch.path()).unwrap();
+        parent.create_dir(b"tree", 0o700).unwrap();
+        let tree = parent.open_real(b"tree").unwrap();
+        for number in 0..3000 {
+            tree.create_file(format!("file-{number}").as_bytes(), 0o600).unwrap();
+            tree.create_dir(format!("directory-{number}").as_bytes(), 0o700).unwrap();
+        }
+        parent.remove_all(b"tree").unwrap();
+        assert!(parent.is_empty().unwrap());
     }
 
     #[test]
