@@ -241,7 +241,6 @@ async fn remove_volumes(context: Arc<Context>, uid: String) {
         tracing::warn!(uid, %error, "volumes of a pod that is gone cannot be removed");
         return;
     }
-    let _ = tokio::fs::remove_dir_all(context.config.generate.paths.pod(&uid)).await; // Empty by now.
     context.records.remove(&uid);
 }
 

@@ -281,6 +281,72 @@ fn volumes_belong_to_the_group() {
     });
 }
 
+/// Deeper than a stack is high, and than a process may have descriptors.
+const DEPTH: usize = 20_000;
+
+fn deepen(dir: &Path) {
+    let mut at = sys::tree::Dir::open(dir).unwrap();
+    for _ in 0..DEPTH {
+        at.create_dir(b"d", 0o700).unwrap();
+        at = at.open_real(b"d").unwrap();
+    }
+}
+
+#[test]
+fn what_a_pod_left_may_be_deep() {
+    with_mounts(async |mut fixture| {
+        let pod = pod(json!({
+            "securityContext": {"fsGroup": 4242},
+            "containers": [{"name": "c", "volumeMounts": [{"name": "e", "mountPath": "/e"}]}],
+            "volumes": [{"name": "e", "emptyDir": {}}]}));
+        let volumes = fixture.volumes.set_up(&pod).await.unwrap().host_paths();
+        deepen(&volumes["e"]);
+        fixture.restart();
+        fixture.volumes.set_up(&pod).await.unwrap();
+        assert_eq!(fs::metadata(volumes["e"].join("d/d/d/d/d")).unwrap().gid(), 4242);
+        fixture.volumes.tear_down("u1").await.unwrap();
+        assert!(fixture.volumes.on_disk().is_empty());
+    });
+}
+
+#[test]
+fn what_is_mounted_in_a_volume_is_not_the_pods() {
+    with_mounts(async |fixture| {
+        let (data, foreign) = (fixture.host("data"), fixture.host("foreign"));
+        fs::create_dir_all(data.join("inner")).unwrap();
+        fs::create_dir(&foreign).unwrap();
+        fs::write(foreign.join("file"), "x").unwrap();
+        let bind = || sys::mount::copy_tree(&foreign, false).unwrap();
+        sys::mount::attach_at(std::os::fd::AsFd::as_fd(&bind()), &data.join("inner")).unwrap();
+        fixture.store.persistent_volume_claims().put(
+            serde_json::from_value(
+                json!({"metadata": {"name": "data", "namespace": "shop"}, "spec": {"volumeName": "pv"}}),
+            )
+            .unwrap(),
+        );
+        fixture.store.persistent_volumes().put(
+            serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": {"hostPath": {"path": data}}})).unwrap(),
+        );
+        let pod = pod(json!({
+            "securityContext": {"fsGroup": 4242},
+            "containers": [{"name": "c", "volumeMounts": [{"name": "p", "mountPath": "/p"}, {"name": "e", "mountPath": "/e"}]}],
+            "volumes": [{"name": "p", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "e", "emptyDir": {}}]}));
+        let volumes = fixture.volumes.set_up(&pod).await.unwrap().host_paths();
+        assert_eq!(fs::metadata(&data).unwrap().gid(), 4242);
+        assert_eq!(fs::metadata(foreign.join("file")).unwrap().gid(), 0, "a mount was entered");
+        // As a privileged container with Bidirectional propagation leaves it: twice on one place, and one in the other.
+        let place = volumes["e"].join("a/b");
+        fs::create_dir_all(&place).unwrap();
+        fs::create_dir(foreign.join("nested")).unwrap();
+        for at in [place.clone(), place.clone(), place.join("nested")] {
+            sys::mount::attach_at(std::os::fd::AsFd::as_fd(&bind()), &at).unwrap();
+        }
+        fixture.volumes.tear_down("u1").await.unwrap();
+        assert_eq!(mounted_below(&volumes["e"]), 0);
+        assert!(fixture.volumes.on_disk().is_empty() && foreign.join("file").exists());
+    });
+}
+
 /// A file system whose server never answers, and the descriptor that ends it when it is closed.
 fn hang(at: &Path) -> Option<fs::File> {
     use std::os::fd::{AsFd as _, AsRawFd as _};

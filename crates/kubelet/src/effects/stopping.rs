@@ -123,13 +123,11 @@ impl Job {
         let metadata = &self.pod.metadata;
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let logs = paths.pod_logs(&text(&metadata.namespace), &text(&metadata.name), self.uid());
-        for directory in [paths.pod(self.uid()), logs] {
-            match tokio::fs::remove_dir_all(&directory).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(format!("{}: {error}", directory.display()));
-                }
-                _ => {}
+        match tokio::fs::remove_dir_all(&logs).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!("{}: {error}", logs.display()));
             }
+            _ => {}
         }
         self.context.users.release(self.uid());
         Ok(())

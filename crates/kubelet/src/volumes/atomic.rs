@@ -10,8 +10,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Cause;
 use super::payload::Files;
@@ -45,8 +46,7 @@ pub(super) fn write(dir: &Path, files: &Files, own: impl FnOnce(&Path) -> Result
 
 /// Whether a directory holds these files and no others.
 fn shows(dir: &Path, files: &Files) -> bool {
-    let mut found = BTreeSet::new();
-    if list(dir, Path::new(""), &mut found).is_err() || !found.iter().eq(files.keys()) {
+    if !list(dir).is_ok_and(|found| found.iter().eq(files.keys())) {
         return false;
     }
     files.iter().all(|(path, file)| {
@@ -57,17 +57,21 @@ fn shows(dir: &Path, files: &Files) -> bool {
     })
 }
 
-fn list(dir: &Path, below: &Path, found: &mut BTreeSet<String>) -> io::Result<()> {
-    for entry in fs::read_dir(dir.join(below))? {
-        let entry = entry?;
-        let path = below.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            list(dir, &path, found)?;
-        } else {
-            found.insert(path.to_string_lossy().into_owned());
+/// The files in a directory, by their paths in it.
+fn list(dir: &Path) -> io::Result<BTreeSet<String>> {
+    let (mut found, mut directories) = (BTreeSet::new(), vec![PathBuf::new()]);
+    while let Some(below) = directories.pop() {
+        for entry in fs::read_dir(dir.join(&below))? {
+            let entry = entry?;
+            let path = below.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                directories.push(path);
+            } else {
+                found.insert(path.to_string_lossy().into_owned());
+            }
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Writes the files to a new directory.
@@ -96,11 +100,15 @@ fn publish(dir: &Path, name: &str) -> io::Result<()> {
     fs::rename(&link, dir.join(DATA))
 }
 
+/// Makes the directories between `root` and `path`.
 fn make_parents(root: &Path, path: &Path) -> io::Result<()> {
-    let Some(parent) = path.parent().filter(|parent| *parent != root && !parent.is_dir()) else { return Ok(()) };
-    make_parents(root, parent)?;
-    fs::create_dir(parent)?;
-    fs::set_permissions(parent, fs::Permissions::from_mode(0o755))
+    let above = path.ancestors().skip(1).take_while(|above| *above != root);
+    let missing: Vec<&Path> = above.take_while(|above| !above.is_dir()).collect();
+    for directory in missing.into_iter().rev() {
+        fs::create_dir(directory)?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 /// A name that does not exist yet: the time, as upstream writes it, and a number.
@@ -131,6 +139,7 @@ fn link(dir: &Path, files: &Files) -> io::Result<()> {
 /// Removes links that lead nowhere now, and older versions.
 fn clean(dir: &Path, files: &Files) -> io::Result<()> {
     let current = fs::read_link(dir.join(DATA))?;
+    let tree = sys::tree::Dir::open(dir)?;
     let visible = visible(files);
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -140,7 +149,7 @@ fn clean(dir: &Path, files: &Files) -> io::Result<()> {
         if kind.is_symlink() && !name.starts_with("..") && !visible.contains(&*name) {
             fs::remove_file(entry.path())?;
         } else if kind.is_dir() && name.starts_with("..") && Path::new(&*name) != current {
-            fs::remove_dir_all(entry.path())?;
+            tree.remove_all(entry.file_name().as_bytes())?;
         }
     }
     Ok(())

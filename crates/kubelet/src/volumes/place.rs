@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod;
 use pod::spec;
-use sys::Context as _;
-use sys::rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags};
+use sys::rustix::fs::{AtFlags, Gid, Mode};
+use sys::tree::{Dir, Kind, Meta};
 
 use super::Cause;
 use crate::facts::NodeFacts;
@@ -154,66 +154,43 @@ impl FsGroup {
         }
     }
 
-    /// Gives everything below `path` to the group. Every step goes by descriptor and follows no link: another pod may
-    /// be writing to the same directory.
+    /// Gives everything below `path` to the group, but nothing that is mounted there. Every step goes by descriptor and
+    /// follows no link: another pod may be writing to the same directory.
     pub(super) fn apply(self, path: &Path, writable: Writable) -> Result<(), Cause> {
         let Some(id) = self.id else { return Ok(()) };
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root = sys::rustix::fs::open(path, flags, Mode::empty()).during("open", path.display())?;
-        if self.only_on_mismatch && writable == Writable::Yes && already(&root, id)? {
+        let failed = |error| Cause::file("give to the pod's group", path)(error);
+        let root = Dir::open(path).map_err(failed)?;
+        let top = sys::tree::meta(root.as_fd()).map_err(failed)?;
+        if self.only_on_mismatch && writable == Writable::Yes && top.gid == id && top.mode & 0o2770 == 0o2770 {
             return Ok(());
         }
-        Ok(give(&root, id, writable)?)
+        let give = |file: BorrowedFd<'_>, meta: Meta| give(file, meta, id, writable);
+        // The root last: who asks for a mismatch of it must not find what was left half done.
+        root.for_each_below(give).and_then(|()| give(root.as_fd(), top)).map_err(failed)
     }
 }
 
-/// Whether the root of a volume is the group's already.
-fn already(root: &OwnedFd, id: u32) -> Result<bool, Cause> {
-    let stat = sys::rustix::fs::fstat(root).during("fstat", "")?;
-    let wanted = 0o2770;
-    Ok(stat.st_gid == id && stat.st_mode & wanted == wanted)
-}
-
-/// Changes group and mode of what `file`, an `O_PATH` descriptor, refers to, and of everything below.
-fn give(file: &OwnedFd, id: u32, writable: Writable) -> sys::Result<()> {
-    let stat = sys::rustix::fs::fstat(file).during("fstat", "")?;
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    let group = Some(Gid::from_raw(id));
-    sys::rustix::fs::chownat(file, "", None, group, AtFlags::EMPTY_PATH).during("fchownat", "")?;
-    match kind {
-        FileType::Symlink => Ok(()),
-        FileType::Directory => {
-            chmod(file.as_fd(), stat.st_mode | writable.mask() | 0o2110)?;
-            each(file, |child| give(child, id, writable))
-        }
-        _ => chmod(file.as_fd(), stat.st_mode | writable.mask()),
+/// Changes group and mode of what `file` refers to, where they differ.
+fn give(file: BorrowedFd<'_>, meta: Meta, id: u32, writable: Writable) -> io::Result<()> {
+    if meta.gid != id {
+        sys::rustix::fs::chownat(file, "", None, Some(Gid::from_raw(id)), AtFlags::EMPTY_PATH)?;
     }
+    let mode = match meta.kind {
+        Kind::Symlink => return Ok(()),
+        Kind::Directory => meta.mode | writable.mask() | 0o2110,
+        _ => meta.mode | writable.mask(),
+    };
+    // A change of the group takes special bits away.
+    if mode != meta.mode || meta.gid != id {
+        chmod(file, mode)?;
+    }
+    Ok(())
 }
 
 /// Changes the mode of an `O_PATH` descriptor's file; fchmod(2) does not take one, its name in `/proc` does the same.
-fn chmod(file: BorrowedFd<'_>, mode: u32) -> sys::Result<()> {
+fn chmod(file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    sys::rustix::fs::chmod(&name, Mode::from_raw_mode(mode & 0o7777)).during("chmod", name)
-}
-
-/// Calls `visit` with each entry of a directory, opened as `O_PATH`; entries that vanish meanwhile are left out.
-fn each(dir: &OwnedFd, mut visit: impl FnMut(&OwnedFd) -> sys::Result<()>) -> sys::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let readable = sys::rustix::fs::openat(dir, ".", flags, Mode::empty()).during("openat", ".")?;
-    for entry in Dir::read_from(&readable).during("getdents64", "")? {
-        let entry = entry.during("getdents64", "")?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match sys::rustix::fs::openat(&readable, name, flags, Mode::empty()) {
-            Err(sys::rustix::io::Errno::NOENT) => {}
-            Err(errno) => return Err(errno).during("openat", name.to_string_lossy()),
-            Ok(child) => visit(&child)?,
-        }
-    }
-    Ok(())
+    Ok(sys::rustix::fs::chmod(&name, Mode::from_raw_mode(mode))?)
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! Takes a pod's directory away: first every mount in it, then the files, following no link and entering no mount.
+//!
+//! What is in it was written by the pod: trees of any depth and size, in which nothing is taken at its word.
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use sys::Context as _;
-use sys::rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags};
-use sys::rustix::io::Errno;
+use sys::tree::Dir;
 
 use super::Cause;
 
@@ -19,33 +20,73 @@ pub(super) fn pod(dir: &Path) -> Result<(), Cause> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Cause::file("look at", dir)(error)),
     };
-    for mount in mounts_below(&real)? {
-        sys::mount::detach(&mount)?;
+    detach_below(&real)?;
+    tree(&real)
+}
+
+/// Removes a directory with everything below it; nothing may be mounted there.
+pub(super) fn tree(dir: &Path) -> Result<(), Cause> {
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(()) };
+    let removed = Dir::open(parent).and_then(|parent| parent.remove_all(name.as_bytes()));
+    removed.map_err(Cause::file("remove", dir))
+}
+
+/// Takes every mount in a directory off. Only the outermost are named: what is mounted inside one goes with it, and no
+/// path leads through a file system that may not answer.
+fn detach_below(dir: &Path) -> Result<(), Cause> {
+    let root = Dir::open(dir).map_err(Cause::file("open", dir))?;
+    // What lies below another mount on the same place shows when that one is gone.
+    loop {
+        let mounts = outermost(&mount_table()?, dir);
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        for mount in mounts {
+            detach(&root, dir, &mount)?;
+        }
     }
-    let (Some(parent), Some(name)) = (real.parent(), real.file_name()) else { return Ok(()) };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent = sys::rustix::fs::open(parent, flags, Mode::empty()).during("open", parent.display())?;
-    Ok(remove(&parent, Path::new(name), &real)?)
 }
 
-/// Mount points in a directory, those inside others first. A place mounted twice is listed twice.
-fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>, Cause> {
+fn detach(root: &Dir, dir: &Path, mount: &Path) -> Result<(), Cause> {
+    let inside = mount.strip_prefix(dir).ok().and_then(|inside| Some((inside.parent()?, inside.file_name()?)));
+    let Some((parent, name)) = inside else { return Ok(sys::mount::detach(mount)?) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let parent = root.open_real(parent.as_os_str().as_bytes()).map_err(Cause::file("open", mount))?;
+    Ok(sys::mount::detach_in(parent.as_fd(), name)?)
+}
+
+fn mount_table() -> Result<Vec<u8>, Cause> {
     let table = Path::new("/proc/thread-self/mountinfo");
-    let text = fs::read(table).map_err(Cause::file("read", table))?;
-    let mut mounts = mount_points(&text);
-    mounts.retain(|mount| mount.starts_with(dir));
-    mounts.sort_by_key(|mount| std::cmp::Reverse(mount.components().count()));
-    Ok(mounts)
+    fs::read(table).map_err(Cause::file("read", table))
 }
 
-/// The fifth field of each line (proc_pid_mountinfo(5)), in which white space is written as `\040`.
-fn mount_points(table: &[u8]) -> Vec<PathBuf> {
-    let fields = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    fields.map(unescaped).collect()
+/// The mount points in a directory whose own mounts lie outside.
+fn outermost(table: &[u8], dir: &Path) -> Vec<PathBuf> {
+    let mut mounts: Vec<Mount> = table.split(|byte| *byte == b'\n').filter_map(Mount::parse).collect();
+    mounts.retain(|mount| mount.place.starts_with(dir));
+    let is_inside = |mount: &Mount| mounts.iter().any(|other| other.id == mount.parent);
+    mounts.iter().filter(|mount| !is_inside(mount)).map(|mount| mount.place.clone()).collect()
 }
 
+/// A line of the table (proc_pid_mountinfo(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    id: u64,
+    parent: u64,
+    place: PathBuf,
+}
+
+impl Mount {
+    fn parse(line: &[u8]) -> Option<Self> {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+        let (id, parent) = (number()?, number()?);
+        Some(Self { id, parent, place: unescaped(fields.nth(2)?) })
+    }
+}
+
+/// White space is written as `\040`.
 fn unescaped(field: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt as _;
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, more @ ..] = rest {
@@ -57,45 +98,17 @@ fn unescaped(field: &[u8]) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(out))
 }
 
-/// Removes the entry `name` of `parent` and, if it is a directory, what is in it. `shown` is for messages.
-fn remove(parent: &OwnedFd, name: &Path, shown: &Path) -> sys::Result<()> {
-    match sys::rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(errno) => return Err(errno).during("unlinkat", shown.display()),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
-    // EXDEV: something is still mounted here, and what is in it is not ours to remove.
-    let dir =
-        sys::rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve).during("openat2", shown.display())?;
-    for entry in Dir::read_from(&dir).during("getdents64", shown.display())? {
-        let entry = entry.during("getdents64", shown.display())?;
-        let child = os_path(entry.file_name().to_bytes());
-        if matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            continue;
-        }
-        remove(&dir, &child, &shown.join(&child))?;
-    }
-    match sys::rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
-        Err(Errno::NOENT) => Ok(()),
-        other => other.during("rmdir", shown.display()),
-    }
-}
-
-fn os_path(bytes: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt as _;
-    PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn mount_points_are_unescaped() {
-        let table = b"22 1 0:21 / /proc rw - proc proc rw\n36 35 98:0 / /mnt/a\\040b\\134 rw - ext4 /dev/sda rw\n";
-        assert_eq!(mount_points(table), [PathBuf::from("/proc"), PathBuf::from("/mnt/a b\\")]);
+    fn of_mounts_inside_each_other_the_outermost_is_named() {
+        let table = b"22 1 0:21 / /proc rw - proc proc rw\n\
+            36 22 98:0 / /pod/a\\040b\\134 rw - ext4 /dev/sda rw\n\
+            37 36 98:1 / /pod/a\\040b\\134/c rw shared:1 - ext4 /dev/sdb rw\n\
+            38 22 98:2 / /pods rw - ext4 /dev/sdc rw\n";
+        assert_eq!(outermost(table, Path::new("/pod")), [PathBuf::from("/pod/a b\\")]);
     }
 
     #[test]
