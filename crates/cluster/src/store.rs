@@ -24,7 +24,6 @@ macro_rules! tables {
         #[derive(Debug)]
         struct Tables {
             version: Arc<Clock>,
-            synced: watch::Sender<bool>,
             $($name: Table<$kind>,)*
         }
 
@@ -34,7 +33,6 @@ macro_rules! tables {
                 let version = Arc::<Clock>::default();
                 Store { tables: Arc::new(Tables {
                     $($name: Table::new(version.clone()),)*
-                    synced: watch::Sender::new(false),
                     version,
                 }) }
             }
@@ -42,6 +40,11 @@ macro_rules! tables {
             $($(#[$doc])* pub fn $name(&self) -> &Table<$kind> {
                 &self.tables.$name
             })*
+
+            /// Called by a source that fills all tables, when they hold all that it knew at the start.
+            pub fn set_synced(&self) {
+                $(self.tables.$name.set_synced();)*
+            }
         }
     };
 }
@@ -84,15 +87,11 @@ tables! {
 }
 
 impl Store {
-    /// Called by the source when the tables hold all that it knew at the start.
-    pub fn set_synced(&self) {
-        self.tables.synced.send_replace(true);
-    }
-
-    /// Waits for [`Store::set_synced`]. Before that an empty table means "not known yet", not "nothing is desired".
+    /// Waits until pods, Services and nodes are known ([`Table::synced`]).
     pub async fn synced(&self) {
-        let mut synced = self.tables.synced.subscribe();
-        synced.wait_for(|synced| *synced).await.expect("the sender lives in the store, which self holds");
+        self.pods().synced().await;
+        self.services().synced().await;
+        self.nodes().synced().await;
     }
 
     /// Lets the next `resourceVersion` be greater than `version`: for a source that restores saved objects.

@@ -27,6 +27,7 @@ struct Shared<T> {
     content: Mutex<Content<T>>,
     /// Shared by all tables of a store: the source of `metadata.resourceVersion`.
     version: Arc<Clock>,
+    synced: watch::Sender<bool>,
 }
 
 /// Counts the changes of all tables of a store and wakes who waits for any of them.
@@ -87,7 +88,19 @@ pub struct Watch<T> {
 impl<T: Object> Table<T> {
     pub(crate) fn new(version: Arc<Clock>) -> Self {
         let content = Mutex::new(Content { objects: BTreeMap::new(), watchers: Vec::new() });
-        Table { shared: Arc::new(Shared { content, version }) }
+        Table { shared: Arc::new(Shared { content, version, synced: watch::Sender::new(false) }) }
+    }
+
+    /// Called by the source when the table holds all that it knew at the start.
+    pub fn set_synced(&self) {
+        self.shared.synced.send_replace(true);
+    }
+
+    /// Waits for [`Table::set_synced`]. Before that an empty table means "not known yet", not "nothing is desired". Tables
+    /// that fill as pods need them are never synced: [`crate::Source::look_up`] is for those.
+    pub async fn synced(&self) {
+        let mut synced = self.shared.synced.subscribe();
+        synced.wait_for(|synced| *synced).await.expect("the sender lives in the table, which self holds");
     }
 
     /// The latest version of an object.

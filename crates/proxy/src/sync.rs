@@ -120,7 +120,12 @@ impl Sync {
         let stop = self.stop.clone();
         // Each step that the cancellation may cut short is one that waits; the kernel's work is never left half-way.
         let store = self.source.store().clone();
-        if stop.run_until_cancelled(store.synced()).await.is_some() {
+        let known = async {
+            store.services().synced().await;
+            store.endpoint_slices().synced().await;
+            store.nodes().synced().await;
+        };
+        if stop.run_until_cancelled(known).await.is_some() {
             loop {
                 self.take_changes().await;
                 self.look().await;

@@ -3,7 +3,8 @@
 //! ```text
 //! kubeconfig ─► Config ─► Api ─┬─ verbs: get, create, replace, patch, delete, reviews, tokens
 //!                              ├─ NodeLease
-//!                              └─ follow: list and watch of a kind ─► Table
+//!                              ├─ follow: list and watch of a kind ─► Table
+//!                              └─ ApiSource: what a node needs, as a Source
 //! ```
 //!
 //! Transport is our own on hyper: one connection of HTTP/2 carries what a node follows, one watch for each Secret and
@@ -21,6 +22,7 @@ mod kubeconfig;
 mod lease;
 mod proxy;
 mod rate;
+mod source;
 mod tls;
 mod verbs;
 
@@ -28,7 +30,8 @@ pub use client::Api;
 pub use config::{Bearer, Config, ConfigError, Identity, Pem, Rate, Secret, Server, Trust};
 pub use error::ApiError;
 pub use exec::{ExecError, ExecPlugin};
-pub use follow::{Following, Progress, Selection, Sink, follow};
+pub use follow::{Following, Progress, Selection, Sink, follow, poll};
 pub use lease::NodeLease;
 pub use proxy::Proxy;
+pub use source::{ApiSource, ApiSourceConfig, NoClient};
 pub use verbs::{Deletion, Kind, Patch};

@@ -16,6 +16,7 @@
 mod backoff;
 mod frames;
 mod page;
+mod poll;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -26,7 +27,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use self::backoff::random;
 use self::frames::{Event, Lines, TooLong};
 use super::client::{Api, Call};
 use super::connection::chain;
@@ -34,7 +34,8 @@ use super::error::ApiError;
 use super::verbs::{Kind, collection, escape};
 use crate::{Key, Table};
 
-pub(super) use self::backoff::Backoff;
+pub(super) use self::backoff::{Backoff, random};
+pub use self::poll::poll;
 
 /// The server says something at least every minute (bookmarks). One that says nothing for so long is asked anew; broken
 /// connections are noticed earlier ([`super::connection`]).

@@ -1,0 +1,349 @@
+//! The source of a node that has an API server.
+//!
+//! ```text
+//!   API server ─► follow ─┬─► pods of this node ─► Objects: what they refer to, one watch for each
+//!                         ├─► the Node
+//!                         ├─► Services
+//!                         └─► EndpointSlices
+//!   kubelet ─► Statuses, deletions, Recorder (events) ─► API server
+//! ```
+
+mod events;
+mod objects;
+mod references;
+mod status;
+mod trim;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{Event, Node, NodeStatus, Pod, PodStatus};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use self::events::Recorder;
+use self::objects::Objects;
+use self::references::Referred;
+use self::status::Statuses;
+use super::client::Api;
+use super::config::Rate;
+use super::error::ApiError;
+use super::follow::{Following, Progress, Selection, Sink, follow};
+use super::verbs::{Deletion, Kind, Patch};
+use crate::source::{Source, SourceError};
+use crate::{Key, Store, Table};
+
+/// How long a caller of `look_up` waits for the server, before it is told to come back.
+const LOOK_UP_LIMIT: Duration = Duration::from_secs(10);
+/// Services and slices with these labels are not for this proxy.
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// What a source follows, and as whom.
+#[derive(Debug, Clone)]
+pub struct ApiSourceConfig {
+    /// The name of this node.
+    pub node_name: String,
+    /// As a kubelet: the pods of this node and what they refer to, the Node, Services. None for a proxy alone.
+    pub kubelet: Option<Api>,
+    /// As a proxy: EndpointSlices, and Services and the Node if no kubelet follows them. Nodes may not read EndpointSlices, so
+    /// this is usually another user than the kubelet. None for a kubelet alone.
+    pub proxy: Option<Api>,
+    /// How many events are sent at most (upstream's `eventRecordQPS` and `eventBurst`).
+    pub event_rate: Option<Rate>,
+}
+
+/// A source that follows a kube-apiserver.
+pub struct ApiSource {
+    store: Store,
+    /// Writes: the kubelet's client, or the proxy's.
+    api: Api,
+    objects: Arc<Objects>,
+    statuses: Statuses,
+    recorder: Recorder,
+    finished: Finished,
+    services: Following,
+    /// All other kinds. What is followed ends with these.
+    others: Vec<Following>,
+    /// They end with this value.
+    _tasks: JoinSet<()>,
+}
+
+/// The uids of pods that the kubelet has done with, by name. They are not shown again, however long the finalizers of
+/// others keep them. Held while such a pod is hidden or another one shown.
+type Finished = Arc<Mutex<HashMap<Key, String>>>;
+
+/// Neither kubelet nor proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an API source needs a client: for a kubelet, a proxy, or both")]
+pub struct NoClient;
+
+impl ApiSource {
+    /// Follows what `config` says from now on. Whether the server can be reached is seen later, in the progress and in the
+    /// tables. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// A configuration without a client.
+    pub fn start(config: ApiSourceConfig) -> Result<Arc<Self>, NoClient> {
+        let ApiSourceConfig { node_name, kubelet, proxy, event_rate } = config;
+        let api = kubelet.clone().or_else(|| proxy.clone()).ok_or(NoClient)?;
+        let store = Store::new();
+        let finished = Finished::default();
+        let mut tasks = JoinSet::new();
+        // Headless Services are of no use to proxies and environments.
+        let mut addressed = Selection::all().fields("spec.clusterIP!=None");
+        if kubelet.is_none() {
+            addressed = addressed.labels(&format!("!{PROXY_NAME}"));
+        }
+        let services = follow(&api, addressed, Cut { table: store.services().clone(), cut: trim::service });
+        mark_synced(&mut tasks, &services, store.services());
+        let node = follow(&api, Selection::named(&Key::cluster(&node_name)), store.nodes().clone());
+        mark_synced(&mut tasks, &node, store.nodes());
+        let mut others = vec![node];
+        let objects = Arc::new(Objects::new(api.clone(), store.clone()));
+        let statuses = Statuses::new(api.clone(), store.pods().clone());
+        if let Some(kubelet) = &kubelet {
+            let mine = Selection::all().fields(&format!("spec.nodeName={node_name}"));
+            let pods = follow(kubelet, mine, Pods { table: store.pods().clone(), finished: finished.clone() });
+            mark_synced(&mut tasks, &pods, store.pods());
+            others.push(pods);
+            tasks.spawn(attend(store.clone(), objects.clone(), statuses.clone()));
+        }
+        if let Some(proxy) = &proxy {
+            let slices = Selection::all().labels(&format!("!{HEADLESS},!{PROXY_NAME}"));
+            let slices = follow(proxy, slices, Cut { table: store.endpoint_slices().clone(), cut: trim::slice });
+            mark_synced(&mut tasks, &slices, store.endpoint_slices());
+            others.push(slices);
+        }
+        let recorder = Recorder::new(api.clone(), &node_name, event_rate);
+        Ok(Arc::new(Self { store, api, objects, statuses, recorder, finished, services, others, _tasks: tasks }))
+    }
+
+    /// The first reason why something is not followed at the moment.
+    pub fn failure(&self) -> Option<ApiError> {
+        let all = std::iter::once(&self.services).chain(&self.others);
+        all.map(Following::progress).find_map(|progress| progress.borrow().failure.clone())
+    }
+
+    /// Writes the statuses that still wait: before the daemon ends.
+    pub async fn settle(&self) {
+        self.statuses.settle_all().await;
+    }
+
+    /// The pod with this uid.
+    fn pod(&self, uid: &str) -> Result<Arc<Pod>, SourceError> {
+        let found = self.store.pods().find_uid(uid);
+        found.ok_or_else(|| SourceError::NotFound { kind: "Pod", name: uid.to_owned() })
+    }
+
+    /// Tells the server to delete a pod, or to give it less time.
+    async fn delete(&self, pod: &Pod, grace_period_s: Option<i64>) -> Result<(), SourceError> {
+        let key = Key::of(&pod.metadata);
+        let how = Deletion { grace_period_s, uid: pod.metadata.uid.clone() };
+        match self.api.delete::<Pod>(&key, &how).await {
+            // It is gone, or another one has its name.
+            Ok(()) | Err(ApiError::NotFound { .. } | ApiError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(failed(format!("delete pod {key}"), error)),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for ApiSource {
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    async fn look_up(&self, pod: &Pod) -> Result<(), SourceError> {
+        let key = Key::of(&pod.metadata);
+        let action = || format!("look up what pod {key} refers to");
+        let deadline = tokio::time::Instant::now() + LOOK_UP_LIMIT;
+        let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
+        let late = |what: String, failure: Option<ApiError>| {
+            let reason = format!("{what} is not known yet: the API server has not answered");
+            SourceError::Unavailable { action: action(), source: failure.map_or_else(|| reason.into(), Into::into) }
+        };
+        // A claim that has come may lead to a volume.
+        let mut known = Vec::new();
+        loop {
+            let Some(progress) = self.objects.set(pod) else { break };
+            let references: Vec<_> = progress.iter().map(|(reference, _)| reference.clone()).collect();
+            if references == known {
+                break;
+            }
+            let waited = objects::wait(progress, left()).await;
+            waited.map_err(|((kind, key), failure)| late(format!("{kind:?} {key}"), failure))?;
+            known = references;
+        }
+        let mut services = self.services.progress();
+        let in_time = tokio::time::timeout(left(), services.wait_for(|progress| progress.is_known)).await.is_ok();
+        let failure = || services.borrow().failure.clone();
+        if in_time { Ok(()) } else { Err(late("what Services there are".into(), failure())) }
+    }
+
+    async fn update_pod_status(&self, uid: &str, status: PodStatus) -> Result<(), SourceError> {
+        let pod = self.pod(uid)?;
+        self.statuses.put(&pod, status);
+        Ok(())
+    }
+
+    async fn delete_pod(&self, uid: &str) -> Result<(), SourceError> {
+        let Ok(pod) = self.pod(uid) else { return Ok(()) };
+        let key = Key::of(&pod.metadata);
+        match self.statuses.settle(uid).await {
+            Ok(()) | Err(ApiError::NotFound { .. }) => {}
+            Err(error) if error.is_transient() => {
+                return Err(failed(format!("write the last status of pod {key}"), error));
+            }
+            // Nobody can write it; the pod must end nevertheless.
+            Err(error) => tracing::warn!(pod = %key, %error, "the last status of a pod is lost"),
+        }
+        self.delete(&pod, Some(0)).await?;
+        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        // The watch may have brought another pod of this name; that one stays.
+        if self.store.pods().get(&key).is_some_and(|there| there.metadata.uid == pod.metadata.uid) {
+            self.store.pods().remove(&key);
+            finished.insert(key, uid.to_owned());
+        }
+        Ok(())
+    }
+
+    async fn request_deletion(&self, uid: &str, grace_period_s: Option<i64>) -> Result<(), SourceError> {
+        let pod = self.pod(uid)?;
+        self.delete(&pod, grace_period_s).await
+    }
+
+    async fn update_node_status(&self, name: &str, status: NodeStatus) -> Result<(), SourceError> {
+        let patch = Patch::strategic(json!({"status": status})).status();
+        let patched = self.api.patch::<Node>(&Key::cluster(name), &patch).await;
+        patched.map(drop).map_err(|error| match error {
+            ApiError::NotFound { .. } => SourceError::NotFound { kind: "Node", name: name.to_owned() },
+            error => failed(format!("update the status of node {name}"), error),
+        })
+    }
+
+    fn event(&self, event: Event) {
+        self.recorder.record(event);
+    }
+}
+
+/// Server and what is followed.
+impl std::fmt::Debug for ApiSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiSource").field("api", &self.api).finish_non_exhaustive()
+    }
+}
+
+fn failed(action: String, error: ApiError) -> SourceError {
+    match error {
+        // The operator may renew credentials or rights while we run.
+        error @ (ApiError::Invalid { .. } | ApiError::Answer { .. } | ApiError::AlreadyExists { .. }) => {
+            SourceError::Refused { action, source: error.into() }
+        }
+        error => SourceError::Unavailable { action, source: error.into() },
+    }
+}
+
+/// Marks the table when its objects are known.
+fn mark_synced<T: Kind>(tasks: &mut JoinSet<()>, following: &Following, table: &Table<T>) {
+    let (mut progress, table) = (following.progress(), table.clone());
+    tasks.spawn(async move {
+        if progress.wait_for(|progress: &Progress| progress.is_known).await.is_ok() {
+            table.set_synced();
+        }
+    });
+}
+
+/// A table that gets of an object what a node has use for.
+struct Cut<T> {
+    table: Table<T>,
+    cut: fn(&mut T),
+}
+
+impl<T: Kind> Sink<T> for Cut<T> {
+    fn put(&mut self, mut object: T) {
+        (self.cut)(&mut object);
+        self.table.mirror(object);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.table.remove(key);
+    }
+}
+
+/// The table of pods, without those that are finished.
+struct Pods {
+    table: Table<Pod>,
+    finished: Finished,
+}
+
+impl Sink<Pod> for Pods {
+    fn put(&mut self, pod: Pod) {
+        let key = Key::of(&pod.metadata);
+        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        if finished.get(&key) == pod.metadata.uid.as_ref() {
+            return;
+        }
+        finished.remove(&key);
+        self.table.mirror(pod);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.table.remove(key);
+    }
+}
+
+/// Follows the pods of this node: what they refer to is followed, too, and their statuses are kept as the kubelet says.
+async fn attend(store: Store, objects: Arc<Objects>, statuses: Statuses) {
+    let mut pods = store.pods().watch();
+    let mut claims = store.persistent_volume_claims().watch();
+    let mut volumes = store.persistent_volumes().watch();
+    loop {
+        let referred = tokio::select! {
+            change = pods.next() => {
+                statuses.keep_only(&change.key, change.object.as_deref());
+                match change.object {
+                    Some(pod) => drop(objects.set(&pod)),
+                    None => objects.forget(&change.key),
+                }
+                continue;
+            }
+            change = claims.next() => (Referred::Claim, change.key),
+            change = volumes.next() => (Referred::Volume, change.key),
+        };
+        for pod in objects.pods_of(&referred).iter().filter_map(|key| store.pods().get(key)) {
+            objects.set(&pod);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(uid: &str) -> Pod {
+        let mut pod = Pod::default();
+        pod.metadata.namespace = Some("shop".into());
+        pod.metadata.name = Some("web".into());
+        pod.metadata.uid = Some(uid.into());
+        pod
+    }
+
+    #[test]
+    fn a_finished_pod_is_hidden_until_its_name_is_free() {
+        let (store, finished) = (Store::new(), Finished::default());
+        let mut sink = Pods { table: store.pods().clone(), finished: finished.clone() };
+        let key = Key::new("shop", "web");
+        finished.lock().unwrap().insert(key.clone(), "one".into());
+        sink.put(pod("one"));
+        assert!(store.pods().is_empty());
+        sink.put(pod("two"));
+        assert_eq!((store.pods().len(), finished.lock().unwrap().len()), (1, 0));
+        finished.lock().unwrap().insert(key.clone(), "two".into());
+        sink.remove(&key);
+        assert!(store.pods().is_empty() && finished.lock().unwrap().is_empty());
+    }
+}
