@@ -12,6 +12,8 @@ use super::proxy::Proxy;
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Longer than the API server's own limit for requests that watch nothing would be no limit at all (60 s there).
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// As client-go.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Everything needed to talk to one API server as one user. Building it reads the kubeconfig, but neither the files that
 /// it names nor the network.
@@ -31,6 +33,9 @@ pub struct Config {
     pub user_agent: String,
     /// How long any request but a watch may take.
     pub timeout: Duration,
+    /// A connection that is silent for so long is asked whether it lives, and given up when it does not answer within half
+    /// of that.
+    pub silence: Duration,
     /// How many requests a second at most, if the operator wants a limit: the API server has its own (priority and
     /// fairness), and tells who has to wait.
     pub rate: Option<Rate>,
@@ -103,6 +108,7 @@ impl Config {
             identity,
             user_agent: format!("orlop/{} (linux)", env!("CARGO_PKG_VERSION")),
             timeout: TIMEOUT,
+            silence: SILENCE,
             rate: None,
         }
     }

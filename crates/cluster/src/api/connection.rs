@@ -1,9 +1,9 @@
 //! Connections to one API server.
 //!
 //! HTTP/2 carries up to [`STREAMS_MAX`] requests on one connection, as Go's clients do: a node follows one Secret or
-//! ConfigMap per watch, and has hundreds of them. A silent connection is asked whether it lives (PING) after
-//! [`PING_EVERY`] and given up [`PING_TIMEOUT`] later, so that a half-closed one holds up nobody for long. Behind a
-//! balancer without HTTP/2 each running request has a connection of its own.
+//! ConfigMap per watch, and has hundreds of them. A silent connection is asked whether it lives (PING), so that a
+//! half-closed one holds up nobody for long. Behind a balancer without HTTP/2 each running request has a connection of
+//! its own.
 
 use std::io;
 use std::pin::Pin;
@@ -33,10 +33,6 @@ pub(super) type Body = Full<Bytes>;
 
 /// RFC 9113 §6.5.2 recommends that no server allow less; kube-apiserver allows 250 and more.
 const STREAMS_MAX: usize = 100;
-/// As client-go.
-const PING_EVERY: Duration = Duration::from_secs(30);
-/// As client-go.
-const PING_TIMEOUT: Duration = Duration::from_secs(15);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the server may send ahead of a slow reader; large lists need some room on fast networks.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -155,8 +151,8 @@ impl Pool {
         let sender = if stream.speaks_http2() {
             let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
-                .keep_alive_interval(PING_EVERY)
-                .keep_alive_timeout(PING_TIMEOUT)
+                .keep_alive_interval(config.silence)
+                .keep_alive_timeout(config.silence / 2)
                 .initial_stream_window_size(STREAM_WINDOW_BYTES)
                 .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
                 .handshake(TokioIo::new(stream))

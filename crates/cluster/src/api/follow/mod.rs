@@ -37,9 +37,10 @@ use crate::{Key, Table};
 pub(super) use self::backoff::{Backoff, random};
 pub use self::poll::poll;
 
-/// The server says something at least every minute (bookmarks). One that says nothing for so long is asked anew; broken
-/// connections are noticed earlier ([`super::connection`]).
-const SILENCE_MAX: Duration = Duration::from_secs(180);
+/// The server says something at least every minute (bookmarks), whose connection is looked after by PING. When nothing
+/// came for so many times [`super::Config::silence`], three minutes by default, a list is read anew: the server may have
+/// been restored from a backup, and then tells nothing until it has reached the version that we asked for.
+const SILENCES_MAX: u32 = 6;
 /// The server ends a watch after this time, plus up to as much again: as client-go, so that watches spread over servers.
 const WATCH_MIN: Duration = Duration::from_secs(300);
 /// A watch that ends sooner and says nothing is a failure.
@@ -67,6 +68,11 @@ impl Selection {
     pub fn named(key: &Key) -> Self {
         let fields = Some(format!("metadata.name={}", key.name()));
         Self { namespace: key.namespace().to_owned(), fields, labels: None }
+    }
+
+    /// Those of one namespace.
+    pub fn in_namespace(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), ..Self::default() }
     }
 
     /// Those whose fields match this selector.
@@ -309,7 +315,10 @@ impl<T: Kind, S: Sink<T>> Engine<T, S> {
         let is_told = self.progress.borrow().failure.as_ref().is_some_and(same);
         match error {
             // The client has told of it, once for all.
-            ApiError::Unreachable { .. } | ApiError::Lost { .. } | ApiError::Expired { .. } => {
+            ApiError::Unreachable { .. }
+            | ApiError::Lost { .. }
+            | ApiError::Expired { .. }
+            | ApiError::TimedOut { .. } => {
                 tracing::debug!(kind = T::KIND, selection, %error, "a watch is started again");
             }
             _ if is_told => {}
@@ -373,9 +382,13 @@ impl<T: Kind, S: Sink<T>> Engine<T, S> {
             self.is_well();
         }
         let mut lines = Lines::default();
+        let silence_max = self.api.config().silence * SILENCES_MAX;
         loop {
-            let frame = match timeout(SILENCE_MAX, stream.body.frame()).await {
-                Err(_) => return Err(self.api.timed_out(SILENCE_MAX)),
+            let frame = match timeout(silence_max, stream.body.frame()).await {
+                Err(_) => {
+                    self.ledger.position = Position::default();
+                    return Err(self.api.timed_out(silence_max));
+                }
                 Ok(None) => return Ok(()),
                 Ok(Some(Err(error))) => return Err(self.api.lost(chain(&error))),
                 Ok(Some(Ok(frame))) => frame,

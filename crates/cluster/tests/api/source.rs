@@ -1,0 +1,2 @@
+use testkit::serial::Test;
+pub(crate) const TESTS: &[Test] = &[];
