@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use kubelet::configuration::{Kind, LEAVES, Leaf};
 
 /// The whole Kubernetes worker node as one program.
 #[derive(Debug, Parser)]
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Up(UpOptions),
     /// End everything that `up` runs
     Down,
+    /// Be a node of a cluster: kubelet, runtime and, on request, service proxy
+    Node(MemberOptions),
     /// Only the container runtime: the CRI on a socket
     Runtime(NodeOptions),
     /// List pods
@@ -108,9 +111,9 @@ pub(crate) struct NodeOptions {
     /// Where those programs are
     #[arg(long, value_name = "DIR")]
     pub(crate) image_credential_provider_bin_dir: Option<PathBuf>,
-    /// Addresses of pods on the built-in bridge
-    #[arg(long, default_value = "10.85.0.0/16", value_name = "CIDR")]
-    pub(crate) pod_cidr: String,
+    /// Addresses of pods on the built-in bridge [default: what the cluster gives the node, or 10.85.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pod_cidr: Option<String>,
     /// What to log: error, warn, info, debug or trace
     #[arg(long, env = "ORLOP_LOG", default_value = "warn", value_name = "LEVEL")]
     pub(crate) log_level: tracing::Level,
@@ -138,6 +141,93 @@ pub(crate) struct UpOptions {
     pub(crate) hostname_override: Option<String>,
     #[command(flatten)]
     pub(crate) node: NodeOptions,
+}
+
+/// A node of a cluster: upstream's kubelet flags.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MemberOptions {
+    /// How to reach the API server, as which user
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(crate) kubeconfig: PathBuf,
+    /// Be the node's service proxy, too, as the user of this kubeconfig; without it Services are left to a kube-proxy
+    #[arg(long, value_name = "FILE")]
+    pub(crate) proxy_kubeconfig: Option<PathBuf>,
+    /// Addresses of Services: connections to those that no Service has are refused at once
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) service_cidr: Option<String>,
+    /// KubeletConfiguration
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// More of it: `*.conf`, merged over --config in the order of their names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config_dir: Option<PathBuf>,
+    /// The node's name [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname_override: Option<String>,
+    /// The node's addresses, one of each family [default: that of the default route]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub(crate) node_ip: Vec<IpAddr>,
+    /// Labels that the node is born with: `key=value,…`
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    pub(crate) node_labels: Vec<String>,
+    /// Serving certificates that the kubelet makes [default: <kubelet's root>/pki]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cert_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) configuration: ConfigurationFlags,
+    #[command(flatten)]
+    pub(crate) node: NodeOptions,
+}
+
+/// The flags that stand for fields of `KubeletConfiguration`, as they were given.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ConfigurationFlags {
+    /// Names without dashes, and values.
+    pub(crate) given: Vec<(String, String)>,
+}
+
+impl ConfigurationFlags {
+    /// Those that are not options of their own.
+    fn leaves() -> impl Iterator<Item = &'static Leaf> {
+        LEAVES.iter().filter(|leaf| !leaf.flag.is_empty() && leaf.flag != "pod-cidr")
+    }
+}
+
+impl Args for ConfigurationFlags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(Self::leaves().map(|leaf| {
+            let default = if leaf.default.is_empty() { "unset" } else { leaf.default };
+            let arg = clap::Arg::new(leaf.flag)
+                .long(leaf.flag)
+                .value_name("VALUE")
+                .help(format!("{} [default: {default}]", leaf.path))
+                .help_heading("Fields of KubeletConfiguration (better written into --config)")
+                .hide_short_help(true);
+            match leaf.kind {
+                Kind::Bool => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+                _ => arg,
+            }
+        }))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ConfigurationFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = Self::leaves().filter_map(|leaf| {
+            let value = matches.get_one::<String>(leaf.flag)?;
+            Some((leaf.flag.to_owned(), value.clone()))
+        });
+        Ok(Self { given: given.collect() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 /// How to print a result.

@@ -36,6 +36,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Check(options) => check::run(&arguments.places, &options),
         Command::Up(options) => node::up::run(&arguments.places, &options),
+        Command::Node(options) => node::join::run(&arguments.places, &options),
         Command::Runtime(options) => node::runtime_only::run(&arguments.places, &options),
         Command::Fsck(options) => cli::fsck::run(&arguments.places, &options),
         command => {
@@ -65,7 +66,12 @@ async fn ask(client: &Client, command: Command) -> anyhow::Result<ExitCode> {
         Command::Rmi(options) => cli::images::remove(client, &options.image).await?,
         Command::Version(options) => cli::version::run(client, &options).await?,
         Command::Down => cli::down::run(client).await?,
-        Command::Up(_) | Command::Runtime(_) | Command::Fsck(_) | Command::Check(_) | Command::Completion { .. } => {
+        Command::Up(_)
+        | Command::Node(_)
+        | Command::Runtime(_)
+        | Command::Fsck(_)
+        | Command::Check(_)
+        | Command::Completion { .. } => {
             anyhow::bail!("not a question to a running node")
         }
     }

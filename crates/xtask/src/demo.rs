@@ -62,7 +62,7 @@ pub(crate) fn once(orlop: &Path) -> anyhow::Result<usize> {
 }
 
 impl Stage {
-    fn set_up(orlop: &Path, on_host_network: bool) -> anyhow::Result<Self> {
+    pub(crate) fn set_up(orlop: &Path, on_host_network: bool) -> anyhow::Result<Self> {
         let ai_service = crate::images::ai_service()?;
         let busybox = crate::images::busybox()?;
         if !on_host_network {

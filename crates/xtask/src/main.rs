@@ -8,6 +8,7 @@ mod codegen;
 mod demo;
 mod images;
 mod lab;
+mod member;
 mod test;
 mod tidy;
 mod voyage;

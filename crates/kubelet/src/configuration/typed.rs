@@ -49,6 +49,8 @@ pub struct Configuration {
     pub kube_api_qps: u32,
     /// Requests to the API server at once.
     pub kube_api_burst: u32,
+    /// Events per second, and at once; 0 is no limit.
+    pub event_rate: (u32, u32),
     /// Hard eviction thresholds.
     pub thresholds: Thresholds,
     /// `systemReserved` and `kubeReserved` together.
@@ -108,6 +110,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         resolv_conf: reader.file("resolvConf").unwrap_or_else(|| "/etc/resolv.conf".into()),
         kube_api_qps: reader.number("kubeAPIQPS", 50),
         kube_api_burst: reader.number("kubeAPIBurst", 100),
+        event_rate: (reader.number("eventRecordQPS", 50), reader.number("eventBurst", 100)),
         thresholds: reader.thresholds(),
         reserved: reader.reserved(),
         provider_id: reader.text("providerID"),

@@ -20,7 +20,6 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
 
 use super::describe::{self, Handler, NodeConfig, Observed};
 use super::machine::Machine;
@@ -88,37 +87,41 @@ impl Membership {
     }
 }
 
-/// Makes the Node object, or mends the labels of the one that is there; tries until the API server takes it or `stop`.
-/// Returns the node as the server has it, none if it was stopped.
-pub async fn register(parts: &Parts, stop: &CancellationToken) -> Option<Node> {
+/// Makes the Node object, or mends the labels of the one that is there; tries until the API server takes it. The node is
+/// not ready: that, the first report says. Returns the node as the server has it.
+pub async fn register(api: &Api, config: &NodeConfig, machine: &Machine) -> Node {
     let mut pause = RETRY_FIRST;
     loop {
-        let failure = match try_to_register(parts).await {
-            Ok(node) => return Some(node),
-            Err(error) => error,
-        };
-        tracing::warn!(node = parts.config.name, error = %failure, "the node cannot be registered; trying again");
-        tokio::select! {
-            () = stop.cancelled() => return None,
-            () = tokio::time::sleep(pause) => {}
+        match try_to_register(api, config, machine).await {
+            Ok(node) => return node,
+            Err(error) => {
+                tracing::warn!(node = config.name, %error, "the node cannot be registered; trying again");
+            }
         }
+        tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_MAX);
     }
 }
 
-async fn try_to_register(parts: &Parts) -> Result<Node, ApiError> {
-    let starting = Some("the kubelet is starting".to_owned());
-    let observed = observe(parts, Pressures::default(), starting).await;
-    let own = describe::node(&parts.config, &parts.machine, &observed);
-    match parts.api.create(&own).await {
+async fn try_to_register(api: &Api, config: &NodeConfig, machine: &Machine) -> Result<Node, ApiError> {
+    let observed = Observed {
+        now: Timestamp::now(),
+        pressures: Pressures::default(),
+        not_ready: Some("the kubelet is starting".to_owned()),
+        images: Vec::new(),
+        handlers: Vec::new(),
+        supplemental_groups_policy: false,
+    };
+    let own = describe::node(config, machine, &observed);
+    match api.create(&own).await {
         Err(ApiError::AlreadyExists { .. }) => {}
         created => return created,
     }
-    let key = Key::cluster(&parts.config.name);
-    let there: Node = parts.api.get(&key).await?;
+    let key = Key::cluster(&config.name);
+    let there: Node = api.get(&key).await?;
     match missing_labels(&own, &there) {
         None => Ok(there),
-        Some(labels) => parts.api.patch(&key, &Patch::merge(json!({"metadata": {"labels": labels}}))).await,
+        Some(labels) => api.patch(&key, &Patch::merge(json!({"metadata": {"labels": labels}}))).await,
     }
 }
 
@@ -212,7 +215,7 @@ impl Reporter {
     async fn report(&mut self) -> Result<(), ApiError> {
         let signals = Signals::measure(&self.parts.root, &self.parts.image_root);
         self.pressures = self.pressures.after(&signals, &self.parts.config.thresholds, Timestamp::now());
-        let observed = observe(&self.parts, self.pressures, None).await;
+        let observed = observe(&self.parts, self.pressures).await;
         let known = self.known();
         let status = describe::status(&self.parts.config, &self.parts.machine, &observed, known.as_ref());
         if let Some((published, when)) = &self.published
@@ -254,13 +257,13 @@ fn change(status: &NodeStatus, before: Option<&NodeStatus>) -> Value {
     json!({"status": fields})
 }
 
-/// Asks runtime and images. `not_ready` is a reason that is known before they are asked.
-async fn observe(parts: &Parts, pressures: Pressures, not_ready: Option<String>) -> Observed {
+/// Asks runtime and images.
+async fn observe(parts: &Parts, pressures: Pressures) -> Observed {
     let status = parts.runtime.status(v1::StatusRequest::default()).await;
     let images = parts.images.list_images(v1::ListImagesRequest::default()).await;
     let images = images.map(|listed| listed.images).unwrap_or_default();
     let name = |image: v1::Image| (image.repo_digests.into_iter().chain(image.repo_tags).collect(), image.size);
-    let (trouble, handlers, policy) = match status {
+    let (not_ready, handlers, policy) = match status {
         Ok(status) => {
             let policy = status.features.as_ref().is_some_and(|features| features.supplemental_groups_policy);
             (trouble(&status), status.runtime_handlers.iter().map(handler).collect(), policy)
@@ -270,7 +273,7 @@ async fn observe(parts: &Parts, pressures: Pressures, not_ready: Option<String>)
     Observed {
         now: Timestamp::now(),
         pressures,
-        not_ready: not_ready.or(trouble),
+        not_ready,
         images: images.into_iter().map(name).collect(),
         handlers,
         supplemental_groups_policy: policy,

@@ -9,6 +9,7 @@
 //! Who may call is decided before: by the file mode of the socket, or by the TLS listener.
 
 mod container_logs;
+pub mod health;
 mod query;
 pub mod secure;
 mod stats;

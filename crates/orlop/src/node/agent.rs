@@ -37,7 +37,8 @@ pub(super) struct Config {
     pub(super) layout: Layout,
     pub(super) facts: NodeFacts,
     pub(super) dns: ClusterDns,
-    pub(super) proxy: proxy::Config,
+    /// The service proxy, and the source that it follows.
+    pub(super) proxy: Option<(proxy::Config, Arc<dyn Source>)>,
 }
 
 /// Kubelet and proxy at work, over a runtime.
@@ -48,7 +49,7 @@ pub(crate) struct Agent {
     pub(super) groups: Tree,
     pub(super) kubelet: Kubelet,
     pub(super) kubelet_api: Api,
-    /// Taken by the end.
+    /// None where another proxy does it; taken by the end.
     proxy: Mutex<Option<Proxy>>,
     /// Somebody wants the node to end.
     asked: CancellationToken,
@@ -63,7 +64,11 @@ impl Agent {
         let groups = Tree::new(sys::cgroup::Hierarchy::detect()?, None);
         let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
         groups.ensure_roots(cpu, None).context("make the control groups of pods")?;
-        let proxy = Proxy::start(proxy, source.clone())?;
+        let proxy = proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
+        let barrier: Arc<dyn kubelet::Barrier> = match &proxy {
+            Some(proxy) => Arc::new(RuleBarrier(proxy.barrier())),
+            None => Arc::new(kubelet::NoBarrier),
+        };
         let paths = Paths { root: layout.kubelet_root.clone(), logs: layout.pod_logs.clone() };
         let volumes = VolumesConfig { paths: paths.clone(), node: facts.clone(), recursive_read_only: true };
         let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths.clone(), &facts.name);
@@ -77,7 +82,7 @@ impl Agent {
             runtime: base.runtime.clone(),
             images: base.image_service.clone(),
             volumes: Volumes::new(volumes, source.clone()),
-            barrier: Arc::new(RuleBarrier(proxy.barrier())),
+            barrier,
             keychain: Arc::new(Keychain::new(source.store().clone(), base.credentials.clone())),
             groups: groups.clone(),
         };
@@ -89,7 +94,7 @@ impl Agent {
             groups,
             kubelet,
             kubelet_api,
-            proxy: Mutex::new(Some(proxy)),
+            proxy: Mutex::new(proxy),
             asked: CancellationToken::new(),
             ended: watch::Sender::new(false),
         })

@@ -43,7 +43,7 @@ impl Alone {
             layout: settings.node.layout.clone(),
             facts: node_status::facts(&config, &machine),
             dns: ClusterDns { servers: vec![settings.dns.to_string()], domain: settings.domain.clone() },
-            proxy: proxy_config(settings),
+            proxy: Some((proxy_config(settings), manifests.clone())),
         };
         let agent = Agent::start(config, base, manifests.clone()).await?;
         Ok(Arc::new(Self { agent, manifests, name_server, names }))

@@ -32,6 +32,22 @@ struct Measured {
 }
 
 impl Agent {
+    /// Gives pods the statuses that the kubelet sees: newer than the store's while an API server is away.
+    pub(super) fn show_newest(&self, pods: &mut [serde_json::Value]) {
+        let mut seen: HashMap<String, _> = self
+            .kubelet
+            .pods()
+            .into_iter()
+            .filter_map(|(pod, status)| Some((pod.metadata.uid.clone()?, status?)))
+            .collect();
+        for pod in pods {
+            let status = pod["metadata"]["uid"].as_str().and_then(|uid| seen.remove(uid));
+            if let Some(status) = status.and_then(|status| serde_json::to_value(status).ok()) {
+                pod["status"] = status;
+            }
+        }
+    }
+
     /// What containers use, measured over about one second.
     pub(super) async fn top(&self) -> anyhow::Result<Vec<Usage>> {
         let measured = self.containers();

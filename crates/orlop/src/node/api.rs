@@ -94,7 +94,13 @@ async fn route(node: &dyn Node, method: &Method, path: &str, query: &Query) -> a
     match (method.as_str(), parts.as_slice()) {
         ("GET", ["version"]) => json(&Version::own()),
         ("GET", ["objects", kind]) => match objects::list(node.agent().store(), kind, query.get("namespace")) {
-            Some(listed) => json(&listed?),
+            Some(listed) => {
+                let mut listed = listed?;
+                if *kind == "pods" {
+                    node.agent().show_newest(&mut listed);
+                }
+                json(&listed)
+            }
             None => Ok(unknown_kind(kind)),
         },
         ("GET", ["changes", kind]) => match objects::changes(node.agent().store(), kind) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use cluster::Source as _;
-use cluster::api::{Api, NodeSource, ServiceSource};
+use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate};
 use k8s_openapi::api::core::v1::Node;
 use kubelet::configuration::Authorization;
 use kubelet::hosts::ClusterDns;
@@ -29,13 +29,17 @@ use super::settings::{MemberSettings, Settings, parse_range};
 use super::{api, fsck, node_status};
 
 /// How long a cluster that gives addresses to its nodes may take for that.
-const ADDRESSES_WITHIN: Duration = Duration::from_secs(5);
+const ADDRESSES_WITHIN: Duration = Duration::from_secs(20);
 /// A renewal of the lease that takes longer is given up and tried again.
 const HEARTBEAT_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long statuses that wait to be written may hold up the end.
+const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A member at work.
 pub(crate) struct Member {
     agent: Agent,
+    source: Arc<ApiSource>,
     /// Taken by the end.
     membership: tokio::sync::Mutex<Option<Membership>>,
     /// The kubelet's listeners; they end with it.
@@ -53,10 +57,10 @@ impl Member {
             false => None,
         };
         let chosen = addresses_of_pods(settings, &api, registered).await;
-        let base = Base::start(&chosen, base::network_config(&chosen), forked.zygote).await?;
-        let source = NodeSource::start(api.clone(), &settings.name);
+        let base = Base::start(&chosen, network_config(settings, &chosen), forked.zygote).await?;
+        let source = ApiSource::start(source_config(settings, api.clone())?)?;
         source.store().synced().await;
-        let agent = Agent::start(agent_config(settings, &node, &machine)?, base, source).await?;
+        let agent = Agent::start(agent_config(settings, &node, &machine, source.clone()), base, source.clone()).await?;
         let heartbeats = Api::new(settings.api.clone().with_timeout(HEARTBEAT_WITHIN))?;
         let membership = Membership::start(parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats));
         let mut servers = JoinSet::new();
@@ -67,7 +71,7 @@ impl Member {
             servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
         }
         let (membership, servers) = (Some(membership).into(), servers.into());
-        Ok(Arc::new(Self { agent, membership, servers }))
+        Ok(Arc::new(Self { agent, source, membership, servers }))
     }
 
     /// Serves nobody any more; pods go on, and the next daemon takes them over.
@@ -77,6 +81,8 @@ impl Member {
             membership.stop().await;
         }
         self.agent.stop().await;
+        // What pods said last; an API server that does not answer learns of it from the next daemon.
+        let _ = tokio::time::timeout(SETTLE_WITHIN, self.source.settle()).await;
     }
 }
 
@@ -147,29 +153,47 @@ async fn given_addresses(api: &Api, mut node: Node) -> Option<cluster::Range> {
     }
 }
 
-fn agent_config(settings: &MemberSettings, node: &NodeConfig, machine: &Machine) -> anyhow::Result<agent::Config> {
+/// Where this node serves Services, their addresses have a way even on a machine without a default route.
+fn network_config(settings: &MemberSettings, chosen: &Settings) -> network::Config {
+    let services = settings.services.filter(|_| settings.proxy_api.is_some());
+    network::Config {
+        routed: services.and_then(|services| services.to_string().parse().ok()).into_iter().collect(),
+        ..base::network_config(chosen)
+    }
+}
+
+fn source_config(settings: &MemberSettings, kubelet: Api) -> anyhow::Result<ApiSourceConfig> {
+    let configuration = &settings.configuration;
+    let proxy = settings.proxy_api.clone().map(Api::new).transpose()?;
+    let (per_second, burst) = configuration.event_rate;
+    let event_rate = (per_second > 0).then_some(Rate { per_second: per_second.into(), burst });
+    Ok(ApiSourceConfig { node_name: settings.name.clone(), kubelet: Some(kubelet), proxy, event_rate })
+}
+
+fn agent_config(
+    settings: &MemberSettings,
+    node: &NodeConfig,
+    machine: &Machine,
+    source: Arc<ApiSource>,
+) -> agent::Config {
     let configuration = &settings.configuration;
     let servers = configuration.cluster_dns.clone();
-    Ok(agent::Config {
+    agent::Config {
         layout: settings.node.layout.clone(),
         facts: node_status::facts(node, machine),
         dns: ClusterDns { servers, domain: configuration.cluster_domain.clone() },
-        proxy: settings.proxy_api.as_ref().map(|api| proxy(settings, api.clone())).transpose()?,
-    })
+        proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),
+    }
 }
 
-fn proxy(
-    settings: &MemberSettings,
-    api: cluster::api::Config,
-) -> anyhow::Result<(proxy::Config, Arc<dyn cluster::Source>)> {
+fn proxy_config(settings: &MemberSettings) -> proxy::Config {
     let range = |range: cluster::Range| range.to_string().parse().into_iter().collect();
-    let config = proxy::Config {
+    proxy::Config {
         table: settings.node.layout.service_table.clone(),
         pod_cidrs: range(settings.node.pods),
         service_cidrs: settings.services.map(range).unwrap_or_default(),
         ..proxy::Config::new(&settings.name)
-    };
-    Ok((config, ServiceSource::start(Api::new(api)?, &settings.name)))
+    }
 }
 
 fn parts(

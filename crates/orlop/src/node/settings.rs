@@ -1,17 +1,22 @@
 //! What the operator wrote, checked: every fault is reported at once.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use cluster::Range;
 use image::credentials::CredentialsConfig;
+use kubelet::configuration::{self, Configuration};
 
 use super::layout::Layout;
-use crate::args::{NodeOptions, Places, UpOptions};
+use crate::args::{MemberOptions, NodeOptions, Places, UpOptions};
 
 /// The tenth address of the service range, as clusters have it.
 const DNS_INDEX: u32 = 10;
+
+/// Addresses of pods if nobody says otherwise.
+const POD_CIDR: &str = "10.85.0.0/16";
 
 const KUBELET_ROOT: &str = "/var/lib/kubelet";
 
@@ -72,7 +77,7 @@ impl Settings {
                 provider_config: options.image_credential_provider_config.clone(),
                 provider_bin_dir: options.image_credential_provider_bin_dir.clone(),
             },
-            pods: faults.range("--pod-cidr", &options.pod_cidr),
+            pods: faults.range("--pod-cidr", options.pod_cidr.as_deref().unwrap_or(POD_CIDR)),
         }
     }
 }
@@ -104,6 +109,71 @@ impl UpSettings {
     }
 }
 
+/// What a node of a cluster needs beside a runtime.
+#[derive(Debug, Clone)]
+pub(crate) struct MemberSettings {
+    pub(crate) node: Settings,
+    /// Whether the operator chose the addresses of pods; else the cluster does.
+    pub(crate) pods_chosen: bool,
+    pub(crate) services: Option<Range>,
+    pub(crate) api: cluster::api::Config,
+    /// The user of the service proxy, if there is to be one.
+    pub(crate) proxy_api: Option<cluster::api::Config>,
+    /// The node's name.
+    pub(crate) name: String,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) cert_dir: PathBuf,
+    pub(crate) configuration: Configuration,
+    /// Fields of the configuration that have no effect.
+    pub(crate) warnings: Vec<String>,
+    /// The configuration as it was written, for `/configz`.
+    pub(crate) written: serde_json::Value,
+}
+
+impl MemberSettings {
+    /// Of the options of `node`.
+    pub(crate) fn new(places: &Places, options: &MemberOptions) -> anyhow::Result<Self> {
+        let mut faults = Faults::default();
+        let sources = configuration::Sources {
+            file: options.config.clone(),
+            dir: options.config_dir.clone(),
+            flags: options.configuration.given.clone(),
+        };
+        let loaded = configuration::load(&sources);
+        let loaded = loaded.map_err(|error| faults.0.extend(error.0)).ok();
+        let mut node = Settings::read(places, &options.node, &mut faults);
+        let written_cidr = loaded.as_ref().and_then(|loaded| loaded.configuration.pod_cidr.clone());
+        if let (None, Some(text)) = (&options.node.pod_cidr, &written_cidr) {
+            node.pods = faults.range("podCIDR", text);
+        }
+        let services = options.service_cidr.as_deref().map(|text| faults.range("--service-cidr", text));
+        let api = faults.kubeconfig("--kubeconfig", &options.kubeconfig);
+        let proxy_api = options.proxy_kubeconfig.as_deref().map(|path| faults.kubeconfig("--proxy-kubeconfig", path));
+        let labels = options.node_labels.iter().filter_map(|text| {
+            let pair = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+            faults.some(pair, || format!("--node-labels {text:?}: write key=value"))
+        });
+        let labels = labels.collect();
+        faults.none()?;
+        let (Some(loaded), Some(api)) = (loaded, api) else { bail!("the settings cannot be read") };
+        Ok(Self {
+            pods_chosen: options.node.pod_cidr.is_some() || written_cidr.is_some(),
+            services,
+            api,
+            proxy_api: proxy_api.flatten(),
+            name: options.hostname_override.clone().unwrap_or_else(host_name).to_ascii_lowercase(),
+            addresses: options.node_ip.clone(),
+            labels,
+            cert_dir: options.cert_dir.clone().unwrap_or_else(|| node.layout.kubelet_root.join("pki")),
+            node,
+            configuration: loaded.configuration,
+            warnings: loaded.warnings,
+            written: loaded.written,
+        })
+    }
+}
+
 /// Where upstream's kubelet looks for the node's own logins, but for the working directory: what lies in there is
 /// somebody's project.
 fn docker_configs(home: Option<&Path>) -> Vec<PathBuf> {
@@ -125,6 +195,13 @@ fn overlap(a: Range, b: Range) -> bool {
     network(a) == network(b)
 }
 
+/// `10.96.0.0/16`, with room for a node's needs.
+pub(super) fn parse_range(text: &str) -> Option<Range> {
+    let (network, prefix) = text.split_once('/')?;
+    let (network, prefix): (Ipv4Addr, u8) = (network.parse().ok()?, prefix.parse().ok()?);
+    (8..=24).contains(&prefix).then_some(Range { network, prefix })
+}
+
 /// What is wrong with the command line.
 #[derive(Debug, Default)]
 struct Faults(Vec<String>);
@@ -137,17 +214,16 @@ impl Faults {
         value
     }
 
-    /// `10.96.0.0/16`, with room for a node's needs.
     fn range(&mut self, flag: &str, text: &str) -> Range {
-        let parse = || {
-            let (network, prefix) = text.split_once('/')?;
-            let (network, prefix): (Ipv4Addr, u8) = (network.parse().ok()?, prefix.parse().ok()?);
-            (8..=24).contains(&prefix).then_some(Range { network, prefix })
-        };
-        let range = self.some(parse(), || {
+        let range = self.some(parse_range(text), || {
             format!("{flag} {text:?}: write an IPv4 range with a prefix of 8 to 24 bits, as 10.96.0.0/16")
         });
         range.unwrap_or(Range { network: Ipv4Addr::UNSPECIFIED, prefix: 8 })
+    }
+
+    fn kubeconfig(&mut self, flag: &str, path: &Path) -> Option<cluster::api::Config> {
+        let config = cluster::api::Config::from_kubeconfig(path);
+        config.map_err(|error| self.0.push(format!("{flag} {}: {:#}", path.display(), anyhow::Error::new(error)))).ok()
     }
 
     fn none(self) -> anyhow::Result<()> {

@@ -50,6 +50,8 @@ enum Part {
     Voyage,
     /// Bad input and faults on a whole node.
     Trials,
+    /// A node of a real control plane.
+    Member,
 }
 
 impl Part {
@@ -59,6 +61,7 @@ impl Part {
             Self::Vm => vm::run(count),
             Self::Voyage => voyage(options, count, crate::demo::once),
             Self::Trials => voyage(options, count, crate::demo::try_faults),
+            Self::Member => voyage(options, count, crate::member::run),
         }
     }
 }
@@ -68,7 +71,7 @@ impl Options {
         match self.only {
             Some(part) => vec![part],
             None if self.quick => vec![Part::Crates],
-            None => vec![Part::Crates, Part::Vm, Part::Voyage, Part::Trials],
+            None => vec![Part::Crates, Part::Vm, Part::Voyage, Part::Trials, Part::Member],
         }
     }
 }

@@ -16,6 +16,8 @@ use anyhow::{Context as _, bail};
 
 use crate::demo::Stage;
 
+pub(crate) use observe::http_text;
+
 /// A node under way, with the example's manifests in a directory that may be edited.
 pub(crate) struct Voyage {
     stage: Stage,

@@ -107,7 +107,7 @@ pub(super) fn http(method: &str, to: SocketAddr, path: &str) -> anyhow::Result<(
 }
 
 /// As [`http`], with the answer as it came.
-pub(super) fn http_text(method: &str, to: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+pub(crate) fn http_text(method: &str, to: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let limit = Duration::from_secs(3);
     let mut stream = TcpStream::connect_timeout(&to, limit).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(limit))?;

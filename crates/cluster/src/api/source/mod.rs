@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Event, Node, NodeStatus, Pod, PodStatus};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -32,7 +33,7 @@ use super::config::Rate;
 use super::error::ApiError;
 use super::follow::{Following, Progress, Selection, Sink, follow};
 use super::verbs::{Deletion, Kind, Patch};
-use crate::source::{Source, SourceError};
+use crate::source::{Source, SourceError, Token};
 use crate::{Key, Store, Table};
 
 /// How long a caller of `look_up` waits for the server, before it is told to come back.
@@ -222,6 +223,17 @@ impl Source for ApiSource {
             ApiError::NotFound { .. } => SourceError::NotFound { kind: "Node", name: name.to_owned() },
             error => failed(format!("update the status of node {name}"), error),
         })
+    }
+
+    async fn request_token(&self, account: &Key, spec: TokenRequestSpec) -> Result<Token, SourceError> {
+        let action = || format!("get a token of service account {account}");
+        let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+        let answer = self.api.request_token(account, &request).await.map_err(|error| failed(action(), error))?;
+        let status = answer.status.unwrap_or_default();
+        match (status.token, status.expiration_timestamp) {
+            (Some(text), Some(ends)) => Ok(Token { text, ends: ends.0 }),
+            _ => Err(SourceError::Refused { action: action(), source: "the answer has no token".into() }),
+        }
     }
 
     fn event(&self, event: Event) {

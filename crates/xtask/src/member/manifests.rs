@@ -1,0 +1,88 @@
+//! What the fleet is told to run.
+
+use testkit::control_plane::ControlPlane;
+
+/// The configuration of the node.
+pub(super) fn kubelet_configuration(plane: &ControlPlane) -> anyhow::Result<String> {
+    let authority = plane.authority().certificate.display();
+    let dns = plane.options().dns_address()?;
+    Ok(format!(
+        "apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication:
+  anonymous: {{ enabled: false }}
+  webhook: {{ enabled: true }}
+  x509: {{ clientCAFile: {authority} }}
+authorization: {{ mode: Webhook }}
+# A machine that builds and tests may have a full disk.
+evictionHard: {{ memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1% }}
+clusterDNS: [{dns}]
+clusterDomain: cluster.local
+"
+    ))
+}
+
+/// A web server of two replicas, its settings and its Service.
+pub(super) const WEB: &str = "apiVersion: v1
+kind: ConfigMap
+metadata: { name: settings }
+data: { word: ahoy, line: one }
+---
+apiVersion: v1
+kind: Secret
+metadata: { name: hold }
+stringData: { key: treasure }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: web }
+spec:
+  selector: { app: web }
+  ports: [{ port: 80, targetPort: 8080 }]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: web }
+spec:
+  replicas: 2
+  selector: { matchLabels: { app: web } }
+  template:
+    metadata: { labels: { app: web } }
+    spec:
+      terminationGracePeriodSeconds: 5
+      nodeSelector: { deck: lower }
+      containers:
+      - name: c
+        image: busybox
+        imagePullPolicy: IfNotPresent
+        command:
+        - sh
+        - -c
+        - |
+          trap exit TERM
+          mkdir -p /w; hostname > /w/index.html
+          echo \"listening as $(hostname)\"
+          httpd -f -p 8080 -h /w &
+          wait
+        env:
+        - { name: WORD, valueFrom: { configMapKeyRef: { name: settings, key: word } } }
+        - { name: NODE, valueFrom: { fieldRef: { fieldPath: spec.nodeName } } }
+        readinessProbe: { httpGet: { path: /, port: 8080 }, periodSeconds: 1 }
+        resources: { requests: { cpu: 10m, memory: 16Mi }, limits: { memory: 64Mi } }
+        volumeMounts:
+        - { name: settings, mountPath: /settings }
+        - { name: hold, mountPath: /hold }
+      volumes:
+      - { name: settings, configMap: { name: settings } }
+      - { name: hold, secret: { secretName: hold, defaultMode: 256 } }
+";
+
+/// A pod that a test can make exit.
+pub(super) const RESTLESS: &str = "apiVersion: v1
+kind: Pod
+metadata: { name: restless, labels: { app: restless } }
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'trap exit TERM; sleep infinity & wait'] }
+";

@@ -1,0 +1,202 @@
+//! The voyage of a member: orlop as a node of a real control plane, watched with `kubectl` alone.
+
+mod manifests;
+mod points;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+use testkit::control_plane::{self, ControlPlane, Options, Part};
+use testkit::{host, netns};
+
+use crate::demo::Stage;
+
+/// The node's name.
+const NODE: &str = "deck";
+/// The address of node and API server, inside the private network (RFC 5737).
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Something that takes a moment, on a machine that does other things too.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A control plane with one node.
+pub(crate) struct Fleet {
+    stage: Stage,
+    plane: ControlPlane,
+    node: Child,
+    node_kubeconfig: PathBuf,
+    proxy_kubeconfig: PathBuf,
+}
+
+/// A point of the voyage: its title and its check.
+type Point = (&'static str, fn(&mut Fleet) -> anyhow::Result<String>);
+
+const POINTS: &[Point] = &[
+    ("the node registers and is Ready", points::joins),
+    ("a Deployment runs with its settings and its token", points::runs),
+    ("Services lead to its pods", points::serves),
+    ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
+    ("an edited ConfigMap arrives", points::edits),
+    ("a deleted pod ends in time and is replaced", points::deletes),
+    ("kill -9 of the daemon is not felt", points::killed_daemon),
+    ("without the API server pods go on, and it learns of it later", points::api_server_away),
+    ("callers of the kubelet need rights", points::strangers),
+    ("nothing is left", points::leaves),
+];
+
+/// Runs every point in order and stops at the first that fails. Returns how many passed.
+///
+/// # Errors
+/// The first point that failed, with what helps to understand it printed before.
+pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
+    let programs = control_plane::build()?;
+    let mut fleet = Fleet::start(orlop, &programs)?;
+    for (number, (title, check)) in (1..).zip(POINTS) {
+        let begin = Instant::now();
+        match check(&mut fleet) {
+            Ok(note) => println!("ok   {number}. {title} ({:.1} s): {note}", begin.elapsed().as_secs_f64()),
+            Err(error) => {
+                println!("FAIL {number}. {title}: {error:#}");
+                fleet.report();
+                bail!("point {number} of the member's voyage failed: {title}");
+            }
+        }
+    }
+    Ok(POINTS.len())
+}
+
+impl Fleet {
+    fn start(orlop: &Path, programs: &Path) -> anyhow::Result<Self> {
+        let stage = Stage::set_up(orlop, false)?;
+        netns::add_address(IpAddr::V4(ADDRESS))?;
+        let options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
+        let mut plane = ControlPlane::start(programs, &stage.dir.path().join("plane"), options)?;
+        plane.run(Part::ControllerManager)?;
+        plane.run(Part::Scheduler)?;
+        let node_kubeconfig = plane.node_kubeconfig(NODE)?;
+        let proxy_kubeconfig = plane.proxy_kubeconfig()?;
+        let node = spawn(&stage, &plane, &node_kubeconfig, &proxy_kubeconfig)?;
+        Ok(Self { stage, plane, node, node_kubeconfig, proxy_kubeconfig })
+    }
+
+    /// Starts the daemon again over what runs.
+    fn start_again(&mut self) -> anyhow::Result<()> {
+        self.node = spawn(&self.stage, &self.plane, &self.node_kubeconfig, &self.proxy_kubeconfig)?;
+        Ok(())
+    }
+
+    /// The output of `kubectl LINE`, words parted by spaces.
+    fn kubectl(&self, line: &str) -> anyhow::Result<String> {
+        self.kubectl_words(&line.split(' ').collect::<Vec<_>>())
+    }
+
+    fn kubectl_words(&self, words: &[&str]) -> anyhow::Result<String> {
+        let output = host::output(self.plane.kubectl()?.args(words))?;
+        Ok(String::from_utf8(output)?)
+    }
+
+    /// `kubectl get LINE` as JSON.
+    fn get(&self, line: &str) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&format!("get {line} -o json"))?)?)
+    }
+
+    /// The pods with this value of label `app`.
+    fn pods(&self, app: &str) -> anyhow::Result<Vec<Value>> {
+        let list = self.get(&format!("pods -l app={app}"))?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    fn apply(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let file = self.stage.dir.path().join(name);
+        std::fs::write(&file, text)?;
+        self.kubectl_words(&["apply", "-f", &file.display().to_string()]).map(drop)
+    }
+
+    /// The output of `orlop ARGUMENTS`, which asks the node itself.
+    fn orlop(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        Ok(String::from_utf8(host::output(self.stage.orlop().args(arguments))?)?)
+    }
+
+    /// Prints what helps to understand a failure.
+    fn report(&self) {
+        for line in ["get nodes -o wide", "get pods -A -o wide", "get events -A"] {
+            println!("$ kubectl {line}");
+            match self.kubectl(line) {
+                Ok(text) => print!("{text}"),
+                Err(error) => println!("{error:#}"),
+            }
+        }
+        println!("$ tail orlop.log");
+        let log = std::fs::read_to_string(log_file(&self.stage)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].iter().for_each(|line| println!("{line}"));
+    }
+
+    /// SIGTERM to the daemon, and its end.
+    fn stop_node(&mut self) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.node.id()).ok().and_then(rustix::process::Pid::from_raw).context("a pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let ended = wait("the daemon ends", SOON, || Ok(self.node.try_wait()?))?;
+        ensure!(ended.success(), "the daemon ended with {ended}");
+        Ok(())
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // Only after a failed point is there something to end; the failure has been reported already.
+        if self.node.try_wait().is_ok_and(|ended| ended.is_some())
+            && self.orlop(&["fsck"]).is_ok_and(|left| left.is_empty())
+        {
+            return;
+        }
+        let _ = self.node.kill();
+        let _ = self.node.wait();
+        // A node alone, with nothing to run, removes the pods that it finds.
+        let empty = self.stage.dir.path().join("empty");
+        let _ = std::fs::create_dir_all(&empty);
+        let up = self.stage.orlop().arg("up").arg("--detach").arg(&empty).stdout(Stdio::null()).status();
+        if up.is_ok_and(|status| status.success()) {
+            let _ = self.orlop(&["down"]);
+        }
+    }
+}
+
+fn log_file(stage: &Stage) -> PathBuf {
+    stage.dir.path().join("orlop.log")
+}
+
+fn spawn(stage: &Stage, plane: &ControlPlane, kubeconfig: &Path, proxy: &Path) -> anyhow::Result<Child> {
+    let config = stage.dir.path().join("kubelet.yaml");
+    std::fs::write(&config, manifests::kubelet_configuration(plane)?)?;
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log_file(stage))?;
+    let mut node: Command = stage.orlop();
+    node.env("ORLOP_LOG", "info").arg("node").arg("--kubeconfig").arg(kubeconfig);
+    node.arg("--proxy-kubeconfig").arg(proxy).arg("--config").arg(config);
+    node.arg("--service-cidr").arg(&plane.options().service_range);
+    node.args(["--hostname-override", NODE, "--node-labels", "deck=lower", "--node-ip"]).arg(ADDRESS.to_string());
+    node.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start orlop node")
+}
+
+/// Waits until `check` returns a value, asking again every 50 ms.
+///
+/// # Errors
+/// `limit` has passed; the message says what was waited for.
+fn wait<T>(what: &str, limit: Duration, mut check: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+    let begin = Instant::now();
+    loop {
+        let last = match check() {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        if begin.elapsed() > limit {
+            return Err(last.unwrap_or_else(|| anyhow::anyhow!("it did not happen")))
+                .with_context(|| format!("waited {} s: {what}", limit.as_secs()));
+        }
+        std::thread::sleep(Duration::from_millis(50)); // observed from outside, as an operator would
+    }
+}

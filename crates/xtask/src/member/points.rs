@@ -1,0 +1,223 @@
+//! The points of the member's voyage.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use testkit::control_plane::Part;
+
+use super::{Fleet, NODE, SOON, manifests, wait};
+use crate::voyage::http_text;
+
+fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
+    let conditions = object["status"]["conditions"].as_array()?;
+    conditions.iter().find(|condition| condition["type"] == kind)?["status"].as_str()
+}
+
+fn is_ready(pod: &Value) -> bool {
+    condition(pod, "Ready") == Some("True") && pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+fn container(pod: &Value) -> &Value {
+    &pod["status"]["containerStatuses"][0]
+}
+
+impl Fleet {
+    /// Waits until so many pods of an application are Ready and no others are there.
+    fn until_ready(&self, app: &str, count: usize) -> anyhow::Result<Vec<Value>> {
+        wait(&format!("{count} pods of {app} are Ready"), SOON, || {
+            let pods = self.pods(app)?;
+            Ok((pods.len() == count && pods.iter().all(is_ready)).then_some(pods))
+        })
+    }
+}
+
+pub(super) fn joins(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let node = wait("the node is Ready", SOON, || {
+        let node = fleet.get(&format!("node {NODE}"))?;
+        Ok((condition(&node, "Ready") == Some("True")).then_some(node))
+    })?;
+    for kind in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
+        ensure!(condition(&node, kind) == Some("False"), "{kind} is {:?}", condition(&node, kind));
+    }
+    ensure!(node["metadata"]["labels"]["deck"] == "lower", "its label is missing");
+    ensure!(node["status"]["allocatable"]["pods"] == "110", "it takes {} pods", node["status"]["allocatable"]["pods"]);
+    let lease = fleet.get(&format!("lease {NODE} -n kube-node-lease"))?;
+    ensure!(lease["spec"]["holderIdentity"] == NODE, "the lease is held by {}", lease["spec"]["holderIdentity"]);
+    let owner = &lease["metadata"]["ownerReferences"][0];
+    ensure!(owner["uid"] == node["metadata"]["uid"], "the lease is owned by {owner}");
+    let info = &node["status"]["nodeInfo"];
+    Ok(format!("{}, {}, pods in {}", info["kubeletVersion"], info["containerRuntimeVersion"], node["spec"]["podCIDR"]))
+}
+
+pub(super) fn runs(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let begin = Instant::now();
+    fleet.apply("web.yaml", manifests::WEB)?;
+    let pods = fleet.until_ready("web", 2)?;
+    let took = begin.elapsed();
+    let pod = name(&pods[0]);
+    let run = |script: &str| fleet.kubectl_words(&["exec", pod, "--", "sh", "-c", script]);
+    ensure!(run("echo $WORD $NODE")? == format!("ahoy {NODE}\n"), "the environment is {:?}", run("env")?);
+    ensure!(run("cat /settings/line; stat -Lc %a /hold/key; cat /hold/key")? == "one400\ntreasure", "the files differ");
+    // What every client library in a pod reads.
+    let token = run("cat /var/run/secrets/kubernetes.io/serviceaccount/token")?;
+    ensure!(token.matches('.').count() == 2, "no token but {token:?}");
+    let namespace = run("cat /var/run/secrets/kubernetes.io/serviceaccount/namespace")?;
+    ensure!(namespace == "default", "the namespace is {namespace:?}");
+    let certificate = run("head -n1 /var/run/secrets/kubernetes.io/serviceaccount/ca.crt")?;
+    ensure!(certificate.starts_with("-----BEGIN CERTIFICATE"), "the authority is {certificate:?}");
+    ensure!(
+        !run("echo $KUBERNETES_SERVICE_HOST")?.trim().is_empty(),
+        "the API server's Service is not in the environment"
+    );
+    let status = &pods[0]["status"];
+    ensure!(status["qosClass"] == "Burstable" && status["hostIP"] == super::ADDRESS.to_string(), "status: {status}");
+    let events = fleet.kubectl_words(&["get", "events", "--field-selector", &format!("involvedObject.name={pod}")])?;
+    for reason in ["Scheduled", "Started"] {
+        ensure!(events.contains(reason), "no event {reason}: {events}");
+    }
+    Ok(format!("2 replicas Ready {} ms after kubectl apply", took.as_millis()))
+}
+
+pub(super) fn serves(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let service = fleet.get("service web")?;
+    let address: IpAddr = service["spec"]["clusterIP"].as_str().context("an address")?.parse()?;
+    let mut seen = std::collections::BTreeSet::new();
+    wait("both replicas answer", SOON, || {
+        seen.insert(http_text("GET", SocketAddr::new(address, 80), "/")?.1.trim().to_owned());
+        Ok((seen.len() == 2).then_some(()))
+    })?;
+    let pods = fleet.pods("web")?;
+    let fetch = format!("wget -qO- http://{address}/");
+    let page = fleet.kubectl_words(&["exec", name(&pods[0]), "--", "sh", "-c", &fetch])?;
+    ensure!(seen.contains(page.trim()), "a pod gets {page:?} from the Service");
+    Ok(format!("{address} leads to {}", seen.into_iter().collect::<Vec<_>>().join(" and ")))
+}
+
+pub(super) fn reaches_in(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let pods = fleet.pods("web")?;
+    let pod = name(&pods[0]);
+    let log = fleet.kubectl(&format!("logs {pod}"))?;
+    ensure!(log == format!("listening as {pod}\n"), "the log is {log:?}");
+    let local = fleet.stage.dir.path().join("copied");
+    fleet.kubectl_words(&["cp", &format!("{pod}:/w/index.html"), &local.display().to_string()])?;
+    ensure!(std::fs::read_to_string(&local)?.trim() == pod, "the copy differs");
+    let failed = fleet.kubectl_words(&["exec", pod, "--", "sh", "-c", "exit 7"]).err().context("exit 7 succeeded")?;
+    ensure!(format!("{failed:#}").contains("exit code 7"), "{failed:#}");
+    let ours = fleet.orlop(&["ps", "-A"])?;
+    ensure!(ours.contains(pod), "`orlop ps` does not know the pod: {ours}");
+    Ok("logs, cp, exec and its exit code".to_owned())
+}
+
+pub(super) fn edits(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let pods = fleet.pods("web")?;
+    let pod = name(&pods[0]).to_owned();
+    let begin = Instant::now();
+    fleet.kubectl_words(&["patch", "configmap", "settings", "-p", "{\"data\":{\"line\":\"two\"}}"])?;
+    wait("the file changes", SOON, || {
+        let line = fleet.kubectl_words(&["exec", &pod, "--", "cat", "/settings/line"])?;
+        Ok((line == "two").then_some(()))
+    })?;
+    Ok(format!("seen in the pod {} ms after the command began", begin.elapsed().as_millis()))
+}
+
+pub(super) fn deletes(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let pods = fleet.pods("web")?;
+    let pod = name(&pods[0]).to_owned();
+    let begin = Instant::now();
+    fleet.kubectl(&format!("delete pod {pod}"))?; // waits until the object is gone
+    let took = begin.elapsed();
+    ensure!(took < Duration::from_secs(5), "the application exits at once, yet the pod took {took:?}");
+    let pods = fleet.until_ready("web", 2)?;
+    ensure!(pods.iter().all(|other| name(other) != pod), "it came back");
+    Ok(format!("gone after {} ms, replaced", took.as_millis()))
+}
+
+fn ids(pods: &[Value]) -> Vec<(String, String)> {
+    let mut ids: Vec<_> =
+        pods.iter().map(|pod| (name(pod).to_owned(), container(pod)["containerID"].to_string())).collect();
+    ids.sort();
+    ids
+}
+
+pub(super) fn killed_daemon(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let before = ids(&fleet.pods("web")?);
+    fleet.node.kill()?;
+    fleet.node.wait()?;
+    fleet.start_again()?;
+    wait("the new daemon answers", SOON, || fleet.orlop(&["ps"]).map(Some))?;
+    let pods = fleet.until_ready("web", 2)?;
+    ensure!(ids(&pods) == before, "containers were replaced: {:?} became {:?}", before, ids(&pods));
+    ensure!(pods.iter().all(|pod| container(pod)["restartCount"] == 0), "containers were restarted");
+    let node = fleet.get(&format!("node {NODE}"))?;
+    ensure!(condition(&node, "Ready") == Some("True"), "the node is not Ready");
+    Ok(format!("{} containers went on", before.len()))
+}
+
+pub(super) fn api_server_away(fleet: &mut Fleet) -> anyhow::Result<String> {
+    fleet.apply("restless.yaml", manifests::RESTLESS)?;
+    let pods = fleet.until_ready("restless", 1)?;
+    let before = ids(&fleet.pods("web")?);
+    ensure!(container(&pods[0])["restartCount"] == 0, "it was restarted");
+    fleet.plane.kill(Part::ApiServer)?;
+    fleet.orlop(&["exec", "restless", "--", "kill", "1"])?;
+    wait("the container runs again", SOON, || {
+        let shown: Value = serde_json::from_str(&fleet.orlop(&["ps", "restless", "-o", "json"])?)?;
+        let pod = if shown.is_array() { &shown[0] } else { &shown };
+        let status = container(pod);
+        Ok((status["restartCount"] == 1 && !status["state"]["running"].is_null()).then_some(()))
+    })?;
+    fleet.plane.run(Part::ApiServer)?;
+    let begin = Instant::now();
+    wait("the API server learns of it", SOON, || {
+        let pods = fleet.pods("restless")?;
+        Ok(pods.iter().all(|pod| container(pod)["restartCount"] == 1 && is_ready(pod)).then_some(()))
+    })?;
+    let pods = fleet.until_ready("web", 2)?;
+    ensure!(ids(&pods) == before, "containers were replaced");
+    Ok(format!("a restart was counted without it; known {} ms after it came back", begin.elapsed().as_millis()))
+}
+
+pub(super) fn strangers(fleet: &mut Fleet) -> anyhow::Result<String> {
+    // The API server is a caller with rights; this is its own way to the kubelet.
+    let summary = fleet.kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/stats/summary"))?;
+    let summary: Value = serde_json::from_str(&summary)?;
+    ensure!(summary["node"]["nodeName"] == NODE, "the summary is of {}", summary["node"]["nodeName"]);
+    let kubelet = format!("https://{}:10250/pods", super::ADDRESS);
+    let curl = |more: &[&str]| {
+        let mut command = std::process::Command::new("curl");
+        command.args(["-sk", "-o", "/dev/null", "-w", "%{http_code}", &kubelet]).args(more);
+        testkit::host::output(&mut command)
+    };
+    ensure!(curl(&[])? == b"401", "without credentials: {:?}", String::from_utf8(curl(&[])?));
+    let token = fleet.kubectl("create token default")?;
+    let header = format!("Authorization: Bearer {}", token.trim());
+    ensure!(curl(&["-H", &header])? == b"403", "without rights: {:?}", String::from_utf8(curl(&["-H", &header])?));
+    fleet.kubectl(
+        "create clusterrolebinding reader --clusterrole=system:kubelet-api-admin --serviceaccount=default:reader",
+    )?;
+    fleet.kubectl("create serviceaccount reader")?;
+    let token = fleet.kubectl("create token reader")?;
+    let header = format!("Authorization: Bearer {}", token.trim());
+    ensure!(curl(&["-H", &header])? == b"200", "with rights: {:?}", String::from_utf8(curl(&["-H", &header])?));
+    let health = http_text("GET", SocketAddr::from(([127, 0, 0, 1], 10248)), "/healthz")?;
+    ensure!(health.1 == "ok", "healthz says {:?}", health.1);
+    Ok("401 without credentials, 403 without rights, 200 with them".to_owned())
+}
+
+pub(super) fn leaves(fleet: &mut Fleet) -> anyhow::Result<String> {
+    fleet.kubectl("delete deployment,service,pod --all --wait=true")?;
+    wait("all pods are gone", SOON, || {
+        let pods = fleet.get("pods -A")?;
+        Ok(pods["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
+    })?;
+    let left = fleet.orlop(&["fsck"])?;
+    ensure!(left.is_empty(), "left: {left}");
+    fleet.stop_node()?;
+    Ok("pods, then the daemon; fsck prints nothing".to_owned())
+}
