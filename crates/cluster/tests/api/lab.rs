@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::api::{Api, ApiSource, ApiSourceConfig, Config};
-use cluster::{Key, Object, Source as _, Store, Table};
+use cluster::{Key, Object, Store, Table};
 use serde_json::{Value, json};
 use testkit::control_plane::{self, ControlPlane, Options};
 
@@ -114,8 +114,4 @@ pub(crate) async fn when<T: Object>(table: &Table<T>, key: &Key, holds: impl Fn(
 /// A store without a source.
 pub(crate) fn store() -> Store {
     Store::new()
-}
-
-pub(crate) async fn pod_is_there(source: &ApiSource, name: &str) {
-    when(source.store().pods(), &key(name), |pod| pod.is_some()).await;
 }
