@@ -149,6 +149,9 @@ pub(crate) struct MemberOptions {
     /// How to reach the API server, as which user
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) kubeconfig: PathBuf,
+    /// How to join while that file is missing or its certificate has ended: the user of a bootstrap token
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bootstrap_kubeconfig: Option<PathBuf>,
     /// Be the node's service proxy, too, as the user of this kubeconfig; without it Services are left to a kube-proxy
     #[arg(long, value_name = "FILE")]
     pub(crate) proxy_kubeconfig: Option<PathBuf>,

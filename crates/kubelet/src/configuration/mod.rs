@@ -232,7 +232,7 @@ staticPodPath: /etc/kubernetes/manifests
             Some(Path::new("/etc/kubernetes/pki/ca.crt"))
         );
         let warned: Vec<&str> = loaded.warnings.iter().filter_map(|line| line.split_whitespace().next()).collect();
-        assert_eq!(warned, ["staticPodPath", "rotateCertificates", "cgroupDriver", "logging"]);
+        assert_eq!(warned, ["staticPodPath", "cgroupDriver", "logging"]);
     }
 
     #[test]

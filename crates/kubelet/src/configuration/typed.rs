@@ -23,6 +23,10 @@ pub struct Configuration {
     pub port: u16,
     /// Serving certificate and key; without one, the kubelet makes its own.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Whether the node renews its own certificate.
+    pub rotate_certificates: bool,
+    /// Whether the cluster signs the serving certificate.
+    pub server_tls_bootstrap: bool,
     /// Who callers are.
     pub authentication: Authentication,
     /// Who may do what.
@@ -93,6 +97,8 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         address: reader.address("address", "0.0.0.0"),
         port: reader.number("port", 10250),
         tls: reader.file("tlsCertFile").zip(reader.file("tlsPrivateKeyFile")),
+        rotate_certificates: reader.flag("rotateCertificates", false),
+        server_tls_bootstrap: reader.flag("serverTLSBootstrap", false),
         authentication: Authentication {
             anonymous: reader.flag("authentication.anonymous.enabled", false),
             webhook: reader.flag("authentication.webhook.enabled", true),

@@ -1,5 +1,6 @@
 //! The node as the cluster sees it: its object, its conditions, its lease.
 
+pub mod certificates;
 pub mod describe;
 pub mod machine;
 pub mod membership;

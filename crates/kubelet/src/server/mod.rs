@@ -43,6 +43,8 @@ pub struct Api {
     runtime: Arc<dyn RuntimeService>,
     paths: Paths,
     node: String,
+    /// `KubeletConfiguration`, as it was written.
+    configuration: Arc<Value>,
     /// The open exec, attach and port-forward sessions.
     streams: TaskTracker,
 }
@@ -84,7 +86,20 @@ type Answer = Result<Response<Body>, Failure>;
 impl Api {
     /// The API of the node called `node`, which reads logs below `paths`.
     pub fn new(source: Arc<dyn Source>, runtime: Arc<dyn RuntimeService>, paths: Paths, node: &str) -> Self {
-        Self { source, runtime, paths, node: node.to_owned(), streams: TaskTracker::new() }
+        Self {
+            source,
+            runtime,
+            paths,
+            node: node.to_owned(),
+            configuration: Arc::default(),
+            streams: TaskTracker::new(),
+        }
+    }
+
+    /// With what `/configz` shows.
+    #[must_use]
+    pub fn with_configuration(self, written: Value) -> Self {
+        Self { configuration: Arc::new(written), ..self }
     }
 
     /// Answers one request. Sessions it opens live on after it.
@@ -107,6 +122,7 @@ impl Api {
             (&Method::GET, ["healthz"] | ["healthz", "ping" | "log" | "syncloop"]) => {
                 Ok(with_body(StatusCode::OK, "text/plain; charset=utf-8", "ok"))
             }
+            (&Method::GET, ["configz"]) => Ok(json_body(&json!({"kubeletconfig": *self.configuration}))),
             (&Method::GET, ["pods"]) => Ok(json_body(&self.pod_list())),
             (&Method::GET, ["runningpods"]) => Ok(json_body(&stats::running_pods(&*self.runtime).await?)),
             (&Method::GET | &Method::POST, ["stats", "summary"]) => {

@@ -15,11 +15,13 @@ use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate};
 use k8s_openapi::api::core::v1::Node;
 use kubelet::configuration::Authorization;
 use kubelet::hosts::ClusterDns;
+use kubelet::node::certificates::{self, Files, Holder, Purpose};
 use kubelet::node::describe::NodeConfig;
 use kubelet::node::machine::Machine;
 use kubelet::node::membership::{self, Membership};
 use kubelet::server::health;
-use kubelet::server::secure::{self, SecureConfig, certificates};
+use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
+use kubelet::server::secure::{self, SecureConfig};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -49,7 +51,8 @@ pub(crate) struct Member {
 impl Member {
     /// Registers, adopts what runs, and starts everything. Waits for the API server as long as it takes.
     pub(crate) async fn start(settings: &MemberSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
-        let api = Api::new(settings.api.clone())?;
+        let config = join(settings).await?;
+        let api = Api::new(config.clone())?;
         let machine = Machine::read(&settings.node.layout.kubelet_root);
         let node = node_config(settings)?;
         let registered = match settings.configuration.register_node {
@@ -61,11 +64,15 @@ impl Member {
         let source = ApiSource::start(source_config(settings, api.clone())?)?;
         source.store().synced().await;
         let agent = Agent::start(agent_config(settings, &node, &machine, source.clone()), base, source.clone()).await?;
-        let heartbeats = Api::new(settings.api.clone().with_timeout(HEARTBEAT_WITHIN))?;
+        let heartbeats = Api::new(config.with_timeout(HEARTBEAT_WITHIN))?;
         let membership = Membership::start(parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats));
         let mut servers = JoinSet::new();
+        if settings.configuration.rotate_certificates && client_files(settings).is_usable() {
+            let (holder, files) = (holder(settings), client_files(settings));
+            servers.spawn(certificates::keep(api.clone(), Purpose::Client, holder, files, || {}));
+        }
         if settings.configuration.enable_server {
-            servers.spawn(kubelet_api(settings, &node, &agent, api).await?);
+            serve_kubelet_api(settings, &node, &agent, api, &mut servers).await?;
         }
         if let (address, port @ 1..) = settings.configuration.healthz {
             servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
@@ -221,28 +228,63 @@ fn parts(
     }
 }
 
-/// The kubelet's API on the network, ready to be served.
-async fn kubelet_api(
+/// Serves the kubelet's API on the network, and keeps its certificate.
+async fn serve_kubelet_api(
     settings: &MemberSettings,
     node: &NodeConfig,
     agent: &Agent,
     api: Api,
-) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    servers: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
     let configuration = &settings.configuration;
+    let files = Files::new(&settings.cert_dir, Purpose::Serving);
+    let signed = Pair { certificate: files.current(), key: files.current() };
     let pair = match &configuration.tls {
-        Some((certificate, key)) => certificates::Pair { certificate: certificate.clone(), key: key.clone() },
-        None => certificates::self_signed(&settings.cert_dir, &node.hostname, &node.addresses)?,
+        Some((certificate, key)) => Pair { certificate: certificate.clone(), key: key.clone() },
+        None if configuration.server_tls_bootstrap && files.is_usable() => signed.clone(),
+        None => serving::self_signed(&settings.cert_dir, &node.hostname, &node.addresses)?,
     };
+    let shown = Shown::new(&pair)?;
     let authentication = &configuration.authentication;
     let config = SecureConfig {
         node: settings.name.clone(),
-        tls: certificates::server_config(&pair, authentication.client_ca_file.as_deref())?,
+        tls: serving::server_config(shown.clone(), authentication.client_ca_file.as_deref())?,
         anonymous: authentication.anonymous,
         tokens: authentication.webhook,
         always_allow: configuration.authorization == Authorization::AlwaysAllow,
     };
+    if configuration.server_tls_bootstrap && configuration.tls.is_none() {
+        let holder = Holder { addresses: node.addresses.clone(), ..holder(settings) };
+        let show = move || {
+            if let Err(error) = shown.replace(&signed) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the new serving certificate cannot be used");
+            }
+        };
+        servers.spawn(certificates::keep(api.clone(), Purpose::Serving, holder, files, show));
+    }
     let listener = listen((configuration.address, configuration.port).into(), "port").await?;
-    Ok(secure::serve(listener, agent.kubelet_api.clone(), config, Arc::new(api), agent.stopped()))
+    let kubelet_api = agent.kubelet_api.clone().with_configuration(settings.written.clone());
+    servers.spawn(secure::serve(listener, kubelet_api, config, Arc::new(api), agent.stopped()));
+    Ok(())
+}
+
+fn holder(settings: &MemberSettings) -> Holder {
+    Holder { node: settings.name.clone(), names: vec![settings.name.clone()], addresses: settings.addresses.clone() }
+}
+
+fn client_files(settings: &MemberSettings) -> Files {
+    Files::new(&settings.cert_dir, Purpose::Client)
+}
+
+/// How to reach the API server; a node that has not been there yet joins first.
+async fn join(settings: &MemberSettings) -> anyhow::Result<cluster::api::Config> {
+    let (kubeconfig, files) = (&settings.kubeconfig, client_files(settings));
+    if let Some(bootstrap) = &settings.bootstrap_kubeconfig
+        && certificates::bootstrap::is_needed(kubeconfig, &files)
+    {
+        certificates::bootstrap::join(bootstrap, kubeconfig, &holder(settings), &files).await?;
+    }
+    Ok(cluster::api::Config::from_kubeconfig(kubeconfig)?)
 }
 
 async fn listen(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {

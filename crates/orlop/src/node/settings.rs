@@ -116,7 +116,10 @@ pub(crate) struct MemberSettings {
     /// Whether the operator chose the addresses of pods; else the cluster does.
     pub(crate) pods_chosen: bool,
     pub(crate) services: Option<Range>,
-    pub(crate) api: cluster::api::Config,
+    /// How to reach the API server.
+    pub(crate) kubeconfig: PathBuf,
+    /// How to get there for the first time.
+    pub(crate) bootstrap_kubeconfig: Option<PathBuf>,
     /// The user of the service proxy, if there is to be one.
     pub(crate) proxy_api: Option<cluster::api::Config>,
     /// The node's name.
@@ -148,7 +151,15 @@ impl MemberSettings {
             node.pods = faults.range("podCIDR", text);
         }
         let services = options.service_cidr.as_deref().map(|text| faults.range("--service-cidr", text));
-        let api = faults.kubeconfig("--kubeconfig", &options.kubeconfig);
+        match &options.bootstrap_kubeconfig {
+            // It is written when the node has joined.
+            Some(bootstrap) if !options.kubeconfig.exists() => {
+                faults.kubeconfig("--bootstrap-kubeconfig", bootstrap);
+            }
+            _ => {
+                faults.kubeconfig("--kubeconfig", &options.kubeconfig);
+            }
+        }
         let proxy_api = options.proxy_kubeconfig.as_deref().map(|path| faults.kubeconfig("--proxy-kubeconfig", path));
         let labels = options.node_labels.iter().filter_map(|text| {
             let pair = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -156,11 +167,12 @@ impl MemberSettings {
         });
         let labels = labels.collect();
         faults.none()?;
-        let (Some(loaded), Some(api)) = (loaded, api) else { bail!("the settings cannot be read") };
+        let Some(loaded) = loaded else { bail!("the configuration cannot be read") };
         Ok(Self {
             pods_chosen: options.node.pod_cidr.is_some() || written_cidr.is_some(),
             services,
-            api,
+            kubeconfig: options.kubeconfig.clone(),
+            bootstrap_kubeconfig: options.bootstrap_kubeconfig.clone(),
             proxy_api: proxy_api.flatten(),
             name: options.hostname_override.clone().unwrap_or_else(host_name).to_ascii_lowercase(),
             addresses: options.node_ip.clone(),

@@ -16,6 +16,8 @@ authentication:
 authorization: {{ mode: Webhook }}
 # A machine that builds and tests may have a full disk.
 evictionHard: {{ memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1% }}
+rotateCertificates: true
+serverTLSBootstrap: true
 clusterDNS: [{dns}]
 clusterDomain: cluster.local
 "

@@ -22,12 +22,19 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Something that takes a moment, on a machine that does other things too.
 const SOON: Duration = Duration::from_secs(60);
 
+/// What kubeadm grants so that nodes may join with a token and renew their certificates: binding, role, group.
+const JOINING: [(&str, &str, &str); 3] = [
+    ("bootstrappers", "system:node-bootstrapper", "system:bootstrappers"),
+    ("first-certificates", "system:certificates.k8s.io:certificatesigningrequests:nodeclient", "system:bootstrappers"),
+    ("next-certificates", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", "system:nodes"),
+];
+
 /// A control plane with one node.
 pub(crate) struct Fleet {
     stage: Stage,
     plane: ControlPlane,
     node: Child,
-    node_kubeconfig: PathBuf,
+    bootstrap_kubeconfig: PathBuf,
     proxy_kubeconfig: PathBuf,
 }
 
@@ -36,6 +43,7 @@ type Point = (&'static str, fn(&mut Fleet) -> anyhow::Result<String>);
 
 const POINTS: &[Point] = &[
     ("the node registers and is Ready", points::joins),
+    ("its certificates come from the cluster", points::certificates),
     ("a Deployment runs with its settings and its token", points::runs),
     ("Services lead to its pods", points::serves),
     ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
@@ -76,15 +84,18 @@ impl Fleet {
         let mut plane = ControlPlane::start(programs, &stage.dir.path().join("plane"), options)?;
         plane.run(Part::ControllerManager)?;
         plane.run(Part::Scheduler)?;
-        let node_kubeconfig = plane.node_kubeconfig(NODE)?;
+        let bootstrap_kubeconfig = plane.bootstrap_kubeconfig()?;
+        for (binding, role, group) in JOINING {
+            plane.grant(binding, role, group)?;
+        }
         let proxy_kubeconfig = plane.proxy_kubeconfig()?;
-        let node = spawn(&stage, &plane, &node_kubeconfig, &proxy_kubeconfig)?;
-        Ok(Self { stage, plane, node, node_kubeconfig, proxy_kubeconfig })
+        let node = spawn(&stage, &plane, &bootstrap_kubeconfig, &proxy_kubeconfig)?;
+        Ok(Self { stage, plane, node, bootstrap_kubeconfig, proxy_kubeconfig })
     }
 
     /// Starts the daemon again over what runs.
     fn start_again(&mut self) -> anyhow::Result<()> {
-        self.node = spawn(&self.stage, &self.plane, &self.node_kubeconfig, &self.proxy_kubeconfig)?;
+        self.node = spawn(&self.stage, &self.plane, &self.bootstrap_kubeconfig, &self.proxy_kubeconfig)?;
         Ok(())
     }
 
@@ -169,12 +180,13 @@ fn log_file(stage: &Stage) -> PathBuf {
     stage.dir.path().join("orlop.log")
 }
 
-fn spawn(stage: &Stage, plane: &ControlPlane, kubeconfig: &Path, proxy: &Path) -> anyhow::Result<Child> {
+fn spawn(stage: &Stage, plane: &ControlPlane, bootstrap: &Path, proxy: &Path) -> anyhow::Result<Child> {
     let config = stage.dir.path().join("kubelet.yaml");
     std::fs::write(&config, manifests::kubelet_configuration(plane)?)?;
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_file(stage))?;
     let mut node: Command = stage.orlop();
-    node.env("ORLOP_LOG", "info").arg("node").arg("--kubeconfig").arg(kubeconfig);
+    node.env("ORLOP_LOG", "info").arg("node").arg("--kubeconfig").arg(stage.dir.path().join("kubelet.conf"));
+    node.arg("--bootstrap-kubeconfig").arg(bootstrap);
     node.arg("--proxy-kubeconfig").arg(proxy).arg("--config").arg(config);
     node.arg("--service-cidr").arg(&plane.options().service_range);
     node.args(["--hostname-override", NODE, "--node-labels", "deck=lower", "--node-ip"]).arg(ADDRESS.to_string());

@@ -55,6 +55,31 @@ pub(super) fn joins(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok(format!("{}, {}, pods in {}", info["kubeletVersion"], info["containerRuntimeVersion"], node["spec"]["podCIDR"]))
 }
 
+pub(super) fn certificates(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let requests = |fleet: &Fleet, signer: &str| -> anyhow::Result<Vec<Value>> {
+        let list = fleet.get("csr")?;
+        let all = list["items"].as_array().cloned().unwrap_or_default();
+        Ok(all.into_iter().filter(|one| one["spec"]["signerName"] == signer).collect())
+    };
+    let client = requests(fleet, "kubernetes.io/kube-apiserver-client-kubelet")?;
+    let user = client.first().and_then(|one| one["spec"]["username"].as_str()).unwrap_or_default();
+    ensure!(user.starts_with("system:bootstrap:"), "the first certificate was asked for by {user:?}");
+    let serving = wait("it asks for a serving certificate", SOON, || {
+        Ok(requests(fleet, "kubernetes.io/kubelet-serving")?.first().cloned())
+    })?;
+    fleet.kubectl(&format!("certificate approve {}", name(&serving)))?;
+    let authority = fleet.plane.authority().certificate.display().to_string();
+    let health = format!("https://{}:10250/healthz", super::ADDRESS);
+    wait("the kubelet shows it", SOON, || {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", &authority, &health]);
+        Ok((testkit::host::output(&mut curl)? == b"401").then_some(()))
+    })?;
+    let configuration = fleet.kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/configz"))?;
+    ensure!(configuration.contains("serverTLSBootstrap"), "configz shows {configuration}");
+    Ok("the node joined with a token; its serving certificate was approved and is shown".to_owned())
+}
+
 pub(super) fn runs(fleet: &mut Fleet) -> anyhow::Result<String> {
     let begin = Instant::now();
     fleet.apply("web.yaml", manifests::WEB)?;

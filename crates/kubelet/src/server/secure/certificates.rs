@@ -5,12 +5,13 @@ use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, SanType};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -92,12 +93,52 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-/// The server's side of TLS: `pair` serves, and clients may show certificates that lead to one of `client_ca`
+/// The certificate that the server shows at the moment: it may be replaced while the server runs.
+#[derive(Debug)]
+pub struct Shown(RwLock<Arc<CertifiedKey>>);
+
+impl Shown {
+    /// Shows this pair.
+    ///
+    /// # Errors
+    /// Files that cannot be read or do not go together.
+    pub fn new(pair: &Pair) -> Result<Arc<Self>, CertificateError> {
+        Ok(Arc::new(Self(RwLock::new(certified(pair)?))))
+    }
+
+    /// Shows another pair from the next connection on.
+    ///
+    /// # Errors
+    /// As [`Shown::new`]; the old one is shown on then.
+    pub fn replace(&self, pair: &Pair) -> Result<(), CertificateError> {
+        let certified = certified(pair)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+fn certified(pair: &Pair) -> Result<Arc<CertifiedKey>, CertificateError> {
+    let key = PrivateKeyDer::from_pem_file(&pair.key);
+    let key = key.map_err(|source| content(&pair.key, "private key", source))?;
+    let provider = rustls::crypto::ring::default_provider();
+    Ok(Arc::new(CertifiedKey::from_der(certificates(&pair.certificate)?, key, &provider)?))
+}
+
+/// The server's side of TLS: `shown` serves, and clients may show certificates that lead to one of `client_ca`
 /// (`authentication.x509.clientCAFile`).
 ///
 /// # Errors
-/// Files that cannot be read or do not go together.
-pub fn server_config(pair: &Pair, client_ca: Option<&Path>) -> Result<Arc<rustls::ServerConfig>, CertificateError> {
+/// An authority that cannot be read.
+pub fn server_config(
+    shown: Arc<Shown>,
+    client_ca: Option<&Path>,
+) -> Result<Arc<rustls::ServerConfig>, CertificateError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
         rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
@@ -112,9 +153,7 @@ pub fn server_config(pair: &Pair, client_ca: Option<&Path>) -> Result<Arc<rustls
             builder.with_client_cert_verifier(verifier.map_err(failed)?)
         }
     };
-    let key = PrivateKeyDer::from_pem_file(&pair.key);
-    let key = key.map_err(|source| content(&pair.key, "private key", source))?;
-    let mut config = builder.with_single_cert(certificates(&pair.certificate)?, key)?;
+    let mut config = builder.with_cert_resolver(shown);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -150,17 +189,18 @@ mod tests {
         let before = fs::read(&pair.certificate).unwrap();
         assert_eq!(self_signed(&dir.path().join("pki"), "n1", &address).unwrap(), pair);
         assert_eq!(fs::read(&pair.certificate).unwrap(), before);
-        server_config(&pair, Some(&pair.certificate)).unwrap();
+        server_config(Shown::new(&pair).unwrap(), Some(&pair.certificate)).unwrap();
     }
 
     #[test]
     fn files_at_fault_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let pair = self_signed(dir.path(), "n1", &[]).unwrap();
-        let missing = server_config(&pair, Some(Path::new("/not/there"))).unwrap_err();
+        let shown = Shown::new(&pair).unwrap();
+        let missing = server_config(shown.clone(), Some(Path::new("/not/there"))).unwrap_err();
         assert!(missing.to_string().contains("/not/there"), "{missing}");
         fs::write(&pair.certificate, "nothing").unwrap();
-        let broken = server_config(&pair, None).unwrap_err();
+        let broken = shown.replace(&pair).unwrap_err();
         assert!(broken.to_string().contains("kubelet.crt holds no certificate"), "{broken}");
     }
 }
