@@ -1,6 +1,7 @@
 //! Programs of others that run beside a test: started in the test's network namespace, stopped on drop, and ended by the
 //! kernel should the test die first.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -43,7 +44,8 @@ impl Nursery {
         Self { jobs: Some(jobs), thread: Some(thread) }
     }
 
-    fn spawn(&self, command: Command) -> io::Result<Child> {
+    /// Starts `command`, which [`bound`] has made, in the nursery's network namespace.
+    pub(crate) fn spawn(&self, command: Command) -> io::Result<Child> {
         let (answer, child) = sync_channel(1);
         let gone = || io::Error::other("the thread that starts programs has ended");
         self.jobs.as_ref().ok_or_else(gone)?.send((command, answer)).map_err(|_| gone())?;
@@ -70,6 +72,15 @@ fn serve(asked: &Receiver<Job>) {
     while let Ok((mut command, answer)) = asked.recv() {
         let _ = answer.send(command.spawn()); // the one who asked waits for it
     }
+}
+
+/// `program` as a command whose process ends with the thread that starts it.
+pub(crate) fn bound(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(TOOL.program);
+    command.args(["--pdeathsig", "SIGKILL"]).arg(program).stdin(Stdio::null());
+    // A group of its own: Ctrl-C is for the one who started it, who decides in which order things end.
+    command.process_group(0);
+    command
 }
 
 /// A program that can be started, stopped and started again.
@@ -100,10 +111,8 @@ impl Daemon {
         }
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("open {}", self.log.display()))?;
-        let mut command = Command::new(TOOL.program);
-        command.args(["--pdeathsig", "SIGKILL"]).arg(&self.program).args(&self.arguments);
-        // A group of its own: Ctrl-C is for the one who started it, who decides in which order things end.
-        command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut command = bound(&self.program);
+        command.args(&self.arguments).stdout(log.try_clone()?).stderr(log);
         self.child = Some(self.nursery.spawn(command).with_context(|| format!("start {}", self.name))?);
         Ok(())
     }

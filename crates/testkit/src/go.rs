@@ -16,6 +16,22 @@ pub struct Program {
     pub name: &'static str,
     module: Module,
     package: &'static str,
+    linkage: Linkage,
+}
+
+/// What a program needs where it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Linkage {
+    /// The libraries of the machine that built it.
+    Host,
+    /// Nothing but a kernel, as in a test image.
+    Static,
+}
+
+impl Program {
+    const fn for_images(self) -> Self {
+        Self { linkage: Linkage::Static, ..self }
+    }
 }
 
 /// A published module, and what its programs are built with.
@@ -46,7 +62,7 @@ impl Module {
     }
 
     const fn program(self, name: &'static str, package: &'static str) -> Program {
-        Program { name, module: self, package }
+        Program { name, module: self, package, linkage: Linkage::Host }
     }
 
     fn short_version(&self) -> &'static str {
@@ -105,7 +121,7 @@ pub const KUBE_SCHEDULER: Program = KUBERNETES.program("kube-scheduler", "cmd/ku
 /// What makes a machine join a cluster.
 pub const KUBEADM: Program = KUBERNETES.program("kubeadm", "cmd/kubeadm");
 /// The name server of clusters, of the version that kubeadm 1.37 installs.
-pub const COREDNS: Program = Module::new("github.com/coredns/coredns", "v1.14.6").program("coredns", "");
+pub const COREDNS: Program = Module::new("github.com/coredns/coredns", "v1.14.6").program("coredns", "").for_images();
 
 /// The node as upstream has it.
 pub const REFERENCE_NODE: &[Program] = &[KUBELET, KUBE_PROXY];
@@ -114,6 +130,24 @@ pub const REFERENCE_NODE: &[Program] = &[KUBELET, KUBE_PROXY];
 pub const KUBELET: Program = KUBERNETES.program("kubelet", "cmd/kubelet");
 /// The service proxy.
 pub const KUBE_PROXY: Program = KUBERNETES.program("kube-proxy", "cmd/kube-proxy");
+
+/// The program of most tests of the suites: a server, a client, a prober and more.
+pub const AGNHOST: Program = test_image("agnhost", "test/images/agnhost");
+/// Tells its effective user.
+pub const NNP: Program = test_image("nnp", "test/images/nonewprivs");
+/// Sends a packet that once made the kernel reset connections.
+pub const REGRESSION_74839: Program = test_image("regression-issue-74839", "test/images/regression-issue-74839");
+/// A device plugin without devices.
+pub const SAMPLE_DEVICE_PLUGIN: Program = test_image("sampledeviceplugin", "test/images/sample-device-plugin");
+/// An API server to aggregate.
+pub const SAMPLE_APISERVER: Program =
+    Module::new("k8s.io/sample-apiserver", "v0.29.2").program("sample-apiserver", "").for_images();
+/// etcd once more, for an image.
+pub const ETCD_FOR_IMAGES: Program = ETCD.for_images();
+
+const fn test_image(name: &'static str, package: &'static str) -> Program {
+    KUBERNETES.program(name, package).for_images()
+}
 
 const CONTAINERD_MODULE: Module = Module::new("github.com/containerd/containerd/v2", "v2.4.2");
 const PLUGINS: Module = Module::new("github.com/containernetworking/plugins", "v1.9.1");
@@ -209,17 +243,22 @@ pub fn build_all(name: &str, programs: &[Program]) -> anyhow::Result<PathBuf> {
 fn key(program: &Program) -> String {
     let Module { path, version, stamps, .. } = program.module;
     let stamps = stamps.iter().flat_map(|(variable, value)| [*variable, *value]);
-    cache::key([path, version, program.name].into_iter().chain(stamps).map(str::as_bytes))
+    let linkage = (program.linkage == Linkage::Static).then_some("static");
+    cache::key([path, version, program.name].into_iter().chain(stamps).chain(linkage).map(str::as_bytes))
 }
 
 fn build_into(dir: &Path, program: &Program) -> anyhow::Result<()> {
-    let Program { name, module, package } = program;
+    let Program { name, module, package, linkage } = program;
     let source = tempfile::tempdir()?;
     std::fs::write(source.path().join("go.mod"), module.go_mod())?;
     let flags = format!("-mod=mod {}", std::env::var("GOFLAGS").unwrap_or_default());
     let go = |arguments: &[&str]| {
         let mut go = Command::new("go");
-        host::run(go.args(arguments).current_dir(source.path()).env("GOFLAGS", &flags).env("GOTOOLCHAIN", "auto"))
+        go.args(arguments).current_dir(source.path()).env("GOFLAGS", &flags).env("GOTOOLCHAIN", "auto");
+        if *linkage == Linkage::Static {
+            go.env("CGO_ENABLED", "0");
+        }
+        host::run(&mut go)
     };
     let package = format!("{}/{package}", module.path);
     let package = package.trim_end_matches('/');
@@ -246,5 +285,6 @@ mod tests {
         let flags = KUBERNETES.linker_flags();
         assert!(flags.contains(" -X k8s.io/component-base/version.gitVersion=v1.37.2 "), "{flags}");
         assert_ne!(key(&KUBELET), key(&KUBE_PROXY));
+        assert_ne!(key(&ETCD), key(&ETCD_FOR_IMAGES));
     }
 }

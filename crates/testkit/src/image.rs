@@ -15,10 +15,15 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// An OCI image layout on disk with one image.
+/// How a layout's index names the image that a descriptor stands for (OCI image layout, "Annotations").
+const REFERENCE: &str = "org.opencontainers.image.ref.name";
+
+/// An OCI image layout on disk, and one image of it.
 #[derive(Debug, Clone)]
 pub struct Layout {
     dir: PathBuf,
+    /// Which image; the first without it.
+    tag: Option<String>,
 }
 
 /// A blob of a layout.
@@ -42,7 +47,13 @@ pub struct Manifest {
 impl Layout {
     /// The layout in `dir`.
     pub fn open(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), tag: None }
+    }
+
+    /// The same layout, speaking of the image `tag`.
+    #[must_use]
+    pub fn tagged(&self, tag: &str) -> Self {
+        Self { tag: Some(tag.to_owned()), ..self.clone() }
     }
 
     /// The layout's directory.
@@ -53,10 +64,12 @@ impl Layout {
     /// The manifest that `index.json` names.
     ///
     /// # Errors
-    /// The layout is incomplete.
+    /// The layout is incomplete, or has no such tag.
     pub fn manifest(&self) -> anyhow::Result<Manifest> {
         let index: Value = serde_json::from_slice(&std::fs::read(self.dir.join("index.json"))?)?;
-        let entry = &index["manifests"][0];
+        let is_meant = |entry: &&Value| self.tag.as_ref().is_none_or(|tag| entry["annotations"][REFERENCE] == **tag);
+        let entry = index["manifests"].as_array().and_then(|entries| entries.iter().find(is_meant));
+        let entry = entry.with_context(|| format!("{} has no image {:?}", self.dir.display(), self.tag))?;
         let digest = entry["digest"].as_str().context("index.json names no manifest")?;
         let media_type = entry["mediaType"].as_str().unwrap_or(MANIFEST).to_owned();
         Ok(Manifest { media_type, bytes: std::fs::read(self.blob_path(digest))? })
@@ -83,6 +96,14 @@ impl Layout {
     }
 }
 
+/// This machine, in Go's words.
+pub fn architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+}
+
+/// A layer that is being written.
+pub type Layer<'a> = tar::Builder<&'a mut dyn Write>;
+
 /// Builds a [`Layout`].
 #[derive(Debug)]
 pub struct Builder {
@@ -90,6 +111,7 @@ pub struct Builder {
     architecture: String,
     layers: Vec<Value>,
     diff_ids: Vec<String>,
+    manifests: Vec<Value>,
 }
 
 impl Builder {
@@ -100,8 +122,8 @@ impl Builder {
     pub fn new(dir: impl Into<PathBuf>) -> anyhow::Result<Self> {
         let dir = dir.into();
         std::fs::create_dir_all(dir.join("blobs/sha256"))?;
-        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-        Ok(Self { dir, architecture: architecture.to_owned(), layers: Vec::new(), diff_ids: Vec::new() })
+        let architecture = architecture().to_owned();
+        Ok(Self { dir, architecture, layers: Vec::new(), diff_ids: Vec::new(), manifests: Vec::new() })
     }
 
     /// Makes it an image for another machine than this one, in Go's words.
@@ -139,10 +161,7 @@ impl Builder {
     ///
     /// # Errors
     /// Those of `fill` and of the file system.
-    pub fn layer(
-        &mut self,
-        fill: impl FnOnce(&mut tar::Builder<&mut dyn Write>) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
+    pub fn layer(&mut self, fill: impl FnOnce(&mut Layer<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let scratch = tempfile::NamedTempFile::new_in(&self.dir)?;
         let mut plain = Hashing::new(GzEncoder::new(Hashing::new(scratch), Compression::fast()));
         {
@@ -163,18 +182,43 @@ impl Builder {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn finish(self, config: Value) -> anyhow::Result<Layout> {
+    pub fn finish(mut self, config: Value) -> anyhow::Result<Layout> {
+        let manifest = self.manifest(config)?;
+        self.manifests.push(manifest);
+        self.close()
+    }
+
+    /// Adds the image `tag`: all layers so far, with this configuration.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn tag(&mut self, tag: &str, config: Value) -> anyhow::Result<()> {
+        let mut manifest = self.manifest(config)?;
+        manifest["annotations"] = json!({ REFERENCE: tag });
+        self.manifests.push(manifest);
+        Ok(())
+    }
+
+    /// Writes the index of all images that were added.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn close(self) -> anyhow::Result<Layout> {
+        let index = json!({ "schemaVersion": 2, "manifests": self.manifests });
+        std::fs::write(self.dir.join("index.json"), serde_json::to_vec(&index)?)?;
+        std::fs::write(self.dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        Ok(Layout::open(self.dir))
+    }
+
+    /// Writes configuration and manifest and returns the latter's descriptor.
+    fn manifest(&self, config: Value) -> anyhow::Result<Value> {
         let config = json!({
             "architecture": self.architecture, "os": "linux", "config": config,
             "rootfs": { "type": "layers", "diff_ids": self.diff_ids },
         });
         let config = self.descriptor(CONFIG, &config)?;
         let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": self.layers });
-        let manifest = self.descriptor(MANIFEST, &manifest)?;
-        let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
-        std::fs::write(self.dir.join("index.json"), serde_json::to_vec(&index)?)?;
-        std::fs::write(self.dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        Ok(Layout { dir: self.dir })
+        self.descriptor(MANIFEST, &manifest)
     }
 
     fn descriptor(&self, media_type: &str, value: &Value) -> anyhow::Result<Value> {
@@ -235,11 +279,7 @@ pub fn busybox_layer(builder: &mut Builder) -> anyhow::Result<()> {
     let applets = crate::host::output(std::process::Command::new(program).arg("--list"))?;
     builder.layer(|tar| {
         for place in ["bin/", "etc/", "root/", "tmp/", "var/", "proc/", "sys/", "dev/"] {
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(tar::EntryType::Directory);
-            header.set_mode(if place == "tmp/" { 0o1777 } else { 0o755 });
-            header.set_size(0);
-            tar.append_data(&mut header, place, std::io::empty())?;
+            append_dir(tar, place, if place == "tmp/" { 0o1777 } else { 0o755 })?;
         }
         let mut file = std::fs::File::open(program)?;
         tar.append_file("bin/busybox", &mut file)?;
@@ -250,24 +290,78 @@ pub fn busybox_layer(builder: &mut Builder) -> anyhow::Result<()> {
             header.set_size(0);
             tar.append_link(&mut header, format!("bin/{applet}"), "bin/busybox")?;
         }
-        append_text(
-            tar,
-            "etc/passwd",
-            "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
-        )?;
-        append_text(tar, "etc/group", "root:x:0:\nwww-data:x:33:\nnobody:x:65534:\n")
+        append_text(tar, "etc/passwd", USERS)?;
+        append_text(tar, "etc/group", GROUPS)
     })
+}
+
+/// The users of [`busybox_layer`].
+pub const USERS: &str =
+    "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
+/// The groups of [`busybox_layer`].
+pub const GROUPS: &str = "root:x:0:\nwww-data:x:33:\nnobody:x:65534:\n";
+
+/// Adds `/pause`, the process of sandboxes: it waits for ever and reaps.
+///
+/// # Errors
+/// `gcc` is missing.
+pub fn pause_layer(builder: &mut Builder) -> anyhow::Result<()> {
+    const SOURCE: &str = "#include <signal.h>\n#include <sys/wait.h>\n#include <unistd.h>\n\
+        static void reap(int s) { while (waitpid(-1, 0, WNOHANG) > 0) {} }\n\
+        static void end(int s) { _exit(0); }\n\
+        int main(void) { signal(SIGCHLD, reap); signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n";
+    let scratch = tempfile::tempdir()?;
+    std::fs::write(scratch.path().join("pause.c"), SOURCE)?;
+    let mut compile = std::process::Command::new("gcc");
+    crate::host::run(compile.args(["-Os", "-static", "-s", "-o", "pause", "pause.c"]).current_dir(scratch.path()))?;
+    builder.layer(|tar| append_file(tar, "pause", 0o755, &scratch.path().join("pause")))
 }
 
 /// Adds a small text file with mode 0644.
 ///
 /// # Errors
 /// Those of the writer.
-pub fn append_text(tar: &mut tar::Builder<&mut dyn Write>, path: &str, text: &str) -> anyhow::Result<()> {
+pub fn append_text(tar: &mut Layer<'_>, path: &str, text: &str) -> anyhow::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_mode(0o644);
     header.set_size(text.len() as u64);
     Ok(tar.append_data(&mut header, path, BufReader::new(text.as_bytes()))?)
+}
+
+/// Adds a file of the host as `path`; the times are left out, so that the same content is the same layer.
+///
+/// # Errors
+/// Those of the file and of the writer.
+pub fn append_file(tar: &mut Layer<'_>, path: &str, mode: u32, from: &Path) -> anyhow::Result<()> {
+    let file = std::fs::File::open(from).with_context(|| format!("open {}", from.display()))?;
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(mode);
+    header.set_size(file.metadata()?.len());
+    Ok(tar.append_data(&mut header, path, file)?)
+}
+
+/// Adds a directory.
+///
+/// # Errors
+/// Those of the writer.
+pub fn append_dir(tar: &mut Layer<'_>, path: &str, mode: u32) -> anyhow::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_mode(mode);
+    header.set_size(0);
+    Ok(tar.append_data(&mut header, path, std::io::empty())?)
+}
+
+/// Adds a symbolic link to `target`.
+///
+/// # Errors
+/// Those of the writer.
+pub fn append_symlink(tar: &mut Layer<'_>, path: &str, target: &str) -> anyhow::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_mode(0o777);
+    header.set_size(0);
+    Ok(tar.append_link(&mut header, path, target)?)
 }
 
 /// A root file system with busybox unpacked into `dir`, for tests of what stands below images.

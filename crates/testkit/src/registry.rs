@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use crate::daemon::{self, Nursery};
 use crate::host::Tool;
 use crate::image::Layout;
 
@@ -54,20 +55,32 @@ impl Registry {
     /// # Errors
     /// As [`Registry::start`].
     pub fn start_with(address: SocketAddr, dir: &Path, manner: &Manner) -> anyhow::Result<Self> {
+        Self::begin(address, dir, manner, Command::new(TOOL.program), |mut command| command.spawn())
+    }
+
+    /// As [`Registry::start`], in the network namespace of `nursery`; it ends with that, too.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_in(nursery: &Nursery, address: SocketAddr, dir: &Path) -> anyhow::Result<Self> {
+        Self::begin(address, dir, &Manner::default(), daemon::bound(TOOL.program), |command| nursery.spawn(command))
+    }
+
+    fn begin(
+        address: SocketAddr,
+        dir: &Path,
+        manner: &Manner,
+        mut command: Command,
+        spawn: impl FnOnce(Command) -> std::io::Result<Child>,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
         std::fs::write(dir.join("htpasswd"), HTPASSWD)?;
         let config = dir.join(format!("{}.yml", address.port()));
         std::fs::write(&config, config_text(address, dir, manner))?;
         let log = dir.join("registry.log");
-        let child = Command::new(TOOL.program)
-            .arg("serve")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&log)?)
-            .spawn()
-            .context("start docker-registry")?;
-        let mut registry = Self { child, address };
+        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(std::fs::File::create(&log)?);
+        let mut registry = Self { child: spawn(command).context("start docker-registry")?, address };
         registry.wait_ready(manner).with_context(|| format!("registry log: {}", log.display()))?;
         Ok(registry)
     }
@@ -144,6 +157,17 @@ impl Drop for Registry {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Writes `dir/host/hosts.toml`: the plain registry at `mirror` answers for `host`.
+///
+/// # Errors
+/// Those of the file system.
+pub fn write_hosts(dir: &Path, host: &str, mirror: SocketAddr) -> anyhow::Result<()> {
+    let place = dir.join(host);
+    std::fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
+    let text = format!("[host.\"http://{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+    std::fs::write(place.join("hosts.toml"), text).with_context(|| format!("write {}/hosts.toml", place.display()))
 }
 
 fn config_text(address: SocketAddr, dir: &Path, manner: &Manner) -> String {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use testkit::host;
 use testkit::registry::Registry;
 
@@ -72,20 +72,8 @@ impl Stage {
         let registry = Registry::start(SocketAddr::from(REGISTRY), &dir.path().join("registry"))?;
         registry.push(&ai_service, "myrepo/ai-service", "latest")?;
         registry.push(&busybox, "library/busybox", "latest")?;
-        let stage = Self { orlop: orlop.to_owned(), dir, registry };
-        stage.write_hosts_toml().context("write hosts.toml")?;
-        Ok(stage)
-    }
-
-    /// `docker.io` is answered by the local registry.
-    fn write_hosts_toml(&self) -> anyhow::Result<()> {
-        let place = self.dir.path().join("certs.d/docker.io");
-        std::fs::create_dir_all(&place)?;
-        let mirror = SocketAddr::from(REGISTRY);
-        let text = format!(
-            "server = \"https://registry-1.docker.io\"\n\n[host.\"http://{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
-        );
-        Ok(std::fs::write(place.join("hosts.toml"), text)?)
+        testkit::registry::write_hosts(&dir.path().join("certs.d"), "docker.io", SocketAddr::from(REGISTRY))?;
+        Ok(Self { orlop: orlop.to_owned(), dir, registry })
     }
 
     /// The registry's process.

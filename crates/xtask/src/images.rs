@@ -7,17 +7,16 @@ use anyhow::Context as _;
 use serde_json::json;
 use testkit::host::Tool;
 use testkit::image::{Builder, Layout};
-use testkit::{cache, host};
+use testkit::{cache, debian, host};
 
 /// What building the example's image needs on the host.
 pub(crate) const TOOLS: &[Tool] = &[
-    Tool::new("debootstrap", "debootstrap"),
+    debian::TOOL,
     Tool { program: "pip3", deb: "python3-pip", rpm: "python3-pip" },
     Tool { program: "/bin/busybox", deb: "busybox-static", rpm: "busybox" },
 ];
 
-/// Debian 12 carries Python 3.11; the wheels have to match.
-const SUITE: &str = "bookworm";
+/// The wheels have to match the Python of [`debian::root`].
 const PYTHON: &str = "3.11";
 const SITE_PACKAGES: &str = "usr/local/lib/python3.11/dist-packages";
 
@@ -41,20 +40,7 @@ pub(crate) fn busybox() -> anyhow::Result<Layout> {
 
 /// The image of the reference's sandboxes: a process that waits for ever and reaps.
 pub(crate) fn pause() -> anyhow::Result<Layout> {
-    const SOURCE: &str = "#include <signal.h>\n#include <sys/wait.h>\n#include <unistd.h>\n\
-        static void reap(int s) { while (waitpid(-1, 0, WNOHANG) > 0) {} }\n\
-        static void end(int s) { _exit(0); }\n\
-        int main(void) { signal(SIGCHLD, reap); signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n";
-    let dir = cache::entry("pause-image", &cache::key([RECIPE, SOURCE.as_bytes()]), |dir| {
-        let scratch = tempfile::tempdir()?;
-        std::fs::write(scratch.path().join("pause.c"), SOURCE)?;
-        let mut compile = Command::new("gcc");
-        host::run(compile.args(["-Os", "-static", "-s", "-o", "pause", "pause.c"]).current_dir(scratch.path()))?;
-        let mut builder = Builder::new(dir)?;
-        builder.layer(|tar| Ok(tar.append_path_with_name(scratch.path().join("pause"), "pause")?))?;
-        builder.finish(json!({ "Entrypoint": ["/pause"] })).map(drop)
-    })?;
-    Ok(Layout::open(dir))
+    testkit::suite::PAUSE.layout()
 }
 
 /// Bytes of files in the image whose pull is measured, before compression.
@@ -165,19 +151,7 @@ fn build(source: &Path, dir: &Path) -> anyhow::Result<()> {
 
 /// A minimal Debian with Python, shared by all versions of the application.
 fn debian_root() -> anyhow::Result<PathBuf> {
-    let key = cache::key([RECIPE, SUITE.as_bytes()]);
-    let entry = cache::entry("debian-root", &key, |dir| {
-        eprintln!("building a Debian root with debootstrap (about a minute)");
-        let root = dir.join("root");
-        let mut debootstrap = Command::new("debootstrap");
-        debootstrap.args(["--variant=minbase", "--include=python3", SUITE]).arg(&root);
-        host::run(&mut debootstrap)?;
-        for waste in ["var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man"] {
-            std::fs::remove_dir_all(root.join(waste)).with_context(|| format!("remove {waste}"))?;
-        }
-        Ok(())
-    })?;
-    Ok(entry.join("root"))
+    debian::root(&["python3"])
 }
 
 fn install_packages(requirements: &Path, target: &Path) -> anyhow::Result<()> {

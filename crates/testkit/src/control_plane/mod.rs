@@ -119,7 +119,7 @@ pub struct ControlPlane {
     api: Api,
     /// In the order of [`Part::ALL`]; fields drop in order, so the nursery goes last.
     parts: [Daemon; 5],
-    _nursery: Arc<Nursery>,
+    nursery: Arc<Nursery>,
 }
 
 impl ControlPlane {
@@ -140,7 +140,7 @@ impl ControlPlane {
             Daemon::new(&nursery, &programs.join(part.name()), place.flags(part), log)
         });
         let (programs, dir) = (programs.to_owned(), dir.to_owned());
-        let mut plane = Self { programs, dir, options, pki, api, parts, _nursery: nursery };
+        let mut plane = Self { programs, dir, options, pki, api, parts, nursery };
         for part in [Part::Etcd, Part::ApiServer] {
             plane.run(part)?;
         }
@@ -227,6 +227,11 @@ impl ControlPlane {
     /// The authority that servers and users are certified by.
     pub fn authority(&self) -> &certificates::Pair {
         &self.pki.authority
+    }
+
+    /// Where more programs can be started that live in the same network and end with this process.
+    pub fn nursery(&self) -> &Arc<Nursery> {
+        &self.nursery
     }
 
     /// The process id of `part` while it runs.

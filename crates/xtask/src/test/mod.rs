@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
-use testkit::go;
 use testkit::host::{self, Tool};
+use testkit::{go, suite};
 
 use count::Count;
 
@@ -104,7 +104,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 /// The tests of all crates; built outside, run inside a network namespace without a way out.
 fn crates(count: &mut Count) -> anyhow::Result<()> {
     crate::workspace::run(&mut cargo(&["test", "--workspace", "--no-run", "--quiet"]))?;
+    // What tests take from the cache, made here: they run without a way out.
     testkit::control_plane::build_with(&[go::KUBEADM, go::COREDNS])?;
+    suite::build(suite::BASIC)?;
     let binaries = cargo(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     let ok = counted(in_private_network(binaries), count)?;
     if !ok {

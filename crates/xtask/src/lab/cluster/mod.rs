@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use testkit::control_plane::{self, ControlPlane, Options, Part};
 use testkit::host::{self, Tool};
+use testkit::registry::Registry;
+use testkit::suite::{self, Image};
 use testkit::{go, netns};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -59,6 +61,9 @@ struct Up {
     /// Answer the cluster's names by CoreDNS, too
     #[arg(long)]
     dns: bool,
+    /// Serve the images of the suites under their real names: a few, or all
+    #[arg(long, value_name = "WHICH")]
+    images: Option<Images>,
     /// A node to make a kubeconfig for; may be given several times
     #[arg(long, value_name = "NAME", default_value = "node-1")]
     node: Vec<String>,
@@ -67,16 +72,46 @@ struct Up {
     flag: Vec<(Part, String)>,
 }
 
+/// Which images.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Images {
+    /// busybox, pause, agnhost, nginx
+    Basic,
+    /// What critest and Kubernetes' conformance tests pull
+    All,
+}
+
+impl Images {
+    fn list(self) -> &'static [Image] {
+        match self {
+            Self::Basic => suite::BASIC,
+            Self::All => suite::ALL,
+        }
+    }
+}
+
+/// A running lab; the fields end in this order.
+struct Lab {
+    _registry: Option<Registry>,
+    plane: ControlPlane,
+}
+
+/// Where the registry listens at the lab's address.
+const REGISTRY_PORT: u16 = 5000;
+
 /// The lab's one address in its namespace, from the range that RFC 2544 sets aside for measurements.
 const ADDRESS: [u8; 4] = [198, 18, 0, 1];
 
 /// The directory of the lab that needs no name.
 const DIR: &str = "/run/orlop-lab/cluster";
 
+/// Where the `hosts.toml` files lie that lead to the lab's registry.
+const HOSTS: &str = "certs.d";
+
 /// How long ending may take.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
-const TOOLS: &[Tool] = &[Tool { program: "ip", deb: "iproute2", rpm: "iproute" }];
+const TOOLS: &[Tool] = &[Tool { program: "ip", deb: "iproute2", rpm: "iproute" }, testkit::registry::TOOL];
 
 /// The command.
 pub(crate) fn run(Cluster { command, dir }: &Cluster) -> anyhow::Result<()> {
@@ -95,6 +130,9 @@ fn up(options: &Up, dir: &Path) -> anyhow::Result<()> {
     host::install(TOOLS)?;
     let more = if options.dns { &[go::KUBEADM, go::COREDNS][..] } else { &[go::KUBEADM] };
     let programs = control_plane::build_with(more)?;
+    if let Some(images) = options.images {
+        suite::build(images.list())?;
+    }
     if options.detach && !options.detached {
         detach::run(&dir.with_extension("log"))?;
         println!("{}", guide(options, dir));
@@ -105,9 +143,9 @@ fn up(options: &Up, dir: &Path) -> anyhow::Result<()> {
     }
     let claim = Claim::take(dir)?;
     let begun = Instant::now();
-    let outcome = start(options, &programs, dir).and_then(|plane| {
+    let outcome = start(options, &programs, dir).and_then(|lab| {
         println!("control plane up after {:.1} s", begun.elapsed().as_secs_f32());
-        until_told(plane, || {
+        until_told(lab, || {
             if options.detached {
                 return detach::tell();
             }
@@ -121,7 +159,7 @@ fn up(options: &Up, dir: &Path) -> anyhow::Result<()> {
 }
 
 /// Enters a private network and starts everything in it.
-fn start(options: &Up, programs: &Path, dir: &Path) -> anyhow::Result<ControlPlane> {
+fn start(options: &Up, programs: &Path, dir: &Path) -> anyhow::Result<Lab> {
     symlink(programs, dir.join("bin"))?;
     netns::enter_private()?;
     netns::add_address(ADDRESS.into())?;
@@ -138,11 +176,21 @@ fn start(options: &Up, programs: &Path, dir: &Path) -> anyhow::Result<ControlPla
     for node in &options.node {
         plane.node_kubeconfig(node)?;
     }
-    Ok(plane)
+    let registry = options.images.map(|images| serve(images, &plane, dir)).transpose()?;
+    Ok(Lab { _registry: registry, plane })
+}
+
+/// Starts a registry with `images` in the lab's network.
+fn serve(images: Images, plane: &ControlPlane, dir: &Path) -> anyhow::Result<Registry> {
+    let address = (ADDRESS, REGISTRY_PORT).into();
+    let registry = Registry::start_in(plane.nursery(), address, &dir.join("registry"))?;
+    suite::publish(images.list(), &registry)?;
+    suite::write_hosts(&dir.join(HOSTS), address)?;
+    Ok(registry)
 }
 
 /// Waits for a signal to end, or for a program that ends by itself. What `begin` tells is true: signals are heard by then.
-fn until_told(mut plane: ControlPlane, begin: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn until_told(mut lab: Lab, begin: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -151,7 +199,7 @@ fn until_told(mut plane: ControlPlane, begin: impl FnOnce() -> anyhow::Result<()
         let mut child = signal(SignalKind::child())?;
         begin()?;
         loop {
-            plane.check()?;
+            lab.plane.check()?;
             tokio::select! {
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
@@ -168,16 +216,23 @@ fn until_told(mut plane: ControlPlane, begin: impl FnOnce() -> anyhow::Result<()
 fn guide(options: &Up, dir: &Path) -> String {
     let at = |name: &str| dir.join(name).display().to_string();
     let nodes: Vec<String> = options.node.iter().map(|node| at(&format!("node-{node}.kubeconfig"))).collect();
-    let mut text = format!(
-        "\n\
-         It is inside a network namespace of its own; nothing outside reaches it, and it reaches nothing outside.\n\
-         \n  all rights  {}\n  nodes       {}\n  bootstrap   {}\n  proxy       {}\n  logs        {}\n\n",
-        at("admin.kubeconfig"),
-        nodes.join(" "),
-        at("bootstrap.kubeconfig"),
-        at("kube-proxy.kubeconfig"),
-        at("logs/"),
-    );
+    let mut places = vec![
+        ("all rights", at("admin.kubeconfig")),
+        ("nodes", nodes.join(" ")),
+        ("bootstrap", at("bootstrap.kubeconfig")),
+        ("proxy", at("kube-proxy.kubeconfig")),
+        ("logs", at("logs/")),
+    ];
+    if options.images.is_some() {
+        places.push(("images", format!("{} (ORLOP_REGISTRY_CONFIG_DIR, set in the shell)", at(HOSTS))));
+    }
+    let mut text = "\nIt is inside a network namespace of its own; nothing outside reaches it, and it reaches nothing \
+                    outside.\n\n"
+        .to_owned();
+    for (what, place) in places {
+        text += &format!("  {what:<12}{place}\n");
+    }
+    text.push('\n');
     let commands = [
         ("shell", "a shell inside; kubectl is in its PATH"),
         ("shell -- kubectl get nodes", "one command"),
@@ -211,6 +266,9 @@ fn shell(command: &[String], dir: &Path) -> anyhow::Result<()> {
     let path = std::env::join_paths(std::iter::once(dir.join("bin")).chain(std::env::split_paths(&path)))?;
     let mut inside = process::Command::new(program);
     inside.args(arguments).env("PATH", path).env("KUBECONFIG", kubeconfig);
+    if dir.join(HOSTS).exists() {
+        inside.env("ORLOP_REGISTRY_CONFIG_DIR", dir.join(HOSTS));
+    }
     Err(inside.exec()).with_context(|| format!("start {program}"))
 }
 
