@@ -6,6 +6,7 @@
 //!                        └─ publish              └─ generate  pod ─► CRI requests (env, hosts, qos)
 //! ```
 
+pub mod admission;
 mod adopt;
 pub mod configuration;
 mod context;

@@ -1,0 +1,374 @@
+//! Whether this node takes a pod that was bound to it: what upstream's kubelet asks, in its order and with its reasons. Pure.
+//!
+//! A scheduler has asked most of it before; pods that were bound by hand, races between two schedulers, and nodes that have
+//! changed meanwhile are caught here.
+
+mod affinity;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
+use pod::quantity::Quantity;
+use pod::spec;
+
+use crate::qos::{self, List};
+
+/// Sysctls that are a pod's own and harm nobody else (features of 1.37).
+const SAFE_SYSCTLS: &[&str] = &[
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_slow_start_after_idle",
+    "net.ipv4.tcp_notsent_lowat",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
+/// The node, as far as it matters to pods that come.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Site {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+    /// What pods may use, by resource; `pods` is their number.
+    pub allocatable: BTreeMap<String, Quantity>,
+    /// It is short of memory.
+    pub memory_pressure: bool,
+    /// It is short of room on a disk, or of process ids.
+    pub other_pressure: bool,
+    /// Sysctls that the operator allows beside the safe ones: names, or beginnings that end with `*`
+    /// (`allowedUnsafeSysctls`).
+    pub sysctls: Vec<String>,
+}
+
+/// Why a pod is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// As the API spells it.
+    pub reason: String,
+    /// For the operator.
+    pub message: String,
+}
+
+impl Rejection {
+    fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self { reason: reason.to_owned(), message: message.into() }
+    }
+}
+
+/// Whether `site` takes `pod` beside `others`, which it has taken and which have not ended.
+///
+/// # Errors
+/// Why not.
+pub fn admit(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<(), Rejection> {
+    pressure(pod, site)?;
+    sysctls(pod, site)?;
+    system(pod, site)?;
+    resources(pod, site, others)?;
+    place(pod, site)?;
+    ports(pod, others)?;
+    taints(pod, site)
+}
+
+/// A pod that keeps the cluster going: of the mirror kind, or with the priority of system pods.
+fn is_critical(pod: &Pod) -> bool {
+    const SYSTEM_CRITICAL: i32 = 2_000_000_000;
+    is_static(pod) || spec::of(pod).priority.is_some_and(|priority| priority >= SYSTEM_CRITICAL)
+}
+
+/// A pod that comes from a file of the node.
+fn is_static(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    let source = annotations.and_then(|annotations| annotations.get("kubernetes.io/config.source"));
+    source.is_some_and(|source| source != "api")
+}
+
+fn pressure(pod: &Pod, site: &Site) -> Result<(), Rejection> {
+    if is_critical(pod) || !(site.memory_pressure || site.other_pressure) {
+        return Ok(());
+    }
+    let tolerates_memory = || {
+        let pressed = Taint {
+            key: "node.kubernetes.io/memory-pressure".to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        };
+        pod::qos::QosClass::of(pod) != pod::qos::QosClass::BestEffort || tolerates(pod, &pressed)
+    };
+    if !site.other_pressure && tolerates_memory() {
+        return Ok(());
+    }
+    let short: Vec<&str> =
+        [(site.memory_pressure, "MemoryPressure"), (site.other_pressure, "DiskPressure or PIDPressure")]
+            .into_iter()
+            .filter_map(|(is, name)| is.then_some(name))
+            .collect();
+    Err(Rejection::new("Evicted", format!("The node had condition: [{}]. ", short.join(" "))))
+}
+
+fn sysctls(pod: &Pod, site: &Site) -> Result<(), Rejection> {
+    let security = spec::of(pod).security_context.as_ref();
+    for sysctl in security.iter().flat_map(|security| security.sysctls.iter().flatten()) {
+        let name = sysctl.name.replace('/', ".");
+        let matches = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => name == *pattern,
+        };
+        if !SAFE_SYSCTLS.contains(&name.as_str()) && !site.sysctls.iter().any(matches) {
+            return Err(Rejection::new(
+                "SysctlForbidden",
+                format!("forbidden sysctl: {name:?} not allowlisted; the node's allowedUnsafeSysctls can allow it"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn system(pod: &Pod, site: &Site) -> Result<(), Rejection> {
+    const OS: &str = "kubernetes.io/os";
+    let wanted = pod.metadata.labels.as_ref().and_then(|labels| labels.get(OS));
+    if wanted.is_some_and(|os| Some(os) != site.labels.get(OS) && os != "linux") {
+        return Err(Rejection::new(
+            "PodOSSelectorNodeLabelDoesNotMatch",
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+        ));
+    }
+    if spec::of(pod).os.as_ref().is_some_and(|os| os.name != "linux") {
+        return Err(Rejection::new("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"));
+    }
+    Ok(())
+}
+
+/// Requests that do not fit beside those of the others. Resources that the node does not have at all are not asked about:
+/// they are the cluster's.
+fn resources(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<(), Rejection> {
+    if let Some(pods) = site.allocatable.get("pods").map(|amount| amount.units())
+        && i64::try_from(others.len()).is_ok_and(|count| count >= pods)
+    {
+        return Err(out_of("pods", 1, i64::try_from(others.len()).unwrap_or(i64::MAX), pods));
+    }
+    for (resource, capacity) in site.allocatable.iter().filter(|(resource, _)| *resource != "pods") {
+        let asked = qos::of_pod(pod, resource, List::Requests);
+        if asked.is_zero() {
+            continue;
+        }
+        let used = others.iter().map(|other| qos::of_pod(other, resource, List::Requests));
+        let used = used.fold(Quantity::default(), |sum, amount| sum + amount);
+        if used + asked > *capacity {
+            // CPUs are counted in thousandths, as upstream's message has them.
+            let number = |amount: Quantity| if resource == "cpu" { amount.milli() } else { amount.units() };
+            return Err(out_of(resource, number(asked), number(used), number(*capacity)));
+        }
+    }
+    Ok(())
+}
+
+fn out_of(resource: &str, asked: i64, used: i64, capacity: i64) -> Rejection {
+    let message =
+        format!("Node didn't have enough resource: {resource}, requested: {asked}, used: {used}, capacity: {capacity}");
+    Rejection::new(&format!("OutOf{resource}"), message)
+}
+
+fn place(pod: &Pod, site: &Site) -> Result<(), Rejection> {
+    if !affinity::matches(pod, site) {
+        return Err(Rejection::new(
+            "NodeAffinity",
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        ));
+    }
+    if spec::of(pod).node_name.as_ref().is_some_and(|node| !node.is_empty() && *node != site.name) {
+        return Err(Rejection::new(
+            "NodeName",
+            "Predicate NodeName failed: node(s) didn't match the requested node name",
+        ));
+    }
+    Ok(())
+}
+
+/// A host port of one pod: address, protocol, number. `0.0.0.0` is all addresses.
+type HostPort = (String, String, i32);
+
+fn host_ports(pod: &Pod) -> BTreeSet<HostPort> {
+    let ports = spec::containers(pod).flat_map(|(_, container)| container.ports.iter().flatten());
+    let taken = ports.filter_map(|port| {
+        let number = port.host_port.filter(|number| *number > 0)?;
+        let address = port.host_ip.clone().filter(|address| !address.is_empty() && address != "::");
+        let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+        Some((address.unwrap_or_else(|| "0.0.0.0".to_owned()), protocol, number))
+    });
+    taken.collect()
+}
+
+fn ports(pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
+    let wanted = host_ports(pod);
+    let any = |address: &str| address == "0.0.0.0";
+    let meets = |one: &HostPort, other: &HostPort| {
+        one.1 == other.1 && one.2 == other.2 && (one.0 == other.0 || any(&one.0) || any(&other.0))
+    };
+    let is_taken =
+        others.iter().flat_map(|other| host_ports(other)).any(|other| wanted.iter().any(|one| meets(one, &other)));
+    if !wanted.is_empty() && is_taken {
+        return Err(Rejection::new(
+            "NodePorts",
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+        ));
+    }
+    Ok(())
+}
+
+/// Taints that would have the pod evicted at once. Static pods are not moved by taints.
+fn taints(pod: &Pod, site: &Site) -> Result<(), Rejection> {
+    let mut evicting = site.taints.iter().filter(|taint| taint.effect == "NoExecute");
+    match evicting.find(|taint| !tolerates(pod, taint)) {
+        Some(taint) if !is_static(pod) => Err(Rejection::new(
+            "TaintToleration",
+            format!("Predicate TaintToleration failed: node(s) had untolerated taint {{{}}}", written(taint)),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn written(taint: &Taint) -> String {
+    format!("{}: {}", taint.key, taint.value.as_deref().unwrap_or_default())
+}
+
+fn tolerates(pod: &Pod, taint: &Taint) -> bool {
+    spec::of(pod).tolerations.iter().flatten().any(|toleration| covers(toleration, taint))
+}
+
+fn covers(toleration: &Toleration, taint: &Taint) -> bool {
+    let same =
+        |written: &Option<String>, value: &str| written.as_deref().is_none_or(|text| text.is_empty() || text == value);
+    if !same(&toleration.effect, &taint.effect) || !same(&toleration.key, &taint.key) {
+        return false;
+    }
+    let values = (toleration.value.as_deref().unwrap_or_default(), taint.value.as_deref().unwrap_or_default());
+    match toleration.operator.as_deref().unwrap_or("Equal") {
+        "Exists" => true,
+        "Gt" | "Lt" => {
+            let (Ok(bound), Ok(value)) = (values.0.parse::<i64>(), values.1.parse::<i64>()) else { return false };
+            if toleration.operator.as_deref() == Some("Gt") { value > bound } else { value < bound }
+        }
+        _ => values.0 == values.1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    fn asking(cpu: &str, port: Option<i32>) -> Pod {
+        let ports: Vec<Value> = port.iter().map(|port| json!({"containerPort": 80, "hostPort": port})).collect();
+        pod(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}, "ports": ports}]}))
+    }
+
+    fn site() -> Site {
+        Site {
+            name: "n1".into(),
+            labels: [("kubernetes.io/os", "linux"), ("disk", "ssd")].map(|(k, v)| (k.into(), v.into())).into(),
+            allocatable: [("cpu", 2000), ("pods", 3000)]
+                .map(|(name, milli)| (name.to_owned(), Quantity::from_milli(milli)))
+                .into(),
+            ..Site::default()
+        }
+    }
+
+    fn reason(pod: &Pod, site: &Site, others: &[&Pod]) -> Option<String> {
+        admit(pod, site, others).err().map(|rejection| rejection.reason)
+    }
+
+    #[test]
+    fn requests_have_to_fit() {
+        let (one, half) = (asking("1", None), asking("500m", None));
+        assert_eq!(reason(&one, &site(), &[&one]), None);
+        assert_eq!(reason(&one, &site(), &[&one, &half]).as_deref(), Some("OutOfcpu"));
+        assert_eq!(reason(&half, &site(), &[&half, &half, &half]).as_deref(), Some("OutOfpods"));
+        let message = admit(&asking("4", None), &site(), &[]).unwrap_err().message;
+        assert_eq!(message, "Node didn't have enough resource: cpu, requested: 4000, used: 0, capacity: 2000");
+        let exotic = pod(json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/x": "1"}}}]}));
+        assert_eq!(reason(&exotic, &site(), &[]), None, "a resource of the cluster");
+    }
+
+    #[test]
+    fn host_ports_are_one_pods_each() {
+        let (one, other) = (asking("1m", Some(80)), asking("1m", Some(81)));
+        assert_eq!(reason(&one, &site(), &[&other]), None);
+        assert_eq!(reason(&one, &site(), &[&one]).as_deref(), Some("NodePorts"));
+    }
+
+    #[test]
+    fn taints_that_evict() {
+        let taint = |effect: &str| Taint {
+            key: "dedicated".into(),
+            value: Some("ai".into()),
+            effect: effect.into(),
+            ..Taint::default()
+        };
+        let tainted = Site { taints: vec![taint("NoExecute")], ..site() };
+        let plain = pod(json!({"containers": []}));
+        assert_eq!(reason(&plain, &tainted, &[]).as_deref(), Some("TaintToleration"));
+        assert_eq!(reason(&plain, &Site { taints: vec![taint("NoSchedule")], ..site() }, &[]), None);
+        for toleration in [
+            json!({"operator": "Exists"}),
+            json!({"key": "dedicated", "value": "ai", "effect": "NoExecute"}),
+            json!({"key": "dedicated", "operator": "Exists"}),
+        ] {
+            let tolerant = pod(json!({"containers": [], "tolerations": [toleration]}));
+            assert_eq!(reason(&tolerant, &tainted, &[]), None, "{tolerant:?}");
+        }
+        let other = pod(json!({"containers": [], "tolerations": [{"key": "dedicated", "value": "web"}]}));
+        assert!(reason(&other, &tainted, &[]).is_some());
+    }
+
+    #[test]
+    fn sysctls_need_the_operators_leave() {
+        let with =
+            |name: &str| pod(json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}));
+        assert_eq!(reason(&with("net.ipv4.tcp_syncookies"), &site(), &[]), None);
+        assert_eq!(reason(&with("kernel/msgmax"), &site(), &[]).as_deref(), Some("SysctlForbidden"));
+        let lenient = Site { sysctls: vec!["kernel.msg*".into()], ..site() };
+        assert_eq!(reason(&with("kernel/msgmax"), &lenient, &[]), None);
+    }
+
+    #[test]
+    fn under_memory_pressure_the_best_effort_stay_out() {
+        let pressed = Site { memory_pressure: true, ..site() };
+        assert_eq!(reason(&pod(json!({"containers": [{"name": "c"}]})), &pressed, &[]).as_deref(), Some("Evicted"));
+        assert_eq!(reason(&asking("1m", None), &pressed, &[]), None);
+        assert!(reason(&asking("1m", None), &Site { other_pressure: true, ..site() }, &[]).is_some());
+        let critical = pod(json!({"containers": [{"name": "c"}], "priority": 2_000_000_001}));
+        assert_eq!(reason(&critical, &pressed, &[]), None);
+    }
+
+    #[test]
+    fn another_system_or_node() {
+        assert_eq!(
+            reason(&pod(json!({"containers": [], "os": {"name": "windows"}})), &site(), &[]).as_deref(),
+            Some("PodOSNotSupported")
+        );
+        assert_eq!(
+            reason(&pod(json!({"containers": [], "nodeSelector": {"disk": "hdd"}})), &site(), &[]).as_deref(),
+            Some("NodeAffinity")
+        );
+        assert_eq!(
+            reason(&pod(json!({"containers": [], "nodeName": "n2"})), &site(), &[]).as_deref(),
+            Some("NodeName")
+        );
+    }
+}
