@@ -136,6 +136,13 @@ impl Runtime {
         self.core.tasks.wait().await;
     }
 
+    /// For a daemon that ends: removes the control group that is the runtime's alone, unless pods that go on are in it.
+    pub fn leave_group(&self) {
+        for directory in self.core.hierarchy.group(&self.core.config.cgroup_parent).directories() {
+            let _ = fs::remove_dir(directory); // Not empty, or never made.
+        }
+    }
+
     /// How it is set up.
     pub fn config(&self) -> &Config {
         &self.core.config

@@ -65,7 +65,9 @@ impl Base {
         let credentials = Arc::new(Credentials::new(settings.credentials.clone())?);
         let network = Network::new(network)?;
         let parts = runtime::Parts { images: images.clone(), network: network.clone(), zygote: zygote.into() };
-        let runtime = Runtime::start(runtime::Config::new(&layout.state_dir, &layout.run_dir), parts).await?;
+        let mut config = runtime::Config::new(&layout.state_dir, &layout.run_dir);
+        config.cgroup_parent = layout.group.clone().into();
+        let runtime = Runtime::start(config, parts).await?;
         let stopped = CancellationToken::new();
         let listener = cri::server::bind(&settings.cri_socket).await?;
         let image_service = Arc::new(ImageServer::new(images.clone(), runtime.clone()));
@@ -80,6 +82,7 @@ impl Base {
         self.stopped.cancel();
         self.cri.abort();
         self.collector.abort();
+        self.runtime.leave_group();
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Layout {
     pub(crate) pod_logs: PathBuf,
     /// The bridge of the pods, at most 15 bytes.
     pub(crate) bridge: String,
+    /// The control group of sandboxes that name no parent.
+    pub(crate) group: String,
     /// The nftables table of the pods' network.
     pub(crate) pod_table: String,
     /// The nftables table of Services.
@@ -46,6 +48,7 @@ impl Layout {
             kubelet_root,
             pod_logs,
             bridge: format!("orlop{}", if mark.is_empty() { "0" } else { &mark }),
+            group: format!("orlop{mark}"),
             pod_table: format!("orlop-net{mark}"),
             service_table: format!("orlop-proxy{mark}"),
         }
@@ -91,6 +94,7 @@ mod tests {
     fn the_default_node_has_the_well_known_names() {
         let layout = layout(STATE_DIR, RUN_DIR);
         assert_eq!((layout.bridge.as_str(), layout.pod_table.as_str()), ("orlop0", "orlop-net"));
+        assert_eq!(layout.group, "orlop");
         assert_eq!(layout.kubelet_root, Path::new(KUBELET_ROOT));
     }
 
@@ -98,6 +102,7 @@ mod tests {
     fn two_nodes_do_not_meet() {
         let (one, two) = (layout("/a/state", "/a/run"), layout("/b/state", "/b/run"));
         assert_ne!(one.bridge, two.bridge);
+        assert_ne!(one.group, two.group);
         assert!(one.bridge.len() <= 15, "{}", one.bridge);
         assert!(one.kubelet_root.starts_with("/a/state") && one.pod_logs.starts_with("/a/state"));
     }
