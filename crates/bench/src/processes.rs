@@ -1,5 +1,6 @@
 //! What processes use, by the kernel's own account.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// A process of this namespace.
@@ -8,8 +9,21 @@ pub(crate) struct Process {
     dir: PathBuf,
     /// The name of its first thread, 15 bytes at most.
     pub(crate) name: String,
-    /// Its program; empty when it has ended.
+    /// The path of its program in its own mount namespace; empty when it has ended.
     pub(crate) program: PathBuf,
+    /// Its program; `None` when it has ended.
+    file: Option<FileId>,
+}
+
+/// A file by device and inode: a program may have another path in its processes, which run a mount of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId(u64, u64);
+
+impl FileId {
+    /// The file at a path; links are followed.
+    pub(crate) fn of(path: &Path) -> std::io::Result<Self> {
+        std::fs::metadata(path).map(|found| Self(found.dev(), found.ino()))
+    }
 }
 
 /// All of this process namespace.
@@ -22,8 +36,14 @@ pub(crate) fn all() -> Vec<Process> {
 impl Process {
     fn read(dir: &Path) -> Self {
         let name = std::fs::read_to_string(dir.join("comm")).unwrap_or_default().trim_end().to_owned();
-        let program = std::fs::read_link(dir.join("exe")).unwrap_or_default();
-        Self { dir: dir.to_owned(), name, program }
+        let exe = dir.join("exe");
+        let program = std::fs::read_link(&exe).unwrap_or_default();
+        Self { dir: dir.to_owned(), name, program, file: FileId::of(&exe).ok() }
+    }
+
+    /// Whether it runs this program.
+    pub(crate) fn runs(&self, program: FileId) -> bool {
+        self.file == Some(program)
     }
 
     /// Resident memory, what is shared included.
@@ -61,8 +81,8 @@ mod tests {
 
     #[test]
     fn this_process_is_listed_and_has_memory() {
-        let own = std::env::current_exe().unwrap();
-        let found: Vec<Process> = all().into_iter().filter(|process| process.program == own).collect();
+        let own = FileId::of(&std::env::current_exe().unwrap()).unwrap();
+        let found: Vec<Process> = all().into_iter().filter(|process| process.runs(own)).collect();
         assert!(!found.is_empty());
         assert!(
             found.iter().all(|process| process.rss_mb() >= process.pss_mb() && process.pss_mb() > 0.1),

@@ -9,7 +9,7 @@ use cri::Client;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::arguments::{Arguments, SideName};
-use crate::processes::{self, Process};
+use crate::processes::{self, FileId, Process};
 use crate::work::Work;
 
 /// How long a daemon may take until it is ready, and until it has ended.
@@ -21,7 +21,7 @@ const LOG_LINES: usize = 30;
 /// A running daemon.
 pub(crate) struct Side {
     name: SideName,
-    program: PathBuf,
+    program: FileId,
     daemon: Child,
     socket: PathBuf,
     log: PathBuf,
@@ -48,7 +48,7 @@ impl Side {
         let file = std::fs::File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let daemon = command.spawn().with_context(|| format!("start {}", program.display()))?;
-        Ok(Self { name, program, daemon, socket, log })
+        Ok(Self { name, program: FileId::of(&program)?, daemon, socket, log })
     }
 
     /// Asks for pods over its socket.
@@ -79,10 +79,10 @@ impl Side {
 
     fn role(&self, process: &Process) -> Option<Role> {
         match self.name {
-            SideName::Orlop if process.program != self.program => None,
+            SideName::Orlop if !process.runs(self.program) => None,
             SideName::Orlop if process.name.contains("keeper") => Some(Role::PerPod),
             SideName::Orlop => Some(Role::Daemon),
-            SideName::Reference if process.program == self.program => Some(Role::Daemon),
+            SideName::Reference if process.runs(self.program) => Some(Role::Daemon),
             SideName::Reference if process.name.starts_with("containerd-shim") => Some(Role::PerPod),
             SideName::Reference if process.program == Path::new("/pause") => Some(Role::PerPod),
             SideName::Reference => None,

@@ -16,6 +16,7 @@ pub mod netns;
 pub mod overlay;
 pub mod path;
 pub mod process;
+pub mod program;
 pub mod pty;
 pub mod random;
 pub mod tree;

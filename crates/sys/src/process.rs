@@ -192,13 +192,27 @@ pub fn exit_now(code: i32) -> ! {
 
 /// Replaces the calling process by `program` (execve(2)). Returns only on failure.
 pub fn execute(program: &CStr, arguments: &[CString], environment: &[CString]) -> Errno {
-    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        strings.iter().map(|string| string.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
-    };
     let (arguments, environment) = (pointers(arguments), pointers(environment));
     // SAFETY: all three are NUL-terminated and live until the call returns, which it does only on failure.
     unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
     last_errno()
+}
+
+/// Replaces the calling process by the program `name` in `directory`, or by what `directory` refers to where the name is
+/// empty (execveat(2)). Returns only on failure.
+pub fn execute_at(directory: BorrowedFd<'_>, name: &CStr, arguments: &[CString], environment: &[CString]) -> Errno {
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    let (directory, flags) = (directory.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: as above.
+    unsafe {
+        libc::syscall(libc::SYS_execveat, directory, name.as_ptr(), arguments.as_ptr(), environment.as_ptr(), flags)
+    };
+    last_errno()
+}
+
+/// An array of strings as C wants it. It must not outlive them.
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
 }
 
 /// Joins the namespaces `kinds` ([`namespace`]) of `target`: a namespace's descriptor, or a process's pidfd (setns(2)).

@@ -8,6 +8,7 @@ use image::Images;
 use image::credentials::Credentials;
 use network::Network;
 use runtime::{ImageServer, Runtime};
+use sys::program::Seal;
 use sys::zygote::Zygote;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,13 @@ impl sys::zygote::Helpers for Helpers {
 impl Forked {
     /// Forks them.
     pub(crate) fn new() -> anyhow::Result<Self> {
+        match sys::program::own_seal()? {
+            Some(Seal::Mount) => {}
+            Some(Seal::Memory) => tracing::warn!(
+                "the program's file cannot be mounted here; a copy in memory runs, and takes its room there"
+            ),
+            None => anyhow::bail!("a daemon seals its program first"),
+        }
         let zygote = Zygote::start::<Helpers>();
         let zygote = zygote.context("fork the process that keepers and the name server come from")?;
         Ok(Self { zygote: Arc::new(zygote) })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::base::Forked;
 use super::lock::Lock;
 use super::member::Member;
-use super::process::{Signals, threads};
+use super::process::{Signals, seal, threads};
 use super::settings::MemberSettings;
 use super::{api, logging, socket};
 use crate::args::{MemberOptions, Places};
@@ -15,6 +15,7 @@ use crate::cli::format::print;
 
 /// Is a node of the cluster until it is asked to end. Pods go on, and the next daemon takes them over.
 pub(crate) fn run(places: &Places, options: &MemberOptions) -> anyhow::Result<ExitCode> {
+    seal()?;
     let settings = MemberSettings::new(places, options)?;
     check::require(places)?;
     logging::start(options.node.log_level);

@@ -9,6 +9,11 @@ const WORKERS: usize = 2;
 /// A task's frames are small; the default of 2 MiB would count against the node's memory for each blocked path.
 const STACK_BYTES: usize = 512 << 10;
 
+/// Goes on, with the first call, as a copy of this program that no pod can write.
+pub(super) fn seal() -> anyhow::Result<()> {
+    sys::program::seal().context("keep the program from being written by pods; run as root on Linux 5.12 or later")
+}
+
 /// The daemon's threads.
 pub(super) fn threads() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()

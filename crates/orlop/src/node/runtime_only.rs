@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::base::{self, Base, Forked};
 use super::lock::Lock;
 use super::logging;
-use super::process::{Signals, threads};
+use super::process::{Signals, seal, threads};
 use super::settings::Settings;
 use crate::args::{NodeOptions, Places};
 use crate::check;
@@ -13,6 +13,7 @@ use crate::cli::format::print;
 
 /// Serves CRI until it is asked to end. What runs goes on, and the next runtime takes it over.
 pub(crate) fn run(places: &Places, options: &NodeOptions) -> anyhow::Result<ExitCode> {
+    seal()?;
     let settings = Settings::new(places, options)?;
     check::require(places)?;
     logging::start(options.log_level);

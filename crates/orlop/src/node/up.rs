@@ -1,7 +1,7 @@
 //! The life of a node: checks, forks, threads, and the way back.
 //!
 //! ```text
-//! settings ─► locks ─► zygote, name server (forked before any thread) ─► tokio ─► Alone ─► Ctrl-C or `down` ─► end
+//! sealed program ─► settings ─► locks ─► zygote, name server (forked before any thread) ─► tokio ─► Alone ─► Ctrl-C or `down` ─► end
 //! ```
 
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use super::alone::Alone;
 use super::base::Forked;
 use super::detach::{self, Waiter};
 use super::lock::Lock;
-use super::process::{Signals, threads};
+use super::process::{Signals, seal, threads};
 use super::settings::UpSettings;
 use super::{api, logging, notices};
 use crate::args::{Arguments, Command, Places, UpOptions};
@@ -22,6 +22,7 @@ use crate::cli::format::print;
 
 /// `orlop up`.
 pub(crate) fn run(places: &Places, options: &UpOptions) -> anyhow::Result<ExitCode> {
+    seal()?;
     let settings = UpSettings::new(places, options)?;
     check::require(places)?;
     if options.detach {

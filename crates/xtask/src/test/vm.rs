@@ -106,5 +106,8 @@ fn job(artifact: &Artifact) -> Option<Job> {
     let name = format!("{} {}", package(artifact), artifact.target.name);
     let only = ONLY.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, words)| words);
     let command = format!("{} --show-output {}", program.file_name()?, only.join(" "));
-    Some(Job { name, command, programs: vec![program.into()] })
+    // Tests of a program start it; cargo puts it above the tests' directory.
+    let started = program.ancestors().nth(2)?.join(package(artifact));
+    let programs = [program.clone(), started].into_iter().filter(|path| path.exists()).map(Into::into).collect();
+    Some(Job { name, command, programs })
 }

@@ -1,0 +1,198 @@
+//! Images that try to get out, against the daemon as it is installed.
+//!
+//! A plain program without the usual harness, since it moves itself into namespaces of its own before it has threads.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, reason = "a test program")]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use cri::{ImageService as _, RuntimeService as _, v1};
+use rustix::fs::{Access, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Pid, Signal, kill_process};
+use sys::mount::{Change, attribute};
+use testkit::image::Builder;
+use testkit::registry::Registry;
+
+/// The node's program; on another machine than the one it was built on, the one in the PATH.
+fn program() -> PathBuf {
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_orlop"));
+    if built.exists() { built } else { testkit::host::find("orlop").unwrap() }
+}
+
+fn main() -> ExitCode {
+    let missing = enter_private().err().map(|error| format!("root for private namespaces ({error})"));
+    testkit::serial::main(&[("no_pod_can_write_the_nodes_program", own_program)], missing)
+}
+
+/// Namespaces in which a test can leave nothing behind.
+fn enter_private() -> Result<(), String> {
+    testkit::netns::enter_private().map_err(|error| format!("{error:#}"))?;
+    sys::process::leave(sys::process::namespace::MOUNT).map_err(|error| error.to_string())?;
+    sys::mount::set_propagation(Path::new("/"), sys::mount::Propagation::Private, true).map_err(|e| e.to_string())
+}
+
+/// A daemon's process, and the scratch directory in which its keepers work. All end with the test, however that ends.
+struct Bound(Child, PathBuf);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let cwd = |exe: &PathBuf| std::fs::read_link(exe.with_file_name("cwd")).unwrap_or_default();
+        let keepers: Vec<PathBuf> = own_processes().into_iter().filter(|exe| cwd(exe).starts_with(&self.1)).collect();
+        let pid = |exe: &PathBuf| exe.iter().nth(2)?.to_str()?.parse().ok();
+        for pid in keepers.iter().filter_map(pid) {
+            let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL); // It may just have ended.
+        }
+        kill_process(Pid::from_raw(self.0.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A daemon with everything that it writes in one directory.
+struct Daemon {
+    _process: Bound,
+    client: cri::Client,
+}
+
+impl Daemon {
+    /// Starts it and waits until it serves.
+    async fn start(scratch: &Path) -> Self {
+        let socket = scratch.join("cri.sock");
+        let mut command = Command::new(program());
+        command.arg("runtime").arg("--listen").arg(format!("unix://{}", socket.display()));
+        for (flag, name) in [("--state-dir", "state"), ("--run-dir", "run"), ("--cni-conf-dir", "no-cni")] {
+            command.arg(flag).arg(scratch.join(name));
+        }
+        let mut process = Bound(command.stdout(Stdio::piped()).spawn().unwrap(), scratch.to_owned());
+        let mut line = String::new();
+        BufReader::new(process.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("CRI on"), "{line}");
+        Self { _process: process, client: cri::Client::new(&socket).unwrap() }
+    }
+
+    async fn pull(&self, image: &str) {
+        let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+        self.client.pull_image(v1::PullImageRequest { image, ..Default::default() }).await.unwrap();
+    }
+
+    /// A pod with one container; the ids of both.
+    async fn pod(&self, container: v1::ContainerConfig) -> (String, String) {
+        let metadata = v1::PodSandboxMetadata { name: "pod".into(), uid: "uid".into(), ..Default::default() };
+        let sandbox = v1::PodSandboxConfig { metadata: Some(metadata), ..Default::default() };
+        let request = v1::RunPodSandboxRequest { config: Some(sandbox.clone()), ..Default::default() };
+        let pod_sandbox_id = self.client.run_pod_sandbox(request).await.unwrap().pod_sandbox_id;
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: pod_sandbox_id.clone(),
+            config: Some(container),
+            sandbox_config: Some(sandbox),
+        };
+        let container_id = self.client.create_container(request).await.unwrap().container_id;
+        let request = v1::StartContainerRequest { container_id: container_id.clone() };
+        self.client.start_container(request).await.unwrap();
+        (pod_sandbox_id, container_id)
+    }
+
+    async fn exec(&self, container_id: &str, script: &str) -> String {
+        let cmd = ["sh", "-c", script].map(str::to_owned).to_vec();
+        let request = v1::ExecSyncRequest { container_id: container_id.to_owned(), cmd, timeout: 0 };
+        String::from_utf8(self.client.exec_sync(request).await.unwrap().stdout).unwrap()
+    }
+
+    async fn remove(&self, pod_sandbox_id: &str) {
+        let pod_sandbox_id = pod_sandbox_id.to_owned();
+        self.client
+            .stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() })
+            .await
+            .unwrap();
+        self.client.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id }).await.unwrap();
+    }
+}
+
+/// A registry with one image: busybox, and as its program a script for the interpreter of `first_line`.
+fn registry_with(scratch: &Path, first_line: &str) -> (Registry, String) {
+    let mut builder = Builder::new(scratch.join("layout")).unwrap();
+    testkit::image::busybox_layer(&mut builder).unwrap();
+    let text = format!("{first_line}\n");
+    let script = |tar: &mut tar::Builder<&mut dyn std::io::Write>| {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o755);
+        header.set_size(text.len() as u64);
+        Ok(tar.append_data(&mut header, "entry", text.as_bytes())?)
+    };
+    builder.layer(script).unwrap();
+    let config = serde_json::json!({ "Entrypoint": ["/entry"], "Env": ["PATH=/bin"] });
+    let layout = builder.finish(config).unwrap();
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let registry = Registry::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), &scratch.join("registry")).unwrap();
+    registry.push(&layout, "hostile", "1").unwrap();
+    let name = format!("{}/hostile:1", registry.address());
+    (registry, name)
+}
+
+/// The processes that run the node's program.
+fn own_processes() -> Vec<PathBuf> {
+    let program = std::fs::metadata(program()).unwrap();
+    let is_own = |exe: &PathBuf| {
+        let found = std::fs::metadata(exe);
+        found.is_ok_and(|found| (found.dev(), found.ino()) == (program.dev(), program.ino()))
+    };
+    let all = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path().join("exe"));
+    all.filter(is_own).collect()
+}
+
+/// CVE-2019-5736: the kernel runs the program of whoever executes the script, which is the node's.
+fn own_program() {
+    let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+    // Such a program then waits for a node, played by the test.
+    let sockets = scratch.path().join("sockets");
+    std::fs::create_dir(&sockets).unwrap();
+    let node = UnixListener::bind(sockets.join("orlop.sock")).unwrap();
+    let (registry, image) = registry_with(scratch.path(), "#!/proc/self/exe pull");
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio.block_on(async {
+        let daemon = Daemon::start(scratch.path()).await;
+        daemon.pull(&image).await;
+        let (pod, container) = daemon
+            .pod(v1::ContainerConfig {
+                metadata: Some(v1::ContainerMetadata { name: "main".into(), ..Default::default() }),
+                image: Some(v1::ImageSpec { image, ..Default::default() }),
+                mounts: vec![v1::Mount {
+                    container_path: "/run/orlop".into(),
+                    host_path: sockets.to_string_lossy().into_owned(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            })
+            .await;
+        let (caller, _) = node.accept().unwrap();
+        let victim = socket_peercred(&caller).unwrap().pid.as_raw_nonzero();
+        let exe = PathBuf::from(format!("/proc/{victim}/exe"));
+        let all = own_processes();
+        assert!(all.contains(&exe), "the image runs the node's program: {all:?}");
+        assert!(all.len() >= 4, "daemon, zygote, keeper and the victim: {all:?}");
+        for one in &all {
+            let name = std::fs::read_to_string(one.with_file_name("comm")).unwrap();
+            assert_eq!(rustix::fs::access(one, Access::WRITE_OK), Err(Errno::ROFS), "{name}");
+        }
+        let script = "test -w /proc/self/exe && echo its own; test -w /proc/1/exe && echo the node\\'s";
+        assert_eq!(daemon.exec(&container, script).await, "its own\n");
+        unsealed_by_nobody(&exe);
+        daemon.remove(&pod).await;
+    });
+    drop(registry);
+}
+
+/// Nobody can make the mount writable, as it is in no namespace.
+fn unsealed_by_nobody(exe: &Path) {
+    let file = rustix::fs::open(exe, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let change = Change { clear: attribute::READ_ONLY, ..Change::default() };
+    assert_eq!(sys::mount::set_attributes(file.as_fd(), &change).unwrap_err().errno, Errno::INVAL);
+    assert_eq!(sys::mount::copy_tree_at(file.as_fd(), false).unwrap_err().errno, Errno::INVAL);
+}
