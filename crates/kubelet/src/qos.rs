@@ -8,6 +8,10 @@
 //! └── besteffort                   cpu: the least there is
 //!     └── pod<uid>
 //! ```
+//!
+//! It stands at the root of the hierarchy, or in the group that the operator names (`cgroupRoot`).
+
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use pod::quantity::Quantity;
@@ -29,7 +33,7 @@ const NODE_CRITICAL: i32 = 2_000_001_000;
 /// The group of all pods.
 pub const ROOT: &str = "kubepods";
 
-/// The group of a class, below the hierarchy.
+/// The group of a class, below the root.
 pub fn class_group(class: QosClass) -> String {
     match class {
         QosClass::Guaranteed => ROOT.to_owned(),
@@ -38,7 +42,7 @@ pub fn class_group(class: QosClass) -> String {
     }
 }
 
-/// The group of a pod, below the hierarchy: `kubepods/burstable/pod<uid>`.
+/// The group of a pod, below the root: `kubepods/burstable/pod<uid>`.
 pub fn pod_group(pod: &Pod) -> String {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     format!("{}/pod{uid}", class_group(QosClass::of(pod)))
@@ -175,23 +179,34 @@ fn unassigned_memory(pod: &Pod) -> i64 {
 #[derive(Debug, Clone)]
 pub struct Tree {
     hierarchy: Hierarchy,
+    root: PathBuf,
     pids: Option<i64>,
 }
 
 impl Tree {
     /// A tree in `hierarchy`; `pids` is the limit for each pod.
     pub fn new(hierarchy: Hierarchy, pids: Option<i64>) -> Self {
-        Self { hierarchy, pids }
+        Self { hierarchy, root: PathBuf::new(), pids }
+    }
+
+    /// The same tree inside another group (`cgroupRoot`).
+    #[must_use]
+    pub fn below(self, root: &Path) -> Self {
+        Self { root: root.to_owned(), ..self }
     }
 
     /// The group of all pods.
     pub fn root(&self) -> Cgroup {
-        self.hierarchy.group(ROOT)
+        self.group(ROOT)
     }
 
     /// The group of a pod.
     pub fn pod(&self, pod: &Pod) -> Cgroup {
-        self.hierarchy.group(pod_group(pod))
+        self.group(pod_group(pod))
+    }
+
+    fn group(&self, path: impl AsRef<Path>) -> Cgroup {
+        self.hierarchy.group(&self.root).child(path)
     }
 
     /// Makes the groups of all pods and of the classes; `cpu_milli` and `memory_bytes` are what the node leaves to pods.
@@ -203,7 +218,7 @@ impl Tree {
         root.create()?;
         root.set(&self.present(Limits { cpu_shares: Some(shares(cpu_milli)), memory_bytes, ..Limits::default() }))?;
         for class in [QosClass::Burstable, QosClass::BestEffort] {
-            let group = self.hierarchy.group(class_group(class));
+            let group = self.group(class_group(class));
             group.create()?;
             group.set(&self.present(Limits { cpu_shares: Some(SHARES_MIN), ..Limits::default() }))?;
         }
@@ -218,7 +233,7 @@ impl Tree {
         let burstable = pods.filter(|pod| QosClass::of(pod) == QosClass::Burstable);
         let milli = burstable.map(|pod| of_pod(pod, "cpu", List::Requests)).sum::<Quantity>().milli();
         let limits = Limits { cpu_shares: Some(shares(milli)), ..Limits::default() };
-        self.hierarchy.group(class_group(QosClass::Burstable)).set(&self.present(limits))
+        self.group(class_group(QosClass::Burstable)).set(&self.present(limits))
     }
 
     /// Makes a pod's group with its limits. Repeating it changes nothing.

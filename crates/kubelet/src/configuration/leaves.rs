@@ -106,7 +106,7 @@ pub const LEAVES: &[Leaf] = &[
     leaf("volumeStatsAggPeriod", Duration, "1m", "volume-stats-agg-period", NotYet),
     leaf("kubeletCgroups", Text, "", "kubelet-cgroups", NotYet),
     leaf("systemCgroups", Text, "", "system-cgroups", NotYet),
-    leaf("cgroupRoot", Text, "", "cgroup-root", NotYet),
+    leaf("cgroupRoot", Text, "", "cgroup-root", Honoured),
     leaf("cgroupsPerQOS", Bool, "true", "cgroups-per-qos", NotYet),
     leaf("cgroupDriver", Text, "cgroupfs", "cgroup-driver", NotYet),
     leaf("cpuManagerPolicy", Text, "none", "cpu-manager-policy", NotYet),

@@ -47,6 +47,8 @@ pub struct Configuration {
     pub max_pods: u32,
     /// Addresses of pods, if the cluster does not say.
     pub pod_cidr: Option<String>,
+    /// The group in which the tree of the pods' groups stands, without a slash in front; empty for the root.
+    pub cgroup_root: PathBuf,
     /// Resolver configuration of pods that use the node's.
     pub resolv_conf: PathBuf,
     /// Requests to the API server, per second.
@@ -113,6 +115,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         node_lease_duration_s: reader.number("nodeLeaseDurationSeconds", 40),
         max_pods: reader.number("maxPods", 110),
         pod_cidr: reader.text("podCIDR"),
+        cgroup_root: reader.text("cgroupRoot").unwrap_or_default().trim_matches('/').into(),
         resolv_conf: reader.file("resolvConf").unwrap_or_else(|| "/etc/resolv.conf".into()),
         kube_api_qps: reader.number("kubeAPIQPS", 50),
         kube_api_burst: reader.number("kubeAPIBurst", 100),
@@ -293,6 +296,14 @@ mod tests {
         assert_eq!(configuration.node_status_report_frequency, Duration::from_secs(300));
         assert!(!configuration.authentication.anonymous && configuration.authentication.webhook);
         assert_eq!(configuration.thresholds, Thresholds::default());
+        assert_eq!(configuration.cgroup_root, PathBuf::new());
+    }
+
+    #[test]
+    fn the_root_of_groups_is_a_path_below_the_hierarchy() {
+        for (written, expect) in [("/", ""), ("/node/pods/", "node/pods"), ("node", "node")] {
+            assert_eq!(read(&json!({"cgroupRoot": written})).unwrap().cgroup_root, PathBuf::from(expect));
+        }
     }
 
     #[test]

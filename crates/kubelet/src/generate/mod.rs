@@ -35,6 +35,8 @@ const HOSTS_PATH: &str = "/etc/hosts";
 pub struct Config {
     /// Where things are.
     pub paths: Paths,
+    /// The group in which the tree of the pods' groups stands (`cgroupRoot`); empty for the root of the hierarchy.
+    pub cgroup_root: PathBuf,
     /// The node.
     pub node: NodeFacts,
     /// The cluster's name service.
@@ -55,6 +57,7 @@ impl Config {
         let resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         Self {
             paths,
+            cgroup_root: PathBuf::new(),
             node,
             dns,
             host_dns: hosts::parse_resolv_conf(&resolver),
@@ -174,7 +177,7 @@ pub fn sandbox_config(
         labels: identity::sandbox_labels(pod),
         annotations: pod.metadata.annotations.clone().into_iter().flatten().collect(),
         linux: Some(v1::LinuxPodSandboxConfig {
-            cgroup_parent: format!("/{}", qos::pod_group(pod)),
+            cgroup_parent: text(&Path::new("/").join(&config.cgroup_root).join(qos::pod_group(pod))),
             security_context: Some(security::sandbox(pod, users)?),
             sysctls: security::sysctls(pod),
             overhead: Some(overhead(pod)),

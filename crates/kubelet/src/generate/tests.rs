@@ -4,6 +4,7 @@ use serde_json::json;
 fn config(root: &Path) -> Config {
     Config {
         paths: Paths { root: root.join("kubelet"), logs: root.join("logs") },
+        cgroup_root: "node".into(),
         node: NodeFacts { name: "n".into(), memory_bytes: 1 << 30, ..NodeFacts::default() },
         dns: ClusterDns { servers: vec!["10.96.0.10".into()], domain: "cluster.local".into() },
         host_dns: v1::DnsConfig::default(),
@@ -72,7 +73,7 @@ fn a_sandbox() {
     assert_eq!(made.annotations["a"], "b");
     assert_eq!((made.port_mappings[0].host_port, made.port_mappings[0].protocol), (8080, 1));
     let linux = made.linux.unwrap();
-    assert_eq!(linux.cgroup_parent, "/kubepods/burstable/podu1");
+    assert_eq!(linux.cgroup_parent, "/node/kubepods/burstable/podu1");
     assert_eq!(linux.sysctls["net.ipv4.tcp_syncookies"], "1");
     let security = linux.security_context.unwrap();
     assert_eq!(security.supplemental_groups, [7, 8]);

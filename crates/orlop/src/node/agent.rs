@@ -6,10 +6,11 @@
 //! ```
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use cluster::{Source, Store};
 use k8s_openapi::api::core::v1::Pod;
@@ -37,6 +38,8 @@ pub(super) struct Config {
     pub(super) layout: Layout,
     pub(super) facts: NodeFacts,
     pub(super) dns: ClusterDns,
+    /// The group in which the pods' groups stand; empty for the root of the hierarchy.
+    pub(super) cgroup_root: PathBuf,
     /// The service proxy, and the source that it follows.
     pub(super) proxy: Option<(proxy::Config, Arc<dyn Source>)>,
 }
@@ -60,10 +63,9 @@ pub(crate) struct Agent {
 impl Agent {
     /// Writes the service rules, then adopts the pods that run and starts those that do not.
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
-        let Config { layout, facts, dns, proxy } = config;
-        let groups = Tree::new(sys::cgroup::Hierarchy::detect()?, None);
+        let Config { layout, facts, dns, cgroup_root, proxy } = config;
         let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
-        groups.ensure_roots(cpu, None).context("make the control groups of pods")?;
+        let groups = groups_of_pods(&cgroup_root, cpu)?;
         let proxy = proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
         let barrier: Arc<dyn kubelet::Barrier> = match &proxy {
             Some(proxy) => Arc::new(RuleBarrier(proxy.barrier())),
@@ -73,7 +75,7 @@ impl Agent {
         let volumes = VolumesConfig { paths: paths.clone(), node: facts.clone(), recursive_read_only: true };
         let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths.clone(), &facts.name);
         let config = kubelet::Config {
-            generate: generate::Config::of_machine(paths, facts, dns),
+            generate: generate::Config { cgroup_root, ..generate::Config::of_machine(paths, facts, dns) },
             records_dir: layout.state_dir.join("pods"),
             barrier_timeout: BARRIER,
         };
@@ -144,6 +146,17 @@ impl Agent {
     pub(super) fn take_proxy(&self) -> Option<Proxy> {
         self.proxy.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
+
+/// The tree of the pods' groups, in a group that has to exist as upstream wants it: a name that is misspelt shows.
+fn groups_of_pods(root: &Path, cpu_milli: i64) -> anyhow::Result<Tree> {
+    let hierarchy = sys::cgroup::Hierarchy::detect()?;
+    if !hierarchy.group(root).exists() {
+        bail!("the control group {root:?} does not exist; make it, or change `cgroupRoot`");
+    }
+    let groups = Tree::new(hierarchy, None).below(root);
+    groups.ensure_roots(cpu_milli, None).context("make the control groups of pods")?;
+    Ok(groups)
 }
 
 /// The kubelet's barrier: the rules of this node's own proxy.

@@ -1,6 +1,7 @@
 //! The node of `orlop up`: an agent whose desired state is a directory of manifests, and a name server for its pods.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -43,6 +44,7 @@ impl Alone {
             layout: settings.node.layout.clone(),
             facts: node_status::facts(&config, &machine),
             dns: ClusterDns { servers: vec![settings.dns.to_string()], domain: settings.domain.clone() },
+            cgroup_root: PathBuf::new(),
             proxy: Some((proxy_config(settings), manifests.clone())),
         };
         let agent = Agent::start(config, base, manifests.clone()).await?;

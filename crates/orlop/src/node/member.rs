@@ -189,6 +189,7 @@ fn agent_config(
         layout: settings.node.layout.clone(),
         facts: node_status::facts(node, machine),
         dns: ClusterDns { servers, domain: configuration.cluster_domain.clone() },
+        cgroup_root: configuration.cgroup_root.clone(),
         proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),
     }
 }
