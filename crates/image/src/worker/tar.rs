@@ -120,7 +120,7 @@ impl<R: Input> Archive<R> {
     }
 
     fn entry(&mut self, header: &Header<'_>, special: Special) -> Result<Entry, TarError> {
-        let kind = header.kind()?;
+        let kind = header.kind(special.name().unwrap_or(&header.name()))?;
         let stored = special.pax.size.map_or_else(|| header.size(), Ok)?;
         // As Go's archive/tar, which made most layers: only files have data, whatever size others state.
         let stored = if kind == Kind::File { stored } else { 0 };
@@ -350,9 +350,10 @@ impl Header<'_> {
         self.0[156]
     }
 
-    fn kind(&self) -> Result<Kind, TarError> {
+    /// `name` is the whole one: what stands here may be its beginning, cut after a slash.
+    fn kind(&self, name: &[u8]) -> Result<Kind, TarError> {
         Ok(match self.kind_byte() {
-            0 if until_nul(&self.0[..100]).ends_with(b"/") => Kind::Directory,
+            0 if name.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
@@ -416,9 +417,13 @@ struct Special {
 }
 
 impl Special {
+    fn name(&self) -> Option<&Vec<u8>> {
+        self.name.as_ref().or(self.pax.path.as_ref())
+    }
+
     fn apply(&self, entry: &mut Entry) {
         let pax = &self.pax;
-        replace(&mut entry.name, self.name.as_ref().or(pax.path.as_ref()));
+        replace(&mut entry.name, self.name());
         replace(&mut entry.link, self.link.as_ref().or(pax.link_path.as_ref()));
         entry.uid = pax.uid.unwrap_or(entry.uid);
         entry.gid = pax.gid.unwrap_or(entry.gid);
@@ -653,6 +658,20 @@ mod tests {
             (long.as_bytes(), 0o1750),
             "records hold for one entry only"
         );
+    }
+
+    #[test]
+    fn a_long_name_that_is_cut_after_a_slash_is_no_directory() {
+        let long = "x/".repeat(50) + "y";
+        let cut = &long[..100];
+        let name = format!("{long}\0");
+        let bytes =
+            [member(b'L', "././@LongLink", name.as_bytes()), member(0, cut, b"data"), member(0, "d/", b"")].concat();
+        let entries = read_all(&bytes).unwrap();
+        assert_eq!((entries[0].0.kind, entries[0].1.as_slice()), (Kind::File, &b"data"[..]));
+        assert_eq!(entries[1].0.kind, Kind::Directory);
+        let bytes = [pax(&[("path", &long)]), member(0, cut, b"data")].concat();
+        assert_eq!(read_all(&bytes).unwrap()[0].1, b"data");
     }
 
     #[test]
