@@ -144,14 +144,12 @@ pub(crate) async fn stop_sandbox(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Ou
 }
 
 async fn take_down(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
-    let was_ready = {
+    let before = {
         let mut live = sandbox.live();
         if matches!(live.phase, sandbox::Phase::Gone) || live.stopped {
             return Ok(());
         }
-        let was_ready = live.phase == sandbox::Phase::Ready;
-        live.phase = sandbox::Phase::Stopping;
-        was_ready
+        std::mem::replace(&mut live.phase, sandbox::Phase::Stopping)
     };
     let containers = sandbox.containers();
     let stops = containers.iter().map(|container| async {
@@ -175,12 +173,17 @@ async fn take_down(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     }
     {
         let mut live = sandbox.live();
-        (live.keeper, live.phase, live.stopped) = (None, sandbox::Phase::NotReady, true);
+        live.keeper = None;
         live.ips.clear();
     }
     let record = sandbox.record(&core.boot_id, Progress::Ended);
     sandbox.records.put_sandbox(&record).map_err(|error| failed("recording sandbox", &sandbox.id, &error))?;
-    if was_ready {
+    {
+        let mut live = sandbox.live();
+        (live.phase, live.stopped) = (sandbox::Phase::NotReady, true);
+    }
+    // One that was stopping already was ready before that: an earlier try has failed.
+    if matches!(before, sandbox::Phase::Ready | sandbox::Phase::Stopping) {
         core.publish(Kind::ContainerStoppedEvent, &sandbox.id, sandbox);
     }
     Ok(())

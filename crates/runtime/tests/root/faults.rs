@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cri::v1::ContainerState;
 use cri::{Error, RuntimeService as _, v1};
+use futures_util::StreamExt as _;
 use testkit::serial::Test;
 
 use crate::fixture::{Node, on_a_node, script_config};
@@ -16,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_caller_that_goes_leaves_nothing_half_made", a_caller_that_goes_leaves_nothing_half_made),
     ("what_cannot_be_made_leaves_nothing", what_cannot_be_made_leaves_nothing),
     ("a_stop_ends_at_its_grace_and_sooner_if_asked", a_stop_ends_at_its_grace_and_sooner_if_asked),
+    ("a_stop_that_failed_is_told_when_it_succeeds", a_stop_that_failed_is_told_when_it_succeeds),
     ("a_hung_source_costs_its_own_pod_only", a_hung_source_costs_its_own_pod_only),
     ("processes_left_behind_end_with_their_container", processes_left_behind_end_with_their_container),
 ];
@@ -84,6 +86,31 @@ fn a_caller_that_goes_leaves_nothing_half_made() {
         node.remove_sandbox(&sandbox).await.unwrap();
         let left = node.runtime.list_containers(v1::ListContainersRequest::default()).await.unwrap();
         assert!(left.containers.is_empty());
+        node
+    });
+}
+
+fn a_stop_that_failed_is_told_when_it_succeeds() {
+    on_a_node(|node| async {
+        let sandbox = node.run_sandbox(&node.sandbox_config("told")).await.unwrap();
+        let mut events = node.events().await;
+        let directory = node.places.run.join("sandboxes").join(&sandbox);
+        let frozen = sys::mount::copy_tree(&directory, true).unwrap();
+        let change = sys::mount::Change { set: sys::mount::attribute::READ_ONLY, ..Default::default() };
+        sys::mount::set_attributes(frozen.as_fd(), &change).unwrap();
+        sys::mount::attach_at(frozen.as_fd(), &directory).unwrap();
+        let error = node.stop_sandbox(&sandbox).await.unwrap_err();
+        assert!(error.to_string().contains("recording"), "{error}");
+        sys::mount::detach(&directory).unwrap();
+        node.stop_sandbox(&sandbox).await.unwrap();
+        node.remove_sandbox(&sandbox).await.unwrap();
+        let mut told = Vec::new();
+        while told.last() != Some(&v1::ContainerEventType::ContainerDeletedEvent) {
+            let event = events.next().await.unwrap().unwrap();
+            assert_eq!(event.container_id, sandbox);
+            told.push(event.container_event_type());
+        }
+        assert_eq!(told[0], v1::ContainerEventType::ContainerStoppedEvent);
         node
     });
 }
