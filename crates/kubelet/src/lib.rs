@@ -26,6 +26,7 @@ pub mod qos;
 mod records;
 pub mod server;
 mod termination;
+mod threads;
 mod timeline;
 mod users;
 pub mod volumes;

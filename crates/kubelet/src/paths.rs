@@ -32,6 +32,11 @@ impl Paths {
         self.pod(uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(name)
     }
 
+    /// Where a sub-path is bound that a container mounts: `pods/<uid>/volume-subpaths/<volume>/<container>/<index>`.
+    pub fn sub_path(&self, uid: &str, volume: &str, container: &str, index: usize) -> PathBuf {
+        self.pod(uid).join("volume-subpaths").join(volume).join(container).join(index.to_string())
+    }
+
     /// The file that a container writes its termination message to.
     pub fn termination_message(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
         self.pod(uid).join("containers").join(container).join(attempt.to_string())

@@ -74,7 +74,7 @@ fn with_mounts(test: impl AsyncFnOnce(Fixture) + Send + 'static) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let store = Store::new();
-            let dir = tempfile::tempdir().unwrap();
+            let dir = tempfile::tempdir_in("/dev/shm").unwrap();
             let volumes = start(dir.path(), &store);
             test(Fixture { dir, store, volumes }).await;
         });

@@ -155,8 +155,8 @@ impl FsGroup {
     }
 
     /// Gives everything below `path` to the group, but nothing that is mounted there. Every step goes by descriptor and
-    /// follows no link: another pod may be writing to the same directory.
-    pub(super) fn apply(self, path: &Path, writable: Writable) -> Result<(), Cause> {
+    /// follows no link: another pod may be writing to the same directory. `is_over` says when nobody waits for it any more.
+    pub(super) fn apply(self, path: &Path, writable: Writable, is_over: &dyn Fn() -> bool) -> Result<(), Cause> {
         let Some(id) = self.id else { return Ok(()) };
         let failed = |error| Cause::file("give to the pod's group", path)(error);
         let root = Dir::open(path).map_err(failed)?;
@@ -164,7 +164,10 @@ impl FsGroup {
         if self.only_on_mismatch && writable == Writable::Yes && top.gid == id && top.mode & 0o2770 == 0o2770 {
             return Ok(());
         }
-        let give = |file: BorrowedFd<'_>, meta: Meta| give(file, meta, id, writable);
+        let give = |file: BorrowedFd<'_>, meta: Meta| match is_over() {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => give(file, meta, id, writable),
+        };
         // The root last: who asks for a mismatch of it must not find what was left half done.
         root.for_each_below(give).and_then(|()| give(root.as_fd(), top)).map_err(failed)
     }

@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::{
 use pod::quantity::Quantity;
 use pod::spec;
 
-use super::{Cause, mounted};
+use super::Cause;
+use super::mounts::mounted;
 
 /// A volume, by how it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,12 @@ pub(super) fn used(pod: &Pod) -> BTreeSet<&str> {
     let of_files = containers().flat_map(|container| container.env.iter().flatten());
     let of_files = of_files.filter_map(|variable| variable.value_from.as_ref()?.file_key_ref.as_ref());
     containers().flat_map(mounted).chain(of_files.map(|file| file.volume_name.as_str())).collect()
+}
+
+/// A volume that some container uses and the pod does not have.
+pub(super) fn missing(pod: &Pod) -> Option<&str> {
+    let volumes = spec::of(pod).volumes.as_deref().unwrap_or_default();
+    used(pod).into_iter().find(|name| volumes.iter().all(|volume| volume.name != *name))
 }
 
 /// Image volumes in use: name, reference and pull policy. Their images are pulled before containers are created.

@@ -13,22 +13,20 @@ use sys::rustix::io::Errno;
 
 use super::Cause;
 use crate::env::Environment;
-use crate::paths::Paths;
 
-/// Where the bound sub-path goes: `pods/<uid>/volume-subpaths/<volume>/<container>/<index>`.
-pub(super) struct Place<'a> {
-    pub(super) paths: &'a Paths,
-    pub(super) uid: &'a str,
-    pub(super) volume: &'a str,
-    pub(super) container: &'a str,
-    pub(super) index: usize,
+/// A sub-path that a container mounts.
+pub(super) struct SubPath {
+    pub(super) volume: PathBuf,
+    pub(super) path: PathBuf,
+    /// Where it is bound to.
+    pub(super) target: PathBuf,
+    pub(super) propagation: MountPropagation,
 }
 
-impl Place<'_> {
-    fn path(&self) -> PathBuf {
-        let parts = [self.volume, self.container, &self.index.to_string()].map(PathBuf::from);
-        self.paths.pod(self.uid).join("volume-subpaths").join(parts.iter().collect::<PathBuf>())
-    }
+/// A sub-path that was found, as a mount that is not attached yet.
+pub(super) struct Found {
+    tree: OwnedFd,
+    is_directory: bool,
 }
 
 /// The sub-path of a mount, expanded and checked.
@@ -50,21 +48,23 @@ pub(super) fn of(mount: &VolumeMount, environment: &Environment) -> Result<Optio
     Ok(Some(path).filter(|path| path.components().any(|part| part != Component::CurDir)))
 }
 
-/// Finds, or makes, the sub-path beneath the volume and binds it to its place.
-pub(super) fn bind(
-    volume: &Path,
-    sub_path: &Path,
-    place: &Place<'_>,
-    propagation: MountPropagation,
-) -> Result<PathBuf, Cause> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = sys::rustix::fs::open(volume, flags, Mode::empty()).during("open", volume.display())?;
-    let found = find_or_make(&root, sub_path)?;
-    let target = place.path();
-    make_target(&target, sys::path::is_directory(found.as_fd())?)?;
-    let tree = copy(&found, propagation)?;
-    sys::mount::attach_at(tree.as_fd(), &target)?;
-    Ok(target)
+impl SubPath {
+    /// Finds, or makes, the sub-path beneath the volume.
+    pub(super) fn find(&self) -> Result<Found, Cause> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = sys::rustix::fs::open(&self.volume, flags, Mode::empty()).during("open", self.volume.display())?;
+        let found = find_or_make(&root, &self.path)?;
+        let is_directory = sys::path::is_directory(found.as_fd())?;
+        Ok(Found { tree: copy(&found, self.propagation)?, is_directory })
+    }
+}
+
+impl Found {
+    /// Binds it to its place, in the pod's own directory.
+    pub(super) fn bind(self, target: &Path) -> Result<(), Cause> {
+        make_target(target, self.is_directory)?;
+        Ok(sys::mount::attach_at(self.tree.as_fd(), target)?)
+    }
 }
 
 fn find_or_make(root: &OwnedFd, sub_path: &Path) -> Result<OwnedFd, Cause> {

@@ -1,0 +1,116 @@
+//! Making the volumes of a pod, on threads.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cluster::{Key, Store};
+use k8s_openapi::api::core::v1::{Pod, Volume};
+
+use super::ground::Ground;
+use super::mounts::Ready;
+use super::place::{self, FsGroup, Writable};
+use super::plan::{self, Kind};
+use super::tokens::Issued;
+use super::{Cause, VolumeError, VolumesConfig, atomic, payload};
+use crate::context::uid_of;
+
+/// Makes the volumes of one version of a pod.
+#[derive(Clone)]
+pub(super) struct Maker {
+    pub(super) config: VolumesConfig,
+    pub(super) store: Store,
+    pub(super) pod: Arc<Pod>,
+    pub(super) tokens: Issued,
+}
+
+impl Maker {
+    /// The same for the pod as the store has it now.
+    pub(super) fn of_latest(&self) -> Self {
+        let latest = self.store.pods().get(&Key::of(&self.pod.metadata));
+        let latest = latest.filter(|latest| latest.metadata.uid == self.pod.metadata.uid);
+        Self { pod: latest.unwrap_or_else(|| self.pod.clone()), ..self.clone() }
+    }
+
+    /// Whether the pod uses paths of the node.
+    pub(super) fn looks_outside(&self) -> bool {
+        self.used().any(|volume| volume.host_path.is_some() || volume.persistent_volume_claim.is_some())
+    }
+
+    /// Looks at the paths of the node that the pod uses, makes those that it is to make, and gives those that are made for
+    /// claims to its group. Any of them may be on a file system that does not answer.
+    pub(super) fn look_outside(&self, ground: &Ground) -> Result<(), VolumeError> {
+        self.each(|_, kind| match kind {
+            Kind::HostPath { path, kind, owned, .. } => {
+                place::host_path(path, kind, *owned)?;
+                if *owned { self.group().apply(path, Writable::Yes, &|| ground.is_over()) } else { Ok(()) }
+            }
+            Kind::EmptyDir { .. } | Kind::Content { .. } | Kind::Image { .. } => Ok(()),
+        })
+        .map(drop)
+    }
+
+    /// Makes every used volume; paths of the node have been looked at.
+    pub(super) fn make(&self, ground: &Ground) -> Result<BTreeMap<String, Ready>, VolumeError> {
+        self.each(|name, kind| match kind {
+            Kind::EmptyDir { memory, size } => {
+                let path = self.dir("empty-dir", name);
+                place::empty_dir(&path, *memory, place::memory_size(&self.pod, &self.config.node, *size))?;
+                self.group().apply(&path, Writable::Yes, &|| ground.is_over())?;
+                Ok(Ready::Path { path, read_only: false })
+            }
+            Kind::HostPath { path, read_only, .. } => Ok(Ready::Path { path: path.clone(), read_only: *read_only }),
+            Kind::Content { plugin, in_memory } => {
+                let path = self.dir(plugin, name);
+                let files = self.files(name)?;
+                place::content_dir(&path, *in_memory)?;
+                place::nested_mountpoints(&path, name, &self.pod)?;
+                atomic::write(&path, &files, |_| Ok(()))?;
+                self.group().apply(&path, Writable::No, &|| ground.is_over())?;
+                Ok(Ready::Path { path, read_only: true })
+            }
+            Kind::Image { reference } => Ok(Ready::Image { reference: (*reference).to_owned() }),
+        })
+    }
+
+    /// Writes the volumes with content again.
+    pub(super) fn refresh(&self) -> Result<(), VolumeError> {
+        self.each(|name, kind| {
+            let Kind::Content { plugin, .. } = kind else { return Ok(()) };
+            let (files, group) = (self.files(name)?, self.group());
+            atomic::write(&self.dir(plugin, name), &files, |new| group.apply(new, Writable::No, &|| false)).map(drop)
+        })
+        .map(drop)
+    }
+
+    fn each<T>(&self, visit: impl Fn(&str, &Kind<'_>) -> Result<T, Cause>) -> Result<BTreeMap<String, T>, VolumeError> {
+        if let Some(name) = plan::missing(&self.pod) {
+            let cause = Cause::Invalid(format!("the pod has no volume {name:?}; add it to spec.volumes"));
+            return Err(VolumeError { volume: name.to_owned(), cause });
+        }
+        let visited = self.used().map(|volume| {
+            let visited = plan::kind(volume, &self.pod, &self.store).and_then(|kind| visit(&volume.name, &kind));
+            let visited = visited.map_err(|cause| VolumeError { volume: volume.name.clone(), cause })?;
+            Ok((volume.name.clone(), visited))
+        });
+        visited.collect()
+    }
+
+    /// The volumes that some container uses.
+    fn used(&self) -> impl Iterator<Item = &Volume> {
+        let used = plan::used(&self.pod);
+        pod::spec::of(&self.pod).volumes.iter().flatten().filter(move |volume| used.contains(volume.name.as_str()))
+    }
+
+    fn group(&self) -> FsGroup {
+        FsGroup::of(&self.pod)
+    }
+
+    fn dir(&self, plugin: &str, name: &str) -> PathBuf {
+        self.config.paths.volume(uid_of(&self.pod), plugin, name)
+    }
+
+    fn files(&self, name: &str) -> Result<payload::Files, Cause> {
+        payload::of(&self.pod, name, &self.store, &self.config.node, &self.tokens)
+    }
+}
