@@ -8,12 +8,14 @@ mod stopping;
 pub(crate) use sandbox::addresses;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cri::v1;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use pod::{Action, Change, Run, View};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, uid_of};
 use crate::probing::{self, Target};
@@ -33,6 +35,27 @@ pub(crate) struct Job {
     pub(crate) image: Option<String>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) changes: UnboundedSender<Event>,
+    /// Cancelled when nobody wants the action any more ([`pod::Plan::aborts`]).
+    pub(crate) abort: CancellationToken,
+}
+
+/// How long a call of the runtime that nobody wants any more may still take: most end well within that, and leave less to
+/// be taken down than one that is given up.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long an action may still take when it is aborted; none if it cannot be dropped at any time.
+fn patience(action: &Action) -> Option<Duration> {
+    match action {
+        Action::MountVolumes | Action::EnsureImage { .. } | Action::PostStart { .. } => Some(Duration::ZERO),
+        Action::CreateSandbox { .. } | Action::RemoveSandbox { .. } => Some(PATIENCE),
+        Action::Start { .. }
+        | Action::Probe { .. }
+        | Action::Stop(_)
+        | Action::LeaveServices
+        | Action::CleanUp
+        | Action::Purge
+        | Action::Forget => None,
+    }
 }
 
 /// What the actions of one pod hand to each other.
@@ -86,12 +109,21 @@ pub(crate) fn job(
         image,
         shared: shared.clone(),
         changes: changes.clone(),
+        abort: CancellationToken::new(),
     }
 }
 
 impl Job {
     /// Carries the action out. What it leads to goes to the worker; then that the action has ended.
     pub(crate) async fn run(self) {
+        match patience(&self.action) {
+            Some(patience) => drop(self.unless_aborted(patience, self.carry_out()).await),
+            None => self.carry_out().await,
+        }
+        let _ = self.changes.send(Event::Ended(self.action)); // The worker may have gone meanwhile.
+    }
+
+    async fn carry_out(&self) {
         match &self.action {
             Action::MountVolumes => self.mount_volumes().await,
             Action::CreateSandbox { attempt } => self.create_sandbox(*attempt).await,
@@ -103,9 +135,22 @@ impl Job {
             Action::Stop(stop) => self.stop(stop).await,
             Action::LeaveServices => self.leave_services().await,
             Action::CleanUp => self.clean_up().await,
+            Action::Purge => self.purge().await,
             Action::Forget => self.forget().await,
         }
-        let _ = self.changes.send(Event::Ended(self.action)); // The worker may have gone after `Forget`.
+    }
+
+    /// Does `work`, unless the action has been aborted; gives it up, `patience` later, when that happens.
+    async fn unless_aborted<T>(&self, patience: Duration, work: impl Future<Output = T>) -> Option<T> {
+        if self.abort.is_cancelled() {
+            return None;
+        }
+        let mut work = std::pin::pin!(work);
+        tokio::select! {
+            biased;
+            done = &mut work => Some(done),
+            () = self.abort.cancelled() => tokio::time::timeout(patience, work).await.ok(),
+        }
     }
 
     fn change(&self, change: Change) {

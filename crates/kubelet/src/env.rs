@@ -135,6 +135,12 @@ impl Environment {
     }
 }
 
+/// Whether variables of a container come from files of its volumes.
+pub fn reads_files(container: &Container) -> bool {
+    let variables = container.env.iter().flatten();
+    variables.filter_map(|variable| variable.value_from.as_ref()).any(|from| from.file_key_ref.is_some())
+}
+
 /// The environment of a container, service variables included.
 ///
 /// # Errors

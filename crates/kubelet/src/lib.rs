@@ -24,6 +24,8 @@ mod probing;
 mod publish;
 pub mod qos;
 mod records;
+mod remains;
+mod retry;
 pub mod server;
 mod termination;
 mod threads;

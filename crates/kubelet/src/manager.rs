@@ -10,12 +10,13 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use pod::backoff::Backoff;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::adopt::{self, Found};
 use crate::context::{Context, name_of, uid_of};
 use crate::generate::label;
+use crate::remains;
 use crate::worker::{self, Begin, Event, Workers};
 
 /// How long to wait before asking a runtime again that does not answer.
@@ -28,6 +29,8 @@ pub(crate) struct Manager {
     stop: CancellationToken,
     /// What goes on beside the workers: removals, writes to control groups.
     jobs: JoinSet<()>,
+    /// Of the jobs those that remove what is left of a pod, with its uid.
+    removals: HashMap<task::Id, String>,
     /// Where workers announce that they end, by the uids of their pods.
     ending: UnboundedSender<String>,
     ended: UnboundedReceiver<String>,
@@ -39,8 +42,8 @@ pub(crate) struct Manager {
 impl Manager {
     pub(crate) fn new(context: Arc<Context>, workers: Arc<Mutex<Workers>>, stop: CancellationToken) -> Self {
         let (ending, ended) = unbounded_channel();
-        let (jobs, deaths, share) = (JoinSet::new(), HashMap::new(), Arc::default());
-        Self { context, workers, stop, jobs, ending, ended, deaths, share }
+        let (jobs, removals) = (JoinSet::new(), HashMap::new());
+        Self { context, workers, stop, jobs, removals, ending, ended, deaths: HashMap::new(), share: Arc::default() }
     }
 
     /// Adopts what runs, then follows source and runtime until told to stop, whatever it waits for then.
@@ -83,11 +86,7 @@ impl Manager {
                     }
                 },
                 Some(uid) = self.ended.recv() => self.bury(&uid),
-                Some(done) = self.jobs.join_next() => {
-                    if let Err(error) = done {
-                        tracing::error!(%error, "a job beside the pods has died");
-                    }
-                }
+                Some(done) = self.jobs.join_next_with_id() => self.reap(done),
             }
         }
     }
@@ -104,18 +103,46 @@ impl Manager {
         }
     }
 
-    /// Pods of the source get workers with what runs of them; what runs of no pod is removed.
+    /// Pods of the source get workers with what runs of them; what is left of no pod is removed.
     async fn adopt(&mut self) {
         let mut found = adopt::everything(&self.context).await;
         for pod in self.context.parts.source.store().pods().list() {
             let remains = found.remove(uid_of(&pod)).unwrap_or_default();
             self.begin(pod, Begin::With(remains));
         }
-        for (uid, remains) in found {
-            self.jobs.spawn(remove_orphan(self.context.clone(), uid, remains));
+        let (on_disk, records) = (self.context.parts.volumes.on_disk(), self.context.records.uids());
+        for uid in found.into_keys().chain(on_disk).chain(records) {
+            self.remove_unless_wanted(uid);
         }
-        self.remove_unknown_volumes();
         self.share_cpu();
+    }
+
+    /// Removes what is left of a pod that has no worker and that the source does not know.
+    fn remove_unless_wanted(&mut self, uid: String) {
+        let is_wanted = self.lock().contains_key(&uid) || self.known(&uid).is_some();
+        if is_wanted || self.removals.values().any(|one| *one == uid) {
+            return;
+        }
+        let job = self.jobs.spawn(remains::remove(self.context.clone(), uid.clone()));
+        self.removals.insert(job.id(), uid);
+    }
+
+    fn known(&self, uid: &str) -> Option<Arc<Pod>> {
+        self.context.parts.source.store().pods().find_uid(uid)
+    }
+
+    /// A job has ended. A pod that came back while its remains were removed begins now.
+    fn reap(&mut self, done: Result<(task::Id, ()), JoinError>) {
+        let id = match done {
+            Ok((id, ())) => id,
+            Err(error) => {
+                tracing::error!(%error, "a job beside the pods has died");
+                error.id()
+            }
+        };
+        if let Some(pod) = self.removals.remove(&id).and_then(|uid| self.known(&uid)) {
+            self.see(pod);
+        }
     }
 
     /// Gives the Burstable class the CPU share that its pods ask for together: called when pods come or go.
@@ -126,27 +153,14 @@ impl Manager {
         }
     }
 
-    /// Volumes of pods that the source does not know any more.
-    fn remove_unknown_volumes(&mut self) {
-        for uid in self.context.parts.volumes.on_disk() {
-            if !self.lock().contains_key(&uid) {
-                self.jobs.spawn(remove_volumes(self.context.clone(), uid));
-            }
-        }
-    }
-
     /// After a gap in the runtime's events: every worker hears the present state.
-    async fn catch_up(&self) {
-        for (uid, found) in adopt::everything(&self.context).await {
-            let workers = self.lock();
-            let Some(worker) = workers.get(&uid) else { continue };
-            let sandboxes = found.sandboxes.into_iter().max_by_key(|sandbox| sandbox.created_at);
-            let event = v1::ContainerEventResponse {
-                pod_sandbox_status: sandboxes,
+    async fn catch_up(&mut self) {
+        for (_, found) in adopt::everything(&self.context).await {
+            self.dispatch(v1::ContainerEventResponse {
+                pod_sandbox_status: found.sandboxes.into_iter().max_by_key(|sandbox| sandbox.created_at),
                 containers_statuses: found.containers,
                 ..v1::ContainerEventResponse::default()
-            };
-            let _ = worker.events.send(Event::Runtime(Box::new(event))); // It may just be ending.
+            });
         }
     }
 
@@ -162,10 +176,14 @@ impl Manager {
 
     /// A pod of the source is new or has changed.
     fn see(&mut self, pod: Arc<Pod>) {
-        if let Some(worker) = self.lock().get(uid_of(&pod)) {
+        let uid = uid_of(&pod);
+        if let Some(worker) = self.lock().get(uid) {
             // One that has just ended is buried next, and finds this version then.
             let _ = worker.events.send(Event::Pod(pod));
             return;
+        }
+        if self.removals.values().any(|one| one == uid) {
+            return; // It has come back, and begins when that is over.
         }
         self.begin(pod, Begin::With(Found::default()));
         self.share_cpu();
@@ -182,24 +200,31 @@ impl Manager {
         }
     }
 
-    fn dispatch(&self, event: v1::ContainerEventResponse) {
+    /// An event goes to its pod's worker. What begins to run of a pod that has none came too late, and goes.
+    fn dispatch(&mut self, event: v1::ContainerEventResponse) {
         let sandbox = event.pod_sandbox_status.as_ref();
-        let uid = sandbox.and_then(|sandbox| sandbox.metadata.as_ref()).map(|metadata| metadata.uid.clone());
-        let labelled =
-            || event.containers_statuses.iter().find_map(|status| status.labels.get(label::POD_UID).cloned());
-        let Some(uid) = uid.or_else(labelled) else { return };
+        let labels = sandbox.map(|sandbox| &sandbox.labels).into_iter();
+        let mut labels = labels.chain(event.containers_statuses.iter().map(|status| &status.labels));
+        let Some(uid) = labels.find_map(|labels| labels.get(label::POD_UID).cloned()) else { return };
+        let runs = sandbox.is_some_and(|sandbox| sandbox.state == v1::PodSandboxState::SandboxReady as i32);
         if let Some(worker) = self.lock().get(&uid) {
             let _ = worker.events.send(Event::Runtime(Box::new(event))); // It may just be ending.
+            return;
+        }
+        if runs {
+            self.remove_unless_wanted(uid);
         }
     }
 
     /// Takes out a worker that has ended. One that left its pod behind has died: the pod gets another at once, which
-    /// begins with what runs.
+    /// begins with what runs. Of a pod that is gone something may be left: a volume that did not go, a sandbox that came
+    /// too late.
     fn bury(&mut self, uid: &str) {
         self.lock().remove(uid);
         self.share_cpu();
-        let Some(pod) = self.context.parts.source.store().pods().find_uid(uid) else {
+        let Some(pod) = self.known(uid) else {
             self.deaths.remove(uid);
+            self.remove_unless_wanted(uid.to_owned());
             return;
         };
         let now = Timestamp::now();
@@ -232,29 +257,6 @@ impl Share {
         let pods = context.parts.source.store().pods().list();
         if let Err(error) = context.parts.groups.share(pods.iter().map(|pod| &**pod)) {
             tracing::warn!(%error, "the CPU share of burstable pods cannot be set");
-        }
-    }
-}
-
-async fn remove_volumes(context: Arc<Context>, uid: String) {
-    if let Err(error) = context.parts.volumes.tear_down(&uid).await {
-        tracing::warn!(uid, %error, "volumes of a pod that is gone cannot be removed");
-        return;
-    }
-    context.records.remove(&uid);
-}
-
-/// Ends what runs of a pod that the source does not know: it was deleted while no daemon ran.
-async fn remove_orphan(context: Arc<Context>, uid: String, found: Found) {
-    tracing::info!(uid, "removing a pod that is no longer wanted");
-    let runtime = &context.parts.runtime;
-    for sandbox in found.sandboxes {
-        let stop = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
-        let remove = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id };
-        let stopped = runtime.stop_pod_sandbox(stop).await.map(drop);
-        let removed = runtime.remove_pod_sandbox(remove).await.map(drop);
-        if let Err(error) = stopped.and(removed) {
-            tracing::warn!(uid, %error, "a sandbox of a pod that is gone cannot be removed");
         }
     }
 }

@@ -44,8 +44,11 @@ pub fn class_group(class: QosClass) -> String {
 
 /// The group of a pod, below the root: `kubepods/burstable/pod<uid>`.
 pub fn pod_group(pod: &Pod) -> String {
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    format!("{}/pod{uid}", class_group(QosClass::of(pod)))
+    group_in(QosClass::of(pod), pod.metadata.uid.as_deref().unwrap_or_default())
+}
+
+fn group_in(class: QosClass, uid: &str) -> String {
+    format!("{}/pod{uid}", class_group(class))
 }
 
 /// CPU shares for a number of thousandths of a CPU.
@@ -252,11 +255,18 @@ impl Tree {
     /// # Errors
     /// `EBUSY` while a process does not die.
     pub fn remove_pod(&self, pod: &Pod) -> sys::Result<()> {
-        let group = self.pod(pod);
-        if group.exists() {
-            group.kill()?;
+        remove_group(&self.pod(pod))
+    }
+
+    /// As [`Tree::remove_pod`], of a pod whose class is not known.
+    ///
+    /// # Errors
+    /// As [`Tree::remove_pod`].
+    pub fn remove(&self, uid: &str) -> sys::Result<()> {
+        for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+            remove_group(&self.hierarchy.group(group_in(class, uid)))?;
         }
-        group.delete()
+        Ok(())
     }
 
     /// The limits whose controllers this machine has: a node without the `pids` controller still runs pods.
@@ -272,6 +282,13 @@ impl Tree {
             ..limits
         }
     }
+}
+
+fn remove_group(group: &Cgroup) -> sys::Result<()> {
+    if group.exists() {
+        group.kill()?;
+    }
+    group.delete()
 }
 
 #[cfg(test)]

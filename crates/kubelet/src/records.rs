@@ -24,6 +24,12 @@ impl Records {
         (plain && !uid.starts_with('.')).then(|| self.dir.join(format!("{uid}.json")))
     }
 
+    /// The pods that have a record, by uid.
+    pub(crate) fn uids(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned())).collect()
+    }
+
     /// The record of a pod; one that cannot be read is told and left out: the pod then begins with what the runtime knows.
     pub(crate) fn load(&self, uid: &str) -> Option<Record> {
         let text = fs::read(self.path(uid)?).ok()?;
@@ -59,7 +65,7 @@ mod tests {
         let records = Records::open(dir.path().join("records")).unwrap();
         let record = Record { sandbox_attempt: 3, ..Record::default() };
         records.save("a-1", &record).unwrap();
-        assert_eq!(records.load("a-1"), Some(record));
+        assert_eq!((records.load("a-1"), records.uids()), (Some(record), vec!["a-1".to_owned()]));
         records.remove("a-1");
         assert_eq!(records.load("a-1"), None);
         assert!(records.save("../x", &Record::default()).is_err());

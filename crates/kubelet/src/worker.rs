@@ -10,6 +10,7 @@ use pod::status::Host;
 use pod::{Action, Change, Record, View};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::adopt::{self, Found};
@@ -77,20 +78,21 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
         events: events.clone(),
         shown: shown.clone(),
         jobs: JoinSet::new(),
+        aborts: HashMap::new(),
         early: HashMap::new(),
     };
+    // What is known is shown from the beginning.
     let known = match begin {
-        Begin::With(found) => {
-            worker.take_over(found);
-            None
-        }
-        Begin::Asking { until } => Some(until),
+        Begin::With(found) => Ok(worker.take_over(found)),
+        Begin::Asking { until } => Err(until),
     };
     let task = tokio::spawn(async move {
         let _announcement = announcement; // The last that is dropped.
-        if let Some(until) = known {
-            worker.ask(until).await;
-        }
+        let changes = match known {
+            Ok(changes) => changes,
+            Err(until) => worker.ask(until).await,
+        };
+        changes.into_iter().for_each(|change| worker.apply(change));
         worker.run(heard).await;
     });
     Handle { events, shown, task: AbortOnDropHandle::new(task) }
@@ -122,25 +124,27 @@ struct Worker {
     events: UnboundedSender<Event>,
     shown: Arc<Mutex<Shown>>,
     jobs: JoinSet<()>,
+    /// What ends the actions under way, by their keys.
+    aborts: HashMap<String, CancellationToken>,
     /// Ends of runs whose start is still under way, by container.
     early: HashMap<String, cri::v1::ContainerStatus>,
 }
 
 impl Worker {
-    /// Begins with what runs of the pod.
-    fn take_over(&mut self, found: Found) {
+    /// Begins with what runs of the pod; what happened to it while nobody looked.
+    fn take_over(&mut self, found: Found) -> Vec<Change> {
         let (view, changes) = adopt::view_of(&self.context, &self.pod, found);
         self.saved = view.record.clone();
         self.view = view;
-        changes.into_iter().for_each(|change| self.apply(change));
         self.show();
+        changes
     }
 
     /// Begins with what the runtime says runs of the pod, at a time.
-    async fn ask(&mut self, at: Timestamp) {
+    async fn ask(&mut self, at: Timestamp) -> Vec<Change> {
         tokio::time::sleep(until(at)).await;
         let found = adopt::of_pod(&self.context, uid_of(&self.pod)).await;
-        self.take_over(found);
+        self.take_over(found)
     }
 
     async fn run(mut self, mut heard: UnboundedReceiver<Event>) {
@@ -188,6 +192,7 @@ impl Worker {
             Event::Change(change) => self.apply(change),
             Event::Ended(Action::Forget) => return true,
             Event::Ended(action) => {
+                self.aborts.remove(&action.key());
                 self.shown().timeline.end(&action);
                 // The start's own news came before this.
                 self.catch_up(&action);
@@ -215,14 +220,16 @@ impl Worker {
     }
 
     fn hear_runtime(&mut self, event: &cri::v1::ContainerEventResponse) {
-        let lost = event.pod_sandbox_status.as_ref().is_some_and(|sandbox| {
-            sandbox.state == cri::v1::PodSandboxState::SandboxNotready as i32
-                && self.view.sandbox.id() == Some(sandbox.id.as_str())
-        });
         for status in &event.containers_statuses {
             self.hear_status(status);
         }
-        if lost && !self.view.is_busy("cleanup") {
+        let Some(sandbox) = &event.pod_sandbox_status else { return };
+        let is_known = self.view.sandbox.id() == Some(sandbox.id.as_str());
+        if sandbox.state == cri::v1::PodSandboxState::SandboxReady as i32 {
+            if !self.view.is_busy("sandbox") {
+                self.apply(Change::SandboxAppeared { id: sandbox.id.clone() });
+            }
+        } else if is_known && !self.view.is_busy("cleanup") {
             self.apply(Change::SandboxLost);
         }
     }
@@ -273,8 +280,10 @@ impl Worker {
             self.apply(Change::Begun(action.clone()));
             self.shown().timeline.begin(&action);
             let job = effects::job(&self.context, &self.pod, &self.view, action, &self.shared, &self.events);
+            self.aborts.insert(job.action.key(), job.abort.clone());
             self.jobs.spawn(job.run());
         }
+        plan.aborts.iter().filter_map(|key| self.aborts.get(key)).for_each(CancellationToken::cancel);
         self.save();
         self.publish();
         self.show();

@@ -7,7 +7,7 @@ use crate::backoff::Backoff;
 use crate::probe::Kind;
 use crate::restart::{Verdict, after_exit};
 use crate::spec::{self, Role};
-use crate::view::{Outage, Running, Sandbox, Setup, View};
+use crate::view::{Left, Outage, Running, Sandbox, Setup, View};
 
 /// One thing to do. Several may go on at once, never two with the same [`Action::key`].
 #[derive(Debug, Clone, PartialEq)]
@@ -56,8 +56,10 @@ pub enum Action {
     Stop(Stop),
     /// Wait, within bounds, until the pod's endpoints have left the service rules.
     LeaveServices,
-    /// Stop and remove the sandbox, unmount the volumes, remove groups and directories.
+    /// Stop the sandbox of a finished pod, unmount its volumes, remove its groups. Its containers stay for their logs.
     CleanUp,
+    /// Remove everything of a deleted pod.
+    Purge,
     /// Tell the source that nothing of the pod is left.
     Forget,
 }
@@ -88,9 +90,15 @@ impl Action {
             Self::Stop(stop) => stop_key(&stop.container, &stop.id),
             Self::LeaveServices => "leave".to_owned(),
             Self::CleanUp => "cleanup".to_owned(),
+            Self::Purge => "purge".to_owned(),
             Self::Forget => "forget".to_owned(),
         }
     }
+}
+
+/// Whether an action with this key makes something of a pod.
+fn is_preparation(key: &str) -> bool {
+    key == "volumes" || key == "sandbox" || key.starts_with("start/")
 }
 
 fn stop_key(container: &str, id: &str) -> String {
@@ -102,6 +110,8 @@ fn stop_key(container: &str, id: &str) -> String {
 pub struct Plan {
     /// To be begun now.
     pub actions: Vec<Action>,
+    /// What is under way and no longer wanted, by [`Action::key`]: it is waited for no longer than it needs to stop.
+    pub aborts: Vec<String>,
     /// When something may be due that no change announces: a probe, the end of a back-off, a deadline.
     pub next_due: Option<Timestamp>,
     /// The pod's `activeDeadlineSeconds` are over: apply [`crate::Change::Fail`].
@@ -364,6 +374,7 @@ impl Planner<'_> {
 
     /// A pod that is to end, or has ended: mains, then sidecars in reverse order, then everything else.
     fn end(&mut self) {
+        self.abort_preparations();
         if self.any_running() && !self.view.left_services {
             self.push(Action::LeaveServices);
             return;
@@ -373,11 +384,19 @@ impl Planner<'_> {
             return;
         }
         let deleted = self.pod.metadata.deletion_timestamp.is_some();
-        if !self.view.cleaned && (deleted || self.has_remains()) {
-            self.push(Action::CleanUp);
-        } else if deleted && self.view.cleaned {
-            self.push(Action::Forget);
+        match self.view.left {
+            Left::Everything if !deleted && self.has_remains() => self.push(Action::CleanUp),
+            Left::Everything | Left::Logs if deleted => self.push(Action::Purge),
+            Left::Object if deleted => self.push(Action::Forget),
+            _ => {}
         }
+    }
+
+    /// Nobody waits any more for what a start needs, be it a registry or a file system that does not answer.
+    fn abort_preparations(&mut self) {
+        let wanted_by_starts =
+            |key: &&String| is_preparation(key) || key.starts_with("image/") || key.starts_with("poststart/");
+        self.plan.aborts = self.view.busy.iter().filter(wanted_by_starts).cloned().collect();
     }
 
     /// A finished pod keeps its containers for their logs; its sandbox and volumes go.
@@ -391,7 +410,7 @@ impl Planner<'_> {
 
     /// What has been begun is waited for: nothing of it may appear after the clean-up.
     fn any_starting(&self) -> bool {
-        self.view.busy.iter().any(|key| key.starts_with("start/") || key == "sandbox" || key == "volumes")
+        self.view.busy.iter().any(|key| is_preparation(key))
     }
 
     /// Readiness goes on to be probed, so that a draining pod says when it no longer answers.

@@ -20,6 +20,5 @@ mod view;
 pub use decide::{Action, Plan, Stop, decide};
 pub use qos::QosClass;
 pub use view::{
-    Change, ContainerRecord, ContainerView, Deletion, Note, NoteKind, Outage, Record, Run, Running, Sandbox, Setup,
-    View,
+    Change, ContainerRecord, ContainerView, Left, Note, NoteKind, Outage, Record, Run, Running, Sandbox, Setup, View,
 };

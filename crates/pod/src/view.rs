@@ -24,8 +24,8 @@ pub struct View {
     pub containers: BTreeMap<String, ContainerView>,
     /// Actions under way, by [`Action::key`].
     pub busy: BTreeSet<String>,
-    /// Volumes, groups and directories of the pod are gone.
-    pub cleaned: bool,
+    /// What has not been taken down yet.
+    pub left: Left,
     /// The endpoints of an ending pod have left the service rules.
     pub left_services: bool,
 }
@@ -114,6 +114,20 @@ pub struct Run {
     pub message: String,
 }
 
+/// How much of an ending pod is left on the node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Left {
+    /// Whatever there was.
+    #[default]
+    Everything,
+    /// Containers that have ended, and their logs.
+    Logs,
+    /// Nothing but its object, in the source.
+    Object,
+    /// The source has been told.
+    Nothing,
+}
+
 /// How far a preparation is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Setup {
@@ -176,15 +190,6 @@ pub struct Running {
     pub started: Timestamp,
 }
 
-/// Why and until when a pod is ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deletion {
-    /// When it began.
-    pub since: Timestamp,
-    /// How long it may take, in seconds.
-    pub grace_s: i64,
-}
-
 /// Something that happened to a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
@@ -209,6 +214,11 @@ pub enum Change {
         id: String,
         /// The pod's addresses.
         addresses: Vec<String>,
+    },
+    /// A sandbox stands whose making nobody waited for any more: it is taken down with its pod.
+    SandboxAppeared {
+        /// Its id.
+        id: String,
     },
     /// The sandbox could not be made.
     SandboxFailed {
@@ -291,8 +301,12 @@ pub enum Change {
     },
     /// The endpoints of an ending pod are out of the rules, or the wait for that is over.
     LeftServices,
-    /// Everything of the pod is gone from the node.
+    /// Sandbox, volumes and groups of a finished pod are gone.
     Cleaned,
+    /// Everything of the pod is gone from the node.
+    Purged,
+    /// The source has been told that nothing of the pod is left.
+    Forgotten,
 }
 
 /// Something to tell the operator, as an Event.
@@ -349,6 +363,12 @@ impl View {
                 self.sandbox = Sandbox::Ready { id, addresses };
                 self.record.sandbox = Outage::default();
             }
+            Change::SandboxAppeared { id } => {
+                if self.sandbox == Sandbox::Absent && crate::decide::is_ending(pod, self) {
+                    self.sandbox = Sandbox::Ready { id, addresses: Vec::new() };
+                    self.left = Left::Everything;
+                }
+            }
             Change::SandboxFailed { message } => {
                 self.record.sandbox.fail("FailedCreatePodSandBox", &message, now);
                 return vec![Note::warning(
@@ -388,7 +408,9 @@ impl View {
                 self.record.failed.get_or_insert((reason, message));
             }
             Change::LeftServices => self.left_services = true,
-            Change::Cleaned => self.cleaned = true,
+            Change::Cleaned => self.left = Left::Logs,
+            Change::Purged => self.left = Left::Object,
+            Change::Forgotten => self.left = Left::Nothing,
         }
         Vec::new()
     }

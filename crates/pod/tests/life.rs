@@ -1,5 +1,7 @@
 //! Whole lives of pods: decide and apply in turn, with a node that does what it is told.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -73,12 +75,11 @@ impl World {
             Action::Stop(stop) => exited(&stop.container, &stop.id, 143, self.now, self.now),
             Action::LeaveServices => Change::LeftServices,
             Action::CleanUp => Change::Cleaned,
-            Action::Forget => Change::LeftServices,
+            Action::Purge => Change::Purged,
+            Action::Forget => Change::Forgotten,
         };
         self.apply(result);
-        if !matches!(action, Action::Forget) {
-            self.apply(Change::Ended(action));
-        }
+        self.apply(Change::Ended(action));
     }
 
     /// Goes to the next time at which something is due, at most `limit` seconds on, and settles.
@@ -142,7 +143,7 @@ fn a_pod_starts_and_is_deleted() {
     world.log.clear();
     world.delete();
     world.settle();
-    assert_eq!(world.log, ["leave", "stop/a/run1", "cleanup", "forget"]);
+    assert_eq!(world.log, ["leave", "stop/a/run1", "purge", "forget"]);
     assert_eq!(world.status().phase.as_deref(), Some("Failed"), "143 is no success");
 }
 
@@ -169,6 +170,26 @@ fn init_containers_run_in_order_and_sidecars_beside() {
     let stops: Vec<_> =
         world.log.iter().filter(|key| key.starts_with("stop/")).map(|key| key.split('/').nth(1).unwrap()).collect();
     assert_eq!(stops, ["a", "b", "side"], "sidecars end after the others");
+}
+
+#[test]
+fn a_deletion_aborts_what_a_start_waits_for() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a", "image": "i" }] }));
+    let begun = decide(&world.pod, &world.view, world.now).actions;
+    begun.iter().for_each(|action| world.apply(Change::Begun(action.clone())));
+    world.delete();
+    let plan = decide(&world.pod, &world.view, world.now);
+    assert_eq!(
+        (plan.aborts.as_slice(), plan.actions.as_slice()),
+        (&["image/a", "sandbox", "volumes"].map(String::from)[..], &[][..])
+    );
+    world.apply(Change::Ended(Action::EnsureImage { container: "a".into() }));
+    world.apply(Change::Ended(Action::MountVolumes));
+    assert_eq!(decide(&world.pod, &world.view, world.now).actions, [], "the sandbox may still appear");
+    world.apply(Change::SandboxReady { id: "s".into(), addresses: Vec::new() });
+    world.apply(Change::Ended(Action::CreateSandbox { attempt: 0 }));
+    world.settle();
+    assert_eq!(world.log, ["purge", "forget"]);
 }
 
 #[test]

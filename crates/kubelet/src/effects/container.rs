@@ -1,25 +1,30 @@
 //! Creating and starting a container, and its postStart hook.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use cri::v1;
 use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::jiff::Timestamp;
 use pod::{Change, Stop};
 
-use super::{Job, time};
+use super::{Job, PATIENCE, time};
+use crate::env::{self, Environment, Sources};
 use crate::generate::{self, ImageUser, Request};
-use crate::{env, probing};
+use crate::probing;
+use crate::threads::patient;
 
-/// Why a container could not be started: the waiting reason and the cause.
-struct Failed {
-    reason: &'static str,
-    message: String,
+/// Why a container was not started.
+enum Failed {
+    /// The waiting reason and the cause.
+    For { reason: &'static str, message: String },
+    /// Nobody wants it any more.
+    Aborted,
 }
 
 impl Failed {
     fn create(message: impl ToString) -> Self {
-        Self { reason: "CreateContainerError", message: message.to_string() }
+        Self::For { reason: "CreateContainerError", message: message.to_string() }
     }
 }
 
@@ -30,10 +35,11 @@ impl Job {
                 self.change(Change::Started { container: name.to_owned(), id, at });
                 self.remove_old_runs(name, attempt).await;
             }
-            Err(Failed { reason, message }) => {
+            Err(Failed::For { reason, message }) => {
                 let (container, reason) = (name.to_owned(), reason.to_owned());
                 self.change(Change::StartFailed { container, reason, message });
             }
+            Err(Failed::Aborted) => {}
         }
     }
 
@@ -41,24 +47,29 @@ impl Job {
         let (role, container) =
             pod::spec::container(&self.pod, name).ok_or_else(|| Failed::create("it is no longer in the pod"))?;
         let sandbox = self.sandbox.clone().ok_or_else(|| Failed::create("the sandbox has gone"))?;
-        let config = self.container_config(role, container, attempt).await?;
-        let sandbox_config = match self.shared.sandbox_config() {
-            Some(config) => config,
-            None => self.sandbox_config(0).map_err(Failed::create)?,
-        };
-        let id = self.create(&sandbox, config, sandbox_config, name, attempt).await?;
+        let config = self.wanted(Duration::ZERO, self.container_config(role, container, attempt)).await?;
+        let id = self.wanted(PATIENCE, self.create(&sandbox, config, name, attempt)).await?;
         self.context.normal(&self.pod, "Created", "Container created".to_owned(), Some(name));
-        let runtime = &self.context.parts.runtime;
-        if let Err(error) = runtime.start_container(v1::StartContainerRequest { container_id: id.clone() }).await {
-            // It stays for nothing: the next try makes another.
-            let _ = runtime.remove_container(v1::RemoveContainerRequest { container_id: id }).await;
-            return Err(Failed { reason: "RunContainerError", message: error.to_string() });
-        }
+        self.wanted(PATIENCE, self.begin(&id)).await?;
         self.context.normal(&self.pod, "Started", "Container started".to_owned(), Some(name));
         let request = v1::ContainerStatusRequest { container_id: id.clone(), verbose: false };
-        let status = runtime.container_status(request).await.ok().and_then(|answer| answer.status);
+        let status = self.context.parts.runtime.container_status(request).await.ok().and_then(|answer| answer.status);
         let at = status.and_then(|status| time(status.started_at)).unwrap_or_else(Timestamp::now);
         Ok((id, at))
+    }
+
+    /// A step of a start. One that is given up leaves what goes with the sandbox.
+    async fn wanted<T>(&self, patience: Duration, step: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+        self.unless_aborted(patience, step).await.unwrap_or(Err(Failed::Aborted))
+    }
+
+    async fn begin(&self, id: &str) -> Result<(), Failed> {
+        let runtime = &self.context.parts.runtime;
+        let request = v1::StartContainerRequest { container_id: id.to_owned() };
+        let Err(error) = runtime.start_container(request).await else { return Ok(()) };
+        // It stays for nothing: the next try makes another.
+        let _ = runtime.remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() }).await;
+        Err(Failed::For { reason: "RunContainerError", message: error.to_string() })
     }
 
     async fn container_config(
@@ -85,11 +96,11 @@ impl Job {
             users: self.users().map_err(Failed::create)?,
             store: self.context.parts.source.store(),
         };
-        let failed = |error: generate::GenerateError| Failed { reason: error.reason(), message: error.to_string() };
-        let environment =
-            env::of_container(container, &request.sources(config)).map_err(|error| failed(error.into()))?;
+        let failed =
+            |error: generate::GenerateError| Failed::For { reason: error.reason(), message: error.to_string() };
+        let environment = self.environment(container, &request).await?;
         let mounts = match &volumes {
-            Some(volumes) => volumes.mounts_for(container, &environment).await.map_err(|error| Failed {
+            Some(volumes) => volumes.mounts_for(container, &environment).await.map_err(|error| Failed::For {
                 reason: "CreateContainerConfigError",
                 message: format!("volume mount {:?}: {}", error.volume, error.cause),
             })?,
@@ -98,6 +109,30 @@ impl Job {
         request.mounts = &mounts;
         generate::prepare_files(config, &request).map_err(failed)?;
         generate::container_config_with(config, &request, &environment).map_err(failed)
+    }
+
+    /// What the container's environment is. Files of volumes, which it may come from, may be on a file system that does not
+    /// answer: they are read on a thread of their own.
+    async fn environment(&self, container: &Container, request: &Request<'_>) -> Result<Environment, Failed> {
+        let failed = |error: env::EnvError| {
+            let error = generate::GenerateError::from(error);
+            Failed::For { reason: error.reason(), message: error.to_string() }
+        };
+        if !env::reads_files(container) {
+            return env::of_container(container, &request.sources(&self.context.config.generate)).map_err(failed);
+        }
+        let (job, container, paths) = (self.clone(), container.clone(), request.volumes.clone());
+        let read = move || {
+            let sources = Sources {
+                pod: &job.pod,
+                ips: &job.addresses,
+                node: &job.context.config.generate.node,
+                store: job.context.parts.source.store(),
+                volumes: &paths,
+            };
+            env::of_container(&container, &sources)
+        };
+        patient(read).await.map_err(Failed::create)?.map_err(failed)
     }
 
     async fn image_user(&self, image: &str) -> Result<ImageUser, Failed> {
@@ -112,10 +147,13 @@ impl Job {
         &self,
         sandbox: &str,
         config: v1::ContainerConfig,
-        sandbox_config: v1::PodSandboxConfig,
         name: &str,
         attempt: u32,
     ) -> Result<String, Failed> {
+        let sandbox_config = match self.shared.sandbox_config() {
+            Some(config) => config,
+            None => self.sandbox_config(0).map_err(Failed::create)?,
+        };
         let runtime = &self.context.parts.runtime;
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.to_owned(),

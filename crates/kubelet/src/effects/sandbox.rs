@@ -4,7 +4,7 @@ use cri::v1;
 use pod::Change;
 
 use super::Job;
-use crate::generate;
+use crate::{generate, remains};
 
 impl Job {
     pub(super) async fn create_sandbox(&self, attempt: u32) {
@@ -34,7 +34,7 @@ impl Job {
         let is_ready = |status: &v1::PodSandboxStatus| status.state == v1::PodSandboxState::SandboxReady as i32;
         if !status.as_ref().is_some_and(is_ready) {
             // It was lost before anybody knew it, so nobody will tell of it again.
-            self.stop_and_remove(&id).await?;
+            remains::remove_sandbox(&self.context, &id).await?;
             return Err("the sandbox ended at once; see the node's log".to_owned());
         }
         Ok((id, status.as_ref().map(addresses).unwrap_or_default()))
@@ -54,27 +54,10 @@ impl Job {
     }
 
     pub(super) async fn remove_sandbox(&self, id: &str) {
-        match self.stop_and_remove(id).await {
+        match remains::remove_sandbox(&self.context, id).await {
             Ok(()) => self.change(Change::SandboxRemoved),
             Err(message) => self.change(Change::SandboxFailed { message }),
         }
-    }
-
-    pub(super) async fn stop_and_remove(&self, id: &str) -> Result<(), String> {
-        let runtime = &self.context.parts.runtime;
-        let pod_sandbox_id = id.to_owned();
-        let stopped =
-            runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await;
-        gone_is_fine(stopped.map(drop))?;
-        gone_is_fine(runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id }).await.map(drop))
-    }
-}
-
-/// What is not there need not be removed.
-pub(super) fn gone_is_fine(outcome: Result<(), cri::Error>) -> Result<(), String> {
-    match outcome {
-        Ok(()) | Err(cri::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error.to_string()),
     }
 }
 

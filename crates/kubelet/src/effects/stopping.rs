@@ -1,20 +1,21 @@
 //! Ending containers and pods.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use cri::v1;
 use k8s_openapi::api::core::v1::Container;
 use pod::{Change, Run, Stop};
 
-use super::{Job, run_of, sandbox};
-use crate::generate::label;
+use super::{Job, run_of};
+use crate::context::chain;
 use crate::probing;
+use crate::remains::{self, gone_is_fine};
+use crate::retry::Rests;
 
 /// What is left for SIGTERM when preStop has used the whole grace period (upstream's `minimumGracePeriodInSeconds`).
 const GRACE_LEAST: Duration = Duration::from_secs(2);
-/// How often the end of a container is asked for again when the runtime could not.
-const RETRY: Duration = Duration::from_secs(2);
+/// How long volumes that do not go hold up the end of their pod.
+const VOLUMES_MAX: Duration = Duration::from_secs(10);
 
 impl Job {
     /// preStop, the stop signal, SIGKILL; ends when the run has ended.
@@ -55,9 +56,10 @@ impl Job {
     /// Asks until the container has ended: a pod whose process may still write must not count as gone.
     async fn stopped(&self, id: &str, timeout: i64) -> Run {
         let runtime = &self.context.parts.runtime;
+        let mut rests = Rests::new();
         loop {
             let request = v1::StopContainerRequest { container_id: id.to_owned(), timeout };
-            let stopped = sandbox::gone_is_fine(runtime.stop_container(request).await.map(drop));
+            let stopped = gone_is_fine(runtime.stop_container(request).await.map(drop));
             let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
             let status = runtime.container_status(request).await;
             match (stopped, status) {
@@ -71,88 +73,88 @@ impl Job {
                 (Ok(()), _) => {}
             }
             // The runtime could not do it: there is no event to wait for.
-            tokio::time::sleep(RETRY).await;
+            rests.rest().await;
         }
     }
 
-    /// Takes down what a finished or deleted pod no longer needs; its containers stay for their logs until it is deleted.
+    /// Takes down what a finished pod no longer needs; its containers stay for their logs until it is deleted.
     pub(super) async fn clean_up(&self) {
-        loop {
-            match self.cleaned().await {
-                Ok(()) => break,
-                Err(message) => {
-                    self.context.warning(&self.pod, "FailedKillPod", message, None);
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
+        let mut rests = Rests::new();
+        while let Err(message) = self.cleaned().await {
+            self.context.warning(&self.pod, "FailedKillPod", message, None);
+            rests.rest().await;
         }
         self.change(Change::Cleaned);
     }
 
     async fn cleaned(&self) -> Result<(), String> {
-        if self.pod.metadata.deletion_timestamp.is_some() {
-            return self.purge().await;
-        }
         if let Some(id) = &self.sandbox {
             let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() };
-            sandbox::gone_is_fine(self.context.parts.runtime.stop_pod_sandbox(request).await.map(drop))?;
+            gone_is_fine(self.context.parts.runtime.stop_pod_sandbox(request).await.map(drop))?;
         }
-        self.tear_down().await
-    }
-
-    async fn tear_down(&self) -> Result<(), String> {
         self.shared.set_volumes(None);
         self.context.parts.volumes.tear_down(self.uid()).await.map_err(|cause| format!("volumes: {cause}"))?;
+        self.remove_group().await
+    }
+
+    async fn remove_group(&self) -> Result<(), String> {
         let (groups, pod) = (self.context.parts.groups.clone(), self.pod.clone());
         let removed = tokio::task::spawn_blocking(move || groups.remove_pod(&pod)).await;
         removed.map_err(|error| error.to_string())?.map_err(|error| format!("control group: {error}"))
     }
 
-    /// Removes everything of the pod but its object: sandboxes and containers of all attempts, volumes, groups, files.
-    async fn purge(&self) -> Result<(), String> {
-        let runtime = &self.context.parts.runtime;
-        let label_selector = HashMap::from([(label::POD_UID.to_owned(), self.uid().to_owned())]);
-        let filter = v1::PodSandboxFilter { label_selector, ..v1::PodSandboxFilter::default() };
-        let request = v1::ListPodSandboxRequest { filter: Some(filter) };
-        let sandboxes = runtime.list_pod_sandbox(request).await.map_err(|error| error.to_string())?.items;
-        for one in sandboxes {
-            self.stop_and_remove(&one.id).await?;
+    /// Removes everything of the pod but its object.
+    pub(super) async fn purge(&self) {
+        let mut rests = Rests::new();
+        while let Err(message) = self.purged().await {
+            self.context.warning(&self.pod, "FailedKillPod", message, None);
+            rests.rest().await;
         }
-        self.tear_down().await?;
-        let paths = &self.context.config.generate.paths;
-        let metadata = &self.pod.metadata;
+        self.change(Change::Purged);
+    }
+
+    async fn purged(&self) -> Result<(), String> {
+        remains::remove_sandboxes(&self.context, self.uid()).await?;
+        self.remove_group().await?;
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let logs = paths.pod_logs(&text(&metadata.namespace), &text(&metadata.name), self.uid());
+        let metadata = &self.pod.metadata;
+        let logs =
+            &self.context.config.generate.paths.pod_logs(&text(&metadata.namespace), &text(&metadata.name), self.uid());
         match tokio::fs::remove_dir_all(&logs).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(format!("{}: {error}", logs.display()));
             }
             _ => {}
         }
-        self.context.users.release(self.uid());
+        self.remove_volumes().await;
         Ok(())
     }
 
-    /// The last step: what a finished pod kept goes, then the source may forget it.
+    /// Upstream keeps a pod until its volumes are unmounted, however long that takes: another node may wait for them. All
+    /// volumes of this node are its own, and no process of the pod is left to write to them, so one that does not go holds
+    /// its pod up for some seconds only. The manager sees to it when the worker has gone.
+    async fn remove_volumes(&self) {
+        self.shared.set_volumes(None);
+        let removal = self.context.parts.volumes.tear_down(self.uid());
+        let fault = match tokio::time::timeout(VOLUMES_MAX, removal).await {
+            Ok(Ok(())) => return self.context.users.release(self.uid()),
+            Ok(Err(cause)) => cause.to_string(),
+            Err(_) => format!("they are not gone after {} s", VOLUMES_MAX.as_secs()),
+        };
+        let message = format!("UnmountVolumes failed, which is tried again without the pod: {fault}");
+        self.context.warning(&self.pod, "FailedUnMount", message, None);
+    }
+
+    /// The last step: the source may forget the pod.
     pub(super) async fn forget(&self) {
-        loop {
-            let purged = self.purge().await;
-            let deleted = match purged {
-                Ok(()) => {
-                    // First the record: nobody would look for that of a pod which is not there.
-                    self.context.records.remove(self.uid());
-                    self.context.parts.source.delete_pod(self.uid()).await.map_err(|error| error.to_string())
-                }
-                Err(message) => Err(message),
-            };
-            match deleted {
-                Ok(()) => return,
-                Err(message) => {
-                    tracing::warn!(uid = self.uid(), message, "a pod cannot be removed yet; trying again");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
+        // First the record: nobody would look for that of a pod which is not there.
+        self.context.records.remove(self.uid());
+        let mut rests = Rests::new();
+        while let Err(error) = self.context.parts.source.delete_pod(self.uid()).await {
+            tracing::warn!(uid = self.uid(), error = chain(&error), "a pod cannot be deleted yet; trying again");
+            rests.rest().await;
         }
+        self.change(Change::Forgotten);
     }
 }
 

@@ -89,6 +89,10 @@ impl Desk {
         self.when(&format!("{name} runs"), |desk| desk.phase(name).as_deref() == Some("Running")).await;
     }
 
+    pub(crate) async fn gone(&self, name: &str) {
+        self.when(&format!("{name} is gone"), |desk| desk.pod(name).is_none()).await;
+    }
+
     pub(crate) fn phase(&self, name: &str) -> Option<String> {
         self.pod(name)?.status.clone()?.phase
     }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cri::{ImageService, RuntimeService, v1};
@@ -18,6 +18,8 @@ use kubelet::volumes::{Volumes, VolumesConfig};
 use kubelet::{Kubelet, generate};
 use network::Network;
 use runtime::{ImageServer, Runtime};
+use sys::rustix::fs::inotify;
+use sys::rustix::process::Pid;
 use testkit::registry::Registry;
 
 use crate::desk::Desk;
@@ -32,19 +34,43 @@ pub(crate) fn enter_private() -> Result<(), String> {
     sys::mount::set_propagation(Path::new("/"), sys::mount::Propagation::Private, true).map_err(|e| e.to_string())
 }
 
-/// The registry with the image of all tests, and that image's name.
-pub(crate) fn image() -> String {
-    static REGISTRY: OnceLock<(Registry, tempfile::TempDir)> = OnceLock::new();
-    let (registry, _) = REGISTRY.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
+/// What a node stands on: a directory in memory, and a registry with one image. Both go with it, and so do pods that a test
+/// which failed has left.
+struct Ground {
+    dir: tempfile::TempDir,
+    registry: Registry,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let layout = testkit::image::busybox(&dir.path().join("layout")).unwrap();
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let registry = Registry::start(address, &dir.path().join("registry")).unwrap();
         registry.push(&layout, "busybox", "1").unwrap();
-        (registry, dir)
-    });
-    format!("{}/busybox:1", registry.address())
+        Self { dir, registry }
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
+        for directory in hierarchy.directories(Path::new("kubepods/besteffort")) {
+            for group in names(&directory).into_iter().filter(|name| name.ends_with(&suffix(self.dir.path()))) {
+                let group = hierarchy.group(format!("kubepods/besteffort/{group}"));
+                while group.exists() {
+                    group.kill().unwrap();
+                    let _ = group.delete(); // Until the last of its processes has ended.
+                }
+            }
+        }
+    }
+}
+
+/// What the uids of a test's pods end with: they name control groups of this machine.
+fn suffix(dir: &Path) -> String {
+    dir.file_name().unwrap().to_string_lossy().trim_start_matches('.').to_owned()
 }
 
 struct NoKeys;
@@ -62,20 +88,34 @@ pub(crate) struct Node {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) images: Arc<ImageServer>,
     pub(crate) kubelet: Kubelet,
+    pub(crate) registry: Pid,
+    image: String,
     dir: PathBuf,
 }
 
 impl Node {
-    async fn start(dir: &Path, zygote: Zygote) -> Self {
+    async fn start(ground: &Ground, zygote: Zygote) -> Self {
+        let dir = ground.dir.path();
         let images = Images::open(image::Config::new(dir.join("images"))).unwrap();
-        let network = Network::new(network::Config::new(dir.join("run/network"))).unwrap();
+        let mut network = network::Config::new(dir.join("run/network"));
+        network.cni_conf_dir = dir.join("cni");
+        network.cni_bin_dirs = vec![dir.join("cni")];
+        network.cni_state_dir = dir.join("run/cni");
+        let network = Network::new(network).unwrap();
         let config = runtime::Config::new(dir.join("state"), dir.join("run"));
         let parts = runtime::Parts { images: images.clone(), network, zygote };
         let runtime = Runtime::start(config, parts).await.unwrap();
         let images = Arc::new(ImageServer::new(images, runtime.clone()));
         let desk = Arc::new(Desk::new());
         let kubelet = start_kubelet(dir, &desk, runtime.clone(), images.clone()).await;
-        Self { desk, runtime, images, kubelet, dir: dir.to_owned() }
+        let registry = Pid::from_raw(i32::try_from(ground.registry.pid()).unwrap()).unwrap();
+        let image = format!("{}/busybox:1", ground.registry.address());
+        Self { desk, runtime, images, kubelet, registry, image, dir: dir.to_owned() }
+    }
+
+    /// The image in the registry.
+    pub(crate) fn image(&self) -> &str {
+        &self.image
     }
 
     /// A place of this node.
@@ -85,7 +125,7 @@ impl Node {
 
     /// Wants a pod with one container that runs `script`; `more` is merged into the container.
     pub(crate) fn want(&self, name: &str, script: &str, more: serde_json::Value) {
-        let mut container = serde_json::json!({ "name": "c", "image": image(), "command": ["sh", "-c", script] });
+        let mut container = serde_json::json!({ "name": "c", "image": self.image, "command": ["sh", "-c", script] });
         container.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
         self.want_spec(name, serde_json::json!({ "terminationGracePeriodSeconds": 1, "containers": [container] }));
     }
@@ -94,10 +134,9 @@ impl Node {
         self.desk.want(name, &self.uid(name), spec);
     }
 
-    /// A uid that no other test has: it names control groups of this machine.
+    /// A uid that no other test has.
     pub(crate) fn uid(&self, name: &str) -> String {
-        let dir = self.dir.file_name().unwrap().to_string_lossy().trim_start_matches('.').to_owned();
-        format!("{name}-{dir}")
+        format!("{name}-{}", suffix(&self.dir))
     }
 
     /// The containers that the runtime has of a pod.
@@ -108,12 +147,28 @@ impl Node {
         self.runtime.list_containers(request).await.unwrap().containers
     }
 
+    /// Waits until a file or directory of the node is gone.
+    pub(crate) async fn vanished(&self, path: &Path) {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&watch, path.parent().unwrap(), inotify::WatchFlags::DELETE).unwrap();
+        let path = path.to_owned();
+        let gone = tokio::task::spawn_blocking(move || {
+            while path.exists() {
+                sys::rustix::io::read(&watch, &mut [0u8; 4096]).unwrap();
+            }
+        });
+        tokio::time::timeout(LIMIT, gone).await.expect("it does not go").unwrap();
+    }
+
     /// Deletes all pods, and checks that nothing of them is left.
     async fn down(self) {
         for pod in cluster::Source::store(&*self.desk).pods().list() {
             self.desk.delete(pod.metadata.name.as_deref().unwrap(), 0);
         }
         self.desk.when("all pods are gone", |desk| cluster::Source::store(desk).pods().is_empty()).await;
+        for name in ["kubelet/pods", "logs", "records"] {
+            assert_eq!(names(&self.path(name)), Vec::<String>::new(), "{name} is not empty");
+        }
         stopped(&self.kubelet).await;
         self.runtime.shutdown().await.unwrap();
         let left = self.runtime.fsck().await.unwrap();
@@ -121,9 +176,6 @@ impl Node {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let here = self.dir.to_string_lossy().into_owned();
         assert!(!mounts.contains(&here), "a mount is left: {mounts}");
-        for name in ["kubelet/pods", "logs", "records"] {
-            assert_eq!(names(&self.path(name)), Vec::<String>::new(), "{name} is not empty");
-        }
     }
 }
 
@@ -183,11 +235,10 @@ fn zygote() -> Zygote {
 
 /// Runs a test on a fresh node and checks that it leaves nothing.
 pub(crate) fn on_a_node<F: Future<Output = Node>>(test: impl FnOnce(Node) -> F) {
-    image();
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let ground = Ground::new();
     let zygote = zygote();
     run(async {
-        let node = Node::start(dir.path(), zygote).await;
+        let node = Node::start(&ground, zygote).await;
         test(node).await.down().await;
     });
 }

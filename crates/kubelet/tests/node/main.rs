@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod desk;
+mod endings;
 mod fixture;
 mod workers;
 
@@ -17,6 +18,6 @@ use testkit::serial::Test;
 fn main() -> ExitCode {
     image::worker::maybe_run();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all: Vec<Test> = [workers::TESTS].concat();
+    let all: Vec<Test> = [workers::TESTS, endings::TESTS].concat();
     testkit::serial::main(&all, missing)
 }
