@@ -5,6 +5,8 @@ mod check;
 mod cli;
 mod node;
 
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
@@ -18,7 +20,7 @@ const FAILED: u8 = 1;
 fn main() -> ExitCode {
     // An unpacking child is this program too; it must not get further than here.
     image::worker::maybe_run();
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(words(std::env::args_os()));
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -26,6 +28,16 @@ fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// The command line; by the name of an upstream program it is that program's.
+fn words(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = given.collect();
+    let name = words.first().map(Path::new).and_then(Path::file_name).map(OsStr::to_owned);
+    if name.is_some_and(|name| name == "kubelet") {
+        words.insert(1, "node".into());
+    }
+    words
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -76,4 +88,28 @@ async fn ask(client: &Client, command: Command) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_the_name_of_kubelet_the_flags_are_its() {
+        let line = [
+            "/usr/bin/kubelet",
+            "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf",
+            "--kubeconfig=/etc/kubernetes/kubelet.conf",
+            "--config=/var/lib/kubelet/config.yaml",
+            "--container-runtime-endpoint=unix:///run/orlop/cri.sock",
+            "--node-labels=a=b,c=d",
+            "--fail-swap-on=false",
+            "--register-with-taints=x=y:NoSchedule",
+        ];
+        let arguments = Arguments::parse_from(words(line.iter().map(OsString::from)));
+        let Command::Node(options) = arguments.command else { panic!("not a node") };
+        assert_eq!(options.node_labels, ["a=b", "c=d"]);
+        let given: Vec<_> = options.configuration.given.iter().map(|(flag, _)| flag.as_str()).collect();
+        assert_eq!(given, ["fail-swap-on", "register-with-taints", "container-runtime-endpoint"]);
+    }
 }

@@ -184,7 +184,7 @@ pub const LEAVES: &[Leaf] = &[
     leaf("registerNode", Bool, "true", "register-node", Honoured),
     leaf("tracing", Other, "", "", NotYet),
     leaf("localStorageCapacityIsolation", Bool, "true", "local-storage-capacity-isolation", NotYet),
-    leaf("containerRuntimeEndpoint", Text, "unix:///run/containerd/containerd.sock", "container-runtime-endpoint", NotYet),
+    leaf("containerRuntimeEndpoint", Text, "unix:///run/containerd/containerd.sock", "container-runtime-endpoint", Honoured),
     leaf("imageServiceEndpoint", Text, "", "image-service-endpoint", NotYet),
     leaf("failCgroupV1", Bool, "true", "fail-cgroupv1", NotYet),
     leaf("userNamespaces.idsPerPod", Integer, "65536", "", NotYet),];

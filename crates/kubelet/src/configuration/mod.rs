@@ -168,16 +168,31 @@ fn warning(leaf: &Leaf, written: &Value) -> Option<String> {
 fn is_default(leaf: &Leaf, value: &Value) -> bool {
     let default = (!leaf.default.is_empty()).then(|| merge::value_of(leaf.kind, leaf.default).ok()).flatten();
     match (leaf.kind, value) {
-        (_, Value::Null) => true,
-        (_, Value::Array(items)) if items.is_empty() => true,
-        (_, Value::Object(fields)) if fields.is_empty() => true,
+        (_, value) if is_nothing(value) => true,
         (Kind::Duration, Value::String(text)) => {
             let span = spans::parse(text);
             span.is_some_and(|span| span.is_zero()) || span == spans::parse(leaf.default)
         }
-        (_, Value::String(text)) if text.is_empty() => true,
-        (_, value) if default.is_none() => *value == Value::Bool(false) || value.as_i64() == Some(0),
+        (_, Value::Bool(false)) | (_, Value::Number(_)) if default.is_none() => {
+            *value == Value::Bool(false) || value.as_i64() == Some(0)
+        }
         (_, value) => Some(value) == default.as_ref(),
+    }
+}
+
+/// Structures of nothing but zeros are what kubeadm writes for whatever it leaves alone.
+fn is_nothing(value: &Value) -> bool {
+    let zero = |value: &Value| match value {
+        Value::Bool(set) => !set,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty() || text == "0" || spans::parse(text).is_some_and(|span| span.is_zero()),
+        value => is_nothing(value),
+    };
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(zero),
+        _ => false,
     }
 }
 
@@ -232,7 +247,7 @@ staticPodPath: /etc/kubernetes/manifests
             Some(Path::new("/etc/kubernetes/pki/ca.crt"))
         );
         let warned: Vec<&str> = loaded.warnings.iter().filter_map(|line| line.split_whitespace().next()).collect();
-        assert_eq!(warned, ["staticPodPath", "cgroupDriver", "logging"]);
+        assert_eq!(warned, ["staticPodPath", "cgroupDriver"]);
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct Configuration {
     pub node_lease_duration_s: i32,
     /// Most pods.
     pub max_pods: u32,
+    /// The socket of the container runtime.
+    pub container_runtime_endpoint: Option<String>,
     /// Addresses of pods, if the cluster does not say.
     pub pod_cidr: Option<String>,
     /// The group in which the tree of the pods' groups stands, without a slash in front; empty for the root.
@@ -114,6 +116,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         node_status_report_frequency: report.or(update).unwrap_or(Duration::from_secs(300)),
         node_lease_duration_s: reader.number("nodeLeaseDurationSeconds", 40),
         max_pods: reader.number("maxPods", 110),
+        container_runtime_endpoint: reader.text("containerRuntimeEndpoint"),
         pod_cidr: reader.text("podCIDR"),
         cgroup_root: reader.text("cgroupRoot").unwrap_or_default().trim_matches('/').into(),
         resolv_conf: reader.file("resolvConf").unwrap_or_else(|| "/etc/resolv.conf".into()),

@@ -150,6 +150,13 @@ impl MemberSettings {
         if let (None, Some(text)) = (&options.node.pod_cidr, &written_cidr) {
             node.pods = faults.range("podCIDR", text);
         }
+        let own = format!("unix://{}", node.cri_socket.display());
+        let other = loaded.as_ref().and_then(|loaded| loaded.configuration.container_runtime_endpoint.as_ref());
+        if let Some(other) = other.filter(|other| **other != own) {
+            faults
+                .0
+                .push(format!("containerRuntimeEndpoint is {other}, but this node is its own runtime; write {own}"));
+        }
         let services = options.service_cidr.as_deref().map(|text| faults.range("--service-cidr", text));
         match &options.bootstrap_kubeconfig {
             // It is written when the node has joined.

@@ -61,7 +61,10 @@ impl Part {
             Self::Vm => vm::run(count),
             Self::Voyage => voyage(options, count, crate::demo::once),
             Self::Trials => voyage(options, count, crate::demo::try_faults),
-            Self::Member => voyage(options, count, crate::member::run),
+            Self::Member => {
+                voyage(options, count, crate::member::run)?;
+                voyage(options, count, crate::member::kubeadm::run)
+            }
         }
     }
 }
