@@ -52,8 +52,26 @@ impl Clock {
 }
 
 struct Content<T> {
-    objects: BTreeMap<Key, Arc<T>>,
+    objects: BTreeMap<Key, Slot<T>>,
     watchers: Vec<Weak<Dirty>>,
+    /// Objects are dropped when all watchers have seen them.
+    is_passing: bool,
+}
+
+/// What a table has of an object.
+enum Slot<T> {
+    Held(Arc<T>),
+    /// It was dropped; this was its version.
+    Seen(Option<Box<str>>),
+}
+
+impl<T> Slot<T> {
+    fn held(&self) -> Option<&Arc<T>> {
+        match self {
+            Slot::Held(object) => Some(object),
+            Slot::Seen(_) => None,
+        }
+    }
 }
 
 /// What one watcher has not seen yet.
@@ -87,7 +105,7 @@ pub struct Watch<T> {
 
 impl<T: Object> Table<T> {
     pub(crate) fn new(version: Arc<Clock>) -> Self {
-        let content = Mutex::new(Content { objects: BTreeMap::new(), watchers: Vec::new() });
+        let content = Mutex::new(Content { objects: BTreeMap::new(), watchers: Vec::new(), is_passing: false });
         Table { shared: Arc::new(Shared { content, version, synced: watch::Sender::new(false) }) }
     }
 
@@ -103,21 +121,29 @@ impl<T: Object> Table<T> {
         synced.wait_for(|synced| *synced).await.expect("the sender lives in the table, which self holds");
     }
 
+    /// From now on each object is dropped when all watches that there are have seen it: for objects that are many and
+    /// large, and of which the watchers keep what they need. The table goes on to know which there are; `get` and the
+    /// lists no longer have those that were seen, and a watch that comes later does not hear of them.
+    pub fn let_pass(&self) {
+        self.lock().is_passing = true;
+    }
+
     /// The latest version of an object.
     pub fn get(&self, key: &Key) -> Option<Arc<T>> {
-        self.lock().objects.get(key).cloned()
+        self.lock().objects.get(key)?.held().cloned()
     }
 
     /// All objects, by namespace and name.
     pub fn list(&self) -> Vec<Arc<T>> {
-        self.lock().objects.values().cloned().collect()
+        self.lock().objects.values().filter_map(Slot::held).cloned().collect()
     }
 
     /// All objects of one namespace, by name.
     pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<T>> {
         let content = self.lock();
         let from = content.objects.range(Key::new(namespace, "")..);
-        from.take_while(|(key, _)| key.namespace() == namespace).map(|(_, object)| object.clone()).collect()
+        let inside = from.take_while(|(key, _)| key.namespace() == namespace);
+        inside.filter_map(|(_, slot)| slot.held()).cloned().collect()
     }
 
     /// The keys of all objects, by namespace and name.
@@ -127,7 +153,9 @@ impl<T: Object> Table<T> {
 
     /// The object with this uid.
     pub fn find_uid(&self, uid: &str) -> Option<Arc<T>> {
-        self.lock().objects.values().find(|object| object.metadata().uid.as_deref() == Some(uid)).cloned()
+        let content = self.lock();
+        let mut held = content.objects.values().filter_map(Slot::held);
+        held.find(|object| object.metadata().uid.as_deref() == Some(uid)).cloned()
     }
 
     /// How many objects there are.
@@ -157,24 +185,28 @@ impl<T: Object> Table<T> {
     /// Changes an object in place, atomically; `None` when there is no such object. `change` must not rename it.
     pub fn update(&self, key: &Key, change: impl FnOnce(&mut T)) -> Option<Arc<T>> {
         let mut content = self.lock();
-        let mut object = T::clone(content.objects.get(key)?);
+        let mut object = T::clone(content.objects.get(key)?.held()?);
         change(&mut object);
         Some(content.put(key.clone(), object, &self.shared.version))
     }
 
-    /// Removes an object and returns its last version.
+    /// Removes an object and returns its last version, if the table has that.
     pub fn remove(&self, key: &Key) -> Option<Arc<T>> {
         let mut content = self.lock();
-        let object = content.objects.remove(key)?;
+        let slot = content.objects.remove(key)?;
         self.shared.version.tick();
         content.mark_dirty(key);
-        Some(object)
+        match slot {
+            Slot::Held(object) => Some(object),
+            Slot::Seen(_) => None,
+        }
     }
 
     /// Subscribes: first every object that is there now, then every one that changes.
     pub fn watch(&self) -> Watch<T> {
         let mut content = self.lock();
-        let order: VecDeque<Key> = content.objects.keys().cloned().collect();
+        let held = content.objects.iter().filter(|(_, slot)| slot.held().is_some());
+        let order: VecDeque<Key> = held.map(|(key, _)| key.clone()).collect();
         let present = order.iter().cloned().collect();
         let dirty = Arc::new(Dirty { keys: Mutex::new(DirtyKeys { order, present }), notify: Notify::new() });
         content.watchers.push(Arc::downgrade(&dirty));
@@ -189,7 +221,7 @@ impl<T: Object> Table<T> {
 
 impl<T: Object> Content<T> {
     fn put(&mut self, key: Key, mut object: T, version: &Clock) -> Arc<T> {
-        if let Some(old) = self.objects.get(&key) {
+        if let Some(old) = self.objects.get(&key).and_then(Slot::held) {
             object.metadata_mut().resource_version.clone_from(&old.metadata().resource_version);
             if **old == object {
                 return old.clone();
@@ -200,8 +232,10 @@ impl<T: Object> Content<T> {
     }
 
     fn mirror(&mut self, key: Key, object: T, version: &Clock) -> Arc<T> {
-        if let Some(old) = self.objects.get(&key).filter(|old| ***old == object) {
-            return old.clone();
+        match self.objects.get(&key) {
+            Some(Slot::Held(old)) if **old == object => return old.clone(),
+            Some(Slot::Seen(version)) if *version == version_of(&object) => return Arc::new(object),
+            _ => {}
         }
         version.tick();
         self.insert(key, object)
@@ -209,14 +243,29 @@ impl<T: Object> Content<T> {
 
     fn insert(&mut self, key: Key, object: T) -> Arc<T> {
         let object = Arc::new(object);
-        self.objects.insert(key.clone(), object.clone());
+        self.objects.insert(key.clone(), Slot::Held(object.clone()));
         self.mark_dirty(&key);
         object
+    }
+
+    /// The latest version for a watcher, who has it now.
+    fn show(&mut self, key: &Key) -> Option<Arc<T>> {
+        let slot = self.objects.get_mut(key)?;
+        let object = slot.held().cloned()?;
+        let waits = |watcher: &Weak<Dirty>| watcher.upgrade().is_some_and(|dirty| dirty.lock().present.contains(key));
+        if self.is_passing && !self.watchers.iter().any(waits) {
+            *slot = Slot::Seen(version_of(&*object));
+        }
+        Some(object)
     }
 
     fn mark_dirty(&mut self, key: &Key) {
         self.watchers.retain(|watcher| watcher.upgrade().is_some_and(|dirty| dirty.mark(key)));
     }
+}
+
+fn version_of<T: Object>(object: &T) -> Option<Box<str>> {
+    object.metadata().resource_version.as_deref().map(Into::into)
 }
 
 impl Dirty {
@@ -255,8 +304,10 @@ impl<T: Object> Watch<T> {
 
     /// The next object that changed, if one is waiting.
     pub fn try_next(&mut self) -> Option<Change<T>> {
+        // In this order, so that no other watcher takes the object away between the two.
+        let mut content = self.table.lock();
         let key = self.dirty.pop()?;
-        let object = self.table.get(&key);
+        let object = content.show(&key);
         Some(Change { key, object })
     }
 
@@ -351,6 +402,30 @@ mod tests {
         object.metadata.resource_version = Some("78".into());
         table.mirror(object);
         assert!(watch.try_next().is_some());
+    }
+
+    #[test]
+    fn what_passes_is_shown_once_and_dropped() {
+        let table = table();
+        table.let_pass();
+        let (mut one, mut two) = (table.watch(), table.watch());
+        let versioned = |name: &str, version: &str| {
+            let mut object = config_map(name, 1);
+            object.metadata.resource_version = Some(version.into());
+            object
+        };
+        table.mirror(versioned("a", "5"));
+        assert!(one.try_next().unwrap().object.is_some());
+        assert!(table.get(&Key::new("default", "a")).is_some(), "the other has not seen it");
+        let weak = Arc::downgrade(&two.try_next().unwrap().object.unwrap());
+        assert!(weak.upgrade().is_none() && table.list().is_empty() && table.len() == 1);
+        table.mirror(versioned("a", "5"));
+        assert!(one.try_next().is_none() && table.watch().try_next().is_none(), "the same version is no news");
+        table.mirror(versioned("a", "6"));
+        assert!(one.try_next().unwrap().object.is_some());
+        table.remove(&Key::new("default", "a"));
+        assert!(one.try_next().unwrap().object.is_none() && two.try_next().unwrap().object.is_none());
+        assert!(table.is_empty());
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::{EventKind, Key, Source, Watch, event_about};
+use cluster::{EventKind, Key, Source, Store, Watch, event_about};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use service::{Frontend, Model, Problem};
@@ -120,12 +120,7 @@ impl Sync {
         let stop = self.stop.clone();
         // Each step that the cancellation may cut short is one that waits; the kernel's work is never left half-way.
         let store = self.source.store().clone();
-        let known = async {
-            store.services().synced().await;
-            store.endpoint_slices().synced().await;
-            store.nodes().synced().await;
-        };
-        if stop.run_until_cancelled(known).await.is_some() {
+        if stop.run_until_cancelled(self.know(store)).await.is_some() {
             loop {
                 self.take_changes().await;
                 self.look().await;
@@ -137,6 +132,24 @@ impl Sync {
             }
         }
         self.kernel.expect("it comes back from each loan")
+    }
+
+    /// Takes in what comes until everything has come that was there at the start. Cancel-safe.
+    async fn know(&mut self, store: Store) {
+        let known = async {
+            store.services().synced().await;
+            store.endpoint_slices().synced().await;
+            store.nodes().synced().await;
+        };
+        tokio::pin!(known);
+        loop {
+            tokio::select! {
+                () = &mut known => return,
+                change = self.services.next() => self.set_service(change),
+                change = self.slices.next() => self.set_slice(change),
+                change = self.nodes.next() => self.set_node(change),
+            }
+        }
     }
 
     /// Returns when there is something to do and the pace allows it.

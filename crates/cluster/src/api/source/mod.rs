@@ -113,6 +113,8 @@ impl ApiSource {
             tasks.spawn(attend(store.clone(), objects.clone(), statuses.clone()));
         }
         if let Some(proxy) = &proxy {
+            // A proxy keeps of them what it needs; together they would be the largest part of its memory.
+            store.endpoint_slices().let_pass();
             let slices = Selection::all().labels(&format!("!{HEADLESS},!{PROXY_NAME}"));
             let slices = follow(proxy, slices, Cut { table: store.endpoint_slices().clone(), cut: trim::slice });
             mark_synced(&mut tasks, &slices, store.endpoint_slices());

@@ -9,6 +9,12 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// What a Service's annotations tell a proxy.
 const SERVICE_ANNOTATIONS: [&str; 1] = ["service.beta.kubernetes.io/load-balancer-source-ranges"];
 
+/// And its labels.
+const SERVICE_LABELS: [&str; 1] = ["service.kubernetes.io/service-proxy-name"];
+/// And those of a slice.
+const SLICE_LABELS: [&str; 3] =
+    ["kubernetes.io/service-name", "service.kubernetes.io/headless", "service.kubernetes.io/service-proxy-name"];
+
 /// Removes the copy of itself.
 pub(super) fn annotations(metadata: &mut ObjectMeta) {
     keep_annotations(metadata, |name| name != LAST_APPLIED);
@@ -17,12 +23,25 @@ pub(super) fn annotations(metadata: &mut ObjectMeta) {
 /// Leaves of a Service what proxies and the environment of pods are made from.
 pub(super) fn service(service: &mut Service) {
     keep_annotations(&mut service.metadata, |name| SERVICE_ANNOTATIONS.contains(&name));
+    keep_labels(&mut service.metadata, |name| SERVICE_LABELS.contains(&name));
     history(&mut service.metadata);
+    if let Some(spec) = &mut service.spec {
+        spec.selector = None;
+        spec.ip_families = None;
+        spec.ip_family_policy = None;
+        spec.cluster_ips.iter_mut().for_each(Vec::shrink_to_fit);
+        spec.ports.iter_mut().for_each(Vec::shrink_to_fit);
+    }
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    if balancer.is_none_or(|balancer| balancer.ingress.is_none()) {
+        service.status = None;
+    }
 }
 
 /// Leaves of an EndpointSlice what proxies are made from.
 pub(super) fn slice(slice: &mut EndpointSlice) {
     slice.metadata.annotations = None;
+    keep_labels(&mut slice.metadata, |name| SLICE_LABELS.contains(&name));
     history(&mut slice.metadata);
     for endpoint in slice.endpoints.iter_mut().flatten() {
         endpoint.deprecated_topology = None;
@@ -40,6 +59,15 @@ fn keep_annotations(metadata: &mut ObjectMeta, keep: impl Fn(&str) -> bool) {
         annotations.retain(|name, _| keep(name));
         if annotations.is_empty() {
             metadata.annotations = None;
+        }
+    }
+}
+
+fn keep_labels(metadata: &mut ObjectMeta, keep: impl Fn(&str) -> bool) {
+    if let Some(labels) = &mut metadata.labels {
+        labels.retain(|name, _| keep(name));
+        if labels.is_empty() {
+            metadata.labels = None;
         }
     }
 }
