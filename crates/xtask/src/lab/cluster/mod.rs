@@ -238,8 +238,10 @@ fn guide(options: &Up, dir: &Path) -> String {
         ("shell -- kubectl get nodes", "one command"),
         ("down", if options.detach { "ends it" } else { "ends it, as Ctrl-C does here" }),
     ];
-    for (words, effect) in commands {
-        text += &format!("  {:<53} {effect}\n", command_line(dir, words));
+    let lines = commands.map(|(words, effect)| (command_line(dir, words), effect));
+    let width = lines.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
+    for (line, effect) in lines {
+        text += &format!("  {line:<width$}  {effect}\n");
     }
     text
 }
