@@ -206,6 +206,11 @@ const TOOLS: &[Tool] = &[
     Tool { program: "/usr/include/seccomp.h", deb: "libseccomp-dev", rpm: "libseccomp-devel" },
 ];
 
+/// The version of Kubernetes, as `v1.37.2`.
+pub fn kubernetes_version() -> &'static str {
+    KUBERNETES.version
+}
+
 /// The reference in a few words.
 pub fn reference_name() -> String {
     let version = |program: Program| program.module.short_version();

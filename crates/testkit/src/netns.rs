@@ -23,12 +23,12 @@ pub fn enter_private() -> anyhow::Result<()> {
 }
 
 /// Gives the calling thread's network namespace one more address of its own, on loopback: others on its bridges and links
-/// reach it by that.
+/// reach it by that. Nothing happens when it has it.
 ///
 /// # Errors
 /// Needs CAP_NET_ADMIN.
 pub fn add_address(address: IpAddr) -> anyhow::Result<()> {
-    host::run(Command::new("ip").args(["address", "add", &address.to_string(), "dev", "lo"]))
+    host::run(Command::new("ip").args(["address", "replace", &address.to_string(), "dev", "lo"]))
 }
 
 /// Whether the calling thread is outside the first process's network namespace.

@@ -14,6 +14,8 @@ use testkit::control_plane::{self, ControlPlane, Options, Part};
 use testkit::serial::{self, Test};
 use testkit::{go, host, netns};
 
+const ADDRESS: [u8; 4] = [198, 18, 0, 1];
+
 const LIMIT: Duration = Duration::from_secs(60);
 
 const TESTS: &[Test] = &[
@@ -22,6 +24,7 @@ const TESTS: &[Test] = &[
     ("the_api_server_goes_and_comes_back", the_api_server_goes_and_comes_back),
     ("a_bootstrap_token_brings_a_signed_certificate", a_bootstrap_token_brings_a_signed_certificate),
     ("controllers_and_scheduler_work", controllers_and_scheduler_work),
+    ("kubeadm_finds_what_it_reads_to_join", kubeadm_finds_what_it_reads_to_join),
     ("names_of_services_are_answered", names_of_services_are_answered),
 ];
 
@@ -36,7 +39,7 @@ fn main() -> ExitCode {
 
 /// From the cache, after `main` has built them outside of the private network.
 fn programs() -> anyhow::Result<PathBuf> {
-    control_plane::build_with(&[go::COREDNS])
+    control_plane::build_with(&[go::KUBEADM, go::COREDNS])
 }
 
 struct Lab {
@@ -47,6 +50,12 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         Self::with(Options::default())
+    }
+
+    /// At an address that others reach.
+    fn reachable() -> Self {
+        netns::add_address(ADDRESS.into()).unwrap();
+        Self::with(Options { address: ADDRESS.into(), ..Options::default() })
     }
 
     fn with(options: Options) -> Self {
@@ -195,6 +204,21 @@ fn controllers_and_scheduler_work() {
     api.wait_gone("/api/v1/namespaces/default/pods", &pod, LIMIT).unwrap();
 }
 
+fn kubeadm_finds_what_it_reads_to_join() {
+    let mut lab = Lab::reachable();
+    lab.plane.run(Part::ControllerManager).unwrap();
+    let join = lab.plane.prepare_join().unwrap();
+    // The controller manager signs what the token shall be trusted with.
+    let signed = |map: &Value| map["data"]["jws-kubeconfig-lab000"].is_string();
+    lab.plane.api().wait("/api/v1/namespaces/kube-public/configmaps", "cluster-info", LIMIT, signed).unwrap();
+    let mut kubeadm = std::process::Command::new(programs().unwrap().join("kubeadm"));
+    kubeadm.args(["join", "phase", "preflight"]).args(join.arguments());
+    // Nothing of this machine is of interest here.
+    kubeadm.args(["--ignore-preflight-errors=all", "--node-name=n", "--cri-socket=unix:///run/none.sock"]);
+    let said = String::from_utf8(host::output(&mut kubeadm).unwrap()).unwrap();
+    assert!(said.contains("Reading configuration from the \"kubeadm-config\" ConfigMap"), "{said}");
+}
+
 /// A question for the IPv4 address of `name` (RFC 1035, section 4).
 fn dns_question(name: &str) -> Vec<u8> {
     let header = [0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
@@ -205,9 +229,7 @@ fn dns_question(name: &str) -> Vec<u8> {
 }
 
 fn names_of_services_are_answered() {
-    let address = [198, 18, 0, 1];
-    netns::add_address(address.into()).unwrap();
-    let mut lab = Lab::with(Options { address: address.into(), ..Options::default() });
+    let mut lab = Lab::reachable();
     let api = lab.plane.api();
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let endpoint = |slice: &Value| slice["endpoints"][0]["addresses"][0] == "198.18.0.1";
@@ -218,7 +240,7 @@ fn names_of_services_are_answered() {
     let question = dns_question("kubernetes.default.svc.cluster.local");
     let mut answer = [0; 512];
     let mut ask = || {
-        socket.send_to(&question, (Ipv4Addr::from(address), 53)).unwrap();
+        socket.send_to(&question, (Ipv4Addr::from(ADDRESS), 53)).unwrap();
         socket.recv(&mut answer).ok() // a datagram may be lost, as for every client
     };
     let size = (0..10).find_map(|_| ask()).expect("an answer");

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::json;
 
 use super::Options;
@@ -28,9 +28,7 @@ pub(super) fn write_config(file: &Path, kubeconfig: &Path, address: IpAddr) -> a
 
 /// Makes the Service `kube-dns`, as pods expect it, and grants the server what it has to see.
 pub(super) fn ensure_objects(api: &Api, options: &Options) -> anyhow::Result<()> {
-    if options.address.is_loopback() {
-        bail!("pods cannot reach a name server on {}; give the control plane another address", options.address);
-    }
+    let address = options.reachable_address()?;
     let rule = |group: &str, resources: &[&str]| json!({ "apiGroups": [group], "resources": resources, "verbs": ["list", "watch"] });
     let role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": USER },
@@ -51,12 +49,12 @@ pub(super) fn ensure_objects(api: &Api, options: &Options) -> anyhow::Result<()>
         "spec": { "clusterIP": options.dns_address()?, "ports": ports },
     });
     api.ensure("/api/v1/namespaces/kube-system/services", &service)?;
-    let family = if options.address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": { "name": "kube-dns-lab", "labels": { "kubernetes.io/service-name": "kube-dns" } },
         "addressType": family, "ports": ports,
-        "endpoints": [{ "addresses": [options.address], "conditions": { "ready": true } }],
+        "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
     });
     api.ensure("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", &slice)
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use super::pki::Pki;
 use super::{API_PORT, Part};
@@ -58,6 +58,14 @@ impl Options {
     /// The range of Services is none of IPv4.
     pub fn dns_address(&self) -> anyhow::Result<Ipv4Addr> {
         self.service_address(10)
+    }
+
+    /// The address, if others than this network namespace can reach it.
+    pub(super) fn reachable_address(&self) -> anyhow::Result<IpAddr> {
+        if self.address.is_loopback() {
+            bail!("nobody else reaches {}; give the control plane another address (Options::address)", self.address);
+        }
+        Ok(self.address)
     }
 
     /// The address number `index` of the (first) range of Services.

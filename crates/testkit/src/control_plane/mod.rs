@@ -13,6 +13,7 @@
 
 mod dns;
 mod flags;
+mod join;
 mod kubeconfig;
 mod pki;
 
@@ -34,6 +35,7 @@ use crate::host::{self, Tool};
 use pki::Pki;
 
 pub use flags::Options;
+pub use join::Join;
 
 /// Where the API server listens; in a network namespace of its own nobody else does.
 pub const API_PORT: u16 = 6443;

@@ -108,6 +108,9 @@ const DIR: &str = "/run/orlop-lab/cluster";
 /// Where the `hosts.toml` files lie that lead to the lab's registry.
 const HOSTS: &str = "certs.d";
 
+/// The command line with which kubeadm makes a machine a node.
+const JOIN: &str = "join.sh";
+
 /// How long ending may take.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
@@ -172,6 +175,7 @@ fn start(options: &Up, programs: &Path, dir: &Path) -> anyhow::Result<Lab> {
     }
     plane.admin_kubeconfig()?;
     plane.bootstrap_kubeconfig()?;
+    std::fs::write(dir.join(JOIN), format!("kubeadm join {}\n", plane.prepare_join()?.arguments().join(" ")))?;
     plane.proxy_kubeconfig()?;
     for node in &options.node {
         plane.node_kubeconfig(node)?;
@@ -220,6 +224,7 @@ fn guide(options: &Up, dir: &Path) -> String {
         ("all rights", at("admin.kubeconfig")),
         ("nodes", nodes.join(" ")),
         ("bootstrap", at("bootstrap.kubeconfig")),
+        ("joining", at(JOIN)),
         ("proxy", at("kube-proxy.kubeconfig")),
         ("logs", at("logs/")),
     ];
