@@ -112,6 +112,8 @@ pub fn build_with(more: &[go::Program]) -> anyhow::Result<PathBuf> {
 }
 
 /// A running control plane. It ends with this value, and with the process should that be killed.
+///
+/// It has a thread: whatever has to be forked from a process without others (a zygote) comes before.
 #[derive(Debug)]
 pub struct ControlPlane {
     programs: PathBuf,
