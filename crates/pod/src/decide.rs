@@ -247,15 +247,14 @@ impl Planner<'_> {
         for (role, container) in spec::containers(self.pod) {
             let view = self.view.containers.get(&container.name);
             let is_there = view.is_some_and(|view| view.image.is_some() || view.running.is_some());
-            let record = self.view.record.containers.get(&container.name);
-            if is_there
-                || !self.wants_start(role, container)
-                || !self.may_try(record.map_or_else(Backoff::default, |record| record.pull.backoff))
-            {
+            if is_there || !self.wants_start(role, container) {
                 continue;
             }
-            // A crashed container's image is looked at when its back-off is over, not before.
-            if record.is_none_or(|record| record.backoff.until(self.now).is_none()) {
+            let record = self.view.record.containers.get(&container.name).cloned().unwrap_or_default();
+            // That of a container which crashed is looked at when its back-off is over, not before; so is one that went
+            // missing, or a node whose images go as fast as they come would do nothing but pull.
+            let rests = record.backoff.until(self.now).is_some();
+            if self.may_try(record.pull.backoff) && !rests && self.may_try(record.create.backoff) {
                 self.push(Action::EnsureImage { container: container.name.clone() });
             }
         }

@@ -265,6 +265,13 @@ pub enum Change {
         /// The cause.
         message: String,
     },
+    /// The container's image is not on the node any more: it was removed between its pull and a start that failed.
+    ImageMissing {
+        /// The container.
+        container: String,
+    },
+    /// Some of the volumes are not there any more: an image that one of them shows was removed.
+    VolumesMissing,
     /// A run has ended.
     Exited {
         /// The container.
@@ -399,6 +406,8 @@ impl View {
                 self.record_of(&container).create.fail(&reason, &message, now);
                 return vec![Note::warning("Failed", format!("Error: {message}"), Some(container))];
             }
+            Change::ImageMissing { container } => self.container_mut(&container).image = None,
+            Change::VolumesMissing => self.volumes = Setup::Absent,
             Change::Exited { container, run } => return self.exited(pod, &container, run),
             Change::PostStarted { container, id } => self.record_of(&container).post_started = Some(id),
             Change::Probed { container, id, kind, outcome, message } => {

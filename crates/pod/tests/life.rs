@@ -193,6 +193,33 @@ fn a_deletion_aborts_what_a_start_waits_for() {
 }
 
 #[test]
+fn an_image_that_goes_missing_is_pulled_again_after_a_rest() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a", "image": "i" }] }));
+    world.apply(Change::VolumesReady);
+    world.apply(Change::SandboxReady { id: "s".into(), addresses: Vec::new() });
+    let missing = |world: &mut World| {
+        world.apply(Change::ImageReady { container: "a".into(), image: "i".into(), image_id: "i".into() });
+        let (reason, message) = ("CreateContainerError".into(), "it was removed".into());
+        world.apply(Change::StartFailed { container: "a".into(), reason, message });
+        world.apply(Change::ImageMissing { container: "a".into() });
+    };
+    missing(&mut world);
+    for rest in [1, 2, 4, 8, 10] {
+        world.settle();
+        assert_eq!(world.waiting().as_deref(), Some("CreateContainerError"));
+        world.now += SignedDuration::from_millis(rest * 1000 - 1);
+        assert_eq!(decide(&world.pod, &world.view, world.now).actions, [], "{rest} s are not over");
+        world.now += SignedDuration::from_millis(1);
+        let actions = decide(&world.pod, &world.view, world.now).actions;
+        assert_eq!(actions, [Action::EnsureImage { container: "a".into() }]);
+        missing(&mut world);
+    }
+    world.wait(10);
+    assert_eq!(world.log, ["image/a", "start/a"]);
+    assert!(world.ready());
+}
+
+#[test]
 fn a_crash_loop_waits_longer_each_time() {
     let mut world = World::new(json!({ "containers": [{ "name": "a" }] }));
     world.settle();

@@ -14,10 +14,17 @@ use crate::generate::{self, ImageUser, Request};
 use crate::probing;
 use crate::threads::patient;
 
+/// The waiting reason with which runtimes begin what they say of an image that cannot be mounted.
+const IMAGE_VOLUME: &str = "ImageVolumeMountFailed";
+
 /// Why a container was not started.
 enum Failed {
     /// The waiting reason and the cause.
     For { reason: &'static str, message: String },
+    /// Its image was removed after it was pulled.
+    NoImage { message: String },
+    /// An image that one of its volumes shows was removed after it was pulled, or cannot be mounted.
+    NoVolumeImage { message: String },
     /// Nobody wants it any more.
     Aborted,
 }
@@ -25,6 +32,18 @@ enum Failed {
 impl Failed {
     fn create(message: impl ToString) -> Self {
         Self::For { reason: "CreateContainerError", message: message.to_string() }
+    }
+
+    /// What the runtime says when it cannot create a container.
+    fn of_creation(error: cri::Error) -> Self {
+        let message = error.to_string();
+        if matches!(error, cri::Error::NotFound { kind: "image", .. }) {
+            return Self::NoImage { message };
+        }
+        match message.strip_prefix(IMAGE_VOLUME) {
+            Some(cause) => Self::NoVolumeImage { message: cause.trim_start_matches(": ").to_owned() },
+            None => Self::create(message),
+        }
     }
 }
 
@@ -35,12 +54,21 @@ impl Job {
                 self.change(Change::Started { container: name.to_owned(), id, at });
                 self.remove_old_runs(name, attempt).await;
             }
-            Err(Failed::For { reason, message }) => {
-                let (container, reason) = (name.to_owned(), reason.to_owned());
-                self.change(Change::StartFailed { container, reason, message });
+            Err(Failed::For { reason, message }) => self.start_failed(name, reason, message),
+            Err(Failed::NoImage { message }) => {
+                self.start_failed(name, "CreateContainerError", message);
+                self.change(Change::ImageMissing { container: name.to_owned() });
+            }
+            Err(Failed::NoVolumeImage { message }) => {
+                self.start_failed(name, IMAGE_VOLUME, message);
+                self.change(Change::VolumesMissing);
             }
             Err(Failed::Aborted) => {}
         }
+    }
+
+    fn start_failed(&self, name: &str, reason: &str, message: String) {
+        self.change(Change::StartFailed { container: name.to_owned(), reason: reason.to_owned(), message });
     }
 
     async fn started(&self, name: &str, attempt: u32) -> Result<(String, Timestamp), Failed> {
@@ -139,7 +167,8 @@ impl Job {
         let spec = v1::ImageSpec { image: image.to_owned(), ..v1::ImageSpec::default() };
         let request = v1::ImageStatusRequest { image: Some(spec), verbose: false };
         let answer = self.context.parts.images.image_status(request).await.map_err(Failed::create)?;
-        answer.image.as_ref().map(ImageUser::of).ok_or_else(|| Failed::create(format!("image {image} was removed")))
+        let missing = || Failed::NoImage { message: format!("image {image} was removed") };
+        answer.image.as_ref().map(ImageUser::of).ok_or_else(missing)
     }
 
     /// Creates the container. One of the same attempt is what a daemon that died in between left: it never ran.
@@ -164,9 +193,10 @@ impl Job {
             Ok(answer) => Ok(answer.container_id),
             Err(cri::Error::AlreadyExists(_)) => {
                 self.remove_attempt(sandbox, name, attempt).await?;
-                runtime.create_container(request).await.map(|answer| answer.container_id).map_err(Failed::create)
+                let created = runtime.create_container(request).await;
+                created.map(|answer| answer.container_id).map_err(Failed::of_creation)
             }
-            Err(error) => Err(Failed::create(error)),
+            Err(error) => Err(Failed::of_creation(error)),
         }
     }
 

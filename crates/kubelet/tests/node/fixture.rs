@@ -20,6 +20,7 @@ use network::Network;
 use runtime::{ImageServer, Runtime};
 use sys::rustix::fs::inotify;
 use sys::rustix::process::Pid;
+use testkit::image::Builder;
 use testkit::registry::Registry;
 
 use crate::desk::Desk;
@@ -34,7 +35,7 @@ pub(crate) fn enter_private() -> Result<(), String> {
     sys::mount::set_propagation(Path::new("/"), sys::mount::Propagation::Private, true).map_err(|e| e.to_string())
 }
 
-/// What a node stands on: a directory in memory, and a registry with one image. Both go with it, and so do pods that a test
+/// What a node stands on: a directory in memory, and a registry with two images. Both go with it, and so do pods that a test
 /// which failed has left.
 struct Ground {
     dir: tempfile::TempDir,
@@ -49,6 +50,10 @@ impl Ground {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let registry = Registry::start(address, &dir.path().join("registry")).unwrap();
         registry.push(&layout, "busybox", "1").unwrap();
+        let mut other = Builder::new(dir.path().join("other")).unwrap();
+        testkit::image::busybox_layer(&mut other).unwrap();
+        let other = other.finish(serde_json::json!({ "Env": ["OTHER=1"] })).unwrap();
+        registry.push(&other, "other", "1").unwrap();
         Self { dir, registry }
     }
 }
@@ -90,6 +95,7 @@ pub(crate) struct Node {
     pub(crate) kubelet: Kubelet,
     pub(crate) registry: Pid,
     image: String,
+    other_image: String,
     dir: PathBuf,
 }
 
@@ -109,8 +115,8 @@ impl Node {
         let desk = Arc::new(Desk::new());
         let kubelet = start_kubelet(dir, &desk, runtime.clone(), images.clone()).await;
         let registry = Pid::from_raw(i32::try_from(ground.registry.pid()).unwrap()).unwrap();
-        let image = format!("{}/busybox:1", ground.registry.address());
-        Self { desk, runtime, images, kubelet, registry, image, dir: dir.to_owned() }
+        let [image, other_image] = ["busybox", "other"].map(|name| format!("{}/{name}:1", ground.registry.address()));
+        Self { desk, runtime, images, kubelet, registry, image, other_image, dir: dir.to_owned() }
     }
 
     /// The image in the registry.
@@ -121,6 +127,11 @@ impl Node {
     /// A place of this node.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// Another image with the same content.
+    pub(crate) fn other_image(&self) -> &str {
+        &self.other_image
     }
 
     /// Wants a pod with one container that runs `script`; `more` is merged into the container.

@@ -9,6 +9,7 @@
 mod desk;
 mod endings;
 mod fixture;
+mod images;
 mod workers;
 
 use std::process::ExitCode;
@@ -18,6 +19,6 @@ use testkit::serial::Test;
 fn main() -> ExitCode {
     image::worker::maybe_run();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all: Vec<Test> = [workers::TESTS, endings::TESTS].concat();
+    let all: Vec<Test> = [workers::TESTS, endings::TESTS, images::TESTS].concat();
     testkit::serial::main(&all, missing)
 }
