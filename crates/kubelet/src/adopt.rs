@@ -128,7 +128,8 @@ pub(crate) fn exit_of(context: &Context, pod: &Pod, view: &View, status: &v1::Co
     (running && exited).then(|| Change::Exited { container: name.to_owned(), run: run_of(context, pod, status) })
 }
 
-fn name_of(status: &v1::ContainerStatus) -> &str {
+/// The name of a run's container.
+pub(crate) fn name_of(status: &v1::ContainerStatus) -> &str {
     status.metadata.as_ref().map_or("", |metadata| metadata.name.as_str())
 }
 

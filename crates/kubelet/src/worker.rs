@@ -79,7 +79,7 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
         shown: shown.clone(),
         jobs: JoinSet::new(),
         aborts: HashMap::new(),
-        early: HashMap::new(),
+        early: Early::default(),
     };
     // What is known is shown from the beginning.
     let known = match begin {
@@ -126,8 +126,8 @@ struct Worker {
     jobs: JoinSet<()>,
     /// What ends the actions under way, by their keys.
     aborts: HashMap<String, CancellationToken>,
-    /// Ends of runs whose start is still under way, by container.
-    early: HashMap<String, cri::v1::ContainerStatus>,
+    /// Ends of runs whose start is still under way.
+    early: Early,
 }
 
 impl Worker {
@@ -241,18 +241,17 @@ impl Worker {
             return;
         }
         let exited = status.state == cri::v1::ContainerState::ContainerExited as i32;
-        let name = status.metadata.as_ref().map_or("", |metadata| metadata.name.as_str());
-        if exited && self.view.is_busy(&format!("start/{name}")) {
-            self.early.insert(name.to_owned(), status.clone());
+        if exited && self.view.is_busy(&format!("start/{}", adopt::name_of(status))) {
+            self.early.note(status);
         }
     }
 
     /// What was heard of a container's end before its start was known.
     fn catch_up(&mut self, action: &Action) {
-        if let Action::Start { container, .. } = action
-            && let Some(status) = self.early.remove(container)
-            && let Some(change) = adopt::exit_of(&self.context, &self.pod, &self.view, &status)
-        {
+        let Action::Start { container, .. } = action else { return };
+        let run = self.view.running(container).map(|running| running.id.clone());
+        let ended = self.early.take(container, run.as_deref());
+        if let Some(change) = ended.and_then(|status| adopt::exit_of(&self.context, &self.pod, &self.view, &status)) {
             self.apply(change);
         }
     }
@@ -316,6 +315,26 @@ impl Worker {
     }
 }
 
+/// Runs that ended before anybody knew of their start, by id. Each event of the runtime tells of all containers of the
+/// pod, so an earlier run of the same container may be told of again meanwhile.
+#[derive(Debug, Default)]
+struct Early {
+    ended: HashMap<String, cri::v1::ContainerStatus>,
+}
+
+impl Early {
+    fn note(&mut self, status: &cri::v1::ContainerStatus) {
+        self.ended.insert(status.id.clone(), status.clone());
+    }
+
+    /// The end of a container's run, if it was heard. What was heard of other runs of it is of no use any more.
+    fn take(&mut self, container: &str, run: Option<&str>) -> Option<cri::v1::ContainerStatus> {
+        let ended = run.and_then(|run| self.ended.remove(run));
+        self.ended.retain(|_, status| adopt::name_of(status) != container);
+        ended
+    }
+}
+
 /// The time that a pod has to end; without bounds while nobody wants it to.
 fn grace_of(pod: &Pod) -> i64 {
     let wanted = pod.metadata.deletion_timestamp.is_some();
@@ -332,3 +351,26 @@ fn until(due: Timestamp) -> Duration {
 
 /// Workers by the uid of their pods.
 pub(crate) type Workers = HashMap<String, Handle>;
+
+#[cfg(test)]
+mod tests {
+    use cri::v1::{ContainerMetadata, ContainerStatus};
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_run_is_not_covered_by_that_of_an_earlier_one() {
+        let status = |id: &str, name: &str| {
+            let metadata = Some(ContainerMetadata { name: name.into(), attempt: 0 });
+            ContainerStatus { id: id.into(), metadata, ..ContainerStatus::default() }
+        };
+        let mut early = Early::default();
+        for (id, name) in [("new", "a"), ("old", "a"), ("other", "b")] {
+            early.note(&status(id, name));
+        }
+        assert_eq!(early.take("a", Some("new")).map(|status| status.id).as_deref(), Some("new"));
+        assert_eq!(early.ended.keys().collect::<Vec<_>>(), ["other"], "nothing of that container stays");
+        assert_eq!(early.take("b", None), None, "its start failed");
+        assert!(early.ended.is_empty());
+    }
+}

@@ -7,7 +7,7 @@ use std::path::Path;
 use cri::{RuntimeService as _, v1};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-use sys::rustix::process::{Pid, Signal, kill_process};
+use sys::rustix::process::{Signal, kill_process};
 use testkit::serial::Test;
 
 use crate::fixture::{LIMIT, Node, on_a_node};
