@@ -47,6 +47,55 @@ impl Reply {
     }
 }
 
+/// A connection that is open already: what is asked on it waits for no handshake. It takes one request.
+#[derive(Debug)]
+pub struct Connection {
+    host: SocketAddr,
+    stream: Stream,
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub struct Sent {
+    title: String,
+    stream: Stream,
+}
+
+impl Connection {
+    /// Sends a request and does not wait for its answer; `body` comes with its content type.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub fn send(mut self, method: &str, path: &str, body: Option<(&str, &Value)>) -> anyhow::Result<Sent> {
+        let title = format!("{method} {path}");
+        // The answer to HTTP/1.0 ends with the connection, in no chunks.
+        let mut head = format!("{title} HTTP/1.0\r\nHost: {}\r\nAccept: application/json\r\n", self.host);
+        let (kind, bytes) = match body {
+            Some((kind, value)) => (kind, serde_json::to_vec(value)?),
+            None => ("application/json", Vec::new()),
+        };
+        head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n", bytes.len());
+        self.stream.get_mut().write_all(&[head.as_bytes(), &bytes].concat())?;
+        Ok(Sent { title, stream: self.stream })
+    }
+}
+
+impl Sent {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// None within half a minute.
+    pub fn reply(mut self) -> anyhow::Result<Reply> {
+        let status = self.head()?;
+        Ok(Reply { status, body: read_rest(&mut self.stream)? })
+    }
+
+    /// Reads the head of the answer, and returns its status code.
+    fn head(&mut self) -> anyhow::Result<u16> {
+        read_head(&mut self.stream).with_context(|| self.title.clone())
+    }
+}
+
 type Stream = BufReader<StreamOwned<ClientConnection, TcpStream>>;
 
 impl Api {
@@ -179,7 +228,9 @@ impl Api {
     /// Not within `limit`, or the server refuses or goes away.
     pub fn watch(&self, path: &str, limit: Duration, mut see: impl FnMut(&mut Value) -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;
-        let (status, mut stream) = self.exchange("GET", path, None, limit)?;
+        let mut sent = self.connect(limit)?.send("GET", path, None)?;
+        let status = sent.head()?;
+        let mut stream = sent.stream;
         if status != 200 {
             bail!("the API server answered {status}: {}", read_rest(&mut stream)?);
         }
@@ -212,38 +263,28 @@ impl Api {
     /// # Errors
     /// No connection, or no answer within half a minute.
     pub fn request(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> anyhow::Result<Reply> {
-        let (status, mut stream) = self.exchange(method, path, body, REQUEST_LIMIT)?;
-        Ok(Reply { status, body: read_rest(&mut stream)? })
+        self.connection()?.send(method, path, body)?.reply()
     }
 
-    /// Sends a request and reads the head of its answer. HTTP/1.0: the answer ends with the connection, in no chunks.
-    fn exchange(
-        &self,
-        method: &str,
-        path: &str,
-        body: Option<(&str, &Value)>,
-        limit: Duration,
-    ) -> anyhow::Result<(u16, Stream)> {
-        let mut stream = self.connect(limit)?;
-        let mut head = format!("{method} {path} HTTP/1.0\r\nHost: {}\r\nAccept: application/json\r\n", self.address);
-        let (kind, bytes) = match body {
-            Some((kind, value)) => (kind, serde_json::to_vec(value)?),
-            None => ("application/json", Vec::new()),
-        };
-        head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n", bytes.len());
-        stream.get_mut().write_all(&[head.as_bytes(), &bytes].concat())?;
-        let status = read_head(&mut stream).with_context(|| format!("{method} {path}"))?;
-        Ok((status, stream))
+    /// A connection for one request, open already.
+    ///
+    /// # Errors
+    /// Nobody there, or not the one who is trusted.
+    pub fn connection(&self) -> anyhow::Result<Connection> {
+        self.connect(REQUEST_LIMIT)
     }
 
-    fn connect(&self, limit: Duration) -> anyhow::Result<Stream> {
-        let socket = TcpStream::connect_timeout(&self.address, Duration::from_secs(5).min(limit))
+    fn connect(&self, limit: Duration) -> anyhow::Result<Connection> {
+        let mut socket = TcpStream::connect_timeout(&self.address, Duration::from_secs(5).min(limit))
             .with_context(|| format!("connect to {}", self.address))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(limit))?;
         let name = ServerName::from(self.address.ip());
-        let session = ClientConnection::new(Arc::clone(&self.tls), name)?;
-        Ok(BufReader::new(StreamOwned::new(session, socket)))
+        let mut session = ClientConnection::new(Arc::clone(&self.tls), name)?;
+        while session.is_handshaking() {
+            session.complete_io(&mut socket).with_context(|| format!("greet {}", self.address))?;
+        }
+        Ok(Connection { host: self.address, stream: BufReader::new(StreamOwned::new(session, socket)) })
     }
 }
 

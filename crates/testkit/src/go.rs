@@ -217,6 +217,11 @@ pub fn reference_name() -> String {
     format!("containerd {} + runc {} + CNI bridge {}", version(CONTAINERD), version(RUNC), version(BRIDGE))
 }
 
+/// The reference's node in a few words.
+pub fn reference_node_name() -> String {
+    format!("kubelet {} + {}", KUBELET.module.short_version(), reference_name())
+}
+
 /// The program's path in the cache, built when it is not there.
 ///
 /// # Errors
