@@ -1,18 +1,67 @@
 //! What `cargo xtask bench` passes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Parser, ValueEnum};
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Measures container runtimes; started by `cargo xtask bench`.
+/// Measures orlop and what it replaces; started by `cargo xtask bench`.
 #[derive(Debug, Parser)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) work: Work,
+}
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Work {
+    /// Container runtimes over their CRI sockets
+    Runtime(RuntimeArguments),
+    /// Nodes of a real API server
+    Node(NodeArguments),
+}
+
+/// The container runtime's part.
+#[derive(Debug, Args)]
+pub(crate) struct RuntimeArguments {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// The OCI layout of the image whose pull is measured
+    #[arg(long)]
+    pub(crate) large: PathBuf,
+    /// Only these sections
+    #[arg(long, value_enum, default_values = ["pod", "exec", "stop", "many", "idle", "pull"])]
+    pub(crate) section: Vec<Section>,
+}
+
+/// The node's part.
+#[derive(Debug, Args)]
+pub(crate) struct NodeArguments {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// A directory with the programs of a control plane
+    #[arg(long)]
+    pub(crate) control_plane: PathBuf,
+    /// Only these sections
+    #[arg(long, value_enum, default_values = ["pod", "many", "idle", "config"])]
+    pub(crate) section: Vec<NodeSection>,
+    /// Pods that are created and deleted one after the other
+    #[arg(long, default_value_t = 40)]
+    pub(crate) pods: usize,
+    /// Pods that are created at once; the titles of the report say what they are by default
+    #[arg(long, default_value_t = 100)]
+    pub(crate) many: usize,
+}
+
+/// What both parts need.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
     /// The program under test
     #[arg(long)]
     pub(crate) orlop: PathBuf,
-    /// A directory with containerd, its shim, runc and the CNI plugins
+    /// A directory with containerd, its shim, runc, the CNI plugins, and for nodes the kubelet; only if it has a turn
     #[arg(long)]
-    pub(crate) reference: PathBuf,
+    reference: Option<PathBuf>,
     /// How the reference is called in the report
     #[arg(long)]
     pub(crate) reference_name: String,
@@ -22,15 +71,9 @@ pub(crate) struct Arguments {
     /// The reference's sandbox image
     #[arg(long)]
     pub(crate) pause: PathBuf,
-    /// The image whose pull is measured
-    #[arg(long)]
-    pub(crate) large: PathBuf,
     /// Only these sides
     #[arg(long, value_enum, default_values = ["orlop", "reference"])]
     pub(crate) side: Vec<SideName>,
-    /// Only these sections
-    #[arg(long, value_enum, default_values = ["pod", "exec", "stop", "many", "idle", "pull"])]
-    pub(crate) section: Vec<Section>,
     /// How often each side has its turn
     #[arg(long, default_value_t = 1)]
     pub(crate) rounds: usize,
@@ -42,12 +85,28 @@ pub(crate) struct Arguments {
     pub(crate) inside: Option<PathBuf>,
 }
 
+impl Common {
+    /// The directory of the reference's programs.
+    pub(crate) fn reference(&self) -> anyhow::Result<&Path> {
+        self.reference.as_deref().context("the reference has a turn: where are its programs (--reference)?")
+    }
+}
+
+impl Arguments {
+    pub(crate) fn common(&self) -> &Common {
+        match &self.work {
+            Work::Runtime(arguments) => &arguments.common,
+            Work::Node(arguments) => &arguments.common,
+        }
+    }
+}
+
 /// Whose turn it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SideName {
     /// The program of this workspace
     Orlop,
-    /// containerd with runc and the CNI bridge
+    /// containerd with runc and the CNI bridge, under upstream's kubelet where nodes are measured
     Reference,
 }
 
@@ -61,7 +120,7 @@ impl SideName {
     }
 }
 
-/// A part of the work.
+/// A part of a runtime's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Section {
     /// Starting one pod after the other
@@ -76,4 +135,17 @@ pub(crate) enum Section {
     Idle,
     /// Pulling and unpacking an image
     Pull,
+}
+
+/// A part of a node's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NodeSection {
+    /// Creating and deleting one pod after the other
+    Pod,
+    /// 100 pods at once, and what they cost in memory
+    Many,
+    /// What 100 pods cost in CPU time while nothing happens
+    Idle,
+    /// An edited ConfigMap on its way into pods
+    Config,
 }

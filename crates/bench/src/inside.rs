@@ -11,14 +11,14 @@ use testkit::host;
 use testkit::image::Layout;
 use testkit::registry::Registry;
 
-use crate::arguments::{Arguments, SideName};
-use crate::measure::Results;
-use crate::sections::{self, LARGE};
-use crate::side::Side;
-use crate::work::{IMAGE, Work};
+use crate::arguments::{Arguments, Common, Work};
+use crate::{node, runtime};
 
 /// Where the registry listens, in the run's own network namespace.
 const REGISTRY: ([u8; 4], u16) = ([127, 0, 0, 1], 5000);
+
+/// The image of every pod.
+pub(crate) const IMAGE: &str = "docker.io/library/busybox:latest";
 
 /// Places that daemons and plugins write to whatever their configuration says.
 const COVERED: &[&str] = &["/run", "/var/lib", "/var/log"];
@@ -30,14 +30,16 @@ pub(crate) fn results_file(scratch: &Path) -> PathBuf {
 
 /// Runs the one side that is wanted; called by [`crate::outside`].
 pub(crate) fn run(arguments: &Arguments, scratch: &Path) -> anyhow::Result<()> {
-    let [name] = arguments.side[..] else { bail!("one side at a time") };
+    let [name] = arguments.common().side[..] else { bail!("one side at a time") };
     for place in COVERED {
         mount("tmpfs", *place, "tmpfs", MountFlags::empty(), None).with_context(|| format!("cover {place}"))?;
     }
     host::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     let registry = registry(arguments, scratch)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let results = runtime.block_on(measure(name, arguments, scratch))?;
+    let results = match &arguments.work {
+        Work::Runtime(work) => runtime::run(name, work, scratch)?,
+        Work::Node(work) => node::run(name, work, scratch)?,
+    };
     drop(registry);
     let mut file = std::fs::File::create(results_file(scratch))?;
     file.write_all(&serde_json::to_vec(&results)?)?;
@@ -47,8 +49,11 @@ pub(crate) fn run(arguments: &Arguments, scratch: &Path) -> anyhow::Result<()> {
 /// A registry with the images, which stands for docker.io.
 fn registry(arguments: &Arguments, scratch: &Path) -> anyhow::Result<Registry> {
     let registry = Registry::start(SocketAddr::from(REGISTRY), &scratch.join("registry"))?;
-    let images =
-        [(&arguments.busybox, IMAGE), (&arguments.pause, "docker.io/orlop/pause:latest"), (&arguments.large, LARGE)];
+    let Common { busybox, pause, .. } = arguments.common();
+    let mut images = vec![(busybox, IMAGE), (pause, "docker.io/orlop/pause:latest")];
+    if let Work::Runtime(work) = &arguments.work {
+        images.push((&work.large, runtime::LARGE));
+    }
     for (layout, name) in images {
         let name = name.trim_start_matches("docker.io/");
         let (repository, tag) = name.split_once(':').context("names have tags")?;
@@ -60,19 +65,4 @@ fn registry(arguments: &Arguments, scratch: &Path) -> anyhow::Result<Registry> {
     let text = format!("[host.\"http://{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
     std::fs::write(place.join("hosts.toml"), text)?;
     Ok(registry)
-}
-
-async fn measure(name: SideName, arguments: &Arguments, scratch: &Path) -> anyhow::Result<Results> {
-    let mut side = Side::start(name, arguments, scratch)?;
-    let cgroup_parent = scratch.file_name().and_then(|name| name.to_str()).context("the run has a name")?.to_owned();
-    let work = Work::new(side.client()?, cgroup_parent, scratch.join("logs"));
-    let measured = async {
-        side.wait_ready(&work).await?;
-        work.pull(IMAGE).await?;
-        sections::run(&side, &work, &arguments.section).await
-    };
-    match measured.await {
-        Ok(results) => side.stop().map(|()| results),
-        Err(error) => Err(error).with_context(|| format!("{}; its log ends with:\n{}", name.word(), side.log_tail())),
-    }
 }

@@ -1,10 +1,12 @@
-//! Benchmarks of a container runtime over its CRI socket: orlop and the reference on the same work, in turn.
+//! Benchmarks of container runtimes over their CRI sockets and of nodes under an API server: orlop and the reference on the
+//! same work, in turn.
 //! `cargo xtask bench` builds what is needed and starts this program, which is built with optimisation so that the client
 //! is not what is measured.
 //!
 //! ```text
 //! outside ─ unshare ─ sh (first process, reaps) ─ inside ─┬─ registry
-//!    │                                                    └─ daemon ─ shims or keepers ─ containers
+//!    │                                                    ├─ etcd and API server, if nodes are measured
+//!    │                                                    └─ daemons ─ shims or keepers ─ containers
 //!    └─ removes the control groups, sums up, prints
 //! ```
 //!
@@ -13,14 +15,14 @@
 #![allow(clippy::disallowed_methods, reason = "a developer tool starts the programs that it measures")]
 
 mod arguments;
+mod containerd;
 mod inside;
 mod measure;
+mod node;
 mod outside;
 mod processes;
 mod report;
-mod sections;
-mod side;
-mod work;
+mod runtime;
 
 use clap::Parser as _;
 
@@ -28,7 +30,7 @@ use arguments::Arguments;
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    match &arguments.inside {
+    match &arguments.common().inside {
         Some(scratch) => inside::run(&arguments, scratch),
         None => outside::run(&arguments),
     }

@@ -22,6 +22,14 @@ pub(crate) enum Measure {
     PerPod,
     IdleCpu,
     Pull,
+    PodRunning,
+    PodGone,
+    PodsReady,
+    NodeEmpty,
+    NodeFull,
+    PerPodOfNode,
+    NodeIdleCpu,
+    ConfigMap,
 }
 
 /// How a figure is shown and judged.
@@ -53,6 +61,14 @@ impl Measure {
             Self::PerPod => about("beside the application, each pod, PSS", "MB", "≤ 0.5"),
             Self::IdleCpu => about("idle with 100 pods, of one core", "%", "≤ 0.5"),
             Self::Pull => about("pull and unpack of the large image", "s", "≤ ½ of the reference"),
+            Self::PodRunning => about("**pod created** → Running seen by a watcher", "ms", "≤ 50 (100)"),
+            Self::PodGone => about("**pod deleted** → gone, as seen by a watcher", "ms", "≤ 60"),
+            Self::PodsReady => about("100 pods created at once → all Ready", "s", "≤ 3"),
+            Self::NodeEmpty => about("daemons before these pods, RSS", "MB", ""),
+            Self::NodeFull => about("daemons with 100 pods, RSS", "MB", "≤ 40"),
+            Self::PerPodOfNode => about("beside the application, each pod, PSS", "MB", "≤ 0.5"),
+            Self::NodeIdleCpu => about("idle with 100 pods, of one core", "%", "≤ 0.5"),
+            Self::ConfigMap => about("ConfigMap edited → file in the pod", "s", "≤ 1"),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::process::{Child, Command};
 
 use anyhow::{Context as _, bail};
 
-use crate::arguments::{Arguments, SideName};
+use crate::arguments::{Arguments, Common, SideName, Work};
 use crate::inside::results_file;
 use crate::measure::Results;
 use crate::report;
@@ -15,11 +15,12 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Runs every side as often as wanted, prints the report, and writes it where asked.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let Common { side: sides, rounds, reference_name, markdown, .. } = arguments.common();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut orlop, mut reference) = (Results::default(), Results::default());
-    for round in 1..=arguments.rounds {
-        for side in &arguments.side {
-            eprintln!("{}, round {round} of {}", side.word(), arguments.rounds);
+    for round in 1..=*rounds {
+        for side in sides {
+            eprintln!("{}, round {round} of {rounds}", side.word());
             let results = runtime.block_on(turn(*side))?;
             match side {
                 SideName::Orlop => orlop.merge(results),
@@ -27,9 +28,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
         }
     }
-    println!("{}", report::table(&orlop, &reference, &arguments.reference_name));
-    if let Some(file) = &arguments.markdown {
-        let text = report::document(&orlop, &reference, &arguments.reference_name);
+    println!("{}", report::table(&orlop, &reference, reference_name));
+    if let Some(file) = markdown {
+        let about = match &arguments.work {
+            Work::Runtime(_) => &report::RUNTIME,
+            Work::Node(_) => &report::NODE,
+        };
+        let text = report::document(about, &orlop, &reference, reference_name);
         std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())

@@ -2,35 +2,116 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What a process is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The same number of them for any number of pods.
+    Daemon,
+    /// Beside each pod's application.
+    PerPod,
+}
+
+/// What a side runs beside the pods' applications.
+#[derive(Debug, Clone)]
+pub(crate) struct Crew {
+    /// The daemons' programs.
+    daemons: Vec<FileId>,
+}
+
+/// CPU time from one moment on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Meter {
+    used_ns: u64,
+    begin: Instant,
+}
+
+impl Crew {
+    /// Of daemons that run these programs.
+    pub(crate) fn new(programs: &[PathBuf]) -> std::io::Result<Self> {
+        Ok(Self { daemons: programs.iter().map(|program| FileId::of(program)).collect::<Result<_, _>>()? })
+    }
+
+    /// What a process does for this side; none for the others: applications, control planes.
+    fn role(&self, process: &Process) -> Option<Role> {
+        let is_daemons = process.file.is_some_and(|file| self.daemons.contains(&file));
+        match process.name.as_str() {
+            name if is_daemons && name.contains("keeper") => Some(Role::PerPod),
+            _ if is_daemons => Some(Role::Daemon),
+            name if name.starts_with("containerd-shim") => Some(Role::PerPod),
+            _ if process.program == Path::new("/pause") => Some(Role::PerPod),
+            _ => None,
+        }
+    }
+
+    fn processes(&self) -> impl Iterator<Item = (Role, Process)> {
+        all().into_iter().filter_map(|process| Some((self.role(&process)?, process)))
+    }
+
+    /// RSS of the daemons' processes, or PSS of those that stand beside the pods.
+    pub(crate) fn memory_mb(&self, role: Role) -> f64 {
+        let with_role = self.processes().filter(|(has, _)| *has == role);
+        let of = |process: &Process| match role {
+            Role::Daemon => process.rss_mb(),
+            Role::PerPod => process.pss_mb(),
+        };
+        with_role.map(|(_, process)| of(&process)).sum()
+    }
+
+    /// Begins to count CPU time.
+    pub(crate) fn meter(&self) -> Meter {
+        Meter { used_ns: self.cpu_ns(), begin: Instant::now() }
+    }
+
+    /// CPU time since then, in percent of one core.
+    pub(crate) fn percent_since(&self, meter: Meter) -> f64 {
+        let used = Duration::from_nanos(self.cpu_ns().saturating_sub(meter.used_ns));
+        100.0 * used.as_secs_f64() / meter.begin.elapsed().as_secs_f64()
+    }
+
+    fn cpu_ns(&self) -> u64 {
+        self.processes().map(|(_, process)| process.cpu_ns()).sum()
+    }
+}
 
 /// A process of this namespace.
 #[derive(Debug, Clone)]
-pub(crate) struct Process {
+struct Process {
     dir: PathBuf,
     /// The name of its first thread, 15 bytes at most.
-    pub(crate) name: String,
+    name: String,
     /// The path of its program in its own mount namespace; empty when it has ended.
-    pub(crate) program: PathBuf,
+    program: PathBuf,
     /// Its program; `None` when it has ended.
     file: Option<FileId>,
 }
 
 /// A file by device and inode: a program may have another path in its processes, which run a mount of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FileId(u64, u64);
+struct FileId(u64, u64);
 
 impl FileId {
     /// The file at a path; links are followed.
-    pub(crate) fn of(path: &Path) -> std::io::Result<Self> {
+    fn of(path: &Path) -> std::io::Result<Self> {
         std::fs::metadata(path).map(|found| Self(found.dev(), found.ino()))
     }
 }
 
 /// All of this process namespace.
-pub(crate) fn all() -> Vec<Process> {
+fn all() -> Vec<Process> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()));
     pids.map(|entry| Process::read(&entry.path())).collect()
+}
+
+/// The root directory, as it sees it, of the process with this word on its command line.
+pub(crate) fn root_of(word: &str) -> Option<PathBuf> {
+    let found = all().into_iter().find(|process| {
+        let line = std::fs::read(process.dir.join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|one| one == word.as_bytes())
+    });
+    found.map(|process| process.dir.join("root"))
 }
 
 impl Process {
@@ -41,23 +122,18 @@ impl Process {
         Self { dir: dir.to_owned(), name, program, file: FileId::of(&exe).ok() }
     }
 
-    /// Whether it runs this program.
-    pub(crate) fn runs(&self, program: FileId) -> bool {
-        self.file == Some(program)
-    }
-
     /// Resident memory, what is shared included.
-    pub(crate) fn rss_mb(&self) -> f64 {
+    fn rss_mb(&self) -> f64 {
         megabytes(&self.dir.join("status"), "VmRSS:")
     }
 
     /// Resident memory, where each shared page counts by the part of those who share it.
-    pub(crate) fn pss_mb(&self) -> f64 {
+    fn pss_mb(&self) -> f64 {
         megabytes(&self.dir.join("smaps_rollup"), "Pss:")
     }
 
     /// CPU time of all its threads.
-    pub(crate) fn cpu_ns(&self) -> u64 {
+    fn cpu_ns(&self) -> u64 {
         let threads = std::fs::read_dir(self.dir.join("task")).into_iter().flatten().flatten();
         threads.map(|thread| first_number(&thread.path().join("schedstat"))).sum()
     }
@@ -82,12 +158,43 @@ mod tests {
     #[test]
     fn this_process_is_listed_and_has_memory() {
         let own = FileId::of(&std::env::current_exe().unwrap()).unwrap();
-        let found: Vec<Process> = all().into_iter().filter(|process| process.runs(own)).collect();
+        let found: Vec<Process> = all().into_iter().filter(|process| process.file == Some(own)).collect();
         assert!(!found.is_empty());
         assert!(
             found.iter().all(|process| process.rss_mb() >= process.pss_mb() && process.pss_mb() > 0.1),
             "{found:?}"
         );
         assert!(found.iter().all(|process| process.cpu_ns() > 0), "{found:?}");
+    }
+
+    #[test]
+    fn a_crew_is_its_daemons_and_what_stands_beside_pods() {
+        let (node, other) = (FileId(1, 1), FileId(1, 2));
+        let crew = Crew { daemons: vec![node] };
+        let role = |name: &str, file, program: &str| {
+            crew.role(&Process {
+                dir: PathBuf::new(),
+                name: name.to_owned(),
+                program: program.into(),
+                file: Some(file),
+            })
+        };
+        assert_eq!(role("node", node, "/bin/node"), Some(Role::Daemon));
+        assert_eq!(role("keeper", node, "/bin/node"), Some(Role::PerPod));
+        assert_eq!(role("keeper", other, "/bin/other"), None);
+        assert_eq!(role("containerd-shim", other, "/bin/containerd-shim-runc-v2"), Some(Role::PerPod));
+        assert_eq!(role("pause", other, "/pause"), Some(Role::PerPod));
+    }
+
+    #[test]
+    fn a_process_is_found_by_a_word_on_its_command_line() {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "read line", "a-word-of-its-own"]).stdin(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let root = root_of("a-word-of-its-own").unwrap();
+        assert_eq!(root, Path::new("/proc").join(child.id().to_string()).join("root"));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(root_of("a-word-of-its-own"), None);
     }
 }

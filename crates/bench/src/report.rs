@@ -65,20 +65,51 @@ fn padded(text: &str, width: usize, right: bool) -> String {
     if right { format!("{space}{text}") } else { format!("{text}{space}") }
 }
 
-/// `docs/performance.md`.
-pub(crate) fn document(orlop: &Results, reference: &Results, name: &str) -> String {
+/// What a document says beside its table.
+pub(crate) struct Text {
+    title: &'static str,
+    command: &'static str,
+    manner: &'static str,
+    notes: &'static str,
+}
+
+/// About container runtimes.
+pub(crate) const RUNTIME: Text = Text {
+    title: "Container runtime and images",
+    command: "cargo xtask bench",
+    manner: "Both sides do the same work through the same gRPC client on their CRI sockets, in turn, each in namespaces of its \
+             own with a registry on loopback and a bridge network.",
+    notes: "\
+- **pod start** is from the request to the running process: one container of busybox, its own network, process, IPC, UTS and
+  mount namespaces, the default seccomp profile, CPU and memory limits.
+- **beside the application** is orlop's keeper, against the shim and the pause process; shared pages are divided among those
+  who share them.
+- **idle** is the CPU time of all processes of the runtime, over 30 s in which nothing happens.
+",
+};
+
+/// About nodes.
+pub(crate) const NODE: Text = Text {
+    title: "Node of a real API server",
+    command: "cargo xtask bench node",
+    manner: "Both sides get the same pods from a kube-apiserver, in turn, each with etcd, API server and registry in namespaces \
+             of its own. What they do is seen by a watch.",
+    notes: "\
+- Pods have one container of busybox that ends at once on SIGTERM, a grace period of 5 s, no token of a service account, and
+  are bound to the node when they are created. The time is from the request to the event of the watch.
+- **daemons** are all processes that are not there for one pod; no service proxy runs on either side.
+- **idle** is the CPU time of all processes of the node, over 30 s in which nothing happens.
+- **ConfigMap** is from the request to what a process of the pod reads.
+",
+};
+
+/// A document about what was measured.
+pub(crate) fn document(about: &Text, orlop: &Results, reference: &Results, name: &str) -> String {
+    let Text { title, command, manner, notes } = about;
     format!(
-        "# Performance\n\n\
-         Measured on {} by\n\n    cargo xtask bench --markdown docs/performance.md\n\n\
-         Both sides do the same work through the same gRPC client on their CRI sockets, in turn, each in namespaces of its \
-         own with a registry on loopback and a bridge network. Medians, the 90th percentile in brackets; the ratio says how \
-         many times less orlop takes (or more it does). Times depend on the machine and on what else it does; ratios less \
-         so.\n\n{}\n\
-         - **pod start** is from the request to the running process: one container of busybox, its own network, process, IPC, \
-         UTS and mount namespaces, the default seccomp profile, CPU and memory limits.\n\
-         - **beside the application** is orlop's keeper, against the shim and the pause process; shared pages are divided among \
-         those who share them.\n\
-         - **idle** is the CPU time of all processes of the runtime, over 30 s in which nothing happens.\n",
+        "# {title}\n\nMeasured on {} by\n\n    {command} --markdown FILE\n\n{manner} Medians, the 90th percentile in \
+         brackets; the ratio says how many times less orlop takes (or more it does). Times depend on the machine and on what \
+         else it does; ratios less so.\n\n{}\n{notes}",
         machine(),
         table(orlop, reference, name)
     )

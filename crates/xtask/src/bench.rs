@@ -1,11 +1,12 @@
 //! `bench`: builds both sides and their images, then hands over to the program of crate `bench`.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use testkit::go;
+use testkit::control_plane;
+use testkit::go::{self, Program};
 use testkit::host::{self, Tool};
 
 use crate::workspace::build_release_of;
@@ -33,6 +34,8 @@ pub(crate) struct Options {
 /// Measurements apart from the container runtime.
 #[derive(clap::Subcommand)]
 enum Only {
+    /// How long a node of a real API server takes, and what it costs: orlop, and kubelet with containerd
+    Node(NodeOptions),
     /// How long the rules of Services take: all of them at a start, and one change among many
     Services {
         /// How many Services
@@ -42,6 +45,37 @@ enum Only {
         #[arg(default_value_t = 10)]
         endpoints: u32,
     },
+}
+
+/// What to measure of a node. Without options: everything, on both sides.
+#[derive(clap::Args)]
+struct NodeOptions {
+    /// Only this side: orlop or reference
+    #[arg(long)]
+    side: Option<String>,
+    /// Only this section: pod, many, idle or config; may be given several times
+    #[arg(long)]
+    section: Vec<String>,
+    /// How often each side has its turn
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    /// Pods that are created and deleted one after the other
+    #[arg(long, default_value_t = 40)]
+    pods: usize,
+    /// Pods that are created at once
+    #[arg(long, default_value_t = 100)]
+    many: usize,
+    /// Also write the report into this file, relative to the workspace
+    #[arg(long)]
+    markdown: Option<PathBuf>,
+}
+
+/// What both parts of the benchmark take.
+struct Common<'a> {
+    side: Option<&'a str>,
+    section: &'a [String],
+    rounds: usize,
+    markdown: Option<&'a Path>,
 }
 
 /// What the benchmark needs on the host beside what building needs.
@@ -58,31 +92,57 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the benchmark makes namespaces, control groups and mounts: run it as root");
     }
-    if let Some(Only::Services { services, endpoints }) = options.only {
-        let numbers = [services, endpoints].map(|number| number.to_string());
-        let load = ["run", "--release", "--quiet", "-p", "proxy", "--example", "load", "--"];
-        return workspace::run(workspace::cargo(&load).args(numbers));
+    match &options.only {
+        Some(Only::Services { services, endpoints }) => {
+            let numbers = [services, endpoints].map(ToString::to_string);
+            let load = ["run", "--release", "--quiet", "-p", "proxy", "--example", "load", "--"];
+            workspace::run(workspace::cargo(&load).args(numbers))
+        }
+        Some(Only::Node(options)) => node(options),
+        None => runtime(options),
     }
+}
+
+fn runtime(options: &Options) -> anyhow::Result<()> {
+    let Options { side, section, rounds, markdown, .. } = options;
+    let common = Common { side: side.as_deref(), section, rounds: *rounds, markdown: markdown.as_deref() };
+    let mut command = prepared("runtime", &common, go::REFERENCE, &go::reference_name())?;
+    command.arg("--large").arg(images::large()?.dir());
+    become_it(command)
+}
+
+fn node(options: &NodeOptions) -> anyhow::Result<()> {
+    let NodeOptions { side, section, rounds, pods, many, markdown } = options;
+    let common = Common { side: side.as_deref(), section, rounds: *rounds, markdown: markdown.as_deref() };
+    let reference = [go::REFERENCE, &[go::KUBELET]].concat();
+    let mut command = prepared("node", &common, &reference, &go::reference_node_name())?;
+    command.arg("--control-plane").arg(control_plane::build()?);
+    command.args(["--pods", &pods.to_string(), "--many", &many.to_string()]);
+    become_it(command)
+}
+
+/// The benchmark's program with what all its parts need; the reference is built if it has a turn.
+fn prepared(part: &str, common: &Common<'_>, reference: &[Program], name: &str) -> anyhow::Result<Command> {
     host::install(TOOLS)?;
     host::install(images::TOOLS)?;
     let programs = build_release_of(&["bench", "orlop"])?;
     let [bench, orlop] = &programs[..] else { bail!("cargo has built something else") };
     let mut command = Command::new(bench);
-    command.arg("--orlop").arg(orlop);
-    command
-        .arg("--reference")
-        .arg(go::build_all("reference", go::REFERENCE)?)
-        .args(["--reference-name", &go::reference_name()]);
-    let layouts = [("--busybox", images::busybox()?), ("--pause", images::pause()?), ("--large", images::large()?)];
-    for (flag, layout) in layouts {
-        command.arg(flag).arg(layout.dir());
+    command.arg(part).arg("--orlop").arg(orlop).args(["--reference-name", name]);
+    if common.side != Some("orlop") {
+        command.arg("--reference").arg(go::build_all("reference", reference)?);
     }
-    command.args(options.side.iter().flat_map(|side| ["--side", side]));
-    command.args(options.section.iter().flat_map(|section| ["--section", section]));
-    command.args(["--rounds", &options.rounds.to_string()]);
-    if let Some(file) = &options.markdown {
+    command.arg("--busybox").arg(images::busybox()?.dir()).arg("--pause").arg(images::pause()?.dir());
+    command.args(common.side.iter().flat_map(|side| ["--side", side]));
+    command.args(common.section.iter().flat_map(|section| ["--section", section]));
+    command.args(["--rounds", &common.rounds.to_string()]);
+    if let Some(file) = common.markdown {
         command.arg("--markdown").arg(workspace::root().join(file));
     }
-    // No process of ours stands in between: the benchmark deals with Ctrl-C itself.
-    Err(command.exec()).with_context(|| format!("start {}", bench.display()))
+    Ok(command)
+}
+
+/// No process of ours stands in between: the benchmark deals with Ctrl-C itself.
+fn become_it(mut command: Command) -> anyhow::Result<()> {
+    Err(command.exec()).with_context(|| format!("start {}", command.get_program().display()))
 }

@@ -6,8 +6,9 @@ use anyhow::Context as _;
 
 use crate::arguments::Section;
 use crate::measure::{Measure, Results};
-use crate::side::{Role, Side};
-use crate::work::{Pod, StartTimes, StopTimes, Work};
+use crate::processes::{Crew, Role};
+
+use super::work::{Pod, StartTimes, StopTimes, Work};
 
 /// The image whose pull is measured.
 pub(crate) const LARGE: &str = "docker.io/orlop/large:latest";
@@ -25,15 +26,15 @@ const SETTLE: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Runs the wanted sections.
-pub(crate) async fn run(side: &Side, work: &Work, wanted: &[Section]) -> anyhow::Result<Results> {
+pub(super) async fn run(crew: &Crew, work: &Work, wanted: &[Section]) -> anyhow::Result<Results> {
     let wants = |section: Section| wanted.contains(&section);
     let mut results = Results::default();
-    results.add(Measure::DaemonEmpty, memory(side, Role::Daemon));
+    results.add(Measure::DaemonEmpty, crew.memory_mb(Role::Daemon));
     if wants(Section::Pod) || wants(Section::Exec) || wants(Section::Stop) {
         one_after_the_other(work, wanted, &mut results).await?;
     }
     if wants(Section::Many) || wants(Section::Idle) {
-        many(side, work, wants(Section::Idle), &mut results).await?;
+        many(crew, work, wants(Section::Idle), &mut results).await?;
     }
     if wants(Section::Pull) {
         pull(work, &mut results).await?;
@@ -80,7 +81,7 @@ fn add_stop(times: StopTimes, results: &mut Results) {
     results.add_ms(Measure::PodStop, times.stop + times.remove);
 }
 
-async fn many(side: &Side, work: &Work, idle: bool, results: &mut Results) -> anyhow::Result<()> {
+async fn many(crew: &Crew, work: &Work, idle: bool, results: &mut Results) -> anyhow::Result<()> {
     eprintln!("  {MANY} pods at once");
     let begin = Instant::now();
     let pods = work.start_many(MANY, IN_FLIGHT).await?;
@@ -89,30 +90,14 @@ async fn many(side: &Side, work: &Work, idle: bool, results: &mut Results) -> an
     if idle {
         eprintln!("  {} s of idling", IDLE.as_secs());
         tokio::time::sleep(SETTLE).await;
-        results.add(Measure::IdleCpu, idle_percent(side).await);
+        let meter = crew.meter();
+        tokio::time::sleep(IDLE).await;
+        results.add(Measure::IdleCpu, crew.percent_since(meter));
     }
-    results.add(Measure::DaemonFull, memory(side, Role::Daemon));
+    results.add(Measure::DaemonFull, crew.memory_mb(Role::Daemon));
     #[expect(clippy::cast_precision_loss, reason = "a hundred")]
-    results.add(Measure::PerPod, memory(side, Role::PerPod) / MANY as f64);
+    results.add(Measure::PerPod, crew.memory_mb(Role::PerPod) / MANY as f64);
     work.stop_many(&pods, IN_FLIGHT).await
-}
-
-/// RSS of the daemon's processes, PSS of those that stand beside each pod.
-fn memory(side: &Side, role: Role) -> f64 {
-    let processes = side.processes(&[role]);
-    let of = |process: &crate::processes::Process| match role {
-        Role::Daemon => process.rss_mb(),
-        Role::PerPod => process.pss_mb(),
-    };
-    processes.iter().map(of).sum()
-}
-
-async fn idle_percent(side: &Side) -> f64 {
-    let used = || side.processes(&[Role::Daemon, Role::PerPod]).iter().map(|process| process.cpu_ns()).sum::<u64>();
-    let (before, begin) = (used(), Instant::now());
-    tokio::time::sleep(IDLE).await;
-    let spent = Duration::from_nanos(used().saturating_sub(before));
-    100.0 * spent.as_secs_f64() / begin.elapsed().as_secs_f64()
 }
 
 async fn pull(work: &Work, results: &mut Results) -> anyhow::Result<()> {

@@ -9,11 +9,10 @@ use cri::v1;
 use cri::{Client, ImageService as _, RuntimeService as _};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-/// The image of every pod.
-pub(crate) const IMAGE: &str = "docker.io/library/busybox:latest";
+use crate::inside::IMAGE;
 
 /// Asks a runtime for pods.
-pub(crate) struct Work {
+pub(super) struct Work {
     client: Client,
     cgroup_parent: String,
     logs: PathBuf,
@@ -22,40 +21,40 @@ pub(crate) struct Work {
 
 /// A running pod with one container.
 #[derive(Debug, Clone)]
-pub(crate) struct Pod {
+pub(super) struct Pod {
     sandbox: String,
     container: String,
 }
 
 /// How long the steps of a start took.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct StartTimes {
-    pub(crate) sandbox: Duration,
-    pub(crate) create: Duration,
-    pub(crate) start: Duration,
+pub(super) struct StartTimes {
+    pub(super) sandbox: Duration,
+    pub(super) create: Duration,
+    pub(super) start: Duration,
 }
 
 /// How long the steps of an end took.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct StopTimes {
-    pub(crate) stop: Duration,
-    pub(crate) remove: Duration,
+pub(super) struct StopTimes {
+    pub(super) stop: Duration,
+    pub(super) remove: Duration,
 }
 
 impl Work {
-    pub(crate) fn new(client: Client, cgroup_parent: String, logs: PathBuf) -> Self {
+    pub(super) fn new(client: Client, cgroup_parent: String, logs: PathBuf) -> Self {
         Self { client, cgroup_parent, logs, next: AtomicU32::new(0) }
     }
 
     /// Whether the runtime says that pods can be started.
-    pub(crate) async fn is_ready(&self) -> bool {
+    pub(super) async fn is_ready(&self) -> bool {
         let Ok(answer) = self.client.status(v1::StatusRequest::default()).await else { return false };
         let conditions = answer.status.map(|status| status.conditions).unwrap_or_default();
         !conditions.is_empty() && conditions.iter().filter(|one| one.r#type.ends_with("Ready")).all(|one| one.status)
     }
 
     /// Starts a pod.
-    pub(crate) async fn start(&self) -> anyhow::Result<(Pod, StartTimes)> {
+    pub(super) async fn start(&self) -> anyhow::Result<(Pod, StartTimes)> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let config = self.sandbox_config(number);
         // A kubelet has made it long before.
@@ -80,7 +79,7 @@ impl Work {
     }
 
     /// Runs `true` in the pod's container.
-    pub(crate) async fn exec(&self, pod: &Pod) -> anyhow::Result<Duration> {
+    pub(super) async fn exec(&self, pod: &Pod) -> anyhow::Result<Duration> {
         let begin = Instant::now();
         let request =
             v1::ExecSyncRequest { container_id: pod.container.clone(), cmd: vec!["true".to_owned()], timeout: 10 };
@@ -90,7 +89,7 @@ impl Work {
     }
 
     /// Stops and removes a pod with its container.
-    pub(crate) async fn stop(&self, pod: &Pod) -> anyhow::Result<StopTimes> {
+    pub(super) async fn stop(&self, pod: &Pod) -> anyhow::Result<StopTimes> {
         let begin = Instant::now();
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: pod.sandbox.clone() };
         self.client.stop_pod_sandbox(request).await.context("StopPodSandbox")?;
@@ -102,19 +101,19 @@ impl Work {
     }
 
     /// Starts pods with several on their way at any time.
-    pub(crate) async fn start_many(&self, count: usize, in_flight: usize) -> anyhow::Result<Vec<Pod>> {
+    pub(super) async fn start_many(&self, count: usize, in_flight: usize) -> anyhow::Result<Vec<Pod>> {
         let starts = stream::iter(0..count).map(|_| self.start()).buffer_unordered(in_flight);
         starts.map_ok(|(pod, _)| pod).try_collect().await
     }
 
     /// Stops pods with several on their way at any time.
-    pub(crate) async fn stop_many(&self, pods: &[Pod], in_flight: usize) -> anyhow::Result<()> {
+    pub(super) async fn stop_many(&self, pods: &[Pod], in_flight: usize) -> anyhow::Result<()> {
         let stops = stream::iter(pods).map(|pod| self.stop(pod)).buffer_unordered(in_flight);
         stops.try_for_each(|_| std::future::ready(Ok(()))).await
     }
 
     /// Pulls an image.
-    pub(crate) async fn pull(&self, image: &str) -> anyhow::Result<Duration> {
+    pub(super) async fn pull(&self, image: &str) -> anyhow::Result<Duration> {
         let begin = Instant::now();
         let request = v1::PullImageRequest { image: Some(image_spec(image)), ..Default::default() };
         self.client.pull_image(request).await.with_context(|| format!("PullImage {image}"))?;
@@ -122,7 +121,7 @@ impl Work {
     }
 
     /// Removes an image.
-    pub(crate) async fn remove_image(&self, image: &str) -> anyhow::Result<()> {
+    pub(super) async fn remove_image(&self, image: &str) -> anyhow::Result<()> {
         let request = v1::RemoveImageRequest { image: Some(image_spec(image)) };
         self.client.remove_image(request).await.with_context(|| format!("RemoveImage {image}"))?;
         Ok(())

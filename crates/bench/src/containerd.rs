@@ -1,0 +1,76 @@
+//! containerd as the reference's runtime: what it reads.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+/// Its program, below the directory of the reference's programs.
+pub(crate) fn program(programs: &Path) -> anyhow::Result<PathBuf> {
+    let program = programs.join("containerd");
+    program.canonicalize().with_context(|| format!("find {}", program.display()))
+}
+
+/// Writes its configuration and that of its network, with everything that it makes below `scratch`. Returns its command line.
+pub(crate) fn prepare(programs: &Path, scratch: &Path, socket: &Path) -> anyhow::Result<[String; 2]> {
+    let config = scratch.join("containerd.toml");
+    std::fs::write(&config, text(programs, scratch, socket))?;
+    let network = scratch.join("cni");
+    std::fs::create_dir_all(&network)?;
+    std::fs::write(network.join("10-bench.conflist"), CNI_CONFIG)?;
+    Ok(["--config".to_owned(), config.display().to_string()])
+}
+
+/// containerd's defaults but for places, the sandbox image, and OOM scores, which not every machine lets it lower.
+fn text(programs: &Path, scratch: &Path, socket: &Path) -> String {
+    let (programs, scratch, socket) = (programs.display(), scratch.display(), socket.display());
+    format!(
+        "version = 4
+root = '{scratch}/root'
+state = '{scratch}/state'
+imports = []
+[debug]
+level = 'warn'
+[plugins.'io.containerd.server.v1.grpc']
+address = '{socket}'
+[plugins.'io.containerd.server.v1.ttrpc']
+address = '{socket}.ttrpc'
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = 'docker.io/orlop/pause:latest'
+[plugins.'io.containerd.cri.v1.images'.registry]
+config_path = '{scratch}/certs.d'
+[plugins.'io.containerd.cri.v1.runtime']
+restrict_oom_score_adj = true
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ['{programs}']
+conf_dir = '{scratch}/cni'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = 'io.containerd.runc.v2'
+runtime_path = '{programs}/containerd-shim-runc-v2'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+BinaryName = '{programs}/runc'
+[plugins.'io.containerd.internal.v1.opt']
+path = '{scratch}/opt'
+[plugins.'io.containerd.nri.v1.nri']
+disable = true
+"
+    )
+}
+
+/// The bridge as clusters without another network have it, host ports included.
+const CNI_CONFIG: &str = r#"{
+  "cniVersion": "1.0.0",
+  "name": "bench",
+  "plugins": [
+    {
+      "type": "bridge",
+      "bridge": "cni0",
+      "isGateway": true,
+      "ipMasq": true,
+      "ipMasqBackend": "nftables",
+      "hairpinMode": true,
+      "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.88.0.0/16" }]], "routes": [{ "dst": "0.0.0.0/0" }] }
+    },
+    { "type": "portmap", "backend": "nftables", "capabilities": { "portMappings": true } }
+  ]
+}
+"#;

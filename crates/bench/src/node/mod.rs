@@ -1,0 +1,48 @@
+//! Nodes of a real API server, seen by a client that creates pods and watches them.
+//!
+//! ```text
+//! work ── creates, deletes, edits ──► API server ◄── node
+//!   ▲                                     │
+//!   └─────────────── watcher ◄────────────┘
+//! ```
+
+mod configs;
+mod sections;
+mod side;
+mod watcher;
+mod work;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use anyhow::Context as _;
+use testkit::control_plane::{ControlPlane, Options};
+use testkit::netns;
+
+use crate::arguments::{NodeArguments, SideName};
+use crate::measure::Results;
+
+use side::{Place, Side};
+use work::Work;
+
+/// The address of API server and node, inside the run's network namespace (RFC 5737).
+const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// The node's name.
+const NODE: &str = "bench";
+
+/// Measures one side; called by [`crate::inside`].
+pub(crate) fn run(name: SideName, arguments: &NodeArguments, scratch: &Path) -> anyhow::Result<Results> {
+    netns::add_address(ADDRESS)?;
+    let options = Options { address: ADDRESS, ..Options::default() };
+    let plane = ControlPlane::start(&arguments.control_plane, &scratch.join("plane"), options)?;
+    plane.ensure_namespace(work::NAMESPACE)?;
+    let mut side = Side::new(name, &Place { arguments: &arguments.common, plane: &plane, scratch })?;
+    let measured = side.start(plane.api()).and_then(|()| {
+        let mut work = Work::start(plane.api())?;
+        sections::run(side.crew(), &mut work, arguments)
+    });
+    match measured {
+        Ok(results) => side.stop().map(|()| results),
+        Err(error) => Err(error).with_context(|| format!("{}\n{}", name.word(), side.log_ends())),
+    }
+}

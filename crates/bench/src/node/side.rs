@@ -1,0 +1,207 @@
+//! The two sides: how the daemons of each are started.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::mount::mount_bind;
+use sys::cgroup::Hierarchy;
+use testkit::api::Api;
+use testkit::control_plane::ControlPlane;
+use testkit::daemon::{Daemon, Nursery};
+
+use crate::arguments::{Common, SideName};
+use crate::containerd;
+use crate::processes::Crew;
+
+use super::{ADDRESS, NODE};
+
+/// How long a daemon may take until it is ready.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long one may take to end.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where pods have their addresses.
+const POD_RANGE: &str = "10.88.0.0/16";
+
+/// Settings of the kernel that upstream's kubelet writes, below `/proc/sys`, and their values
+/// (kubernetes: `pkg/kubelet/cm/container_manager_linux.go`, `setupKernelTunables`).
+const TUNABLES: &[(&str, &str)] = &[
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
+/// What a side is made from.
+pub(super) struct Place<'a> {
+    pub(super) arguments: &'a Common,
+    pub(super) plane: &'a ControlPlane,
+    /// Everything is written below it.
+    pub(super) scratch: &'a Path,
+}
+
+/// The daemons of a node.
+pub(super) struct Side {
+    crew: Crew,
+    /// In the order in which they start.
+    daemons: Vec<Daemon>,
+}
+
+impl Side {
+    /// Prepares everything; nothing runs yet.
+    pub(super) fn new(name: SideName, place: &Place<'_>) -> anyhow::Result<Self> {
+        make_groups(place)?;
+        let nursery = Arc::new(Nursery::new());
+        let daemon = |program: &Path, arguments: Vec<String>| {
+            let name = program.file_name().unwrap_or_default().to_string_lossy();
+            Daemon::new(&nursery, program, arguments, place.scratch.join(format!("{name}.log")))
+        };
+        let programs = match name {
+            SideName::Orlop => vec![(place.arguments.orlop.clone(), place.orlop()?)],
+            SideName::Reference => place.reference()?,
+        };
+        let files: Vec<PathBuf> = programs.iter().map(|(program, _)| program.clone()).collect();
+        let crew = Crew::new(&files)?;
+        let daemons = programs.into_iter().map(|(program, arguments)| daemon(&program, arguments)).collect();
+        Ok(Self { crew, daemons })
+    }
+
+    /// Starts the daemons and waits until the node is Ready.
+    pub(super) fn start(&mut self, api: &Api) -> anyhow::Result<()> {
+        self.daemons.iter_mut().try_for_each(Daemon::start)?;
+        let last = self.daemons.last_mut().context("a node has a daemon")?;
+        last.wait_ready(PATIENCE, || is_ready(api))
+    }
+
+    pub(super) fn crew(&self) -> &Crew {
+        &self.crew
+    }
+
+    /// Ends the daemons, the last first.
+    pub(super) fn stop(mut self) -> anyhow::Result<()> {
+        self.daemons.iter_mut().rev().try_for_each(|daemon| daemon.stop(STOP_LIMIT))
+    }
+
+    /// The ends of their logs.
+    pub(super) fn log_ends(&self) -> String {
+        self.daemons.iter().map(Daemon::log_end).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn is_ready(api: &Api) -> bool {
+    let Ok(node) = api.get(&format!("/api/v1/nodes/{NODE}")) else { return false };
+    let conditions = node["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+}
+
+/// Makes the group of this run, in which the node makes those of its pods: by the paths of this process's own groups, as
+/// orlop understands the name, and by those from the top, as upstream does. Whoever removes them looks for the name.
+fn make_groups(place: &Place<'_>) -> anyhow::Result<()> {
+    let own = std::fs::read_to_string("/proc/self/cgroup")?;
+    let top = place.scratch.join("groups");
+    let lines = own.lines().filter_map(|line| line.rsplit_once(':'));
+    std::fs::write(&top, lines.map(|(controllers, _)| format!("{controllers}:/\n")).collect::<String>())?;
+    for groups in [Path::new("/proc/self/cgroup"), &top] {
+        Hierarchy::at(Path::new("/sys/fs/cgroup"), groups)?.group(place.name()?).create()?;
+    }
+    Ok(())
+}
+
+impl Place<'_> {
+    /// The name of the run.
+    fn name(&self) -> anyhow::Result<&str> {
+        self.scratch.file_name().and_then(|name| name.to_str()).context("the run has a name")
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.scratch.join(name).display().to_string()
+    }
+
+    fn orlop(&self) -> anyhow::Result<Vec<String>> {
+        let mut arguments = vec!["node".to_owned()];
+        for (flag, name) in [
+            ("--state-dir", "state"),
+            ("--run-dir", "run"),
+            ("--registry-config-dir", "certs.d"),
+            ("--cni-conf-dir", "no-cni"),
+        ] {
+            arguments.extend([flag.to_owned(), self.path(name)]);
+        }
+        arguments.extend(self.kubelet_flags(&self.configuration()?)?);
+        arguments.extend(["--pod-cidr".to_owned(), POD_RANGE.to_owned()]);
+        Ok(arguments)
+    }
+
+    /// containerd and the kubelet.
+    fn reference(&self) -> anyhow::Result<Vec<(PathBuf, Vec<String>)>> {
+        self.spare_the_kernel()?;
+        let (programs, socket) = (self.arguments.reference()?, self.scratch.join("cri.sock"));
+        let containerd = containerd::prepare(programs, self.scratch, &socket)?;
+        let kubelet = programs.join("kubelet").canonicalize().context("find the kubelet")?;
+        let text = format!(
+            "{}containerRuntimeEndpoint: unix://{}
+cgroupDriver: cgroupfs
+failCgroupV1: false
+failSwapOn: false
+enforceNodeAllocatable: []
+makeIPTablesUtilChains: false
+oomScoreAdj: 0
+",
+            self.configuration()?,
+            socket.display()
+        );
+        Ok(vec![(containerd::program(programs)?, containerd.into()), (kubelet, self.kubelet_flags(&text)?)])
+    }
+
+    /// A KubeletConfiguration that both sides understand.
+    fn configuration(&self) -> anyhow::Result<String> {
+        let authority = self.plane.authority().certificate.display();
+        let dns = self.plane.options().dns_address()?;
+        Ok(format!(
+            "apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication:
+  anonymous: {{ enabled: false }}
+  webhook: {{ enabled: true }}
+  x509: {{ clientCAFile: {authority} }}
+authorization: {{ mode: Webhook }}
+# A machine that builds and tests may have a full disk.
+evictionHard: {{ memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1% }}
+clusterDNS: [{dns}]
+clusterDomain: cluster.local
+cgroupRoot: /{}
+",
+            self.name()?
+        ))
+    }
+
+    fn kubelet_flags(&self, configuration: &str) -> anyhow::Result<Vec<String>> {
+        let file = self.scratch.join("kubelet.yaml");
+        std::fs::write(&file, configuration)?;
+        let pairs = [
+            ("--kubeconfig", self.plane.node_kubeconfig(NODE)?.display().to_string()),
+            ("--config", file.display().to_string()),
+            ("--hostname-override", NODE.to_owned()),
+            ("--node-ip", ADDRESS.to_string()),
+            ("--cert-dir", self.path("pki")),
+        ];
+        Ok(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect())
+    }
+
+    /// Lets the kubelet find the values that it wants, and whatever it writes go to files of this run: these settings are
+    /// the whole machine's.
+    fn spare_the_kernel(&self) -> anyhow::Result<()> {
+        let dir = self.scratch.join("tunables");
+        std::fs::create_dir_all(&dir)?;
+        for (name, value) in TUNABLES {
+            let (file, setting) = (dir.join(name.replace('/', ".")), Path::new("/proc/sys").join(name));
+            std::fs::write(&file, format!("{value}\n"))?;
+            mount_bind(&file, &setting).with_context(|| format!("cover {}", setting.display()))?;
+        }
+        Ok(())
+    }
+}
