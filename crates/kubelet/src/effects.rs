@@ -17,7 +17,7 @@ use pod::{Action, Change, Run, View};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{Context, uid_of};
+use crate::context::{Context, chain, uid_of};
 use crate::probing::{self, Target};
 use crate::volumes::PodVolumes;
 use crate::worker::Event;
@@ -168,7 +168,15 @@ impl Job {
         Target { container, id, address: if on_host { host } else { own } }
     }
 
+    /// Waits until the source knows what the pod refers to: what is missing then is really missing.
+    async fn look_up(&self) -> Result<(), String> {
+        self.context.parts.source.look_up(&self.pod).await.map_err(|error| chain(&error))
+    }
+
     async fn mount_volumes(&self) {
+        if let Err(message) = self.look_up().await {
+            return self.change(Change::VolumesFailed { message });
+        }
         match self.context.parts.volumes.set_up(&self.pod).await {
             Ok(mut volumes) => match self.image_volumes(&mut volumes).await {
                 Ok(()) => {

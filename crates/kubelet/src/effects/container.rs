@@ -146,6 +146,9 @@ impl Job {
             let error = generate::GenerateError::from(error);
             Failed::For { reason: error.reason(), message: error.to_string() }
         };
+        // Also of a container that starts again: its ConfigMaps may be others since, and this daemon younger.
+        let unknown = |message| Failed::For { reason: "CreateContainerConfigError", message };
+        self.look_up().await.map_err(unknown)?;
         if !env::reads_files(container) {
             return env::of_container(container, &request.sources(&self.context.config.generate)).map_err(failed);
         }

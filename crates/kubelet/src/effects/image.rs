@@ -90,6 +90,8 @@ impl Job {
             reason: "ErrImagePull",
             message: format!("Failed to pull image \"{image}\": {message}"),
         };
+        // The pod's Secrets may be what the registry wants.
+        self.look_up().await.map_err(failed)?;
         let known = self.context.parts.keychain.credentials(&self.pod, image).await;
         // Anonymous where there are none; else the first that the registry takes.
         let tries: Vec<Option<v1::AuthConfig>> =

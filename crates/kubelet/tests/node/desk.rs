@@ -20,13 +20,38 @@ pub(crate) struct Desk {
     deadly: Mutex<Option<&'static str>>,
     /// Dropped with this value.
     alive: watch::Sender<()>,
+    /// How many wait for what is not known yet; none when everything is.
+    askers: watch::Sender<Option<usize>>,
 }
 
 impl Desk {
     pub(crate) fn new() -> Self {
         let store = Store::new();
         store.set_synced();
-        Self { store, told: AtomicU64::new(0), deadly: Mutex::new(None), alive: watch::Sender::new(()) }
+        Self {
+            store,
+            told: AtomicU64::new(0),
+            deadly: Mutex::new(None),
+            alive: watch::Sender::new(()),
+            askers: watch::Sender::new(None),
+        }
+    }
+
+    /// From now on nobody knows whether the objects are there that pods refer to.
+    pub(crate) fn know_nothing(&self) {
+        self.askers.send_replace(Some(0));
+    }
+
+    /// Everything is known again.
+    pub(crate) fn know_all(&self) {
+        self.askers.send_replace(None);
+    }
+
+    /// Waits until somebody wants to know.
+    pub(crate) async fn asked(&self) {
+        let mut askers = self.askers.subscribe();
+        let asked = askers.wait_for(|askers| askers.is_some_and(|askers| askers > 0));
+        tokio::time::timeout(LIMIT, asked).await.expect("somebody asks").unwrap();
     }
 
     /// Fails, `closed`, as soon as nobody has the desk any more.
@@ -112,6 +137,13 @@ pub(crate) fn key(name: &str) -> Key {
 impl Source for Desk {
     fn store(&self) -> &Store {
         &self.store
+    }
+
+    async fn look_up(&self, _: &Pod) -> Result<(), SourceError> {
+        self.askers.send_if_modified(|askers| askers.as_mut().map(|askers| *askers += 1).is_some());
+        // The sender lives in self.
+        let _ = self.askers.subscribe().wait_for(Option::is_none).await;
+        Ok(())
     }
 
     async fn update_pod_status(&self, uid: &str, status: PodStatus) -> Result<(), SourceError> {

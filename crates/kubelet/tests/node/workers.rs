@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cluster::Source as _;
 use cri::{RuntimeService as _, v1};
 use futures_util::StreamExt as _;
 use serde_json::json;
@@ -18,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_worker_that_dies_is_followed_by_another", a_worker_that_dies_is_followed_by_another),
     ("a_stop_waits_for_no_runtime", a_stop_waits_for_no_runtime),
     ("a_start_that_is_given_up_leaves_nobody_at_work", a_start_that_is_given_up_leaves_nobody_at_work),
+    ("what_is_optional_is_waited_for_until_it_is_known", what_is_optional_is_waited_for_until_it_is_known),
 ];
 
 /// After this event nothing else happens to the pod or the node: only the end of the worker itself can be heard.
@@ -90,6 +92,26 @@ fn a_start_that_is_given_up_leaves_nobody_at_work() {
         assert!(tokio::time::timeout(std::time::Duration::ZERO, start).await.is_err());
         drop(desk);
         let _ = tokio::time::timeout(LIMIT, life.changed()).await.expect("somebody still works for the kubelet");
+        node
+    });
+}
+
+fn what_is_optional_is_waited_for_until_it_is_known() {
+    on_a_node(|node| async {
+        node.desk.know_nothing();
+        let variable =
+            json!({"name": "V", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k", "optional": true}}});
+        let script = "printf '%s %s' $V $(cat /v/k) > /dev/termination-log";
+        let container = json!({"name": "c", "image": node.image(), "command": ["sh", "-c", script], "env": [variable],
+            "volumeMounts": [{"name": "v", "mountPath": "/v"}]});
+        let volume = json!({"name": "v", "configMap": {"name": "m", "optional": true}});
+        node.want_spec("p", json!({"restartPolicy": "Never", "containers": [container], "volumes": [volume]}));
+        node.desk.asked().await;
+        let map = json!({"metadata": {"name": "m", "namespace": "default"}, "data": {"k": "known"}});
+        node.desk.store().config_maps().put(serde_json::from_value(map).unwrap());
+        node.desk.know_all();
+        node.desk.when("it ends", |desk| desk.phase("p").as_deref() == Some("Succeeded")).await;
+        assert_eq!(node.desk.container("p")["state"]["terminated"]["message"], "known known");
         node
     });
 }
