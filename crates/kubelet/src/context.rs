@@ -11,6 +11,7 @@ use cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Pod;
 use pod::{Note, NoteKind};
 
+use crate::admission::Site;
 use crate::generate;
 use crate::qos::Tree;
 use crate::records::Records;
@@ -29,6 +30,12 @@ pub trait Barrier: Send + Sync + 'static {
 pub trait Keychain: Send + Sync + 'static {
     /// Credentials to try for `image`, in order; none for an anonymous pull.
     async fn credentials(&self, pod: &Pod, image: &str) -> Vec<AuthConfig>;
+}
+
+/// Who knows what the node is like at the moment.
+pub trait SiteNow: Send + Sync + 'static {
+    /// The node now.
+    fn now(&self) -> Site;
 }
 
 /// A barrier for nodes without service rules.
@@ -68,6 +75,8 @@ pub struct Parts {
     pub keychain: Arc<dyn Keychain>,
     /// Control groups of pods.
     pub groups: Tree,
+    /// The node to which pods are admitted; without one every pod is taken.
+    pub site: Option<Arc<dyn SiteNow>>,
 }
 
 /// Everything that a worker needs beside its pod.

@@ -34,6 +34,6 @@ mod users;
 pub mod volumes;
 mod worker;
 
-pub use context::{Barrier, Config, Keychain, NoBarrier, Parts};
+pub use context::{Barrier, Config, Keychain, NoBarrier, Parts, SiteNow};
 pub use kubelet::{Explanation, Kubelet};
 pub use timeline::Step;

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{self, Rejection};
 use crate::adopt::{self, Found};
 use crate::context::{Context, name_of, uid_of};
 use crate::generate::label;
@@ -106,10 +107,16 @@ impl Manager {
     /// Pods of the source get workers with what runs of them; what is left of no pod is removed.
     async fn adopt(&mut self) {
         let mut found = adopt::everything(&self.context).await;
+        let mut new = Vec::new();
         for pod in self.context.parts.source.store().pods().list() {
-            let remains = found.remove(uid_of(&pod)).unwrap_or_default();
-            self.begin(pod, Begin::With(remains));
+            match found.remove(uid_of(&pod)) {
+                Some(remains) => self.begin(pod, Begin::With(remains)),
+                None => new.push(pod),
+            }
         }
+        // The oldest come first: what they take is taken when the next one is asked about.
+        new.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        new.into_iter().for_each(|pod| self.see(pod));
         let (on_disk, records) = (self.context.parts.volumes.on_disk(), self.context.records.uids());
         for uid in found.into_keys().chain(on_disk).chain(records) {
             self.remove_unless_wanted(uid);
@@ -185,8 +192,31 @@ impl Manager {
         if self.removals.values().any(|one| one == uid) {
             return; // It has come back, and begins when that is over.
         }
-        self.begin(pod, Begin::With(Found::default()));
+        let begin = match self.admit(&pod) {
+            Ok(()) => Begin::With(Found::default()),
+            Err(rejection) => {
+                self.context.warning(&pod, "FailedAdmission", rejection.message.clone(), None);
+                Begin::Rejected(rejection)
+            }
+        };
+        self.begin(pod, begin);
         self.share_cpu();
+    }
+
+    /// Whether the node takes a pod that is new to it. One that it took before an interruption stays taken.
+    fn admit(&self, pod: &Pod) -> Result<(), Rejection> {
+        let is_known = pod.status.as_ref().is_some_and(|status| {
+            status.start_time.is_some() || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+        });
+        let Some(site) = &self.context.parts.site else { return Ok(()) };
+        if is_known || pod.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let workers = self.lock();
+        let shown = workers.values().map(|worker| worker.shown.lock().unwrap_or_else(PoisonError::into_inner));
+        let others: Vec<Arc<Pod>> = shown.filter(|shown| shown.is_active()).map(|shown| shown.pod.clone()).collect();
+        drop(workers);
+        admission::admit(pod, &site.now(), &others.iter().map(|other| &**other).collect::<Vec<_>>())
     }
 
     /// An object of a namespace has changed: pods there that failed for want of it need not wait out their back-off.

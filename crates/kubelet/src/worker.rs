@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::admission::Rejection;
 use crate::adopt::{self, Found};
 use crate::context::{Context, name_of, uid_of};
 use crate::effects::{self, Shared};
@@ -41,6 +42,14 @@ pub(crate) struct Shown {
     pub(crate) status: Option<PodStatus>,
 }
 
+impl Shown {
+    /// Whether the pod takes room on the node: it has not ended, and will not just now.
+    pub(crate) fn is_active(&self) -> bool {
+        let phase = self.status.as_ref().and_then(|status| status.phase.as_deref());
+        self.view.record.failed.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
+    }
+}
+
 /// A worker, seen from outside. It ends with this value.
 #[derive(Debug)]
 pub(crate) struct Handle {
@@ -53,6 +62,8 @@ pub(crate) struct Handle {
 pub(crate) enum Begin {
     /// With what is known to run of its pod.
     With(Found),
+    /// With nothing: the node does not take the pod.
+    Rejected(Rejection),
     /// With what the runtime says at a time: another worker has gone before.
     Asking { until: Timestamp },
 }
@@ -84,6 +95,11 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
     // What is known is shown from the beginning.
     let known = match begin {
         Begin::With(found) => Ok(worker.take_over(found)),
+        Begin::Rejected(Rejection { reason, message }) => {
+            let mut changes = worker.take_over(Found::default());
+            changes.push(Change::Fail { reason, message: format!("Pod was rejected: {message}") });
+            Ok(changes)
+        }
         Begin::Asking { until } => Err(until),
     };
     let task = tokio::spawn(async move {

@@ -162,7 +162,7 @@ pub const LEAVES: &[Leaf] = &[
     leaf("systemReservedCgroup", Text, "", "system-reserved-cgroup", NotYet),
     leaf("kubeReservedCgroup", Text, "", "kube-reserved-cgroup", NotYet),
     leaf("enforceNodeAllocatable", List, "pods", "enforce-node-allocatable", NotYet),
-    leaf("allowedUnsafeSysctls", List, "", "allowed-unsafe-sysctls", NotYet),
+    leaf("allowedUnsafeSysctls", List, "", "allowed-unsafe-sysctls", Honoured),
     leaf("defaultPodSysctls", Map, "", "", NotYet),
     leaf("volumePluginDir", Text, "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/", "volume-plugin-dir", NotYet),
     leaf("providerID", Text, "", "provider-id", Honoured),

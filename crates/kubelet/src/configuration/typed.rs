@@ -59,6 +59,8 @@ pub struct Configuration {
     pub kube_api_burst: u32,
     /// Events per second, and at once; 0 is no limit.
     pub event_rate: (u32, u32),
+    /// Sysctls that pods may set beside the safe ones.
+    pub sysctls: Vec<String>,
     /// Hard eviction thresholds.
     pub thresholds: Thresholds,
     /// `systemReserved` and `kubeReserved` together.
@@ -123,6 +125,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         kube_api_qps: reader.number("kubeAPIQPS", 50),
         kube_api_burst: reader.number("kubeAPIBurst", 100),
         event_rate: (reader.number("eventRecordQPS", 50), reader.number("eventBurst", 100)),
+        sysctls: reader.texts("allowedUnsafeSysctls"),
         thresholds: reader.thresholds(),
         reserved: reader.reserved(),
         provider_id: reader.text("providerID"),

@@ -221,6 +221,7 @@ pub(crate) async fn start_kubelet(
         barrier: Arc::new(kubelet::NoBarrier),
         keychain: Arc::new(NoKeys),
         groups,
+        site: None,
     };
     Kubelet::start(config, parts).await.unwrap()
 }

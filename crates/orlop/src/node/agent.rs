@@ -42,6 +42,8 @@ pub(super) struct Config {
     pub(super) cgroup_root: PathBuf,
     /// The service proxy, and the source that it follows.
     pub(super) proxy: Option<(proxy::Config, Arc<dyn Source>)>,
+    /// To what pods are admitted; a node alone takes all.
+    pub(super) site: Option<Arc<dyn kubelet::SiteNow>>,
 }
 
 /// Kubelet and proxy at work, over a runtime.
@@ -63,7 +65,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// Writes the service rules, then adopts the pods that run and starts those that do not.
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
-        let Config { layout, facts, dns, cgroup_root, proxy } = config;
+        let Config { layout, facts, dns, cgroup_root, proxy, site } = config;
         let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
         let groups = groups_of_pods(&cgroup_root, cpu)?;
         let proxy = proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
@@ -87,6 +89,7 @@ impl Agent {
             barrier,
             keychain: Arc::new(Keychain::new(source.store().clone(), base.credentials.clone())),
             groups: groups.clone(),
+            site,
         };
         let kubelet = Kubelet::start(config, parts).await.context("start the kubelet")?;
         Ok(Self {

@@ -46,6 +46,7 @@ impl Alone {
             dns: ClusterDns { servers: vec![settings.dns.to_string()], domain: settings.domain.clone() },
             cgroup_root: PathBuf::new(),
             proxy: Some((proxy_config(settings), manifests.clone())),
+            site: None,
         };
         let agent = Agent::start(config, base, manifests.clone()).await?;
         Ok(Arc::new(Self { agent, manifests, name_server, names }))

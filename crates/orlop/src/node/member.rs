@@ -13,15 +13,17 @@ use async_trait::async_trait;
 use cluster::Source as _;
 use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate};
 use k8s_openapi::api::core::v1::Node;
+use kubelet::admission::Site;
 use kubelet::configuration::Authorization;
 use kubelet::hosts::ClusterDns;
 use kubelet::node::certificates::{self, Files, Holder, Purpose};
-use kubelet::node::describe::NodeConfig;
+use kubelet::node::describe::{self, NodeConfig};
 use kubelet::node::machine::Machine;
 use kubelet::node::membership::{self, Membership};
 use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
 use kubelet::server::secure::{self, SecureConfig};
+use pod::quantity::Quantity;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -190,7 +192,44 @@ fn agent_config(
         facts: node_status::facts(node, machine),
         dns: ClusterDns { servers, domain: configuration.cluster_domain.clone() },
         cgroup_root: configuration.cgroup_root.clone(),
+        site: Some(Arc::new(MemberSite::new(node, machine, source.store().clone(), configuration.sysctls.clone()))),
         proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),
+    }
+}
+
+/// The node as its cluster sees it, for pods that come.
+struct MemberSite {
+    fixed: Site,
+    store: cluster::Store,
+}
+
+impl MemberSite {
+    fn new(node: &NodeConfig, machine: &Machine, store: cluster::Store, sysctls: Vec<String>) -> Self {
+        let mut allocatable = describe::allocatable(node, machine);
+        allocatable.insert("pods".to_owned(), Quantity::from_units(node.pods_max.into()));
+        let labels = describe::labels(node);
+        let fixed = Site { name: node.name.clone(), labels, allocatable, sysctls, ..Site::default() };
+        Self { fixed, store }
+    }
+}
+
+impl kubelet::SiteNow for MemberSite {
+    fn now(&self) -> Site {
+        let mut site = self.fixed.clone();
+        let Some(node) = self.store.nodes().get(&cluster::Key::cluster(&site.name)) else { return site };
+        if let Some(labels) = &node.metadata.labels {
+            site.labels.clone_from(labels);
+        }
+        site.taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        for condition in conditions.filter(|condition| condition.status == "True") {
+            match condition.type_.as_str() {
+                "MemoryPressure" => site.memory_pressure = true,
+                "DiskPressure" | "PIDPressure" => site.other_pressure = true,
+                _ => {}
+            }
+        }
+        site
     }
 }
 

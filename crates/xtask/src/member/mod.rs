@@ -53,6 +53,7 @@ const POINTS: &[Point] = &[
     ("kill -9 of the daemon is not felt", points::killed_daemon),
     ("without the API server pods go on, and it learns of it later", points::api_server_away),
     ("callers of the kubelet need rights", points::strangers),
+    ("a pod that the node cannot run is rejected with the reason", points::rejects),
     ("nothing is left", points::leaves),
 ];
 

@@ -236,6 +236,34 @@ pub(super) fn strangers(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok("401 without credentials, 403 without rights, 200 with them".to_owned())
 }
 
+pub(super) fn rejects(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let pod = |name: &str, more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name} }}\nspec:\n  nodeName: {NODE}\n{more}\n  containers:\n  - \
+             {{ name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, infinity], resources: {{ requests: {{ cpu: \
+             CPU }} }} }}\n"
+        )
+    };
+    for (name, more, cpu, reason) in [
+        ("greedy", "", "1000", "OutOfcpu"),
+        ("elsewhere", "  nodeSelector: { deck: upper }", "1m", "NodeAffinity"),
+        (
+            "unsafe",
+            "  securityContext: { sysctls: [{ name: kernel.msgmax, value: '65536' }] }",
+            "1m",
+            "SysctlForbidden",
+        ),
+    ] {
+        fleet.apply(&format!("{name}.yaml"), &pod(name, more).replace("CPU", cpu))?;
+        let status = wait(&format!("{name} is rejected"), SOON, || {
+            let pod = fleet.get(&format!("pod {name}"))?;
+            Ok((pod["status"]["phase"] == "Failed").then(|| pod["status"].clone()))
+        })?;
+        ensure!(status["reason"] == reason, "{name} was rejected for {}: {}", status["reason"], status["message"]);
+    }
+    Ok("too many CPUs, another node's selector, an unsafe sysctl".to_owned())
+}
+
 pub(super) fn leaves(fleet: &mut Fleet) -> anyhow::Result<String> {
     fleet.kubectl("delete deployment,service,pod --all --wait=true")?;
     wait("all pods are gone", SOON, || {
