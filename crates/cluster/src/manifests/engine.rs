@@ -9,10 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{
-    Event, HostPathVolumeSource, Namespace, Node, NodeStatus, PersistentVolume, PersistentVolumeClaim,
-    PersistentVolumeSpec, PodStatus, ServiceAccount,
+    ConfigMap, Event, HostPathVolumeSource, Namespace, Node, NodeStatus, PersistentVolume, PersistentVolumeClaim,
+    PersistentVolumeSpec, Pod, PodStatus, Secret, Service, ServiceAccount,
 };
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -28,7 +31,7 @@ use crate::controllers::service::Range;
 use crate::controllers::{Change, Plan, daemon_set, deployment, endpoints, job, replica_set, service};
 use crate::source::{EventKind, Source, SourceError, event_about};
 use crate::state::{Saver, State};
-use crate::{Key, Store};
+use crate::{Key, Store, Watch};
 
 /// Passes in a row before something else gets a turn: controllers that feed each other settle within a few.
 const PASSES_MAX: usize = 20;
@@ -289,6 +292,52 @@ fn suffix() -> String {
     sys::random::bytes::<5>().iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
 }
 
+macro_rules! inputs {
+    ($($table:ident: $kind:ty,)*) => {
+        /// What the controllers look at: every table but Events, which tell what was done and ask for nothing.
+        struct Inputs {
+            $($table: Watch<$kind>,)*
+        }
+
+        impl Inputs {
+            fn of(store: &Store) -> Self {
+                Self { $($table: store.$table().watch(),)* }
+            }
+
+            /// The next look sees everything that is there now.
+            fn forget(&mut self) {
+                $(while self.$table.try_next().is_some() {})*
+            }
+
+            /// Waits until something has changed. Cancel-safe, for the next look is at everything.
+            async fn changed(&mut self) {
+                tokio::select! {
+                    $(() = self.$table.changed() => {})*
+                }
+            }
+        }
+    };
+}
+
+inputs! {
+    pods: Pod,
+    services: Service,
+    endpoint_slices: EndpointSlice,
+    config_maps: ConfigMap,
+    secrets: Secret,
+    service_accounts: ServiceAccount,
+    namespaces: Namespace,
+    nodes: Node,
+    persistent_volume_claims: PersistentVolumeClaim,
+    persistent_volumes: PersistentVolume,
+    deployments: Deployment,
+    replica_sets: ReplicaSet,
+    stateful_sets: StatefulSet,
+    daemon_sets: DaemonSet,
+    jobs: Job,
+    cron_jobs: CronJob,
+}
+
 /// The task that reads and reconciles.
 struct Engine {
     owner: Arc<Manifests>,
@@ -302,10 +351,10 @@ struct Engine {
 
 impl Engine {
     async fn run(mut self) {
-        let mut changes = self.owner.store.changes();
+        let mut inputs = Inputs::of(&self.owner.store);
         let ending = self.owner.ending.clone();
         loop {
-            changes.borrow_and_update();
+            inputs.forget();
             let due = self.settle();
             let wait = async {
                 match due {
@@ -316,7 +365,7 @@ impl Engine {
             tokio::select! {
                 () = ending.cancelled() => return self.keep_endpoints().await,
                 () = self.files.changed() => self.read(),
-                changed = changes.changed() => if changed.is_err() { return },
+                () = inputs.changed() => {}
                 () = wait => {}
             }
         }
@@ -324,13 +373,11 @@ impl Engine {
 
     /// While everything ends, services go on to lose the pods that end.
     async fn keep_endpoints(&self) {
-        let mut changes = self.owner.store.changes();
+        let mut inputs = Inputs::of(&self.owner.store);
         loop {
-            changes.borrow_and_update();
+            inputs.forget();
             self.owner.carry_out(self.endpoints());
-            if changes.changed().await.is_err() {
-                return;
-            }
+            inputs.changed().await;
         }
     }
 
@@ -674,7 +721,7 @@ fn inherit(object: &mut AnyObject, known: AnyObject) {
     }
 }
 
-fn inherit_service(new: &mut k8s_openapi::api::core::v1::Service, old: &k8s_openapi::api::core::v1::Service) {
+fn inherit_service(new: &mut Service, old: &Service) {
     let (Some(new), Some(old)) = (&mut new.spec, &old.spec) else { return };
     if new.cluster_ip.is_none() && new.type_.as_deref() != Some("ExternalName") {
         new.cluster_ip.clone_from(&old.cluster_ip);
@@ -757,6 +804,36 @@ mod tests {
         let again = Manifests::start(config(root.path())).unwrap();
         assert_eq!(uids(&again), before);
         assert_eq!(ip(&again), address);
+    }
+
+    /// Lets every task that is awake have its turns; on one thread nothing else happens meanwhile.
+    async fn settled() {
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn events_do_not_wake_the_controllers() {
+        const CLAIM: &str = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n";
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "claim.yaml", CLAIM);
+        // No directory can be made in a file, so the claim is looked at again whenever the controllers are awake.
+        std::fs::write(root.path().join("volumes"), "").unwrap();
+        let manifests = Manifests::start(config(root.path())).unwrap();
+        settled().await;
+        std::fs::remove_file(root.path().join("volumes")).unwrap();
+        let bound = || !manifests.store.persistent_volumes().is_empty();
+        let node = manifests.store.nodes().list()[0].clone();
+        manifests.event(event_about(&*node, EventKind::Normal, "Told", "told", "test"));
+        settled().await;
+        assert!(!bound(), "an event woke them");
+        manifests
+            .update_node_status("n1", NodeStatus { phase: Some("Running".into()), ..Default::default() })
+            .await
+            .unwrap();
+        settled().await;
+        assert!(bound(), "a change of the node did not");
     }
 
     #[tokio::test]
