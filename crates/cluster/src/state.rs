@@ -115,6 +115,17 @@ macro_rules! saved {
             }
         }
 
+        impl State {
+            /// Has the file of an object in the table called `table` say at once what the table says. Kinds that are not
+            /// kept have nothing to say.
+            pub(crate) fn write_now(&self, store: &Store, table: &str, key: &Key) -> Result<(), SourceError> {
+                match table {
+                    $(stringify!($table) => self.follow(store.$table(), key),)*
+                    _ => Ok(()),
+                }
+            }
+        }
+
         /// Follows the tables and writes what changed.
         pub(crate) struct Saver {
             state: State,

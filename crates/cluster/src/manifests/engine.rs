@@ -402,47 +402,55 @@ impl Engine {
                 declared.insert(key, (path.clone(), object));
             }
         }
-        let in_doubt = self.remove_undeclared(&declared, &faulty);
+        // Before the list: a deletion that nobody remembers would never come.
+        let kept = self.remove_undeclared(&declared, &faulty);
         for (path, object) in declared.values() {
             problems.extend(self.declare(path, object));
         }
         self.declared = declared;
-        self.save_owned(in_doubt);
+        self.save_owned(kept);
         self.tell(problems);
     }
 
-    /// What was declared and no longer is goes, unless its file cannot be read now or has faults: that is answered.
+    /// What was declared and no longer is goes, unless its file cannot be read now or has faults: that is answered. So is
+    /// what could not be removed for good: the list of what is declared is the only thing that remembers it.
     fn remove_undeclared(&self, declared: &Declarations, faulty: &HashSet<PathBuf>) -> Vec<OwnedObject> {
-        let mut kept = Vec::new();
-        let path = self.owned_path();
-        let before: Owned = crate::state::read(&path).unwrap_or_default();
-        for (kind, namespace, name, file) in before.objects {
-            let key = Key::new(&namespace, &name);
-            let in_doubt = faulty.iter().any(|faulty| file.starts_with(faulty));
+        let before: Owned = crate::state::read(&self.owned_path()).unwrap_or_default();
+        let mut kept = before.objects;
+        kept.retain(|(kind, namespace, name, file)| {
+            let key = Key::new(namespace, name);
             if declared.contains_key(&(kind.clone(), key.clone())) {
-                continue;
+                return false;
             }
-            if in_doubt {
-                kept.push((kind, namespace, name, file));
-            } else {
-                match kind.as_str() {
-                    "Pod" => self.owner.end_pod(&key, None),
-                    kind => kinds::remove(kind, &key, &self.owner.store),
-                }
-            }
-        }
+            let in_doubt = faulty.iter().any(|faulty| file.starts_with(faulty));
+            in_doubt || !self.removed(kind, &key)
+        });
         kept
+    }
+
+    /// Removes an object, or begins to, so that a daemon which is killed now knows it later; whether that is on disk.
+    fn removed(&self, kind: &str, key: &Key) -> bool {
+        match kind {
+            "Pod" => self.owner.end_pod(key, None),
+            kind => kinds::remove(kind, key, &self.owner.store),
+        }
+        let Some(table) = kinds::table(kind) else { return true };
+        let written = self.owner.state.write_now(&self.owner.store, table, key);
+        if let Err(error) = &written {
+            tracing::error!(kind, %key, %error, "a removal is not saved, and is tried again when a manifest changes");
+        }
+        written.is_ok()
     }
 
     fn owned_path(&self) -> PathBuf {
         self.owner.config.state_dir.join("cluster").join("declared.json")
     }
 
-    fn save_owned(&self, in_doubt: Vec<OwnedObject>) {
+    fn save_owned(&self, kept: Vec<OwnedObject>) {
         let objects = self.declared.iter().map(|((kind, key), (path, _))| {
             (kind.clone(), key.namespace().to_owned(), key.name().to_owned(), path.clone())
         });
-        let owned = Owned { objects: objects.chain(in_doubt).collect() };
+        let owned = Owned { objects: objects.chain(kept).collect() };
         if let Err(error) = crate::state::write(&self.owned_path(), serde_json::to_vec(&owned)) {
             tracing::error!(%error, "what is declared is not saved: what is removed while no daemon runs would stay");
         }
@@ -834,6 +842,45 @@ mod tests {
             .unwrap();
         settled().await;
         assert!(bound(), "a change of the node did not");
+    }
+
+    /// What a daemon that is killed at this moment leaves.
+    fn killed(root: &Path) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        let mut directories = vec![PathBuf::from("state")];
+        while let Some(below) = directories.pop() {
+            std::fs::create_dir(copy.path().join(&below)).unwrap();
+            for entry in std::fs::read_dir(root.join(&below)).unwrap() {
+                let path = below.join(entry.unwrap().file_name());
+                match root.join(&path).is_dir() {
+                    true => directories.push(path),
+                    false => drop(std::fs::copy(root.join(&path), copy.path().join(&path)).unwrap()),
+                }
+            }
+        }
+        std::fs::create_dir(copy.path().join("manifests")).unwrap();
+        copy
+    }
+
+    #[tokio::test]
+    async fn a_removal_outlives_the_daemon_that_is_killed_in_it() {
+        const BOTH: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i}]}\n---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: robot}\n";
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "p.yaml", BOTH);
+        // Of a daemon whose tasks have not had a turn yet, only the start has run.
+        let start = || {
+            let manifests = Manifests::start(config(root.path())).unwrap();
+            manifests.tasks.lock().unwrap().iter().for_each(JoinHandle::abort);
+            manifests
+        };
+        let manifests = start();
+        Saver::new(manifests.state.clone(), &manifests.store).flush().await;
+        std::fs::remove_file(root.path().join("manifests/p.yaml")).unwrap();
+        start();
+        let left = killed(root.path());
+        let again = Manifests::start(config(left.path())).unwrap();
+        assert!(again.store.pods().list().iter().all(|pod| is_terminating(pod)), "the pod lives on");
+        assert!(again.store.service_accounts().get(&Key::new("default", "robot")).is_none(), "the account is back");
     }
 
     #[tokio::test]

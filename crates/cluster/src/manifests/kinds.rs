@@ -83,6 +83,14 @@ macro_rules! kinds {
             }
         }
 
+        /// The name of a kind's table.
+        pub(crate) fn table(kind: &str) -> Option<&'static str> {
+            match kind {
+                $(stringify!($kind) => Some(stringify!($table)),)*
+                _ => None,
+            }
+        }
+
         /// Keys and metadata of everything that has a controller as its owner, with its kind.
         pub(crate) fn dependents(store: &Store) -> Vec<(&'static str, Key, ObjectMeta)> {
             let mut found = Vec::new();
