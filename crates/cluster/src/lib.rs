@@ -1,9 +1,9 @@
-//! Where the desired state comes from: one [`Source`] trait, one [`Store`], and the manifests directory.
+//! Where the desired state comes from: one [`Source`] trait, one [`Store`], a manifests directory or a kube-apiserver.
 //!
 //! ```text
 //! manifests directory ─► Manifests (decode, default, validate, controllers) ─┐
 //!                                                                            ├─► Store ─► Watch ─► kubelet, proxy, DNS
-//! kube-apiserver      ─► (watch client)                                     ─┘
+//! kube-apiserver      ─► ApiSource (list and watch, statuses, events)         ─┘
 //! ```
 //!
 //! A source writes the store; everybody else reads tables and watches them. Watches are level-based: a watcher is

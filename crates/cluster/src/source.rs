@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::{Key, Store};
 
-/// Gives the desired state and takes the observed one: a manifests directory, or later a kube-apiserver.
+/// Gives the desired state and takes the observed one: a manifests directory, or a kube-apiserver.
 #[async_trait]
 pub trait Source: Send + Sync {
     /// The tables this source fills. A pod may leave its table at any time, with or without a `deletionTimestamp`, and
@@ -49,6 +49,14 @@ pub trait Source: Send + Sync {
     async fn request_token(&self, account: &Key, _spec: TokenRequestSpec) -> Result<Token, SourceError> {
         let action = format!("the token of service account {account}");
         Err(SourceError::Refused { action, source: "tokens come from an API server, and this node has none".into() })
+    }
+
+    /// The runtime's handler that a RuntimeClass stands for. Without a cluster the class is the handler's own name.
+    ///
+    /// # Errors
+    /// There is no such class, or the source cannot tell now.
+    async fn runtime_handler(&self, class: &str) -> Result<String, SourceError> {
+        Ok(class.to_owned())
     }
 
     /// Records an event. Never fails and never waits: events are best effort. `count`, the timestamps and the name are

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use tokio::sync::watch;
 
 use crate::Table;
@@ -70,6 +71,8 @@ tables! {
     persistent_volume_claims: PersistentVolumeClaim,
     /// PersistentVolumes (cluster-scoped); in the alone mode directories, as `hostPath`.
     persistent_volumes: PersistentVolume,
+    /// RuntimeClasses (cluster-scoped), once a pod has named one.
+    runtime_classes: RuntimeClass,
     /// Deployments.
     deployments: Deployment,
     /// ReplicaSets, of Deployments and their own.

@@ -6,7 +6,7 @@ use cluster::api::{Api, ApiSource, ApiSourceConfig};
 use cluster::k8s_openapi::api::core::v1::{Pod, PodStatus, Secret};
 use cluster::{Change, EventKind, Source as _, SourceError, event_about};
 use serde_json::{Value, json};
-use testkit::control_plane::Part;
+use testkit::control_plane::{Options, Part};
 use testkit::serial::Test;
 
 use crate::lab::{LIMIT, Lab, MAPS, NODE, PODS, SECRETS, key, run, when};
@@ -21,6 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_ended_pod_is_deleted_by_its_uid", an_ended_pod_is_deleted_by_its_uid),
     ("finalizers_do_not_bring_a_pod_back", finalizers_do_not_bring_a_pod_back),
     ("events_are_counted", events_are_counted),
+    ("classes_name_handlers", classes_name_handlers),
+    ("without_http2_it_works_as_well", without_http2_it_works_as_well),
     ("a_proxy_sees_services_and_slices", a_proxy_sees_services_and_slices),
 ];
 
@@ -358,6 +360,41 @@ fn events_are_counted() {
         }
         let count = list().iter().find(|event| event["message"] == "the same").unwrap()["count"].as_i64().unwrap();
         assert_eq!(count, 24, "one of the 25 was the other");
+    });
+}
+
+fn classes_name_handlers() {
+    let lab = Lab::new();
+    let class = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "sandboxed"}, "handler": "runsc"});
+    lab.others().create("/apis/node.k8s.io/v1/runtimeclasses", &class).unwrap();
+    run(async {
+        let source = lab.kubelet();
+        assert_eq!(source.runtime_handler("sandboxed").await.unwrap(), "runsc");
+        let missing = source.runtime_handler("other").await.unwrap_err();
+        assert_eq!(missing.to_string(), "RuntimeClass other does not exist");
+    });
+}
+
+/// Some balancers in front of API servers speak HTTP/1.1 only.
+fn without_http2_it_works_as_well() {
+    let extra = vec![(Part::ApiServer, "--disable-http2-serving".to_owned())];
+    let lab = Lab::with(Options { extra, ..Options::default() });
+    let uid = lab.pod("p", json!({"spec": {"volumes": [{"name": "v", "configMap": {"name": "m"}}]}}));
+    run(async {
+        let source = lab.kubelet();
+        let store = source.store();
+        store.synced().await;
+        let pod = store.pods().get(&key("p")).unwrap();
+        source.look_up(&pod).await.unwrap();
+        lab.map("m", "1");
+        when(store.config_maps(), &key("m"), |map| map.is_some()).await;
+        source.update_pod_status(&uid, status(json!({"phase": "Running"}))).await.unwrap();
+        when(store.pods(), &key("p"), |pod| {
+            pod.and_then(|pod| pod.status.as_ref()?.phase.as_deref()) == Some("Running")
+        })
+        .await;
+        source.delete_pod(&uid).await.unwrap();
+        lab.others().wait_gone(PODS, "p", LIMIT).unwrap();
     });
 }
 

@@ -4,6 +4,7 @@ use cri::v1;
 use pod::Change;
 
 use super::Job;
+use crate::context::chain;
 use crate::{generate, remains};
 
 impl Job {
@@ -21,10 +22,11 @@ impl Job {
         grouped.map_err(|error| error.to_string())?.map_err(|error| format!("the pod's control group: {error}"))?;
         let logs = config.log_directory.clone();
         tokio::fs::create_dir_all(&logs).await.map_err(|error| format!("log directory {logs}: {error}"))?;
-        let handler = pod::spec::of(&self.pod).runtime_class_name.clone().unwrap_or_default();
-        if !handler.is_empty() {
-            return Err(format!("RuntimeClass {handler:?} is not supported yet; remove runtimeClassName"));
-        }
+        let class = pod::spec::of(&self.pod).runtime_class_name.as_deref().filter(|class| !class.is_empty());
+        let handler = match class {
+            Some(class) => self.context.parts.source.runtime_handler(class).await.map_err(|error| chain(&error))?,
+            None => String::new(),
+        };
         let runtime = &self.context.parts.runtime;
         self.shared.set_sandbox_config(config.clone());
         let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler };

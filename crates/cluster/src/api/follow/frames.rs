@@ -63,7 +63,7 @@ pub(super) enum Event<T> {
     /// Everything up to this version has been told. `ends_list`: and it is everything that is there.
     Bookmark { version: String, ends_list: bool },
     /// The watch is over.
-    Failed(Status),
+    Failed(Box<Status>),
     /// An object that nobody can read. Its metadata, if those can be.
     Unreadable { metadata: Box<ObjectMeta>, reason: String },
 }
@@ -90,8 +90,8 @@ pub(super) fn event<T: DeserializeOwned>(
     let frame: Frame<'_> = serde_json::from_slice(line)?;
     let object = frame.object.get().as_bytes();
     Ok(Some(match frame.kind {
-        "ADDED" | "MODIFIED" => read(object, scratch).map_or_else(|event| event, Event::Put),
-        "DELETED" => read(object, scratch).map_or_else(|event| event, Event::Gone),
+        "ADDED" | "MODIFIED" => read(object, scratch, Event::Put),
+        "DELETED" => read(object, scratch, Event::Gone),
         "BOOKMARK" => {
             let Named { metadata } = serde_json::from_slice(object)?;
             let ends_list = metadata.annotations.is_some_and(|all| all.get(LIST_END).is_some_and(|end| end == "true"));
@@ -102,8 +102,11 @@ pub(super) fn event<T: DeserializeOwned>(
     }))
 }
 
-fn read<T: DeserializeOwned>(object: &[u8], scratch: &mut Vec<u8>) -> Result<T, Event<T>> {
-    serde_json::from_slice(without_managed_fields(object, scratch)).map_err(|error| unreadable(object, &error))
+fn read<T: DeserializeOwned>(object: &[u8], scratch: &mut Vec<u8>, event: impl Fn(T) -> Event<T>) -> Event<T> {
+    match serde_json::from_slice(without_managed_fields(object, scratch)) {
+        Ok(object) => event(object),
+        Err(error) => unreadable(object, &error),
+    }
 }
 
 /// An object that does not fit its type, as far as it can be named.
@@ -179,7 +182,7 @@ mod tests {
         let end = r#"{"type":"BOOKMARK","object":{"kind":"ConfigMap","apiVersion":"v1","metadata":{"resourceVersion":"9","annotations":{"k8s.io/initial-events-end":"true"}}}}"#;
         assert_eq!(read_line(end), Event::Bookmark { version: "9".into(), ends_list: true });
         let gone = r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"too old","code":410}}"#;
-        assert!(matches!(read_line(gone), Event::Failed(Status { code: Some(410), .. })));
+        assert!(matches!(read_line(gone), Event::Failed(status) if status.code == Some(410)));
         let bad = r#"{"type":"MODIFIED","object":{"metadata":{"name":"b"},"data":7}}"#;
         assert!(matches!(read_line(bad), Event::Unreadable { metadata, .. } if metadata.name.as_deref() == Some("b")));
         assert!(event::<ConfigMap>(br#"{"type":"NEWS","object":{}}"#, &mut Vec::new()).unwrap().is_none());

@@ -415,7 +415,7 @@ impl<T: Kind, S: Sink<T>> Engine<T, S> {
             Event::Bookmark { version, ends_list: false } => self.ledger.move_to(Some(&version)),
             Event::Failed(status) => {
                 let code = status.code.and_then(|code| u16::try_from(code).ok()).unwrap_or(500);
-                return Err(ApiError::of_status(code, status, "the watch failed", None));
+                return Err(ApiError::of_status(code, *status, "the watch failed", None));
             }
             Event::Unreadable { metadata, reason } => self.keep_old(&metadata, &reason),
         }

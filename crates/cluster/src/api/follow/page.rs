@@ -17,17 +17,18 @@ pub(super) struct ListMeta {
 }
 
 /// Reads a page and hands over each object, or the bytes of one that does not fit its type.
-pub(super) fn read<T: DeserializeOwned>(
-    text: &[u8],
-    take: &mut dyn FnMut(Result<T, (&RawValue, serde_json::Error)>),
-) -> Result<ListMeta, serde_json::Error> {
+pub(super) fn read<T: DeserializeOwned>(text: &[u8], take: &mut Take<'_, T>) -> Result<ListMeta, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let meta = Page { take }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(meta)
 }
 
-type Take<'t, T> = dyn FnMut(Result<T, (&RawValue, serde_json::Error)>) + 't;
+/// Gets each object.
+type Take<'t, T> = dyn FnMut(Item<'_, T>) + 't;
+
+/// An object, or the bytes of one that does not fit its type.
+type Item<'a, T> = Result<T, (&'a RawValue, serde_json::Error)>;
 
 struct Page<'a, 't, T> {
     take: &'a mut Take<'t, T>,

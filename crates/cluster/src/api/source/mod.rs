@@ -15,7 +15,7 @@ mod status;
 mod trim;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -66,6 +66,8 @@ pub struct ApiSource {
     recorder: Recorder,
     finished: Finished,
     services: Following,
+    /// Few clusters have RuntimeClasses that a pod of this node names.
+    classes: OnceLock<Following>,
     /// All other kinds. What is followed ends with these.
     others: Vec<Following>,
     /// They end with this value.
@@ -121,7 +123,18 @@ impl ApiSource {
             others.push(slices);
         }
         let recorder = Recorder::new(api.clone(), &node_name, event_rate);
-        Ok(Arc::new(Self { store, api, objects, statuses, recorder, finished, services, others, _tasks: tasks }))
+        Ok(Arc::new(Self {
+            store,
+            api,
+            objects,
+            statuses,
+            recorder,
+            finished,
+            services,
+            classes: OnceLock::new(),
+            others,
+            _tasks: tasks,
+        }))
     }
 
     /// The first reason why something is not followed at the moment.
@@ -235,6 +248,20 @@ impl Source for ApiSource {
         match (status.token, status.expiration_timestamp) {
             (Some(text), Some(ends)) => Ok(Token { text, ends: ends.0 }),
             _ => Err(SourceError::Refused { action: action(), source: "the answer has no token".into() }),
+        }
+    }
+
+    async fn runtime_handler(&self, class: &str) -> Result<String, SourceError> {
+        let table = self.store.runtime_classes();
+        let following = self.classes.get_or_init(|| follow(&self.api, Selection::all(), table.clone()));
+        if tokio::time::timeout(LOOK_UP_LIMIT, following.known()).await.is_err() {
+            let failure = following.progress().borrow().failure.clone();
+            let source = failure.map_or_else(|| "the API server has not answered".into(), Into::into);
+            return Err(SourceError::Unavailable { action: format!("look up RuntimeClass {class}"), source });
+        }
+        match table.get(&Key::cluster(class)) {
+            Some(known) => Ok(known.handler.clone()),
+            None => Err(SourceError::NotFound { kind: "RuntimeClass", name: class.to_owned() }),
         }
     }
 
