@@ -1,6 +1,8 @@
 //! The points of the member's voyage.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, SocketAddr};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -134,9 +136,31 @@ pub(super) fn reaches_in(fleet: &mut Fleet) -> anyhow::Result<String> {
     ensure!(std::fs::read_to_string(&local)?.trim() == pod, "the copy differs");
     let failed = fleet.kubectl_words(&["exec", pod, "--", "sh", "-c", "exit 7"]).err().context("exit 7 succeeded")?;
     ensure!(format!("{failed:#}").contains("exit code 7"), "{failed:#}");
+    forwards(fleet, pod)?;
     let ours = fleet.orlop(&["ps", "-A"])?;
     ensure!(ours.contains(pod), "`orlop ps` does not know the pod: {ours}");
-    Ok("logs, cp, exec and its exit code".to_owned())
+    Ok("logs, cp, exec and its exit code, port-forward".to_owned())
+}
+
+/// `kubectl port-forward` leads into the pod.
+fn forwards(fleet: &Fleet, pod: &str) -> anyhow::Result<()> {
+    let mut kubectl = fleet.plane.kubectl()?;
+    let forward = kubectl.args(["port-forward", pod, ":8080"]).stdout(Stdio::piped()).spawn();
+    let mut forward = forward.context("start kubectl")?;
+    let seen = (|| {
+        let mut line = String::new();
+        // It goes on to write there.
+        let mut output = BufReader::new(forward.stdout.take().context("its output")?);
+        output.read_line(&mut line)?;
+        let port = line.split_whitespace().find_map(|word| word.strip_prefix("127.0.0.1:")?.parse::<u16>().ok());
+        let port = port.with_context(|| format!("no port in {line:?}"))?;
+        http_text("GET", SocketAddr::from(([127, 0, 0, 1], port)), "/")
+    })();
+    forward.kill()?;
+    forward.wait()?;
+    let page = seen?.1;
+    ensure!(page.trim() == pod, "the forwarded port answers {page:?}");
+    Ok(())
 }
 
 pub(super) fn edits(fleet: &mut Fleet) -> anyhow::Result<String> {
