@@ -16,7 +16,19 @@ pub struct Program {
     pub name: &'static str,
     module: Module,
     package: &'static str,
+    kind: Kind,
     linkage: Linkage,
+}
+
+/// What is made of a package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Its program.
+    Command,
+    /// Its tests, as a program.
+    Tests,
+    /// The program of another package, in the version that this one needs.
+    Needed(&'static str),
 }
 
 /// What a program needs where it runs.
@@ -62,7 +74,7 @@ impl Module {
     }
 
     const fn program(self, name: &'static str, package: &'static str) -> Program {
-        Program { name, module: self, package, linkage: Linkage::Host }
+        Program { name, module: self, package, kind: Kind::Command, linkage: Linkage::Host }
     }
 
     fn short_version(&self) -> &'static str {
@@ -130,6 +142,11 @@ pub const REFERENCE_NODE: &[Program] = &[KUBELET, KUBE_PROXY];
 pub const KUBELET: Program = KUBERNETES.program("kubelet", "cmd/kubelet");
 /// The service proxy.
 pub const KUBE_PROXY: Program = KUBERNETES.program("kube-proxy", "cmd/kube-proxy");
+
+/// Kubernetes' end-to-end tests, the published suite.
+pub const E2E: Program = Program { kind: Kind::Tests, ..KUBERNETES.program("e2e.test", "test/e2e") };
+/// What runs them side by side, in the version that they are written for.
+pub const GINKGO: Program = Program { name: "ginkgo", kind: Kind::Needed("github.com/onsi/ginkgo/v2/ginkgo"), ..E2E };
 
 /// The program of most tests of the suites: a server, a client, a prober and more.
 pub const AGNHOST: Program = test_image("agnhost", "test/images/agnhost");
@@ -258,7 +275,7 @@ fn key(program: &Program) -> String {
 }
 
 fn build_into(dir: &Path, program: &Program) -> anyhow::Result<()> {
-    let Program { name, module, package, linkage } = program;
+    let Program { name, module, package, kind, linkage } = program;
     let source = tempfile::tempdir()?;
     std::fs::write(source.path().join("go.mod"), module.go_mod())?;
     let flags = format!("-mod=mod {}", std::env::var("GOFLAGS").unwrap_or_default());
@@ -274,7 +291,14 @@ fn build_into(dir: &Path, program: &Program) -> anyhow::Result<()> {
     let package = package.trim_end_matches('/');
     let output = dir.join(name).display().to_string();
     go(&["get", &format!("{package}@{}", module.version)])?;
-    go(&["build", "-trimpath", "-tags", module.tags, "-ldflags", &module.linker_flags(), "-o", &output, package])
+    let (make, package) = match kind {
+        Kind::Command => (&["build"][..], package),
+        Kind::Tests => (&["test", "-c"][..], package),
+        Kind::Needed(other) => (&["build"][..], *other),
+    };
+    let flags = module.linker_flags();
+    let how = ["-trimpath", "-tags", module.tags, "-ldflags", &flags, "-o", &output, package];
+    go(&[make, &how].concat())
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-//! Developer commands: demo, test, check, bench, lab, codegen.
+//! Developer commands: demo, test, check, bench, conformance, lab, codegen.
 #![allow(clippy::print_stdout, reason = "a command line speaks on stdout")]
 #![allow(clippy::disallowed_methods, reason = "a developer tool starts compilers and test programs")]
 
 mod bench;
 mod check;
 mod codegen;
+mod conformance;
 mod demo;
 mod images;
 mod lab;
@@ -32,6 +33,9 @@ enum Command {
     Test(test::Options),
     /// Measure orlop and the reference (containerd, runc, CNI plugins) side by side (root).
     Bench(bench::Options),
+    /// Published suites of others against a node of orlop (root).
+    #[command(subcommand)]
+    Conformance(conformance::Conformance),
     /// What must hold before a commit: format, lints, dependency direction.
     Check,
     /// Build and enter labs.
@@ -46,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Conformance(suite) => conformance::run(&suite),
         Command::Check => check::run_command(),
         Command::Lab(lab) => lab::run(&lab),
         Command::Codegen => codegen::run(),

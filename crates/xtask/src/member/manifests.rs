@@ -2,8 +2,13 @@
 
 use testkit::control_plane::ControlPlane;
 
-/// The configuration of the node.
-pub(super) fn kubelet_configuration(plane: &ControlPlane) -> anyhow::Result<String> {
+/// The configuration of a node that joins with a token.
+pub(super) fn joining_configuration(plane: &ControlPlane) -> anyhow::Result<String> {
+    Ok(kubelet_configuration(plane)? + "rotateCertificates: true\nserverTLSBootstrap: true\n")
+}
+
+/// The configuration of a node.
+pub(crate) fn kubelet_configuration(plane: &ControlPlane) -> anyhow::Result<String> {
     let authority = plane.authority().certificate.display();
     let dns = plane.options().dns_address()?;
     Ok(format!(
@@ -16,8 +21,6 @@ authentication:
 authorization: {{ mode: Webhook }}
 # A machine that builds and tests may have a full disk.
 evictionHard: {{ memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1% }}
-rotateCertificates: true
-serverTLSBootstrap: true
 clusterDNS: [{dns}]
 clusterDomain: cluster.local
 "

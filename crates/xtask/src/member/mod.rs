@@ -16,6 +16,9 @@ use testkit::{host, netns};
 
 use crate::demo::Stage;
 
+pub(crate) use manifests::kubelet_configuration;
+pub(crate) use points::condition;
+
 /// The node's name.
 const NODE: &str = "deck";
 /// The address of node and API server, inside the private network (RFC 5737).
@@ -184,7 +187,7 @@ fn log_file(stage: &Stage) -> PathBuf {
 
 fn spawn(stage: &Stage, plane: &ControlPlane, bootstrap: &Path, proxy: &Path) -> anyhow::Result<Child> {
     let config = stage.dir.path().join("kubelet.yaml");
-    std::fs::write(&config, manifests::kubelet_configuration(plane)?)?;
+    std::fs::write(&config, manifests::joining_configuration(plane)?)?;
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_file(stage))?;
     let mut node: Command = stage.orlop();
     node.env("ORLOP_LOG", "info").arg("node").arg("--kubeconfig").arg(stage.dir.path().join("kubelet.conf"));

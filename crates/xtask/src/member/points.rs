@@ -12,7 +12,7 @@ use testkit::control_plane::Part;
 use super::{Fleet, NODE, SOON, manifests, wait};
 use crate::voyage::http_text;
 
-pub(super) fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
+pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
     let conditions = object["status"]["conditions"].as_array()?;
     conditions.iter().find(|condition| condition["type"] == kind)?["status"].as_str()
 }

@@ -1,0 +1,169 @@
+//! The suite's programs, and one run of them.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::NodeOptions;
+use super::cluster::Cluster;
+
+/// Those that every node has to pass, without those that need a feature of its own, or a cluster for themselves.
+pub(super) const NODE_CONFORMANCE: &str = "NodeConformance && !Serial && !Flaky && Feature: isEmpty";
+
+/// What ginkgo says.
+pub(super) const LOG: &str = "ginkgo.log";
+/// What it reports.
+pub(super) const REPORT: &str = "report.json";
+
+/// Longer than the whole suite takes with one process.
+const TIMEOUT: &str = "6h";
+/// How long the specs may take to clean up when they are interrupted.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where its programs are.
+pub(super) struct Suite {
+    pub(super) ginkgo: PathBuf,
+    pub(super) tests: PathBuf,
+}
+
+/// A run under way. It ends with the thread that began it.
+pub(super) struct Run {
+    child: Child,
+    reader: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Suite {
+    /// Starts the specs that `options` choose, with everything they say in `output`.
+    pub(super) fn start(&self, cluster: &Cluster, options: &NodeOptions, output: &Path) -> anyhow::Result<Run> {
+        let mut command = Command::new(testkit::daemon::TOOL.program);
+        command.args(["--pdeathsig", "SIGKILL"]).arg(&self.ginkgo);
+        command.args(["-v", "--no-color", "--timeout", TIMEOUT, "--procs", &options.procs.to_string()]);
+        command.args(["--label-filter", &options.labels, "--json-report", REPORT, "--output-dir"]).arg(output);
+        for (flag, value) in [("--focus", &options.focus), ("--skip", &options.skip)] {
+            command.args(value.iter().flat_map(|value| [flag, value]));
+        }
+        command.arg(&self.tests).arg("--").args(["--provider=skeleton", "--minStartupPods=0"]);
+        command.arg("--kubeconfig").arg(cluster.admin_kubeconfig()?);
+        command.arg("--kubelet-root-dir").arg(cluster.kubelet_root());
+        command.arg("--e2e-output-dir").arg(output);
+        // Not in the terminal's group: Ctrl-C is for the one who started it, who decides in which order things end.
+        command.current_dir(output).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+        let log = File::create(output.join(LOG))?;
+        command.stderr(log.try_clone()?);
+        let mut child = command.spawn().context("start ginkgo")?;
+        let said = child.stdout.take().context("stdout is piped")?;
+        let reader = Some(std::thread::spawn(move || listen(said, log)));
+        Ok(Run { child, reader })
+    }
+}
+
+impl Run {
+    /// Whether it has ended by itself.
+    pub(super) fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Ends it: the specs that run are interrupted and clean up. Specs that failed are no error.
+    pub(super) fn end(mut self) -> anyhow::Result<()> {
+        if !self.has_ended()? {
+            println!("interrupting the specs, which clean up within {} s", END_LIMIT.as_secs());
+            self.signal(Signal::INT)?;
+            let process = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())?;
+            poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&Timespec::try_from(END_LIMIT)?))?;
+            self.kill()?;
+        }
+        let reader = self.reader.take().context("it is taken once")?;
+        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// To ginkgo and to the processes that run its specs.
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        // The child has not been waited for, so its number is its own, and its group's.
+        kill_process_group(Pid::from_child(&self.child), signal).context("end ginkgo")
+    }
+
+    fn kill(&mut self) -> anyhow::Result<()> {
+        if !self.has_ended()? {
+            self.signal(Signal::KILL)?;
+            self.child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.kill(); // fails only when it has ended already
+    }
+}
+
+/// Keeps all that is said and shows how each spec ends.
+fn listen(said: ChildStdout, mut log: File) -> anyhow::Result<()> {
+    let mut progress = Progress::default();
+    for line in BufReader::new(said).split(b'\n') {
+        let line = line?;
+        log.write_all(&line)?;
+        log.write_all(b"\n")?;
+        if let Some(ended) = progress.line(&String::from_utf8_lossy(&line)) {
+            println!("{ended}");
+        }
+    }
+    Ok(())
+}
+
+/// Finds the ends of specs in what ginkgo says: a line with a mark and the outcome, and then the name.
+#[derive(Debug, Default)]
+struct Progress {
+    mark: Option<(&'static str, String)>,
+    ended: usize,
+}
+
+impl Progress {
+    fn line(&mut self, line: &str) -> Option<String> {
+        if let Some((word, time)) = self.mark.take() {
+            self.ended += 1;
+            return Some(format!("{:>4} {word} {line}{time}", self.ended));
+        }
+        let (word, rest) = if let Some(rest) = line.strip_prefix("S [SKIPPED]") {
+            ("skip", rest)
+        } else if let Some(rest) = line.strip_prefix("• [FAILED]") {
+            ("FAIL", rest)
+        } else {
+            ("ok  ", line.strip_prefix("• [").filter(|rest| rest.ends_with("seconds]"))?)
+        };
+        let seconds = rest.trim_matches(['[', ']', ' ']).strip_suffix(" seconds").and_then(|text| text.parse().ok());
+        self.mark = Some((word, seconds.map(|seconds: f64| format!(" ({seconds:.1} s)")).unwrap_or_default()));
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_of_a_spec_is_one_line() {
+        let mut progress = Progress::default();
+        let text = "------------------------------\n• [6.130 seconds]\n[sig-node] Pods should run [NodeConformance]\n\
+                    k8s.io/kubernetes/test/e2e/common/node/pods.go:12\n\n  Timeline >>\n  • no end\n\
+                    ------------------------------\n• [FAILED] [300.02 seconds]\n[sig-node] Probing\n\
+                    ------------------------------\nS [SKIPPED] [0.2 seconds]\n[sig-node] Sysctls";
+        let ends: Vec<String> = text.lines().filter_map(|line| progress.line(line)).collect();
+        assert_eq!(
+            ends,
+            [
+                "   1 ok   [sig-node] Pods should run [NodeConformance] (6.1 s)",
+                "   2 FAIL [sig-node] Probing (300.0 s)",
+                "   3 skip [sig-node] Sysctls (0.2 s)",
+            ]
+        );
+    }
+}
