@@ -1,6 +1,6 @@
 //! All pods of the node: which have a worker, and which events go where.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,6 +30,8 @@ pub(crate) struct Manager {
     stop: CancellationToken,
     /// What goes on beside the workers: removals, writes to control groups.
     jobs: JoinSet<()>,
+    /// What is left of pods that the source has not named yet, by uid; none when it has named all that there are.
+    unclaimed: Option<HashSet<String>>,
     /// Of the jobs those that remove what is left of a pod, with its uid.
     removals: HashMap<task::Id, String>,
     /// Where workers announce that they end, by the uids of their pods.
@@ -44,7 +46,8 @@ impl Manager {
     pub(crate) fn new(context: Arc<Context>, workers: Arc<Mutex<Workers>>, stop: CancellationToken) -> Self {
         let (ending, ended) = unbounded_channel();
         let (jobs, removals) = (JoinSet::new(), HashMap::new());
-        Self { context, workers, stop, jobs, removals, ending, ended, deaths: HashMap::new(), share: Arc::default() }
+        let (unclaimed, deaths, share) = (Some(HashSet::new()), HashMap::new(), Arc::default());
+        Self { context, workers, stop, jobs, unclaimed, removals, ending, ended, deaths, share }
     }
 
     /// Adopts what runs, then follows source and runtime until told to stop, whatever it waits for then.
@@ -59,7 +62,7 @@ impl Manager {
     }
 
     async fn follow(&mut self, ready: tokio::sync::oneshot::Sender<()>) {
-        let store = self.context.parts.source.store();
+        let store = self.context.parts.source.store().clone();
         let mut pods = store.pods().watch();
         let mut config_maps = store.config_maps().watch();
         let mut secrets = store.secrets().watch();
@@ -67,14 +70,11 @@ impl Manager {
         let mut events = self.subscribe().await;
         self.adopt().await;
         let _ = ready.send(()); // Nobody may be waiting.
+        let mut known = std::pin::pin!(store.pods().synced());
         loop {
             tokio::select! {
-                change = pods.next() => {
-                    // A pod that is gone has been forgotten by its own worker.
-                    if let Some(pod) = change.object {
-                        self.see(pod);
-                    }
-                }
+                change = pods.next() => self.hear(change),
+                () = &mut known, if self.unclaimed.is_some() => self.remove_unclaimed(),
                 change = config_maps.next() => self.retry(change.key.namespace()),
                 change = secrets.next() => self.retry(change.key.namespace()),
                 change = claims.next() => self.retry(change.key.namespace()),
@@ -124,8 +124,22 @@ impl Manager {
         self.share_cpu();
     }
 
+    /// The source has named all pods: what is left of others is of none.
+    fn remove_unclaimed(&mut self) {
+        // Those that it has named just now claim theirs first.
+        let named: Vec<Arc<Pod>> = self.unclaimed.iter().flatten().filter_map(|uid| self.known(uid)).collect();
+        named.into_iter().for_each(|pod| self.see(pod));
+        for uid in self.unclaimed.take().unwrap_or_default() {
+            self.remove_unless_wanted(uid);
+        }
+    }
+
     /// Removes what is left of a pod that has no worker and that the source does not know.
     fn remove_unless_wanted(&mut self, uid: String) {
+        if let Some(unclaimed) = &mut self.unclaimed {
+            unclaimed.insert(uid);
+            return;
+        }
         let is_wanted = self.lock().contains_key(&uid) || self.known(&uid).is_some();
         if is_wanted || self.removals.values().any(|one| *one == uid) {
             return;
@@ -181,6 +195,20 @@ impl Manager {
         self.lock().insert(uid, handle);
     }
 
+    /// The source has another version of a pod, another pod of the same name, or none of that name any more.
+    fn hear(&mut self, change: cluster::Change<Pod>) {
+        let uid = change.object.as_ref().map(|pod| uid_of(pod));
+        for (other, worker) in self.lock().iter_mut() {
+            if worker.key == change.key && uid != Some(other) {
+                worker.is_gone = true;
+                let _ = worker.events.send(Event::Gone); // It may just be ending.
+            }
+        }
+        if let Some(pod) = change.object {
+            self.see(pod);
+        }
+    }
+
     /// A pod of the source is new or has changed.
     fn see(&mut self, pod: Arc<Pod>) {
         let uid = uid_of(&pod);
@@ -192,7 +220,10 @@ impl Manager {
         if self.removals.values().any(|one| one == uid) {
             return; // It has come back, and begins when that is over.
         }
+        let is_claimed = self.unclaimed.as_mut().is_some_and(|unclaimed| unclaimed.remove(uid));
         let begin = match self.admit(&pod) {
+            // It runs since before the daemon began, and what is known of that may be old.
+            _ if is_claimed => Begin::Asking { until: Timestamp::now() },
             Ok(()) => Begin::With(Found::default()),
             Err(rejection) => {
                 self.context.warning(&pod, "FailedAdmission", rejection.message.clone(), None);
@@ -250,13 +281,16 @@ impl Manager {
     /// begins with what runs. Of a pod that is gone something may be left: a volume that did not go, a sandbox that came
     /// too late.
     fn bury(&mut self, uid: &str) {
-        self.lock().remove(uid);
+        let was_gone = self.lock().remove(uid).is_some_and(|worker| worker.is_gone);
         self.share_cpu();
         let Some(pod) = self.known(uid) else {
             self.deaths.remove(uid);
             self.remove_unless_wanted(uid.to_owned());
             return;
         };
+        if was_gone {
+            return self.see(pod); // It has come back.
+        }
         let now = Timestamp::now();
         let death = self.deaths.entry(uid.to_owned()).or_default();
         *death = death.after_failure(now, None);

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cluster::Key;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use pod::status::Host;
 use pod::{Action, Change, Record, View};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -25,6 +27,8 @@ use crate::timeline::Timeline;
 pub(crate) enum Event {
     /// Another version of the pod.
     Pod(Arc<Pod>),
+    /// The source does not have the pod any more.
+    Gone,
     /// The runtime told of one of the pod's containers or its sandbox.
     Runtime(Box<cri::v1::ContainerEventResponse>),
     /// Something happened.
@@ -53,6 +57,9 @@ impl Shown {
 /// A worker, seen from outside. It ends with this value.
 #[derive(Debug)]
 pub(crate) struct Handle {
+    pub(crate) key: Key,
+    /// It was told that its pod is gone.
+    pub(crate) is_gone: bool,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) shown: Arc<Mutex<Shown>>,
     pub(crate) task: AbortOnDropHandle<()>,
@@ -76,6 +83,7 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
     let shown = Arc::new(Mutex::new(shown));
     let publisher = Publisher::new(context.parts.source.clone(), uid_of(&pod).to_owned());
     let host = Host { addresses: context.config.generate.node.ips.clone() };
+    let key = Key::of(&pod.metadata);
     let announcement = Announcement { uid: uid_of(&pod).to_owned(), ending };
     let mut worker = Worker {
         saved: Record::default(),
@@ -83,6 +91,7 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
         pod,
         view,
         host,
+        is_gone: false,
         status,
         publisher,
         shared: Arc::default(),
@@ -111,7 +120,7 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
         changes.into_iter().for_each(|change| worker.apply(change));
         worker.run(heard).await;
     });
-    Handle { events, shown, task: AbortOnDropHandle::new(task) }
+    Handle { key, is_gone: false, events, shown, task: AbortOnDropHandle::new(task) }
 }
 
 /// Tells that a worker ends, when it is dropped: also by a panic.
@@ -131,6 +140,8 @@ struct Worker {
     pod: Arc<Pod>,
     view: View,
     host: Host,
+    /// The source does not have the pod any more.
+    is_gone: bool,
     /// The status that was published last.
     status: Option<PodStatus>,
     /// The record that is on disk.
@@ -163,9 +174,9 @@ impl Worker {
         self.take_over(found)
     }
 
+    /// Works until the source has forgotten the pod and nothing of it is left.
     async fn run(mut self, mut heard: UnboundedReceiver<Event>) {
-        let mut is_over = false;
-        while !is_over {
+        while !(self.is_gone && self.view.is_taken_down()) {
             let next_due = self.step();
             let wait = async {
                 match next_due {
@@ -176,10 +187,10 @@ impl Worker {
             tokio::select! {
                 event = heard.recv() => match event {
                     Some(event) => {
-                        is_over = self.hear(event);
+                        self.hear(event);
                         // What came at the same time is taken in before anything is decided.
-                        while let (false, Ok(event)) = (is_over, heard.try_recv()) {
-                            is_over = self.hear(event);
+                        while let Ok(event) = heard.try_recv() {
+                            self.hear(event);
                         }
                     }
                     None => return,
@@ -195,18 +206,17 @@ impl Worker {
         self.publisher.finish().await;
     }
 
-    /// Takes in an event; whether the pod is forgotten.
-    fn hear(&mut self, event: Event) -> bool {
+    fn hear(&mut self, event: Event) {
         match event {
-            Event::Pod(pod) => {
-                let before = std::mem::replace(&mut self.pod, pod);
-                if grace_of(&self.pod) < grace_of(&before) {
-                    self.hasten();
-                }
+            Event::Pod(_) if self.is_gone => {}
+            Event::Pod(pod) => self.take_version(pod),
+            Event::Gone => {
+                self.is_gone = true;
+                // Upstream, too, gives a pod that was removed by force its own time to end.
+                self.take_version(Arc::new(ending(&self.pod, Timestamp::now())));
             }
             Event::Runtime(event) => self.hear_runtime(&event),
             Event::Change(change) => self.apply(change),
-            Event::Ended(Action::Forget) => return true,
             Event::Ended(action) => {
                 self.aborts.remove(&action.key());
                 self.shown().timeline.end(&action);
@@ -215,7 +225,13 @@ impl Worker {
                 self.apply(Change::Ended(action));
             }
         }
-        false
+    }
+
+    fn take_version(&mut self, pod: Arc<Pod>) {
+        let before = std::mem::replace(&mut self.pod, pod);
+        if grace_of(&self.pod) < grace_of(&before) {
+            self.hasten();
+        }
     }
 
     /// The pod has less time to end than its stops were told: of two stops the runtime keeps the shorter time.
@@ -349,6 +365,18 @@ impl Early {
         self.ended.retain(|_, status| adopt::name_of(status) != container);
         ended
     }
+}
+
+/// The pod as it is when its deletion was asked for, now if it was not.
+fn ending(pod: &Pod, now: Timestamp) -> Pod {
+    let mut pod = pod.clone();
+    if pod.metadata.deletion_timestamp.is_none() {
+        let grace_s = pod::spec::grace_s(&pod);
+        let end = now.checked_add(SignedDuration::from_secs(grace_s)).unwrap_or(Timestamp::MAX);
+        pod.metadata.deletion_timestamp = Some(Time(end));
+        pod.metadata.deletion_grace_period_seconds = Some(grace_s);
+    }
+    pod
 }
 
 /// The time that a pod has to end; without bounds while nobody wants it to.

@@ -439,6 +439,11 @@ impl View {
         self.containers.get(container)?.running.as_ref()
     }
 
+    /// Whether nothing of the pod is left on the node.
+    pub fn is_taken_down(&self) -> bool {
+        matches!(self.left, Left::Object | Left::Nothing)
+    }
+
     /// Whether an action with this key is under way.
     pub fn is_busy(&self, key: &str) -> bool {
         self.busy.contains(key)

@@ -127,6 +127,7 @@ impl Job {
             _ => {}
         }
         self.remove_volumes().await;
+        self.context.records.remove(self.uid());
         Ok(())
     }
 
@@ -147,8 +148,6 @@ impl Job {
 
     /// The last step: the source may forget the pod.
     pub(super) async fn forget(&self) {
-        // First the record: nobody would look for that of a pod which is not there.
-        self.context.records.remove(self.uid());
         let mut rests = Rests::new();
         while let Err(error) = self.context.parts.source.delete_pod(self.uid()).await {
             tracing::warn!(uid = self.uid(), error = chain(&error), "a pod cannot be deleted yet; trying again");

@@ -26,10 +26,15 @@ pub(crate) struct Desk {
 
 impl Desk {
     pub(crate) fn new() -> Self {
-        let store = Store::new();
-        store.set_synced();
+        let desk = Self::unknowing();
+        desk.store.set_synced();
+        desk
+    }
+
+    /// A desk that does not know all pods yet.
+    pub(crate) fn unknowing() -> Self {
         Self {
-            store,
+            store: Store::new(),
             told: AtomicU64::new(0),
             deadly: Mutex::new(None),
             alive: watch::Sender::new(()),

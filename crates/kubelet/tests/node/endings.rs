@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use cri::{RuntimeService as _, v1};
+use cri::v1;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use sys::rustix::process::{Signal, kill_process};
@@ -123,7 +123,7 @@ fn a_sandbox_that_comes_too_late_goes() {
 
         node.want("late", "sleep 1000", json!({}));
         let gate = tokio::task::spawn_blocking(move || std::fs::File::create(cni.join("gate")).unwrap()).await.unwrap();
-        let mut events = node.runtime.get_container_events(v1::GetEventsRequest::default()).await.unwrap();
+        let mut events = node.events().await;
         node.desk.delete("late", 30);
         node.desk.gone("late").await;
         drop(gate);

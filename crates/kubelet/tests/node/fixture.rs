@@ -119,6 +119,18 @@ impl Node {
         Self { desk, runtime, images, kubelet, registry, image, other_image, dir: dir.to_owned() }
     }
 
+    /// Starts the kubelet anew, with another desk; returns the old one.
+    pub(crate) async fn restart(&mut self, desk: Arc<Desk>) -> Arc<Desk> {
+        stopped(&self.kubelet).await;
+        self.kubelet = start_kubelet(&self.dir, &desk, self.runtime.clone(), self.images.clone()).await;
+        std::mem::replace(&mut self.desk, desk)
+    }
+
+    /// What happens in the runtime from now on.
+    pub(crate) async fn events(&self) -> cri::Items<v1::ContainerEventResponse> {
+        self.runtime.get_container_events(v1::GetEventsRequest::default()).await.unwrap()
+    }
+
     /// The image in the registry.
     pub(crate) fn image(&self) -> &str {
         &self.image

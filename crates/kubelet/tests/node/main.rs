@@ -10,6 +10,7 @@ mod desk;
 mod endings;
 mod fixture;
 mod images;
+mod sources;
 mod workers;
 
 use std::process::ExitCode;
@@ -19,6 +20,6 @@ use testkit::serial::Test;
 fn main() -> ExitCode {
     image::worker::maybe_run();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all: Vec<Test> = [workers::TESTS, endings::TESTS, images::TESTS].concat();
+    let all: Vec<Test> = [workers::TESTS, endings::TESTS, images::TESTS, sources::TESTS].concat();
     testkit::serial::main(&all, missing)
 }

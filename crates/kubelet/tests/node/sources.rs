@@ -1,0 +1,84 @@
+//! What a source may do that a directory of manifests does not.
+
+use std::sync::Arc;
+
+use cluster::Source as _;
+use cri::v1;
+use futures_util::StreamExt as _;
+use serde_json::json;
+use testkit::serial::Test;
+
+use crate::desk::{Desk, key};
+use crate::fixture::{LIMIT, Node, on_a_node};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_pod_that_vanishes_is_ended", a_pod_that_vanishes_is_ended),
+    ("a_pod_that_is_replaced_is_ended", a_pod_that_is_replaced_is_ended),
+    ("what_runs_is_kept_until_the_source_has_named_all_pods", what_runs_is_kept_until_the_source_has_named_all_pods),
+];
+
+/// Waits until a sandbox has been removed, by its event.
+async fn removed(events: &mut cri::Items<v1::ContainerEventResponse>, sandbox: &str) {
+    let deleted = async {
+        loop {
+            let event = events.next().await.unwrap().unwrap();
+            let is_deletion = event.container_event_type() == v1::ContainerEventType::ContainerDeletedEvent;
+            if is_deletion && event.container_id == sandbox {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, deleted).await.expect("the sandbox stays");
+}
+
+async fn sandbox(node: &Node, pod: &str) -> String {
+    node.containers(pod).await[0].pod_sandbox_id.clone()
+}
+
+/// As after `kubectl delete --force`, or when another kubelet has removed the object.
+fn a_pod_that_vanishes_is_ended() {
+    on_a_node(|node| async {
+        node.want("p", "trap 'exit 0' TERM; sleep 1000 & wait", json!({}));
+        node.desk.running("p").await;
+        node.desk.store().pods().remove(&key("p"));
+        node.vanished(&node.path("kubelet/pods").join(node.uid("p"))).await;
+        node
+    });
+}
+
+fn a_pod_that_is_replaced_is_ended() {
+    on_a_node(|node| async {
+        node.want("p", "sleep 1000", json!({}));
+        node.desk.running("p").await;
+        let (sandbox, mut events) = (sandbox(&node, "p").await, node.events().await);
+        let mut next = node.desk.store().pods().get(&key("p")).unwrap().as_ref().clone();
+        next.metadata.uid = Some(node.uid("next"));
+        next.status = None;
+        node.desk.store().pods().put(next);
+        removed(&mut events, &sandbox).await;
+        node.desk.running("p").await;
+        assert_eq!(node.containers("p").await.len(), 1);
+        node
+    });
+}
+
+fn what_runs_is_kept_until_the_source_has_named_all_pods() {
+    on_a_node(|mut node| async {
+        node.want("named-late", "sleep 1000", json!({}));
+        node.want("unwanted", "sleep 1000", json!({}));
+        node.desk.running("named-late").await;
+        node.desk.running("unwanted").await;
+        let (before, unwanted) = (node.containers("named-late").await, sandbox(&node, "unwanted").await);
+        let mut events = node.events().await;
+        let old = node.restart(Arc::new(Desk::unknowing())).await;
+        node.want("other", "sleep 1000", json!({}));
+        node.desk.running("other").await;
+        assert_eq!(node.containers("unwanted").await.len(), 1, "nobody knows yet that nobody wants it");
+        node.desk.store().pods().put(old.pod("named-late").unwrap().as_ref().clone());
+        node.desk.store().set_synced();
+        removed(&mut events, &unwanted).await;
+        node.desk.running("named-late").await;
+        assert_eq!(node.containers("named-late").await, before, "it was taken over as it runs");
+        node
+    });
+}
