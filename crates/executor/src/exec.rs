@@ -9,7 +9,7 @@ use sys::process::{self, Clone, namespace};
 use sys::rustix::fs::{Mode, OFlags};
 use sys::{path, rustix};
 
-use crate::launch::{self, InStep as _, LaunchError, Launched, Reporter, Stdio, Step};
+use crate::launch::{self, InStep as _, LaunchError, Launched, Reporter, START_MAX, Starting, Stdio, Step};
 use crate::oci;
 use crate::plan::{self, HostFacts, PlanError, ProcessPlan, mask_of};
 use crate::wire::{self, DecodeError};
@@ -79,11 +79,20 @@ pub fn exec_plan(process: &oci::Process, options: ExecOptions<'_>) -> Result<Exe
     Ok(ExecPlan { process, namespaces })
 }
 
-/// Starts the process. It is a child of the caller, which has one thread only.
+/// Starts the process and waits until the program has been executed. It is a child of the caller, which has one thread
+/// only.
 ///
 /// # Errors
-/// The first step that failed.
+/// The first step that failed, or [`START_MAX`] was over.
 pub fn exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Launched, LaunchError> {
+    start_exec(plan, fds, stdio)?.wait(START_MAX)
+}
+
+/// As [`exec`], for a caller that has other things to do than to wait.
+///
+/// # Errors
+/// There is no process.
+pub fn start_exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Starting, LaunchError> {
     let (ours, theirs) =
         launch::channel_pair().map_err(|error| LaunchError::io(Step::Descriptors, &error, "socketpair"))?;
     let reporter = Reporter(theirs);
@@ -104,7 +113,7 @@ pub fn exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Launched,
     })
     .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
     drop(reporter);
-    launch::finish(first, ours, false, Vec::new())
+    Starting::new(first, ours, false, Vec::new())
 }
 
 /// Streams that are opened before the container's files are all there is.

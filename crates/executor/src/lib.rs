@@ -24,7 +24,7 @@ pub mod reaper;
 pub mod seccomp;
 pub mod wire;
 
-pub use exec::{ExecFds, ExecOptions, ExecPlan, exec, exec_plan};
-pub use launch::{Gate, LaunchError, LaunchFds, Launched, Stdio, Step, launch};
+pub use exec::{ExecFds, ExecOptions, ExecPlan, exec, exec_plan, start_exec};
+pub use launch::{Gate, LaunchError, LaunchFds, Launched, Outcome, START_MAX, Starting, Stdio, Step, launch, start};
 pub use plan::{HostFacts, LaunchPlan, PlanError, ProcessPlan, Warning, device_rules, limits, plan};
 pub use wire::DecodeError;

@@ -12,7 +12,7 @@ use sys::rustix::io::Errno;
 use sys::rustix::process::Signal;
 use sys::{caps, fork};
 
-use crate::launch::{self, InStep as _, LaunchError, Reporter, Step};
+use crate::launch::{self, InStep as _, LaunchError, Reporter, START_MAX, Starting, Step};
 use crate::oci::NamespaceKind;
 
 /// User and group, those of upstream's pause images.
@@ -51,7 +51,7 @@ pub fn start(pod: &[(NamespaceKind, OwnedFd)]) -> Result<Child, LaunchError> {
     })
     .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
     drop(reporter);
-    launch::finish(first, ours, false, Vec::new()).map(|launched| launched.child)
+    Starting::new(first, ours, false, Vec::new())?.wait(START_MAX).map(|launched| launched.child)
 }
 
 /// Its life. Root of a user namespace needs no other user, and the namespace may map none.

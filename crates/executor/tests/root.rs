@@ -27,6 +27,7 @@ fn main() -> ExitCode {
             ("a_user_namespace_maps_root", user_namespace),
             ("a_shared_pid_namespace_is_joined", shared_pid),
             ("a_gate_holds_until_it_is_opened", gate),
+            ("who_stops_a_new_process_holds_nobody_up", stopped),
             ("a_control_group_is_entered", control_group),
             ("only_allowed_devices_can_be_used", allowed_devices),
             ("a_volume_of_the_root_stays_writable", own_volume),
@@ -439,6 +440,36 @@ fn gate() {
     output.read_to_string(&mut text).unwrap();
     assert_eq!(text, "opened\n");
     process::reap(launched.child.pidfd.as_fd()).unwrap();
+}
+
+/// A process that somebody has stopped before it came to its program: here all of its control group.
+fn stopped() {
+    let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
+    let group = hierarchy.group(format!("orlop-test-stopped-{}", std::process::id()));
+    group.create().unwrap();
+    let set = |frozen: bool| {
+        let words = [
+            ("freezer.state", if frozen { "FROZEN" } else { "THAWED" }),
+            ("cgroup.freeze", if frozen { "1" } else { "0" }),
+        ];
+        let files = group.directories().into_iter().flat_map(|dir| words.map(|(file, word)| (dir.join(file), word)));
+        let written = files.filter(|(file, _)| file.exists()).map(|(file, word)| std::fs::write(file, word).unwrap());
+        assert_eq!(written.count(), 1, "there is one freezer");
+    };
+    set(true);
+    let tree = Tree::new();
+    let plan = executor::plan(&spec("true"), &HostFacts::read().unwrap()).unwrap();
+    let fds = LaunchFds { rootfs: Some(tree.mount()), cgroup: Some(group.entry().unwrap()), ..LaunchFds::default() };
+    let none = Stdio::Streams { stdin: None, stdout: None, stderr: None };
+    let mut starting = executor::start(&plan, fds, none).unwrap();
+    assert!(!starting.hear(), "it does not wait");
+    let outcome = starting.give_up(sys::rustix::io::Errno::TIMEDOUT);
+    let error = outcome.launched.unwrap_err();
+    assert_eq!((error.step, error.errno), (Step::Waiting, 110), "{error}");
+    set(false);
+    let ends: Vec<Exit> = outcome.rest.iter().map(|child| process::reap(child.pidfd.as_fd()).unwrap()).collect();
+    assert_eq!(ends, [Exit::Signal(9)]);
+    group.delete().unwrap();
 }
 
 fn control_group() {

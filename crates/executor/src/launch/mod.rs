@@ -9,6 +9,7 @@
 mod channel;
 mod program;
 mod root;
+mod starting;
 mod step;
 mod streams;
 
@@ -17,21 +18,23 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
 use sys::cgroup::Entry;
 use sys::process::{self, Child, Clone, namespace};
 use sys::rustix::fs::OFlags;
 use sys::rustix::io::Errno;
-use sys::rustix::process::Pid;
 use sys::{mount, path};
 
 use crate::oci::NamespaceKind;
 use crate::plan::{LaunchPlan, ProcessPlan, Warning, mask_of};
+use channel::Message;
 
+pub use starting::{Outcome, START_MAX, Starting};
 pub use step::Step;
 
+pub(crate) use channel::Reporter;
 pub(crate) use channel::pair as channel_pair;
-pub(crate) use channel::{Message, Reporter};
 pub(crate) use program::become_program;
 pub(crate) use streams::connect as connect_streams;
 
@@ -95,8 +98,9 @@ impl Gate {
     /// # Errors
     /// The program could not be executed; the process has ended.
     pub fn open(self) -> Result<(), LaunchError> {
-        channel::open_gate(self.channel.as_fd())
-            .map_err(|error| LaunchError::io(Step::Protocol, &error, "the gate"))?;
+        let failed = |error: io::Error| LaunchError::io(Step::Protocol, &error, "the gate");
+        channel::open_gate(self.channel.as_fd()).map_err(failed)?;
+        let deadline = Instant::now() + START_MAX;
         let mut executing = false;
         loop {
             match channel::receive(self.channel.as_fd()) {
@@ -105,13 +109,20 @@ impl Gate {
                 Ok(Some(_)) => {}
                 Ok(None) if executing => return Ok(()),
                 Ok(None) => return Err(LaunchError::new(Step::Protocol, Errno::CHILD, "it ended at its gate")),
-                Err(error) => return Err(LaunchError::io(Step::Protocol, &error, "the gate")),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(LaunchError::new(Step::Waiting, Errno::TIMEDOUT, "it has not left its gate"));
+                    }
+                    starting::readable(self.channel.as_fd(), left).map_err(|errno| failed(errno.into()))?;
+                }
+                Err(error) => return Err(failed(error)),
             }
         }
     }
 }
 
-/// Why there is no process. Nothing of it remains.
+/// Why there is no process.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{step}: {detail}: {}", std::io::Error::from_raw_os_error(*errno))]
 pub struct LaunchError {
@@ -150,13 +161,21 @@ impl<T> InStep<T> for sys::Result<T> {
     }
 }
 
-/// Makes the process of `plan`. Without a gate it answers when the program has been executed.
+/// Makes the process of `plan` and waits until the program has been executed, or stands at its gate.
 ///
 /// The caller has one thread, see the crate's documentation.
 ///
 /// # Errors
-/// The first step that failed.
+/// The first step that failed, or [`START_MAX`] was over.
 pub fn launch(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Launched, LaunchError> {
+    start(plan, fds, stdio)?.wait(START_MAX)
+}
+
+/// As [`launch`], for a caller that has other things to do than to wait.
+///
+/// # Errors
+/// There is no process.
+pub fn start(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Starting, LaunchError> {
     if fds.mounts.len() != plan.sources.len() || fds.rootfs.is_none() != plan.root.is_none() {
         return Err(LaunchError::new(Step::Descriptors, Errno::INVAL, "the root or a mount is missing"));
     }
@@ -187,7 +206,7 @@ pub fn launch(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Launche
     })
     .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
     drop(reporter);
-    finish(first, ours, plan.gate, plan.warnings.clone())
+    Starting::new(first, ours, plan.gate, plan.warnings.clone())
 }
 
 impl LaunchFds {
@@ -346,48 +365,4 @@ pub(crate) fn begin(process: &ProcessPlan, cgroup: Option<&Entry>, reporter: &Re
 fn oom_score() -> i32 {
     let text = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
     text.trim().parse().unwrap_or_default()
-}
-
-/// Hears what the child says until it has executed its program, waits at its gate, or has given up.
-pub(crate) fn finish(
-    first: Child,
-    channel: OwnedFd,
-    gated: bool,
-    mut warnings: Vec<Warning>,
-) -> Result<Launched, LaunchError> {
-    let (mut terminal, mut last, mut executing, mut failure) = (None, None, false, None);
-    loop {
-        match channel::receive(channel.as_fd()) {
-            Ok(Some(Message::Warning(warning))) => warnings.push(warning),
-            Ok(Some(Message::Terminal(master))) => terminal = Some(master),
-            Ok(Some(Message::Child(pid, pidfd))) => last = Pid::from_raw(pid).map(|pid| Child { pid, pidfd }),
-            Ok(Some(Message::Ready)) if gated => break,
-            Ok(Some(Message::Ready)) => {}
-            Ok(Some(Message::Executing)) => executing = true,
-            Ok(Some(Message::Error(error))) => (executing, failure) = (false, Some(error)),
-            Ok(None) => break,
-            Err(error) => {
-                failure = Some(LaunchError::io(Step::Protocol, &error, "the channel to the new process"));
-                break;
-            }
-        }
-        if failure.is_some() {
-            break;
-        }
-    }
-    let gate = (gated && failure.is_none() && !executing).then_some(Gate { channel });
-    let child = match last {
-        // The one in between has done its part.
-        Some(child) => {
-            let _ = process::reap(first.pidfd.as_fd());
-            child
-        }
-        None => first,
-    };
-    if executing || gate.is_some() {
-        return Ok(Launched { child, terminal, gate, warnings });
-    }
-    let _ = process::send_signal(child.pidfd.as_fd(), 9); // It ends by itself as a rule.
-    let end = process::reap(child.pidfd.as_fd());
-    Err(failure.unwrap_or_else(|| LaunchError::new(Step::Protocol, Errno::CHILD, format!("{end:?}"))))
 }

@@ -53,4 +53,5 @@ steps! {
     Seccomp = 24, "installing the seccomp filter";
     ParentDeath = 25, "binding its life to its keeper";
     Execute = 26, "executing";
+    Waiting = 27, "waiting for the new process";
 }
