@@ -43,6 +43,8 @@ wire_struct! {
         pub sysctls: Vec<(String, String)>,
         /// The keeper's own protection from the OOM killer; as far as the daemon may grant it.
         pub oom_score_adj: i32,
+        /// How long a process may take from its making to its program, in milliseconds.
+        pub start_max_ms: u32,
     }
 
     /// Ids of a user namespace.

@@ -3,10 +3,12 @@
 mod requests;
 mod sandbox;
 mod session;
+mod starts;
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 use sys::process::{self, Exit as Ended};
 
@@ -22,14 +24,17 @@ use crate::record;
 
 use self::sandbox::Sandbox;
 use self::session::Session;
+use self::starts::{Asked, Rest, Start};
 
 /// The life of a keeper.
 pub(crate) fn run(config: Vec<u8>, fds: Vec<OwnedFd>) -> ! {
     let code = match sandbox::make(&config, fds) {
-        Ok((sandbox, control)) => match Keeper::new(sandbox, control).and_then(Keeper::serve) {
-            Ok(()) => 0,
-            Err(_) => 1, // Its containers end with it; the daemon sees the connection end.
-        },
+        Ok(sandbox::Made { sandbox, control, start_max }) => {
+            match Keeper::new(sandbox, control, start_max).and_then(Keeper::serve) {
+                Ok(()) => 0,
+                Err(_) => 1, // Its containers end with it; the daemon sees the connection end.
+            }
+        }
         Err(sandbox::Failed { control, failure }) => {
             refuse(control, failure);
             1
@@ -59,6 +64,12 @@ struct Keeper {
     connections: Vec<(u32, Connection)>,
     containers: Vec<Container>,
     sessions: Vec<Session>,
+    /// Processes on their way to their programs.
+    starts: Vec<Start>,
+    /// How long each may take.
+    start_max: Duration,
+    /// Processes that are of no use any more.
+    rest: Vec<Rest>,
     buffers: Buffers,
     key_last: u32,
     over: bool,
@@ -76,7 +87,7 @@ fn state(detail: impl Into<String>) -> Failure {
 }
 
 impl Keeper {
-    fn new(sandbox: Sandbox, control: UnixStream) -> io::Result<Self> {
+    fn new(sandbox: Sandbox, control: UnixStream, start_max: Duration) -> io::Result<Self> {
         let _ = std::fs::remove_file(protocol::SOCKET); // Of a keeper before this one.
         let listener = UnixListener::bind(protocol::SOCKET)?;
         listener.set_nonblocking(true)?;
@@ -89,6 +100,9 @@ impl Keeper {
             connections: Vec::new(),
             containers: Vec::new(),
             sessions: Vec::new(),
+            starts: Vec::new(),
+            start_max,
+            rest: Vec::new(),
             buffers: Buffers::new(),
             key_last: 0,
             over: false,
@@ -100,9 +114,10 @@ impl Keeper {
 
     fn serve(mut self) -> io::Result<()> {
         while !self.over {
-            for token in self.poller.wait()? {
+            for token in self.poller.wait(self.patience())? {
                 self.handle(token);
             }
+            self.give_up_late();
         }
         Ok(())
     }
@@ -118,6 +133,8 @@ impl Keeper {
             Token::Connection(key) => self.converse(key),
             Token::Init(key) => self.container_ended(key),
             Token::Exec(key) => self.session_ended(key),
+            Token::Start(key) => self.progress(key),
+            Token::Rest(key) => self.reap_rest(key),
             Token::Stdout(key) => self.pump(key, Stream::Stdout),
             Token::Stderr(key) => self.pump(key, Stream::Stderr),
             Token::Stdin(key) => {
@@ -177,13 +194,24 @@ impl Keeper {
             let Message::Request(request) = frame.message else {
                 return Err(io::ErrorKind::InvalidData.into());
             };
-            let (reply, fds) = match self.answer(key, request, frame.fds) {
-                Ok(answer) => answer,
-                Err(failure) => (Reply::Failed(failure), Vec::new()),
-            };
-            self.connection(key)?.queue(frame.number, &Message::Reply(reply), fds)?;
+            let asked = Asked { connection: key, number: frame.number };
+            if let Some(answer) = self.answer(asked, request, frame.fds) {
+                self.queue(asked, answer)?;
+            }
         }
         Ok(())
+    }
+
+    fn queue(&mut self, asked: Asked, answer: Answer) -> io::Result<()> {
+        let (reply, fds) = answer.unwrap_or_else(|failure| (Reply::Failed(failure), Vec::new()));
+        self.connection(asked.connection)?.queue(asked.number, &Message::Reply(reply), fds)
+    }
+
+    /// Answers what was asked a while ago; whoever asked may have gone.
+    fn reply(&mut self, asked: Asked, answer: Answer) {
+        if self.queue(asked, answer).and_then(|()| self.flush(asked.connection)).is_err() {
+            self.disconnect(asked.connection);
+        }
     }
 
     /// Sends what the client takes; for the rest it is waited until there is room.

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
+use sys::rustix::event::Timespec;
 use sys::rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 /// What a file descriptor belongs to. The number is the key of a connection, container, exec session or client.
@@ -26,6 +28,10 @@ pub(crate) enum Token {
     ClientStdin(u32),
     /// The loss of an attached client.
     ClientSink(u32),
+    /// News of a process on its way to its program.
+    Start(u32),
+    /// The end of a process that nobody needs.
+    Rest(u32),
 }
 
 impl Token {
@@ -40,6 +46,8 @@ impl Token {
             Self::Stdin(key) => (6, key),
             Self::ClientStdin(key) => (7, key),
             Self::ClientSink(key) => (8, key),
+            Self::Start(key) => (9, key),
+            Self::Rest(key) => (10, key),
         };
         EventData::new_u64(tag << 32 | u64::from(key))
     }
@@ -57,6 +65,8 @@ impl Token {
             6 => Self::Stdin(key),
             7 => Self::ClientStdin(key),
             8 => Self::ClientSink(key),
+            9 => Self::Start(key),
+            10 => Self::Rest(key),
             _ => Self::Listener,
         }
     }
@@ -109,15 +119,15 @@ impl Poller {
         let _ = epoll::delete(&self.0, fd); // The only error is that it is not there.
     }
 
-    /// Waits and answers what woke it up; a few at a time, the rest comes with the next call.
-    pub(crate) fn wait(&self) -> io::Result<impl Iterator<Item = Token> + use<>> {
+    /// Waits, not longer than `limit`, and answers what woke it up; a few at a time, the rest comes with the next call.
+    pub(crate) fn wait(&self, limit: Option<Duration>) -> io::Result<impl Iterator<Item = Token> + use<>> {
         let mut events: [epoll::Event; 8] =
             [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 8];
-        let count = loop {
-            match epoll::wait(&self.0, &mut events[..], None) {
-                Err(sys::rustix::io::Errno::INTR) => {}
-                other => break other?,
-            }
+        // One that is too long for the kernel's numbers is none.
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let count = match epoll::wait(&self.0, &mut events[..], limit.as_ref()) {
+            Err(sys::rustix::io::Errno::INTR) => 0, // Whoever calls comes again, with what is left of the time.
+            other => other?,
         };
         Ok(events.into_iter().take(count).map(|event| Token::unpack(event.data)))
     }
@@ -131,7 +141,8 @@ mod tests {
     fn tokens_survive_packing() {
         use Token::*;
         let key = u32::MAX;
-        let keyed = [Connection, Init, Exec, Stdout, Stderr, Stdin, ClientStdin, ClientSink].map(|token| token(key));
+        let keyed = [Connection, Init, Exec, Stdout, Stderr, Stdin, ClientStdin, ClientSink, Start, Rest];
+        let keyed = keyed.map(|token| token(key));
         for token in keyed.into_iter().chain([Listener]) {
             assert_eq!(Token::unpack(token.pack()), token);
         }

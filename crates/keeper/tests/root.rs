@@ -14,6 +14,8 @@ use executor::oci::{Linux, Mount, Namespace, NamespaceKind, Process, Root, Spec}
 use executor::{ExecOptions, HostFacts};
 use keeper::protocol::{self, *};
 use keeper::{KeeperConfig, KeeperFds, Network, Zygote};
+use sys::cgroup::{Cgroup, Entry, Hierarchy};
+use sys::process::{pidfd_open, send_signal};
 
 /// Forked before anything else; tests start their keepers from it.
 static ZYGOTE: OnceLock<Zygote> = OnceLock::new();
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
             ("a_dead_keeper_ends_its_containers_and_leaves_a_record", dead_keeper),
             ("what_cannot_be_launched_is_explained", failures),
             ("a_host_name_and_sysctls_belong_to_the_pod", sandbox),
+            ("a_stopped_process_does_not_hold_its_keeper", stopped),
         ],
         missing,
     )
@@ -58,15 +61,20 @@ fn config() -> KeeperConfig {
         hostname: Some("pod".into()),
         sysctls: vec![("net.ipv4.ip_default_ttl".into(), "21".into())],
         oom_score_adj: 0,
+        start_max_ms: 60_000,
     }
 }
 
 impl Client {
     fn new() -> Self {
+        Self::with(config())
+    }
+
+    fn with(config: KeeperConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let directory = File::open(dir.path()).unwrap();
         let fds = KeeperFds { directory: directory.as_fd(), network: None, mounts: None, cgroup: None };
-        let socket = ZYGOTE.get().unwrap().spawn_keeper(config(), &fds).unwrap();
+        let socket = ZYGOTE.get().unwrap().spawn_keeper(config, &fds).unwrap();
         let mut client = Self { dir, socket, decoder: Decoder::default(), number: 0, events: Vec::new() };
         client.hello();
         client
@@ -100,18 +108,27 @@ impl Client {
     }
 
     fn ask(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> (Reply, Vec<OwnedFd>) {
+        let asked = self.send(request, fds);
+        let (number, reply, fds) = self.reply();
+        assert_eq!(number, asked);
+        (reply, fds)
+    }
+
+    fn send(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> u32 {
         self.number += 1;
         let mut bytes = Vec::new();
         protocol::encode(self.number, &Message::Request(request), fds.len(), &mut bytes).unwrap();
         let sent = sys::fdpass::send(self.socket.as_fd(), &bytes, fds).unwrap();
         (&self.socket).write_all(&bytes[sent..]).unwrap();
+        self.number
+    }
+
+    /// The next reply, and to which request.
+    fn reply(&mut self) -> (u32, Reply, Vec<OwnedFd>) {
         loop {
             let frame = self.frame().expect("the keeper answers");
             match frame.message {
-                Message::Reply(reply) => {
-                    assert_eq!(frame.number, self.number);
-                    return (reply, frame.fds);
-                }
+                Message::Reply(reply) => return (frame.number, reply, frame.fds),
                 Message::Event(event) => self.events.push(event),
                 Message::Request(_) => panic!("keepers do not ask"),
             }
@@ -137,6 +154,16 @@ impl Client {
     }
 
     fn launch(&mut self, tree: &Path, spec: &Spec, stdio: Stdio) -> Reply {
+        self.launch_in(None, tree, spec, stdio)
+    }
+
+    /// In a control group.
+    fn launch_in(&mut self, group: Option<&Cgroup>, tree: &Path, spec: &Spec, stdio: Stdio) -> Reply {
+        let (entry, groups) = match group.map(|group| group.entry().unwrap()) {
+            None => (CgroupEntry::Stay, Vec::new()),
+            Some(Entry::Directory(directory)) => (CgroupEntry::Directory, vec![directory]),
+            Some(Entry::Files(files)) => (CgroupEntry::Files, files),
+        };
         let plan = executor::plan(spec, &HostFacts::read().unwrap()).unwrap();
         let mounts = executor::prepare::open_sources(&plan, None).unwrap();
         let (root, logs) = (sys::mount::copy_tree(tree, false).unwrap(), File::open(self.dir.path()).unwrap());
@@ -146,8 +173,8 @@ impl Client {
             plan: Blob(plan.encode()),
             root: true,
             mounts: u16::try_from(mounts.len()).unwrap(),
-            cgroup: CgroupEntry::Stay,
-            cgroups: 0,
+            cgroup: entry,
+            cgroups: u16::try_from(groups.len()).unwrap(),
             joins: [protocol::NamespaceKind::Net, protocol::NamespaceKind::Uts, protocol::NamespaceKind::Ipc]
                 .map(join)
                 .to_vec(),
@@ -155,7 +182,7 @@ impl Client {
             log: Some(Log { name: "0.log".into(), rotate: None }),
         };
         let fds: Vec<BorrowedFd<'_>> =
-            [logs.as_fd(), root.as_fd()].into_iter().chain(mounts.iter().map(OwnedFd::as_fd)).collect();
+            [logs.as_fd(), root.as_fd()].into_iter().chain(mounts.iter().chain(&groups).map(OwnedFd::as_fd)).collect();
         self.ask(Request::Launch(launch), &fds).0
     }
 
@@ -341,4 +368,86 @@ fn sandbox() {
     assert_eq!(client.log(), ["stdout F pod", "stdout F 21"]);
     let get = GetNamespace { kind: protocol::NamespaceKind::Net, container: None };
     assert_eq!(client.ask(Request::GetNamespace(get), &[]).1.len(), 1);
+}
+
+/// A control group whose processes can be stopped. It ends with the test.
+struct Freezer(Cgroup);
+
+impl Freezer {
+    fn new(name: &str) -> Self {
+        let group = Hierarchy::detect().unwrap().group(format!("orlop-test-{name}-{}", std::process::id()));
+        group.create().unwrap();
+        Self(group)
+    }
+
+    fn set(&self, frozen: bool) {
+        let of_v1 = ("freezer.state", if frozen { "FROZEN" } else { "THAWED" });
+        let of_v2 = ("cgroup.freeze", if frozen { "1" } else { "0" });
+        for directory in self.0.directories() {
+            let known = [of_v1, of_v2].map(|(name, word)| (directory.join(name), word));
+            known.iter().filter(|(file, _)| file.exists()).for_each(|(file, word)| std::fs::write(file, word).unwrap());
+        }
+    }
+}
+
+impl Freezer {
+    /// Those that have come to the freezer at least; with version 1 there are other hierarchies after it.
+    fn processes(&self) -> std::collections::BTreeSet<u32> {
+        let files = self.0.directories().into_iter().map(|directory| directory.join("cgroup.procs"));
+        let texts: Vec<String> = files.map(|file| std::fs::read_to_string(file).unwrap()).collect();
+        texts.iter().flat_map(|text| text.lines()).map(|line| line.parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.set(false);
+        while self.0.exists() {
+            self.0.kill().unwrap();
+            let _ = self.0.delete(); // Until the last of its processes has ended.
+        }
+    }
+}
+
+/// Whatever stops a new process, as a pod can where it shares its process namespace: the keeper goes on, and gives it up.
+fn stopped() {
+    let (tree, mut client) = (tree(), Client::with(KeeperConfig { start_max_ms: 300, ..config() }));
+    let group = Freezer::new("keeper");
+    let spec = spec("sleep 1000");
+    let init = started(client.launch_in(Some(&group.0), tree.path(), &spec, quiet())).pid;
+    let facts = HostFacts::read().unwrap();
+    let process = spec.process.clone().unwrap();
+    let plan = executor::exec_plan(&process, ExecOptions { container: &spec, facts: &facts }).unwrap();
+    let exec = |id: &str| {
+        let (id, container, plan) = (id.to_owned(), "c1".to_owned(), Blob(plan.encode()));
+        Request::Exec(Exec { id, container, plan, tty: None, stdin: false, stdout: false, stderr: false })
+    };
+    let failed = |reply: Reply| match reply {
+        Reply::Failed(failure) => (failure.reason, failure.step, failure.errno),
+        other => panic!("{other:?}"),
+    };
+    group.set(true);
+    let late = client.send(exec("late"), &[]);
+    assert!(matches!(client.ask(Request::Snapshot, &[]).0, Reply::Snapshot(_)), "others are answered meanwhile");
+    let (number, reply, _) = client.reply();
+    let waiting = |errno| (Reason::Launch, "waiting for the new process".to_owned(), errno);
+    assert_eq!((number, failed(reply)), (late, waiting(110)));
+
+    let killed = client.send(exec("killed"), &[]);
+    let kill = client.send(Request::Signal(Signal { id: "killed".into(), signal: 9 }), &[]);
+    let (number, reply, _) = client.reply();
+    assert_eq!((number, failed(reply)), (killed, waiting(125)));
+    let (number, reply, _) = client.reply();
+    assert_eq!((number, reply), (kill, Reply::Done));
+
+    let left = group.processes().into_iter().filter(|one| *one != init);
+    let left: Vec<OwnedFd> = left.map(|one| pidfd_open(pid(one)).unwrap()).collect();
+    assert!(!left.is_empty(), "the second may have been killed before it was in the group");
+    group.set(false);
+    for one in &left {
+        // Each answer is a turn of the keeper's loop, in which it sees who has ended.
+        while send_signal(one.as_fd(), 0).is_ok() {
+            client.ask(Request::Snapshot, &[]);
+        }
+    }
 }

@@ -251,6 +251,7 @@ fn keeper_config(sandbox: &Sandbox) -> Result<KeeperConfig, Error> {
         hostname: Some(files::hostname(sandbox)).filter(|name| !host_network && !name.is_empty()),
         sysctls: spec::sandbox_sysctls(&sandbox.config)?,
         oom_score_adj: KEEPER_OOM_SCORE,
+        start_max_ms: u32::try_from(executor::START_MAX.as_millis()).unwrap_or(u32::MAX),
     })
 }
 

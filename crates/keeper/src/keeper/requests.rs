@@ -5,21 +5,21 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use executor::oci::NamespaceKind as Kind;
-use executor::{ExecFds, ExecPlan, LaunchError, LaunchFds, LaunchPlan, Launched};
+use executor::{ExecFds, ExecPlan, LaunchFds, LaunchPlan};
 use sys::cgroup::Entry;
 use sys::{process, pty, rustix};
 
-use super::session::Session;
+use super::starts::{Asked, Ours, Parts, What};
 use super::{Answer, Keeper, failure, state};
-use crate::clock;
-use crate::container::{Client, Container, Input, Output};
-use crate::log::{LogFile, Stream};
-use crate::poll::{Interest, Token};
+use crate::container::{Client, Container};
+use crate::log::LogFile;
 use crate::protocol::{
     Attach, CgroupEntry, CloseStdin, Exec, Failure, Forget, GetNamespace, Hello, JoinFrom, Launch, NamespaceKind,
-    Process, Reason, ReopenLog, Reply, Request, Resize, Role, Shutdown, Signal, Started, Stdio, VERSION,
-    VERSION_OLDEST, WindowSize,
+    Reason, ReopenLog, Reply, Request, Resize, Role, Shutdown, Signal, Stdio, VERSION, VERSION_OLDEST, WindowSize,
 };
+
+/// SIGKILL.
+const KILL: u32 = 9;
 
 /// The file descriptors of a request, taken in order.
 struct Fds(std::vec::IntoIter<OwnedFd>);
@@ -51,24 +51,21 @@ fn invalid(error: impl std::fmt::Display) -> Failure {
     Failure { reason: Reason::Invalid, step: String::new(), errno: 0, detail: error.to_string() }
 }
 
-fn system(step: &'static str) -> impl Fn(io::Error) -> Failure {
+pub(super) fn system(step: &'static str) -> impl Fn(io::Error) -> Failure {
     move |error| failure(Reason::System, step, &error, error.to_string())
 }
 
-fn launch_failure(error: &LaunchError) -> Failure {
-    Failure { reason: Reason::Launch, step: error.step.to_string(), errno: error.errno, detail: error.detail.clone() }
-}
-
 impl Keeper {
-    pub(super) fn answer(&mut self, connection: u32, request: Request, fds: Vec<OwnedFd>) -> Answer {
+    /// Does as asked; what starts a process is answered when that has come to its program.
+    pub(super) fn answer(&mut self, asked: Asked, request: Request, fds: Vec<OwnedFd>) -> Option<Answer> {
         let fds = Fds(fds.into_iter());
-        let known = self.connection(connection).is_ok_and(|connection| connection.role.is_some());
-        match request {
-            Request::Hello(hello) => self.hello(connection, &hello),
+        let known = self.connection(asked.connection).is_ok_and(|connection| connection.role.is_some());
+        Some(match request {
+            Request::Hello(hello) => self.hello(asked.connection, &hello),
             _ if !known => Err(state("Hello comes first")),
             Request::Snapshot => Ok((Reply::Snapshot(self.snapshot(VERSION)), Vec::new())),
-            Request::Launch(launch) => self.launch(launch, fds),
-            Request::Exec(exec) => self.exec(exec, fds),
+            Request::Launch(launch) => return self.launch(asked, launch, fds).err().map(Err),
+            Request::Exec(exec) => return self.exec(asked, exec, fds).err().map(Err),
             Request::Signal(signal) => self.signal(&signal),
             Request::Resize(resize) => self.resize(&resize),
             Request::ReopenLog(reopen) => self.reopen_log(&reopen, fds),
@@ -77,7 +74,7 @@ impl Keeper {
             Request::GetNamespace(get) => self.get_namespace(&get),
             Request::Forget(forget) => self.forget(&forget),
             Request::Shutdown(shutdown) => self.shut_down(&shutdown),
-        }
+        })
     }
 
     fn hello(&mut self, key: u32, hello: &Hello) -> Answer {
@@ -109,8 +106,8 @@ impl Keeper {
         if container.exit.is_some() { Err(state(format!("container {id} has ended"))) } else { Ok(container) }
     }
 
-    fn launch(&mut self, launch: Launch, mut fds: Fds) -> Answer {
-        if self.containers.iter().any(|one| one.id == launch.id) {
+    fn launch(&mut self, asked: Asked, launch: Launch, mut fds: Fds) -> Result<(), Failure> {
+        if self.starts(&launch.id) || self.containers.iter().any(|one| one.id == launch.id) {
             return Err(state(format!("container {} is there already", launch.id)));
         }
         let plan = LaunchPlan::decode(&launch.plan.0).map_err(invalid)?;
@@ -135,57 +132,13 @@ impl Keeper {
         }
         let pipes = Pipes::new(&launch.stdio).map_err(system("pipe"))?;
         let kept = cgroup.as_ref().map(clone_entry).transpose().map_err(system("cgroup"))?;
-        let launched = executor::launch(&plan, LaunchFds { rootfs, mounts, namespaces, cgroup }, pipes.theirs)
-            .map_err(|error| launch_failure(&error))?;
-        let warnings = launched.warnings.iter().map(ToString::to_string).collect();
-        let container = self.keep(launch.id, &launch.stdio, launched, pipes.ours, kept, log)?;
-        self.write_record();
-        let (process, pidfd) = container;
-        Ok((Reply::Started(Started { process, warnings }), vec![pidfd]))
+        let started = executor::start(&plan, LaunchFds { rootfs, mounts, namespaces, cgroup }, pipes.theirs);
+        let parts = Parts { stdio: launch.stdio, ours: pipes.ours, cgroup: kept, log };
+        self.follow(asked, launch.id, What::Container(Box::new(parts)), started)
     }
 
-    /// Takes a started container in; its process and a copy of its descriptor.
-    fn keep(
-        &mut self,
-        id: String,
-        stdio: &Stdio,
-        launched: Launched,
-        ours: Ours,
-        cgroup: Option<Entry>,
-        log: Option<LogFile>,
-    ) -> Result<(Process, OwnedFd), Failure> {
-        let copy = launched.child.pidfd.try_clone().map_err(system("pidfd"))?;
-        let process = describe(&launched);
-        let (stdout, stderr, stdin) = match launched.terminal {
-            Some(master) => {
-                let input = if stdio.stdin { Some(master.try_clone().map_err(system("terminal"))?) } else { None };
-                (Some(master), None, input)
-            }
-            None => (ours.stdout, ours.stderr, ours.stdin),
-        };
-        let output = |fd: Option<OwnedFd>, stream| fd.map(|fd| Output::new(fd, stream)).transpose();
-        let container = Container {
-            key: self.key(),
-            id,
-            process: process.clone(),
-            pidfd: Some(launched.child.pidfd),
-            exit: None,
-            log,
-            cgroup,
-            terminal: stdio.tty.is_some(),
-            stdin_once: stdio.stdin_once,
-            stdout: output(stdout, Stream::Stdout).map_err(system("stdout"))?,
-            stderr: output(stderr, Stream::Stderr).map_err(system("stderr"))?,
-            stdin: stdin.map(Input::new).transpose().map_err(system("stdin"))?,
-            clients: Vec::new(),
-        };
-        container.watch(&self.poller).map_err(system("epoll_ctl"))?;
-        self.containers.push(container);
-        Ok((process, copy))
-    }
-
-    fn exec(&mut self, exec: Exec, mut fds: Fds) -> Answer {
-        if self.sessions.iter().any(|one| one.id == exec.id) {
+    fn exec(&mut self, asked: Asked, exec: Exec, mut fds: Fds) -> Result<(), Failure> {
+        if self.starts(&exec.id) || self.sessions.iter().any(|one| one.id == exec.id) {
             return Err(state(format!("exec session {} is there already", exec.id)));
         }
         let plan = ExecPlan::decode(&exec.plan.0).map_err(invalid)?;
@@ -200,25 +153,14 @@ impl Keeper {
         let container = self.running(&exec.container)?;
         let cgroup = container.cgroup.as_ref().map(clone_entry).transpose().map_err(system("cgroup"))?;
         let Some(pidfd) = &container.pidfd else { return Err(state("the container has ended")) };
-        let target = ExecFds { target: pidfd.as_fd(), cgroup };
-        let launched = executor::exec(&plan, target, stdio).map_err(|error| launch_failure(&error))?;
-        let (process, key) = (describe(&launched), self.key());
-        let pidfd = launched.child.pidfd;
-        let given = [pidfd.try_clone().map_err(system("pidfd"))?].into_iter().chain(launched.terminal).collect();
-        self.poller.add(&pidfd, Token::Exec(key), Interest::Read).map_err(system("epoll_ctl"))?;
-        let warnings = launched.warnings.iter().map(ToString::to_string).collect();
-        self.sessions.push(Session {
-            key,
-            id: exec.id,
-            container: exec.container,
-            process: process.clone(),
-            pidfd: Some(pidfd),
-            exit: None,
-        });
-        Ok((Reply::Started(Started { process, warnings }), given))
+        let started = executor::start_exec(&plan, ExecFds { target: pidfd.as_fd(), cgroup }, stdio);
+        self.follow(asked, exec.id, What::Exec { container: exec.container }, started)
     }
 
     fn signal(&mut self, signal: &Signal) -> Answer {
+        if signal.signal == KILL && self.cancel(&signal.id) {
+            return done();
+        }
         let containers = self.containers.iter().filter(|one| one.id == signal.id).map(|one| &one.pidfd);
         let sessions = self.sessions.iter().filter(|one| one.id == signal.id).map(|one| &one.pidfd);
         let target = containers.chain(sessions).next().ok_or_else(|| state(format!("no process {}", signal.id)))?;
@@ -303,13 +245,15 @@ impl Keeper {
     fn shut_down(&mut self, shutdown: &Shutdown) -> Answer {
         let running = self.containers.iter().filter_map(|one| one.pidfd.as_ref());
         let running: Vec<&OwnedFd> = running.chain(self.sessions.iter().filter_map(|one| one.pidfd.as_ref())).collect();
-        if !running.is_empty() && !shutdown.kill {
-            return Err(state(format!("{} processes run", running.len())));
+        let count = running.len() + self.starts.len();
+        if count > 0 && !shutdown.kill {
+            return Err(state(format!("{count} processes run")));
         }
         for pidfd in running {
             let _ = process::send_signal(pidfd.as_fd(), 9); // Whoever is gone already needs no signal.
             let _ = process::reap(pidfd.as_fd());
         }
+        self.cancel_all();
         let _ = fs::remove_file(crate::protocol::SOCKET); // The daemon removes the whole directory.
         self.over = true;
         done()
@@ -352,14 +296,6 @@ fn terminal(size: &WindowSize) -> executor::Stdio {
     executor::Stdio::Terminal { rows: size.rows, columns: size.columns }
 }
 
-/// The keeper's ends of a container's pipes.
-#[derive(Debug, Default)]
-struct Ours {
-    stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
-}
-
 /// Both ends of a container's pipes.
 struct Pipes {
     ours: Ours,
@@ -386,16 +322,4 @@ impl Pipes {
             },
         })
     }
-}
-
-fn describe(launched: &Launched) -> Process {
-    let pid = launched.child.pid.as_raw_nonzero().get().unsigned_abs();
-    Process { pid, start_ticks: start_ticks(pid), at: clock::now() }
-}
-
-/// Field 22 of `/proc/<pid>/stat`; the second field may hold spaces and parentheses. 0 when it has ended already.
-fn start_ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    after_name.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
 }

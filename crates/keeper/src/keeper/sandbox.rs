@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use executor::namespaces::{self, Request};
 use executor::oci::{self, NamespaceKind};
@@ -23,6 +24,15 @@ pub(super) struct Sandbox {
     reaper: Option<Child>,
 }
 
+/// A sandbox with what its keeper needs beside.
+pub(super) struct Made {
+    pub(super) sandbox: Sandbox,
+    /// The daemon's connection.
+    pub(super) control: UnixStream,
+    /// How long a process may take to its program.
+    pub(super) start_max: Duration,
+}
+
 /// Why there is no sandbox.
 pub(super) struct Failed {
     pub(super) control: Option<UnixStream>,
@@ -40,14 +50,14 @@ impl Sandbox {
     }
 }
 
-/// Makes the sandbox; answers it with the daemon's connection.
-pub(super) fn make(config: &[u8], fds: Vec<OwnedFd>) -> Result<(Sandbox, UnixStream), Failed> {
+/// Makes the sandbox.
+pub(super) fn make(config: &[u8], fds: Vec<OwnedFd>) -> Result<Made, Failed> {
     let mut fds = fds.into_iter();
     let Some(control) = fds.next().map(UnixStream::from) else {
         return Err(Failed { control: None, failure: broken("the control connection is missing") });
     };
     match begin(config, fds) {
-        Ok(sandbox) => Ok((sandbox, control)),
+        Ok((sandbox, start_max)) => Ok(Made { sandbox, control, start_max }),
         Err(failure) => Err(Failed { control: Some(control), failure }),
     }
 }
@@ -56,7 +66,7 @@ fn broken(detail: &str) -> Failure {
     Failure { reason: Reason::Invalid, step: "configuration".to_owned(), errno: 0, detail: detail.to_owned() }
 }
 
-fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<Sandbox, Failure> {
+fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<(Sandbox, Duration), Failure> {
     let config: KeeperConfig = wire::decode(config).map_err(|error| broken(&error.to_string()))?;
     let system = |step: &'static str| move |error: io::Error| failure(Reason::System, step, &error, "");
     let directory = fds.next().ok_or_else(|| broken("the sandbox's directory is missing"))?;
@@ -88,7 +98,7 @@ fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<Sandbo
         boot_id: boot_id.trim().to_owned(),
         started: clock::now(),
     };
-    Ok(Sandbox { welcome, namespaces, reaper })
+    Ok((Sandbox { welcome, namespaces, reaper }, Duration::from_millis(config.start_max_ms.into())))
 }
 
 fn sandbox_failure(error: &sys::Error) -> Failure {

@@ -14,8 +14,10 @@
 //! File descriptors travel by `SCM_RIGHTS` with the first byte of their frame.
 //!
 //! # Messages
-//! Kinds below 0x100 are requests (client → keeper), each answered by exactly one reply of 0x100…0x1ff; the replies
-//! come in the order of the requests. From 0x200 on are events, sent only to the controlling connection.
+//! Kinds below 0x100 are requests (client → keeper), each answered by exactly one reply of 0x100…0x1ff. Requests are done in
+//! their order, and so come the replies, but for those to [`Launch`] and [`Exec`]: they come when the process has executed
+//! its program. Until then it can be killed by [`Signal`]. From 0x200 on are events, sent only to the controlling
+//! connection.
 //!
 //! | kind | request | file descriptors, in order | reply |
 //! |---|---|---|---|

@@ -1,0 +1,223 @@
+//! Processes that were made and have not come to their programs yet. Nothing waits for them: the one who asked is answered
+//! when it is known what became of each.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use executor::{LaunchError, Launched, Outcome, Starting};
+use sys::cgroup::Entry;
+use sys::process::{self, Child};
+use sys::rustix::io::Errno;
+
+use super::session::Session;
+use super::{Answer, Keeper};
+use crate::container::{Container, Input, Output};
+use crate::log::{LogFile, Stream};
+use crate::poll::{Interest, Token};
+use crate::protocol::{Failure, Process, Reason, Reply, Started, Stdio};
+
+/// Who gets the answer to a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) connection: u32,
+    pub(super) number: u32,
+}
+
+/// A process on its way to its program.
+pub(super) struct Start {
+    key: u32,
+    pub(super) id: String,
+    asked: Asked,
+    deadline: Instant,
+    starting: Starting,
+    what: What,
+}
+
+/// What it is going to be.
+pub(super) enum What {
+    Container(Box<Parts>),
+    Exec { container: String },
+}
+
+/// What a container has beside its process.
+pub(super) struct Parts {
+    pub(super) stdio: Stdio,
+    pub(super) ours: Ours,
+    pub(super) cgroup: Option<Entry>,
+    pub(super) log: Option<LogFile>,
+}
+
+/// The keeper's ends of a container's pipes.
+#[derive(Debug, Default)]
+pub(super) struct Ours {
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stdout: Option<OwnedFd>,
+    pub(super) stderr: Option<OwnedFd>,
+}
+
+/// A process that is of no use any more and has to be reaped.
+pub(super) struct Rest {
+    key: u32,
+    child: Child,
+}
+
+fn launch_failure(error: &LaunchError) -> Failure {
+    Failure { reason: Reason::Launch, step: error.step.to_string(), errno: error.errno, detail: error.detail.clone() }
+}
+
+impl Keeper {
+    /// Whether a container or session of this id is on its way.
+    pub(super) fn starts(&self, id: &str) -> bool {
+        self.starts.iter().any(|start| start.id == id)
+    }
+
+    /// Watches a new process.
+    pub(super) fn follow(
+        &mut self,
+        asked: Asked,
+        id: String,
+        what: What,
+        started: Result<Starting, LaunchError>,
+    ) -> Result<(), Failure> {
+        let starting = started.map_err(|error| launch_failure(&error))?;
+        let (key, deadline) = (self.key(), Instant::now() + self.start_max);
+        self.poller.add(&starting, Token::Start(key), Interest::Read).map_err(super::requests::system("epoll_ctl"))?;
+        self.starts.push(Start { key, id, asked, deadline, starting, what });
+        Ok(())
+    }
+
+    /// How long nothing has to be given up.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let first = self.starts.iter().map(|start| start.deadline).min();
+        first.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Gives up what has taken too long.
+    pub(super) fn give_up_late(&mut self) {
+        let now = Instant::now();
+        while let Some(at) = self.starts.iter().position(|start| start.deadline <= now) {
+            self.give_up(at, Errno::TIMEDOUT);
+        }
+    }
+
+    /// Ends a process on its way; whether there is one.
+    pub(super) fn cancel(&mut self, id: &str) -> bool {
+        let found = self.starts.iter().position(|start| start.id == id);
+        if let Some(at) = found {
+            self.give_up(at, Errno::CANCELED);
+        }
+        found.is_some()
+    }
+
+    pub(super) fn cancel_all(&mut self) {
+        while !self.starts.is_empty() {
+            self.give_up(0, Errno::CANCELED);
+        }
+    }
+
+    fn give_up(&mut self, at: usize, errno: Errno) {
+        let start = self.take(at);
+        let outcome = start.starting.give_up(errno);
+        self.ended(start.asked, start.id, start.what, outcome);
+    }
+
+    /// A process on its way has said something.
+    pub(super) fn progress(&mut self, key: u32) {
+        let Some(at) = self.starts.iter().position(|start| start.key == key) else { return };
+        if self.starts[at].starting.hear() {
+            let start = self.take(at);
+            self.ended(start.asked, start.id, start.what, start.starting.finish());
+        }
+    }
+
+    fn take(&mut self, at: usize) -> Start {
+        let start = self.starts.swap_remove(at);
+        self.poller.remove(&start.starting);
+        start
+    }
+
+    fn ended(&mut self, asked: Asked, id: String, what: What, outcome: Outcome) {
+        for child in outcome.rest {
+            let key = self.key();
+            // Without being watched it would stay a zombie as long as the keeper lives, which is all that it could do.
+            let _ = self.poller.add(&child.pidfd, Token::Rest(key), Interest::Read);
+            self.rest.push(Rest { key, child });
+        }
+        let launched = outcome.launched.map_err(|error| launch_failure(&error));
+        let answer = launched.and_then(|launched| match what {
+            What::Container(parts) => self.keep(id, *parts, launched),
+            What::Exec { container } => self.open_session(id, container, launched),
+        });
+        self.reply(asked, answer);
+    }
+
+    /// A process that was of no use has ended.
+    pub(super) fn reap_rest(&mut self, key: u32) {
+        let Some(at) = self.rest.iter().position(|rest| rest.key == key) else { return };
+        if matches!(process::try_reap(self.rest[at].child.pidfd.as_fd()), Ok(None)) {
+            return;
+        }
+        let rest = self.rest.swap_remove(at);
+        self.poller.remove(&rest.child.pidfd);
+    }
+
+    /// Takes a started container in; its process and a copy of its descriptor.
+    fn keep(&mut self, id: String, parts: Parts, launched: Launched) -> Answer {
+        let system = super::requests::system;
+        let Parts { stdio, ours, cgroup, log } = parts;
+        let copy = launched.child.pidfd.try_clone().map_err(system("pidfd"))?;
+        let (process, warnings) = describe(&launched);
+        let (stdout, stderr, stdin) = match launched.terminal {
+            Some(master) => {
+                let input = if stdio.stdin { Some(master.try_clone().map_err(system("terminal"))?) } else { None };
+                (Some(master), None, input)
+            }
+            None => (ours.stdout, ours.stderr, ours.stdin),
+        };
+        let output = |fd: Option<OwnedFd>, stream| fd.map(|fd| Output::new(fd, stream)).transpose();
+        let container = Container {
+            key: self.key(),
+            id,
+            process: process.clone(),
+            pidfd: Some(launched.child.pidfd),
+            exit: None,
+            log,
+            cgroup,
+            terminal: stdio.tty.is_some(),
+            stdin_once: stdio.stdin_once,
+            stdout: output(stdout, Stream::Stdout).map_err(system("stdout"))?,
+            stderr: output(stderr, Stream::Stderr).map_err(system("stderr"))?,
+            stdin: stdin.map(Input::new).transpose().map_err(system("stdin"))?,
+            clients: Vec::new(),
+        };
+        container.watch(&self.poller).map_err(system("epoll_ctl"))?;
+        self.containers.push(container);
+        self.write_record();
+        Ok((Reply::Started(Started { process, warnings }), vec![copy]))
+    }
+
+    /// Takes a started exec session in; its process and a copy of its descriptor, and the master of its terminal.
+    fn open_session(&mut self, id: String, container: String, launched: Launched) -> Answer {
+        let system = super::requests::system;
+        let (process, warnings) = describe(&launched);
+        let (key, pidfd) = (self.key(), launched.child.pidfd);
+        let copy = pidfd.try_clone().map_err(system("pidfd"))?;
+        self.poller.add(&pidfd, Token::Exec(key), Interest::Read).map_err(system("epoll_ctl"))?;
+        self.sessions.push(Session { key, id, container, process: process.clone(), pidfd: Some(pidfd), exit: None });
+        let fds = [copy].into_iter().chain(launched.terminal).collect();
+        Ok((Reply::Started(Started { process, warnings }), fds))
+    }
+}
+
+fn describe(launched: &Launched) -> (Process, Vec<String>) {
+    let pid = launched.child.pid.as_raw_nonzero().get().unsigned_abs();
+    let process = Process { pid, start_ticks: start_ticks(pid), at: crate::clock::now() };
+    (process, launched.warnings.iter().map(ToString::to_string).collect())
+}
+
+/// Field 22 of `/proc/<pid>/stat`; the second field may hold spaces and parentheses. 0 when it has ended already.
+fn start_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    after_name.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
+}
