@@ -54,7 +54,7 @@ impl Running {
     }
 
     pub(crate) fn kill(&self) {
-        self.keeper.tell(Request::Signal(Signal { id: self.id.clone(), signal: KILL }));
+        self.keeper.tell(kill_request(&self.id));
     }
 }
 
@@ -101,13 +101,40 @@ pub(crate) async fn start(
     let (id, (sender, exit)) = (id.clone(), oneshot::channel());
     sandbox.execs().insert(id.clone(), sender);
     let fds = streams.stdin.into_iter().chain(streams.stdout).chain(streams.stderr).collect();
-    match keeper.start(request, fds).await {
+    let unanswered = Unanswered { sandbox: &sandbox, keeper: &keeper, id: &id };
+    let answer = keeper.start(request, fds).await;
+    unanswered.answered();
+    match answer {
         Ok((_, fds)) => Ok(Running { id, keeper, exit, terminal: fds.into_iter().nth(1) }),
         Err(error) => {
             sandbox.execs().remove(&id);
             Err(fail(error))
         }
     }
+}
+
+/// A process that the keeper was asked to start. If nobody waits for the answer any more it is killed, started or not.
+struct Unanswered<'a> {
+    sandbox: &'a Sandbox,
+    keeper: &'a Client,
+    id: &'a str,
+}
+
+impl Unanswered<'_> {
+    fn answered(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.sandbox.execs().remove(self.id);
+        self.keeper.tell(kill_request(self.id));
+    }
+}
+
+fn kill_request(id: &str) -> Request {
+    Request::Signal(Signal { id: id.to_owned(), signal: KILL })
 }
 
 /// The plan of a process. Probes come often and without a terminal: for them the plan of the first is kept.
@@ -147,36 +174,35 @@ pub(crate) async fn sync(core: &Core, request: v1::ExecSyncRequest) -> Result<v1
     let ((stdout, theirs_out), (stderr, theirs_err)) =
         pipes.map_err(|error: std::io::Error| Error::ResourceExhausted(format!("making pipes: {error}")))?;
     let streams = Streams { stdin: None, stdout: Some(theirs_out.into()), stderr: Some(theirs_err.into()) };
-    let running = start(core, &request.container_id, &request.cmd, None, streams).await?;
-    let mut watched = Watched(running);
-    let (mut stdout, mut stderr) = (Capture::new(stdout.into())?, Capture::new(stderr.into())?);
     let timeout = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
-    let outcome = finish(&mut watched.0, &mut stdout, &mut stderr, timeout).await;
-    match outcome? {
-        Some(exit) => Ok(v1::ExecSyncResponse {
-            stdout: stdout.take(),
-            stderr: stderr.take(),
-            exit_code: i32::try_from(exit.code).unwrap_or(i32::MAX),
-        }),
-        None => Err(timed_out(&mut watched.0, &request).await),
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let starting = start(core, &request.container_id, &request.cmd, None, streams);
+    let Some(running) = until(deadline, starting).await else { return Err(timed_out(&request)) };
+    let mut watched = Watched(running?);
+    let (mut stdout, mut stderr) = (Capture::new(stdout.into())?, Capture::new(stderr.into())?);
+    let outcome = until(deadline, finish(&mut watched.0, &mut stdout, &mut stderr)).await;
+    let Some(exit) = outcome else {
+        watched.0.kill();
+        let _ = tokio::time::timeout(END_MAX, watched.0.exit()).await; // It may wait for a disk.
+        return Err(timed_out(&request));
+    };
+    Ok(v1::ExecSyncResponse {
+        exit_code: i32::try_from(exit?.code).unwrap_or(i32::MAX),
+        stdout: stdout.take(),
+        stderr: stderr.take(),
+    })
+}
+
+/// What comes of `work` until the deadline, if there is one.
+async fn until<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
     }
 }
 
-/// Reads until the process has ended; `None` when the time was over before.
-async fn finish(
-    running: &mut Running,
-    stdout: &mut Capture,
-    stderr: &mut Capture,
-    timeout: Option<Duration>,
-) -> Result<Option<Exit>, Error> {
-    let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    let over = async {
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until(deadline).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::pin!(over);
+/// Reads until the process has ended.
+async fn finish(running: &mut Running, stdout: &mut Capture, stderr: &mut Capture) -> Result<Exit, Error> {
     loop {
         tokio::select! {
             exit = running.exit() => {
@@ -184,18 +210,15 @@ async fn finish(
                 // What it wrote is in the pipes by now. Others that hold them open are not waited for.
                 stdout.drain();
                 stderr.drain();
-                return Ok(Some(exit));
+                return Ok(exit);
             }
             () = stdout.read(), if stdout.open => {}
             () = stderr.read(), if stderr.open => {}
-            () = &mut over => return Ok(None),
         }
     }
 }
 
-async fn timed_out(running: &mut Running, request: &v1::ExecSyncRequest) -> Error {
-    running.kill();
-    let _ = tokio::time::timeout(END_MAX, running.exit()).await; // It may wait for a disk.
+fn timed_out(request: &v1::ExecSyncRequest) -> Error {
     Error::DeadlineExceeded(format!("command {:?} timed out after {} s and was killed", request.cmd, request.timeout))
 }
 

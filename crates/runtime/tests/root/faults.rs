@@ -9,7 +9,7 @@ use cri::{Error, RuntimeService as _, v1};
 use futures_util::StreamExt as _;
 use testkit::serial::Test;
 
-use crate::fixture::{Node, on_a_node, script_config};
+use crate::fixture::{Node, groups, on_a_node, script_config};
 
 pub(crate) const TESTS: &[Test] = &[
     ("want_of_memory_is_told", want_of_memory_is_told),
@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_stop_that_failed_is_told_when_it_succeeds", a_stop_that_failed_is_told_when_it_succeeds),
     ("a_hung_source_costs_its_own_pod_only", a_hung_source_costs_its_own_pod_only),
     ("processes_left_behind_end_with_their_container", processes_left_behind_end_with_their_container),
+    ("an_exec_that_does_not_begin_times_out", an_exec_that_does_not_begin_times_out),
 ];
 
 fn want_of_memory_is_told() {
@@ -162,6 +163,34 @@ fn a_stop_ends_at_its_grace_and_sooner_if_asked() {
         node.stop_container(&pod.container, 1).await.unwrap();
         let status = node.status(&pod.container).await;
         assert!(status.finished_at - status.started_at >= 1_000_000_000, "it had its grace");
+        node
+    });
+}
+
+fn an_exec_that_does_not_begin_times_out() {
+    on_a_node(|node| async {
+        let pod = node.pod("frozen", "sleep 1000").await;
+        let freeze = |frozen: bool| {
+            let group = format!("{}/{}/{}", node.places.group, pod.sandbox, pod.container);
+            let words = [
+                ("freezer.state", if frozen { "FROZEN" } else { "THAWED" }),
+                ("cgroup.freeze", if frozen { "1" } else { "0" }),
+            ];
+            for directory in groups(&group) {
+                let files = words.iter().map(|(file, word)| (directory.join(file), word));
+                files.filter(|(file, _)| file.exists()).for_each(|(file, word)| std::fs::write(file, word).unwrap());
+            }
+        };
+        freeze(true);
+        // It comes into the group and is stopped there, before it is the command.
+        let error = node.exec(&pod.container, &["true"], 1).await.unwrap_err();
+        assert!(matches!(error, Error::DeadlineExceeded(_)), "{error}");
+        let gone = node.exec(&pod.container, &["true"], 0);
+        assert!(tokio::time::timeout(Duration::from_millis(100), gone).await.is_err());
+        let other = node.pod("other", "sleep 1000").await;
+        node.exec(&other.container, &["true"], 1).await.unwrap();
+        freeze(false);
+        node.exec(&pod.container, &["sh", "-c", "while pgrep true; do :; done"], 0).await.unwrap();
         node
     });
 }
