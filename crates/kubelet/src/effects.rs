@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, chain, uid_of};
 use crate::probing::{self, Target};
+use crate::publish::Taken;
 use crate::volumes::PodVolumes;
 use crate::worker::Event;
 
@@ -34,7 +35,6 @@ pub(crate) struct Job {
     /// The image of the container that the action is about.
     pub(crate) image: Option<String>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) changes: UnboundedSender<Event>,
     /// Cancelled when nobody wants the action any more ([`pod::Plan::aborts`]).
     pub(crate) abort: CancellationToken,
 }
@@ -58,14 +58,20 @@ fn patience(action: &Action) -> Option<Duration> {
     }
 }
 
-/// What the actions of one pod hand to each other.
-#[derive(Default)]
+/// What the actions of one pod hand to each other and to its worker.
 pub(crate) struct Shared {
+    changes: UnboundedSender<Event>,
+    statuses: Taken,
     volumes: Mutex<Option<Arc<PodVolumes>>>,
     sandbox_config: Mutex<Option<v1::PodSandboxConfig>>,
 }
 
 impl Shared {
+    /// `changes` lead to the worker; `statuses` are those that it has published.
+    pub(crate) fn new(changes: UnboundedSender<Event>, statuses: Taken) -> Self {
+        Self { changes, statuses, volumes: Mutex::default(), sandbox_config: Mutex::default() }
+    }
+
     fn set_volumes(&self, volumes: Option<PodVolumes>) {
         *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = volumes.map(Arc::new);
     }
@@ -84,14 +90,7 @@ impl Shared {
 }
 
 /// What an action needs to know of the pod's present state.
-pub(crate) fn job(
-    context: &Arc<Context>,
-    pod: &Arc<Pod>,
-    view: &View,
-    action: Action,
-    shared: &Arc<Shared>,
-    changes: &UnboundedSender<Event>,
-) -> Job {
+pub(crate) fn job(context: &Arc<Context>, pod: &Arc<Pod>, view: &View, action: Action, shared: &Arc<Shared>) -> Job {
     let addresses = match &view.sandbox {
         pod::Sandbox::Ready { addresses, .. } => addresses.clone(),
         _ => Vec::new(),
@@ -108,7 +107,6 @@ pub(crate) fn job(
         addresses,
         image,
         shared: shared.clone(),
-        changes: changes.clone(),
         abort: CancellationToken::new(),
     }
 }
@@ -120,7 +118,7 @@ impl Job {
             Some(patience) => drop(self.unless_aborted(patience, self.carry_out()).await),
             None => self.carry_out().await,
         }
-        let _ = self.changes.send(Event::Ended(self.action)); // The worker may have gone meanwhile.
+        let _ = self.shared.changes.send(Event::Ended(self.action)); // The worker may have gone meanwhile.
     }
 
     async fn carry_out(&self) {
@@ -154,7 +152,7 @@ impl Job {
     }
 
     fn change(&self, change: Change) {
-        let _ = self.changes.send(Event::Change(change)); // As above.
+        let _ = self.shared.changes.send(Event::Change(change)); // As above.
     }
 
     fn uid(&self) -> &str {

@@ -93,9 +93,8 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
         host,
         is_gone: false,
         status,
+        shared: Arc::new(Shared::new(events.clone(), publisher.taken())),
         publisher,
-        shared: Arc::default(),
-        events: events.clone(),
         shown: shown.clone(),
         jobs: JoinSet::new(),
         aborts: HashMap::new(),
@@ -148,7 +147,6 @@ struct Worker {
     saved: Record,
     publisher: Publisher,
     shared: Arc<Shared>,
-    events: UnboundedSender<Event>,
     shown: Arc<Mutex<Shown>>,
     jobs: JoinSet<()>,
     /// What ends the actions under way, by their keys.
@@ -203,7 +201,6 @@ impl Worker {
                 }
             }
         }
-        self.publisher.finish().await;
     }
 
     fn hear(&mut self, event: Event) {
@@ -307,16 +304,19 @@ impl Worker {
             self.apply(Change::Fail { reason, message });
             plan = pod::decide(&self.pod, &self.view, Timestamp::now());
         }
-        for action in plan.actions {
+        for action in &plan.actions {
             self.apply(Change::Begun(action.clone()));
-            self.shown().timeline.begin(&action);
-            let job = effects::job(&self.context, &self.pod, &self.view, action, &self.shared, &self.events);
+            self.shown().timeline.begin(action);
+        }
+        // Before anything is done: what it leads to builds on this.
+        self.save();
+        self.publish();
+        for action in plan.actions {
+            let job = effects::job(&self.context, &self.pod, &self.view, action, &self.shared);
             self.aborts.insert(job.action.key(), job.abort.clone());
             self.jobs.spawn(job.run());
         }
         plan.aborts.iter().filter_map(|key| self.aborts.get(key)).for_each(CancellationToken::cancel);
-        self.save();
-        self.publish();
         self.show();
         plan.next_due
     }

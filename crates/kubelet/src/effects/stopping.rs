@@ -146,8 +146,9 @@ impl Job {
         self.context.warning(&self.pod, "FailedUnMount", message, None);
     }
 
-    /// The last step: the source may forget the pod.
+    /// The last step: the source may forget the pod, once it has its last status. That is what controllers count by.
     pub(super) async fn forget(&self) {
+        self.shared.statuses.clone().all().await;
         let mut rests = Rests::new();
         while let Err(error) = self.context.parts.source.delete_pod(self.uid()).await {
             tracing::warn!(uid = self.uid(), error = chain(&error), "a pod cannot be deleted yet; trying again");

@@ -1,5 +1,6 @@
 //! Who wants the pods: tables that a test writes to, as an API server's would be, and that can be made to fail.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -22,6 +23,10 @@ pub(crate) struct Desk {
     alive: watch::Sender<()>,
     /// How many wait for what is not known yet; none when everything is.
     askers: watch::Sender<Option<usize>>,
+    /// Whether statuses are taken, and how many were not.
+    statuses: watch::Sender<(bool, usize)>,
+    /// The last phase of each pod that was deleted, by name.
+    last: Mutex<HashMap<String, String>>,
 }
 
 impl Desk {
@@ -39,6 +44,8 @@ impl Desk {
             deadly: Mutex::new(None),
             alive: watch::Sender::new(()),
             askers: watch::Sender::new(None),
+            statuses: watch::Sender::new((true, 0)),
+            last: Mutex::default(),
         }
     }
 
@@ -50,6 +57,23 @@ impl Desk {
     /// Everything is known again.
     pub(crate) fn know_all(&self) {
         self.askers.send_replace(None);
+    }
+
+    /// From now on no status is taken, or every one again.
+    pub(crate) fn take_statuses(&self, takes: bool) {
+        self.statuses.send_replace((takes, 0));
+    }
+
+    /// Waits until so many statuses were not taken.
+    pub(crate) async fn not_taken(&self, count: usize) {
+        let mut statuses = self.statuses.subscribe();
+        let refused = statuses.wait_for(|(_, refused)| *refused >= count);
+        tokio::time::timeout(LIMIT, refused).await.expect("it is tried again").unwrap();
+    }
+
+    /// The last phase of a pod that was deleted.
+    pub(crate) fn last_phase(&self, name: &str) -> Option<String> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// Waits until somebody wants to know.
@@ -154,12 +178,22 @@ impl Source for Desk {
     async fn update_pod_status(&self, uid: &str, status: PodStatus) -> Result<(), SourceError> {
         let missing = || SourceError::NotFound { kind: "Pod", name: uid.to_owned() };
         let pod = self.store.pods().find_uid(uid).ok_or_else(missing)?;
+        if !self.statuses.borrow().0 {
+            self.statuses.send_modify(|(_, refused)| *refused += 1);
+            return Err(SourceError::Unavailable {
+                action: "take a status".into(),
+                source: "as the test wants it".into(),
+            });
+        }
         self.store.pods().update(&Key::of(&pod.metadata), |pod| pod.status = Some(status));
         Ok(())
     }
 
     async fn delete_pod(&self, uid: &str) -> Result<(), SourceError> {
         if let Some(pod) = self.store.pods().find_uid(uid) {
+            let phase = pod.status.clone().and_then(|status| status.phase).unwrap_or_default();
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(name, phase);
             self.store.pods().remove(&Key::of(&pod.metadata));
         }
         Ok(())

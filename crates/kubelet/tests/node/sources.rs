@@ -14,6 +14,8 @@ use crate::fixture::{LIMIT, Node, on_a_node};
 pub(crate) const TESTS: &[Test] = &[
     ("a_pod_that_vanishes_is_ended", a_pod_that_vanishes_is_ended),
     ("a_pod_that_is_replaced_is_ended", a_pod_that_is_replaced_is_ended),
+    ("a_status_is_offered_until_it_is_taken", a_status_is_offered_until_it_is_taken),
+    ("the_last_status_comes_before_the_deletion", the_last_status_comes_before_the_deletion),
     ("what_runs_is_kept_until_the_source_has_named_all_pods", what_runs_is_kept_until_the_source_has_named_all_pods),
 ];
 
@@ -58,6 +60,33 @@ fn a_pod_that_is_replaced_is_ended() {
         removed(&mut events, &sandbox).await;
         node.desk.running("p").await;
         assert_eq!(node.containers("p").await.len(), 1);
+        node
+    });
+}
+
+fn a_status_is_offered_until_it_is_taken() {
+    on_a_node(|node| async {
+        node.desk.take_statuses(false);
+        node.want("p", "sleep 1000", json!({}));
+        node.desk.not_taken(2).await;
+        node.desk.take_statuses(true);
+        node.desk.running("p").await;
+        node
+    });
+}
+
+/// Who counts on how a pod ended, a Job for one, sees no more of it than its last status.
+fn the_last_status_comes_before_the_deletion() {
+    on_a_node(|node| async {
+        node.want("p", "trap 'exit 0' TERM; sleep 1000 & wait", json!({}));
+        node.desk.running("p").await;
+        node.desk.take_statuses(false);
+        node.desk.delete("p", 30);
+        node.vanished(&node.path("kubelet/pods").join(node.uid("p"))).await;
+        node.desk.not_taken(1).await;
+        node.desk.take_statuses(true);
+        node.desk.gone("p").await;
+        assert_eq!(node.desk.last_phase("p").as_deref(), Some("Succeeded"));
         node
     });
 }
