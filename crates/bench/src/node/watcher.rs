@@ -46,11 +46,9 @@ impl Watcher {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods");
         let list = api.get(&path)?;
         let version = list["metadata"]["resourceVersion"].as_str().context("a list has a version")?;
-        let limit = WATCH_LIMIT.as_secs();
-        let path = format!("{path}?watch=1&timeoutSeconds={limit}&resourceVersion={version}");
         let (tell, sights) = channel();
-        let api = api.clone();
-        let thread = std::thread::spawn(move || watch(&api, &path, &tell));
+        let (api, version) = (api.clone(), version.to_owned());
+        let thread = std::thread::spawn(move || watch(&api, &path, version, &tell));
         Ok(Self { sights, thread: Some(thread), seen: HashMap::new() })
     }
 
@@ -82,13 +80,25 @@ impl Watcher {
     }
 }
 
-/// Tells of every change until nobody listens.
-fn watch(api: &Api, path: &str, tell: &Sender<Sight>) -> anyhow::Result<()> {
-    api.watch(path, WATCH_LIMIT, |event| {
-        let at = Instant::now();
-        let pod = event["object"]["metadata"]["name"].as_str().unwrap_or_default();
-        stages(event).any(|stage| tell.send(Sight { pod: pod.to_owned(), stage, at }).is_err())
-    })
+/// Tells of every change until nobody listens. The server ends watches that it cannot feed fast enough; they go on where
+/// they ended, as every client's.
+fn watch(api: &Api, path: &str, mut version: String, tell: &Sender<Sight>) -> anyhow::Result<()> {
+    let limit = WATCH_LIMIT.as_secs();
+    loop {
+        let mut has_heard = false;
+        let path = format!("{path}?watch=1&timeoutSeconds={limit}&resourceVersion={version}");
+        let ended = api.watch(&path, WATCH_LIMIT, |event| {
+            let at = Instant::now();
+            has_heard = true;
+            let metadata = &event["object"]["metadata"];
+            metadata["resourceVersion"].as_str().unwrap_or_default().clone_into(&mut version);
+            let pod = metadata["name"].as_str().unwrap_or_default();
+            stages(event).any(|stage| tell.send(Sight { pod: pod.to_owned(), stage, at }).is_err())
+        });
+        if ended.is_ok() || !has_heard {
+            return ended;
+        }
+    }
 }
 
 /// The stages that a pod is at, by an event about it.
