@@ -81,7 +81,7 @@ pub fn admit(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<(), Rejection> {
 }
 
 /// A pod that keeps the cluster going: of the mirror kind, or with the priority of system pods.
-fn is_critical(pod: &Pod) -> bool {
+pub fn is_critical(pod: &Pod) -> bool {
     const SYSTEM_CRITICAL: i32 = 2_000_000_000;
     is_static(pod) || spec::of(pod).priority.is_some_and(|priority| priority >= SYSTEM_CRITICAL)
 }

@@ -84,6 +84,16 @@ impl Kubelet {
         shown.map(|shown| (shown.pod.clone(), shown.status.clone())).collect()
     }
 
+    /// Ends a pod because the node needs what it uses: it becomes `Failed` for `reason`, and gets `grace_s` to end at most.
+    pub fn evict(&self, uid: &str, reason: &str, message: &str, grace_s: i64) {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (reason, message, grace_s) = (reason.to_owned(), message.to_owned(), Some(grace_s));
+        if let Some(worker) = workers.get(uid) {
+            // It may just be ending.
+            let _ = worker.events.send(Event::Change(pod::Change::Fail { reason, message, grace_s }));
+        }
+    }
+
     /// How many pods have a worker.
     pub fn pod_count(&self) -> usize {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).len()

@@ -105,7 +105,8 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
         Begin::With(found) => Ok(worker.take_over(found)),
         Begin::Rejected(Rejection { reason, message }) => {
             let mut changes = worker.take_over(Found::default());
-            changes.push(Change::Fail { reason, message: format!("Pod was rejected: {message}") });
+            let message = format!("Pod was rejected: {message}");
+            changes.push(Change::Fail { reason, message, grace_s: None });
             Ok(changes)
         }
         Begin::Asking { until } => Err(until),
@@ -301,7 +302,7 @@ impl Worker {
         if plan.deadline_exceeded {
             let reason = "DeadlineExceeded".to_owned();
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
-            self.apply(Change::Fail { reason, message });
+            self.apply(Change::Fail { reason, message, grace_s: None });
             plan = pod::decide(&self.pod, &self.view, Timestamp::now());
         }
         for action in &plan.actions {

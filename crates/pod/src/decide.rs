@@ -453,7 +453,7 @@ impl Planner<'_> {
     fn remaining_grace_s(&self) -> i64 {
         /// Upstream's least time between SIGTERM and SIGKILL when preStop or others have used the rest.
         const LEAST_S: i64 = 2;
-        let whole = spec::grace_s(self.pod);
+        let whole = spec::grace_s(self.pod).min(self.view.record.grace_s.unwrap_or(i64::MAX));
         let Some(requested) = spec::deletion_requested(self.pod) else { return whole };
         let used = self.now.duration_since(requested).max(SignedDuration::ZERO);
         let left = SignedDuration::from_secs(whole).saturating_sub(used);

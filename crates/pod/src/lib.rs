@@ -9,6 +9,7 @@
 
 pub mod backoff;
 mod decide;
+pub mod eviction;
 pub mod probe;
 pub mod qos;
 pub mod quantity;

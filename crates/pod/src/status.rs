@@ -224,13 +224,17 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
     }
     let plain =
         |kind, holds, reason| Condition { kind, holds, reason: if holds { None } else { reason }, message: None };
-    let own = [
+    let mut own = vec![
         plain("PodReadyToStartContainers", sandboxed, None),
         plain("Initialized", initialized, Some("ContainersNotInitialized")),
         ready,
         containers_ready,
         plain("PodScheduled", true, None),
     ];
+    if let (Some((_, message)), Some(_)) = (&view.record.failed, view.record.grace_s) {
+        let (reason, message) = (Some("TerminationByKubelet"), Some(message.clone()));
+        own.push(Condition { kind: "DisruptionTarget", holds: true, reason, message });
+    }
     let foreign = published.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
     let foreign = foreign.filter(|condition| own.iter().all(|mine| mine.kind != condition.type_)).cloned();
     own.iter().map(|condition| api_condition(pod, condition, published, now)).chain(foreign).collect()

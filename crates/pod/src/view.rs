@@ -41,6 +41,9 @@ pub struct Record {
     pub initialized: Option<u32>,
     /// Why the pod has been ended by the node: reason and message. Never reverts.
     pub failed: Option<(String, String)>,
+    /// Less time than its own that the pod has to end, when the node needs what it uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_s: Option<i64>,
     /// By container name.
     pub containers: BTreeMap<String, ContainerRecord>,
     /// Failures of the volumes.
@@ -305,6 +308,8 @@ pub enum Change {
         reason: String,
         /// For the operator.
         message: String,
+        /// How long the pod has to end; `None`: its own time.
+        grace_s: Option<i64>,
     },
     /// The endpoints of an ending pod are out of the rules, or the wait for that is over.
     LeftServices,
@@ -413,8 +418,11 @@ impl View {
             Change::Probed { container, id, kind, outcome, message } => {
                 return self.probed(pod, &container, &id, kind, outcome, &message, now);
             }
-            Change::Fail { reason, message } => {
-                self.record.failed.get_or_insert((reason, message));
+            Change::Fail { reason, message, grace_s } => {
+                if self.record.failed.is_none() {
+                    self.record.failed = Some((reason, message));
+                    self.record.grace_s = grace_s;
+                }
             }
             Change::LeftServices => self.left_services = true,
             Change::Cleaned => self.left = Left::Logs,

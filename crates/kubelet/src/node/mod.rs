@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod describe;
+pub mod eviction;
 pub mod machine;
 pub mod membership;
 pub mod pressure;

@@ -41,18 +41,25 @@ impl Signals {
     /// Measures, with the kubelet's files below `root` and images below `images`.
     pub fn measure(root: &Path, images: &Path) -> Self {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let meminfo = text("/proc/meminfo");
-        let bytes = |name: &str| kilobytes(&meminfo, name) * 1024;
-        let (capacity, available) = (bytes("MemTotal"), bytes("MemAvailable"));
         let (node, image) = (disk(root), disk(images));
         Self {
-            memory: (capacity > 0).then_some(Room { capacity, available }),
+            memory: Self::memory(),
             node_disk: node.map(|(disk, _)| disk),
             node_inodes: node.and_then(|(_, inodes)| inodes),
             image_disk: image.map(|(disk, _)| disk),
             image_inodes: image.and_then(|(_, inodes)| inodes),
             pids: pids(&text("/proc/loadavg"), &text("/proc/sys/kernel/pid_max")),
         }
+    }
+}
+
+impl Signals {
+    /// `memory.available` alone.
+    pub fn memory() -> Option<Room> {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let bytes = |name: &str| kilobytes(&meminfo, name) * 1024;
+        let (capacity, available) = (bytes("MemTotal"), bytes("MemAvailable"));
+        (capacity > 0).then_some(Room { capacity, available })
     }
 }
 

@@ -52,7 +52,7 @@ pub(crate) struct Agent {
     pub(super) base: Base,
     pub(super) source: Arc<dyn Source>,
     pub(super) groups: Tree,
-    pub(super) kubelet: Kubelet,
+    pub(super) kubelet: Arc<Kubelet>,
     pub(super) kubelet_api: Api,
     /// None where another proxy does it; taken by the end.
     proxy: Mutex<Option<Proxy>>,
@@ -97,7 +97,7 @@ impl Agent {
             base,
             source,
             groups,
-            kubelet,
+            kubelet: Arc::new(kubelet),
             kubelet_api,
             proxy: Mutex::new(proxy),
             asked: CancellationToken::new(),

@@ -18,6 +18,7 @@ use kubelet::configuration::Authorization;
 use kubelet::hosts::ClusterDns;
 use kubelet::node::certificates::{self, Files, Holder, Purpose};
 use kubelet::node::describe::{self, NodeConfig};
+use kubelet::node::eviction;
 use kubelet::node::machine::Machine;
 use kubelet::node::membership::{self, Membership};
 use kubelet::server::health;
@@ -46,7 +47,7 @@ pub(crate) struct Member {
     source: Arc<ApiSource>,
     /// Taken by the end.
     membership: tokio::sync::Mutex<Option<Membership>>,
-    /// The kubelet's listeners; they end with it.
+    /// The kubelet's listeners, and what it keeps an eye on; they end with it.
     servers: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -79,6 +80,7 @@ impl Member {
         if let (address, port @ 1..) = settings.configuration.healthz {
             servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
         }
+        servers.spawn(eviction::run(eviction_parts(settings, &agent)));
         let (membership, servers) = (Some(membership).into(), servers.into());
         Ok(Arc::new(Self { agent, source, membership, servers }))
     }
@@ -265,6 +267,15 @@ fn parts(
         update_every: configuration.node_status_update_frequency,
         report_every: configuration.node_status_report_frequency,
         lease_s: configuration.node_lease_duration_s,
+    }
+}
+
+fn eviction_parts(settings: &MemberSettings, agent: &Agent) -> eviction::Parts {
+    eviction::Parts {
+        kubelet: agent.kubelet.clone(),
+        source: agent.source.clone(),
+        groups: agent.groups.clone(),
+        thresholds: settings.configuration.thresholds,
     }
 }
 

@@ -57,6 +57,7 @@ const POINTS: &[Point] = &[
     ("without the API server pods go on, and it learns of it later", points::api_server_away),
     ("callers of the kubelet need rights", points::strangers),
     ("a pod that the node cannot run is rejected with the reason", points::rejects),
+    ("short of memory, the node ends who uses more than it asked for", points::evicts),
     ("nothing is left", points::leaves),
 ];
 
@@ -94,13 +95,18 @@ impl Fleet {
             plane.grant(binding, role, group)?;
         }
         let proxy_kubeconfig = plane.proxy_kubeconfig()?;
-        let node = spawn(&stage, &plane, &bootstrap_kubeconfig, &proxy_kubeconfig)?;
+        let node = spawn(&stage, &plane, &bootstrap_kubeconfig, &proxy_kubeconfig, &[])?;
         Ok(Self { stage, plane, node, bootstrap_kubeconfig, proxy_kubeconfig })
     }
 
     /// Starts the daemon again over what runs.
     fn start_again(&mut self) -> anyhow::Result<()> {
-        self.node = spawn(&self.stage, &self.plane, &self.bootstrap_kubeconfig, &self.proxy_kubeconfig)?;
+        self.start_again_with(&[])
+    }
+
+    /// As [`Fleet::start_again`], with more flags.
+    fn start_again_with(&mut self, flags: &[&str]) -> anyhow::Result<()> {
+        self.node = spawn(&self.stage, &self.plane, &self.bootstrap_kubeconfig, &self.proxy_kubeconfig, flags)?;
         Ok(())
     }
 
@@ -185,7 +191,7 @@ fn log_file(stage: &Stage) -> PathBuf {
     stage.dir.path().join("orlop.log")
 }
 
-fn spawn(stage: &Stage, plane: &ControlPlane, bootstrap: &Path, proxy: &Path) -> anyhow::Result<Child> {
+fn spawn(stage: &Stage, plane: &ControlPlane, bootstrap: &Path, proxy: &Path, flags: &[&str]) -> anyhow::Result<Child> {
     let config = stage.dir.path().join("kubelet.yaml");
     std::fs::write(&config, manifests::joining_configuration(plane)?)?;
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_file(stage))?;
@@ -194,7 +200,9 @@ fn spawn(stage: &Stage, plane: &ControlPlane, bootstrap: &Path, proxy: &Path) ->
     node.arg("--bootstrap-kubeconfig").arg(bootstrap);
     node.arg("--proxy-kubeconfig").arg(proxy).arg("--config").arg(config);
     node.arg("--service-cidr").arg(&plane.options().service_range);
-    node.args(["--hostname-override", NODE, "--node-labels", "deck=lower", "--node-ip"]).arg(ADDRESS.to_string());
+    node.args(["--hostname-override", NODE, "--node-labels", "deck=lower", "--node-ip"])
+        .arg(ADDRESS.to_string())
+        .args(flags);
     node.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start orlop node")
 }
 

@@ -288,6 +288,29 @@ pub(super) fn rejects(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok("too many CPUs, another node's selector, an unsafe sysctl".to_owned())
 }
 
+pub(super) fn evicts(fleet: &mut Fleet) -> anyhow::Result<String> {
+    fleet.stop_node()?;
+    // Less than this is always left.
+    fleet.start_again_with(&["--eviction-hard", "memory.available<99%"])?;
+    let status = wait("the pod without a request is evicted", SOON, || {
+        let pods = fleet.pods("restless")?;
+        let status = pods.first().map(|pod| pod["status"].clone()).unwrap_or_default();
+        Ok((status["phase"] == "Failed").then_some(status))
+    })?;
+    ensure!(status["reason"] == "Evicted", "it ended for {}: {}", status["reason"], status["message"]);
+    ensure!(
+        condition(&serde_json::json!({ "status": status }), "DisruptionTarget") == Some("True"),
+        "status: {status}"
+    );
+    let node = fleet.get(&format!("node {NODE}"))?;
+    ensure!(condition(&node, "MemoryPressure") == Some("True"), "the node says nothing of it");
+    ensure!(fleet.pods("web")?.iter().all(is_ready), "who asked for memory had to go as well");
+    fleet.stop_node()?;
+    fleet.start_again()?;
+    wait("the new daemon answers", SOON, || fleet.orlop(&["ps"]).map(Some))?;
+    Ok(status["message"].as_str().unwrap_or_default().trim().to_owned())
+}
+
 pub(super) fn leaves(fleet: &mut Fleet) -> anyhow::Result<String> {
     fleet.kubectl("delete deployment,service,pod --all --wait=true")?;
     wait("all pods are gone", SOON, || {
