@@ -1,10 +1,12 @@
 //! What an ended container has to say: its termination message, or the end of its log.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::Read as _;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::Container;
+
+use crate::logs;
 
 /// Longest message that is shown (`MaxContainerTerminationMessageLength`), from the file.
 const MESSAGE_MAX: u64 = 4096;
@@ -29,29 +31,10 @@ fn read_head(path: &Path) -> String {
     read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// The end of the log as it was said: a last line without an end has none here either.
 fn log_tail(path: &Path) -> String {
-    const WINDOW: u64 = 16 << 10;
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(WINDOW)))?;
-        let mut bytes = Vec::new();
-        file.take(WINDOW).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let Ok(bytes) = read() else { return String::new() };
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
-    let kept = &lines[lines.len().saturating_sub(LOG_LINES_MAX)..];
-    let mut out: String = kept.iter().flat_map(|line| [*line, "\n"]).collect();
-    if out.len() > LOG_BYTES_MAX {
-        let mut cut = out.len() - LOG_BYTES_MAX;
-        while !out.is_char_boundary(cut) {
-            cut += 1;
-        }
-        out.drain(..cut);
-    }
-    out
+    // A log that cannot be read says nothing.
+    logs::last(path, LOG_LINES_MAX, LOG_BYTES_MAX).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -69,6 +52,8 @@ mod tests {
         assert_eq!(message(&policy("File"), 1, &file, &log), "");
         assert_eq!(message(&policy("FallbackToLogsOnError"), 0, &file, &log), "");
         assert_eq!(message(&policy("FallbackToLogsOnError"), 1, &file, &log), "one\ntwo words\n");
+        std::fs::write(&log, "2026-01-01T00:00:00Z stderr F one\n2026-01-01T00:00:00Z stderr P two\n").unwrap();
+        assert_eq!(message(&policy("FallbackToLogsOnError"), 1, &file, &log), "one\ntwo");
         std::fs::write(&file, "said").unwrap();
         assert_eq!(message(&policy("FallbackToLogsOnError"), 1, &file, &log), "said");
     }

@@ -162,6 +162,7 @@ fn secrets_are_in_memory_and_tear_down_leaves_nothing() {
         let key = Path::new(&made[0].host_path).join("k");
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o400);
         let memory = &volumes.host_paths()["m"];
+        assert_eq!(fs::metadata(memory).unwrap().permissions().mode() & 0o7777, 0o1777);
         let statistics = sys::rustix::fs::statvfs(memory).unwrap();
         assert_eq!(statistics.f_blocks * statistics.f_frsize, 1 << 20);
         fs::write(Path::new(&made[1].host_path).join("x"), "kept").unwrap();

@@ -20,7 +20,8 @@ pub(super) fn empty_dir(path: &Path, memory: bool, size: Option<u64>) -> Result<
     make_dir(path)?;
     if memory && !is_mounted(path)? {
         let size = size.map(|size| size.to_string());
-        return mount_tmpfs(path, size.as_deref(), "0777");
+        // Upstream leaves a tmpfs the mode that the kernel gives it, with the sticky bit.
+        return mount_tmpfs(path, size.as_deref(), "1777");
     }
     set_mode(path, 0o777)
 }
