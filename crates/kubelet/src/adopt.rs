@@ -73,6 +73,7 @@ async fn found(
 /// The view of a pod that this daemon has not seen yet, and what happened to it while no daemon ran.
 pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<Change>) {
     let mut view = View { record: context.records.load(uid_of(pod)).unwrap_or_default(), ..View::default() };
+    recall(&mut view.record, pod);
     let attempt = |sandbox: &v1::PodSandboxStatus| sandbox.metadata.as_ref().map_or(0, |metadata| metadata.attempt);
     if let Some(newest) = found.sandboxes.iter().max_by_key(|sandbox| (attempt(sandbox), sandbox.created_at)) {
         view.record.sandbox_attempt = view.record.sandbox_attempt.max(attempt(newest));
@@ -91,6 +92,17 @@ pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<
         }
     }
     (view, changes)
+}
+
+/// What the source was told of the pod goes on from there, should its record be lost.
+fn recall(record: &mut Record, pod: &Pod) {
+    let Some(status) = &pod.status else { return };
+    record.started = record.started.or(status.start_time.as_ref().map(|time| time.0));
+    let all = [&status.init_container_statuses, &status.container_statuses];
+    for container in all.into_iter().flatten().flatten().filter(|container| container.restart_count > 0) {
+        let own = record.containers.entry(container.name.clone()).or_default();
+        own.restarts = own.restarts.max(container.restart_count);
+    }
 }
 
 /// Puts the newest run of a container into the view; a change when it ended and the record does not know.

@@ -131,7 +131,10 @@ pub fn decide(pod: &Pod, view: &View, now: Timestamp) -> Plan {
 
 /// Whether the pod is being ended, or has ended.
 pub(crate) fn is_ending(pod: &Pod, view: &View) -> bool {
-    pod.metadata.deletion_timestamp.is_some() || view.record.failed.is_some() || has_finished(pod, view)
+    pod.metadata.deletion_timestamp.is_some()
+        || spec::ended_phase(pod).is_some()
+        || view.record.failed.is_some()
+        || has_finished(pod, view)
 }
 
 /// Whether every container has run its course: none will run again by itself.

@@ -39,6 +39,15 @@ fn role_of_init(container: &Container) -> Role {
     if container.restart_policy.as_deref() == Some("Always") { Role::Sidecar } else { Role::Init }
 }
 
+/// The phase of a pod that has ended, as its source has it: it never runs again, and never has another phase.
+pub fn ended_phase(pod: &Pod) -> Option<&'static str> {
+    match pod.status.as_ref()?.phase.as_deref()? {
+        "Succeeded" => Some("Succeeded"),
+        "Failed" => Some("Failed"),
+        _ => None,
+    }
+}
+
 /// The grace period for ending the pod, in seconds: of its deletion, else its own.
 pub fn grace_s(pod: &Pod) -> i64 {
     let own = of(pod).termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_S);

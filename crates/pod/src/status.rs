@@ -23,13 +23,16 @@ pub struct Host {
 }
 
 /// Computes the status. `published` is the one before, whose times of transition are kept where nothing has changed.
+/// Conditions that others write are not in it: the source keeps them.
 pub fn compute(pod: &Pod, view: &View, host: &Host, published: Option<&PodStatus>, now: Timestamp) -> PodStatus {
     let phase = phase(pod, view);
     let addresses = addresses(pod, view, host);
     let (init, main): (Vec<_>, Vec<_>) = spec::containers(pod).partition(|(role, _)| *role != Role::Main);
-    let statuses = |containers: Vec<(Role, &Container)>| -> Vec<ContainerStatus> {
-        containers.into_iter().map(|(role, container)| container_status(pod, view, role, container, now)).collect()
+    let status = |(role, container): (Role, &Container)| {
+        let kept = kept(pod, view, container, published).cloned();
+        kept.unwrap_or_else(|| container_status(pod, view, role, container, now))
     };
+    let statuses = |containers: Vec<_>| -> Vec<ContainerStatus> { containers.into_iter().map(status).collect() };
     let host_ips: Vec<HostIP> = host.addresses.iter().map(|ip| HostIP { ip: ip.clone() }).collect();
     PodStatus {
         phase: Some(phase.to_owned()),
@@ -49,13 +52,30 @@ pub fn compute(pod: &Pod, view: &View, host: &Host, published: Option<&PodStatus
     }
 }
 
-/// Pending, Running, Succeeded or Failed. A terminal phase is only reached when nothing runs any more.
+/// What was said of a container of a pod that has ended, when the node does not know it any more.
+fn kept<'a>(
+    pod: &Pod,
+    view: &View,
+    container: &Container,
+    published: Option<&'a PodStatus>,
+) -> Option<&'a ContainerStatus> {
+    let is_known = view.containers.get(&container.name).is_some_and(|one| one.running.is_some() || one.ended.is_some());
+    spec::ended_phase(pod).filter(|_| !is_known)?;
+    let all = [&published?.init_container_statuses, &published?.container_statuses];
+    all.into_iter().flatten().flatten().find(|status| status.name == container.name)
+}
+
+/// Pending, Running, Succeeded or Failed. The last two are only reached when nothing runs any more, and never left.
 fn phase(pod: &Pod, view: &View) -> &'static str {
+    if let Some(phase) = spec::ended_phase(pod) {
+        return phase;
+    }
     let mains = || spec::containers(pod).filter(|(role, _)| *role == Role::Main);
     let known = |container: &Container| view.containers.get(&container.name);
     let runs = view.containers.values().any(|container| container.running.is_some());
     let all_ended = mains().all(|(_, container)| known(container).is_some_and(|view| view.ended.is_some()));
-    let over = has_finished(pod, view) || view.record.failed.is_some() || (is_ending(pod, view) && all_ended);
+    let taken_down = is_ending(pod, view) && (all_ended || view.is_taken_down());
+    let over = has_finished(pod, view) || view.record.failed.is_some() || taken_down;
     if over && !runs {
         return if succeeded(pod, view) { "Succeeded" } else { "Failed" };
     }
@@ -130,6 +150,8 @@ fn states(
         if !restarts || is_ending(pod, view) {
             return (terminated(run), ContainerState::default());
         }
+    } else if view.is_taken_down() {
+        return (terminated(&Run::unknown()), last);
     }
     (waiting(pod, view, role, container, record, now), last)
 }
@@ -213,7 +235,8 @@ struct Condition {
 
 fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>, now: Timestamp) -> Vec<PodCondition> {
     let sandboxed = matches!(view.sandbox, Sandbox::Ready { .. });
-    let initialized = is_initialized(pod, view) || phase == "Succeeded";
+    let was_initialized = || is_true(published, "Initialized") && spec::ended_phase(pod).is_some();
+    let initialized = is_initialized(pod, view) || phase == "Succeeded" || was_initialized();
     let containers_ready = ready_condition("ContainersReady", pod, view, phase);
     let gates = missing_gates(pod);
     let mut ready = ready_condition("Ready", pod, view, phase);
@@ -235,9 +258,12 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
         let (reason, message) = (Some("TerminationByKubelet"), Some(message.clone()));
         own.push(Condition { kind: "DisruptionTarget", holds: true, reason, message });
     }
-    let foreign = published.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
-    let foreign = foreign.filter(|condition| own.iter().all(|mine| mine.kind != condition.type_)).cloned();
-    own.iter().map(|condition| api_condition(pod, condition, published, now)).chain(foreign).collect()
+    own.iter().map(|condition| api_condition(pod, condition, published, now)).collect()
+}
+
+fn is_true(status: Option<&PodStatus>, kind: &str) -> bool {
+    let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    conditions.into_iter().any(|condition| condition.type_ == kind && condition.status == "True")
 }
 
 fn ready_condition(kind: &'static str, pod: &Pod, view: &View, phase: &str) -> Condition {
@@ -258,8 +284,7 @@ fn ready_condition(kind: &'static str, pod: &Pod, view: &View, phase: &str) -> C
 }
 
 fn missing_gates(pod: &Pod) -> Vec<&str> {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let holds = |kind: &str| conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True");
+    let holds = |kind: &str| is_true(pod.status.as_ref(), kind);
     let gates = spec::of(pod).readiness_gates.iter().flatten();
     gates.map(|gate| gate.condition_type.as_str()).filter(|kind| !holds(kind)).collect()
 }

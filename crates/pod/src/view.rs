@@ -131,6 +131,18 @@ pub enum Left {
     Nothing,
 }
 
+impl Run {
+    /// The end of a run that nobody can tell about any more, as upstream has it.
+    pub fn unknown() -> Self {
+        Self {
+            exit_code: 137,
+            reason: "ContainerStatusUnknown".to_owned(),
+            message: "The container could not be located when the pod was terminated".to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
 /// How far a preparation is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Setup {

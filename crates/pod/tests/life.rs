@@ -173,6 +173,50 @@ fn init_containers_run_in_order_and_sidecars_beside() {
 }
 
 #[test]
+fn a_pod_that_has_ended_never_runs_again() {
+    let mut world = World::new(
+        json!({ "restartPolicy": "Never", "initContainers": [{ "name": "i" }], "containers": [{ "name": "a" }] }),
+    );
+    world.settle();
+    world.crash("i", 0);
+    world.settle();
+    world.crash("a", 3);
+    world.settle();
+    let ended = world.status();
+    assert_eq!(ended.phase.as_deref(), Some("Failed"));
+    // The machine was started anew: nobody but the source knows of the pod.
+    world.pod.status = Some(ended.clone());
+    world.view = View::default();
+    world.log.clear();
+    world.settle();
+    assert_eq!(world.log, Vec::<String>::new());
+    let now = compute(&world.pod, &world.view, &Host::default(), Some(&ended), world.now);
+    assert_eq!((now.phase, now.container_statuses), (ended.phase, ended.container_statuses));
+    assert_eq!(now.init_container_statuses, ended.init_container_statuses);
+    let conditions = |status: Option<Vec<k8s_openapi::api::core::v1::PodCondition>>| -> Vec<_> {
+        status
+            .unwrap()
+            .into_iter()
+            .filter(|one| one.type_ != "PodReadyToStartContainers")
+            .map(|one| (one.type_, one.status))
+            .collect()
+    };
+    assert_eq!(conditions(now.conditions), conditions(ended.conditions));
+}
+
+#[test]
+fn a_pod_that_was_never_started_ends_as_failed() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a" }] }));
+    world.delete();
+    world.settle();
+    assert_eq!(world.log, ["purge", "forget"]);
+    let status = world.status();
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    let state = status.container_statuses.unwrap()[0].state.clone().unwrap();
+    assert_eq!(state.terminated.unwrap().reason.as_deref(), Some("ContainerStatusUnknown"));
+}
+
+#[test]
 fn a_deletion_aborts_what_a_start_waits_for() {
     let mut world = World::new(json!({ "containers": [{ "name": "a", "image": "i" }] }));
     let begun = decide(&world.pod, &world.view, world.now).actions;

@@ -250,8 +250,8 @@ impl Source for Manifests {
     async fn update_pod_status(&self, uid: &str, status: PodStatus) -> Result<(), SourceError> {
         let missing = || SourceError::NotFound { kind: "Pod", name: uid.to_owned() };
         let pod = self.store.pods().find_uid(uid).ok_or_else(missing)?;
-        let key = Key::of(&pod.metadata);
-        self.store.pods().update(&key, |pod| pod.status = Some(status)).map(drop).ok_or_else(missing)
+        let updated = self.store.pods().update(&Key::of(&pod.metadata), |pod| take_status(pod, status));
+        updated.map(drop).ok_or_else(missing)
     }
 
     async fn delete_pod(&self, uid: &str) -> Result<(), SourceError> {
@@ -686,6 +686,16 @@ fn declared_twice(path: &Path, object: &Declared, other: &Path) -> Problem {
     }
 }
 
+/// The kubelet's status of a pod, with the conditions that others have written.
+fn take_status(pod: &mut Pod, mut status: PodStatus) {
+    let before = pod.status.take().and_then(|status| status.conditions).unwrap_or_default();
+    let own = status.conditions.get_or_insert_default();
+    let foreign = before.into_iter().filter(|other| own.iter().all(|mine| mine.type_ != other.type_));
+    let foreign: Vec<_> = foreign.collect();
+    own.extend(foreign);
+    pod.status = Some(status);
+}
+
 /// What tells one declaration of an object from another.
 fn declaration_hash(object: &AnyObject) -> String {
     short_hash(format!("{object:?}").as_bytes())
@@ -924,6 +934,24 @@ mod tests {
         when(&manifests, |store| conditions(store)[1] == [false, true, true]).await;
         manifests.delete_pod(&uids[1]).await.unwrap();
         when(&manifests, |store| conditions(store) == [READY]).await;
+    }
+
+    #[test]
+    fn conditions_of_others_stay() {
+        let status = |conditions: &[(&str, &str)]| PodStatus {
+            conditions: Some(
+                conditions
+                    .iter()
+                    .map(|(kind, status)| {
+                        serde_json::from_value(serde_json::json!({"type": kind, "status": status})).unwrap()
+                    })
+                    .collect(),
+            ),
+            ..PodStatus::default()
+        };
+        let mut pod = Pod { status: Some(status(&[("gate", "True"), ("Ready", "False")])), ..Pod::default() };
+        take_status(&mut pod, status(&[("Ready", "True")]));
+        assert_eq!(pod.status, Some(status(&[("Ready", "True"), ("gate", "True")])));
     }
 
     #[tokio::test]

@@ -162,14 +162,7 @@ fn is_exited(status: &v1::ContainerStatus) -> bool {
     status.state == v1::ContainerState::ContainerExited as i32
 }
 
-/// The end of a run that nobody can tell about any more (upstream's `ContainerStatusUnknown`).
+/// The end of a run that the runtime does not know any more.
 fn lost(id: &str) -> Run {
-    Run {
-        id: id.to_owned(),
-        exit_code: 137,
-        reason: "ContainerStatusUnknown".to_owned(),
-        message: "The container could not be located when the pod was terminated".to_owned(),
-        finished: Some(k8s_openapi::jiff::Timestamp::now()),
-        ..Run::default()
-    }
+    Run { id: id.to_owned(), finished: Some(k8s_openapi::jiff::Timestamp::now()), ..Run::unknown() }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cluster::Source as _;
 use cri::v1;
 use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 use testkit::serial::Test;
 
@@ -16,6 +17,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_pod_that_is_replaced_is_ended", a_pod_that_is_replaced_is_ended),
     ("a_status_is_offered_until_it_is_taken", a_status_is_offered_until_it_is_taken),
     ("the_last_status_comes_before_the_deletion", the_last_status_comes_before_the_deletion),
+    ("a_pod_that_has_ended_is_not_run_again", a_pod_that_has_ended_is_not_run_again),
+    ("restart_counts_go_on_without_a_record", restart_counts_go_on_without_a_record),
     ("what_runs_is_kept_until_the_source_has_named_all_pods", what_runs_is_kept_until_the_source_has_named_all_pods),
 ];
 
@@ -87,6 +90,46 @@ fn the_last_status_comes_before_the_deletion() {
         node.desk.take_statuses(true);
         node.desk.gone("p").await;
         assert_eq!(node.desk.last_phase("p").as_deref(), Some("Succeeded"));
+        node
+    });
+}
+
+/// As after a start of the machine, of which the runtime knows nothing.
+fn a_pod_that_has_ended_is_not_run_again() {
+    on_a_node(|node| async {
+        let mut ended: Pod = serde_json::from_value(json!({
+            "metadata": { "name": "done", "namespace": "default", "uid": node.uid("done") },
+            "spec": { "restartPolicy": "Never", "containers": [{ "name": "c", "image": node.image(), "command": ["true"] }] },
+            "status": { "phase": "Succeeded", "containerStatuses": [{
+                "name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
+                "state": { "terminated": { "exitCode": 0, "reason": "Completed" } } }] } }))
+        .unwrap();
+        node.desk.store().pods().put(ended.clone());
+        node.want("other", "sleep 1000", json!({}));
+        node.desk.running("other").await;
+        assert_eq!(node.containers("done").await, []);
+        let now = node.desk.pod("done").unwrap().status.clone().unwrap();
+        let before = ended.status.take().unwrap();
+        assert_eq!((now.phase, now.container_statuses), (before.phase, before.container_statuses));
+        node
+    });
+}
+
+fn restart_counts_go_on_without_a_record() {
+    on_a_node(|mut node| async {
+        node.want("p", "sleep 1000", json!({}));
+        node.desk.running("p").await;
+        let mut pod = node.desk.pod("p").unwrap().as_ref().clone();
+        pod.status.as_mut().unwrap().container_statuses.as_mut().unwrap()[0].restart_count = 7;
+        let started = pod.status.as_ref().unwrap().start_time.clone();
+        let desk = Arc::new(Desk::new());
+        desk.store().pods().put(pod);
+        std::fs::remove_dir_all(node.path("records")).unwrap();
+        node.restart(desk).await;
+        node.want("other", "sleep 1000", json!({}));
+        node.desk.running("other").await;
+        assert_eq!(node.desk.container("p")["restartCount"], 7);
+        assert_eq!(node.desk.pod("p").unwrap().status.as_ref().unwrap().start_time, started);
         node
     });
 }
