@@ -291,7 +291,7 @@ fn trouble(status: &v1::StatusResponse) -> Option<String> {
 }
 
 fn handler(handler: &v1::RuntimeHandler) -> Handler {
-    let features = handler.features.clone().unwrap_or_default();
+    let features = handler.features.unwrap_or_default();
     Handler {
         name: handler.name.clone(),
         recursive_read_only_mounts: features.recursive_read_only_mounts,
