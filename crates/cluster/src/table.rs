@@ -182,6 +182,15 @@ impl<T: Object> Table<T> {
         self.lock().mirror(key, object, &self.shared.version)
     }
 
+    /// As [`Table::mirror`], but only if there is no object of this name.
+    pub(crate) fn mirror_new(&self, object: T) {
+        let key = Key::of(object.metadata());
+        let mut content = self.lock();
+        if !content.objects.contains_key(&key) {
+            content.mirror(key, object, &self.shared.version);
+        }
+    }
+
     /// Changes an object in place, atomically; `None` when there is no such object. `change` must not rename it.
     pub fn update(&self, key: &Key, change: impl FnOnce(&mut T)) -> Option<Arc<T>> {
         let mut content = self.lock();

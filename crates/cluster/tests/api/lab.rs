@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::api::{Api, ApiSource, ApiSourceConfig, Config};
+use cluster::api::{Api, ApiSource, ApiSourceConfig, Config, SealConfig};
 use cluster::{Key, Object, Store, Table};
 use serde_json::{Value, json};
 use testkit::control_plane::{self, ControlPlane, Options};
@@ -51,10 +51,25 @@ impl Lab {
 
     /// The Node object and the source of its kubelet.
     pub(crate) fn kubelet(&self) -> Arc<ApiSource> {
+        self.kubelet_with(None)
+    }
+
+    /// One that keeps what its pods need.
+    pub(crate) fn keeping_kubelet(&self) -> Arc<ApiSource> {
+        let (dir, key) = (self.sealed(), self.dir.path().join("key"));
+        self.kubelet_with(Some(SealConfig { dir, key, patience: Duration::from_secs(1) }))
+    }
+
+    pub(crate) fn sealed(&self) -> std::path::PathBuf {
+        self.dir.path().join("sealed")
+    }
+
+    pub(crate) fn kubelet_with(&self, sealed: Option<SealConfig>) -> Arc<ApiSource> {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}});
-        self.others().ensure("/api/v1/nodes", &node).unwrap();
+        // It is there, if there is no server to ask.
+        self.others().ensure("/api/v1/nodes", &node).ok();
         let kubelet = Some(Api::new(self.node()).unwrap());
-        let config = ApiSourceConfig { node_name: NODE.into(), kubelet, proxy: None, event_rate: None };
+        let config = ApiSourceConfig { node_name: NODE.into(), kubelet, proxy: None, event_rate: None, sealed };
         ApiSource::start(config).unwrap()
     }
 

@@ -7,6 +7,7 @@ mod etcd;
 mod following;
 mod lab;
 mod scale;
+mod sealed;
 mod source;
 
 use std::process::ExitCode;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use testkit::serial::{self, Test};
 use testkit::{control_plane, netns};
 
-const TESTS: &[&[Test]] = &[client::TESTS, following::TESTS, source::TESTS, scale::TESTS];
+const TESTS: &[&[Test]] = &[client::TESTS, following::TESTS, source::TESTS, sealed::TESTS, scale::TESTS];
 
 fn main() -> ExitCode {
     // Built, or found in the cache, before the way to the module proxy is gone.

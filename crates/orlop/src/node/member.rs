@@ -1,8 +1,12 @@
 //! A node of a cluster: an agent whose desired state is an API server's.
 //!
 //! ```text
-//! register ─► pods' addresses ─► Base ─► source ─► Agent ─► membership (lease, status), kubelet API, health
+//! source ─► pods' addresses ─► Base ─► Agent ─► kubelet API, health
+//! register ─► membership (lease, status)
 //! ```
+//!
+//! A node that starts while there is no API server goes by what it has kept of its pods (`cluster::api::SealConfig`), and
+//! registers when there is one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,8 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use cluster::Source as _;
-use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate};
-use k8s_openapi::api::core::v1::Node;
+use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate, SealConfig};
 use kubelet::admission::Site;
 use kubelet::configuration::Authorization;
 use kubelet::hosts::ClusterDns;
@@ -35,6 +38,8 @@ use super::{api, fsck, node_status};
 
 /// How long a cluster that gives addresses to its nodes may take for that.
 const ADDRESSES_WITHIN: Duration = Duration::from_secs(20);
+/// How long a start waits for an API server that does not answer: networks come up meanwhile.
+const ALONE_AFTER: Duration = Duration::from_secs(15);
 /// A renewal of the lease that takes longer is given up and tried again.
 const HEARTBEAT_WITHIN: Duration = Duration::from_secs(10);
 
@@ -45,31 +50,39 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) struct Member {
     agent: Agent,
     source: Arc<ApiSource>,
-    /// Taken by the end.
-    membership: tokio::sync::Mutex<Option<Membership>>,
+    /// There as soon as the node is registered; taken by the end.
+    membership: Arc<tokio::sync::Mutex<Option<Membership>>>,
     /// The kubelet's listeners, and what it keeps an eye on; they end with it.
     servers: tokio::sync::Mutex<JoinSet<()>>,
 }
 
 impl Member {
-    /// Registers, adopts what runs, and starts everything. Waits for the API server as long as it takes.
+    /// Adopts what runs, starts everything, and registers. Waits for the API server, unless this node has been a member
+    /// before and has kept its pods.
     pub(crate) async fn start(settings: &MemberSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
         let config = join(settings).await?;
         let api = Api::new(config.clone())?;
         let machine = Machine::read(&settings.node.layout.kubelet_root);
         let node = node_config(settings)?;
-        let registered = match settings.configuration.register_node {
-            true => Some(membership::register(&api, &node, &machine).await),
-            false => None,
-        };
-        let chosen = addresses_of_pods(settings, &api, registered).await;
-        let base = Base::start(&chosen, network_config(settings, &chosen), forked.zygote).await?;
+        let mut servers = JoinSet::new();
+        let registered = settings.configuration.register_node.then(|| {
+            let (api, node, machine) = (api.clone(), node.clone(), machine.clone());
+            let (tell, told) = tokio::sync::oneshot::channel();
+            servers.spawn(async move {
+                membership::register(&api, &node, &machine).await;
+                let _ = tell.send(()); // Only the end of the start hears it no more.
+            });
+            told
+        });
         let source = ApiSource::start(source_config(settings, api.clone())?)?;
-        source.store().synced().await;
+        source.ready().await;
+        let chosen = addresses_of_pods(settings, source.store()).await;
+        let base = Base::start(&chosen, network_config(settings, &chosen), forked.zygote).await?;
         let agent = Agent::start(agent_config(settings, &node, &machine, source.clone()), base, source.clone()).await?;
         let heartbeats = Api::new(config.with_timeout(HEARTBEAT_WITHIN))?;
-        let membership = Membership::start(parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats));
-        let mut servers = JoinSet::new();
+        let membership = Arc::default();
+        let parts = parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats);
+        servers.spawn(belong(registered, parts, Arc::clone(&membership)));
         if settings.configuration.rotate_certificates && client_files(settings).is_usable() {
             let (holder, files) = (holder(settings), client_files(settings));
             servers.spawn(certificates::keep(api.clone(), Purpose::Client, holder, files, || {}));
@@ -81,8 +94,7 @@ impl Member {
             servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
         }
         servers.spawn(eviction::run(eviction_parts(settings, &agent)));
-        let (membership, servers) = (Some(membership).into(), servers.into());
-        Ok(Arc::new(Self { agent, source, membership, servers }))
+        Ok(Arc::new(Self { agent, source, membership, servers: servers.into() }))
     }
 
     /// Serves nobody any more; pods go on, and the next daemon takes them over.
@@ -137,11 +149,27 @@ fn node_config(settings: &MemberSettings) -> anyhow::Result<NodeConfig> {
     })
 }
 
+/// Keeps lease and status from when the node is registered; at once, if others do that.
+async fn belong(
+    registered: Option<tokio::sync::oneshot::Receiver<()>>,
+    parts: membership::Parts,
+    membership: Arc<tokio::sync::Mutex<Option<Membership>>>,
+) {
+    if let Some(registered) = registered
+        && registered.await.is_err()
+    {
+        return; // The node ends.
+    }
+    *membership.lock().await = Some(Membership::start(parts));
+}
+
 /// The settings with the pods' addresses that the operator chose, or those that the cluster has given this node.
-async fn addresses_of_pods(settings: &MemberSettings, api: &Api, registered: Option<Node>) -> Settings {
+async fn addresses_of_pods(settings: &MemberSettings, store: &cluster::Store) -> Settings {
     let mut chosen = settings.node.clone();
-    let (Some(node), false) = (registered, settings.pods_chosen) else { return chosen };
-    let given = tokio::time::timeout(ADDRESSES_WITHIN, given_addresses(api, node)).await;
+    if settings.pods_chosen || !settings.configuration.register_node {
+        return chosen;
+    }
+    let given = tokio::time::timeout(ADDRESSES_WITHIN, given_addresses(store, &settings.name)).await;
     if let Ok(Some(range)) = given {
         chosen.pods = range;
     } else {
@@ -152,15 +180,13 @@ async fn addresses_of_pods(settings: &MemberSettings, api: &Api, registered: Opt
 }
 
 /// `spec.podCIDR`, as soon as a controller has written it.
-async fn given_addresses(api: &Api, mut node: Node) -> Option<cluster::Range> {
-    const LOOK_EVERY: Duration = Duration::from_millis(100);
-    let key = cluster::Key::of(&node.metadata);
+async fn given_addresses(store: &cluster::Store, name: &str) -> Option<cluster::Range> {
+    let mut nodes = store.nodes().watch();
     loop {
-        if let Some(text) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_deref()) {
-            return parse_range(text);
+        let node = nodes.next().await.object.filter(|node| node.metadata.name.as_deref() == Some(name));
+        if let Some(text) = node.and_then(|node| node.spec.as_ref()?.pod_cidr.clone()) {
+            return parse_range(&text);
         }
-        tokio::time::sleep(LOOK_EVERY).await; // For a few seconds of a node's life; a watch would cost more.
-        node = api.get(&key).await.ok()?;
     }
 }
 
@@ -178,7 +204,10 @@ fn source_config(settings: &MemberSettings, kubelet: Api) -> anyhow::Result<ApiS
     let proxy = settings.proxy_api.clone().map(Api::new).transpose()?;
     let (per_second, burst) = configuration.event_rate;
     let event_rate = (per_second > 0).then_some(Rate { per_second: per_second.into(), burst });
-    Ok(ApiSourceConfig { node_name: settings.name.clone(), kubelet: Some(kubelet), proxy, event_rate })
+    let state_dir = &settings.node.layout.state_dir;
+    let (dir, key) = (state_dir.join("sealed"), state_dir.join("sealed.key"));
+    let sealed = Some(SealConfig { dir, key, patience: ALONE_AFTER });
+    Ok(ApiSourceConfig { node_name: settings.name.clone(), kubelet: Some(kubelet), proxy, event_rate, sealed })
 }
 
 fn agent_config(

@@ -233,6 +233,39 @@ pub(super) fn api_server_away(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok(format!("a restart was counted without it; known {} ms after it came back", begin.elapsed().as_millis()))
 }
 
+pub(super) fn starts_alone(fleet: &mut Fleet) -> anyhow::Result<String> {
+    fleet.until_ready("restless", 1)?;
+    let before = ids(&fleet.pods("web")?);
+    fleet.plane.kill(Part::ApiServer)?;
+    fleet.node.kill()?;
+    fleet.node.wait()?;
+    let begin = Instant::now();
+    fleet.start_again()?;
+    // The daemon answers when it has given up waiting for the API server.
+    let restarts = |fleet: &Fleet| {
+        let shown: Value = serde_json::from_str(&fleet.orlop(&["ps", "restless", "-o", "json"]).ok()?).ok()?;
+        let status = container(if shown.is_array() { &shown[0] } else { &shown }).clone();
+        status["state"]["running"].is_object().then(|| status["restartCount"].as_i64()).flatten()
+    };
+    let known = wait("the node goes by what it has kept", SOON, || Ok(restarts(fleet)))?;
+    let took = begin.elapsed();
+    // Its end may come before its answer: it goes with the container.
+    let _ = fleet.orlop(&["exec", "restless", "--", "kill", "1"]);
+    wait("the container runs again", SOON, || Ok((restarts(fleet) == Some(known + 1)).then_some(())))?;
+    fleet.plane.run(Part::ApiServer)?;
+    wait("the API server learns of it", SOON, || {
+        let pods = fleet.pods("restless")?;
+        Ok(pods.iter().all(|pod| container(pod)["restartCount"] == known + 1 && is_ready(pod)).then_some(()))
+    })?;
+    wait("the node is Ready", SOON, || {
+        let node = fleet.get(&format!("node {NODE}"))?;
+        Ok((condition(&node, "Ready") == Some("True")).then_some(()))
+    })?;
+    let pods = fleet.until_ready("web", 2)?;
+    ensure!(ids(&pods) == before, "containers were replaced");
+    Ok(format!("pods were looked after {:.1} s after the start", took.as_secs_f64()))
+}
+
 pub(super) fn strangers(fleet: &mut Fleet) -> anyhow::Result<String> {
     // The API server is a caller with rights; this is its own way to the kubelet.
     let summary = fleet.kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/stats/summary"))?;

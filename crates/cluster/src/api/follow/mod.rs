@@ -151,12 +151,22 @@ impl Drop for Following {
 
 /// Follows the selected objects of a kind from now on. Must be called inside a tokio runtime.
 pub fn follow<T: Kind>(api: &Api, selection: Selection, sink: impl Sink<T>) -> Following {
+    follow_from(api, selection, sink, Vec::new())
+}
+
+/// As [`follow`], where the sink has, or may get from elsewhere, these objects: those that the first list lacks go.
+pub(super) fn follow_from<T: Kind>(
+    api: &Api,
+    selection: Selection,
+    sink: impl Sink<T>,
+    before: impl IntoIterator<Item = Key>,
+) -> Following {
     let (sender, progress) = watch::channel(Progress::default());
     let engine = Engine {
         api: api.clone(),
         selection,
         sink,
-        ledger: Ledger::default(),
+        ledger: Ledger { known: before.into_iter().collect(), ..Ledger::default() },
         is_paged: false,
         has_heard: false,
         progress: sender,

@@ -11,8 +11,11 @@
 mod events;
 mod objects;
 mod references;
+mod sealed;
 mod status;
 mod trim;
+
+pub use self::sealed::{SealConfig, SealError};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -22,16 +25,18 @@ use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Event, Node, NodeStatus, Pod, PodStatus};
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::events::Recorder;
 use self::objects::Objects;
 use self::references::Referred;
+use self::sealed::{SealedToken, Tokens, Vault};
 use self::status::Statuses;
 use super::client::Api;
 use super::config::Rate;
 use super::error::ApiError;
-use super::follow::{Following, Progress, Selection, Sink, follow};
+use super::follow::{Following, Progress, Selection, Sink, follow, follow_from};
 use super::verbs::{Deletion, Kind, Patch};
 use crate::source::{Source, SourceError, Token};
 use crate::{Key, Store, Table};
@@ -54,6 +59,8 @@ pub struct ApiSourceConfig {
     pub proxy: Option<Api>,
     /// How many events are sent at most (upstream's `eventRecordQPS` and `eventBurst`).
     pub event_rate: Option<Rate>,
+    /// Where what pods need is kept, so that they start again without an API server. None: they wait for it.
+    pub sealed: Option<SealConfig>,
 }
 
 /// A source that follows a kube-apiserver.
@@ -68,6 +75,9 @@ pub struct ApiSource {
     services: Following,
     /// Few clusters have RuntimeClasses that a pod of this node names.
     classes: OnceLock<Following>,
+    tokens: Option<Tokens>,
+    /// Whether the tables were filled with what was kept.
+    restored: watch::Sender<bool>,
     /// All other kinds. What is followed ends with these.
     others: Vec<Following>,
     /// They end with this value.
@@ -78,39 +88,56 @@ pub struct ApiSource {
 /// others keep them. Held while such a pod is hidden or another one shown.
 type Finished = Arc<Mutex<HashMap<Key, String>>>;
 
-/// Neither kubelet nor proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an API source needs a client: for a kubelet, a proxy, or both")]
-pub struct NoClient;
+/// Why a source cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Neither kubelet nor proxy.
+    #[error("an API source needs a client: for a kubelet, a proxy, or both")]
+    NoClient,
+    /// The directory of what is kept.
+    #[error(transparent)]
+    Sealed(#[from] SealError),
+}
 
 impl ApiSource {
     /// Follows what `config` says from now on. Whether the server can be reached is seen later, in the progress and in the
     /// tables. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// A configuration without a client.
-    pub fn start(config: ApiSourceConfig) -> Result<Arc<Self>, NoClient> {
-        let ApiSourceConfig { node_name, kubelet, proxy, event_rate } = config;
-        let api = kubelet.clone().or_else(|| proxy.clone()).ok_or(NoClient)?;
+    /// A configuration without a client, or a directory that cannot be used.
+    pub fn start(config: ApiSourceConfig) -> Result<Arc<Self>, StartError> {
+        let ApiSourceConfig { node_name, kubelet, proxy, event_rate, sealed } = config;
+        let api = kubelet.clone().or_else(|| proxy.clone()).ok_or(StartError::NoClient)?;
+        let patience = sealed.as_ref().map(|sealed| sealed.patience).unwrap_or_default();
+        let vault = sealed.as_ref().map(Vault::open).transpose()?;
+        let kept = vault.as_ref().map(Vault::load).unwrap_or_default();
+        let tokens = vault.as_ref().map(Tokens::load);
         let store = Store::new();
-        let finished = Finished::default();
+        let (finished, restored) = (Finished::default(), watch::Sender::new(false));
         let mut tasks = JoinSet::new();
         // Headless Services are of no use to proxies and environments.
         let mut addressed = Selection::all().fields("spec.clusterIP!=None");
         if kubelet.is_none() {
             addressed = addressed.labels(&format!("!{PROXY_NAME}"));
         }
-        let services = follow(&api, addressed, Cut { table: store.services().clone(), cut: trim::service });
+        let sink = Cut { table: store.services().clone(), cut: trim::service };
+        let services = follow_from(&api, addressed, sink, kept.services());
         mark_synced(&mut tasks, &services, store.services());
-        let node = follow(&api, Selection::named(&Key::cluster(&node_name)), store.nodes().clone());
+        let node = Key::cluster(&node_name);
+        let node = follow_from(&api, Selection::named(&node), store.nodes().clone(), [node]);
         mark_synced(&mut tasks, &node, store.nodes());
         let mut others = vec![node];
         let objects = Arc::new(Objects::new(api.clone(), store.clone()));
         let statuses = Statuses::new(api.clone(), store.pods().clone());
         if let Some(kubelet) = &kubelet {
             let mine = Selection::all().fields(&format!("spec.nodeName={node_name}"));
-            let pods = follow(kubelet, mine, Pods { table: store.pods().clone(), finished: finished.clone() });
+            let sink = Pods { table: store.pods().clone(), finished: finished.clone() };
+            let pods = follow_from(kubelet, mine, sink, kept.pods());
             mark_synced(&mut tasks, &pods, store.pods());
+            if let (Some(vault), Some(tokens)) = (vault, tokens.clone()) {
+                let (progress, kept, told) = (pods.progress(), (vault, kept, tokens), restored.clone());
+                tasks.spawn(sealed::run(kept, patience, progress, store.clone(), objects.clone(), told));
+            }
             others.push(pods);
             tasks.spawn(attend(store.clone(), objects.clone(), statuses.clone()));
         }
@@ -132,9 +159,22 @@ impl ApiSource {
             finished,
             services,
             classes: OnceLock::new(),
+            tokens,
+            restored,
             others,
             _tasks: tasks,
         }))
+    }
+
+    /// Waits until there is enough to begin with: pods, Services and the Node are known, or there is no API server and what
+    /// was kept has come back. Then the tables may still lack pods ([`Table::synced`]).
+    pub async fn ready(&self) {
+        let mut restored = self.restored.subscribe();
+        tokio::select! {
+            () = self.store.synced() => {}
+            // The sender lives in self.
+            _ = restored.wait_for(|restored| *restored) => {}
+        }
     }
 
     /// The first reason why something is not followed at the moment.
@@ -193,10 +233,11 @@ impl Source for ApiSource {
             waited.map_err(|((kind, key), failure)| late(format!("{kind:?} {key}"), failure))?;
             known = references;
         }
-        let mut services = self.services.progress();
-        let in_time = tokio::time::timeout(left(), services.wait_for(|progress| progress.is_known)).await.is_ok();
-        let failure = || services.borrow().failure.clone();
-        if in_time { Ok(()) } else { Err(late("what Services there are".into(), failure())) }
+        if self.objects.believes_services() {
+            return Ok(());
+        }
+        let services = tokio::time::timeout(left(), self.store.services().synced()).await;
+        services.map_err(|_| late("what Services there are".into(), self.services.progress().borrow().failure.clone()))
     }
 
     async fn update_pod_status(&self, uid: &str, status: PodStatus) -> Result<(), SourceError> {
@@ -242,13 +283,28 @@ impl Source for ApiSource {
 
     async fn request_token(&self, account: &Key, spec: TokenRequestSpec) -> Result<Token, SourceError> {
         let action = || format!("get a token of service account {account}");
+        let pod = spec.bound_object_ref.as_ref().and_then(|bound| bound.uid.clone()).unwrap_or_default();
+        let asked = format!("{account} {}", spec.audiences.iter().flatten().cloned().collect::<Vec<_>>().join(" "));
         let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
-        let answer = self.api.request_token(account, &request).await.map_err(|error| failed(action(), error))?;
+        let answer = match (self.api.request_token(account, &request).await, &self.tokens) {
+            (Ok(answer), _) => answer,
+            // The one that the pod had is better than none, even when its time is over: the pod runs again, and gets
+            // another when there is a server, who is all that it is for.
+            (Err(error), Some(tokens)) if error.is_transient() => {
+                let kept = tokens.get(&pod, &asked);
+                let kept = kept.map(|SealedToken { text, ends }| Token { text, ends });
+                return kept.ok_or_else(|| failed(action(), error));
+            }
+            (Err(error), _) => return Err(failed(action(), error)),
+        };
         let status = answer.status.unwrap_or_default();
-        match (status.token, status.expiration_timestamp) {
-            (Some(text), Some(ends)) => Ok(Token { text, ends: ends.0 }),
-            _ => Err(SourceError::Refused { action: action(), source: "the answer has no token".into() }),
+        let (Some(text), Some(ends)) = (status.token, status.expiration_timestamp) else {
+            return Err(SourceError::Refused { action: action(), source: "the answer has no token".into() });
+        };
+        if let Some(tokens) = &self.tokens {
+            tokens.put(&pod, &asked, SealedToken { text: text.clone(), ends: ends.0 });
         }
+        Ok(Token { text, ends: ends.0 })
     }
 
     async fn runtime_handler(&self, class: &str) -> Result<String, SourceError> {

@@ -3,7 +3,7 @@
 //! A node may read a Secret or ConfigMap only by name, and only while a pod that is bound to it refers to it; it may watch
 //! these. Claims and volumes it may only get.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::references::{self, Reference, Referred};
 use super::{Cut, trim};
 use crate::api::client::Api;
 use crate::api::error::ApiError;
-use crate::api::follow::{Following, Progress, Selection, follow, poll};
+use crate::api::follow::{Following, Progress, Selection, follow_from, poll};
 use crate::{Key, Store};
 
 /// A claim is looked at this often until it is bound: its pods wait for that.
@@ -35,6 +35,9 @@ struct State {
     /// By pod: its uid, and what it refers to.
     pods: HashMap<Key, (String, BTreeSet<Reference>)>,
     followed: HashMap<Reference, Followed>,
+    /// Those that the tables have from what was kept, or that were not there then.
+    believed: HashSet<Reference>,
+    believes_services: bool,
 }
 
 struct Followed {
@@ -49,7 +52,8 @@ impl Objects {
     }
 
     /// Follows what this pod refers to by now, and no longer what only it referred to before. Returns what there is to wait
-    /// for; none if the pod has left its table.
+    /// for; none if the pod has left its table. There is nothing to wait for where the server's word would only confirm what
+    /// was kept.
     pub(super) fn set(&self, pod: &Pod) -> Option<Vec<(Reference, watch::Receiver<Progress>)>> {
         let key = Key::of(&pod.metadata);
         let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -63,7 +67,8 @@ impl Objects {
             followed.or_insert_with(|| Followed { pods: 0, following: self.follow(reference) }).pods += 1;
         }
         before.difference(&wanted).for_each(|reference| self.release(&mut state, reference));
-        let progress = wanted.into_iter().filter_map(|reference| {
+        let doubtful = wanted.into_iter().filter(|reference| !state.believed.contains(reference));
+        let progress = doubtful.filter_map(|reference| {
             let progress = state.followed.get(&reference)?.following.progress();
             Some((reference, progress))
         });
@@ -82,6 +87,31 @@ impl Objects {
         references.iter().for_each(|reference| self.release(&mut state, reference));
     }
 
+    /// From now on these count as known: what the tables have of them was kept.
+    pub(super) fn believe(&self, references: BTreeSet<Reference>) {
+        self.lock().believed.extend(references);
+    }
+
+    /// From now on the Services that the table has are those of pods that were kept.
+    pub(super) fn believe_services(&self) {
+        self.lock().believes_services = true;
+    }
+
+    /// Whether pods can go by the Services that the table has, though the server may know more.
+    pub(super) fn believes_services(&self) -> bool {
+        self.lock().believes_services
+    }
+
+    /// Whether the tables tell of everything that this pod refers to whether it is there.
+    pub(super) fn are_known(&self, pod: &Key) -> bool {
+        let state = self.lock();
+        let is_known = |reference: &Reference| {
+            state.believed.contains(reference)
+                || state.followed.get(reference).is_some_and(|one| one.following.progress().borrow().is_known)
+        };
+        state.pods.get(pod).is_some_and(|(_, references)| references.iter().all(is_known))
+    }
+
     /// The pods that refer to this object.
     pub(super) fn pods_of(&self, reference: &Reference) -> Vec<Key> {
         let state = self.lock();
@@ -96,6 +126,7 @@ impl Objects {
             return;
         }
         state.followed.remove(reference);
+        state.believed.remove(reference);
         let (kind, key) = reference;
         // With the lock held: whoever follows it anew comes after this.
         match kind {
@@ -111,11 +142,13 @@ impl Objects {
         match kind {
             Referred::ConfigMap => {
                 let cut = |map: &mut ConfigMap| trim::annotations(&mut map.metadata);
-                follow(&self.api, selection, Cut { table: self.store.config_maps().clone(), cut })
+                let sink = Cut { table: self.store.config_maps().clone(), cut };
+                follow_from(&self.api, selection, sink, [key.clone()])
             }
             Referred::Secret => {
                 let cut = |secret: &mut Secret| trim::annotations(&mut secret.metadata);
-                follow(&self.api, selection, Cut { table: self.store.secrets().clone(), cut })
+                let sink = Cut { table: self.store.secrets().clone(), cut };
+                follow_from(&self.api, selection, sink, [key.clone()])
             }
             Referred::Claim => {
                 let table = self.store.persistent_volume_claims().clone();
