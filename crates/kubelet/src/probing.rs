@@ -28,28 +28,29 @@ pub(crate) struct Target<'a> {
     pub(crate) address: Option<&'a str>,
 }
 
-/// Runs a probe.
+/// Runs a probe. The text says why it failed, or what is odd about its success.
 pub(crate) async fn probe(runtime: &dyn RuntimeService, target: Target<'_>, probe: &Probe) -> (Outcome, String) {
     let limit = Duration::from_secs(u64::try_from(probe.timeout_seconds.unwrap_or(1).max(1)).unwrap_or(1));
     let answer = if let Some(action) = &probe.exec {
-        exec(runtime, target, action, limit).await
+        exec(runtime, target, action, limit).await.map(|()| None)
     } else if let Some(action) = &probe.http_get {
         within(limit, http_get(target, action)).await
     } else if let Some(action) = &probe.tcp_socket {
-        within(limit, tcp(target, action)).await
+        within(limit, tcp(target, action)).await.map(|()| None)
     } else if let Some(action) = &probe.grpc {
-        within(limit, grpc(target, action)).await
+        within(limit, grpc(target, action)).await.map(|()| None)
     } else {
         Err("the probe has no handler".to_owned())
     };
     match answer {
-        Ok(()) => (Outcome::Success, String::new()),
-        Err(mut text) => {
-            let cut = (0..=TEXT_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            text.truncate(cut);
-            (Outcome::Failure, text)
-        }
+        Ok(warning) => (Outcome::Success, cut(warning.unwrap_or_default())),
+        Err(text) => (Outcome::Failure, cut(text)),
     }
+}
+
+fn cut(mut text: String) -> String {
+    text.truncate((0..=TEXT_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+    text
 }
 
 /// Runs a lifecycle hook.
@@ -64,7 +65,7 @@ pub(crate) async fn hook(
     if let Some(action) = &handler.exec {
         exec(runtime, target, action, limit).await
     } else if let Some(action) = &handler.http_get {
-        within(limit, http_get(target, action)).await
+        within(limit, http_get(target, action)).await.map(drop)
     } else if let Some(action) = &handler.tcp_socket {
         within(limit, tcp(target, action)).await
     } else if let Some(action) = &handler.sleep {
@@ -76,7 +77,7 @@ pub(crate) async fn hook(
     }
 }
 
-async fn within(limit: Duration, question: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+async fn within<T>(limit: Duration, question: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let late = || format!("no answer within {} s", limit.as_secs_f64());
     timeout(limit, question).await.unwrap_or_else(|_| Err(late()))
 }
@@ -111,7 +112,8 @@ async fn grpc(target: Target<'_>, action: &GRPCAction) -> Result<(), String> {
     grpc::check(address, action.service.as_deref().unwrap_or_default()).await
 }
 
-async fn http_get(target: Target<'_>, action: &HTTPGetAction) -> Result<(), String> {
+/// A success may have a warning.
+async fn http_get(target: Target<'_>, action: &HTTPGetAction) -> Result<Option<String>, String> {
     let address = address(target, action.host.as_deref(), &action.port).await?;
     http::get(address, action).await
 }
@@ -183,15 +185,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_http_answer_below_400_is_a_success() {
-        let (port, served) =
-            serve("HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nContent-Length: 0\r\n\r\n").await;
+    async fn an_http_answer_below_300_is_a_success() {
+        let (port, served) = serve("HTTP/1.1 204 No Content\r\n\r\n").await;
         let headers = json!([{"name": "X-Who", "value": "me"}]);
         let (outcome, text) = ask(json!({"httpGet": {"path": "/a?b=c", "port": port, "httpHeaders": headers}})).await;
         assert_eq!((outcome, text.as_str()), (Outcome::Success, ""));
         let asked = served.await.unwrap().to_lowercase();
         assert!(asked.starts_with("get /a?b=c http/1.1\r\n"), "{asked}");
         assert!(asked.contains("x-who: me") && asked.contains("user-agent: kube-probe/"), "{asked}");
+    }
+
+    #[tokio::test]
+    async fn a_redirection_to_another_host_is_a_success_with_a_warning() {
+        let (port, _) =
+            serve("HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nContent-Length: 5\r\n\r\nthere").await;
+        let (outcome, text) = ask(json!({"httpGet": {"port": port}})).await;
+        let expected = "Probe terminated redirects, Response body: there";
+        assert_eq!((outcome, text.as_str()), (Outcome::Success, expected));
+    }
+
+    #[tokio::test]
+    async fn a_redirection_on_the_same_host_is_followed() {
+        let (other, served) = serve("HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n").await;
+        let location =
+            format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{other}/b\r\nContent-Length: 0\r\n\r\n");
+        let (port, _) = serve(location.leak()).await;
+        let (outcome, text) = ask(json!({"httpGet": {"path": "/a", "port": port}})).await;
+        assert_eq!((outcome, text.as_str()), (Outcome::Failure, "HTTP probe failed with statuscode: 500"));
+        assert!(served.await.unwrap().starts_with("GET /b HTTP/1.1\r\n"));
     }
 
     #[tokio::test]

@@ -155,7 +155,12 @@ pub(crate) fn has_finished(pod: &Pod, view: &View) -> bool {
 
 /// Whether the init containers let the mains begin, in the present sandbox.
 pub(crate) fn is_initialized(pod: &Pod, view: &View) -> bool {
-    spec::containers(pod).all(|(role, container)| match role {
+    uninitialized(pod, view).next().is_none()
+}
+
+/// The init containers that the mains wait for.
+pub(crate) fn uninitialized<'a>(pod: &'a Pod, view: &View) -> impl Iterator<Item = &'a str> {
+    let is_done = |role, container: &Container| match role {
         Role::Main => true,
         Role::Init => {
             let ended = view.containers.get(&container.name).and_then(|view| view.ended.as_ref());
@@ -165,7 +170,9 @@ pub(crate) fn is_initialized(pod: &Pod, view: &View) -> bool {
             let running = view.running(&container.name).is_some();
             view.record.initialized == Some(view.record.sandbox_attempt) || running && is_started(view, container)
         }
-    })
+    };
+    let waited_for = spec::containers(pod).filter(move |(role, container)| !is_done(*role, container));
+    waited_for.map(|(_, container)| container.name.as_str())
 }
 
 /// Whether a running container counts as started: its hook and its startup probe have succeeded.

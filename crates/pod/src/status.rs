@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::decide::{has_finished, is_ending, is_initialized, is_started};
+use crate::decide::{has_finished, is_ending, is_initialized, is_started, uninitialized};
 use crate::qos::QosClass;
 use crate::spec::{self, Role};
 use crate::view::{ContainerRecord, ContainerView, Run, Sandbox, View, describe};
@@ -236,7 +236,7 @@ struct Condition {
 fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>, now: Timestamp) -> Vec<PodCondition> {
     let sandboxed = matches!(view.sandbox, Sandbox::Ready { .. });
     let was_initialized = || is_true(published, "Initialized") && spec::ended_phase(pod).is_some();
-    let initialized = is_initialized(pod, view) || phase == "Succeeded" || was_initialized();
+    let over = phase == "Succeeded" || was_initialized();
     let containers_ready = ready_condition("ContainersReady", pod, view, phase);
     let gates = missing_gates(pod);
     let mut ready = ready_condition("Ready", pod, view, phase);
@@ -249,7 +249,7 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
         |kind, holds, reason| Condition { kind, holds, reason: if holds { None } else { reason }, message: None };
     let mut own = vec![
         plain("PodReadyToStartContainers", sandboxed, None),
-        plain("Initialized", initialized, Some("ContainersNotInitialized")),
+        initialized_condition(pod, view, over),
         ready,
         containers_ready,
         plain("PodScheduled", true, None),
@@ -264,6 +264,19 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
 fn is_true(status: Option<&PodStatus>, kind: &str) -> bool {
     let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
     conditions.into_iter().any(|condition| condition.type_ == kind && condition.status == "True")
+}
+
+/// `over`: it is settled, whatever the init containers look like now.
+fn initialized_condition(pod: &Pod, view: &View, over: bool) -> Condition {
+    let incomplete: Vec<&str> = uninitialized(pod, view).collect();
+    let holds = incomplete.is_empty() || over;
+    let message = || format!("containers with incomplete status: [{}]", incomplete.join(" "));
+    Condition {
+        kind: "Initialized",
+        holds,
+        reason: (!holds).then_some("ContainersNotInitialized"),
+        message: (!holds).then(message),
+    }
 }
 
 fn ready_condition(kind: &'static str, pod: &Pod, view: &View, phase: &str) -> Condition {

@@ -311,7 +311,7 @@ pub enum Change {
         kind: Kind,
         /// What it found.
         outcome: Outcome,
-        /// What it said.
+        /// Why it failed, or what is odd about its success.
         message: String,
     },
     /// The node ends the pod: its deadline is over, or it is evicted.
@@ -544,11 +544,15 @@ impl View {
         }
         let state = record.probes.get_mut(kind);
         *state = state.after(probe, outcome, now);
-        if outcome == Outcome::Success {
-            return Vec::new();
+        let note = |reason, what| {
+            let message = format!("{} probe {what}: {message}", kind.as_str());
+            vec![Note::warning(reason, message, Some(container.to_owned()))]
+        };
+        match outcome {
+            Outcome::Success if message.is_empty() => Vec::new(),
+            Outcome::Success => note("ProbeWarning", "warning"),
+            Outcome::Failure => note("Unhealthy", "failed"),
         }
-        let message = format!("{} probe failed: {message}", kind.as_str());
-        vec![Note::warning("Unhealthy", message, Some(container.to_owned()))]
     }
 }
 

@@ -1,11 +1,14 @@
-//! HTTP GET as upstream's prober does it: a fresh connection, no certificate checks, 200 to 399 is a success.
+//! HTTP GET as upstream's prober does it: a fresh connection, no certificate checks, 200 to 399 is a success. Redirections
+//! are followed as long as they stay with the host.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Uri, header};
 use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::HTTPGetAction;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -15,22 +18,116 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-/// Asks; the text of a failure is upstream's where there is one.
-pub(super) async fn get(address: SocketAddr, action: &HTTPGetAction) -> Result<(), String> {
-    let request = request(address, action)?;
-    let dial = |error: std::io::Error| format!("Get \"{}\": dial tcp {address}: {error}", request.uri());
+/// Redirections that are followed.
+const REDIRECTS_MAX: usize = 10;
+/// What is read of an answer.
+const BODY_MAX: usize = 10 << 10;
+
+/// One resource of the host that is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    secure: bool,
+    host: String,
+    port: u16,
+    /// Path and query.
+    path: String,
+}
+
+struct Answer {
+    status: u16,
+    location: Option<String>,
+    body: String,
+}
+
+/// Asks, with upstream's words for a failure where it has some. A success may have a warning.
+pub(super) async fn get(address: SocketAddr, action: &HTTPGetAction) -> Result<Option<String>, String> {
+    let mut place = Place::of(address, action);
+    for _ in 0..REDIRECTS_MAX {
+        let answer = ask(address.ip(), &place, action).await?;
+        match answer.status {
+            200..300 => return Ok(None),
+            300..400 => match answer.location.and_then(|location| place.follow(&location)) {
+                Some(next) if next.host == place.host => place = next,
+                _ => return Ok(Some(format!("Probe terminated redirects, Response body: {}", answer.body))),
+            },
+            code => return Err(format!("HTTP probe failed with statuscode: {code}")),
+        }
+    }
+    Err(format!("Get \"{place}\": stopped after {REDIRECTS_MAX} redirects"))
+}
+
+impl Place {
+    fn of(address: SocketAddr, action: &HTTPGetAction) -> Self {
+        let named = action.host.clone().filter(|host| !host.is_empty());
+        let path = action.path.as_deref().unwrap_or_default();
+        Self {
+            secure: action.scheme.as_deref() == Some("HTTPS"),
+            host: named.unwrap_or_else(|| address.ip().to_string()),
+            port: address.port(),
+            path: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
+        }
+    }
+
+    /// Where a `Location` leads to from here (RFC 3986, section 5.2, without dot segments).
+    fn follow(&self, location: &str) -> Option<Self> {
+        let location = location.split('#').next()?;
+        let scheme = |secure| if secure { "https" } else { "http" };
+        let absolute = match location {
+            "" => return Some(self.clone()),
+            _ if location.starts_with("//") => format!("{}:{location}", scheme(self.secure)),
+            _ if location.starts_with('/') => return Some(Self { path: location.to_owned(), ..self.clone() }),
+            _ if location.contains("://") => location.to_owned(),
+            _ => return Some(Self { path: self.beside(location), ..self.clone() }),
+        };
+        let uri: Uri = absolute.parse().ok()?;
+        let secure = match uri.scheme_str()? {
+            "http" => false,
+            "https" => true,
+            _ => return None,
+        };
+        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        Some(Self { secure, host, port, path })
+    }
+
+    /// A path relative to this one; a query alone belongs to the same path.
+    fn beside(&self, relative: &str) -> String {
+        let path = self.path.split('?').next().unwrap_or_default();
+        let base = if relative.starts_with('?') { path } else { &path[..=path.rfind('/').unwrap_or(0)] };
+        format!("{base}{relative}")
+    }
+
+    /// Host and port, as a header names them.
+    fn authority(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.secure { "https" } else { "http" };
+        write!(to, "{scheme}://{}{}", self.authority(), self.path)
+    }
+}
+
+/// Asks for one place of the host with this address.
+async fn ask(address: IpAddr, place: &Place, action: &HTTPGetAction) -> Result<Answer, String> {
+    let request = request(place, action)?;
+    let address = SocketAddr::new(address, place.port);
+    let dial = |error: std::io::Error| format!("Get \"{place}\": dial tcp {address}: {error}");
     let stream = TcpStream::connect(address).await.map_err(dial)?;
-    if action.scheme.as_deref() != Some("HTTPS") {
-        return ask(stream, request).await;
+    if !place.secure {
+        return exchange(stream, request).await;
     }
     let name = ServerName::IpAddress(address.ip().into());
     let stream = tokio_rustls::TlsConnector::from(trusting()).connect(name, stream).await;
-    ask(stream.map_err(|error| format!("TLS with {address}: {error}"))?, request).await
+    exchange(stream.map_err(|error| format!("TLS with {address}: {error}"))?, request).await
 }
 
-fn request(address: SocketAddr, action: &HTTPGetAction) -> Result<Request<Empty<Bytes>>, String> {
-    let path = action.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+fn request(place: &Place, action: &HTTPGetAction) -> Result<Request<Empty<Bytes>>, String> {
+    let path = &place.path;
     let uri: Uri = path.parse().map_err(|error| format!("path {path:?}: {error}"))?;
     let mut request = Request::new(Empty::new());
     *request.uri_mut() = uri;
@@ -41,7 +138,7 @@ fn request(address: SocketAddr, action: &HTTPGetAction) -> Result<Request<Empty<
         headers.append(name, HeaderValue::from_str(&one.value).map_err(|_| bad())?);
     }
     let defaults = [
-        (header::HOST, HeaderValue::from_str(&address.to_string())),
+        (header::HOST, HeaderValue::from_str(&place.authority())),
         (header::USER_AGENT, Ok(HeaderValue::from_static("kube-probe/1.37"))),
         (header::ACCEPT, Ok(HeaderValue::from_static("*/*"))),
         (header::CONNECTION, Ok(HeaderValue::from_static("close"))),
@@ -54,28 +151,37 @@ fn request(address: SocketAddr, action: &HTTPGetAction) -> Result<Request<Empty<
     Ok(request)
 }
 
-async fn ask(
+async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Empty<Bytes>>,
-) -> Result<(), String> {
+) -> Result<Answer, String> {
     let failed = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     // The connection ends with the future that drives it: the probe's timeout ends both.
     let asked = async {
         let response = sender.send_request(request).await.map_err(failed)?;
-        let status = response.status();
-        // What it says is read to its end at most so far: some servers log a reset as an error.
-        let _ = http_body_util::Limited::new(response.into_body(), 10 << 10).collect().await;
-        Ok::<_, String>(status)
+        let status = response.status().as_u16();
+        let location = response.headers().get(header::LOCATION);
+        let location = location.and_then(|location| location.to_str().ok()).map(str::to_owned);
+        Ok::<_, String>(Answer { status, location, body: head(response.into_body()).await })
     };
-    let status = tokio::select! {
-        status = asked => status?,
-        Err(error) = connection => return Err(failed(error)),
-    };
-    match status.as_u16() {
-        200..400 => Ok(()),
-        code => Err(format!("HTTP probe failed with statuscode: {code}")),
+    tokio::select! {
+        answer = asked => answer,
+        Err(error) = connection => Err(failed(error)),
     }
+}
+
+/// The beginning of what is said. It is read to its end if that is near: some servers log a reset as an error.
+async fn head(mut body: Incoming) -> String {
+    let mut bytes = Vec::new();
+    while bytes.len() < BODY_MAX
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        if let Ok(data) = frame.into_data() {
+            bytes.extend_from_slice(&data[..data.len().min(BODY_MAX - bytes.len())]);
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A configuration that trusts any certificate, as upstream's probes do.
@@ -125,5 +231,27 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_lead_on_from_where_they_are_found() {
+        let check = |location: &str, expected: Option<&str>| {
+            let action = HTTPGetAction { path: Some("a/b?c".to_owned()), ..HTTPGetAction::default() };
+            let place = Place::of(([10, 0, 0, 1], 8080).into(), &action);
+            assert_eq!(place.follow(location).map(|place| place.to_string()).as_deref(), expected, "{location}");
+        };
+        check("/healthz?d#e", Some("http://10.0.0.1:8080/healthz?d"));
+        check("healthz", Some("http://10.0.0.1:8080/a/healthz"));
+        check("?d", Some("http://10.0.0.1:8080/a/b?d"));
+        check("//10.0.0.2", Some("http://10.0.0.2:80/"));
+        check("https://10.0.0.1/x", Some("https://10.0.0.1:443/x"));
+        check("http://[::1]:81/", Some("http://[::1]:81/"));
+        check("ftp://10.0.0.1/", None);
+        check("http://", None);
     }
 }
