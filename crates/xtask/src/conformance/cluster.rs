@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use testkit::control_plane::{ControlPlane, Options, Part};
 use testkit::daemon::Daemon;
 use testkit::host::{self, Tool};
@@ -104,8 +104,26 @@ impl Cluster {
     }
 
     fn end_node(&mut self) -> anyhow::Result<()> {
+        let removed = self.remove_pods();
         self.node.stop(STOP_LIMIT)?;
-        // A node alone, with nothing to run, removes the pods that it finds.
+        if removed.is_err() {
+            self.remove_what_is_left()?;
+        }
+        removed
+    }
+
+    /// By the API server, while the node serves: an interrupted suite leaves pods behind.
+    fn remove_pods(&self) -> anyhow::Result<()> {
+        let words = ["delete", "pods", "--all", "--all-namespaces", "--grace-period=1", "--timeout=60s"];
+        host::run(self.plane.kubectl()?.args(words))?;
+        let left = host::output(&mut self.orlop(&["fsck"]))?;
+        let left = String::from_utf8_lossy(&left);
+        ensure!(left.is_empty(), "this is left:\n{left}");
+        Ok(())
+    }
+
+    /// A node alone, with nothing to run, removes the pods that it finds.
+    fn remove_what_is_left(&self) -> anyhow::Result<()> {
         let nothing = self.dir.path().join("nothing");
         std::fs::create_dir_all(&nothing)?;
         host::run(self.orlop(&["up", "--detach"]).arg(nothing))?;

@@ -40,8 +40,8 @@ pub(crate) struct NodeOptions {
     #[arg(long, value_name = "FILTER", default_value = suite::NODE_CONFORMANCE)]
     labels: String,
     /// How many run side by side
-    #[arg(long, default_value_t = 10)]
-    procs: usize,
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(2..))]
+    procs: u16,
     /// Where the report and all logs go, emptied before
     #[arg(long, value_name = "DIR", default_value = "target/conformance/node")]
     output: PathBuf,

@@ -130,19 +130,25 @@ impl Progress {
     fn line(&mut self, line: &str) -> Option<String> {
         if let Some((word, time)) = self.mark.take() {
             self.ended += 1;
-            return Some(format!("{:>4} {word} {line}{time}", self.ended));
+            return Some(format!("{:>4} {word} {}{time}", self.ended, without_labels(line)));
         }
-        let (word, rest) = if let Some(rest) = line.strip_prefix("S [SKIPPED]") {
+        let (word, rest) = if let Some(rest) = line.strip_prefix("S [SKIPPED] [") {
             ("skip", rest)
-        } else if let Some(rest) = line.strip_prefix("• [FAILED]") {
-            ("FAIL", rest)
         } else {
-            ("ok  ", line.strip_prefix("• [").filter(|rest| rest.ends_with("seconds]"))?)
+            let rest = line.strip_prefix("• [")?;
+            // A mark of another kind stands before the time: FAILED, PANICKED, TIMEDOUT, INTERRUPTED.
+            rest.split_once("] [").map_or(("ok  ", rest), |(_, rest)| ("FAIL", rest))
         };
-        let seconds = rest.trim_matches(['[', ']', ' ']).strip_suffix(" seconds").and_then(|text| text.parse().ok());
+        let seconds = rest.strip_suffix(" seconds]")?.parse().ok();
         self.mark = Some((word, seconds.map(|seconds: f64| format!(" ({seconds:.1} s)")).unwrap_or_default()));
         None
     }
+}
+
+/// A spec's name without the list of its labels that follows it.
+fn without_labels(line: &str) -> &str {
+    let labels = line.strip_suffix(']').and_then(|line| line.rsplit_once(" ["));
+    labels.filter(|(_, labels)| labels.contains(", ")).map_or(line, |(name, _)| name)
 }
 
 #[cfg(test)]
@@ -152,9 +158,10 @@ mod tests {
     #[test]
     fn each_end_of_a_spec_is_one_line() {
         let mut progress = Progress::default();
-        let text = "------------------------------\n• [6.130 seconds]\n[sig-node] Pods should run [NodeConformance]\n\
+        let text = "------------------------------\n• [6.130 seconds]\n[sig-node] Pods should run [NodeConformance] [sig-node, NodeConformance]\n\
                     k8s.io/kubernetes/test/e2e/common/node/pods.go:12\n\n  Timeline >>\n  • no end\n\
                     ------------------------------\n• [FAILED] [300.02 seconds]\n[sig-node] Probing\n\
+                    • [INTERRUPTED] [1.5 seconds]\n[sig-node] Probing longer\n\
                     ------------------------------\nS [SKIPPED] [0.2 seconds]\n[sig-node] Sysctls";
         let ends: Vec<String> = text.lines().filter_map(|line| progress.line(line)).collect();
         assert_eq!(
@@ -162,7 +169,8 @@ mod tests {
             [
                 "   1 ok   [sig-node] Pods should run [NodeConformance] (6.1 s)",
                 "   2 FAIL [sig-node] Probing (300.0 s)",
-                "   3 skip [sig-node] Sysctls (0.2 s)",
+                "   3 FAIL [sig-node] Probing longer (1.5 s)",
+                "   4 skip [sig-node] Sysctls (0.2 s)",
             ]
         );
     }
