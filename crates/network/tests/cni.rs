@@ -481,6 +481,19 @@ fn a_plugin_that_speaks_another_version_is_named() {
 }
 
 #[test]
+fn a_node_without_a_name_server_has_nothing_on_loopback() {
+    on_a_host(async |host| {
+        host.plugin("mini", "");
+        host.conf("10-net.conflist", &list("1.1.0", &["mini"]));
+        let config = Config { addresses: Vec::new(), ..host.config() };
+        let network = host.network_with(config, Vec::new()).await;
+        assert_eq!(network.status().mode, Mode::Cni("net".into()));
+        network.attach(request("a")).await.unwrap();
+        network.detach("a").await.unwrap();
+    });
+}
+
+#[test]
 fn a_configuration_that_appears_takes_over_from_the_bridge() {
     on_a_host(async |host| {
         host.plugin("one", "");

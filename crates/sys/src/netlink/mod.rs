@@ -125,6 +125,9 @@ impl Socket {
     /// # Errors
     /// The first refusal.
     pub fn request(&mut self, messages: &Writer) -> Result<()> {
+        if messages.count() == 0 {
+            return Ok(()); // The kernel refuses to be sent nothing.
+        }
         self.send(messages.bytes())?;
         self.confirm(messages.count())
     }
