@@ -175,11 +175,12 @@ async fn find(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Result<(Client, Snaps
 
 /// Brings the sandbox to what its keeper says.
 fn accept(core: &Arc<Core>, sandbox: &Arc<Sandbox>, client: Client, snapshot: &Snapshot) {
+    let client = Arc::new(client);
     {
         let mut live = sandbox.live();
         (live.phase, live.unheard) = (sandbox::Phase::Ready, false);
         live.keeper_pid = snapshot.sandbox.pid;
-        live.keeper = Some(Arc::new(client));
+        live.keeper = Some(client.clone());
     }
     for told in &snapshot.containers {
         let container = sandbox.lock_containers().get(&told.id).cloned();
@@ -198,6 +199,10 @@ fn accept(core: &Arc<Core>, sandbox: &Arc<Sandbox>, client: Client, snapshot: &S
     drop_execs(sandbox, &snapshot.execs);
     // The earlier daemon may have been killed before it was done with that.
     drop(run::settle(core, sandbox));
+    // Whoever heard of its end before the sandbox was ready did not miss it.
+    if !client.is_open() {
+        exits::keeper_gone(core, sandbox);
+    }
 }
 
 fn agree(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, told: &protocol::Container) {

@@ -171,6 +171,11 @@ impl Client {
         let _ = self.shared.queue(request, Vec::new());
     }
 
+    /// Whether the connection has not ended. It ends before its listener hears of that.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.shared.state().closed
+    }
+
     /// Ends the connection; the keeper stays.
     pub(crate) fn close(&self) {
         self.shared.state().closed = true;

@@ -18,7 +18,7 @@ use keeper::{IdMapping, KeeperConfig, KeeperFds, UserNamespace};
 use network::{AttachRequest, Dns, PortMapping, Protocol};
 use sys::rustix::process::Pid;
 
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::core::{Core, blocking, failed, new_id, now};
 use crate::record::{Progress, Records, SandboxRecord};
 use crate::sandbox::{Phase, Sandbox};
@@ -111,12 +111,12 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     let (netns, entry, shm) = tokio::join!(given, begun, shm);
     let shm = shm.map_err(|error| failed("making the shared memory of sandbox", &sandbox.id, &error))?;
     let (netns, entry) = (netns?, entry?);
-    let client = start_keeper(core, sandbox, netns, &shm, &entry)?;
+    let client = Arc::new(start_keeper(core, sandbox, netns, &shm, &entry)?);
     let welcome = client.hello(Role::Control).await;
     let welcome = welcome.map_err(|error| failed("starting the keeper of sandbox", &sandbox.id, &error))?;
     {
         let mut live = sandbox.live();
-        live.keeper = Some(Arc::new(client));
+        live.keeper = Some(client.clone());
         live.keeper_pid = welcome.pid;
     }
     if !entry.at_birth() {
@@ -129,7 +129,12 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     files::put_hosts(sandbox).map_err(|error| failed("writing the hosts file of sandbox", &sandbox.id, &error))?;
     let record = sandbox.record(&core.boot_id, Progress::Made);
     sandbox.records.put_sandbox(&record).map_err(|error| failed("recording sandbox", &sandbox.id, &error))?;
-    sandbox.live().phase = Phase::Ready;
+    let mut live = sandbox.live();
+    // A keeper that ends from here on is missed by whoever hears of it; one that ended before was not.
+    if !client.is_open() {
+        return Err(failed("making sandbox", &sandbox.id, &ClientError::Gone));
+    }
+    live.phase = Phase::Ready;
     Ok(())
 }
 

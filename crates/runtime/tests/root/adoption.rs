@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use cri::v1::{ContainerState, PodSandboxState};
 use cri::{RuntimeService as _, v1};
@@ -21,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pods_outlive_a_killed_daemon", pods_outlive_a_killed_daemon),
     ("a_killed_daemon_leaves_nothing_half_made", a_killed_daemon_leaves_nothing_half_made),
     ("a_killed_keeper_is_told", a_killed_keeper_is_told),
+    ("a_keeper_killed_before_its_sandbox_is_ready_is_told", a_keeper_killed_before_its_sandbox_is_ready_is_told),
     ("what_died_with_the_daemon_away_is_told", what_died_with_the_daemon_away_is_told),
     ("a_keeper_that_does_not_answer_costs_its_own_pod_only", a_keeper_that_does_not_answer_costs_its_own_pod_only),
     ("another_boot_leaves_only_garbage", another_boot_leaves_only_garbage),
@@ -268,6 +271,69 @@ fn a_killed_keeper_is_told() {
         let new = node.create(&pod.sandbox, &pod.config, script_config("second", "true")).await;
         assert!(new.unwrap_err().to_string().contains("not ready"));
         node
+    });
+}
+
+/// The network of a pod with users of its own is made after its keeper: here by a plugin that waits for the test.
+fn a_keeper_killed_before_its_sandbox_is_ready_is_told() {
+    let ground = Ground::new();
+    let dir = ground.places.run.parent().unwrap().join("cni");
+    std::fs::create_dir(&dir).unwrap();
+    for name in ["called", "go"] {
+        let fifo = sys::rustix::fs::FileType::Fifo;
+        sys::rustix::fs::mknodat(sys::rustix::fs::CWD, dir.join(name), fifo, 0o600.into(), 0).unwrap();
+    }
+    let script = format!(
+        "#!/bin/sh\ncd {}\n[ $CNI_COMMAND = ADD ] || exit 0\n: > was-called; echo > called\ncat go\n\
+         echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.1.0.2/24\"}}]}}'\n",
+        dir.display()
+    );
+    std::fs::write(dir.join("late"), script).unwrap();
+    std::fs::set_permissions(dir.join("late"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let list = serde_json::json!({"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "late"}]});
+    std::fs::write(dir.join("late.conflist"), list.to_string()).unwrap();
+    let mut network = network::Config::new(ground.places.run.join("network"));
+    (network.cni_conf_dir, network.cni_bin_dirs) = (dir.clone(), vec![dir.clone()]);
+    network.cni_state_dir = dir.join("state");
+    let (place, sandboxes) = (dir.clone(), ground.places.run.join("sandboxes"));
+    let killer = move || {
+        std::fs::read(place.join("called")).unwrap();
+        let made = std::fs::read_dir(sandboxes).unwrap().next().unwrap().unwrap().path();
+        let record = keeper::read_record(std::fs::File::open(made).unwrap()).unwrap();
+        let keeper = open(record.sandbox.pid);
+        sys::process::send_signal(keeper.as_fd(), 9).unwrap();
+        wait_for_end(&keeper);
+        std::fs::write(place.join("go"), "").unwrap();
+    };
+    let zygote = zygote();
+    run(async {
+        let node = Node::start_on(network, &ground.places, zygote).await;
+        let mapping = || vec![v1::IdMapping { host_id: 1_000_000, container_id: 0, length: 65536 }];
+        let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
+        let namespace_options = v1::NamespaceOption { userns_options: Some(users), ..Default::default() };
+        let security_context =
+            v1::LinuxSandboxSecurityContext { namespace_options: Some(namespace_options), ..Default::default() };
+        let mut config = node.sandbox_config("early");
+        config.linux =
+            Some(v1::LinuxPodSandboxConfig { security_context: Some(security_context), ..Default::default() });
+        let mut events = node.events().await;
+        let killer = std::thread::spawn(killer);
+        let made = node.run_sandbox(&config).await;
+        assert!(dir.join("was-called").exists(), "{made:?}");
+        killer.join().unwrap();
+        match made {
+            Err(error) => assert!(error.to_string().contains("keeper is gone"), "{error}"),
+            // The news of its end came after the sandbox was ready.
+            Ok(id) => {
+                let told = async {
+                    while node.sandbox_status(&id).await.state() == PodSandboxState::SandboxReady {
+                        events.next().await.unwrap().unwrap();
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(20), told).await.expect("a sandbox without a keeper is told");
+            }
+        }
+        node.down().await;
     });
 }
 

@@ -100,8 +100,13 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) async fn start(places: &Places, zygote: Zygote) -> Self {
+        Self::start_on(network::Config::new(places.run.join("network")), places, zygote).await
+    }
+
+    /// With another network.
+    pub(crate) async fn start_on(network: network::Config, places: &Places, zygote: Zygote) -> Self {
         let images = Images::open(image::Config::new(places.state.join("images"))).unwrap();
-        let network = Network::new(network::Config::new(places.run.join("network"))).unwrap();
+        let network = Network::new(network).unwrap();
         let mut config = Config::new(&places.state, &places.run);
         config.cgroup_parent = places.group.clone().into();
         let parts = Parts { images: images.clone(), network, zygote };
