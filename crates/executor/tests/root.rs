@@ -24,6 +24,7 @@ fn main() -> ExitCode {
             ("what_fails_is_named", failures),
             ("a_terminal_is_the_containers_own", terminal),
             ("exec_joins_what_the_container_has", exec),
+            ("a_terminal_is_opened_on_a_devpts_only", false_devpts),
             ("a_user_namespace_maps_root", user_namespace),
             ("a_shared_pid_namespace_is_joined", shared_pid),
             ("a_gate_holds_until_it_is_opened", gate),
@@ -325,6 +326,25 @@ fn exec() {
     assert_eq!(lines(&text), ["inside", "sleep", "5"], "root's links are closed to user 5");
     process::send_signal(target, 9).unwrap();
     assert_eq!(process::reap(target).unwrap(), Exit::Signal(9));
+}
+
+/// A container may put anything in the place of its terminals.
+fn false_devpts() {
+    let tree = Tree::new();
+    let mut spec = spec("mkdir /dev/pts; echo > /dev/pts/ptmx; echo up; sleep 1000");
+    spec.mounts.retain(|one| one.kind != "devpts");
+    let mut run = start(&tree, &spec, LaunchFds::default()).unwrap();
+    run.output.read_exact(&mut [0; 3]).unwrap();
+    let facts = HostFacts::read().unwrap();
+    let mut extra = spec.process.clone().unwrap();
+    extra.terminal = true;
+    let plan = executor::exec_plan(&extra, ExecOptions { container: &spec, facts: &facts }).unwrap();
+    let target = run.launched.child.pidfd.as_fd();
+    let error = executor::exec(&plan, ExecFds { target, cgroup: None }, Stdio::Terminal { rows: 0, columns: 0 });
+    let error = error.unwrap_err();
+    assert_eq!((error.step, error.errno), (Step::Terminal, 19), "{error}");
+    process::send_signal(target, 9).unwrap();
+    process::reap(target).unwrap();
 }
 
 fn user_namespace() {

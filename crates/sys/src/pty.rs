@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
@@ -12,10 +13,15 @@ use rustix::termios::Winsize;
 /// there. Answers the master.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; `ENODEV` when `devpts` is something else, which a container may have put in its place.
 pub fn open_in(devpts: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let master = rustix::fs::openat(devpts, "ptmx", flags, Mode::empty())?;
+    if rustix::fs::fstatfs(devpts)?.f_type != libc::DEVPTS_SUPER_MAGIC {
+        return Err(Errno::NODEV.into());
+    }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // Nor may anything lie over the one name that is opened.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    let master = rustix::fs::openat2(devpts, "ptmx", flags, Mode::empty(), resolve)?;
     rustix::pty::unlockpt(&master)?;
     Ok(master)
 }
