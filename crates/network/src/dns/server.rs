@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sys::netns;
@@ -13,7 +13,7 @@ use sys::rustix::net::sockopt::socket_peercred;
 use sys::zygote::Zygote;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::control::{BODY_MAX, Message as _, Order};
@@ -32,6 +32,8 @@ pub struct Server {
     commands: mpsc::Sender<Command>,
     process: watch::Receiver<Option<u32>>,
     run_dir: PathBuf,
+    /// Ends when it is stopped, or the channel closes with this handle. Taken by who waits for that; short sections only.
+    supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -63,9 +65,8 @@ impl Server {
         let ending = JoinSet::new();
         let (link, is_own, order) = (earlier, false, None);
         let supervisor = Supervisor { config, zygote, namespace, sockets, link, is_own, order, ending, pid };
-        // It ends when the handle is dropped: the channel closes.
-        tokio::spawn(supervisor.run(orders));
-        Ok(Server { commands, process, run_dir })
+        let supervisor = Mutex::new(Some(tokio::spawn(supervisor.run(orders))));
+        Ok(Server { commands, process, run_dir, supervisor })
     }
 
     /// Serves `zone` from now on; returns when the server has it. Called again at once, the later zone wins.
@@ -76,12 +77,17 @@ impl Server {
         self.command(|done| Command::Update(zone, done)).await
     }
 
-    /// Ends the server and removes its socket. For `down`; done twice it succeeds.
+    /// Ends the server and removes its socket. For `down`.
     ///
     /// # Errors
-    /// The process cannot be ended.
+    /// The process cannot be ended, or the server was stopped before.
     pub async fn stop(&self) -> Result<(), DnsError> {
-        self.command(Command::Stop).await
+        let stopped = self.command(Command::Stop).await;
+        let supervisor = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(supervisor) = supervisor {
+            supervisor.await.map_err(|error| DnsError::Process(error.to_string()))?;
+        }
+        stopped
     }
 
     async fn command(
