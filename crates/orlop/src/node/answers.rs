@@ -88,8 +88,8 @@ impl Agent {
     /// Pulls an image; the stream ends with `Done` or `Failed`.
     pub(super) fn pull(&self, image: String) -> BoxStream<'static, PullLine> {
         let (sender, lines) = mpsc::channel(16);
-        // Ends with the pull; a client that went away lets it come to its end, as other pulls may share its layers.
-        tokio::spawn(pull(self.base.images.clone(), self.base.credentials.clone(), image, sender));
+        // A client that went away lets it come to its end, as other pulls may share its layers.
+        self.base.tasks.begin(pull(self.base.images.clone(), self.base.credentials.clone(), image, sender));
         stream::unfold(lines, |mut lines| async { lines.recv().await.map(|line| (line, lines)) }).boxed()
     }
 

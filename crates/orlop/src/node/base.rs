@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::Settings;
+use super::tasks::Tasks;
 
 /// The processes that have to be forked before there is a thread.
 pub(crate) struct Forked {
@@ -50,6 +51,8 @@ pub(crate) struct Base {
     pub(super) network: Arc<Network>,
     pub(super) runtime: Arc<Runtime>,
     pub(super) image_service: Arc<ImageServer>,
+    /// What it does for clients beyond an answer.
+    pub(super) tasks: Tasks,
     /// Nobody is served any more.
     pub(super) stopped: CancellationToken,
     /// CRI's server.
@@ -82,7 +85,17 @@ impl Base {
         let served = cri::server::serve(listener, runtime.for_clients(), image_service.clone(), stopped.clone());
         let cri = tokio::spawn(served);
         let collector = tokio::spawn(collect_images(image_service.clone()));
-        Ok(Self { images, credentials, network, runtime, image_service, stopped, cri, collector })
+        Ok(Self {
+            images,
+            credentials,
+            network,
+            runtime,
+            image_service,
+            tasks: Tasks::default(),
+            stopped,
+            cri,
+            collector,
+        })
     }
 
     /// Answers nobody any more; what runs goes on.
@@ -90,6 +103,7 @@ impl Base {
         self.stopped.cancel();
         self.cri.abort();
         self.collector.abort();
+        self.tasks.end().await;
         self.runtime.leave_group();
     }
 }

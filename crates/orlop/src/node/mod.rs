@@ -21,6 +21,7 @@ mod process;
 pub(crate) mod runtime_only;
 mod settings;
 mod socket;
+mod tasks;
 pub(crate) mod up;
 
 /// What an earlier node left on this machine, if none runs.
