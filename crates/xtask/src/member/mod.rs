@@ -55,7 +55,7 @@ const POINTS: &[Point] = &[
     ("a deleted pod ends in time and is replaced", points::deletes),
     ("kill -9 of the daemon is not felt", points::killed_daemon),
     ("without the API server pods go on, and it learns of it later", points::api_server_away),
-    ("without the API server the node starts again", points::starts_alone),
+    ("after a boot without the API server the pods start again", points::boots_alone),
     ("callers of the kubelet need rights", points::strangers),
     ("a pod that the node cannot run is rejected with the reason", points::rejects),
     ("short of memory, the node ends who uses more than it asked for", points::evicts),

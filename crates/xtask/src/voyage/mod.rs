@@ -132,7 +132,7 @@ fn spawn_up(stage: &Stage, manifests: &Path) -> anyhow::Result<Child> {
 }
 
 /// The keepers whose sandboxes are below `dir`: each works in the directory of its own.
-fn keepers_in(dir: &Path) -> anyhow::Result<Vec<rustix::process::Pid>> {
+pub(crate) fn keepers_in(dir: &Path) -> anyhow::Result<Vec<rustix::process::Pid>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
