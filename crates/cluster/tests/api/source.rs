@@ -425,7 +425,8 @@ fn a_proxy_sees_services_and_slices() {
             store.nodes().synced().await;
         };
         tokio::time::timeout(LIMIT, known).await.unwrap();
-        // The API server's own is there, too.
+        // The API server makes its own some time after it is ready.
+        when(store.services(), &key("kubernetes"), |service| service.is_some()).await;
         let names: Vec<String> = store.services().keys().iter().map(|key| key.name().to_owned()).collect();
         assert_eq!(names, ["kubernetes", "web"]);
         assert_eq!(store.services().get(&key("web")).unwrap().metadata.annotations, None);
