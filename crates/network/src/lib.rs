@@ -23,6 +23,7 @@ mod record;
 mod slots;
 mod types;
 
+pub use cni::is_configured as is_cni_configured;
 pub use config::Config;
 pub use network::Network;
 pub use types::{

@@ -99,6 +99,12 @@ impl Health {
     }
 }
 
+/// Whether the operator has put a configuration into `dir`, which replaces the built-in bridge. One that cannot be used
+/// counts as well: pods are told why.
+pub fn is_configured(dir: &std::path::Path) -> bool {
+    !matches!(config::find(dir), Ok(None))
+}
+
 impl Cni {
     pub(crate) fn new(config: &Config) -> Cni {
         Cni {

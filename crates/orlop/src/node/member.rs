@@ -16,6 +16,7 @@ use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use cluster::Source as _;
 use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate, SealConfig};
+use k8s_openapi::jiff::Timestamp;
 use kubelet::admission::Site;
 use kubelet::configuration::Authorization;
 use kubelet::hosts::ClusterDns;
@@ -166,7 +167,8 @@ async fn belong(
 /// The settings with the pods' addresses that the operator chose, or those that the cluster has given this node.
 async fn addresses_of_pods(settings: &MemberSettings, store: &cluster::Store) -> Settings {
     let mut chosen = settings.node.clone();
-    if settings.pods_chosen || !settings.configuration.register_node {
+    let is_cni = network::is_cni_configured(&chosen.cni_conf_dir);
+    if settings.pods_chosen || is_cni || !settings.configuration.register_node {
         return chosen;
     }
     let given = tokio::time::timeout(ADDRESSES_WITHIN, given_addresses(store, &settings.name)).await;
@@ -179,13 +181,19 @@ async fn addresses_of_pods(settings: &MemberSettings, store: &cluster::Store) ->
     chosen
 }
 
-/// `spec.podCIDR`, as soon as a controller has written it.
+/// `spec.podCIDR`, as soon as a controller has written it. A node that has long been without gets none.
 async fn given_addresses(store: &cluster::Store, name: &str) -> Option<cluster::Range> {
     let mut nodes = store.nodes().watch();
     loop {
-        let node = nodes.next().await.object.filter(|node| node.metadata.name.as_deref() == Some(name));
-        if let Some(text) = node.and_then(|node| node.spec.as_ref()?.pod_cidr.clone()) {
-            return parse_range(&text);
+        let Some(node) = nodes.next().await.object.filter(|node| node.metadata.name.as_deref() == Some(name)) else {
+            continue;
+        };
+        if let Some(text) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_deref()) {
+            return parse_range(text);
+        }
+        let born = node.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        if born.is_some_and(|born| Timestamp::now().duration_since(born).unsigned_abs() > ADDRESSES_WITHIN) {
+            return None;
         }
     }
 }
