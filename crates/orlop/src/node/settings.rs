@@ -242,7 +242,7 @@ impl Faults {
 
     fn kubeconfig(&mut self, flag: &str, path: &Path) -> Option<cluster::api::Config> {
         let config = cluster::api::Config::from_kubeconfig(path);
-        config.map_err(|error| self.0.push(format!("{flag} {}: {:#}", path.display(), anyhow::Error::new(error)))).ok()
+        config.map_err(|error| self.0.push(format!("{flag} {}: {error}", path.display()))).ok()
     }
 
     fn none(self) -> anyhow::Result<()> {
