@@ -176,10 +176,25 @@ pub(crate) struct MemberOptions {
     /// Serving certificates that the kubelet makes [default: <kubelet's root>/pki]
     #[arg(long, value_name = "DIR")]
     pub(crate) cert_dir: Option<PathBuf>,
+    /// Upstream's number for what to log: 0 to 3 is info, 4 and 5 debug, more is trace; wins over --log-level
+    #[arg(long = "v", short = 'v', value_name = "NUMBER")]
+    pub(crate) verbosity: Option<u8>,
     #[command(flatten)]
     pub(crate) configuration: ConfigurationFlags,
     #[command(flatten)]
     pub(crate) node: NodeOptions,
+}
+
+impl MemberOptions {
+    /// What to log.
+    pub(crate) fn log_level(&self) -> tracing::Level {
+        match self.verbosity {
+            None => self.node.log_level,
+            Some(0..=3) => tracing::Level::INFO,
+            Some(4 | 5) => tracing::Level::DEBUG,
+            Some(_) => tracing::Level::TRACE,
+        }
+    }
 }
 
 /// The flags that stand for fields of `KubeletConfiguration`, as they were given.

@@ -105,10 +105,12 @@ mod tests {
             "--node-labels=a=b,c=d",
             "--fail-swap-on=false",
             "--register-with-taints=x=y:NoSchedule",
+            "--v=4",
         ];
         let arguments = Arguments::parse_from(words(line.iter().map(OsString::from)));
         let Command::Node(options) = arguments.command else { panic!("not a node") };
         assert_eq!(options.node_labels, ["a=b", "c=d"]);
+        assert_eq!(options.log_level(), tracing::Level::DEBUG);
         let given: Vec<_> = options.configuration.given.iter().map(|(flag, _)| flag.as_str()).collect();
         assert_eq!(given, ["fail-swap-on", "register-with-taints", "container-runtime-endpoint"]);
     }

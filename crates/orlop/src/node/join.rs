@@ -18,7 +18,7 @@ pub(crate) fn run(places: &Places, options: &MemberOptions) -> anyhow::Result<Ex
     seal()?;
     let settings = MemberSettings::new(places, options)?;
     check::require(places)?;
-    logging::start(options.node.log_level);
+    logging::start(options.log_level());
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
