@@ -15,6 +15,7 @@ use testkit::control_plane::{self, ControlPlane, Options, Part};
 use testkit::{host, netns};
 
 use crate::demo::Stage;
+use crate::voyage::wait;
 
 pub(crate) use manifests::kubelet_configuration;
 pub(crate) use points::condition;
@@ -205,24 +206,4 @@ fn spawn(stage: &Stage, plane: &ControlPlane, bootstrap: &Path, proxy: &Path, fl
         .arg(ADDRESS.to_string())
         .args(flags);
     node.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start orlop node")
-}
-
-/// Waits until `check` returns a value, asking again every 50 ms.
-///
-/// # Errors
-/// `limit` has passed; the message says what was waited for.
-fn wait<T>(what: &str, limit: Duration, mut check: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
-    let begin = Instant::now();
-    loop {
-        let last = match check() {
-            Ok(Some(value)) => return Ok(value),
-            Ok(None) => None,
-            Err(error) => Some(error),
-        };
-        if begin.elapsed() > limit {
-            return Err(last.unwrap_or_else(|| anyhow::anyhow!("it did not happen")))
-                .with_context(|| format!("waited {} s: {what}", limit.as_secs()));
-        }
-        std::thread::sleep(Duration::from_millis(50)); // observed from outside, as an operator would
-    }
 }
