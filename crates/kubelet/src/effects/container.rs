@@ -1,6 +1,7 @@
 //! Creating and starting a container, and its postStart hook.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cri::v1;
@@ -13,6 +14,7 @@ use crate::env::{self, Environment, Sources};
 use crate::generate::{self, ImageUser, Request};
 use crate::probing;
 use crate::threads::patient;
+use crate::volumes::VolumeError;
 
 /// The waiting reason with which runtimes begin what they say of an image that cannot be mounted.
 const IMAGE_VOLUME: &str = "ImageVolumeMountFailed";
@@ -44,6 +46,19 @@ impl Failed {
             Some(cause) => Self::NoVolumeImage { message: cause.trim_start_matches(": ").to_owned() },
             None => Self::create(message),
         }
+    }
+}
+
+impl From<generate::GenerateError> for Failed {
+    fn from(error: generate::GenerateError) -> Self {
+        Self::For { reason: error.reason(), message: error.to_string() }
+    }
+}
+
+impl From<VolumeError> for Failed {
+    fn from(VolumeError { volume, cause }: VolumeError) -> Self {
+        let message = format!("volume mount {volume:?}: {cause}");
+        Self::For { reason: "CreateContainerConfigError", message }
     }
 }
 
@@ -91,10 +106,16 @@ impl Job {
         self.unless_aborted(patience, step).await.unwrap_or(Err(Failed::Aborted))
     }
 
+    /// Starts a container that was made. One that runs has been started by a daemon that died before it knew.
     async fn begin(&self, id: &str) -> Result<(), Failed> {
         let runtime = &self.context.parts.runtime;
         let request = v1::StartContainerRequest { container_id: id.to_owned() };
         let Err(error) = runtime.start_container(request).await else { return Ok(()) };
+        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let status = runtime.container_status(request).await.ok().and_then(|answer| answer.status);
+        if status.is_some_and(|status| status.state == v1::ContainerState::ContainerRunning as i32) {
+            return Ok(());
+        }
         // It stays for nothing: the next try makes another.
         let _ = runtime.remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() }).await;
         Err(Failed::For { reason: "RunContainerError", message: error.to_string() })
@@ -106,12 +127,16 @@ impl Job {
         container: &Container,
         attempt: u32,
     ) -> Result<v1::ContainerConfig, Failed> {
-        let volumes = self.shared.volumes();
-        let paths: BTreeMap<_, _> = volumes.as_ref().map(|volumes| volumes.host_paths()).unwrap_or_default();
         let image = self.image.clone().unwrap_or_default();
         let user = self.image_user(&image).await?;
-        let config = &self.context.config.generate;
-        let mut request = Request {
+        let volumes = self.shared.volumes();
+        let paths = volumes.as_ref().map(|volumes| volumes.host_paths()).unwrap_or_default();
+        let environment = self.environment(container, &paths).await?;
+        let mounts = match &volumes {
+            Some(volumes) => volumes.mounts_for(container, &environment).await?,
+            None => Vec::new(),
+        };
+        let request = Request {
             pod: &self.pod,
             role,
             container,
@@ -119,51 +144,43 @@ impl Job {
             image_ref: &image,
             image_user: &user,
             ips: &self.addresses,
-            mounts: &[],
+            mounts: &mounts,
             volumes: &paths,
             users: self.users().map_err(Failed::create)?,
             store: self.context.parts.source.store(),
         };
-        let failed =
-            |error: generate::GenerateError| Failed::For { reason: error.reason(), message: error.to_string() };
-        let environment = self.environment(container, &request).await?;
-        let mounts = match &volumes {
-            Some(volumes) => volumes.mounts_for(container, &environment).await.map_err(|error| Failed::For {
-                reason: "CreateContainerConfigError",
-                message: format!("volume mount {:?}: {}", error.volume, error.cause),
-            })?,
-            None => Vec::new(),
-        };
-        request.mounts = &mounts;
-        generate::prepare_files(config, &request).map_err(failed)?;
-        generate::container_config_with(config, &request, &environment).map_err(failed)
+        let config = &self.context.config.generate;
+        generate::prepare_files(config, &request)?;
+        Ok(generate::container_config_with(config, &request, &environment)?)
     }
 
     /// What the container's environment is. Files of volumes, which it may come from, may be on a file system that does not
     /// answer: they are read on a thread of their own.
-    async fn environment(&self, container: &Container, request: &Request<'_>) -> Result<Environment, Failed> {
-        let failed = |error: env::EnvError| {
-            let error = generate::GenerateError::from(error);
-            Failed::For { reason: error.reason(), message: error.to_string() }
-        };
+    async fn environment(
+        &self,
+        container: &Container,
+        volumes: &BTreeMap<String, PathBuf>,
+    ) -> Result<Environment, Failed> {
         // Also of a container that starts again: its ConfigMaps may be others since, and this daemon younger.
         let unknown = |message| Failed::For { reason: "CreateContainerConfigError", message };
         self.look_up().await.map_err(unknown)?;
-        if !env::reads_files(container) {
-            return env::of_container(container, &request.sources(&self.context.config.generate)).map_err(failed);
-        }
-        let (job, container, paths) = (self.clone(), container.clone(), request.volumes.clone());
-        let read = move || {
-            let sources = Sources {
-                pod: &job.pod,
-                ips: &job.addresses,
-                node: &job.context.config.generate.node,
-                store: job.context.parts.source.store(),
-                volumes: &paths,
-            };
-            env::of_container(&container, &sources)
+        let made = if env::reads_files(container) {
+            let (job, container, volumes) = (self.clone(), container.clone(), volumes.clone());
+            patient(move || env::of_container(&container, &job.sources(&volumes))).await.map_err(Failed::create)?
+        } else {
+            env::of_container(container, &self.sources(volumes))
         };
-        patient(read).await.map_err(Failed::create)?.map_err(failed)
+        made.map_err(|error| generate::GenerateError::from(error).into())
+    }
+
+    fn sources<'a>(&'a self, volumes: &'a BTreeMap<String, PathBuf>) -> Sources<'a> {
+        Sources {
+            pod: &self.pod,
+            ips: &self.addresses,
+            node: &self.context.config.generate.node,
+            store: self.context.parts.source.store(),
+            volumes,
+        }
     }
 
     async fn image_user(&self, image: &str) -> Result<ImageUser, Failed> {
@@ -195,7 +212,7 @@ impl Job {
         match runtime.create_container(request.clone()).await {
             Ok(answer) => Ok(answer.container_id),
             Err(cri::Error::AlreadyExists(_)) => {
-                self.remove_attempt(sandbox, name, attempt).await?;
+                self.remove_runs(sandbox, name, |other| other == attempt).await?;
                 let created = runtime.create_container(request).await;
                 created.map(|answer| answer.container_id).map_err(Failed::of_creation)
             }
@@ -206,35 +223,24 @@ impl Job {
     /// Of a container's runs the newest and the one before it stay, for its log and its state; the others go with their
     /// root file systems and log files.
     async fn remove_old_runs(&self, name: &str, newest: u32) {
-        let runtime = &self.context.parts.runtime;
-        let Some(sandbox) = self.sandbox.clone() else { return };
-        let filter = v1::ContainerFilter { pod_sandbox_id: sandbox, ..v1::ContainerFilter::default() };
-        let request = v1::ListContainersRequest { filter: Some(filter) };
-        let listed = runtime.list_containers(request).await.map(|answer| answer.containers).unwrap_or_default();
-        for one in listed {
-            let attempt =
-                one.metadata.as_ref().filter(|metadata| metadata.name == name).map(|metadata| metadata.attempt);
-            if attempt.is_none_or(|attempt| attempt + 1 >= newest) {
-                continue;
-            }
-            let request = v1::RemoveContainerRequest { container_id: one.id };
-            if let Err(error) = runtime.remove_container(request).await {
-                tracing::warn!(container = name, %error, "an old run cannot be removed; it goes with the pod");
-            }
+        let Some(sandbox) = &self.sandbox else { return };
+        // What is left goes after the next start, or with the pod.
+        if let Err(Failed::For { message, .. }) = self.remove_runs(sandbox, name, |attempt| attempt + 1 < newest).await
+        {
+            tracing::warn!(container = name, message, "an old run cannot be removed");
         }
     }
 
-    async fn remove_attempt(&self, sandbox: &str, name: &str, attempt: u32) -> Result<(), Failed> {
+    /// Removes runs of a container, chosen by their attempts.
+    async fn remove_runs(&self, sandbox: &str, name: &str, chosen: impl Fn(u32) -> bool) -> Result<(), Failed> {
         let runtime = &self.context.parts.runtime;
         let filter = v1::ContainerFilter { pod_sandbox_id: sandbox.to_owned(), ..v1::ContainerFilter::default() };
         let request = v1::ListContainersRequest { filter: Some(filter) };
-        let listed = runtime.list_containers(request).await.map_err(Failed::create)?.containers;
-        let same = listed.into_iter().filter(|one| {
-            one.metadata.as_ref().is_some_and(|metadata| metadata.name == name && metadata.attempt == attempt)
-        });
-        for one in same {
-            let request = v1::RemoveContainerRequest { container_id: one.id };
-            runtime.remove_container(request).await.map_err(Failed::create)?;
+        for run in runtime.list_containers(request).await.map_err(Failed::create)?.containers {
+            if run.metadata.is_some_and(|metadata| metadata.name == name && chosen(metadata.attempt)) {
+                let request = v1::RemoveContainerRequest { container_id: run.id };
+                runtime.remove_container(request).await.map_err(Failed::create)?;
+            }
         }
         Ok(())
     }
