@@ -1,0 +1,326 @@
+//! One task for each pod: hears what happens, asks `pod` what to do, has it done.
+
+mod early;
+mod handle;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cluster::Key;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use pod::status::Host;
+use pod::{Action, Change, Record, View};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::admission::Rejection;
+use crate::adopt::{self, Found};
+use crate::context::{Context, name_of, uid_of};
+use crate::effects::{self, Shared};
+use crate::publish::Publisher;
+use crate::timeline::Timeline;
+
+use early::Early;
+use handle::Announcement;
+pub(crate) use handle::{Begin, Event, Handle, Shown, Workers};
+
+/// Starts the worker of a pod. `ending` hears the pod's uid when it ends, however it does.
+pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: UnboundedSender<String>) -> Handle {
+    let (events, heard) = unbounded_channel();
+    let key = Key::of(&pod.metadata);
+    let announcement = Announcement { uid: uid_of(&pod).to_owned(), ending };
+    let mut worker = Worker::new(context, pod, events.clone());
+    let shown = worker.shown.clone();
+    // What is known is shown from the beginning.
+    let known = match begin {
+        Begin::With(found) => Ok(worker.take_over(found)),
+        Begin::Rejected(rejection) => Ok(worker.reject(rejection)),
+        Begin::Asking { until } => Err(until),
+    };
+    let task = tokio::spawn(async move {
+        let _announcement = announcement; // The last that is dropped.
+        let changes = match known {
+            Ok(changes) => changes,
+            Err(until) => worker.ask(until).await,
+        };
+        changes.into_iter().for_each(|change| worker.apply(change));
+        worker.run(heard).await;
+    });
+    Handle { key, is_gone: false, events, shown, task: AbortOnDropHandle::new(task) }
+}
+
+struct Worker {
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    view: View,
+    host: Host,
+    /// The source does not have the pod any more.
+    is_gone: bool,
+    /// The status that was published last.
+    status: Option<PodStatus>,
+    /// The record that is on disk.
+    saved: Record,
+    publisher: Publisher,
+    shared: Arc<Shared>,
+    shown: Arc<Mutex<Shown>>,
+    jobs: JoinSet<()>,
+    /// What ends the actions under way, by their keys.
+    aborts: HashMap<String, CancellationToken>,
+    /// Ends of runs whose start is still under way.
+    early: Early,
+}
+
+impl Worker {
+    fn new(context: Arc<Context>, pod: Arc<Pod>, events: UnboundedSender<Event>) -> Self {
+        let (view, status) = (View::default(), pod.status.clone());
+        let shown = Shown { pod: pod.clone(), view: view.clone(), timeline: Timeline::new(), status: status.clone() };
+        let publisher = Publisher::new(context.parts.source.clone(), uid_of(&pod).to_owned());
+        let host = Host { addresses: context.config.generate.node.ips.clone() };
+        Self {
+            saved: Record::default(),
+            shared: Arc::new(Shared::new(events, publisher.taken())),
+            shown: Arc::new(Mutex::new(shown)),
+            jobs: JoinSet::new(),
+            aborts: HashMap::new(),
+            early: Early::default(),
+            is_gone: false,
+            context,
+            pod,
+            view,
+            host,
+            status,
+            publisher,
+        }
+    }
+
+    /// Begins with what runs of the pod; what happened to it while nobody looked.
+    fn take_over(&mut self, found: Found) -> Vec<Change> {
+        let (view, changes) = adopt::view_of(&self.context, &self.pod, found);
+        self.saved = view.record.clone();
+        self.view = view;
+        self.show();
+        changes
+    }
+
+    /// Begins with nothing: the node does not take the pod.
+    fn reject(&mut self, Rejection { reason, message }: Rejection) -> Vec<Change> {
+        let mut changes = self.take_over(Found::default());
+        let message = format!("Pod was rejected: {message}");
+        changes.push(Change::Fail { reason, message, grace_s: None });
+        changes
+    }
+
+    /// Begins with what the runtime says runs of the pod, at a time.
+    async fn ask(&mut self, at: Timestamp) -> Vec<Change> {
+        while at > Timestamp::now() {
+            tokio::time::sleep(until(at)).await;
+        }
+        let found = adopt::of_pod(&self.context, uid_of(&self.pod)).await;
+        self.take_over(found)
+    }
+
+    /// Works until the source has forgotten the pod and nothing of it is left.
+    async fn run(mut self, mut heard: UnboundedReceiver<Event>) {
+        while !(self.is_gone && self.view.is_taken_down()) {
+            let next_due = self.step();
+            let wait = async {
+                match next_due {
+                    Some(due) => tokio::time::sleep(until(due)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = heard.recv() => match event {
+                    Some(event) => {
+                        self.hear(event);
+                        // What came at the same time is taken in before anything is decided.
+                        while let Ok(event) = heard.try_recv() {
+                            self.hear(event);
+                        }
+                    }
+                    None => return,
+                },
+                () = wait => {}
+                Some(ended) = self.jobs.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        std::panic::resume_unwind(error.into_panic());
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Pod(_) if self.is_gone => {}
+            Event::Pod(pod) => self.take_version(pod),
+            Event::Gone => {
+                self.is_gone = true;
+                // Upstream, too, gives a pod that was removed by force its own time to end.
+                self.take_version(Arc::new(ending(&self.pod, Timestamp::now())));
+            }
+            Event::Runtime(event) => self.hear_runtime(&event),
+            Event::Change(change) => self.apply(change),
+            Event::Ended(action) => {
+                self.aborts.remove(&action.key());
+                self.shown().timeline.end(&action);
+                // The start's own news came before this.
+                self.catch_up(&action);
+                self.apply(Change::Ended(action));
+            }
+        }
+    }
+
+    fn take_version(&mut self, pod: Arc<Pod>) {
+        let before = std::mem::replace(&mut self.pod, pod);
+        if grace_of(&self.pod) < grace_of(&before) {
+            self.hasten();
+        }
+    }
+
+    /// The pod has less time to end than its stops were told: of two stops the runtime keeps the shorter time.
+    fn hasten(&mut self) {
+        let timeout = grace_of(&self.pod);
+        let stopping = self.view.containers.iter().filter_map(|(name, view)| {
+            let id = &view.running.as_ref()?.id;
+            self.view.is_busy(&format!("stop/{name}/{id}")).then(|| id.clone())
+        });
+        for container_id in stopping.collect::<Vec<_>>() {
+            let runtime = self.context.parts.runtime.clone();
+            self.jobs.spawn(async move {
+                let request = cri::v1::StopContainerRequest { container_id, timeout };
+                // The stop that is under way tells how it ends.
+                let _ = runtime.stop_container(request).await;
+            });
+        }
+    }
+
+    fn hear_runtime(&mut self, event: &cri::v1::ContainerEventResponse) {
+        for status in &event.containers_statuses {
+            self.hear_status(status);
+        }
+        let Some(sandbox) = &event.pod_sandbox_status else { return };
+        let is_known = self.view.sandbox.id() == Some(sandbox.id.as_str());
+        if sandbox.state == cri::v1::PodSandboxState::SandboxReady as i32 {
+            if !self.view.is_busy("sandbox") {
+                self.apply(Change::SandboxAppeared { id: sandbox.id.clone() });
+            }
+        } else if is_known && !self.view.is_busy("cleanup") {
+            self.apply(Change::SandboxLost);
+        }
+    }
+
+    /// Takes in the end of a run. It may come before the news of its start does: then it waits for that.
+    fn hear_status(&mut self, status: &cri::v1::ContainerStatus) {
+        if let Some(change) = adopt::exit_of(&self.context, &self.pod, &self.view, status) {
+            self.apply(change);
+            return;
+        }
+        let exited = status.state == cri::v1::ContainerState::ContainerExited as i32;
+        if exited && self.view.is_busy(&format!("start/{}", adopt::name_of(status))) {
+            self.early.note(status);
+        }
+    }
+
+    /// What was heard of a container's end before its start was known.
+    fn catch_up(&mut self, action: &Action) {
+        let Action::Start { container, .. } = action else { return };
+        let run = self.view.running(container).map(|running| running.id.clone());
+        let ended = self.early.take(container, run.as_deref());
+        if let Some(change) = ended.and_then(|status| adopt::exit_of(&self.context, &self.pod, &self.view, &status)) {
+            self.apply(change);
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        tracing::debug!(pod = %name_of(&self.pod), ?change);
+        let notes = self.view.apply(&self.pod, change, Timestamp::now());
+        notes.iter().for_each(|note| self.context.note(&self.pod, note));
+    }
+
+    fn shown(&self) -> std::sync::MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides, begins what was decided, tells what is new; when something is due that no event announces.
+    fn step(&mut self) -> Option<Timestamp> {
+        let mut plan = pod::decide(&self.pod, &self.view, Timestamp::now());
+        if plan.deadline_exceeded {
+            let reason = "DeadlineExceeded".to_owned();
+            let message = "Pod was active on the node longer than the specified deadline".to_owned();
+            self.apply(Change::Fail { reason, message, grace_s: None });
+            plan = pod::decide(&self.pod, &self.view, Timestamp::now());
+        }
+        for action in &plan.actions {
+            self.apply(Change::Begun(action.clone()));
+            self.shown().timeline.begin(action);
+        }
+        // Before anything is done: what it leads to builds on this.
+        self.save();
+        self.publish();
+        for action in plan.actions {
+            let job = effects::job(&self.context, &self.pod, &self.view, action, &self.shared);
+            self.aborts.insert(job.action.key(), job.abort.clone());
+            self.jobs.spawn(job.run());
+        }
+        plan.aborts.iter().filter_map(|key| self.aborts.get(key)).for_each(CancellationToken::cancel);
+        self.show();
+        plan.next_due
+    }
+
+    fn show(&self) {
+        let mut shown = self.shown();
+        shown.pod = self.pod.clone();
+        shown.view = self.view.clone();
+    }
+
+    fn save(&mut self) {
+        if self.saved == self.view.record {
+            return;
+        }
+        match self.context.records.save(uid_of(&self.pod), &self.view.record) {
+            Ok(()) => self.saved = self.view.record.clone(),
+            Err(error) => tracing::warn!(pod = %name_of(&self.pod), %error, "the pod's record cannot be written"),
+        }
+    }
+
+    fn publish(&mut self) {
+        let status = pod::status::compute(&self.pod, &self.view, &self.host, self.status.as_ref(), Timestamp::now());
+        if self.status.as_ref() != Some(&status) {
+            self.publisher.publish(status.clone());
+            self.shown().status = Some(status.clone());
+            self.status = Some(status);
+        }
+    }
+}
+
+/// The pod as it is when its deletion was asked for, now if it was not.
+fn ending(pod: &Pod, now: Timestamp) -> Pod {
+    let mut pod = pod.clone();
+    if pod.metadata.deletion_timestamp.is_none() {
+        let grace_s = pod::spec::grace_s(&pod);
+        let end = now.checked_add(SignedDuration::from_secs(grace_s)).unwrap_or(Timestamp::MAX);
+        pod.metadata.deletion_timestamp = Some(Time(end));
+        pod.metadata.deletion_grace_period_seconds = Some(grace_s);
+    }
+    pod
+}
+
+/// The time that a pod has to end; without bounds while nobody wants it to.
+fn grace_of(pod: &Pod) -> i64 {
+    let wanted = pod.metadata.deletion_timestamp.is_some();
+    pod.metadata.deletion_grace_period_seconds.filter(|_| wanted).unwrap_or(i64::MAX)
+}
+
+/// How long until `due` by the wall clock; a clock that jumps makes it late or early once, never stuck.
+fn until(due: Timestamp) -> Duration {
+    /// A wait is looked at again this often, so that a jump of the clock costs so much at most.
+    const LONGEST: Duration = Duration::from_secs(60);
+    let left = due.duration_since(Timestamp::now());
+    Duration::try_from(left).unwrap_or(Duration::ZERO).min(LONGEST)
+}
