@@ -258,7 +258,7 @@ impl Shared {
     }
 
     async fn serve(&self, listener: &dyn Listener) -> io::Result<()> {
-        let (mut decoder, mut buffer) = (Decoder::default(), vec![0; CHUNK]);
+        let mut decoder = Decoder::default();
         loop {
             let interest = {
                 let mut state = self.state();
@@ -273,7 +273,7 @@ impl Shared {
                     if ready?.is_writable() && interest.is_writable() {
                         self.write_on()?;
                     }
-                    match self.socket.try_io(Interest::READABLE, || self.receive(&mut buffer, &mut decoder)) {
+                    match self.socket.try_io(Interest::READABLE, || self.receive(&mut decoder)) {
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                         received => received?,
                     }
@@ -295,9 +295,10 @@ impl Shared {
         }
     }
 
-    fn receive(&self, buffer: &mut [u8], decoder: &mut Decoder) -> io::Result<()> {
-        let mut fds = Vec::new();
-        let count = sys::fdpass::recv(self.socket.as_fd(), buffer, &mut fds)?;
+    fn receive(&self, decoder: &mut Decoder) -> io::Result<()> {
+        // On the stack: connections are silent most of their life.
+        let (mut buffer, mut fds) = ([0; CHUNK], Vec::new());
+        let count = sys::fdpass::recv(self.socket.as_fd(), &mut buffer, &mut fds)?;
         decoder.push(&buffer[..count], fds);
         if count == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }

@@ -1,12 +1,12 @@
 //! An operation that runs once at a time, to its end, and that everybody who asks for it meanwhile shares.
 
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cri::Error;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use tokio::task::AbortHandle;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 /// What a running operation comes to.
@@ -21,7 +21,8 @@ pub(crate) struct Single {
 
 struct Running {
     outcome: Shared<BoxFuture<'static, Outcome>>,
-    task: AbortHandle,
+    /// Alive while it runs. A handle of the task would keep the task's memory, kilobytes, for as long as the object lives.
+    is_running: Weak<()>,
 }
 
 impl std::fmt::Debug for Single {
@@ -50,17 +51,24 @@ impl Single {
         F: Future<Output = Outcome> + Send + 'static,
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(operation) = running.as_ref().filter(|operation| !operation.task.is_finished()) {
+        if let Some(operation) = running.as_ref().filter(|operation| operation.is_running.strong_count() > 0) {
             return operation.outcome.clone();
         }
-        let task = tasks.spawn(begin());
-        let handle = task.abort_handle();
+        let (runs, (tell, told)) = (Arc::new(()), oneshot::channel());
+        let is_running = Arc::downgrade(&runs);
+        let operation = begin();
+        tasks.spawn(async move {
+            let outcome = operation.await;
+            // Before anybody hears of it: who has heard of it may begin anew.
+            drop(runs);
+            let _ = tell.send(outcome); // Nobody may be waiting.
+        });
         let outcome = async move {
-            task.await.unwrap_or_else(|error| Err(Error::Internal(format!("the operation was given up: {error}"))))
+            told.await.unwrap_or_else(|_| Err(Error::Internal("the operation was given up: it has died".to_owned())))
         };
         // A shared future moves on only while somebody polls it; the task inside needs nobody.
         let outcome = outcome.boxed().shared();
-        *running = Some(Running { outcome: outcome.clone(), task: handle });
+        *running = Some(Running { outcome: outcome.clone(), is_running });
         outcome
     }
 
