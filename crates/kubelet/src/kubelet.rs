@@ -78,7 +78,7 @@ impl Kubelet {
     }
 
     /// All pods with the statuses that were published last.
-    pub fn pods(&self) -> Vec<(Arc<Pod>, Option<PodStatus>)> {
+    pub fn pods(&self) -> Vec<(Arc<Pod>, Option<Arc<PodStatus>>)> {
         let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         let shown = workers.values().map(|worker| worker.shown.lock().unwrap_or_else(PoisonError::into_inner));
         shown.map(|shown| (shown.pod.clone(), shown.status.clone())).collect()

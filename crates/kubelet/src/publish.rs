@@ -20,7 +20,7 @@ pub(crate) struct Publisher {
 /// The latest status, and whether the source has it.
 #[derive(Debug, Clone, Default)]
 struct Latest {
-    status: Option<PodStatus>,
+    status: Option<Arc<PodStatus>>,
     is_taken: bool,
 }
 
@@ -43,7 +43,7 @@ impl Publisher {
         Self { latest, _task: AbortOnDropHandle::new(task) }
     }
 
-    pub(crate) fn publish(&self, status: PodStatus) {
+    pub(crate) fn publish(&self, status: Arc<PodStatus>) {
         self.latest.send_replace(Latest { status: Some(status), is_taken: false });
     }
 
@@ -58,14 +58,12 @@ async fn publish(source: Arc<dyn Source>, uid: String, latest: watch::Sender<Lat
     let mut rests = Rests::new();
     loop {
         // This task has a sender itself, so there is never none.
-        let Ok(now) = news.wait_for(|latest| !latest.is_taken && latest.status.is_some()).await.map(|now| now.clone())
-        else {
-            return;
-        };
-        if is_taken(&*source, &uid, now.status.clone().unwrap_or_default()).await {
+        let wanted = news.wait_for(|latest| !latest.is_taken && latest.status.is_some()).await;
+        let Ok(Some(status)) = wanted.map(|now| now.status.clone()) else { return };
+        if is_taken(&*source, &uid, &status).await {
             rests = Rests::new();
             latest.send_if_modified(|latest| {
-                latest.is_taken = latest.status == now.status;
+                latest.is_taken = latest.status.as_ref() == Some(&status);
                 latest.is_taken
             });
         } else {
@@ -75,8 +73,8 @@ async fn publish(source: Arc<dyn Source>, uid: String, latest: watch::Sender<Lat
 }
 
 /// Whether there is nothing more to do about a status.
-async fn is_taken(source: &dyn Source, uid: &str, status: PodStatus) -> bool {
-    let Err(error) = source.update_pod_status(uid, status).await else { return true };
+async fn is_taken(source: &dyn Source, uid: &str, status: &PodStatus) -> bool {
+    let Err(error) = source.update_pod_status(uid, status.clone()).await else { return true };
     if error.is_passing() {
         tracing::warn!(uid, error = chain(&error), "a pod's status was not taken; trying again");
         return false;

@@ -20,8 +20,8 @@ pub struct View {
     pub volumes: Setup,
     /// The pod's sandbox.
     pub sandbox: Sandbox,
-    /// Containers by name, as they run now.
-    pub containers: BTreeMap<String, ContainerView>,
+    /// Containers by name, as they run now. In boxes, because a node of the map has room for eleven, and pods have one or two.
+    pub containers: BTreeMap<String, Box<ContainerView>>,
     /// Actions under way, by [`Action::key`].
     pub busy: BTreeSet<String>,
     /// What has not been taken down yet.
@@ -44,8 +44,8 @@ pub struct Record {
     /// Less time than its own that the pod has to end, when the node needs what it uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_s: Option<i64>,
-    /// By container name.
-    pub containers: BTreeMap<String, ContainerRecord>,
+    /// By container name; in boxes as in [`View::containers`].
+    pub containers: BTreeMap<String, Box<ContainerRecord>>,
     /// Failures of the volumes.
     pub volumes: Outage,
     /// Failures of the sandbox.

@@ -33,9 +33,9 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) pod: Arc<Pod>,
-    pub(crate) view: View,
+    pub(crate) view: Arc<View>,
     pub(crate) timeline: Timeline,
-    pub(crate) status: Option<PodStatus>,
+    pub(crate) status: Option<Arc<PodStatus>>,
 }
 
 impl Shown {

@@ -57,12 +57,13 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
 struct Worker {
     context: Arc<Context>,
     pod: Arc<Pod>,
-    view: View,
+    /// What is shown shares it until it changes.
+    view: Arc<View>,
     host: Host,
     /// The source does not have the pod any more.
     is_gone: bool,
     /// The status that was published last.
-    status: Option<PodStatus>,
+    status: Option<Arc<PodStatus>>,
     /// The record that is on disk.
     saved: Record,
     publisher: Publisher,
@@ -77,7 +78,7 @@ struct Worker {
 
 impl Worker {
     fn new(context: Arc<Context>, pod: Arc<Pod>, events: UnboundedSender<Event>) -> Self {
-        let (view, status) = (View::default(), pod.status.clone());
+        let (view, status) = (Arc::<View>::default(), pod.status.clone().map(Arc::new));
         let shown = Shown { pod: pod.clone(), view: view.clone(), timeline: Timeline::new(), status: status.clone() };
         let publisher = Publisher::new(context.parts.source.clone(), uid_of(&pod).to_owned());
         let host = Host { addresses: context.config.generate.node.ips.clone() };
@@ -102,7 +103,7 @@ impl Worker {
     fn take_over(&mut self, found: Found) -> Vec<Change> {
         let (view, changes) = adopt::view_of(&self.context, &self.pod, found);
         self.saved = view.record.clone();
-        self.view = view;
+        self.view = Arc::new(view);
         self.show();
         changes
     }
@@ -125,7 +126,7 @@ impl Worker {
     }
 
     /// Works until the source has forgotten the pod and nothing of it is left.
-    async fn run(mut self, mut heard: UnboundedReceiver<Event>) {
+    async fn run(&mut self, mut heard: UnboundedReceiver<Event>) {
         while !(self.is_gone && self.view.is_taken_down()) {
             let next_due = self.step();
             let wait = async {
@@ -239,7 +240,7 @@ impl Worker {
 
     fn apply(&mut self, change: Change) {
         tracing::debug!(pod = %name_of(&self.pod), ?change);
-        let notes = self.view.apply(&self.pod, change, Timestamp::now());
+        let notes = Arc::make_mut(&mut self.view).apply(&self.pod, change, Timestamp::now());
         notes.iter().for_each(|note| self.context.note(&self.pod, note));
     }
 
@@ -290,8 +291,10 @@ impl Worker {
     }
 
     fn publish(&mut self) {
-        let status = pod::status::compute(&self.pod, &self.view, &self.host, self.status.as_ref(), Timestamp::now());
-        if self.status.as_ref() != Some(&status) {
+        let before = self.status.as_deref();
+        let status = pod::status::compute(&self.pod, &self.view, &self.host, before, Timestamp::now());
+        if before != Some(&status) {
+            let status = Arc::new(status);
             self.publisher.publish(status.clone());
             self.shown().status = Some(status.clone());
             self.status = Some(status);

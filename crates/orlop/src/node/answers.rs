@@ -42,7 +42,7 @@ impl Agent {
             .collect();
         for pod in pods {
             let status = pod["metadata"]["uid"].as_str().and_then(|uid| seen.remove(uid));
-            if let Some(status) = status.and_then(|status| serde_json::to_value(status).ok()) {
+            if let Some(status) = status.and_then(|status| serde_json::to_value(&*status).ok()) {
                 pod["status"] = status;
             }
         }

@@ -144,8 +144,10 @@ impl Statuses {
     fn look(&self, slot: Arc<Slot>, pod: &Pod) {
         let needs_writer = {
             let mut state = slot.lock();
-            let theirs = pod.status.clone().unwrap_or_default();
             let is_news = state.base.as_ref().is_none_or(|(known, _)| *known < version(pod));
+            // The table knows as much from here on.
+            state.base.take_if(|(known, _)| *known <= version(pod));
+            let theirs = pod.status.clone().unwrap_or_default();
             if !state.is_clean() || !is_news || diff::status_patch(&theirs, &state.wanted).is_none() {
                 return;
             }
