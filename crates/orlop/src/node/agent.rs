@@ -33,6 +33,9 @@ use super::layout::Layout;
 /// The longest that an ending pod waits until no service rule leads to it.
 const BARRIER: Duration = Duration::from_secs(1);
 
+/// Without a change for so long, the node is at rest.
+const QUIET: Duration = Duration::from_secs(5);
+
 /// What an agent is told.
 pub(super) struct Config {
     pub(super) layout: Layout,
@@ -91,6 +94,7 @@ impl Agent {
             groups: groups.clone(),
             site,
         };
+        base.tasks.begin(be_thrifty(source.store().changes()));
         let kubelet = Kubelet::start(config, parts).await.context("start the kubelet")?;
         Ok(Self {
             layout,
@@ -148,6 +152,15 @@ impl Agent {
     /// For whoever removes the rules.
     pub(super) fn take_proxy(&self) -> Option<Proxy> {
         self.proxy.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Gives back to the kernel what a burst of work has left of the heap, as soon as nothing changes any more.
+async fn be_thrifty(mut changes: watch::Receiver<u64>) {
+    while changes.changed().await.is_ok() {
+        while let Ok(Ok(())) = tokio::time::timeout(QUIET, changes.changed()).await {}
+        // It holds the heaps' locks for a millisecond or two.
+        let _ = tokio::task::spawn_blocking(sys::fork::trim_heap).await;
     }
 }
 

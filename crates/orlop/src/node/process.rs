@@ -6,6 +6,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads that run tasks. What may block has threads of its own, made as they are needed.
 const WORKERS: usize = 2;
+/// Heaps of all threads together: enough that those which run tasks seldom wait for each other.
+const HEAPS: i32 = 2;
 /// A task's frames are small; the default of 2 MiB would count against the node's memory for each blocked path.
 const STACK_BYTES: usize = 512 << 10;
 
@@ -16,6 +18,7 @@ pub(super) fn seal() -> anyhow::Result<()> {
 
 /// The daemon's threads.
 pub(super) fn threads() -> anyhow::Result<Runtime> {
+    sys::fork::share_heaps(HEAPS);
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_stack_size(STACK_BYTES)
