@@ -1,15 +1,17 @@
 //! Files of a sandbox that its containers see.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use crate::sandbox::Sandbox;
+use crate::shared::{self, SHM, Shared};
 use crate::spec::{self, SandboxFiles};
 
 const HOSTNAME: &str = "hostname";
 const HOSTS: &str = "hosts";
 const RESOLV_CONF: &str = "resolv.conf";
-/// Not a file: the name that the shared memory has in configurations, see [`crate::shm`].
-const SHM: &str = "shm";
 /// Where the node's own resolver configuration is.
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOST_HOSTS: &str = "/etc/hosts";
@@ -26,31 +28,35 @@ fn node_name() -> String {
     sys::rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Writes those that do not depend on the sandbox's address.
-pub(crate) fn put(sandbox: &Sandbox) -> io::Result<()> {
-    sandbox.records.put_shared(HOSTNAME, &spec::hostname_file(&sandbox.config, &node_name()))?;
-    let resolv_conf = spec::resolv_conf(&sandbox.config);
+/// Makes them, but for what depends on the sandbox's address.
+pub(crate) fn make(sandbox: &Sandbox, root_is_initramfs: bool) -> io::Result<Shared> {
+    let hostname = spec::hostname_file(&sandbox.config, &node_name());
     // Without a request the node's resolver is meant; a node without one has none to give.
+    let resolv_conf = spec::resolv_conf(&sandbox.config);
     let resolv_conf = resolv_conf.unwrap_or_else(|| std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default());
-    sandbox.records.put_shared(RESOLV_CONF, &resolv_conf).map(drop)
+    let files = [(HOSTNAME, hostname), (RESOLV_CONF, resolv_conf), (HOSTS, hosts(sandbox))];
+    shared::make(root_is_initramfs, &files)
 }
 
-/// Writes the hosts file, which names the sandbox's address, or is the node's in its network; a kubelet mounts one of its
-/// own over it.
-pub(crate) fn put_hosts(sandbox: &Sandbox) -> io::Result<()> {
+/// Writes the hosts file again, now that the sandbox has its address.
+pub(crate) fn put_hosts(sandbox: &Sandbox, shared: &Shared) -> io::Result<()> {
+    if sandbox.host_network() { Ok(()) } else { shared.put(HOSTS, &hosts(sandbox)) }
+}
+
+/// The hosts file names the sandbox's address, or is the node's in its network; a kubelet mounts one of its own over it.
+fn hosts(sandbox: &Sandbox) -> String {
     if sandbox.host_network() {
-        let hosts = std::fs::read_to_string(HOST_HOSTS).unwrap_or_default(); // A node without one has none to give.
-        return sandbox.records.put_shared(HOSTS, &hosts).map(drop);
+        return std::fs::read_to_string(HOST_HOSTS).unwrap_or_default(); // A node without one has none to give.
     }
     let ips = sandbox.live().ips.clone();
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for ip in ips {
         text.push_str(&format!("{ip}\t{}\n", hostname(sandbox)));
     }
-    sandbox.records.put_shared(HOSTS, &text).map(drop)
+    text
 }
 
-/// Where they are.
+/// The names that they have in configurations; nothing is there on the host.
 pub(crate) fn of(sandbox: &Sandbox) -> SandboxFiles {
     let directory = sandbox.records.directory();
     SandboxFiles {
@@ -59,4 +65,11 @@ pub(crate) fn of(sandbox: &Sandbox) -> SandboxFiles {
         resolv_conf: Some(directory.join(RESOLV_CONF)),
         shm: Some(directory.join(SHM)),
     }
+}
+
+/// Detached mounts of them for a container, by those names.
+pub(crate) fn copies(sandbox: &Sandbox, namespace: BorrowedFd<'_>) -> io::Result<BTreeMap<String, OwnedFd>> {
+    let named = |name: &str| Path::join(sandbox.records.directory(), name).to_string_lossy().into_owned();
+    let copies = shared::copies(namespace, &[HOSTNAME, HOSTS, RESOLV_CONF, SHM])?;
+    Ok(copies.into_iter().map(|(name, mount)| (named(name), mount)).collect())
 }

@@ -21,9 +21,9 @@ use sys::cgroup::{Cgroup, Entry};
 
 use crate::container::Container;
 use crate::core::{Core, failed, patient};
+use crate::files;
 use crate::sandbox::Sandbox;
 use crate::spec::{self, ContainerInput, ContainerSpec, ResolvedUser};
-use crate::{files, shm};
 
 /// Everything that a start needs, held from the container's making to its start.
 #[derive(Debug)]
@@ -53,14 +53,14 @@ pub(crate) async fn prepare(
     image: Arc<Image>,
 ) -> Result<Made, Error> {
     let (core, sandbox, container) = (core.clone(), sandbox.clone(), container.clone());
-    let shm = namespace_of(&sandbox, protocol::NamespaceKind::Mount, None).await?;
+    let shared = namespace_of(&sandbox, protocol::NamespaceKind::Mount, None).await?;
     let users = match spec::sandbox_users(&sandbox.config)? {
         Some(_) => Some(namespace_of(&sandbox, protocol::NamespaceKind::User, None).await?),
         None => None,
     };
     patient(move || {
         let job = Job { core: &core, sandbox: &sandbox, container: &container, config: &config };
-        job.make(&image, shm.as_fd(), users)
+        job.make(&image, shared.as_fd(), users)
     })
     .await?
 }
@@ -73,7 +73,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn make(&self, image: &Image, shm: BorrowedFd<'_>, users: Option<OwnedFd>) -> Result<Made, Error> {
+    fn make(&self, image: &Image, shared: BorrowedFd<'_>, users: Option<OwnedFd>) -> Result<Made, Error> {
         let prepared = spec::prepare(self.config)?;
         let copy = users.as_ref().map(OwnedFd::try_clone).transpose();
         let user_namespace = copy.map_err(|error| self.failed("mapping the users of", &error))?;
@@ -105,8 +105,8 @@ impl Job<'_> {
         }
         let plan =
             spec.launch_plan(&self.core.host.facts).map_err(|error| Error::InvalidArgument(error.to_string()))?;
-        let shm = shm::copy(shm).map_err(|error| self.failed("sharing memory with", &error))?;
-        let made = files.shm.iter().map(|path| path.to_string_lossy().into_owned()).zip([shm]).collect();
+        let made = files::copies(self.sandbox, shared);
+        let made = made.map_err(|error| self.failed("sharing memory and files with", &error))?;
         let mounts = spec.open_sources(&plan, made, users.as_ref().map(OwnedFd::as_fd), &self.core.images)?;
         let log = log_of(self.core, self.sandbox, self.config);
         let log = log.map_err(|error| self.failed("opening the log of", &error))?;

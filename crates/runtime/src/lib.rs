@@ -36,7 +36,7 @@ mod run;
 mod runtime;
 mod sandbox;
 mod service;
-mod shm;
+mod shared;
 mod single;
 mod spec;
 mod stats;

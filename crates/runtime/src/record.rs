@@ -5,14 +5,12 @@
 //!                          containers/<id>   ContainerRecord
 //!                          containers/<id>.json   the container's configuration, for exec and `inspect`
 //!                          keeper.sock, keeper.state   the keeper's own
-//!                          hostname, resolv.conf       mounted into the containers
 //! ```
 //! Records are protobuf, so that a newer daemon reads what an older one wrote. Each is replaced in one step; nothing is
 //! synced, for after a power failure there is nothing left that they describe.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use cri::v1;
@@ -178,14 +176,6 @@ impl Records {
     pub(crate) fn remove_container(&self, id: &str) -> io::Result<()> {
         gone_is_fine(fs::remove_file(self.spec_path(id)))?;
         gone_is_fine(fs::remove_file(self.directory.join(CONTAINERS).join(id)))
-    }
-
-    /// Writes a file that containers see; it keeps its inode, for it may be mounted.
-    pub(crate) fn put_shared(&self, name: &str, text: &str) -> io::Result<PathBuf> {
-        let path = self.directory.join(name);
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&path)?;
-        file.write_all(text.as_bytes())?;
-        Ok(path)
     }
 
     fn put(&self, name: &Path, bytes: &[u8]) -> io::Result<()> {

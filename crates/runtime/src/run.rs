@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! record ─┬─ network namespace and address ─┬─► keeper ─► Hello ─► record, READY
-//!         ├─ shared memory ─────────────────┤
-//!         └─ control group, files ──────────┘
+//!         ├─ shared memory and files ───────┤
+//!         └─ control group ─────────────────┘
 //! ```
 //! What fails takes everything back; the client hears of no sandbox then.
 
@@ -24,7 +24,7 @@ use crate::record::{Progress, Records, SandboxRecord};
 use crate::sandbox::{Phase, Sandbox};
 use crate::single::Outcome;
 use crate::table::Entered;
-use crate::{files, group, launch, shm, spec};
+use crate::{files, group, launch, spec};
 
 /// What protects a keeper from the kernel's OOM killer, as containerd protects its pause containers.
 const KEEPER_OOM_SCORE: i32 = -998;
@@ -102,16 +102,16 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
         let (core, sandbox) = (core.clone(), sandbox.clone());
         blocking(move || begin(&core, &sandbox))
     };
-    let root_is_initramfs = core.host.facts.root_is_initramfs;
-    let shm = blocking(move || shm::make(root_is_initramfs));
+    let (root_is_initramfs, named) = (core.host.facts.root_is_initramfs, sandbox.clone());
+    let shared = blocking(move || files::make(&named, root_is_initramfs));
     // A user namespace owns the network namespace of its pod, so that one is made by the keeper and connected later.
     let owned = spec::sandbox_users(&sandbox.config)?.is_some();
     let given =
         async { if owned || sandbox.host_network() { Ok(None) } else { attach(core, sandbox, None).await.map(Some) } };
-    let (netns, entry, shm) = tokio::join!(given, begun, shm);
-    let shm = shm.map_err(|error| failed("making the shared memory of sandbox", &sandbox.id, &error))?;
+    let (netns, entry, shared) = tokio::join!(given, begun, shared);
+    let shared = shared.map_err(|error| failed("making the shared files of sandbox", &sandbox.id, &error))?;
     let (netns, entry) = (netns?, entry?);
-    let client = Arc::new(start_keeper(core, sandbox, netns, &shm, &entry)?);
+    let client = Arc::new(start_keeper(core, sandbox, netns, &shared.namespace, &entry)?);
     let welcome = client.hello(Role::Control).await;
     let welcome = welcome.map_err(|error| failed("starting the keeper of sandbox", &sandbox.id, &error))?;
     {
@@ -126,7 +126,8 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
         let netns = launch::namespace_of(sandbox, NamespaceKind::Net, None).await?;
         attach(core, sandbox, Some(netns)).await?;
     }
-    files::put_hosts(sandbox).map_err(|error| failed("writing the hosts file of sandbox", &sandbox.id, &error))?;
+    files::put_hosts(sandbox, &shared)
+        .map_err(|error| failed("writing the hosts file of sandbox", &sandbox.id, &error))?;
     let record = sandbox.record(&core.boot_id, Progress::Made);
     sandbox.records.put_sandbox(&record).map_err(|error| failed("recording sandbox", &sandbox.id, &error))?;
     let mut live = sandbox.live();
@@ -160,12 +161,11 @@ pub(crate) fn settle(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> impl Future<Ou
     })
 }
 
-/// Directory, record, files, control group.
+/// Directory, record, control group.
 fn begin(core: &Core, sandbox: &Sandbox) -> Result<sys::cgroup::Entry, Error> {
     let record = sandbox.record(&core.boot_id, Progress::Making);
     let written = sandbox.records.create().and_then(|()| sandbox.records.put_sandbox(&record));
     written.map_err(|error| failed("recording sandbox", &sandbox.id, &error))?;
-    files::put(sandbox).map_err(|error| failed("writing the files of sandbox", &sandbox.id, &error))?;
     let group = sandbox.keeper_group();
     let entered = group.create().and_then(|()| group.entry());
     entered.map_err(|error| failed("making the control group of sandbox", &sandbox.id, &error))
@@ -221,7 +221,7 @@ fn start_keeper(
     core: &Arc<Core>,
     sandbox: &Arc<Sandbox>,
     netns: Option<OwnedFd>,
-    shm: &OwnedFd,
+    mounts: &OwnedFd,
     entry: &sys::cgroup::Entry,
 ) -> Result<Client, Error> {
     let fail = |error: std::io::Error| failed("starting the keeper of sandbox", &sandbox.id, &error);
@@ -229,7 +229,7 @@ fn start_keeper(
     let fds = KeeperFds {
         directory: directory.as_fd(),
         network: netns.as_ref().map(|netns| netns.as_fd()),
-        mounts: Some(shm.as_fd()),
+        mounts: Some(mounts.as_fd()),
         cgroup: Some(entry).filter(|entry| entry.at_birth()),
     };
     let socket = core.zygote.spawn_keeper(keeper_config(sandbox)?, &fds).map_err(fail)?;

@@ -12,7 +12,7 @@ pub fn parse(release: &str) -> (u32, u32) {
 }
 
 /// Whether mounts of a tmpfs can show owners through a user namespace (Linux 6.3, mm/shmem.c `FS_ALLOW_IDMAP`). Without
-/// it a pod cannot have users of its own, because its files in the run directory are on one.
+/// it a pod cannot have users of its own, because the files that its containers share are on one.
 pub fn maps_owners_on_tmpfs() -> bool {
     version() >= (6, 3)
 }

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_pod_in_the_hosts_namespaces", a_pod_in_the_hosts_namespaces),
     ("a_pod_with_one_process_namespace", a_pod_with_one_process_namespace),
     ("exec_sync_answers_and_times_out", exec_sync_answers_and_times_out),
+    ("the_files_of_a_pod_have_a_budget", the_files_of_a_pod_have_a_budget),
 ];
 
 fn a_pod_lives_and_goes() {
@@ -238,6 +239,23 @@ fn a_pod_with_one_process_namespace() {
         let answer = node.exec(&debugger, &["ps", "-o", "pid,args"], 0).await.unwrap();
         let listed = String::from_utf8_lossy(&answer.stdout).into_owned();
         assert!(listed.lines().any(|line| line.trim() == "1 sleep 4245"), "{listed}");
+        node
+    });
+}
+
+/// They are the node's memory: a container may write to them, but not without end.
+fn the_files_of_a_pod_have_a_budget() {
+    on_a_node(|node| async {
+        let script = "hostname; echo 192.0.2.1 mine >> /etc/hosts && grep -c mine /etc/hosts; \
+                      for file in hosts hostname resolv.conf; do \
+                      dd if=/dev/zero of=/etc/$file bs=64k count=64 2>/dev/null || echo full; done; \
+                      cat /etc/hosts /etc/hostname /etc/resolv.conf | wc -c";
+        let pod = node.pod("greedy", script).await;
+        node.exited(&pod.container).await;
+        let log = node.log("greedy");
+        assert_eq!(log[..5], ["greedy", "1", "full", "full", "full"].map(|line| format!("stdout F {line}")));
+        let bytes: u64 = log[5].rsplit(' ').next().unwrap().parse().unwrap();
+        assert!((512 << 10..=2 << 20).contains(&bytes), "{bytes}");
         node
     });
 }
