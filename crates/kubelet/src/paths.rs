@@ -22,9 +22,15 @@ impl Paths {
         self.pods().join(uid)
     }
 
+    /// Files that the pod's containers write to and the node reads: a tmpfs with a budget. No container's name begins with
+    /// a dot, so the hosts file has one.
+    pub fn written(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("containers")
+    }
+
     /// The pod's managed `/etc/hosts`.
     pub fn hosts_file(&self, uid: &str) -> PathBuf {
-        self.pod(uid).join("etc-hosts")
+        self.written(uid).join(".etc-hosts")
     }
 
     /// A volume: `pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`.
@@ -39,7 +45,7 @@ impl Paths {
 
     /// The file that a container writes its termination message to.
     pub fn termination_message(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
-        self.pod(uid).join("containers").join(container).join(attempt.to_string())
+        self.written(uid).join(container).join(attempt.to_string())
     }
 
     /// Where `localhostProfile` of seccomp is looked up.

@@ -169,7 +169,7 @@ fn secrets_are_in_memory_and_tear_down_leaves_nothing() {
         assert_eq!(fs::read_to_string(memory.join("a/b/x")).unwrap(), "kept");
         assert_eq!(fs::metadata(&made[2].host_path).unwrap().permissions().mode() & 0o7777, 0o777);
         let before = mounted_below(fixture.dir.path());
-        assert_eq!(before, 3, "secret, memory, sub-path");
+        assert_eq!(before, 4, "secret, memory, sub-path, what containers write for the node");
 
         fixture.restart();
         let again = fixture.volumes.set_up(&pod).await.unwrap();
@@ -182,6 +182,32 @@ fn secrets_are_in_memory_and_tear_down_leaves_nothing() {
         assert_eq!(mounted_below(fixture.dir.path()), 0);
         assert!(fixture.volumes.on_disk().is_empty());
         fixture.volumes.tear_down("u1").await.unwrap();
+    });
+}
+
+#[test]
+fn what_containers_write_for_the_node_has_a_budget() {
+    with_mounts(async |mut fixture| {
+        let pod = mounting(json!([]), json!([]));
+        fixture.volumes.set_up(&pod).await.unwrap();
+        let paths = Paths { root: fixture.host("kubelet"), logs: fixture.host("logs") };
+        let message = paths.termination_message("u1", "c", 0);
+        fs::create_dir(message.parent().unwrap()).unwrap();
+        fs::write(paths.hosts_file("u1"), vec![0; 900 << 10]).unwrap();
+        let full = fs::write(&message, vec![0; 200 << 10]).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+
+        fs::write(&message, "said").unwrap();
+        fixture.restart();
+        fixture.volumes.set_up(&pod).await.unwrap();
+        assert_eq!((mounted_below(fixture.dir.path()), fs::read_to_string(&message).unwrap().as_str()), (1, "said"));
+        fixture.volumes.tear_down("u1").await.unwrap();
+        assert_eq!(mounted_below(fixture.dir.path()), 0);
+
+        // A pod of an earlier version keeps what it has.
+        fs::create_dir_all(message.parent().unwrap()).unwrap();
+        fixture.volumes.set_up(&pod).await.unwrap();
+        assert_eq!(mounted_below(fixture.dir.path()), 0);
     });
 }
 

@@ -399,7 +399,20 @@ pub fn prepare_files(config: &Config, request: &Request<'_>) -> Result<(), Gener
         write_file(&path, hosts_content(config, request)?.as_bytes())?;
     }
     let message = config.paths.termination_message(uid, &request.container.name, request.attempt);
-    touch(&message)
+    touch(&message)?;
+    forget_old(&message, request.attempt);
+    Ok(())
+}
+
+/// Of a container's messages the newest and the one before it stay, as its runs do.
+fn forget_old(message: &Path, newest: u32) {
+    let entries = message.parent().and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten().flatten();
+    for entry in entries {
+        let attempt = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        if attempt.is_some_and(|attempt| attempt + 1 < newest) {
+            let _ = fs::remove_file(entry.path()); // It goes with the pod at the latest.
+        }
+    }
 }
 
 fn hosts_content(config: &Config, request: &Request<'_>) -> Result<String, GenerateError> {

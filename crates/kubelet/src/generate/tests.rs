@@ -137,8 +137,11 @@ fn files_are_made_and_kept() {
         assert!(hosts.contains("10.85.0.9\tweb\n") && hosts.ends_with("192.0.2.1\tx\n"));
         let message = config.paths.termination_message("u1", "c", 2);
         fs::write(&message, "said").unwrap();
+        let earlier = [0, 1].map(|attempt| config.paths.termination_message("u1", "c", attempt));
+        earlier.iter().for_each(|path| fs::write(path, "").unwrap());
         prepare_files(config, request).unwrap();
         assert_eq!(fs::read_to_string(&message).unwrap(), "said");
+        assert_eq!(earlier.map(|path| path.exists()), [false, true]);
         assert!(config.paths.logs.join("shop_web_u1/c").is_dir());
     });
 }

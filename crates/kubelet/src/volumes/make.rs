@@ -50,8 +50,11 @@ impl Maker {
         .map(drop)
     }
 
-    /// Makes every used volume; paths of the node have been looked at.
+    /// Makes every used volume, and the place of what its containers write for the node; paths of the node have been looked
+    /// at.
     pub(super) fn make(&self, ground: &Ground) -> Result<BTreeMap<String, Ready>, VolumeError> {
+        let written = place::written(&self.config.paths.written(uid_of(&self.pod)));
+        written.map_err(|cause| VolumeError { volume: "etc-hosts".to_owned(), cause })?;
         self.each(|name, kind| match kind {
             Kind::EmptyDir { memory, size } => {
                 let path = self.dir("empty-dir", name);

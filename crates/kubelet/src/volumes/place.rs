@@ -26,6 +26,17 @@ pub(super) fn empty_dir(path: &Path, memory: bool, size: Option<u64>) -> Result<
     set_mode(path, 0o777)
 }
 
+/// What all containers of a pod may write to `/etc/hosts` and their termination messages, of which the node reads 4 KiB.
+const WRITTEN_SIZE: &str = "1m";
+
+/// Makes the directory of the files that containers write to, as a tmpfs: on a disk they could grow without end. A pod that
+/// an earlier version began has its files there already, and keeps them.
+pub(super) fn written(path: &Path) -> Result<(), Cause> {
+    make_dir(path)?;
+    let is_new = fs::read_dir(path).map_err(Cause::file("read", path))?.next().is_none();
+    if is_new && !is_mounted(path)? { mount_tmpfs(path, Some(WRITTEN_SIZE), "0755") } else { Ok(()) }
+}
+
 /// How large an emptyDir in memory may become: its own limit, the pod's, or what the node leaves to pods.
 pub(super) fn memory_size(pod: &Pod, node: &NodeFacts, limit: Option<u64>) -> Option<u64> {
     let of_pod = qos::pod_limits(pod, None).memory_bytes.and_then(|bytes| u64::try_from(bytes).ok());
