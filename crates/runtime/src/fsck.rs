@@ -5,18 +5,16 @@ use std::sync::Arc;
 
 use cri::Error;
 use futures_util::future::join_all;
+use network::Owned;
 use sys::cgroup::Cgroup;
 
 use crate::core::{Core, blocking, failed};
-use crate::runtime::Owned;
 use crate::single::Outcome;
 use crate::stop;
 
 /// Everything that belongs to the runtime.
 pub(crate) async fn everything(core: &Arc<Core>) -> Result<Vec<Owned>, Error> {
-    let network = core.network.fsck().await.map_err(|error| Error::internal(&error))?;
-    let mut owned: Vec<Owned> =
-        network.into_iter().map(|one| Owned { kind: one.kind, name: one.name, owner: one.owner }).collect();
+    let mut owned = core.network.fsck().await.map_err(|error| Error::internal(&error))?;
     let shared = core.clone();
     owned.extend(blocking(move || local(&shared)).await?);
     Ok(owned)

@@ -49,4 +49,6 @@ mod usage;
 
 pub use config::{Config, LogLimits, Parts};
 pub use images::{ImageServer, ImagesInUse};
-pub use runtime::{Owned, Runtime, StartError};
+/// Something on the host that belongs to the runtime: `sandbox`, `cgroup`, `rootfs`, or a kind of the network's.
+pub use network::Owned;
+pub use runtime::{Runtime, StartError};

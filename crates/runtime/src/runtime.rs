@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use network::Owned;
 use sys::cgroup::Hierarchy;
 use sys::rustix::fs::{FlockOperation, flock};
 use sys::rustix::io::Errno;
@@ -32,17 +33,6 @@ impl std::fmt::Debug for Runtime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Runtime").field("config", &self.core.config).finish_non_exhaustive()
     }
-}
-
-/// Something on the host that belongs to the runtime.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owned {
-    /// `sandbox`, `cgroup`, `rootfs`, or a kind of the network's.
-    pub kind: &'static str,
-    /// Its path or name.
-    pub name: String,
-    /// The sandbox or container that needs it; `None`: nobody does, it is a leak.
-    pub owner: Option<String>,
 }
 
 /// Why a runtime cannot start.

@@ -20,6 +20,15 @@ pub(crate) trait Input: BufRead {
     }
 }
 
+/// Reads what is buffered: `Read` of whatever has a buffer.
+pub(crate) fn read_buffered(reader: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
+    let available = reader.fill_buf()?;
+    let bytes = available.len().min(buffer.len());
+    buffer[..bytes].copy_from_slice(&available[..bytes]);
+    reader.consume(bytes);
+    Ok(bytes)
+}
+
 pub(crate) fn truncated() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of an entry")
 }
@@ -95,11 +104,7 @@ impl<R: Read> Spooled<R> {
 
 impl<R: Read> Read for Spooled<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let bytes = available.len().min(buffer.len());
-        buffer[..bytes].copy_from_slice(&available[..bytes]);
-        self.consume(bytes);
-        Ok(bytes)
+        read_buffered(self, buffer)
     }
 }
 

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use crate::Limits;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::worker::inflate::Inflated;
-use crate::worker::input::Input;
+use crate::worker::input::{Input, read_buffered};
 
 const PIECE_BYTES: usize = 256 << 10;
 /// Pieces under way to each of the two readers.
@@ -105,11 +105,7 @@ impl Input for Stream {}
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let bytes = available.len().min(buffer.len());
-        buffer[..bytes].copy_from_slice(&available[..bytes]);
-        self.consume(bytes);
-        Ok(bytes)
+        read_buffered(self, buffer)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use image::{Digest, Error, Reference, Silent};
@@ -355,24 +355,27 @@ fn a_hung_registry_holds_up_no_layer_that_another_has() {
     });
 }
 
+/// A proxy that tells when it is asked for a layer, and goes on with each such request when it is told to.
+fn waiting_proxy(registry: &Registry, layer: &str) -> (Proxy, Receiver<()>, Sender<()>) {
+    let (reached, at_layer) = channel();
+    let (go, wait) = channel::<()>();
+    let (wait, layer) = (std::sync::Mutex::new(wait), layer.to_owned());
+    let proxy = Proxy::start(registry.address(), move |request| {
+        if is_layer(request, &layer) {
+            let _ = reached.send(()); // As a rule only the first is waited for.
+            wait.lock().unwrap().recv().unwrap();
+        }
+        Answer::Forward
+    });
+    (proxy, at_layer, go)
+}
+
 fn pulls_of_one_image_fetch_it_once() {
     let scene = Scene::new();
     let (registry, layout) = stocked(&scene);
     let (digest, _) = large_layer(&layout);
-    let (reached, at_layer) = channel();
-    let (go, wait) = channel::<()>();
-    let wait = std::sync::Mutex::new(wait);
-    let proxy = {
-        let digest = digest.clone();
-        Proxy::start(registry.address(), move |request| {
-            if is_layer(request, &digest) {
-                // The layer comes when all pulls have begun.
-                reached.send(()).unwrap();
-                wait.lock().unwrap().recv().unwrap();
-            }
-            Answer::Forward
-        })
-    };
+    // The layer comes when all pulls have begun.
+    let (proxy, at_layer, go) = waiting_proxy(&registry, &digest);
     run(async {
         let pulls: Vec<_> = (0..6)
             .map(|_| {
@@ -397,14 +400,14 @@ fn pulls_of_one_image_fetch_it_once() {
 }
 
 /// The pull of an image whose large layer hangs in the middle, once it does.
-async fn hanging_pull(scene: &Scene, proxy: &Proxy, at: std::sync::mpsc::Receiver<()>) -> tokio::task::JoinHandle<()> {
+async fn hanging_pull(scene: &Scene, proxy: &Proxy, at: Receiver<()>) -> tokio::task::JoinHandle<()> {
     let (images, reference): (_, Reference) = (Arc::clone(&scene.images), name(proxy.address()).parse().unwrap());
     let pull = tokio::spawn(async move { drop(images.pull(&reference, None, &Silent).await) });
     tokio::task::spawn_blocking(move || at.recv().unwrap()).await.unwrap();
     pull
 }
 
-fn hanging_proxy(registry: &Registry, digest: String) -> (Proxy, std::sync::mpsc::Receiver<()>) {
+fn hanging_proxy(registry: &Registry, digest: String) -> (Proxy, Receiver<()>) {
     let (reached, at) = channel();
     let calls = AtomicU32::new(0);
     let proxy = Proxy::start(registry.address(), move |request| match is_layer(request, &digest) {
@@ -451,21 +454,7 @@ fn a_pull_that_nobody_wants_any_more_ends() {
 fn a_passenger_goes_on_when_the_pilot_leaves() {
     let scene = Scene::new();
     let (registry, layout) = stocked(&scene);
-    let (digest, _) = large_layer(&layout);
-    let (reached, at) = channel();
-    let (go, wait) = channel::<()>();
-    let wait = std::sync::Mutex::new(wait);
-    let proxy = {
-        let digest = digest.clone();
-        Proxy::start(registry.address(), move |request| {
-            if is_layer(request, &digest) {
-                // Only the first is waited for.
-                let _ = reached.send(());
-                wait.lock().unwrap().recv().unwrap();
-            }
-            Answer::Forward
-        })
-    };
+    let (proxy, at, go) = waiting_proxy(&registry, &large_layer(&layout).0);
     run(async {
         let pilot = hanging_pull(&scene, &proxy, at).await;
         let (images, reference): (_, Reference) = (Arc::clone(&scene.images), name(proxy.address()).parse().unwrap());
