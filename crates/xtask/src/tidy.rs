@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("service", &[]),
     ("pod", &[]),
     ("cri", &[]),
+    ("plugin", &[]),
     ("netfilter", &["sys", "service"]),
     ("executor", &["sys"]),
     ("keeper", &["sys", "executor"]),
@@ -19,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cluster", &["sys"]),
     ("runtime", &["sys", "executor", "keeper", "image", "network", "cri"]),
     ("proxy", &["sys", "service", "netfilter", "cluster"]),
-    ("kubelet", &["sys", "cri", "cluster", "pod"]),
+    ("kubelet", &["sys", "cri", "plugin", "cluster", "pod"]),
 ];
 
 /// Crates that pure ones must not use.

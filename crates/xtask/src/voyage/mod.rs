@@ -162,7 +162,11 @@ fn copy_manifests(from: &Path, to: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// `limit` has passed; the message says what was waited for.
-pub(crate) fn wait<T>(what: &str, limit: Duration, mut check: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+pub(crate) fn wait<T>(
+    what: &str,
+    limit: Duration,
+    mut check: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
     let begin = Instant::now();
     loop {
         let last = match check() {

@@ -1,0 +1,42 @@
+//! The protocols of a node's plugins: messages and gRPC, nothing of what they mean.
+//!
+//! The modules are generated (`cargo xtask codegen`) from `proto/`. A plugin is a server on a Unix socket; [`connect`] is the
+//! way to it.
+
+use std::path::Path;
+
+use tonic::transport::{Channel, Endpoint};
+
+/// How a plugin makes itself known.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+pub mod registration {
+    include!("generated/pluginregistration.rs");
+}
+
+/// The Container Storage Interface 1.12, as far as nodes go.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+pub mod csi {
+    include!("generated/csi_v1.rs");
+}
+
+/// The way to who listens on the Unix socket at `path`. Nothing is connected before the first call, and each call that finds
+/// no connection tries again.
+///
+/// # Errors
+/// The path is not UTF-8 or cannot be written in an address.
+pub fn connect(path: &Path) -> Result<Channel, NoAddress> {
+    let address = path.to_str().and_then(|path| Endpoint::from_shared(format!("unix://{path}")).ok());
+    address.map(|address| address.connect_lazy()).ok_or_else(|| NoAddress(path.display().to_string()))
+}
+
+/// A path that no socket can be reached by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoAddress(String);
+
+impl std::fmt::Display for NoAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} is no path of a socket", self.0)
+    }
+}
+
+impl std::error::Error for NoAddress {}
