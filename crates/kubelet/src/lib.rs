@@ -20,6 +20,7 @@ pub mod logs;
 mod manager;
 pub mod node;
 pub mod paths;
+pub mod plugins;
 mod probing;
 mod publish;
 pub mod qos;

@@ -48,6 +48,16 @@ impl Paths {
         self.written(uid).join(container).join(attempt.to_string())
     }
 
+    /// Where plugins put the sockets that they register by.
+    pub fn plugins_registry(&self) -> PathBuf {
+        self.root.join("plugins_registry")
+    }
+
+    /// What belongs to plugins, and what the kubelet keeps for them: `plugins/<plugin>`.
+    pub fn plugins(&self) -> PathBuf {
+        self.root.join("plugins")
+    }
+
     /// Where `localhostProfile` of seccomp is looked up.
     pub fn seccomp(&self) -> PathBuf {
         self.root.join("seccomp")
