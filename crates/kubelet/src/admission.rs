@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
 use pod::quantity::Quantity;
 use pod::spec;
 
+use crate::node::pressure::Pressures;
 use crate::qos::{self, List};
 
 /// Sysctls that are a pod's own and harm nobody else (features of 1.37).
@@ -42,10 +43,8 @@ pub struct Site {
     pub taints: Vec<Taint>,
     /// What pods may use, by resource; `pods` is their number.
     pub allocatable: BTreeMap<String, Quantity>,
-    /// It is short of memory.
-    pub memory_pressure: bool,
-    /// It is short of room on a disk, or of process ids.
-    pub other_pressure: bool,
+    /// What it is short of.
+    pub pressures: Pressures,
     /// Sysctls that the operator allows beside the safe ones: names, or beginnings that end with `*`
     /// (`allowedUnsafeSysctls`).
     pub sysctls: Vec<String>,
@@ -94,7 +93,8 @@ fn is_static(pod: &Pod) -> bool {
 }
 
 fn pressure(pod: &Pod, site: &Site) -> Result<(), Rejection> {
-    if is_critical(pod) || !(site.memory_pressure || site.other_pressure) {
+    let short = site.pressures;
+    if is_critical(pod) || short == Pressures::default() {
         return Ok(());
     }
     let tolerates_memory = || {
@@ -105,14 +105,10 @@ fn pressure(pod: &Pod, site: &Site) -> Result<(), Rejection> {
         };
         pod::qos::QosClass::of(pod) != pod::qos::QosClass::BestEffort || tolerates(pod, &pressed)
     };
-    if !site.other_pressure && tolerates_memory() {
+    if !(short.disk || short.pids) && tolerates_memory() {
         return Ok(());
     }
-    let short: Vec<&str> =
-        [(site.memory_pressure, "MemoryPressure"), (site.other_pressure, "DiskPressure or PIDPressure")]
-            .into_iter()
-            .filter_map(|(is, name)| is.then_some(name))
-            .collect();
+    let short: Vec<&str> = short.names().collect();
     Err(Rejection::new("Evicted", format!("The node had condition: [{}]. ", short.join(" "))))
 }
 
@@ -348,12 +344,15 @@ mod tests {
 
     #[test]
     fn under_memory_pressure_the_best_effort_stay_out() {
-        let pressed = Site { memory_pressure: true, ..site() };
+        let short = |memory, disk| Site { pressures: Pressures { memory, disk, pids: false }, ..site() };
+        let pressed = short(true, false);
         assert_eq!(reason(&pod(json!({"containers": [{"name": "c"}]})), &pressed, &[]).as_deref(), Some("Evicted"));
         assert_eq!(reason(&asking("1m", None), &pressed, &[]), None);
-        assert!(reason(&asking("1m", None), &Site { other_pressure: true, ..site() }, &[]).is_some());
+        assert!(reason(&asking("1m", None), &short(false, true), &[]).is_some());
         let critical = pod(json!({"containers": [{"name": "c"}], "priority": 2_000_000_001}));
-        assert_eq!(reason(&critical, &pressed, &[]), None);
+        assert_eq!((reason(&critical, &pressed, &[]), reason(&critical, &short(true, true), &[])), (None, None));
+        let rejection = admit(&asking("1m", None), &short(true, true), &[]).unwrap_err();
+        assert_eq!(rejection.message, "The node had condition: [MemoryPressure DiskPressure]. ");
     }
 
     #[test]

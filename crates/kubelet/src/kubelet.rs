@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::context::{Config, Context, Parts};
+use crate::context::{Config, Context, Parts, uid_of};
 use crate::manager::Manager;
 use crate::records::Records;
 use crate::timeline::Step;
@@ -30,6 +30,19 @@ pub struct Explanation {
     pub waiting: Option<(String, String, f64)>,
     /// The steps of the start.
     pub steps: Vec<Step>,
+}
+
+/// Why and how the node ends a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// As the API spells it.
+    pub reason: &'static str,
+    /// For the operator.
+    pub message: String,
+    /// The most time that the pod gets.
+    pub grace_s: i64,
+    /// The pod itself is not to blame (condition `DisruptionTarget`).
+    pub disrupted: bool,
 }
 
 impl Kubelet {
@@ -84,13 +97,34 @@ impl Kubelet {
         shown.map(|shown| (shown.pod.clone(), shown.status.clone())).collect()
     }
 
-    /// Ends a pod because the node needs what it uses: it becomes `Failed` for `reason`, and gets `grace_s` to end at most.
-    pub fn evict(&self, uid: &str, reason: &str, message: &str, grace_s: i64) {
+    /// Pods that take room on the node: they have not ended, and will not just now.
+    pub fn active_pods(&self) -> Vec<Arc<Pod>> {
+        self.pods_that(Shown::is_active)
+    }
+
+    /// The uids of pods that have ended and of which nothing runs; their containers are there for their logs.
+    pub fn finished_pods(&self) -> Vec<String> {
+        let cleaned = |shown: &Shown| !shown.is_active() && shown.view.left == pod::Left::Logs;
+        self.pods_that(cleaned).iter().map(|pod| uid_of(pod).to_owned()).collect()
+    }
+
+    fn pods_that(&self, wanted: impl Fn(&Shown) -> bool) -> Vec<Arc<Pod>> {
         let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (reason, message, grace_s) = (reason.to_owned(), message.to_owned(), Some(grace_s));
+        let shown = workers.values().map(|worker| worker.shown.lock().unwrap_or_else(PoisonError::into_inner));
+        shown.filter(|shown| wanted(shown)).map(|shown| shown.pod.clone()).collect()
+    }
+
+    /// Whether nothing of a pod uses the node any more but its logs and its containers' files.
+    pub fn is_cleaned(&self, uid: &str) -> bool {
+        self.look(uid, |shown| shown.view.left != pod::Left::Everything).unwrap_or(true)
+    }
+
+    /// Ends a pod for the node's sake: it becomes `Failed`. A pod that the node has ended before stays as it is.
+    pub fn end(&self, uid: &str, Ending { reason, message, grace_s, disrupted }: Ending) {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(worker) = workers.get(uid) {
-            // It may just be ending.
-            let _ = worker.events.send(Event::Change(pod::Change::Fail { reason, message, grace_s }));
+            let change = pod::Change::Fail { reason: reason.to_owned(), message, grace_s: Some(grace_s), disrupted };
+            let _ = worker.events.send(Event::Change(change)); // It may just be ending.
         }
     }
 

@@ -36,5 +36,5 @@ pub mod volumes;
 mod worker;
 
 pub use context::{Barrier, Config, Keychain, NoBarrier, Parts, SiteNow};
-pub use kubelet::{Explanation, Kubelet};
+pub use kubelet::{Ending, Explanation, Kubelet};
 pub use timeline::Step;

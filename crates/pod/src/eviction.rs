@@ -9,14 +9,19 @@ pub struct Candidate {
     pub priority: i32,
     /// What it uses of what is short.
     pub usage: u64,
-    /// What it asked for.
-    pub request: u64,
+    /// What it asked for; none where pods cannot ask for it.
+    pub request: Option<u64>,
 }
 
 impl Candidate {
     /// What it uses beyond its request; negative if it stays below.
     fn excess(&self) -> i128 {
-        i128::from(self.usage) - i128::from(self.request)
+        i128::from(self.usage) - i128::from(self.request.unwrap_or(0))
+    }
+
+    /// It uses more than it asked for. Of what pods cannot ask for, nobody has asked for less.
+    fn exceeds(&self) -> bool {
+        self.request.is_some() && self.excess() > 0
     }
 }
 
@@ -24,8 +29,7 @@ impl Candidate {
 /// the lower priority, then who exceeds its request by more.
 pub fn first(candidates: &[Candidate]) -> Option<usize> {
     let order = |one: &Candidate, other: &Candidate| -> Ordering {
-        let exceeds = |candidate: &Candidate| candidate.excess() > 0;
-        let by_excess = exceeds(other).cmp(&exceeds(one));
+        let by_excess = other.exceeds().cmp(&one.exceeds());
         by_excess.then(one.priority.cmp(&other.priority)).then(other.excess().cmp(&one.excess()))
     };
     (0..candidates.len()).min_by(|one, other| order(&candidates[*one], &candidates[*other]))
@@ -36,7 +40,7 @@ mod tests {
     use super::*;
 
     fn candidate(priority: i32, usage: u64, request: u64) -> Candidate {
-        Candidate { priority, usage, request }
+        Candidate { priority, usage, request: Some(request) }
     }
 
     #[test]
@@ -46,5 +50,11 @@ mod tests {
         assert_eq!(first(&all[..2]), Some(1), "a high priority does not protect who exceeds its request");
         assert_eq!(first(&all[..1]), Some(0));
         assert_eq!(first(&[]), None);
+    }
+
+    #[test]
+    fn of_process_ids_the_lowest_priority_gives_most() {
+        let using = |priority, usage| Candidate { priority, usage, request: None };
+        assert_eq!(first(&[using(1, 900), using(0, 3), using(0, 5)]), Some(2));
     }
 }

@@ -254,7 +254,7 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
         containers_ready,
         plain("PodScheduled", true, None),
     ];
-    if let (Some((_, message)), Some(_)) = (&view.record.failed, view.record.grace_s) {
+    if let Some((_, message)) = view.record.failed.as_ref().filter(|_| view.record.disrupted) {
         let (reason, message) = (Some("TerminationByKubelet"), Some(message.clone()));
         own.push(Condition { kind: "DisruptionTarget", holds: true, reason, message });
     }

@@ -44,6 +44,9 @@ pub struct Record {
     /// Less time than its own that the pod has to end, when the node needs what it uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_s: Option<i64>,
+    /// The node ended the pod for the node's sake and not for what the pod did (condition `DisruptionTarget`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disrupted: bool,
     /// By container name; in boxes as in [`View::containers`].
     pub containers: BTreeMap<String, Box<ContainerRecord>>,
     /// Failures of the volumes.
@@ -322,6 +325,8 @@ pub enum Change {
         message: String,
         /// How long the pod has to end; `None`: its own time.
         grace_s: Option<i64>,
+        /// The pod itself is not to blame.
+        disrupted: bool,
     },
     /// The endpoints of an ending pod are out of the rules, or the wait for that is over.
     LeftServices,
@@ -430,10 +435,11 @@ impl View {
             Change::Probed { container, id, kind, outcome, message } => {
                 return self.probed(pod, &container, &id, kind, outcome, &message, now);
             }
-            Change::Fail { reason, message, grace_s } => {
+            Change::Fail { reason, message, grace_s, disrupted } => {
                 if self.record.failed.is_none() {
                     self.record.failed = Some((reason, message));
                     self.record.grace_s = grace_s;
+                    self.record.disrupted = disrupted;
                 }
             }
             Change::LeftServices => self.left_services = true,

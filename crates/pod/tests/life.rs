@@ -337,7 +337,12 @@ fn a_deadline_fails_the_pod() {
     assert_eq!(world.status().phase.as_deref(), Some("Running"));
     world.now += SignedDuration::from_secs(1);
     assert!(decide(&world.pod, &world.view, world.now).deadline_exceeded);
-    world.apply(Change::Fail { reason: "DeadlineExceeded".into(), message: String::new(), grace_s: None });
+    world.apply(Change::Fail {
+        reason: "DeadlineExceeded".into(),
+        message: String::new(),
+        grace_s: None,
+        disrupted: false,
+    });
     world.settle();
     assert_eq!(world.status().phase.as_deref(), Some("Failed"));
 }

@@ -10,7 +10,7 @@ use pod::quantity::Quantity;
 use serde_json::Value;
 
 use super::spans;
-use crate::node::pressure::{Threshold, Thresholds};
+use crate::node::pressure::{Level, Policy, Signal, Threshold, Thresholds};
 
 /// What the operator wants of this kubelet.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,8 +61,10 @@ pub struct Configuration {
     pub event_rate: (u32, u32),
     /// Sysctls that pods may set beside the safe ones.
     pub sysctls: Vec<String>,
-    /// Hard eviction thresholds.
-    pub thresholds: Thresholds,
+    /// When pods are evicted.
+    pub eviction: Policy,
+    /// When images go that no container uses.
+    pub image_gc: ImageGc,
     /// `systemReserved` and `kubeReserved` together.
     pub reserved: BTreeMap<String, Quantity>,
     /// The cloud's name of the node.
@@ -71,6 +73,19 @@ pub struct Configuration {
     pub register_with_taints: Vec<Taint>,
     /// Whether the kubelet makes its Node object.
     pub register_node: bool,
+}
+
+/// When images go that no container uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageGc {
+    /// From this usage of the disk on, percent.
+    pub high_percent: u8,
+    /// Down to this usage.
+    pub low_percent: u8,
+    /// Younger ones stay.
+    pub minimum_age: Duration,
+    /// Those that nobody has used for longer go, however full the disk is.
+    pub maximum_age: Option<Duration>,
 }
 
 /// Who callers of the API are.
@@ -126,7 +141,8 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         kube_api_burst: reader.number("kubeAPIBurst", 100),
         event_rate: (reader.number("eventRecordQPS", 50), reader.number("eventBurst", 100)),
         sysctls: reader.texts("allowedUnsafeSysctls"),
-        thresholds: reader.thresholds(),
+        eviction: reader.eviction(),
+        image_gc: reader.image_gc(),
         reserved: reader.reserved(),
         provider_id: reader.text("providerID"),
         register_with_taints: reader.taints(),
@@ -199,38 +215,98 @@ impl Reader<'_> {
         }
     }
 
-    /// A map that is written in part drops the defaults of the rest, unless `mergeDefaultEvictionSettings` says otherwise.
-    fn thresholds(&mut self) -> Thresholds {
-        let Some(map) = self.get("evictionHard").and_then(Value::as_object).filter(|map| !map.is_empty()).cloned()
-        else {
-            return Thresholds::default();
+    fn image_gc(&mut self) -> ImageGc {
+        let (high, low) = ("imageGCHighThresholdPercent", "imageGCLowThresholdPercent");
+        let gc = ImageGc {
+            high_percent: self.number(high, 85),
+            low_percent: self.number(low, 80),
+            minimum_age: self.span("imageMinimumGCAge").unwrap_or(Duration::from_secs(120)),
+            maximum_age: self.span("imageMaximumGCAge"),
         };
-        let merge = self.flag("mergeDefaultEvictionSettings", false);
-        let mut thresholds = if merge { Thresholds::default() } else { Thresholds::NONE };
-        for (signal, text) in &map {
-            let text = text.as_str().unwrap_or_default();
-            let place = match signal.as_str() {
-                "memory.available" => &mut thresholds.memory,
-                "nodefs.available" => &mut thresholds.node_disk,
-                "nodefs.inodesFree" => &mut thresholds.node_inodes,
-                "imagefs.available" => &mut thresholds.image_disk,
-                "imagefs.inodesFree" => &mut thresholds.image_inodes,
-                "pid.available" => &mut thresholds.pids,
-                // One file system holds images and what containers write.
-                "containerfs.available" | "containerfs.inodesFree" => continue,
-                _ => {
-                    self.fault("evictionHard", format!("there is no signal {signal:?}"));
-                    continue;
-                }
-            };
-            match threshold(text) {
-                Some(threshold) => *place = Some(threshold),
-                None => {
-                    self.fault("evictionHard", format!("{signal}: {text:?} is neither a quantity nor a percentage"))
-                }
+        for (path, percent) in [(high, gc.high_percent), (low, gc.low_percent)] {
+            if percent > 100 {
+                self.fault(path, format!("{percent} is not between 0 and 100"));
+            }
+        }
+        if gc.low_percent >= gc.high_percent {
+            self.fault(low, format!("{} is not below {high} {}", gc.low_percent, gc.high_percent));
+        }
+        if gc.maximum_age.is_some_and(|most| most <= gc.minimum_age) {
+            self.fault("imageMaximumGCAge", "it has to be longer than imageMinimumGCAge");
+        }
+        gc
+    }
+
+    fn eviction(&mut self) -> Policy {
+        let mut thresholds = self.hard_thresholds();
+        thresholds.extend(self.soft_thresholds());
+        for (signal, reclaim) in self.levels("evictionMinimumReclaim") {
+            let own = thresholds.iter_mut().filter(|one| one.signal == signal);
+            own.for_each(|one| one.reclaim = Some(reclaim));
+        }
+        // What all pods together may use runs short as the node's memory does.
+        let memory = thresholds.iter().find(|one| one.signal == Signal::Memory && one.is_hard()).copied();
+        let has_own = thresholds.iter().any(|one| one.signal == Signal::AllocatableMemory);
+        let enforced = self.get("enforceNodeAllocatable").is_none()
+            || self.texts("enforceNodeAllocatable").contains(&"pods".to_owned());
+        thresholds.extend(
+            memory.filter(|_| enforced && !has_own).map(|one| Threshold { signal: Signal::AllocatableMemory, ..one }),
+        );
+        Policy {
+            thresholds: Thresholds(thresholds),
+            transition: self.span("evictionPressureTransitionPeriod").unwrap_or(Duration::from_secs(300)),
+            pod_grace_max_s: self.number("evictionMaxPodGracePeriod", 0),
+            local_storage: self.flag("localStorageCapacityIsolation", true),
+        }
+    }
+
+    /// A map that is written in part drops the defaults of the rest, unless `mergeDefaultEvictionSettings` says otherwise.
+    fn hard_thresholds(&mut self) -> Vec<Threshold> {
+        let written = self.levels("evictionHard");
+        let is_empty = self.get("evictionHard").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
+        let mut thresholds = match is_empty || self.flag("mergeDefaultEvictionSettings", false) {
+            true => Thresholds::upstream().0,
+            false => Vec::new(),
+        };
+        thresholds.retain(|default| !written.iter().any(|(signal, _)| *signal == default.signal));
+        thresholds.extend(written.into_iter().map(|(signal, level)| Threshold::hard(signal, level)));
+        // A threshold of nothing is how one is switched off.
+        thresholds.retain(|one| !matches!(one.level, Level::Amount(0) | Level::Share(0.0)));
+        thresholds
+    }
+
+    fn soft_thresholds(&mut self) -> Vec<Threshold> {
+        let mut thresholds = Vec::new();
+        for (signal, level) in self.levels("evictionSoft") {
+            // The names of signals have dots, so they are no paths.
+            let periods = self.get("evictionSoftGracePeriod").and_then(Value::as_object);
+            let grace = periods.and_then(|periods| spans::parse(periods.get(signal.name())?.as_str()?));
+            match grace.filter(|grace| !grace.is_zero()) {
+                Some(grace) => thresholds.push(Threshold { grace, ..Threshold::hard(signal, level) }),
+                None => self.fault(
+                    "evictionSoftGracePeriod",
+                    format!("grace period must be specified for the soft eviction threshold {}", signal.name()),
+                ),
             }
         }
         thresholds
+    }
+
+    /// Amounts by signal.
+    fn levels(&mut self, path: &str) -> Vec<(Signal, Level)> {
+        let map = self.get(path).and_then(Value::as_object).cloned().unwrap_or_default();
+        let mut levels = Vec::new();
+        for (name, text) in map {
+            let text = text.as_str().unwrap_or_default();
+            match (Signal::named(&name), level(text)) {
+                // What containers write lies beside the images: its thresholds are theirs.
+                (Some(Signal::ContainerDisk | Signal::ContainerInodes), Some(_)) => {}
+                (Some(signal), Some(level)) => levels.push((signal, level)),
+                (None, _) => self.fault(path, format!("there is no signal {name:?}")),
+                (_, None) => self.fault(path, format!("{name}: {text:?} is neither a quantity nor a percentage")),
+            }
+        }
+        levels
     }
 
     fn reserved(&mut self) -> BTreeMap<String, Quantity> {
@@ -260,13 +336,13 @@ impl Reader<'_> {
 }
 
 /// `100Mi` or `10%`.
-fn threshold(text: &str) -> Option<Threshold> {
+fn level(text: &str) -> Option<Level> {
     match text.strip_suffix('%') {
         Some(percent) => {
             let percent: f64 = percent.parse().ok()?;
-            (0.0..=100.0).contains(&percent).then_some(Threshold::Share(percent / 100.0))
+            (0.0..=100.0).contains(&percent).then_some(Level::Share(percent / 100.0))
         }
-        None => u64::try_from(Quantity::parse(text).ok()?.units()).ok().map(Threshold::Amount),
+        None => u64::try_from(Quantity::parse(text).ok()?.units()).ok().map(Level::Amount),
     }
 }
 
@@ -301,7 +377,10 @@ mod tests {
         assert_eq!((configuration.port, configuration.max_pods, configuration.node_lease_duration_s), (10250, 110, 40));
         assert_eq!(configuration.node_status_report_frequency, Duration::from_secs(300));
         assert!(!configuration.authentication.anonymous && configuration.authentication.webhook);
-        assert_eq!(configuration.thresholds, Thresholds::default());
+        let Thresholds(thresholds) = configuration.eviction.thresholds;
+        let allocatable = Threshold::hard(Signal::AllocatableMemory, Level::Amount(100 << 20));
+        assert_eq!(thresholds, [Thresholds::upstream().0, vec![allocatable]].concat());
+        assert_eq!(configuration.eviction.transition, Duration::from_secs(300));
         assert_eq!(configuration.cgroup_root, PathBuf::new());
     }
 
@@ -321,12 +400,47 @@ mod tests {
     #[test]
     fn thresholds_written_in_part_drop_the_rest() {
         let hard = json!({"memory.available": "5%", "pid.available": "100"});
-        let thresholds = read(&json!({"evictionHard": hard})).unwrap().thresholds;
-        let expected =
-            Thresholds { memory: Some(Threshold::Share(0.05)), pids: Some(Threshold::Amount(100)), ..Thresholds::NONE };
-        assert_eq!(thresholds, expected);
-        let merged = read(&json!({"evictionHard": hard, "mergeDefaultEvictionSettings": true})).unwrap().thresholds;
-        assert_eq!(merged.node_disk, Thresholds::default().node_disk);
+        let Thresholds(thresholds) = read(&json!({"evictionHard": hard})).unwrap().eviction.thresholds;
+        let memory = Threshold::hard(Signal::Memory, Level::Share(0.05));
+        let allocatable = Threshold { signal: Signal::AllocatableMemory, ..memory };
+        assert_eq!(thresholds, [memory, Threshold::hard(Signal::Pids, Level::Amount(100)), allocatable]);
+        let written = json!({"evictionHard": hard, "mergeDefaultEvictionSettings": true});
+        let merged = read(&written).unwrap().eviction.thresholds;
+        assert_eq!(merged.hard(Signal::NodeDisk), Some(Level::Share(0.10)));
+        assert_eq!(merged.hard(Signal::Memory), Some(Level::Share(0.05)));
+        let off = read(&json!({"evictionHard": {"nodefs.available": "0%", "imagefs.available": "0"}})).unwrap();
+        assert_eq!(off.eviction.thresholds, Thresholds::NONE);
+    }
+
+    #[test]
+    fn soft_thresholds_have_grace_periods() {
+        let written = json!({
+            "evictionSoft": {"memory.available": "1Gi", "nodefs.available": "20%"},
+            "evictionSoftGracePeriod": {"memory.available": "1m30s", "nodefs.available": "2m"},
+            "evictionMinimumReclaim": {"memory.available": "500Mi"},
+            "evictionMaxPodGracePeriod": 30,
+            "evictionPressureTransitionPeriod": "1m",
+        });
+        let eviction = read(&written).unwrap().eviction;
+        let soft = eviction.thresholds.0.iter().find(|one| !one.is_hard()).unwrap();
+        let grace = Duration::from_secs(90);
+        let reclaim = Some(Level::Amount(500 << 20));
+        assert_eq!(*soft, Threshold { signal: Signal::Memory, level: Level::Amount(1 << 30), grace, reclaim });
+        assert_eq!((eviction.pod_grace_max_s, eviction.transition), (30, Duration::from_secs(60)));
+        let faults = read(&json!({"evictionSoft": {"memory.available": "1Gi"}})).unwrap_err();
+        assert!(faults[0].contains("must be specified"), "{faults:?}");
+    }
+
+    #[test]
+    fn images_go_between_two_levels_and_two_ages() {
+        let gc = read(&json!({})).unwrap().image_gc;
+        assert_eq!((gc.high_percent, gc.low_percent, gc.maximum_age), (85, 80, None));
+        let written =
+            json!({"imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 1, "imageMaximumGCAge": "1h"});
+        let gc = read(&written).unwrap().image_gc;
+        assert_eq!((gc.high_percent, gc.low_percent, gc.maximum_age), (100, 1, Some(Duration::from_secs(3600))));
+        let wrong = json!({"imageGCHighThresholdPercent": 50, "imageMinimumGCAge": "2h", "imageMaximumGCAge": "1h"});
+        assert_eq!(read(&wrong).unwrap_err().len(), 2);
     }
 
     #[test]

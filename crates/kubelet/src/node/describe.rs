@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use pod::quantity::Quantity;
 
 use super::machine::{Machine, architecture};
-use super::pressure::{Pressures, Thresholds};
+use super::pressure::{Pressures, Signal, Thresholds};
 
 /// Most images that a node lists (`nodeStatusMaxImages`).
 const IMAGES_MAX: usize = 50;
@@ -85,8 +85,8 @@ pub struct Handler {
 pub fn allocatable(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Quantity> {
     let kept_free = |resource: &str, capacity: Quantity| {
         let threshold = match resource {
-            "memory" => config.thresholds.memory,
-            "ephemeral-storage" => config.thresholds.node_disk,
+            "memory" => config.thresholds.hard(Signal::Memory),
+            "ephemeral-storage" => config.thresholds.hard(Signal::NodeDisk),
             _ => None,
         };
         let capacity = u64::try_from(capacity.units()).unwrap_or(0);
@@ -203,20 +203,20 @@ fn conditions(observed: &Observed, before: Option<&NodeStatus>) -> Vec<NodeCondi
     let said = [
         pressure(
             "MemoryPressure",
-            pressures.memory(now),
-            ("KubeletHasInsufficientMemory", "less memory is left than the hard eviction threshold"),
+            pressures.memory,
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
             ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
         ),
         pressure(
             "DiskPressure",
-            pressures.disk(now),
-            ("KubeletHasDiskPressure", "less room is left on a disk than the hard eviction threshold"),
+            pressures.disk,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
             ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         ),
         pressure(
             "PIDPressure",
-            pressures.pids(now),
-            ("KubeletHasInsufficientPID", "fewer process ids are left than the hard eviction threshold"),
+            pressures.pids,
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
             ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ),
         match &observed.not_ready {
@@ -281,7 +281,7 @@ mod tests {
             provider_id: None,
             pods_max: 110,
             reserved: [("cpu".to_owned(), Quantity::from_milli(250))].into(),
-            thresholds: Thresholds::default(),
+            thresholds: Thresholds::upstream(),
             runtime_version: "orlop://0.1.0".into(),
             kubelet_version: "v1.37.0".into(),
         }

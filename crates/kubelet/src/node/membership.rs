@@ -5,7 +5,6 @@
 //!         └─► status  when something has changed, looked at every 10 s; or when the last report is 5 min old
 //! ```
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::describe::{self, Handler, NodeConfig, Observed};
 use super::machine::Machine;
-use super::pressure::{Pressures, Signals};
+use super::pressure::Pressures;
 
 /// Between two tries while the API server does not answer: doubled each time, up to upstream's maximum.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -46,10 +45,8 @@ pub struct Parts {
     pub runtime: Arc<dyn RuntimeService>,
     /// What the node lists.
     pub images: Arc<dyn ImageService>,
-    /// The kubelet's files: `nodefs`.
-    pub root: PathBuf,
-    /// Images: `imagefs`.
-    pub image_root: PathBuf,
+    /// What the node is short of, from who looks after that.
+    pub pressures: watch::Receiver<Pressures>,
     /// How often the status is looked at.
     pub update_every: Duration,
     /// How often it is reported though nothing has changed.
@@ -71,7 +68,7 @@ impl Membership {
         let look = watch::Sender::new(());
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_lease(parts.clone()));
-        let reporter = Reporter { parts, pressures: Pressures::default(), published: None };
+        let reporter = Reporter { parts, published: None };
         tasks.spawn(reporter.run(look.subscribe()));
         Self { tasks, look }
     }
@@ -190,7 +187,6 @@ fn owner(parts: &Parts) -> Option<OwnerReference> {
 /// Reports the node's status.
 struct Reporter {
     parts: Parts,
-    pressures: Pressures,
     /// The last status that the server has taken, and when.
     published: Option<(NodeStatus, Instant)>,
 }
@@ -207,15 +203,16 @@ impl Reporter {
             tokio::select! {
                 _ = timer.tick() => {}
                 changed = look.changed() => if changed.is_err() { return },
+                // What the node is short of, schedulers need to know at once. Who looks after that may have ended.
+                Ok(()) = self.parts.pressures.changed() => {}
             }
         }
     }
 
     /// Publishes the status if it has changed, or if the last report is old.
     async fn report(&mut self) -> Result<(), ApiError> {
-        let signals = Signals::measure(&self.parts.root, &self.parts.image_root);
-        self.pressures = self.pressures.after(&signals, &self.parts.config.thresholds, Timestamp::now());
-        let observed = observe(&self.parts, self.pressures).await;
+        let pressures = *self.parts.pressures.borrow_and_update();
+        let observed = observe(&self.parts, pressures).await;
         let known = self.known();
         let status = describe::status(&self.parts.config, &self.parts.machine, &observed, known.as_ref());
         if let Some((published, when)) = &self.published

@@ -112,7 +112,7 @@ impl Worker {
     fn reject(&mut self, Rejection { reason, message }: Rejection) -> Vec<Change> {
         let mut changes = self.take_over(Found::default());
         let message = format!("Pod was rejected: {message}");
-        changes.push(Change::Fail { reason, message, grace_s: None });
+        changes.push(Change::Fail { reason, message, grace_s: None, disrupted: false });
         changes
     }
 
@@ -254,7 +254,7 @@ impl Worker {
         if plan.deadline_exceeded {
             let reason = "DeadlineExceeded".to_owned();
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
-            self.apply(Change::Fail { reason, message, grace_s: None });
+            self.apply(Change::Fail { reason, message, grace_s: None, disrupted: false });
             plan = pod::decide(&self.pod, &self.view, Timestamp::now());
         }
         for action in &plan.actions {

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,15 +93,18 @@ pub(crate) struct Node {
     pub(crate) desk: Arc<Desk>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) images: Arc<ImageServer>,
-    pub(crate) kubelet: Kubelet,
+    pub(crate) kubelet: Arc<Kubelet>,
+    pub(crate) groups: Tree,
     pub(crate) registry: Pid,
     image: String,
     other_image: String,
     dir: PathBuf,
+    /// The group in which the pods' groups stand.
+    cgroup_root: PathBuf,
 }
 
 impl Node {
-    async fn start(ground: &Ground, zygote: Zygote) -> Self {
+    async fn start(ground: &Ground, zygote: Zygote, cgroup_root: PathBuf) -> Self {
         let dir = ground.dir.path();
         let images = Images::open(image::Config::new(dir.join("images"))).unwrap();
         let mut network = network::Config::new(dir.join("run/network"));
@@ -113,22 +117,29 @@ impl Node {
         let runtime = Runtime::start(config, parts).await.unwrap();
         let images = Arc::new(ImageServer::new(images, runtime.clone()));
         let desk = Arc::new(Desk::new());
-        let kubelet = start_kubelet(dir, &desk, runtime.clone(), images.clone()).await;
+        let groups = groups(&cgroup_root);
+        let kubelet = start_kubelet_in(&cgroup_root, dir, &desk, runtime.clone(), images.clone()).await.into();
         let registry = Pid::from_raw(i32::try_from(ground.registry.pid()).unwrap()).unwrap();
         let [image, other_image] = ["busybox", "other"].map(|name| format!("{}/{name}:1", ground.registry.address()));
-        Self { desk, runtime, images, kubelet, registry, image, other_image, dir: dir.to_owned() }
+        Self { desk, runtime, images, kubelet, groups, registry, image, other_image, dir: dir.to_owned(), cgroup_root }
     }
 
     /// Starts the kubelet anew, with another desk; returns the old one.
     pub(crate) async fn restart(&mut self, desk: Arc<Desk>) -> Arc<Desk> {
         stopped(&self.kubelet).await;
-        self.kubelet = start_kubelet(&self.dir, &desk, self.runtime.clone(), self.images.clone()).await;
+        let (runtime, images) = (self.runtime.clone(), self.images.clone());
+        self.kubelet = start_kubelet_in(&self.cgroup_root, &self.dir, &desk, runtime, images).await.into();
         std::mem::replace(&mut self.desk, desk)
     }
 
     /// What happens in the runtime from now on.
     pub(crate) async fn events(&self) -> cri::Items<v1::ContainerEventResponse> {
         self.runtime.get_container_events(v1::GetEventsRequest::default()).await.unwrap()
+    }
+
+    /// The kubelet's places.
+    pub(crate) fn paths(&self) -> Paths {
+        paths(&self.dir)
     }
 
     /// The image in the registry.
@@ -196,6 +207,9 @@ impl Node {
         self.runtime.shutdown().await.unwrap();
         let left = self.runtime.fsck().await.unwrap();
         assert!(left.is_empty(), "{left:?}");
+        if !self.cgroup_root.as_os_str().is_empty() {
+            sys::mount::detach(&self.path("kubelet")).unwrap();
+        }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let here = self.dir.to_string_lossy().into_owned();
         assert!(!mounts.contains(&here), "a mount is left: {mounts}");
@@ -207,6 +221,19 @@ fn names(dir: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
 }
 
+fn paths(dir: &Path) -> Paths {
+    Paths { root: dir.join("kubelet"), logs: dir.join("logs") }
+}
+
+/// The tree of the pods' groups in another group.
+fn groups(root: &Path) -> Tree {
+    let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
+    hierarchy.group(root).create().unwrap();
+    let groups = Tree::new(hierarchy, None).below(root);
+    groups.ensure_roots(1000, None).unwrap();
+    groups
+}
+
 /// A kubelet over any runtime.
 pub(crate) async fn start_kubelet(
     dir: &Path,
@@ -214,14 +241,26 @@ pub(crate) async fn start_kubelet(
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
 ) -> Kubelet {
-    let paths = Paths { root: dir.join("kubelet"), logs: dir.join("logs") };
+    start_kubelet_in(Path::new(""), dir, desk, runtime, images).await
+}
+
+async fn start_kubelet_in(
+    cgroup_root: &Path,
+    dir: &Path,
+    desk: &Arc<Desk>,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+) -> Kubelet {
+    let paths = paths(dir);
     let node = NodeFacts { name: "n".to_owned(), memory_bytes: 1 << 30, ..NodeFacts::default() };
-    let groups = Tree::new(sys::cgroup::Hierarchy::detect().unwrap(), None);
-    groups.ensure_roots(1000, None).unwrap();
+    let groups = groups(cgroup_root);
     let volumes = VolumesConfig { paths: paths.clone(), node: node.clone(), recursive_read_only: true };
     let dns = ClusterDns { servers: Vec::new(), domain: "cluster.local".to_owned() };
     let config = kubelet::Config {
-        generate: generate::Config::of_machine(paths, node, dns),
+        generate: generate::Config {
+            cgroup_root: cgroup_root.to_owned(),
+            ..generate::Config::of_machine(paths, node, dns)
+        },
         records_dir: dir.join("records"),
         barrier_timeout: Duration::ZERO,
     };
@@ -259,10 +298,31 @@ fn zygote() -> Zygote {
 
 /// Runs a test on a fresh node and checks that it leaves nothing.
 pub(crate) fn on_a_node<F: Future<Output = Node>>(test: impl FnOnce(Node) -> F) {
+    run_on(&Ground::new(), Path::new(""), test);
+}
+
+/// As [`on_a_node`], on a node whose kubelet has a small disk, and whose pods have a group of their own.
+pub(crate) fn on_a_small_node<F: Future<Output = Node>>(options: &[(&str, &str)], test: impl FnOnce(Node) -> F) {
     let ground = Ground::new();
+    let disk = ground.dir.path().join("kubelet");
+    std::fs::create_dir(&disk).unwrap();
+    let options: Vec<_> = options.iter().map(|(key, value)| (*key, Some(*value))).collect();
+    let mount = sys::mount::new_filesystem("tmpfs", &options, 0).unwrap();
+    sys::mount::attach_at(mount.as_fd(), &disk).unwrap();
+    drop(mount);
+    let name = format!("small-{}", suffix(ground.dir.path()));
+    let root = Path::new(&name);
+    run_on(&ground, root, test);
+    let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
+    for group in ["kubepods/burstable", "kubepods/besteffort", "kubepods", ""] {
+        hierarchy.group(root.join(group)).delete().unwrap();
+    }
+}
+
+fn run_on<F: Future<Output = Node>>(ground: &Ground, cgroup_root: &Path, test: impl FnOnce(Node) -> F) {
     let zygote = zygote();
     run(async {
-        let node = Node::start(&ground, zygote).await;
+        let node = Node::start(ground, zygote, cgroup_root.to_owned()).await;
         test(node).await.down().await;
     });
 }

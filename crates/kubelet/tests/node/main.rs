@@ -8,6 +8,7 @@
 
 mod desk;
 mod endings;
+mod eviction;
 mod fixture;
 mod images;
 mod sources;
@@ -20,6 +21,6 @@ use testkit::serial::Test;
 fn main() -> ExitCode {
     image::worker::maybe_run();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all: Vec<Test> = [workers::TESTS, endings::TESTS, images::TESTS, sources::TESTS].concat();
+    let all: Vec<Test> = [workers::TESTS, endings::TESTS, eviction::TESTS, images::TESTS, sources::TESTS].concat();
     testkit::serial::main(&all, missing)
 }

@@ -84,7 +84,7 @@ impl Base {
         let image_service = Arc::new(ImageServer::new(images.clone(), runtime.clone()));
         let served = cri::server::serve(listener, runtime.for_clients(), image_service.clone(), stopped.clone());
         let cri = tokio::spawn(served);
-        let collector = tokio::spawn(collect_images(image_service.clone()));
+        let collector = tokio::spawn(collect_images(image_service.clone(), settings.image_gc.clone()));
         Ok(Self {
             images,
             credentials,
@@ -109,11 +109,11 @@ impl Base {
 }
 
 /// Looks at the disk as often as upstream's kubelet does: how full it is, no event tells.
-async fn collect_images(images: Arc<ImageServer>) {
+async fn collect_images(images: Arc<ImageServer>, policy: image::GcPolicy) {
     const PERIOD: Duration = Duration::from_secs(300);
     loop {
         tokio::time::sleep(PERIOD).await;
-        match images.collect_garbage(&image::GcPolicy::default()).await {
+        match images.collect_garbage(&policy).await {
             Ok(reclaimed) if reclaimed.images.is_empty() && reclaimed.missing_bytes == 0 => {}
             Ok(reclaimed) => tracing::warn!(
                 images = reclaimed.images.len(),

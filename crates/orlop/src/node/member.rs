@@ -25,11 +25,15 @@ use kubelet::node::describe::{self, NodeConfig};
 use kubelet::node::eviction;
 use kubelet::node::machine::Machine;
 use kubelet::node::membership::{self, Membership};
+use kubelet::node::pressure::Pressures;
+use kubelet::paths::Paths;
 use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
 use kubelet::server::secure::{self, SecureConfig};
 use pod::quantity::Quantity;
+use runtime::ImageServer;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::agent::{self, Agent};
@@ -79,10 +83,14 @@ impl Member {
         source.ready().await;
         let chosen = addresses_of_pods(settings, source.store()).await;
         let base = Base::start(&chosen, network_config(settings, &chosen), forked.zygote).await?;
-        let agent = Agent::start(agent_config(settings, &node, &machine, source.clone()), base, source.clone()).await?;
+        // Nothing is short until somebody has looked.
+        let pressures = watch::Sender::default();
+        let site = MemberSite::new(settings, &node, &machine, source.store().clone(), pressures.subscribe());
+        let agent = agent_config(settings, &node, &machine, source.clone(), site);
+        let agent = Agent::start(agent, base, source.clone()).await?;
         let heartbeats = Api::new(config.with_timeout(HEARTBEAT_WITHIN))?;
         let membership = Arc::default();
-        let parts = parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats);
+        let parts = parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats, pressures.subscribe());
         servers.spawn(belong(registered, parts, Arc::clone(&membership)));
         if settings.configuration.rotate_certificates && client_files(settings).is_usable() {
             let (holder, files) = (holder(settings), client_files(settings));
@@ -94,7 +102,7 @@ impl Member {
         if let (address, port @ 1..) = settings.configuration.healthz {
             servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
         }
-        servers.spawn(eviction::run(eviction_parts(settings, &agent)));
+        servers.spawn(eviction::run(eviction_parts(settings, &agent, pressures)));
         Ok(Arc::new(Self { agent, source, membership, servers: servers.into() }))
     }
 
@@ -145,7 +153,7 @@ fn node_config(settings: &MemberSettings) -> anyhow::Result<NodeConfig> {
         provider_id: configuration.provider_id.clone(),
         pods_max: configuration.max_pods,
         reserved: configuration.reserved.clone(),
-        thresholds: configuration.thresholds,
+        thresholds: configuration.eviction.thresholds.clone(),
         ..node_status::alone(&settings.name, None)
     })
 }
@@ -223,6 +231,7 @@ fn agent_config(
     node: &NodeConfig,
     machine: &Machine,
     source: Arc<ApiSource>,
+    site: MemberSite,
 ) -> agent::Config {
     let configuration = &settings.configuration;
     let servers = configuration.cluster_dns.clone();
@@ -231,7 +240,7 @@ fn agent_config(
         facts: node_status::facts(node, machine),
         dns: ClusterDns { servers, domain: configuration.cluster_domain.clone() },
         cgroup_root: configuration.cgroup_root.clone(),
-        site: Some(Arc::new(MemberSite::new(node, machine, source.store().clone(), configuration.sysctls.clone()))),
+        site: Some(Arc::new(site)),
         proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),
     }
 }
@@ -240,34 +249,33 @@ fn agent_config(
 struct MemberSite {
     fixed: Site,
     store: cluster::Store,
+    pressures: watch::Receiver<Pressures>,
 }
 
 impl MemberSite {
-    fn new(node: &NodeConfig, machine: &Machine, store: cluster::Store, sysctls: Vec<String>) -> Self {
+    fn new(
+        settings: &MemberSettings,
+        node: &NodeConfig,
+        machine: &Machine,
+        store: cluster::Store,
+        pressures: watch::Receiver<Pressures>,
+    ) -> Self {
         let mut allocatable = describe::allocatable(node, machine);
         allocatable.insert("pods".to_owned(), Quantity::from_units(node.pods_max.into()));
-        let labels = describe::labels(node);
+        let (labels, sysctls) = (describe::labels(node), settings.configuration.sysctls.clone());
         let fixed = Site { name: node.name.clone(), labels, allocatable, sysctls, ..Site::default() };
-        Self { fixed, store }
+        Self { fixed, store, pressures }
     }
 }
 
 impl kubelet::SiteNow for MemberSite {
     fn now(&self) -> Site {
-        let mut site = self.fixed.clone();
+        let mut site = Site { pressures: *self.pressures.borrow(), ..self.fixed.clone() };
         let Some(node) = self.store.nodes().get(&cluster::Key::cluster(&site.name)) else { return site };
         if let Some(labels) = &node.metadata.labels {
             site.labels.clone_from(labels);
         }
         site.taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
-        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        for condition in conditions.filter(|condition| condition.status == "True") {
-            match condition.type_.as_str() {
-                "MemoryPressure" => site.memory_pressure = true,
-                "DiskPressure" | "PIDPressure" => site.other_pressure = true,
-                _ => {}
-            }
-        }
         site
     }
 }
@@ -289,6 +297,7 @@ fn parts(
     agent: &Agent,
     api: Api,
     heartbeats: Api,
+    pressures: watch::Receiver<Pressures>,
 ) -> membership::Parts {
     let configuration = &settings.configuration;
     membership::Parts {
@@ -299,20 +308,38 @@ fn parts(
         store: agent.store().clone(),
         runtime: agent.base.runtime.clone(),
         images: agent.base.image_service.clone(),
-        root: agent.layout.kubelet_root.clone(),
-        image_root: agent.layout.images(),
+        pressures,
         update_every: configuration.node_status_update_frequency,
         report_every: configuration.node_status_report_frequency,
         lease_s: configuration.node_lease_duration_s,
     }
 }
 
-fn eviction_parts(settings: &MemberSettings, agent: &Agent) -> eviction::Parts {
+fn eviction_parts(settings: &MemberSettings, agent: &Agent, pressures: watch::Sender<Pressures>) -> eviction::Parts {
     eviction::Parts {
         kubelet: agent.kubelet.clone(),
         source: agent.source.clone(),
+        runtime: agent.base.runtime.clone(),
+        reclaim: Arc::new(UnusedImages(agent.base.image_service.clone())),
         groups: agent.groups.clone(),
-        thresholds: settings.configuration.thresholds,
+        paths: Paths { root: agent.layout.kubelet_root.clone(), logs: agent.layout.pod_logs.clone() },
+        image_root: agent.layout.images(),
+        node: settings.name.clone(),
+        policy: settings.configuration.eviction.clone(),
+        look_every: eviction::LOOK_EVERY,
+        pressures,
+    }
+}
+
+/// What the images that nobody uses take can be had back.
+struct UnusedImages(Arc<ImageServer>);
+
+#[async_trait]
+impl eviction::Reclaim for UnusedImages {
+    async fn unused_images(&self) -> Result<(), String> {
+        let reclaimed = self.0.remove_unused().await.map_err(|error| error.to_string())?;
+        tracing::info!(images = reclaimed.images.len(), bytes = reclaimed.bytes, "removed images that nobody uses");
+        Ok(())
     }
 }
 

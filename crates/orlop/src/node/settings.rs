@@ -31,6 +31,8 @@ pub(crate) struct Settings {
     pub(crate) registry_config_dirs: Vec<PathBuf>,
     pub(crate) credentials: CredentialsConfig,
     pub(crate) pods: Range,
+    /// When images go that nobody uses.
+    pub(crate) image_gc: image::GcPolicy,
 }
 
 /// What `up` needs beside a runtime.
@@ -78,6 +80,7 @@ impl Settings {
                 provider_bin_dir: options.image_credential_provider_bin_dir.clone(),
             },
             pods: faults.range("--pod-cidr", options.pod_cidr.as_deref().unwrap_or(POD_CIDR)),
+            image_gc: image::GcPolicy::default(),
         }
     }
 }
@@ -149,6 +152,16 @@ impl MemberSettings {
         let written_cidr = loaded.as_ref().and_then(|loaded| loaded.configuration.pod_cidr.clone());
         if let (None, Some(text)) = (&options.node.pod_cidr, &written_cidr) {
             node.pods = faults.range("podCIDR", text);
+        }
+        if let Some(configuration::ImageGc { high_percent, low_percent, minimum_age, maximum_age }) =
+            loaded.as_ref().map(|loaded| loaded.configuration.image_gc)
+        {
+            node.image_gc = image::GcPolicy {
+                high_threshold_percent: high_percent,
+                low_threshold_percent: low_percent,
+                minimum_age,
+                maximum_age,
+            };
         }
         let own = format!("unix://{}", node.cri_socket.display());
         let other = loaded.as_ref().and_then(|loaded| loaded.configuration.container_runtime_endpoint.as_ref());

@@ -1,0 +1,235 @@
+//! Limits of what a pod may keep on the node's disks (`ephemeral-storage`, `sizeLimit` of emptyDirs).
+//!
+//! How much a pod stores is only known by walking its files, and the kernel's project quotas need mount options that few
+//! nodes have. So pods without a limit are never looked at, and others when it can matter: the disks have lost half of what
+//! the pod was away from its limit, or a minute has passed, or longer where a walk takes long.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use k8s_openapi::api::core::v1::Pod;
+use sys::rustix;
+use tokio::time::Instant;
+
+use super::usage::{self, Stored};
+use super::{GRACE_S, LOOK_EVERY, Parts, REASON, message};
+use crate::Ending;
+use crate::admission::is_critical;
+use crate::context::uid_of;
+use crate::qos::{self, List};
+
+/// How old a measurement may become, if walking is cheap. What is written while others delete shows by no number.
+const AGE_MAX: Duration = Duration::from_secs(60);
+/// What the runtime pays for each file of a container, whose walk nobody here sees.
+const ENTRY: Duration = Duration::from_micros(3);
+/// Of so many moments one is spent on walking through the files of one pod.
+const SPARE: u32 = 200;
+
+/// The limits of one pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Limits {
+    /// Of emptyDirs on disk: name, limit as written, bytes.
+    volumes: Vec<(String, String, u64)>,
+    /// Of all containers together, bytes.
+    pod: Option<u64>,
+    /// Of containers: name, limit as written, bytes.
+    containers: Vec<(String, String, u64)>,
+}
+
+impl Limits {
+    /// Those of a pod; none if it has none.
+    fn of(pod: &Pod) -> Option<Self> {
+        let volumes = pod::spec::of(pod).volumes.iter().flatten().filter_map(|volume| {
+            let source = volume.empty_dir.as_ref()?;
+            // What is in memory, the kernel holds.
+            let limit =
+                source.size_limit.as_ref().filter(|_| source.medium.as_deref().unwrap_or_default().is_empty())?;
+            limited(&volume.name, &limit.0)
+        });
+        let lasting = pod::spec::containers(pod).filter(|(role, _)| *role != pod::spec::Role::Init);
+        let containers = lasting.filter_map(|(_, container)| {
+            let limit = container.resources.as_ref()?.limits.as_ref()?.get("ephemeral-storage")?;
+            limited(&container.name, &limit.0)
+        });
+        let pod = u64::try_from(qos::of_pod(pod, "ephemeral-storage", List::Limits).units()).ok();
+        let limits =
+            Self { volumes: volumes.collect(), pod: pod.filter(|bytes| *bytes > 0), containers: containers.collect() };
+        (limits != Self::default()).then_some(limits)
+    }
+
+    /// What is exceeded, as a message; in upstream's order.
+    fn exceeded(&self, stored: &Stored, dedicated: bool) -> Option<String> {
+        let volume = |(name, written, bytes): &(String, String, u64)| {
+            (stored.volumes.get(name)?.bytes > *bytes).then(|| message::volume_exceeds(name, written))
+        };
+        let container = |(name, written, bytes): &(String, String, u64)| {
+            (stored.of_container(name, dedicated) > *bytes).then(|| message::container_exceeds(name, written))
+        };
+        let pod = || self.pod.filter(|bytes| stored.bytes() > *bytes).map(message::pod_exceeds);
+        self.volumes.iter().find_map(volume).or_else(pod).or_else(|| self.containers.iter().find_map(container))
+    }
+
+    /// How many bytes can be written before anything is exceeded.
+    fn headroom(&self, stored: &Stored, dedicated: bool) -> u64 {
+        let volumes = self
+            .volumes
+            .iter()
+            .map(|(name, _, limit)| limit.saturating_sub(stored.volumes.get(name).map_or(0, |volume| volume.bytes)));
+        let containers = self.containers.iter();
+        let containers = containers.map(|(name, _, limit)| limit.saturating_sub(stored.of_container(name, dedicated)));
+        let pod = self.pod.map(|limit| limit.saturating_sub(stored.bytes()));
+        volumes.chain(containers).chain(pod).min().unwrap_or(u64::MAX)
+    }
+}
+
+fn limited(name: &str, written: &str) -> Option<(String, String, u64)> {
+    let bytes = message::units(written);
+    (bytes > 0).then(|| (name.to_owned(), written.to_owned(), bytes))
+}
+
+impl Stored {
+    /// What a container has written, unless that has a disk of its own, and its logs.
+    fn of_container(&self, name: &str, dedicated: bool) -> u64 {
+        self.containers.get(name).map_or(0, |(written, logs)| logs.bytes + if dedicated { 0 } else { written.bytes })
+    }
+}
+
+/// What is known of one pod.
+#[derive(Debug, Clone, Copy)]
+struct Looked {
+    at: Instant,
+    /// How long it took.
+    cost: Duration,
+    /// Parts of it were measured before that.
+    is_old: bool,
+    headroom: u64,
+    /// What was left of the disks then.
+    left: u64,
+}
+
+impl Looked {
+    /// Whether the pod may exceed a limit by now, with `left` on the disks.
+    fn is_due(&self, now: Instant, left: u64) -> bool {
+        let age = now.saturating_duration_since(self.at);
+        let lost = self.left.saturating_sub(left);
+        self.is_old || lost >= self.headroom / 2 || age >= AGE_MAX.max(self.cost * SPARE)
+    }
+}
+
+/// Evicts pods that exceed a limit. Never returns.
+pub(super) async fn keep_limits(parts: &Parts) {
+    if !parts.policy.local_storage {
+        return std::future::pending().await;
+    }
+    let mut known: HashMap<String, Looked> = HashMap::new();
+    loop {
+        tokio::time::sleep(parts.look_every).await;
+        let mut pods = parts.kubelet.active_pods();
+        pods.retain(|pod| !is_critical(pod) && pod.metadata.deletion_timestamp.is_none());
+        known.retain(|uid, _| pods.iter().any(|pod| uid_of(pod) == uid));
+        let dedicated = super::is_dedicated(&parts.paths.root, &parts.image_root);
+        for pod in pods {
+            let Some(limits) = Limits::of(&pod) else { continue };
+            let left = parts.left(dedicated);
+            if known.get(uid_of(&pod)).is_none_or(|looked| looked.is_due(Instant::now(), left)) {
+                let looked = look(parts, &pod, &limits, dedicated, left).await;
+                known.insert(uid_of(&pod).to_owned(), looked);
+            }
+        }
+    }
+}
+
+async fn look(parts: &Parts, pod: &Pod, limits: &Limits, dedicated: bool, left: u64) -> Looked {
+    let begun = Instant::now();
+    let stored = usage::stored(&*parts.runtime, &parts.paths, pod).await;
+    if let Some(message) = limits.exceeded(&stored, dedicated) {
+        let ending = Ending { reason: REASON, message, grace_s: GRACE_S, disrupted: false };
+        parts.evict(pod, ending, BTreeMap::new());
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // A runtime that measures when it is asked answers with the new size the next time.
+    let oldest = now.saturating_sub(2 * LOOK_EVERY).as_nanos();
+    let is_old = stored.measured_at.is_none_or(|at| i128::from(at).unsigned_abs() < oldest);
+    let cost = begun.elapsed() + ENTRY * u32::try_from(stored.inodes_of_containers()).unwrap_or(u32::MAX);
+    Looked { at: begun, cost, is_old, headroom: limits.headroom(&stored, dedicated), left }
+}
+
+impl Parts {
+    /// What is left of the disks that pods write to, together.
+    fn left(&self, dedicated: bool) -> u64 {
+        let images = dedicated.then_some(&self.image_root);
+        [Some(&self.paths.root), images].into_iter().flatten().map(|path| left(path)).sum()
+    }
+}
+
+fn left(path: &Path) -> u64 {
+    rustix::fs::statvfs(path).map_or(0, |facts| facts.f_bfree * facts.f_frsize)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use sys::tree::Totals;
+
+    use super::*;
+
+    fn limits() -> Limits {
+        let limited = |bytes: &str| json!({"limits": {"ephemeral-storage": bytes}});
+        let spec = json!({
+            "containers": [{"name": "a", "resources": limited("100")}, {"name": "b", "resources": limited("50")}],
+            "volumes": [
+                {"name": "disk", "emptyDir": {"sizeLimit": "30"}},
+                {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1"}},
+                {"name": "free", "emptyDir": {}},
+            ],
+        });
+        Limits::of(&serde_json::from_value(json!({"spec": spec})).unwrap()).unwrap()
+    }
+
+    fn stored(a: (u64, u64), b: u64, disk: u64) -> Stored {
+        let totals = |bytes| Totals { bytes, inodes: 0 };
+        Stored {
+            containers: [("a".into(), (totals(a.0), totals(a.1))), ("b".into(), (totals(b), totals(0)))].into(),
+            volumes: [("disk".to_owned(), totals(disk)), ("free".to_owned(), totals(0))].into(),
+            measured_at: Some(0),
+        }
+    }
+
+    #[test]
+    fn pods_without_limits_are_none_of_our_business() {
+        let pod = json!({"spec": {"containers": [{"name": "a"}], "volumes": [{"name": "v", "emptyDir": {}}]}});
+        assert_eq!(Limits::of(&serde_json::from_value(pod).unwrap()), None);
+    }
+
+    #[test]
+    fn each_limit_is_kept() {
+        let check = |stored: Stored, dedicated, expect: Option<&str>| {
+            let found = limits().exceeded(&stored, dedicated);
+            assert_eq!(found.as_deref().map(|text| text.split(' ').next().unwrap()), expect, "{found:?}");
+        };
+        check(stored((60, 40), 20, 30), false, None);
+        check(stored((0, 0), 0, 31), false, Some("Usage"));
+        check(stored((100, 0), 50, 1), false, Some("Pod"));
+        check(stored((60, 41), 0, 0), false, Some("Container"));
+        check(stored((60, 41), 0, 0), true, None);
+    }
+
+    #[test]
+    fn the_nearest_limit_is_what_counts() {
+        assert_eq!(limits().headroom(&stored((0, 0), 0, 0), false), 30);
+        assert_eq!(limits().headroom(&stored((90, 0), 45, 5), false), 5);
+    }
+
+    #[test]
+    fn a_pod_is_looked_at_when_it_can_matter() {
+        let at = Instant::now();
+        let looked = Looked { at, cost: Duration::from_secs(1), is_old: false, headroom: 100, left: 1000 };
+        let later = |seconds| at + Duration::from_secs(seconds);
+        assert!(!looked.is_due(later(100), 951) && looked.is_due(later(10), 950));
+        assert!(!looked.is_due(later(199), 2000) && looked.is_due(later(200), 2000));
+        assert!(Looked { is_old: true, ..looked }.is_due(later(1), 1000));
+        let cheap = Looked { cost: Duration::ZERO, ..looked };
+        assert!(!cheap.is_due(later(59), 1000) && cheap.is_due(later(60), 1000));
+    }
+}

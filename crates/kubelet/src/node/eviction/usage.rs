@@ -1,0 +1,168 @@
+//! What pods use of the node's disks: what their containers have written, their logs, their emptyDirs. Found out by walking,
+//! so only when somebody needs to know.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cri::{Error, RuntimeService, v1};
+use k8s_openapi::api::core::v1::Pod;
+use sys::tree::{Dir, Totals};
+
+use super::super::pressure::Signal;
+use crate::context::uid_of;
+use crate::generate::label;
+use crate::paths::Paths;
+
+/// What one pod stores.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stored {
+    /// What each container has written, and its logs.
+    pub(super) containers: BTreeMap<String, (Totals, Totals)>,
+    /// What is in each emptyDir on disk.
+    pub(super) volumes: BTreeMap<String, Totals>,
+    /// When the oldest of what containers have written was measured, nanoseconds since 1970; none if one was not.
+    pub(super) measured_at: Option<i64>,
+}
+
+impl Stored {
+    /// What counts where a signal is short: on a disk of their own, images and what containers write count for that alone.
+    pub(super) fn counted(&self, signal: Signal, dedicated: bool) -> Totals {
+        let is_images = !matches!(signal, Signal::NodeDisk | Signal::NodeInodes);
+        let written = self.containers.values().map(|(written, _)| written).filter(|_| !dedicated || is_images);
+        let logs = self.containers.values().map(|(_, logs)| logs);
+        let others = logs.chain(self.volumes.values()).filter(|_| !dedicated || !is_images);
+        sum(written.chain(others))
+    }
+
+    /// All of it.
+    pub(super) fn bytes(&self) -> u64 {
+        self.counted(Signal::NodeDisk, false).bytes
+    }
+
+    /// How many files the containers have written.
+    pub(super) fn inodes_of_containers(&self) -> u64 {
+        self.containers.values().map(|(written, _)| written.inodes).sum()
+    }
+
+    /// Bytes by container, with the logs.
+    pub(super) fn by_container(&self) -> Vec<(String, u64)> {
+        let bytes = |(written, logs): &(Totals, Totals)| written.bytes + logs.bytes;
+        self.containers.iter().map(|(name, stored)| (name.clone(), bytes(stored))).collect()
+    }
+}
+
+fn sum<'a>(parts: impl Iterator<Item = &'a Totals>) -> Totals {
+    parts
+        .fold(Totals::default(), |sum, part| Totals { bytes: sum.bytes + part.bytes, inodes: sum.inodes + part.inodes })
+}
+
+/// What each of `pods` stores, by uid.
+pub(super) async fn stored_by(
+    runtime: &dyn RuntimeService,
+    paths: &Paths,
+    pods: &[Arc<Pod>],
+) -> BTreeMap<String, Stored> {
+    let mut all = BTreeMap::new();
+    for pod in pods {
+        all.insert(uid_of(pod).to_owned(), stored(runtime, paths, pod).await);
+    }
+    all
+}
+
+/// What a pod stores. What cannot be found out is not in it.
+pub(super) async fn stored(runtime: &dyn RuntimeService, paths: &Paths, pod: &Pod) -> Stored {
+    let mut stored = Stored { measured_at: Some(i64::MAX), ..Stored::default() };
+    for stats in stats_of(runtime, uid_of(pod)).await {
+        let Some(name) = container_name(&stats) else { continue };
+        let layer = stats.writable_layer.as_ref();
+        let number = |value: Option<v1::UInt64Value>| value.map_or(0, |value| value.value);
+        let written = layer.map(|layer| Totals { bytes: number(layer.used_bytes), inodes: number(layer.inodes_used) });
+        stored.measured_at = stored.measured_at.and_then(|at| Some(at.min(layer?.timestamp)));
+        stored.containers.insert(name, (written.unwrap_or_default(), Totals::default()));
+    }
+    let (logs, volumes) = places(paths, pod);
+    let walked = tokio::task::spawn_blocking(move || {
+        let walk = |(name, path): (String, PathBuf)| Some((name, Dir::open(&path).and_then(|dir| dir.totals()).ok()?));
+        (logs.into_iter().filter_map(walk).collect::<Vec<_>>(), volumes.into_iter().filter_map(walk).collect())
+    });
+    // It fails only when the runtime is ending.
+    let Ok((logs, volumes)) = walked.await else { return stored };
+    for (name, totals) in logs {
+        stored.containers.entry(name).or_default().1 = totals;
+    }
+    stored.volumes = volumes;
+    stored
+}
+
+/// Directories by the names of what they belong to.
+type Places = Vec<(String, PathBuf)>;
+
+/// The logs of containers, and emptyDirs on disk.
+fn places(paths: &Paths, pod: &Pod) -> (Places, Places) {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let logs = paths.pod_logs(&text(&pod.metadata.namespace), &text(&pod.metadata.name), uid_of(pod));
+    let containers = pod::spec::containers(pod).map(|(_, container)| container.name.clone());
+    let logs = containers.map(|name| (name.clone(), logs.join(name))).collect();
+    let volumes = pod::spec::of(pod).volumes.iter().flatten();
+    let on_disk = volumes.filter(|volume| {
+        let medium = volume.empty_dir.as_ref().map(|source| source.medium.as_deref().unwrap_or_default());
+        medium == Some("")
+    });
+    let volume = |name: &String| (name.clone(), paths.volume(uid_of(pod), "empty-dir", name));
+    (logs, on_disk.map(|one| volume(&one.name)).collect())
+}
+
+async fn stats_of(runtime: &dyn RuntimeService, uid: &str) -> Vec<v1::ContainerStats> {
+    let label_selector = HashMap::from([(label::POD_UID.to_owned(), uid.to_owned())]);
+    let filter = v1::ContainerStatsFilter { label_selector, ..v1::ContainerStatsFilter::default() };
+    match runtime.list_container_stats(v1::ListContainerStatsRequest { filter: Some(filter) }).await {
+        Ok(listed) => listed.stats,
+        Err(error) => {
+            tracing::warn!(uid, %error, "what a pod's containers use is not known");
+            Vec::new()
+        }
+    }
+}
+
+fn container_name(stats: &v1::ContainerStats) -> Option<String> {
+    stats.attributes.as_ref()?.labels.get(label::CONTAINER_NAME).cloned()
+}
+
+/// The working set of each container.
+pub(super) async fn memory_of_containers(runtime: &dyn RuntimeService, uid: &str) -> Vec<(String, u64)> {
+    let used = |stats: &v1::ContainerStats| Some(stats.memory.as_ref()?.working_set_bytes?.value);
+    let stats = stats_of(runtime, uid).await;
+    stats.iter().filter_map(|stats| Some((container_name(stats)?, used(stats)?))).collect()
+}
+
+/// Removes the containers that have ended of these pods.
+pub(super) async fn remove_containers_of(runtime: &dyn RuntimeService, uids: &[String]) -> Result<(), Error> {
+    let state = Some(v1::ContainerStateValue { state: v1::ContainerState::ContainerExited.into() });
+    let filter = v1::ContainerFilter { state, ..v1::ContainerFilter::default() };
+    let dead = runtime.list_containers(v1::ListContainersRequest { filter: Some(filter) }).await?.containers;
+    for container in dead.into_iter().filter(|one| one.labels.get(label::POD_UID).is_some_and(|uid| uids.contains(uid)))
+    {
+        runtime.remove_container(v1::RemoveContainerRequest { container_id: container.id }).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_depends_on_where_images_are() {
+        let totals = |bytes| Totals { bytes, inodes: 1 };
+        let stored = Stored {
+            containers: [("a".to_owned(), (totals(1), totals(10))), ("b".to_owned(), (totals(2), totals(20)))].into(),
+            volumes: [("v".to_owned(), totals(100))].into(),
+            measured_at: None,
+        };
+        assert_eq!((stored.bytes(), stored.counted(Signal::ImageDisk, false).bytes), (133, 133));
+        assert_eq!(stored.counted(Signal::NodeDisk, true).bytes, 130);
+        assert_eq!(stored.counted(Signal::ImageInodes, true), Totals { bytes: 3, inodes: 2 });
+        assert_eq!(stored.by_container(), [("a".to_owned(), 11), ("b".to_owned(), 22)]);
+    }
+}
