@@ -19,6 +19,18 @@ pub mod csi {
     include!("generated/csi_v1.rs");
 }
 
+/// Device plugins, v1beta1: how they register, and what the kubelet asks of them.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+pub mod device {
+    include!("generated/v1beta1.rs");
+}
+
+/// The pod resources API, v1: what pods have of devices, CPUs and memory.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+pub mod resources {
+    include!("generated/v1.rs");
+}
+
 /// The way to who listens on the Unix socket at `path`. Nothing is connected before the first call, and each call that finds
 /// no connection tries again.
 ///

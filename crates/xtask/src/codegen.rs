@@ -9,6 +9,8 @@ const PROTOCOLS: &[(&str, &str, &str)] = &[
     ("cri", "runtime.proto", "runtime.v1"),
     ("plugin", "pluginregistration.proto", "pluginregistration"),
     ("plugin", "csi.proto", "csi.v1"),
+    ("plugin", "deviceplugin.proto", "v1beta1"),
+    ("plugin", "podresources.proto", "v1"),
 ];
 
 /// `codegen`: each `crates/<crate>/proto/<file>` becomes `crates/<crate>/src/generated/<package>.rs`.

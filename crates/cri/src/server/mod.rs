@@ -17,8 +17,11 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -62,7 +65,12 @@ pub async fn serve(
     images: Arc<dyn ImageService>,
     stop: CancellationToken,
 ) {
-    let services = Services::new(runtime, images, &stop);
+    serve_calls(listener, Services::new(runtime, images, &stop), stop).await;
+}
+
+/// As [`serve`], of another service: what is generated for one by `tonic` can be given here. The kubelet's own sockets, on
+/// which plugins register, have the same clients as CRI and need the same patience with them.
+pub async fn serve_calls<S: Calls>(listener: UnixListener, service: S, stop: CancellationToken) {
     let tasks = Tasks::new();
     let _cut_off = tasks.cut_off.clone().drop_guard();
     loop {
@@ -72,9 +80,9 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => tasks.spawn(connection(stream, services.clone(), tasks.clone(), stop.clone())),
+            Ok((stream, _)) => tasks.spawn(connection(stream, service.clone(), tasks.clone(), stop.clone())),
             Err(error) => {
-                tracing::warn!(%error, "a CRI client could not connect");
+                tracing::warn!(%error, "a client could not connect");
                 // The kernel has no event for descriptors or memory that become free.
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
@@ -96,7 +104,7 @@ impl Services {
         }
     }
 
-    async fn call(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    async fn route(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         match request.uri().path().split('/').nth(1) {
             Some(RuntimeServer::NAME) => self.runtime.call(request).await,
             Some(ImageServer::NAME) => self.images.call(request).await,
@@ -108,10 +116,43 @@ impl Services {
     }
 }
 
+impl tower_service::Service<Request<Incoming>> for Services {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        self.clone().route(request).boxed()
+    }
+}
+
+/// What answers the calls of a connection.
+pub trait Calls:
+    tower_service::Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Calls for S where
+    S: tower_service::Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 /// Speaks HTTP/2 with one client until it goes, or until all its calls are answered after `stop`.
-async fn connection(stream: UnixStream, services: Services, tasks: Tasks, stop: CancellationToken) {
+async fn connection<S: Calls>(stream: UnixStream, service: S, tasks: Tasks, stop: CancellationToken) {
     let io = TokioIo::new(AnyAuthority::new(stream));
-    let answer = service_fn(move |request| services.clone().call(request));
+    let answer = service_fn(move |request| service.clone().call(request));
     let connection =
         hyper::server::conn::http2::Builder::new(tasks).timer(TokioTimer::new()).serve_connection(io, answer);
     let mut connection = pin!(connection);
@@ -123,7 +164,7 @@ async fn connection(stream: UnixStream, services: Services, tasks: Tasks, stop: 
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(error = &error as &dyn std::error::Error, "a CRI client's connection broke");
+        tracing::debug!(error = &error as &dyn std::error::Error, "a client's connection broke");
     }
 }
 
