@@ -91,6 +91,9 @@ pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<
             changes.extend(take_in(context, pod, &mut view, &container.name, status));
         }
     }
+    if view.containers.values().any(|container| container.running.is_some()) {
+        context.parts.resources.confirm(uid_of(pod));
+    }
     (view, changes)
 }
 

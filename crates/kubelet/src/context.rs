@@ -15,6 +15,7 @@ use crate::admission::Site;
 use crate::generate;
 use crate::qos::Tree;
 use crate::records::Records;
+use crate::resources::Resources;
 use crate::users::Users;
 use crate::volumes::Volumes;
 
@@ -75,6 +76,8 @@ pub struct Parts {
     pub keychain: Arc<dyn Keychain>,
     /// Control groups of pods.
     pub groups: Tree,
+    /// Devices, and whatever else is given out whole.
+    pub resources: Arc<Resources>,
     /// The node to which pods are admitted; without one every pod is taken.
     pub site: Option<Arc<dyn SiteNow>>,
 }

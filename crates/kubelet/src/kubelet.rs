@@ -10,6 +10,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::context::{Config, Context, Parts, uid_of};
 use crate::manager::Manager;
 use crate::records::Records;
+use crate::resources::Resources;
 use crate::timeline::Step;
 use crate::users::Users;
 use crate::worker::{Event, Shown, Workers};
@@ -19,6 +20,7 @@ pub struct Kubelet {
     workers: Arc<Mutex<Workers>>,
     /// Stops the manager, with which the workers end.
     stop: DropGuard,
+    resources: Arc<Resources>,
     /// Taken by the first who stops it.
     manager: Mutex<Option<JoinHandle<()>>>,
 }
@@ -53,12 +55,13 @@ impl Kubelet {
     pub async fn start(config: Config, parts: Parts) -> io::Result<Self> {
         let records = Records::open(config.records_dir.clone())?;
         let users = Users::open(config.generate.paths.clone());
+        let resources = parts.resources.clone();
         let context = Arc::new(Context { config, parts, records, users });
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new());
         let manager = Manager::new(context, workers.clone(), stop.clone());
         let (ready, adopted) = tokio::sync::oneshot::channel();
         let manager = Mutex::new(Some(tokio::spawn(manager.run(ready))));
-        let kubelet = Self { workers, stop: stop.drop_guard(), manager };
+        let kubelet = Self { workers, stop: stop.drop_guard(), resources, manager };
         // An error means that the manager has died; its panic has been told.
         let _ = adopted.await;
         Ok(kubelet)
@@ -153,6 +156,7 @@ impl Kubelet {
             worker.task.abort();
             let _ = worker.task.await; // It was told to end.
         }
+        self.resources.stop().await;
     }
 }
 

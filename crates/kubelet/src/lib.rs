@@ -26,6 +26,7 @@ mod publish;
 pub mod qos;
 mod records;
 mod remains;
+pub mod resources;
 mod retry;
 pub mod server;
 mod termination;

@@ -1,6 +1,6 @@
 //! All pods of the node: which have a worker, and which events go where.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -70,6 +70,7 @@ impl Manager {
         let mut events = self.subscribe().await;
         self.adopt().await;
         let _ = ready.send(()); // Nobody may be waiting.
+        let resources = self.context.parts.resources.clone();
         let mut known = std::pin::pin!(store.pods().synced());
         loop {
             tokio::select! {
@@ -87,6 +88,7 @@ impl Manager {
                     }
                 },
                 Some(uid) = self.ended.recv() => self.bury(&uid),
+                pods = resources.unwell() => self.look(&pods),
                 Some(done) = self.jobs.join_next_with_id() => self.reap(done),
             }
         }
@@ -224,6 +226,9 @@ impl Manager {
         let begin = match self.admit(&pod) {
             // It runs since before the daemon began, and what is known of that may be old.
             _ if is_claimed => Begin::Asking { until: Timestamp::now() },
+            Ok(()) if is_new(&pod) && self.context.parts.resources.concerns(&pod) => {
+                Begin::Giving { holders: self.holders() }
+            }
             Ok(()) => Begin::With(Found::default()),
             Err(rejection) => {
                 self.context.warning(&pod, "FailedAdmission", rejection.message.clone(), None);
@@ -236,18 +241,29 @@ impl Manager {
 
     /// Whether the node takes a pod that is new to it. One that it took before an interruption stays taken.
     fn admit(&self, pod: &Pod) -> Result<(), Rejection> {
-        let is_known = pod.status.as_ref().is_some_and(|status| {
-            status.start_time.is_some() || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
-        });
-        let Some(site) = &self.context.parts.site else { return Ok(()) };
-        if is_known || pod.metadata.deletion_timestamp.is_some() {
-            return Ok(());
-        }
+        let Some(site) = self.context.parts.site.as_ref().filter(|_| is_new(pod)) else { return Ok(()) };
         let workers = self.lock();
         let shown = workers.values().map(|worker| worker.shown.lock().unwrap_or_else(PoisonError::into_inner));
         let others: Vec<Arc<Pod>> = shown.filter(|shown| shown.is_active()).map(|shown| shown.pod.clone()).collect();
         drop(workers);
         admission::admit(pod, &site.now(), &others.iter().map(|other| &**other).collect::<Vec<_>>())
+    }
+
+    /// The uids of pods that need what they were given.
+    fn holders(&self) -> HashSet<String> {
+        let workers = self.lock();
+        let holding = workers
+            .iter()
+            .filter(|(_, worker)| worker.shown.lock().unwrap_or_else(PoisonError::into_inner).is_holding());
+        holding.map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// What others say in the statuses of these pods is not as it was.
+    fn look(&self, pods: &BTreeSet<String>) {
+        let workers = self.lock();
+        for worker in pods.iter().filter_map(|uid| workers.get(uid)) {
+            let _ = worker.events.send(Event::Look); // It may just be ending.
+        }
     }
 
     /// An object of a namespace has changed: pods there that failed for want of it need not wait out their back-off.
@@ -298,6 +314,14 @@ impl Manager {
         tracing::error!(uid, pod = %name_of(&pod), %until, "the worker of a pod has died; another one begins");
         self.begin(pod, Begin::Asking { until });
     }
+}
+
+/// Whether nothing was begun of a pod yet, and it is wanted.
+fn is_new(pod: &Pod) -> bool {
+    let is_known = pod.status.as_ref().is_some_and(|status| {
+        status.start_time.is_some() || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    });
+    !is_known && pod.metadata.deletion_timestamp.is_none()
 }
 
 /// The CPU share of the Burstable class: one write at a time, with the pods as they are then.

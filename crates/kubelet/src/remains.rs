@@ -32,6 +32,7 @@ async fn removed(context: &Context, uid: &str) -> Result<(), String> {
     });
     removed.await.map_err(|error| error.to_string())??;
     context.users.release(uid);
+    context.parts.resources.release(uid);
     context.records.remove(uid);
     Ok(())
 }

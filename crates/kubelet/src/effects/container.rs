@@ -127,15 +127,17 @@ impl Job {
         container: &Container,
         attempt: u32,
     ) -> Result<v1::ContainerConfig, Failed> {
+        let unready = |message| Failed::For { reason: "CreateContainerConfigError", message };
+        let mut extras = self.context.parts.resources.prepare(&self.pod, container).await.map_err(unready)?;
         let image = self.image.clone().unwrap_or_default();
         let user = self.image_user(&image).await?;
         let volumes = self.shared.volumes();
         let paths = volumes.as_ref().map(|volumes| volumes.host_paths()).unwrap_or_default();
         let environment = self.environment(container, &paths).await?;
-        let mounts = match &volumes {
-            Some(volumes) => volumes.mounts_for(container, &environment).await?,
-            None => Vec::new(),
-        };
+        let mut mounts = std::mem::take(&mut extras.mounts);
+        if let Some(volumes) = &volumes {
+            mounts.extend(volumes.mounts_for(container, &environment).await?);
+        }
         let request = Request {
             pod: &self.pod,
             role,
@@ -151,7 +153,9 @@ impl Job {
         };
         let config = &self.context.config.generate;
         generate::prepare_files(config, &request)?;
-        Ok(generate::container_config_with(config, &request, &environment)?)
+        let mut made = generate::container_config_with(config, &request, &environment)?;
+        extras.apply(&mut made);
+        Ok(made)
     }
 
     /// What the container's environment is. Files of volumes, which it may come from, may be on a file system that does not

@@ -94,7 +94,9 @@ impl Job {
         }
         self.shared.set_volumes(None);
         self.context.parts.volumes.tear_down(self.uid()).await.map_err(|cause| format!("volumes: {cause}"))?;
-        self.remove_group().await
+        self.remove_group().await?;
+        self.context.parts.resources.release(self.uid());
+        Ok(())
     }
 
     async fn remove_group(&self) -> Result<(), String> {
@@ -116,6 +118,7 @@ impl Job {
     async fn purged(&self) -> Result<(), String> {
         remains::remove_sandboxes(&self.context, self.uid()).await?;
         self.remove_group().await?;
+        self.context.parts.resources.release(self.uid());
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let metadata = &self.pod.metadata;
         let logs =

@@ -68,6 +68,8 @@ pub struct Observed {
     pub handlers: Vec<Handler>,
     /// Whether the runtime honours `supplementalGroupsPolicy`.
     pub supplemental_groups_policy: bool,
+    /// Devices by resource: how many there are, and how many of them can be given to pods.
+    pub devices: BTreeMap<String, (usize, usize)>,
 }
 
 /// A handler of the runtime (RuntimeClass); the default one has no name.
@@ -138,16 +140,18 @@ pub fn labels(config: &NodeConfig) -> BTreeMap<String, String> {
 /// The status. Conditions of `before` keep their transition times; those that others wrote are not repeated here.
 pub fn status(config: &NodeConfig, machine: &Machine, observed: &Observed, before: Option<&NodeStatus>) -> NodeStatus {
     let pods = ("pods".to_owned(), resource::Quantity(config.pods_max.to_string()));
-    let written = |amounts: &BTreeMap<String, Quantity>| {
-        amounts.iter().map(|(name, amount)| (name.clone(), quantity(name, *amount))).chain([pods.clone()]).collect()
+    let written = |amounts: &BTreeMap<String, Quantity>, count: fn(&(usize, usize)) -> usize| {
+        let own = amounts.iter().map(|(name, amount)| (name.clone(), quantity(name, *amount)));
+        let device = |(name, counts): (&String, _)| (name.clone(), resource::Quantity(count(counts).to_string()));
+        own.chain([pods.clone()]).chain(observed.devices.iter().map(device)).collect()
     };
     let mut info = machine.info.clone();
     info.container_runtime_version.clone_from(&config.runtime_version);
     info.kubelet_version.clone_from(&config.kubelet_version);
     NodeStatus {
         addresses: Some(addresses(config)),
-        allocatable: Some(written(&allocatable(config, machine))),
-        capacity: Some(written(&machine.capacity)),
+        allocatable: Some(written(&allocatable(config, machine), |counts| counts.1)),
+        capacity: Some(written(&machine.capacity, |counts| counts.0)),
         conditions: Some(conditions(observed, before)),
         daemon_endpoints: config
             .port
@@ -301,6 +305,7 @@ mod tests {
             images: vec![(vec!["small".into()], 1), (vec!["large".into()], 9), (vec![], 100)],
             handlers: vec![Handler::default()],
             supplemental_groups_policy: true,
+            devices: [("example.com/gpu".to_owned(), (3, 2))].into(),
         }
     }
 
@@ -313,6 +318,7 @@ mod tests {
         assert_eq!(allocatable["ephemeral-storage"].0, "966367642");
         assert_eq!((capacity["pods"].0.as_str(), allocatable["pods"].0.as_str()), ("110", "110"));
         assert_eq!(capacity["hugepages-2Mi"].0, "0");
+        assert_eq!((capacity["example.com/gpu"].0.as_str(), allocatable["example.com/gpu"].0.as_str()), ("3", "2"));
     }
 
     #[test]

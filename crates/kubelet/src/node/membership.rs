@@ -5,6 +5,7 @@
 //!         └─► status  when something has changed, looked at every 10 s; or when the last report is 5 min old
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::describe::{self, Handler, NodeConfig, Observed};
 use super::machine::Machine;
 use super::pressure::Pressures;
+use crate::resources::Resources;
 
 /// Between two tries while the API server does not answer: doubled each time, up to upstream's maximum.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -47,6 +49,8 @@ pub struct Parts {
     pub images: Arc<dyn ImageService>,
     /// What the node is short of, from who looks after that.
     pub pressures: watch::Receiver<Pressures>,
+    /// What the node has of devices.
+    pub resources: Arc<Resources>,
     /// How often the status is looked at.
     pub update_every: Duration,
     /// How often it is reported though nothing has changed.
@@ -108,6 +112,7 @@ async fn try_to_register(api: &Api, config: &NodeConfig, machine: &Machine) -> R
         images: Vec::new(),
         handlers: Vec::new(),
         supplemental_groups_policy: false,
+        devices: BTreeMap::new(),
     };
     let own = describe::node(config, machine, &observed);
     match api.create(&own).await {
@@ -196,6 +201,7 @@ impl Reporter {
         // Upstream's period: what the machine has left, no event tells.
         let mut timer = tokio::time::interval(self.parts.update_every);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut resources = self.parts.resources.changes();
         loop {
             if let Err(error) = self.report().await {
                 tracing::warn!(node = self.parts.config.name, %error, "the node's status was not taken");
@@ -205,6 +211,8 @@ impl Reporter {
                 changed = look.changed() => if changed.is_err() { return },
                 // What the node is short of, schedulers need to know at once. Who looks after that may have ended.
                 Ok(()) = self.parts.pressures.changed() => {}
+                // The parts hold the sender.
+                _ = resources.changed() => {}
             }
         }
     }
@@ -274,6 +282,7 @@ async fn observe(parts: &Parts, pressures: Pressures) -> Observed {
         images: images.into_iter().map(name).collect(),
         handlers,
         supplemental_groups_policy: policy,
+        devices: parts.resources.amounts(),
     }
 }
 

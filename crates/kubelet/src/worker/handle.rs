@@ -1,6 +1,6 @@
 //! A worker, seen from outside: how it begins, what it hears, what it shows, how it tells that it ends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use cluster::Key;
@@ -27,6 +27,8 @@ pub(crate) enum Event {
     Change(Change),
     /// An action is over.
     Ended(Action),
+    /// What others say in the pod's status is not as it was.
+    Look,
 }
 
 /// What others may look at.
@@ -43,6 +45,11 @@ impl Shown {
     pub(crate) fn is_active(&self) -> bool {
         let phase = self.status.as_ref().and_then(|status| status.phase.as_deref());
         self.view.record.failed.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
+    }
+
+    /// Whether the pod needs what it was given: one that fails does until its last container has ended.
+    pub(crate) fn is_holding(&self) -> bool {
+        self.is_active() || self.view.containers.values().any(|container| container.running.is_some())
     }
 }
 
@@ -63,6 +70,8 @@ pub(crate) enum Begin {
     With(Found),
     /// With nothing: the node does not take the pod.
     Rejected(Rejection),
+    /// With nothing, as soon as the pod has got what is given out whole. Pods that are not among `holders` have ended.
+    Giving { holders: HashSet<String> },
     /// With what the runtime says at a time: another worker has gone before.
     Asking { until: Timestamp },
 }

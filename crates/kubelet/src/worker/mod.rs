@@ -3,7 +3,7 @@
 mod early;
 mod handle;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(crate) use handle::{Begin, Event, Handle, Shown, Workers};
 
 /// Starts the worker of a pod. `ending` hears the pod's uid when it ends, however it does.
 pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: UnboundedSender<String>) -> Handle {
-    let (events, heard) = unbounded_channel();
+    let (events, mut heard) = unbounded_channel();
     let key = Key::of(&pod.metadata);
     let announcement = Announcement { uid: uid_of(&pod).to_owned(), ending };
     let mut worker = Worker::new(context, pod, events.clone());
@@ -40,18 +40,28 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
     let known = match begin {
         Begin::With(found) => Ok(worker.take_over(found)),
         Begin::Rejected(rejection) => Ok(worker.reject(rejection)),
-        Begin::Asking { until } => Err(until),
+        Begin::Giving { holders } => Err(Unknown::Given { holders }),
+        Begin::Asking { until } => Err(Unknown::Found { at: until }),
     };
     let task = tokio::spawn(async move {
         let _announcement = announcement; // The last that is dropped.
         let changes = match known {
             Ok(changes) => changes,
-            Err(until) => worker.ask(until).await,
+            Err(Unknown::Found { at }) => worker.ask(at).await,
+            Err(Unknown::Given { holders }) => worker.get(&holders, &mut heard).await,
         };
         changes.into_iter().for_each(|change| worker.apply(change));
         worker.run(heard).await;
     });
     Handle { key, is_gone: false, events, shown, task: AbortOnDropHandle::new(task) }
+}
+
+/// What a worker has to learn before it begins.
+enum Unknown {
+    /// What the runtime has of the pod, at a time.
+    Found { at: Timestamp },
+    /// Whether it gets what is given out whole.
+    Given { holders: HashSet<String> },
 }
 
 struct Worker {
@@ -116,6 +126,30 @@ impl Worker {
         changes
     }
 
+    /// Begins with what the node gives the pod, or with nothing. A pod that is deleted meanwhile needs nothing.
+    async fn get(&mut self, holders: &HashSet<String>, heard: &mut UnboundedReceiver<Event>) -> Vec<Change> {
+        let (context, pod) = (self.context.clone(), self.pod.clone());
+        let given = {
+            let mut given = std::pin::pin!(context.parts.resources.admit(&pod, holders));
+            loop {
+                tokio::select! {
+                    given = &mut given => break given,
+                    Some(event) = heard.recv() => self.hear(event),
+                }
+                if self.pod.metadata.deletion_timestamp.is_some() {
+                    break Ok(());
+                }
+            }
+        };
+        match given {
+            Ok(()) => self.take_over(Found::default()),
+            Err(rejection) => {
+                context.warning(&pod, "FailedAdmission", rejection.message.clone(), None);
+                self.reject(rejection)
+            }
+        }
+    }
+
     /// Begins with what the runtime says runs of the pod, at a time.
     async fn ask(&mut self, at: Timestamp) -> Vec<Change> {
         while at > Timestamp::now() {
@@ -167,6 +201,7 @@ impl Worker {
             }
             Event::Runtime(event) => self.hear_runtime(&event),
             Event::Change(change) => self.apply(change),
+            Event::Look => {}
             Event::Ended(action) => {
                 self.aborts.remove(&action.key());
                 self.shown().timeline.end(&action);
@@ -292,7 +327,8 @@ impl Worker {
 
     fn publish(&mut self) {
         let before = self.status.as_deref();
-        let status = pod::status::compute(&self.pod, &self.view, &self.host, before, Timestamp::now());
+        let mut status = pod::status::compute(&self.pod, &self.view, &self.host, before, Timestamp::now());
+        self.context.parts.resources.describe(&self.pod, &mut status);
         if before != Some(&status) {
             let status = Arc::new(status);
             self.publisher.publish(status.clone());

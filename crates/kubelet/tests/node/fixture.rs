@@ -15,6 +15,7 @@ use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
 use kubelet::paths::Paths;
 use kubelet::qos::Tree;
+use kubelet::resources::{self, Resources};
 use kubelet::volumes::{Volumes, VolumesConfig};
 use kubelet::{Kubelet, generate};
 use network::Network;
@@ -194,6 +195,17 @@ impl Node {
         tokio::time::timeout(LIMIT, gone).await.expect("it does not go").unwrap();
     }
 
+    /// Waits until `holds`, which only a change of a file in `dir` can make it.
+    pub(crate) async fn until(&self, dir: &Path, what: &str, holds: impl Fn() -> bool) {
+        let mut watch = Changes::of(dir);
+        let waited = tokio::time::timeout(LIMIT, async {
+            while !holds() {
+                watch = watch.next().await;
+            }
+        });
+        assert!(waited.await.is_ok(), "waited in vain: {what}");
+    }
+
     /// Deletes all pods, and checks that nothing of them is left.
     async fn down(self) {
         for pod in cluster::Source::store(&*self.desk).pods().list() {
@@ -213,6 +225,25 @@ impl Node {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let here = self.dir.to_string_lossy().into_owned();
         assert!(!mounts.contains(&here), "a mount is left: {mounts}");
+    }
+}
+
+/// Changes of the files in a directory.
+struct Changes(sys::rustix::fd::OwnedFd);
+
+impl Changes {
+    fn of(dir: &Path) -> Self {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&watch, dir, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::CLOSE_WRITE).unwrap();
+        Self(watch)
+    }
+
+    async fn next(self) -> Self {
+        let read = tokio::task::spawn_blocking(move || {
+            sys::rustix::io::read(&self.0, &mut [0u8; 4096]).unwrap();
+            self
+        });
+        read.await.unwrap()
     }
 }
 
@@ -252,6 +283,7 @@ async fn start_kubelet_in(
     images: Arc<dyn ImageService>,
 ) -> Kubelet {
     let paths = paths(dir);
+    let resources = Resources::start(&resources::Config { root: paths.root.clone() }).await.unwrap();
     let node = NodeFacts { name: "n".to_owned(), memory_bytes: 1 << 30, ..NodeFacts::default() };
     let groups = groups(cgroup_root);
     let volumes = VolumesConfig { paths: paths.clone(), node: node.clone(), recursive_read_only: true };
@@ -272,6 +304,7 @@ async fn start_kubelet_in(
         barrier: Arc::new(kubelet::NoBarrier),
         keychain: Arc::new(NoKeys),
         groups,
+        resources,
         site: None,
     };
     Kubelet::start(config, parts).await.unwrap()

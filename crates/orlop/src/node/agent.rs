@@ -18,6 +18,7 @@ use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
 use kubelet::paths::Paths;
 use kubelet::qos::Tree;
+use kubelet::resources::{self, Resources};
 use kubelet::server::Api;
 use kubelet::volumes::{Volumes, VolumesConfig};
 use kubelet::{Kubelet, generate};
@@ -56,6 +57,7 @@ pub(crate) struct Agent {
     pub(super) source: Arc<dyn Source>,
     pub(super) groups: Tree,
     pub(super) kubelet: Arc<Kubelet>,
+    pub(super) resources: Arc<Resources>,
     pub(super) kubelet_api: Api,
     /// None where another proxy does it; taken by the end.
     proxy: Mutex<Option<Proxy>>,
@@ -77,6 +79,8 @@ impl Agent {
             None => Arc::new(kubelet::NoBarrier),
         };
         let paths = Paths { root: layout.kubelet_root.clone(), logs: layout.pod_logs.clone() };
+        let given = resources::Config { root: paths.root.clone() };
+        let resources = Resources::start(&given).await.context("start the device manager")?;
         let volumes = VolumesConfig { paths: paths.clone(), node: facts.clone(), recursive_read_only: true };
         let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths.clone(), &facts.name);
         let config = kubelet::Config {
@@ -92,6 +96,7 @@ impl Agent {
             barrier,
             keychain: Arc::new(Keychain::new(source.store().clone(), base.credentials.clone())),
             groups: groups.clone(),
+            resources: resources.clone(),
             site,
         };
         base.tasks.begin(be_thrifty(source.store().changes()));
@@ -102,6 +107,7 @@ impl Agent {
             source,
             groups,
             kubelet: Arc::new(kubelet),
+            resources,
             kubelet_api,
             proxy: Mutex::new(proxy),
             asked: CancellationToken::new(),

@@ -309,6 +309,7 @@ fn parts(
         runtime: agent.base.runtime.clone(),
         images: agent.base.image_service.clone(),
         pressures,
+        resources: agent.resources.clone(),
         update_every: configuration.node_status_update_frequency,
         report_every: configuration.node_status_report_frequency,
         lease_s: configuration.node_lease_duration_s,

@@ -66,6 +66,7 @@ pub(super) fn status(config: &NodeConfig, machine: &Machine) -> NodeStatus {
         images: Vec::new(),
         handlers: Vec::new(),
         supplemental_groups_policy: true,
+        devices: BTreeMap::new(),
     };
     describe::status(config, machine, &observed, None)
 }
