@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::Rejection;
 use crate::context::uid_of;
+use crate::plugins::Handler;
 use devices::{Devices, Extras, Need};
 
 /// Configuration of the managers.
@@ -70,6 +71,11 @@ impl Resources {
         self.stop.token().cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Who takes the device plugins that register as other plugins do.
+    pub fn handler(&self) -> Arc<dyn Handler> {
+        self.devices.clone()
     }
 
     /// Whether something has to be given to a pod, which takes its time.

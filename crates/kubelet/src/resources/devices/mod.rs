@@ -17,7 +17,7 @@ mod table;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Container;
@@ -78,6 +78,8 @@ pub(crate) struct Devices {
     /// The health of a device that these pods have has changed.
     unwell: mpsc::UnboundedSender<BTreeSet<String>>,
     stop: CancellationToken,
+    /// For the tasks that follow plugins.
+    myself: Weak<Self>,
 }
 
 impl Devices {
@@ -91,8 +93,9 @@ impl Devices {
     ) -> Result<Arc<Self>, cri::server::BindError> {
         let (given, registered) = checkpoint::load(&dir.join(saved::NAME), saved::read).unwrap_or_default();
         let state = State { table: Table::recall(given, registered, Instant::now()), ..State::default() };
-        let devices = Self { dir, state: state.into(), saving: Mutex::default(), changed, unwell, stop };
-        let devices = Arc::new(devices);
+        let (state, saving) = (Mutex::new(state), Mutex::default());
+        let devices =
+            Arc::new_cyclic(|myself| Self { dir, state, saving, changed, unwell, stop, myself: myself.clone() });
         server::start(&devices, tasks).await?;
         Ok(devices)
     }

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::{Devices, is_extended};
+use crate::plugins::{Handler, Plugin, Refusal};
 
 /// The version of the protocol that is spoken here.
 const VERSION: &str = "v1beta1";
@@ -53,6 +54,28 @@ impl Registration for Registrar {
         let connected = self.devices.connect(&resource_name, socket).await;
         connected.map_err(|error| refuse(&resource_name, error.to_string()))?;
         Ok(Response::new(Empty {}))
+    }
+}
+
+#[async_trait::async_trait]
+impl Handler for Devices {
+    fn kind(&self) -> &'static str {
+        "DevicePlugin"
+    }
+
+    async fn register(&self, plugin: &Plugin) -> Result<(), Refusal> {
+        if !plugin.versions.iter().any(|version| version == VERSION) {
+            return Err(Refusal(format!("{VERSION} is not among the versions {:?}", plugin.versions)));
+        }
+        if !is_extended(&plugin.name) {
+            return Err(Refusal(format!("the ResourceName {:?} is invalid", plugin.name)));
+        }
+        let devices = self.myself.upgrade().ok_or_else(|| Refusal("the node ends".to_owned()))?;
+        devices.connect(&plugin.name, plugin.endpoint.clone()).await.map_err(|error| Refusal(error.to_string()))
+    }
+
+    async fn deregister(&self, plugin: &Plugin) {
+        self.disconnect(&plugin.name, &plugin.endpoint);
     }
 }
 
