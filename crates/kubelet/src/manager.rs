@@ -32,14 +32,22 @@ pub(crate) struct Manager {
     jobs: JoinSet<()>,
     /// What is left of pods that the source has not named yet, by uid; none when it has named all that there are.
     unclaimed: Option<HashSet<String>>,
-    /// Of the jobs those that remove what is left of a pod, with its uid.
-    removals: HashMap<task::Id, String>,
+    /// Of the jobs those that remove what is left of a pod.
+    removals: HashMap<task::Id, Removal>,
     /// Where workers announce that they end, by the uids of their pods.
     ending: UnboundedSender<String>,
     ended: UnboundedReceiver<String>,
     /// Workers that have died, by the uids of their pods: who dies again and again rests longer and longer.
     deaths: HashMap<String, Backoff>,
     share: Arc<Share>,
+}
+
+/// The removal of what is left of a pod.
+#[derive(Debug)]
+struct Removal {
+    uid: String,
+    /// More of the pod turned up since it began.
+    is_late: bool,
 }
 
 impl Manager {
@@ -136,18 +144,23 @@ impl Manager {
         }
     }
 
-    /// Removes what is left of a pod that has no worker and that the source does not know.
+    /// Removes what is left of a pod that has no worker and that the source does not know. A removal under way may not see
+    /// what turned up since it began: another one follows it.
     fn remove_unless_wanted(&mut self, uid: String) {
         if let Some(unclaimed) = &mut self.unclaimed {
             unclaimed.insert(uid);
             return;
         }
         let is_wanted = self.lock().contains_key(&uid) || self.known(&uid).is_some();
-        if is_wanted || self.removals.values().any(|one| *one == uid) {
+        if is_wanted {
+            return;
+        }
+        if let Some(removal) = self.removals.values_mut().find(|removal| removal.uid == uid) {
+            removal.is_late = true;
             return;
         }
         let job = self.jobs.spawn(remains::remove(self.context.clone(), uid.clone()));
-        self.removals.insert(job.id(), uid);
+        self.removals.insert(job.id(), Removal { uid, is_late: false });
     }
 
     fn known(&self, uid: &str) -> Option<Arc<Pod>> {
@@ -163,8 +176,11 @@ impl Manager {
                 error.id()
             }
         };
-        if let Some(pod) = self.removals.remove(&id).and_then(|uid| self.known(&uid)) {
-            self.see(pod);
+        let Some(Removal { uid, is_late }) = self.removals.remove(&id) else { return };
+        match self.known(&uid) {
+            Some(pod) => self.see(pod),
+            None if is_late => self.remove_unless_wanted(uid),
+            None => {}
         }
     }
 
@@ -219,7 +235,7 @@ impl Manager {
             let _ = worker.events.send(Event::Pod(pod));
             return;
         }
-        if self.removals.values().any(|one| one == uid) {
+        if self.removals.values().any(|removal| removal.uid == uid) {
             return; // It has come back, and begins when that is over.
         }
         let is_claimed = self.unclaimed.as_mut().is_some_and(|unclaimed| unclaimed.remove(uid));
