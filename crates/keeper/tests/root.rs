@@ -411,7 +411,7 @@ impl Drop for Freezer {
 
 /// Whatever stops a new process, as a pod can where it shares its process namespace: the keeper goes on, and gives it up.
 fn stopped() {
-    let (tree, mut client) = (tree(), Client::with(KeeperConfig { start_max_ms: 300, ..config() }));
+    let (tree, mut client) = (tree(), Client::with(KeeperConfig { start_max_ms: 2000, ..config() }));
     let group = Freezer::new("keeper");
     let spec = spec("sleep 1000");
     let init = started(client.launch_in(Some(&group.0), tree.path(), &spec, quiet())).pid;
