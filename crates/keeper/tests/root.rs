@@ -440,9 +440,9 @@ fn stopped() {
     let (number, reply, _) = client.reply();
     assert_eq!((number, reply), (kill, Reply::Done));
 
+    // cgroup v1 holds them until the group thaws, v2 lets a frozen process die.
     let left = group.processes().into_iter().filter(|one| *one != init);
-    let left: Vec<OwnedFd> = left.map(|one| pidfd_open(pid(one)).unwrap()).collect();
-    assert!(!left.is_empty(), "the second may have been killed before it was in the group");
+    let left: Vec<OwnedFd> = left.filter_map(|one| pidfd_open(pid(one)).ok()).collect();
     group.set(false);
     for one in &left {
         // Each answer is a turn of the keeper's loop, in which it sees who has ended.
