@@ -4,13 +4,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use cri::v1;
-use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use sys::rustix::process::{Signal, kill_process};
 use testkit::serial::Test;
 
-use crate::fixture::{LIMIT, Node, on_a_node};
+use crate::fixture::{Node, on_a_node};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_deletion_waits_for_no_mount", a_deletion_waits_for_no_mount),
@@ -103,10 +101,11 @@ fn a_deletion_waits_for_no_registry() {
     });
 }
 
-/// A CNI plugin that connects a pod when its gate is closed again.
+/// A CNI plugin that connects a pod when its gate is closed again, and removes a file when it disconnects one.
 const SLOW_PLUGIN: &str = r#"#!/bin/sh
 case $CNI_COMMAND in
 ADD) read line < ${0%/*}/gate; echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.1.2.3/24"}]}' ;;
+DEL) rm -f ${0%/*}/connected ;;
 VERSION) echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"]}' ;;
 esac
 "#;
@@ -122,17 +121,13 @@ fn a_sandbox_that_comes_too_late_goes() {
         std::fs::write(cni.join("1.conflist"), config.to_string()).unwrap();
 
         node.want("late", "sleep 1000", json!({}));
+        let connected = cni.join("connected");
+        std::fs::write(&connected, "").unwrap();
         let gate = tokio::task::spawn_blocking(move || std::fs::File::create(cni.join("gate")).unwrap()).await.unwrap();
-        let mut events = node.events().await;
         node.desk.delete("late", 30);
         node.desk.gone("late").await;
         drop(gate);
-        let removed = async {
-            while events.next().await.unwrap().unwrap().container_event_type()
-                != v1::ContainerEventType::ContainerDeletedEvent
-            {}
-        };
-        tokio::time::timeout(LIMIT, removed).await.expect("the sandbox stays");
+        node.vanished(&connected).await;
         node
     });
 }
