@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use cri::v1;
 use k8s_openapi::api::core::v1::Pod;
-use pod::{Change, Record, Sandbox, View};
+use pod::spec::Role;
+use pod::{Change, Record, Run, Sandbox, View};
 
 use crate::context::{Context, uid_of};
 use crate::effects::{addresses, run_of, time};
@@ -84,11 +85,13 @@ pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<
         };
     }
     let mut changes = Vec::new();
-    for (_, container) in pod::spec::containers(pod) {
-        let of = |status: &&v1::ContainerStatus| name_of(status) == container.name && !is_created(status);
+    for (role, name) in pod::spec::names(pod) {
+        let of = |status: &&v1::ContainerStatus| name_of(status) == name && !is_created(status);
         let newest = found.containers.iter().filter(of).max_by_key(|status| (attempt_of(status), status.created_at));
         if let Some(status) = newest {
-            changes.extend(take_in(context, pod, &mut view, &container.name, status));
+            changes.extend(take_in(context, pod, &mut view, name, status));
+        } else if role == Role::Ephemeral {
+            recall_ephemeral(&mut view, pod, name);
         }
     }
     if view.containers.values().any(|container| container.running.is_some()) {
@@ -106,6 +109,21 @@ fn recall(record: &mut Record, pod: &Pod) {
         let own = record.containers.entry(container.name.clone()).or_default();
         own.restarts = own.restarts.max(container.restart_count);
     }
+}
+
+/// An ephemeral container that has run is over for good, also when its sandbox is gone and the runtime knows it no more.
+fn recall_ephemeral(view: &mut View, pod: &Pod, name: &str) {
+    let told = pod.status.iter().flat_map(|status| status.ephemeral_container_statuses.iter().flatten());
+    let told = told.filter(|status| status.name == name).find_map(|status| status.container_id.as_deref());
+    let told = told.map(|id| id.rsplit('/').next().unwrap_or(id).to_owned());
+    let record = view.record_of(name);
+    if record.probed.is_none() {
+        record.probed = told;
+    }
+    let Some(id) = record.probed.clone() else { return };
+    let run = record.last.clone().unwrap_or(Run { id, ..Run::unknown() });
+    record.last = Some(run.clone());
+    view.container_mut(name).ended = Some(run);
 }
 
 /// Puts the newest run of a container into the view; a change when it ended and the record does not know.

@@ -9,6 +9,7 @@ use cluster::{EventKind, Source, event_about};
 use cri::service::{ImageService, RuntimeService};
 use cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Pod;
+use pod::spec::Role;
 use pod::{Note, NoteKind};
 
 use crate::admission::Site;
@@ -99,8 +100,13 @@ impl Context {
         };
         let mut event = event_about(pod, kind, note.reason, note.message.clone(), "kubelet");
         event.involved_object.field_path = note.container.as_ref().map(|name| {
-            let init = pod::spec::container(pod, name).is_some_and(|(role, _)| role != pod::spec::Role::Main);
-            format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+            let role = pod::spec::names(pod).find_map(|(role, other)| (other == name).then_some(role));
+            let list = match role {
+                Some(Role::Init | Role::Sidecar) => "initContainers",
+                Some(Role::Ephemeral) => "ephemeralContainers",
+                Some(Role::Main) | None => "containers",
+            };
+            format!("spec.{list}{{{name}}}")
         });
         tracing::info!(pod = %name_of(pod), reason = note.reason, container = note.container, "{}", note.message);
         self.parts.source.event(event);

@@ -34,6 +34,8 @@ pub(crate) struct Job {
     pub(crate) addresses: Vec<String>,
     /// The image of the container that the action is about.
     pub(crate) image: Option<String>,
+    /// The run whose processes that container is to see.
+    pub(crate) target: Option<String>,
     pub(crate) shared: Arc<Shared>,
     /// Cancelled when nobody wants the action any more ([`pod::Plan::aborts`]).
     pub(crate) abort: CancellationToken,
@@ -95,9 +97,12 @@ pub(crate) fn job(context: &Arc<Context>, pod: &Arc<Pod>, view: &View, action: A
         pod::Sandbox::Ready { addresses, .. } => addresses.clone(),
         _ => Vec::new(),
     };
-    let image = match &action {
-        Action::Start { container, .. } => view.containers.get(container).and_then(|view| view.image.clone()),
-        _ => None,
+    let (image, target) = match &action {
+        Action::Start { container, .. } => (
+            view.containers.get(container).and_then(|view| view.image.clone()),
+            pod::spec::target(pod, container).and_then(|target| view.running(target)).map(|run| run.id.clone()),
+        ),
+        _ => (None, None),
     };
     Job {
         context: context.clone(),
@@ -106,6 +111,7 @@ pub(crate) fn job(context: &Arc<Context>, pod: &Arc<Pod>, view: &View, action: A
         sandbox: view.sandbox.id().map(str::to_owned),
         addresses,
         image,
+        target,
         shared: shared.clone(),
         abort: CancellationToken::new(),
     }
@@ -192,8 +198,8 @@ impl Job {
 
     async fn probe(&self, container: &str, id: &str, kind: pod::probe::Kind) {
         let Some((_, spec)) = pod::spec::container(&self.pod, container) else { return };
-        let Some(probe) = kind.of(spec) else { return };
-        let (outcome, message) = probing::probe(&*self.context.parts.runtime, self.target(spec, id), probe).await;
+        let Some(probe) = kind.of(&spec) else { return };
+        let (outcome, message) = probing::probe(&*self.context.parts.runtime, self.target(&spec, id), probe).await;
         let (container, id) = (container.to_owned(), id.to_owned());
         self.change(Change::Probed { container, id, kind, outcome, message });
     }
@@ -220,7 +226,7 @@ pub(crate) fn run_of(context: &Context, pod: &Pod, status: &v1::ContainerStatus)
     let attempt = status.metadata.as_ref().map_or(0, |metadata| metadata.attempt);
     let file = context.config.generate.paths.termination_message(uid_of(pod), &name, attempt);
     let written = pod::spec::container(pod, &name).map(|(_, spec)| {
-        crate::termination::message(spec, status.exit_code, &file, std::path::Path::new(&status.log_path))
+        crate::termination::message(&spec, status.exit_code, &file, std::path::Path::new(&status.log_path))
     });
     let reason = match status.reason.as_str() {
         "" if status.exit_code == 0 => "Completed".to_owned(),

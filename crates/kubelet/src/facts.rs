@@ -1,5 +1,6 @@
 //! Values of the downward API: what a pod may learn of itself and its node, as env and as files.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -121,17 +122,17 @@ pub fn resource(
 ) -> Result<String, FactError> {
     let container = match selector.container_name.as_deref().filter(|name| !name.is_empty()) {
         Some(name) => pod::spec::container(pod, name).map(|(_, container)| container),
-        None => own,
+        None => own.map(Cow::Borrowed),
     };
     let missing = || FactError::Container(selector.container_name.clone().unwrap_or_default());
     let container = container.ok_or_else(missing)?;
     let unknown = || FactError::Resource(selector.resource.clone());
     let (list, resource) = selector.resource.split_once('.').ok_or_else(unknown)?;
     let amount = match list {
-        "limits" => amount(container, resource, List::Limits)?
+        "limits" => amount(&container, resource, List::Limits)?
             .or_else(|| node.allocatable.get(resource).copied())
             .unwrap_or_default(),
-        "requests" => amount(container, resource, List::Requests)?.unwrap_or_default(),
+        "requests" => amount(&container, resource, List::Requests)?.unwrap_or_default(),
         _ => return Err(unknown()),
     };
     let known = matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-");

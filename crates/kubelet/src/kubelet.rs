@@ -202,9 +202,9 @@ fn probe_text(shown: &Shown, container: &str) -> String {
         return "it has not been probed yet".to_owned();
     };
     let Some((_, spec)) = pod::spec::container(&shown.pod, container) else { return String::new() };
-    let mut texts = record.probes.active(spec).filter_map(|kind| {
+    let mut texts = record.probes.active(&spec).filter_map(|kind| {
         let (outcome, count) = record.probes.get(kind).streak?;
-        let probe = kind.of(spec)?;
+        let probe = kind.of(&spec)?;
         let what = match outcome {
             pod::probe::Outcome::Success => "succeeded",
             pod::probe::Outcome::Failure => "failed",

@@ -102,6 +102,7 @@ fn of_containers(pod: &Pod, resource: &str, list: List) -> Quantity {
         let amount = of_container(container, resource, list).unwrap_or_default();
         match role {
             Role::Init => peak = peak.max(together + amount),
+            Role::Ephemeral => {}
             Role::Sidecar | Role::Main => together = together + amount,
         }
     }

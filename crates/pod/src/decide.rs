@@ -161,7 +161,7 @@ pub(crate) fn is_initialized(pod: &Pod, view: &View) -> bool {
 /// The init containers that the mains wait for.
 pub(crate) fn uninitialized<'a>(pod: &'a Pod, view: &View) -> impl Iterator<Item = &'a str> {
     let is_done = |role, container: &Container| match role {
-        Role::Main => true,
+        Role::Main | Role::Ephemeral => true,
         Role::Init => {
             let ended = view.containers.get(&container.name).and_then(|view| view.ended.as_ref());
             ended.is_some_and(|run| run.exit_code == 0)
@@ -194,7 +194,7 @@ struct Planner<'a> {
     plan: Plan,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     fn push(&mut self, action: Action) {
         if !self.view.is_busy(&action.key()) {
             self.plan.actions.push(action);
@@ -254,20 +254,35 @@ impl Planner<'_> {
 
     /// Images of everything that will start, while volumes and sandbox are made.
     fn ensure_images(&mut self) {
-        for (role, container) in spec::containers(self.pod) {
-            let view = self.view.containers.get(&container.name);
-            let is_there = view.is_some_and(|view| view.image.is_some() || view.running.is_some());
-            if is_there || !self.wants_start(role, container) {
-                continue;
-            }
-            let record = self.view.record.containers.get(&container.name).cloned().unwrap_or_default();
-            // That of a container which crashed is looked at when its back-off is over, not before; so is one that went
-            // missing, or a node whose images go as fast as they come would do nothing but pull.
-            let rests = record.backoff.until(self.now).is_some();
-            if self.may_try(record.pull.backoff) && !rests && self.may_try(record.create.backoff) {
-                self.push(Action::EnsureImage { container: container.name.clone() });
-            }
+        let own = spec::containers(self.pod);
+        let wanted = own.filter(|(role, container)| self.wants_start(*role, container));
+        let wanted: Vec<&str> = wanted.map(|(_, container)| container.name.as_str()).collect();
+        wanted.into_iter().chain(self.unstarted_ephemeral()).for_each(|name| self.ensure_image(name));
+    }
+
+    fn ensure_image(&mut self, name: &str) {
+        let view = self.view.containers.get(name);
+        if view.is_some_and(|view| view.image.is_some() || view.running.is_some()) {
+            return;
         }
+        let record = self.view.record.containers.get(name).cloned().unwrap_or_default();
+        // That of a container which crashed is looked at when its back-off is over, not before; so is one that went
+        // missing, or a node whose images go as fast as they come would do nothing but pull.
+        let rests = record.backoff.until(self.now).is_some();
+        if self.may_try(record.pull.backoff) && !rests && self.may_try(record.create.backoff) {
+            self.push(Action::EnsureImage { container: name.to_owned() });
+        }
+    }
+
+    /// Those that never ran: they run once, whatever became of that and of the sandbox they ran in.
+    fn unstarted_ephemeral(&self) -> Vec<&'a str> {
+        let view = self.view;
+        let has_run = |name: &str| {
+            let record = view.record.containers.get(name);
+            view.running(name).is_some()
+                || record.is_some_and(|record| record.probed.is_some() || record.last.is_some())
+        };
+        spec::ephemeral(self.pod).map(|one| one.name.as_str()).filter(|name| !has_run(name)).collect()
     }
 
     /// Whether a container that does not run should.
@@ -282,15 +297,16 @@ impl Planner<'_> {
 
     fn start_containers(&mut self) {
         let initialized = is_initialized(self.pod, self.view);
+        self.unstarted_ephemeral().into_iter().for_each(|name| self.start(name));
         for (role, container) in spec::containers(self.pod) {
             if role == Role::Main && !initialized {
                 return;
             }
             if self.wants_start(role, container) {
-                self.start(container);
+                self.start(&container.name);
             }
             let passes = match role {
-                Role::Main => !self.is_hooking(container),
+                Role::Main | Role::Ephemeral => !self.is_hooking(container),
                 Role::Init => self.has_succeeded(container),
                 Role::Sidecar => initialized || is_started(self.view, container),
             };
@@ -300,8 +316,7 @@ impl Planner<'_> {
         }
     }
 
-    fn start(&mut self, container: &Container) {
-        let name = &container.name;
+    fn start(&mut self, name: &str) {
         let record = self.view.record.containers.get(name).cloned().unwrap_or_default();
         if !self.may_try(record.backoff) || !self.may_try(record.create.backoff) {
             return;
@@ -310,7 +325,7 @@ impl Planner<'_> {
         if view.is_some_and(|view| view.image.is_some()) {
             let again = view.is_some_and(|view| view.ended.is_some());
             let attempt = u32::try_from(record.restarts).unwrap_or(0) + u32::from(again);
-            self.push(Action::Start { container: name.clone(), attempt });
+            self.push(Action::Start { container: name.to_owned(), attempt });
         }
     }
 
@@ -435,25 +450,16 @@ impl Planner<'_> {
     fn stop_running(&mut self) -> bool {
         let pod = self.pod;
         let view = self.view;
-        let running = |(role, container): &(Role, &Container)| {
-            (*role != Role::Sidecar) && view.running(&container.name).is_some()
-        };
-        let first: Vec<_> = spec::containers(pod).filter(running).collect();
-        let next: Vec<_> = if first.is_empty() {
-            let sidecar = |(role, container): &(Role, &Container)| {
-                *role == Role::Sidecar && view.running(&container.name).is_some()
-            };
-            spec::containers(pod).rev().find(sidecar).into_iter().collect()
-        } else {
-            first
-        };
-        for (_, container) in &next {
-            let Some(running) = view.running(&container.name) else { continue };
+        let running = |(role, name): (Role, &'a str)| Some((role, name, view.running(name)?));
+        let all: Vec<_> = spec::names(pod).filter_map(running).collect();
+        let first: Vec<_> = all.iter().filter(|(role, ..)| *role != Role::Sidecar).collect();
+        let next = if first.is_empty() { all.last().into_iter().collect() } else { first };
+        for (_, name, running) in &next {
             self.push(Action::Stop(Stop {
-                container: container.name.clone(),
+                container: (*name).to_owned(),
                 id: running.id.clone(),
                 grace_s: self.remaining_grace_s(),
-                reason: format!("Stopping container {}", container.name),
+                reason: format!("Stopping container {name}"),
             }));
         }
         !next.is_empty()

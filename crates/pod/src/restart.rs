@@ -18,7 +18,7 @@ pub enum Verdict {
 /// Applies the container's `restartPolicyRules`, its own `restartPolicy`, or the pod's.
 pub fn after_exit(pod: &Pod, role: Role, container: &Container, exit_code: i32) -> Verdict {
     let succeeded = exit_code == 0;
-    if role == Role::Init && succeeded {
+    if role == Role::Ephemeral || (role == Role::Init && succeeded) {
         return Verdict::Done;
     }
     if rule_restarts(container, exit_code) {
@@ -68,5 +68,6 @@ mod tests {
         check("Always", Role::Init, 1, Verdict::Restart);
         check("Never", Role::Init, 1, Verdict::Failed);
         check("Never", Role::Sidecar, 1, Verdict::Restart);
+        check("Always", Role::Ephemeral, 1, Verdict::Done);
     }
 }

@@ -33,6 +33,8 @@ pub fn compute(pod: &Pod, view: &View, host: &Host, published: Option<&PodStatus
         kept.unwrap_or_else(|| container_status(pod, view, role, container, now))
     };
     let statuses = |containers: Vec<_>| -> Vec<ContainerStatus> { containers.into_iter().map(status).collect() };
+    let ephemeral: Vec<Container> = spec::ephemeral(pod).map(spec::as_container).collect();
+    let ephemeral: Vec<_> = ephemeral.iter().map(|container| (Role::Ephemeral, container)).collect();
     let host_ips: Vec<HostIP> = host.addresses.iter().map(|ip| HostIP { ip: ip.clone() }).collect();
     PodStatus {
         phase: Some(phase.to_owned()),
@@ -48,6 +50,7 @@ pub fn compute(pod: &Pod, view: &View, host: &Host, published: Option<&PodStatus
         conditions: Some(conditions(pod, view, phase, published, now)),
         init_container_statuses: (!init.is_empty()).then(|| statuses(init)),
         container_statuses: Some(statuses(main)),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then(|| statuses(ephemeral)),
         ..PodStatus::default()
     }
 }
@@ -61,7 +64,9 @@ fn kept<'a>(
 ) -> Option<&'a ContainerStatus> {
     let is_known = view.containers.get(&container.name).is_some_and(|one| one.running.is_some() || one.ended.is_some());
     spec::ended_phase(pod).filter(|_| !is_known)?;
-    let all = [&published?.init_container_statuses, &published?.container_statuses];
+    let published = published?;
+    let all =
+        [&published.init_container_statuses, &published.container_statuses, &published.ephemeral_container_statuses];
     all.into_iter().flatten().flatten().find(|status| status.name == container.name)
 }
 
@@ -111,6 +116,7 @@ fn container_status(pod: &Pod, view: &View, role: Role, container: &Container, n
     let ready = match role {
         Role::Init => observed.ended.as_ref().is_some_and(|run| run.exit_code == 0),
         Role::Sidecar | Role::Main => started && record.probes.ready(container),
+        Role::Ephemeral => false,
     };
     let id = observed.running.as_ref().map(|running| &running.id).or(observed.ended.as_ref().map(|run| &run.id));
     ContainerStatus {
@@ -119,7 +125,7 @@ fn container_status(pod: &Pod, view: &View, role: Role, container: &Container, n
         image_id: observed.image_id.clone(),
         container_id: id.map(|id| format!("{SCHEME}{id}")),
         ready,
-        started: Some(started),
+        started: (role != Role::Ephemeral).then_some(started),
         restart_count: record.restarts,
         state: Some(state),
         last_state: Some(last_state),
@@ -216,11 +222,9 @@ fn wait_reason(
         return ("CrashLoopBackOff".to_owned(), Some(message));
     }
     let has_init = spec::containers(pod).any(|(role, _)| role != Role::Main);
-    let reason = if has_init && (role != Role::Main || !is_initialized(pod, view)) {
-        "PodInitializing"
-    } else {
-        "ContainerCreating"
-    };
+    let of_init = matches!(role, Role::Init | Role::Sidecar);
+    let reason =
+        if has_init && (of_init || !is_initialized(pod, view)) { "PodInitializing" } else { "ContainerCreating" };
     let outage = view.record.sandbox.error.as_ref().or(view.record.volumes.error.as_ref());
     (reason.to_owned(), outage.map(|(_, message)| message.clone()))
 }

@@ -522,7 +522,7 @@ impl View {
         let exit_code = run.exit_code;
         view.ended = Some(run);
         let restarts = spec::container(pod, container).is_some_and(|(role, spec)| {
-            crate::restart::after_exit(pod, role, spec, exit_code) == crate::restart::Verdict::Restart
+            crate::restart::after_exit(pod, role, &spec, exit_code) == crate::restart::Verdict::Restart
         });
         if !restarts || delay.is_zero() || pod.metadata.deletion_timestamp.is_some() {
             return Vec::new();
@@ -543,7 +543,7 @@ impl View {
         now: Timestamp,
     ) -> Vec<Note> {
         let Some((_, spec)) = spec::container(pod, container) else { return Vec::new() };
-        let Some(probe) = kind.of(spec) else { return Vec::new() };
+        let Some(probe) = kind.of(&spec) else { return Vec::new() };
         let record = self.record_of(container);
         if record.probed.as_deref() != Some(id) {
             return Vec::new(); // about a run that has ended

@@ -368,3 +368,34 @@ fn deciding_again_does_nothing_more() {
     let probes = world.log.iter().filter(|key| key.ends_with(Kind::Liveness.as_str())).count();
     assert_eq!(probes, 4, "one at the start, then every ten seconds");
 }
+
+#[test]
+fn an_ephemeral_container_runs_once_and_counts_for_nothing() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a", "image": "i" }] }));
+    world.settle();
+    world.log.clear();
+    world.pod.spec.as_mut().unwrap().ephemeral_containers =
+        Some(serde_json::from_value(json!([{ "name": "look", "image": "i", "targetContainerName": "a" }])).unwrap());
+    world.settle();
+    assert_eq!(world.log, ["image/look", "start/look"]);
+    let look = |world: &World| world.status().ephemeral_container_statuses.unwrap().remove(0);
+    assert!(look(&world).state.unwrap().running.is_some());
+    world.crash("look", 1);
+    world.wait(1000);
+    assert_eq!(world.log, ["image/look", "start/look"], "it never runs again");
+    assert_eq!(look(&world).state.unwrap().terminated.unwrap().exit_code, 1);
+    assert!(world.ready());
+    assert_eq!(world.status().phase.as_deref(), Some("Running"));
+    assert_eq!(world.status().container_statuses.unwrap().len(), 1);
+}
+
+#[test]
+fn a_pod_that_is_over_ends_who_looks_into_it() {
+    let mut world = World::new(json!({
+        "restartPolicy": "Never", "containers": [{ "name": "a" }], "ephemeralContainers": [{ "name": "look" }] }));
+    world.settle();
+    world.crash("a", 0);
+    assert_eq!(world.status().phase.as_deref(), Some("Running"), "something of it still runs");
+    world.settle();
+    assert_eq!(world.status().phase.as_deref(), Some("Succeeded"));
+}

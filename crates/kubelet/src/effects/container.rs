@@ -14,7 +14,7 @@ use crate::env::{self, Environment, Sources};
 use crate::generate::{self, ImageUser, Request};
 use crate::probing;
 use crate::threads::patient;
-use crate::volumes::VolumeError;
+use crate::volumes::{Cause, VolumeError};
 
 /// The waiting reason with which runtimes begin what they say of an image that cannot be mounted.
 const IMAGE_VOLUME: &str = "ImageVolumeMountFailed";
@@ -25,6 +25,8 @@ enum Failed {
     For { reason: &'static str, message: String },
     /// Its image was removed after it was pulled.
     NoImage { message: String },
+    /// A volume was not made, as nobody used it before this container was added to the pod.
+    NoVolume { message: String },
     /// An image that one of its volumes shows was removed after it was pulled, or cannot be mounted.
     NoVolumeImage { message: String },
     /// Nobody wants it any more.
@@ -58,6 +60,9 @@ impl From<generate::GenerateError> for Failed {
 impl From<VolumeError> for Failed {
     fn from(VolumeError { volume, cause }: VolumeError) -> Self {
         let message = format!("volume mount {volume:?}: {cause}");
+        if matches!(cause, Cause::Unmade { .. }) {
+            return Self::NoVolume { message };
+        }
         Self::For { reason: "CreateContainerConfigError", message }
     }
 }
@@ -73,6 +78,10 @@ impl Job {
             Err(Failed::NoImage { message }) => {
                 self.start_failed(name, "CreateContainerError", message);
                 self.change(Change::ImageMissing { container: name.to_owned() });
+            }
+            Err(Failed::NoVolume { message }) => {
+                self.start_failed(name, "CreateContainerConfigError", message);
+                self.change(Change::VolumesMissing);
             }
             Err(Failed::NoVolumeImage { message }) => {
                 self.start_failed(name, IMAGE_VOLUME, message);
@@ -90,7 +99,7 @@ impl Job {
         let (role, container) =
             pod::spec::container(&self.pod, name).ok_or_else(|| Failed::create("it is no longer in the pod"))?;
         let sandbox = self.sandbox.clone().ok_or_else(|| Failed::create("the sandbox has gone"))?;
-        let config = self.wanted(Duration::ZERO, self.container_config(role, container, attempt)).await?;
+        let config = self.wanted(Duration::ZERO, self.container_config(role, &container, attempt)).await?;
         let id = self.wanted(PATIENCE, self.create(&sandbox, config, name, attempt)).await?;
         self.context.normal(&self.pod, "Created", "Container created".to_owned(), Some(name));
         self.wanted(PATIENCE, self.begin(&id)).await?;
@@ -127,6 +136,10 @@ impl Job {
         container: &Container,
         attempt: u32,
     ) -> Result<v1::ContainerConfig, Failed> {
+        if let (Some(target), None) = (pod::spec::target(&self.pod, &container.name), &self.target) {
+            let message = format!("unable to find target container {target:?}: it does not run");
+            return Err(Failed::For { reason: "CreateContainerConfigError", message });
+        }
         let unready = |message| Failed::For { reason: "CreateContainerConfigError", message };
         let mut extras = self.context.parts.resources.prepare(&self.pod, container).await.map_err(unready)?;
         let image = self.image.clone().unwrap_or_default();
@@ -148,6 +161,7 @@ impl Job {
             ips: &self.addresses,
             mounts: &mounts,
             volumes: &paths,
+            target: self.target.as_deref(),
             users: self.users().map_err(Failed::create)?,
             store: self.context.parts.source.store(),
         };
@@ -203,10 +217,13 @@ impl Job {
         name: &str,
         attempt: u32,
     ) -> Result<String, Failed> {
-        let sandbox_config = match self.shared.sandbox_config() {
+        let mut sandbox_config = match self.shared.sandbox_config() {
             Some(config) => config,
             None => self.sandbox_config(0).map_err(Failed::create)?,
         };
+        // A privileged container may have been added to a pod that had none.
+        let security = sandbox_config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        security.into_iter().for_each(|security| security.privileged |= generate::is_privileged(&self.pod));
         let runtime = &self.context.parts.runtime;
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.to_owned(),
@@ -254,7 +271,7 @@ impl Job {
         let handler = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
         let Some(handler) = handler else { return };
         let runtime = &*self.context.parts.runtime;
-        match probing::hook(runtime, self.target(container, id), handler, None).await {
+        match probing::hook(runtime, self.target(&container, id), handler, None).await {
             Ok(()) => self.change(Change::PostStarted { container: name.to_owned(), id: id.to_owned() }),
             Err(message) => {
                 self.context.warning(

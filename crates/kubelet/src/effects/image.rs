@@ -27,7 +27,7 @@ impl Job {
     pub(super) async fn ensure_image(&self, name: &str) {
         let Some((_, container)) = pod::spec::container(&self.pod, name) else { return };
         let image = container.image.as_deref().unwrap_or_default();
-        let wanted = Wanted { image, policy: policy(container), container: Some(name) };
+        let wanted = Wanted { image, policy: policy(&container), container: Some(name) };
         match self.ensure(&wanted).await {
             Ok(found) => self.change(Change::ImageReady {
                 container: name.to_owned(),

@@ -26,7 +26,7 @@ impl Job {
         let begun = Instant::now();
         let spec = pod::spec::container(&self.pod, container).map(|(_, spec)| spec);
         if let Some(spec) = spec.filter(|_| !grace.is_zero()) {
-            self.pre_stop(spec, id, grace).await;
+            self.pre_stop(&spec, id, grace).await;
         }
         let left = grace.saturating_sub(begun.elapsed()).max(GRACE_LEAST.min(grace));
         // Rounded up: a second too much is better than one too little.

@@ -24,6 +24,7 @@ use crate::paths::Paths;
 use crate::qos;
 
 pub use identity::{annotation, container_hash, label};
+pub(crate) use security::is_privileged;
 pub use security::{ImageUser, UserRange};
 
 /// Where a container's termination message goes unless the spec says otherwise.
@@ -132,6 +133,8 @@ pub struct Request<'a> {
     pub mounts: &'a [v1::Mount],
     /// Where the pod's volumes are on the node, by name.
     pub volumes: &'a BTreeMap<String, PathBuf>,
+    /// The run whose processes the container is to see (`targetContainerName`).
+    pub target: Option<&'a str>,
     /// The ids of the pod's user namespace, with `hostUsers: false`.
     pub users: Option<UserRange>,
     /// ConfigMaps, Secrets and Services.

@@ -113,7 +113,6 @@ fn of_container(container: &Container) -> &SecurityContext {
 
 pub(super) fn sandbox(pod: &Pod, users: Option<UserRange>) -> Result<LinuxSandboxSecurityContext, SecurityError> {
     let context = of_pod(pod);
-    let privileged = spec::containers(pod).any(|(_, container)| of_container(container).privileged == Some(true));
     Ok(LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(pod, users)),
         selinux_options: context.se_linux_options.as_ref().map(selinux),
@@ -121,7 +120,7 @@ pub(super) fn sandbox(pod: &Pod, users: Option<UserRange>) -> Result<LinuxSandbo
         run_as_group: context.run_as_group.map(int64),
         supplemental_groups: groups(context),
         supplemental_groups_policy: groups_policy(context)?,
-        privileged,
+        privileged: is_privileged(pod),
         // The sandbox itself needs nothing beyond the default, whatever its containers ask for.
         seccomp: Some(v1::SecurityProfile {
             profile_type: v1::security_profile::ProfileType::RuntimeDefault.into(),
@@ -129,6 +128,13 @@ pub(super) fn sandbox(pod: &Pod, users: Option<UserRange>) -> Result<LinuxSandbo
         }),
         ..LinuxSandboxSecurityContext::default()
     })
+}
+
+/// Whether some container is privileged, be it one that was added to look into the pod.
+pub(crate) fn is_privileged(pod: &Pod) -> bool {
+    let own = spec::containers(pod).map(|(_, container)| container.security_context.as_ref());
+    let added = spec::ephemeral(pod).map(|one| one.security_context.as_ref());
+    own.chain(added).flatten().any(|context| context.privileged == Some(true))
 }
 
 pub(super) fn sysctls(pod: &Pod) -> HashMap<String, String> {
@@ -151,7 +157,7 @@ pub(super) fn container(
             add_ambient_capabilities: Vec::new(),
         }),
         privileged: own.privileged == Some(true),
-        namespace_options: Some(namespaces(request.pod, request.users)),
+        namespace_options: Some(with_target(namespaces(request.pod, request.users), request.target)),
         selinux_options: own.se_linux_options.as_ref().or(whole.se_linux_options.as_ref()).map(selinux),
         // The image's own user is left to the runtime, which also reads the group that belongs to it.
         run_as_user: user.map(int64),
@@ -207,6 +213,16 @@ fn namespaces(pod: &Pod, users: Option<UserRange>) -> v1::NamespaceOption {
         ipc: node_if(spec.host_ipc, NamespaceMode::Pod),
         target_id: String::new(),
         userns_options: Some(user_namespace(users.filter(|_| spec.host_users == Some(false)))),
+    }
+}
+
+/// A container with processes of its own may see those of another instead.
+fn with_target(options: v1::NamespaceOption, target: Option<&str>) -> v1::NamespaceOption {
+    match target {
+        Some(target) if options.pid() == NamespaceMode::Container => {
+            v1::NamespaceOption { pid: NamespaceMode::Target.into(), target_id: target.to_owned(), ..options }
+        }
+        _ => options,
     }
 }
 

@@ -39,6 +39,7 @@ fn with_request<T>(pod: &Pod, user: &ImageUser, run: impl FnOnce(&Config, &Reque
         ips: &["10.85.0.9".into()],
         mounts: &[],
         volumes: &BTreeMap::new(),
+        target: None,
         users: None,
         store: &Store::new(),
     };

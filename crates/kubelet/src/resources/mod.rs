@@ -120,7 +120,7 @@ impl Resources {
             // An init container has ended when the next one begins, which can have its devices.
             match role {
                 Role::Init => before.extend(own),
-                Role::Sidecar | Role::Main => before.retain(|id| !own.contains(id)),
+                Role::Sidecar | Role::Main | Role::Ephemeral => before.retain(|id| !own.contains(id)),
             }
         }
         Ok(())

@@ -43,6 +43,14 @@ pub enum Cause {
     /// A field of the spec that cannot be.
     #[error("{0}")]
     Invalid(String),
+    /// Not among the volumes that were made.
+    #[error("cannot find volume {volume:?} to mount into container {container:?}")]
+    Unmade {
+        /// The volume.
+        volume: String,
+        /// Who wants it.
+        container: String,
+    },
     /// A value of the downward API.
     #[error(transparent)]
     Fact(#[from] FactError),

@@ -100,8 +100,7 @@ impl PodVolumes {
         environment: &Environment,
     ) -> Result<Planned, Cause> {
         let Some(ready) = self.volumes.get(&mount.name) else {
-            let name = &mount.name;
-            return Err(Cause::Invalid(format!("cannot find volume {name:?} to mount into container {container:?}")));
+            return Err(Cause::Unmade { volume: mount.name.clone(), container: container.to_owned() });
         };
         let propagation = propagation(mount)?;
         let mut planned = Planned {

@@ -38,7 +38,9 @@ pub(super) fn used(pod: &Pod) -> BTreeSet<&str> {
     let containers = || spec::containers(pod).map(|(_, container)| container);
     let of_files = containers().flat_map(|container| container.env.iter().flatten());
     let of_files = of_files.filter_map(|variable| variable.value_from.as_ref()?.file_key_ref.as_ref());
-    containers().flat_map(mounted).chain(of_files.map(|file| file.volume_name.as_str())).collect()
+    let of_files = of_files.map(|file| file.volume_name.as_str());
+    let added = spec::ephemeral(pod).flat_map(|one| one.volume_mounts.iter().flatten());
+    containers().flat_map(mounted).chain(of_files).chain(added.map(|mount| mount.name.as_str())).collect()
 }
 
 /// A volume that some container uses and the pod does not have.

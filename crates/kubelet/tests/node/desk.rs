@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use cluster::{Key, Source, SourceError, Store};
-use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -99,6 +99,11 @@ impl Desk {
         let mut pod: Pod = serde_json::from_value(serde_json::json!({ "metadata": metadata, "spec": spec })).unwrap();
         pod.metadata.creation_timestamp = Some(Time(Timestamp::now()));
         self.store.pods().put(pod);
+    }
+
+    /// Changes the spec of a pod.
+    pub(crate) fn change(&self, name: &str, change: impl FnOnce(&mut PodSpec)) {
+        self.store.pods().update(&key(name), |pod| change(pod.spec.get_or_insert_default()));
     }
 
     /// Asks for the end of a pod.

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
+mod changes;
 mod desk;
 mod devices;
 mod endings;
@@ -22,7 +23,7 @@ use testkit::serial::Test;
 fn main() -> ExitCode {
     image::worker::maybe_run();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all = [workers::TESTS, endings::TESTS, eviction::TESTS, images::TESTS, sources::TESTS, devices::TESTS];
+    let all = [changes::TESTS, workers::TESTS, endings::TESTS, eviction::TESTS, images::TESTS, sources::TESTS, devices::TESTS];
     let all: Vec<Test> = all.concat();
     testkit::serial::main(&all, missing)
 }

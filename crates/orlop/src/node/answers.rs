@@ -127,8 +127,8 @@ impl Agent {
         let mut found = Vec::new();
         for (pod, _) in self.kubelet.pods() {
             let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-            for (_, container) in pod::spec::containers(&pod) {
-                let Some(id) = self.kubelet.container_id(uid, &container.name) else { continue };
+            for (_, name) in pod::spec::names(&pod) {
+                let Some(id) = self.kubelet.container_id(uid, name) else { continue };
                 let group = self.groups.pod(&pod).child(id);
                 if !group.exists() {
                     continue;
@@ -137,7 +137,7 @@ impl Agent {
                 let usage = Usage {
                     namespace: text(&pod.metadata.namespace),
                     pod: text(&pod.metadata.name),
-                    container: container.name.clone(),
+                    container: name.to_owned(),
                     ..Usage::default()
                 };
                 found.push(Measured { usage, before: group.stats(), group });

@@ -58,8 +58,8 @@ fn whole(pod: &Pod, resource: Resource, used: &[(String, u64)]) -> Option<(Strin
 /// What a container asks for, as text and as number.
 fn asked_by(pod: &Pod, name: &str, resource: Resource) -> (String, u64) {
     let container = pod::spec::container(pod, name).map(|(_, container)| container);
-    let requests = container.and_then(|container| container.resources.as_ref()?.requests.as_ref());
-    match requests.and_then(|requests| requests.get(resource.name())) {
+    let requests = container.and_then(|container| container.into_owned().resources?.requests);
+    match requests.as_ref().and_then(|requests| requests.get(resource.name())) {
         Some(asked) => (canonical(&asked.0), units(&asked.0)),
         None => ("0".to_owned(), 0),
     }
