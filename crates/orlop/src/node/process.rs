@@ -8,8 +8,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const WORKERS: usize = 2;
 /// Heaps of all threads together: enough that those which run tasks seldom wait for each other.
 const HEAPS: i32 = 2;
-/// A task's frames are small; the default of 2 MiB would count against the node's memory for each blocked path.
-const STACK_BYTES: usize = 512 << 10;
+/// A task's frames are small; the default of 2 MiB would count against the node's memory for each blocked path. Frames that
+/// are not optimised are several times as large.
+const STACK_BYTES: usize = if cfg!(debug_assertions) { 2 << 20 } else { 512 << 10 };
 
 /// Goes on, with the first call, as a copy of this program that no pod can write.
 pub(super) fn seal() -> anyhow::Result<()> {
