@@ -33,5 +33,6 @@ pub use exec::{ExecError, ExecPlugin};
 pub use follow::{Following, Progress, Selection, Sink, follow, poll};
 pub use lease::NodeLease;
 pub use proxy::Proxy;
+pub(crate) use source::first_reference;
 pub use source::{ApiSource, ApiSourceConfig, SealConfig, SealError, StartError};
 pub use verbs::{Deletion, Kind, Patch};

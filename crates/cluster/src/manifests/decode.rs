@@ -23,12 +23,19 @@ pub(crate) struct FieldError {
 
 /// Decodes a document. `Err` lists everything found wrong; an object with unknown fields is not returned.
 pub(crate) fn decode<T: de::DeserializeOwned>(document: &Node) -> Result<T, Vec<FieldError>> {
+    match decode_known(document) {
+        Ok((object, unknown)) if unknown.is_empty() => Ok(object),
+        Ok((_, errors)) | Err(errors) => Err(errors),
+    }
+}
+
+/// Decodes what is known of a document, as an API server does that is older than its author; the rest is listed.
+pub(crate) fn decode_known<T: de::DeserializeOwned>(document: &Node) -> Result<(T, Vec<FieldError>), Vec<FieldError>> {
     let unknown = RefCell::new(Vec::new());
     let decoded = T::deserialize(NodeDeserializer { node: document, path: &Path::Root, unknown: &unknown });
     let mut errors = unknown.into_inner();
     match decoded {
-        Ok(object) if errors.is_empty() => Ok(object),
-        Ok(_) => Err(errors),
+        Ok(object) => Ok((object, errors)),
         Err(error) => {
             errors.push(error.into_field_error(document.line));
             Err(errors)

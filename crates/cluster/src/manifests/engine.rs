@@ -23,9 +23,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::events::Events;
-use super::files::Files;
+use super::files::{Files, Names};
 use super::kinds::{self, AnyObject, Declared, read_file, to_problem};
-use super::problem::{Problem, Severity};
+use super::problem::{Problem, Said, Severity};
 use crate::controllers::common::{ALPHABET, controller_of, is_terminating, short_hash};
 use crate::controllers::service::Range;
 use crate::controllers::{Change, Plan, daemon_set, deployment, endpoints, job, replica_set, service};
@@ -92,7 +92,7 @@ impl Manifests {
         let store = Store::new();
         let state = State::open(config.state_dir.join("cluster"))?;
         state.restore(&store);
-        let files = Files::open(&config.paths).map_err(StartError::Input)?;
+        let files = Files::open(&config.paths, Names::Suffixed).map_err(StartError::Input)?;
         let events = Mutex::new(Events::restored(&store));
         let saver = Saver::new(state.clone(), &store);
         let manifests = Arc::new(Self {
@@ -109,7 +109,7 @@ impl Manifests {
             owner: manifests.clone(),
             files,
             declared: Declarations::new(),
-            said: HashSet::new(),
+            said: Said::default(),
             told: Mutex::default(),
         };
         engine.read();
@@ -343,8 +343,7 @@ struct Engine {
     owner: Arc<Manifests>,
     files: Files,
     declared: Declarations,
-    /// Problems that have been logged.
-    said: HashSet<String>,
+    said: Said,
     /// Failures of claims that have been told.
     told: Mutex<HashSet<String>>,
 }
@@ -505,18 +504,7 @@ impl Engine {
     }
 
     fn tell(&mut self, problems: Vec<Problem>) {
-        let now: HashSet<String> = problems.iter().map(ToString::to_string).collect();
-        for problem in &problems {
-            let text = problem.to_string();
-            if self.said.contains(&text) {
-                continue;
-            }
-            match problem.severity {
-                Severity::Error => tracing::error!("{text}"),
-                Severity::Warning => tracing::warn!("{text}"),
-            }
-        }
-        self.said = now;
+        self.said.tell(&problems);
         self.owner.problems.send_replace(problems);
     }
 

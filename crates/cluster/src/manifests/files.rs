@@ -37,9 +37,19 @@ pub(crate) struct Scan {
     pub(crate) problems: Vec<Problem>,
 }
 
+/// Which files of a directory are manifests. Hidden ones never are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// `.yaml`, `.yml` and `.json`, as kubectl has it.
+    Suffixed,
+    /// All, as the kubelet has it of its static pods.
+    All,
+}
+
 /// The operator's paths and the watches on them.
 pub(crate) struct Files {
     paths: Vec<PathBuf>,
+    names: Names,
     stdin: Option<Arc<str>>,
     inotify: Option<AsyncFd<Inotify>>,
     watches: HashMap<WatchId, Watched>,
@@ -63,7 +73,7 @@ type Interests = BTreeMap<PathBuf, Interest>;
 
 impl Files {
     /// Reads standard input to its end if `-` is among the paths.
-    pub(crate) fn open(paths: &[PathBuf]) -> Result<Self, Box<Problem>> {
+    pub(crate) fn open(paths: &[PathBuf], names: Names) -> Result<Self, Box<Problem>> {
         let mut stdin = None;
         if paths.iter().any(|path| path.as_os_str() == "-") {
             let mut text = String::new();
@@ -73,7 +83,7 @@ impl Files {
                 .map_err(Box::new)?;
             stdin = Some(text.into());
         }
-        Ok(Files { paths: paths.to_vec(), stdin, inotify: None, watches: HashMap::new(), has_changed: false })
+        Ok(Files { paths: paths.to_vec(), names, stdin, inotify: None, watches: HashMap::new(), has_changed: false })
     }
 
     /// Reads all paths, and watches what leads to them. Watches are set before the files are read, so that no change
@@ -84,7 +94,7 @@ impl Files {
         for path in &self.paths {
             match path.as_os_str() == "-" {
                 true => _ = scan.files.insert(path.clone(), self.stdin.clone().unwrap_or_default()),
-                false => scan_path(path, &mut scan),
+                false => scan_path(path, self.names, &mut scan),
             }
         }
         scan.problems.extend(watch_problem);
@@ -135,7 +145,7 @@ impl Files {
 
     /// Watches exactly the directories that matter now.
     fn update_watches(&mut self) -> Result<(), Box<Problem>> {
-        let interests = interests(self.paths.iter().filter(|path| path.as_os_str() != "-"));
+        let interests = interests(self.paths.iter().filter(|path| path.as_os_str() != "-"), self.names);
         if interests.is_empty() {
             return Ok(());
         }
@@ -196,13 +206,13 @@ fn not_watched(directory: &Path, error: &sys::Error) -> Problem {
 }
 
 /// The directories to watch for `paths`, and which of their entries matter.
-fn interests<'p>(paths: impl Iterator<Item = &'p PathBuf>) -> Interests {
+fn interests<'p>(paths: impl Iterator<Item = &'p PathBuf>, names: Names) -> Interests {
     let mut interests = Interests::new();
     for path in paths {
         follow(path, &mut interests, LINKS_MAX);
         if path.is_dir() {
             interests.insert(path.clone(), Interest::All);
-            for entry in manifest_entries(path).unwrap_or_default() {
+            for entry in manifest_entries(path, names).unwrap_or_default() {
                 if entry.is_symlink() {
                     follow(&entry, &mut interests, LINKS_MAX);
                 }
@@ -240,12 +250,12 @@ fn add_name(interests: &mut Interests, directory: &Path, name: &std::ffi::OsStr)
     *known = union(known, &names);
 }
 
-/// The manifests in a directory: `.yaml`, `.yml` and `.json`, no hidden ones, not its subdirectories (as kubectl).
-fn manifest_entries(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// The manifests in a directory, without its subdirectories.
+fn manifest_entries(directory: &Path, names: Names) -> std::io::Result<Vec<PathBuf>> {
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
-        if is_manifest_name(&path) && !path.is_dir() {
+        if is_manifest_name(&path, names) && !path.is_dir() {
             entries.push(path);
         }
     }
@@ -253,15 +263,18 @@ fn manifest_entries(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(entries)
 }
 
-fn is_manifest_name(path: &Path) -> bool {
+fn is_manifest_name(path: &Path, names: Names) -> bool {
     let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    !hidden
-        && path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
+    let suffixed = || {
+        let suffix = path.extension();
+        suffix.is_some_and(|suffix| suffix == "yaml" || suffix == "yml" || suffix == "json")
+    };
+    !hidden && (names == Names::All || suffixed())
 }
 
-fn scan_path(path: &Path, scan: &mut Scan) {
+fn scan_path(path: &Path, names: Names, scan: &mut Scan) {
     match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => match manifest_entries(path) {
+        Ok(metadata) if metadata.is_dir() => match manifest_entries(path, names) {
             Ok(entries) => entries.iter().for_each(|entry| scan_file(entry, scan)),
             Err(error) => unreadable(path, &error, scan),
         },
@@ -323,15 +336,17 @@ mod tests {
             fs::write(directory.path().join(name), "x").unwrap();
         }
         fs::create_dir(directory.path().join("sub.yaml")).unwrap();
-        let mut files = Files::open(&[directory.path().into()]).unwrap();
+        let mut files = Files::open(&[directory.path().into()], Names::Suffixed).unwrap();
         files.paths = vec![directory.path().into()];
         let scan = Scan { problems: Vec::new(), ..scan_without_watching(&files) };
         assert_eq!(names(&scan), ["a.yml", "b.yaml", "c.json"]);
+        files.names = Names::All;
+        assert_eq!(names(&scan_without_watching(&files)), ["a.yml", "b.yaml", "c.json", "d.txt", "f.yaml~"]);
     }
 
     fn scan_without_watching(files: &Files) -> Scan {
         let mut scan = Scan::default();
-        files.paths.iter().for_each(|path| scan_path(path, &mut scan));
+        files.paths.iter().for_each(|path| scan_path(path, files.names, &mut scan));
         scan
     }
 
@@ -339,7 +354,10 @@ mod tests {
     fn what_cannot_be_read_is_a_problem() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("latin.yaml"), b"a: \xe4").unwrap();
-        let files = Files { paths: vec![directory.path().into(), "/no/such".into()], ..Files::open(&[]).unwrap() };
+        let files = Files {
+            paths: vec![directory.path().into(), "/no/such".into()],
+            ..Files::open(&[], Names::Suffixed).unwrap()
+        };
         let scan = scan_without_watching(&files);
         assert_eq!(scan.unreadable.len(), 2);
         assert!(scan.problems[0].to_string().ends_with("; write the file in UTF-8"), "{}", scan.problems[0]);
@@ -361,7 +379,7 @@ mod tests {
         fs::write(path("mount/..one/m.yaml"), "1").unwrap();
         symlink("..one", path("mount/..data")).unwrap();
         symlink("..data/m.yaml", path("mount/m.yaml")).unwrap();
-        let mut files = Files::open(&[path("current"), path("single.yaml"), path("mount")]).unwrap();
+        let mut files = Files::open(&[path("current"), path("single.yaml"), path("mount")], Names::Suffixed).unwrap();
         let before = files.scan();
         assert_eq!(before.files.len(), 3);
 
@@ -412,7 +430,7 @@ mod tests {
     #[tokio::test]
     async fn a_wait_that_is_dropped_loses_nothing() {
         let root = tempfile::tempdir().unwrap();
-        let mut files = Files::open(&[root.path().to_owned()]).unwrap();
+        let mut files = Files::open(&[root.path().to_owned()], Names::Suffixed).unwrap();
         files.scan();
         fs::write(root.path().join("a.yaml"), "x").unwrap();
         // Dropped while it waits for a quiet moment, as the engine does when a table changes.
@@ -425,7 +443,7 @@ mod tests {
     #[tokio::test]
     async fn a_path_that_appears_later_is_seen() {
         let root = tempfile::tempdir().unwrap();
-        let mut files = Files::open(&[root.path().join("later.yaml")]).unwrap();
+        let mut files = Files::open(&[root.path().join("later.yaml")], Names::Suffixed).unwrap();
         assert_eq!(files.scan().problems.len(), 1);
         fs::write(root.path().join("unrelated"), "").unwrap();
         fs::write(root.path().join("later.yaml"), "x").unwrap();

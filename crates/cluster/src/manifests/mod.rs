@@ -8,6 +8,7 @@ mod files;
 mod kinds;
 mod path;
 mod problem;
+mod static_pods;
 mod validate;
 mod yaml;
 
@@ -15,3 +16,4 @@ pub use engine::{Manifests, ManifestsConfig};
 pub use problem::{ObjectName, Problem, Severity};
 
 pub(crate) use kinds::{AnyObject, Kind};
+pub(crate) use static_pods::{Declared as StaticPod, StaticPods, is_static};

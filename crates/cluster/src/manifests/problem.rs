@@ -1,5 +1,6 @@
 //! What is wrong with a manifest, for people to read.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -72,5 +73,24 @@ impl fmt::Display for Problem {
             Some(remedy) => write!(f, "; {remedy}"),
             None => Ok(()),
         }
+    }
+}
+
+/// Problems that have been logged: each is, once, for as long as it lasts.
+#[derive(Debug, Default)]
+pub(crate) struct Said(HashSet<String>);
+
+impl Said {
+    /// Logs those of `problems`, which are all that there are now, that are new.
+    pub(crate) fn tell(&mut self, problems: &[Problem]) {
+        for problem in problems {
+            let text = problem.to_string();
+            match problem.severity {
+                _ if self.0.contains(&text) => {}
+                Severity::Error => tracing::error!("{text}"),
+                Severity::Warning => tracing::warn!("{text}"),
+            }
+        }
+        self.0 = problems.iter().map(ToString::to_string).collect();
     }
 }

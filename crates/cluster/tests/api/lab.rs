@@ -69,7 +69,14 @@ impl Lab {
         // It is there, if there is no server to ask.
         self.others().ensure("/api/v1/nodes", &node).ok();
         let kubelet = Some(Api::new(self.node()).unwrap());
-        let config = ApiSourceConfig { node_name: NODE.into(), kubelet, proxy: None, event_rate: None, sealed };
+        let config = ApiSourceConfig {
+            node_name: NODE.into(),
+            kubelet,
+            proxy: None,
+            event_rate: None,
+            sealed,
+            static_pods: None,
+        };
         ApiSource::start(config).unwrap()
     }
 

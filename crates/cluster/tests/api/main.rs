@@ -9,13 +9,15 @@ mod lab;
 mod scale;
 mod sealed;
 mod source;
+mod statics;
 
 use std::process::ExitCode;
 
 use testkit::serial::{self, Test};
 use testkit::{control_plane, netns};
 
-const TESTS: &[&[Test]] = &[client::TESTS, following::TESTS, source::TESTS, sealed::TESTS, scale::TESTS];
+const TESTS: &[&[Test]] =
+    &[client::TESTS, following::TESTS, source::TESTS, sealed::TESTS, statics::TESTS, scale::TESTS];
 
 fn main() -> ExitCode {
     // Built, or found in the cache, before the way to the module proxy is gone.

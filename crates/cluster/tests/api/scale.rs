@@ -30,7 +30,14 @@ fn ten_thousand_services() {
     run(async {
         let begun = Instant::now();
         let proxy = Some(Api::new(lab.proxy()).unwrap());
-        let config = ApiSourceConfig { node_name: NODE.into(), kubelet: None, proxy, event_rate: None, sealed: None };
+        let config = ApiSourceConfig {
+            node_name: NODE.into(),
+            kubelet: None,
+            proxy,
+            event_rate: None,
+            sealed: None,
+            static_pods: None,
+        };
         let source = ApiSource::start(config).unwrap();
         let store = source.store();
         // As a proxy does: it keeps of a slice what it needs.

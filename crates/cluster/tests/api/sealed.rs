@@ -127,6 +127,7 @@ fn a_server_that_refuses_is_not_away() {
             proxy: None,
             event_rate: None,
             sealed: Some(sealed),
+            static_pods: None,
         });
         let source = source.unwrap();
         let ready = tokio::time::timeout(std::time::Duration::from_secs(2), source.ready()).await;

@@ -416,7 +416,14 @@ fn a_proxy_sees_services_and_slices() {
     lab.others().create("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", &slice).unwrap();
     run(async {
         let proxy = Some(Api::new(lab.proxy()).unwrap());
-        let config = ApiSourceConfig { node_name: NODE.into(), kubelet: None, proxy, event_rate: None, sealed: None };
+        let config = ApiSourceConfig {
+            node_name: NODE.into(),
+            kubelet: None,
+            proxy,
+            event_rate: None,
+            sealed: None,
+            static_pods: None,
+        };
         let source = ApiSource::start(config).unwrap();
         let store = source.store();
         let known = async {

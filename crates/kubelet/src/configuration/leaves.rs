@@ -58,7 +58,7 @@ const fn leaf(path: &'static str, kind: Kind, default: &'static str, flag: &'sta
 #[rustfmt::skip]
 pub const LEAVES: &[Leaf] = &[
     leaf("enableServer", Bool, "true", "enable-server", Honoured),
-    leaf("staticPodPath", Text, "", "pod-manifest-path", NotYet),
+    leaf("staticPodPath", Text, "", "pod-manifest-path", Honoured),
     leaf("podLogsDir", Text, "/var/log/pods", "", NotYet),
     leaf("syncFrequency", Duration, "1m", "sync-frequency", NotYet),
     leaf("fileCheckFrequency", Duration, "20s", "file-check-frequency", NotYet),

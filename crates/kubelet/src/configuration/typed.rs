@@ -73,6 +73,8 @@ pub struct Configuration {
     pub register_with_taints: Vec<Taint>,
     /// Whether the kubelet makes its Node object.
     pub register_node: bool,
+    /// The file or directory of the node's static pods.
+    pub static_pod_path: Option<PathBuf>,
 }
 
 /// When images go that no container uses.
@@ -147,6 +149,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         provider_id: reader.text("providerID"),
         register_with_taints: reader.taints(),
         register_node: reader.flag("registerNode", true),
+        static_pod_path: reader.file("staticPodPath"),
     };
     if reader.faults.is_empty() { Ok(configuration) } else { Err(reader.faults) }
 }

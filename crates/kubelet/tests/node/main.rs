@@ -23,7 +23,15 @@ use testkit::serial::Test;
 fn main() -> ExitCode {
     image::worker::maybe_run();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all = [changes::TESTS, workers::TESTS, endings::TESTS, eviction::TESTS, images::TESTS, sources::TESTS, devices::TESTS];
+    let all = [
+        changes::TESTS,
+        workers::TESTS,
+        endings::TESTS,
+        eviction::TESTS,
+        images::TESTS,
+        sources::TESTS,
+        devices::TESTS,
+    ];
     let all: Vec<Test> = all.concat();
     testkit::serial::main(&all, missing)
 }

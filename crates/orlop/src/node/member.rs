@@ -223,7 +223,15 @@ fn source_config(settings: &MemberSettings, kubelet: Api) -> anyhow::Result<ApiS
     let state_dir = &settings.node.layout.state_dir;
     let (dir, key) = (state_dir.join("sealed"), state_dir.join("sealed.key"));
     let sealed = Some(SealConfig { dir, key, patience: ALONE_AFTER });
-    Ok(ApiSourceConfig { node_name: settings.name.clone(), kubelet: Some(kubelet), proxy, event_rate, sealed })
+    let static_pods = configuration.static_pod_path.clone();
+    Ok(ApiSourceConfig {
+        node_name: settings.name.clone(),
+        kubelet: Some(kubelet),
+        proxy,
+        event_rate,
+        sealed,
+        static_pods,
+    })
 }
 
 fn agent_config(

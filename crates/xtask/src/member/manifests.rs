@@ -1,10 +1,13 @@
 //! What the fleet is told to run.
 
+use std::path::Path;
+
 use testkit::control_plane::ControlPlane;
 
 /// The configuration of a node that joins with a token.
-pub(super) fn joining_configuration(plane: &ControlPlane) -> anyhow::Result<String> {
-    Ok(kubelet_configuration(plane)? + "rotateCertificates: true\nserverTLSBootstrap: true\n")
+pub(super) fn joining_configuration(plane: &ControlPlane, static_pods: &Path) -> anyhow::Result<String> {
+    let own = format!("rotateCertificates: true\nserverTLSBootstrap: true\nstaticPodPath: {}\n", static_pods.display());
+    Ok(kubelet_configuration(plane)? + &own)
 }
 
 /// The configuration of a node.
@@ -26,6 +29,16 @@ clusterDomain: cluster.local
 "
     ))
 }
+
+/// A pod that its node runs by itself.
+pub(super) const STATIC: &str = "apiVersion: v1
+kind: Pod
+metadata: { name: ballast, labels: { app: ballast } }
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'echo LINE; exec sleep 100000'] }
+";
 
 /// A web server of two replicas, its settings and its Service.
 pub(super) const WEB: &str = "apiVersion: v1

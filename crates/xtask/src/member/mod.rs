@@ -54,6 +54,8 @@ const POINTS: &[Point] = &[
     ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
     ("an edited ConfigMap arrives", points::edits),
     ("a deleted pod ends in time and is replaced", points::deletes),
+    ("a static pod runs by its file and shows itself as a mirror", points::static_pod),
+    ("kubectl debug looks into a pod", points::debugs),
     ("kill -9 of the daemon is not felt", points::killed_daemon),
     ("without the API server pods go on, and it learns of it later", points::api_server_away),
     ("after a boot without the API server the pods start again", points::boots_alone),
@@ -189,13 +191,18 @@ impl Drop for Fleet {
     }
 }
 
+/// Where the node's static pods are; not there at first.
+fn static_pods(stage: &Stage) -> PathBuf {
+    stage.dir.path().join("static")
+}
+
 fn log_file(stage: &Stage) -> PathBuf {
     stage.dir.path().join("orlop.log")
 }
 
 fn spawn(stage: &Stage, plane: &ControlPlane, bootstrap: &Path, proxy: &Path, flags: &[&str]) -> anyhow::Result<Child> {
     let config = stage.dir.path().join("kubelet.yaml");
-    std::fs::write(&config, manifests::joining_configuration(plane)?)?;
+    std::fs::write(&config, manifests::joining_configuration(plane, &static_pods(stage))?)?;
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_file(stage))?;
     let mut node: Command = stage.orlop();
     node.env("ORLOP_LOG", "info").arg("node").arg("--kubeconfig").arg(stage.dir.path().join("kubelet.conf"));

@@ -187,6 +187,59 @@ pub(super) fn deletes(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok(format!("gone after {} ms, replaced", took.as_millis()))
 }
 
+pub(super) fn static_pod(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let dir = super::static_pods(&fleet.stage);
+    std::fs::create_dir(&dir)?;
+    let file = dir.join("ballast.yaml");
+    std::fs::write(&file, manifests::STATIC.replace("LINE", "one"))?;
+    std::fs::write(dir.join("broken.yaml"), "kind: Pod\nspec: [\n")?;
+    let pod = format!("ballast-{NODE}");
+    let first = fleet.until_ready("ballast", 1)?;
+    ensure!(name(&first[0]) == pod, "it is called {}", name(&first[0]));
+    ensure!(fleet.kubectl(&format!("logs {pod}"))? == "one\n", "the mirror leads to another log");
+    let id = container(&first[0])["containerID"].clone();
+    fleet.kubectl(&format!("delete pod {pod} --wait=false"))?;
+    wait("the mirror comes back", SOON, || {
+        let mirrors = fleet.pods("ballast")?;
+        let is_new = |mirror: &Value| mirror["metadata"]["uid"] != first[0]["metadata"]["uid"];
+        let back = mirrors.into_iter().find(|mirror| is_new(mirror) && is_ready(mirror));
+        Ok(back.filter(|mirror| container(mirror)["containerID"] == id))
+    })?;
+    std::fs::write(&file, manifests::STATIC.replace("LINE", "two"))?;
+    wait("the new version runs", SOON, || {
+        // Between two mirrors there is none.
+        let log = fleet.kubectl(&format!("logs {pod}")).unwrap_or_default();
+        Ok((log == "two\n").then_some(()))
+    })?;
+    std::fs::remove_dir_all(&dir)?;
+    wait("the mirror goes", SOON, || Ok(fleet.pods("ballast")?.is_empty().then_some(())))?;
+    let left = fleet.orlop(&["ps", "-A"])?;
+    ensure!(!left.contains(&pod), "it is still there: {left}");
+    Ok("beside a broken file; its mirror was deleted and came back, it was edited and removed".to_owned())
+}
+
+pub(super) fn debugs(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let pods = fleet.pods("web")?;
+    let pod = name(&pods[0]).to_owned();
+    let target = container(&pods[0])["name"].as_str().context("a name")?.to_owned();
+    let look =
+        ["debug", &pod, "--image=busybox", "--image-pull-policy=IfNotPresent", "-c", "look", "--profile=general"];
+    let look = [&look[..], &["--target", &target, "--", "sh", "-c", "cat /proc/1/comm; hostname"]].concat();
+    fleet.kubectl_words(&look)?;
+    let status = wait("it has ended", SOON, || {
+        let status = fleet.get(&format!("pod {pod}"))?["status"].take();
+        let ended = !status["ephemeralContainerStatuses"][0]["state"]["terminated"].is_null();
+        Ok(ended.then_some(status))
+    })?;
+    ensure!(status["ephemeralContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 0, "it failed: {status}");
+    let seen = fleet.kubectl(&format!("logs {pod} -c look"))?;
+    let other = fleet.kubectl_words(&["exec", &pod, "--", "cat", "/proc/1/comm"])?;
+    ensure!(seen == format!("{other}{pod}\n"), "it saw {seen:?}, not {other:?}");
+    let pods = fleet.until_ready("web", 2)?;
+    ensure!(pods.iter().any(|other| name(other) == pod), "the pod did not stay");
+    Ok(format!("it saw {} as process 1, and ended", other.trim()))
+}
+
 fn ids(pods: &[Value]) -> Vec<(String, String)> {
     let mut ids: Vec<_> =
         pods.iter().map(|pod| (name(pod).to_owned(), container(pod)["containerID"].to_string())).collect();

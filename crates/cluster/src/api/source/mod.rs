@@ -9,15 +9,18 @@
 //! ```
 
 mod events;
+mod mirrors;
 mod objects;
 mod references;
 mod sealed;
 mod status;
 mod trim;
 
+pub(crate) use self::references::first as first_reference;
 pub use self::sealed::{SealConfig, SealError};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +32,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::events::Recorder;
+use self::mirrors::Mirrors;
 use self::objects::Objects;
 use self::references::Referred;
 use self::sealed::{SealedToken, Tokens, Vault};
@@ -38,11 +42,14 @@ use super::config::Rate;
 use super::error::ApiError;
 use super::follow::{Following, Progress, Selection, Sink, follow, follow_from};
 use super::verbs::{Deletion, Kind, Patch};
+use crate::manifests::{Problem, StaticPods, is_static};
 use crate::source::{Source, SourceError, Token};
 use crate::{Key, Store, Table};
 
 /// How long a caller of `look_up` waits for the server, before it is told to come back.
 const LOOK_UP_LIMIT: Duration = Duration::from_secs(10);
+/// How long a node with static pods waits for a server that may be one of them.
+const STATIC_PATIENCE: Duration = Duration::from_secs(1);
 /// Services and slices with these labels are not for this proxy.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -61,6 +68,8 @@ pub struct ApiSourceConfig {
     pub event_rate: Option<Rate>,
     /// Where what pods need is kept, so that they start again without an API server. None: they wait for it.
     pub sealed: Option<SealConfig>,
+    /// The file or directory of static pods (`staticPodPath`).
+    pub static_pods: Option<PathBuf>,
 }
 
 /// A source that follows a kube-apiserver.
@@ -70,12 +79,16 @@ pub struct ApiSource {
     api: Api,
     objects: Arc<Objects>,
     statuses: Statuses,
+    /// Statuses of mirrors.
+    mirrors: Statuses,
     recorder: Recorder,
     finished: Finished,
     services: Following,
     /// Few clusters have RuntimeClasses that a pod of this node names.
     classes: OnceLock<Following>,
     tokens: Option<Tokens>,
+    /// There were static pods from the beginning.
+    has_static_pods: bool,
     /// Whether the tables were filled with what was kept.
     restored: watch::Sender<bool>,
     /// All other kinds. What is followed ends with these.
@@ -97,6 +110,9 @@ pub enum StartError {
     /// The directory of what is kept.
     #[error(transparent)]
     Sealed(#[from] SealError),
+    /// The static pods cannot be followed.
+    #[error("{0}")]
+    StaticPods(Box<Problem>),
 }
 
 impl ApiSource {
@@ -106,7 +122,10 @@ impl ApiSource {
     /// # Errors
     /// A configuration without a client, or a directory that cannot be used.
     pub fn start(config: ApiSourceConfig) -> Result<Arc<Self>, StartError> {
-        let ApiSourceConfig { node_name, kubelet, proxy, event_rate, sealed } = config;
+        let ApiSourceConfig { node_name, kubelet, proxy, event_rate, sealed, static_pods } = config;
+        let static_pods = static_pods.map(|path| StaticPods::open(&path, &node_name)).transpose();
+        let static_pods = static_pods.map_err(StartError::StaticPods)?;
+        let has_static_pods = static_pods.as_ref().is_some_and(|pods| !pods.declared().is_empty());
         let api = kubelet.clone().or_else(|| proxy.clone()).ok_or(StartError::NoClient)?;
         let patience = sealed.as_ref().map(|sealed| sealed.patience).unwrap_or_default();
         let vault = sealed.as_ref().map(Vault::open).transpose()?;
@@ -123,21 +142,35 @@ impl ApiSource {
         let sink = Cut { table: store.services().clone(), cut: trim::service };
         let services = follow_from(&api, addressed, sink, kept.services());
         mark_synced(&mut tasks, &services, store.services());
-        let node = Key::cluster(&node_name);
-        let node = follow_from(&api, Selection::named(&node), store.nodes().clone(), [node]);
+        let own = Key::cluster(&node_name);
+        let node = follow_from(&api, Selection::named(&own), store.nodes().clone(), [own.clone()]);
         mark_synced(&mut tasks, &node, store.nodes());
         let mut others = vec![node];
         let objects = Arc::new(Objects::new(api.clone(), store.clone()));
         let statuses = Statuses::new(api.clone(), store.pods().clone());
+        let mirrored = Store::new().pods().clone();
+        let mirrors = Statuses::new(api.clone(), mirrored.clone());
         if let Some(kubelet) = &kubelet {
             let mine = Selection::all().fields(&format!("spec.nodeName={node_name}"));
-            let sink = Pods { table: store.pods().clone(), finished: finished.clone() };
+            let sink = Pods { table: store.pods().clone(), mirrors: mirrored.clone(), finished: finished.clone() };
             let pods = follow_from(kubelet, mine, sink, kept.pods());
             mark_synced(&mut tasks, &pods, store.pods());
             if let (Some(vault), Some(tokens)) = (vault, tokens.clone()) {
                 let (progress, kept, told) = (pods.progress(), (vault, kept, tokens), restored.clone());
                 tasks.spawn(sealed::run(kept, patience, progress, store.clone(), objects.clone(), told));
             }
+            if let Some(files) = static_pods {
+                mirrors::settle(files.declared(), store.pods(), &mut HashSet::new());
+                tasks.spawn(mirrors::keep_pods(files, store.pods().clone()));
+            }
+            let keeper = Mirrors {
+                api: api.clone(),
+                store: store.clone(),
+                node: own,
+                mirrors: mirrored,
+                statuses: mirrors.clone(),
+            };
+            tasks.spawn(keeper.run(pods.progress()));
             others.push(pods);
             tasks.spawn(attend(store.clone(), objects.clone(), statuses.clone()));
         }
@@ -155,11 +188,13 @@ impl ApiSource {
             api,
             objects,
             statuses,
+            mirrors,
             recorder,
             finished,
             services,
             classes: OnceLock::new(),
             tokens,
+            has_static_pods,
             restored,
             others,
             _tasks: tasks,
@@ -167,11 +202,20 @@ impl ApiSource {
     }
 
     /// Waits until there is enough to begin with: pods, Services and the Node are known, or there is no API server and what
-    /// was kept has come back. Then the tables may still lack pods ([`Table::synced`]).
+    /// was kept has come back. Then the tables may still lack pods ([`Table::synced`]). Static pods do not wait: the server
+    /// may be one of them.
     pub async fn ready(&self) {
         let mut restored = self.restored.subscribe();
+        let patience = async {
+            match self.has_static_pods {
+                // If it answers at once, what runs is adopted in one go.
+                true => tokio::time::sleep(STATIC_PATIENCE).await,
+                false => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = self.store.synced() => {}
+            () = patience => {}
             // The sender lives in self.
             _ = restored.wait_for(|restored| *restored) => {}
         }
@@ -186,6 +230,7 @@ impl ApiSource {
     /// Writes the statuses that still wait: before the daemon ends.
     pub async fn settle(&self) {
         self.statuses.settle_all().await;
+        self.mirrors.settle_all().await;
     }
 
     /// The pod with this uid.
@@ -213,6 +258,10 @@ impl Source for ApiSource {
     }
 
     async fn look_up(&self, pod: &Pod) -> Result<(), SourceError> {
+        // It refers to nothing, and does not wait for a server to learn of Services.
+        if is_static(pod) {
+            return Ok(());
+        }
         let key = Key::of(&pod.metadata);
         let action = || format!("look up what pod {key} refers to");
         let deadline = tokio::time::Instant::now() + LOOK_UP_LIMIT;
@@ -242,13 +291,22 @@ impl Source for ApiSource {
 
     async fn update_pod_status(&self, uid: &str, status: PodStatus) -> Result<(), SourceError> {
         let pod = self.pod(uid)?;
-        self.statuses.put(&pod, status);
+        if is_static(&pod) {
+            // Its mirror gets it from there.
+            self.store.pods().update(&Key::of(&pod.metadata), |pod| pod.status = Some(status));
+        } else {
+            self.statuses.put(&pod, status);
+        }
         Ok(())
     }
 
     async fn delete_pod(&self, uid: &str) -> Result<(), SourceError> {
         let Ok(pod) = self.pod(uid) else { return Ok(()) };
         let key = Key::of(&pod.metadata);
+        if is_static(&pod) {
+            self.store.pods().remove(&key);
+            return Ok(());
+        }
         match self.statuses.settle(uid).await {
             Ok(()) | Err(ApiError::NotFound { .. }) => {}
             Err(error) if error.is_transient() => {
@@ -269,6 +327,10 @@ impl Source for ApiSource {
 
     async fn request_deletion(&self, uid: &str, grace_period_s: Option<i64>) -> Result<(), SourceError> {
         let pod = self.pod(uid)?;
+        if is_static(&pod) {
+            self.store.pods().update(&Key::of(&pod.metadata), |pod| mirrors::ask_to_end(pod, grace_period_s));
+            return Ok(());
+        }
         self.delete(&pod, grace_period_s).await
     }
 
@@ -370,15 +432,25 @@ impl<T: Kind> Sink<T> for Cut<T> {
     }
 }
 
-/// The table of pods, without those that are finished.
+/// The table of pods, without those that are finished; mirrors have their own. The node's static pods are in it, too, and
+/// none of the server's takes the place of one.
 struct Pods {
     table: Table<Pod>,
+    mirrors: Table<Pod>,
     finished: Finished,
 }
 
 impl Sink<Pod> for Pods {
-    fn put(&mut self, pod: Pod) {
+    fn put(&mut self, mut pod: Pod) {
+        if mirrors::mirrored(&pod).is_some() {
+            self.mirrors.mirror(pod);
+            return;
+        }
+        mirrors::disown(&mut pod);
         let key = Key::of(&pod.metadata);
+        if self.has_static(&key) {
+            return;
+        }
         let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
         if finished.get(&key) == pod.metadata.uid.as_ref() {
             return;
@@ -389,7 +461,16 @@ impl Sink<Pod> for Pods {
 
     fn remove(&mut self, key: &Key) {
         self.finished.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-        self.table.remove(key);
+        self.mirrors.remove(key);
+        if !self.has_static(key) {
+            self.table.remove(key);
+        }
+    }
+}
+
+impl Pods {
+    fn has_static(&self, key: &Key) -> bool {
+        self.table.get(key).is_some_and(|pod| is_static(&pod))
     }
 }
 
@@ -432,7 +513,8 @@ mod tests {
     #[test]
     fn a_finished_pod_is_hidden_until_its_name_is_free() {
         let (store, finished) = (Store::new(), Finished::default());
-        let mut sink = Pods { table: store.pods().clone(), finished: finished.clone() };
+        let mirrors = Store::new().pods().clone();
+        let mut sink = Pods { table: store.pods().clone(), mirrors, finished: finished.clone() };
         let key = Key::new("shop", "web");
         finished.lock().unwrap().insert(key.clone(), "one".into());
         sink.put(pod("one"));

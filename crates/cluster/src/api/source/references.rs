@@ -35,6 +35,18 @@ pub(super) fn of(pod: &Pod, store: &Store) -> BTreeSet<Reference> {
     found.all
 }
 
+/// One of the objects that this pod refers to: the kind as the API has it in its paths, and the name.
+pub(crate) fn first(pod: &Pod) -> Option<(&'static str, String)> {
+    let (kind, key) = of(pod, &Store::new()).pop_first()?;
+    let kind = match kind {
+        Referred::ConfigMap => "configmaps",
+        Referred::Secret => "secrets",
+        Referred::Claim => "persistentvolumeclaims",
+        Referred::Volume => "persistentvolumes",
+    };
+    Some((kind, key.name().to_owned()))
+}
+
 struct Found<'a> {
     namespace: &'a str,
     all: BTreeSet<Reference>,

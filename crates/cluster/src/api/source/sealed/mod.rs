@@ -362,7 +362,8 @@ impl Keeper {
     }
 
     fn keep_pod(&mut self, key: &Key, writes: &mut Vec<Write>) {
-        let there = self.store.pods().get(key);
+        // A static pod is on disk already.
+        let there = self.store.pods().get(key).filter(|pod| !crate::manifests::is_static(pod));
         let uid = there.as_ref().and_then(|pod| pod.metadata.uid.clone());
         let before = self.written.get(key).map(|(uid, _)| uid.clone());
         if let Some(gone) = before.filter(|before| Some(before) != uid.as_ref()) {
