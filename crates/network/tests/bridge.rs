@@ -216,7 +216,8 @@ fn a_udp_sender_follows_the_host_port() {
             let answered = (0..50).any(|_| {
                 client.send_to(id.as_bytes(), (HOST, 5353)).unwrap();
                 let mut buffer = [0; 16];
-                let answers = std::iter::from_fn(|| client.recv_from(&mut buffer).ok().map(|(n, _)| buffer[..n].to_vec()));
+                let answers =
+                    std::iter::from_fn(|| client.recv_from(&mut buffer).ok().map(|(n, _)| buffer[..n].to_vec()));
                 answers.into_iter().any(|answer| answer == id.as_bytes())
             });
             assert!(answered, "{id}");

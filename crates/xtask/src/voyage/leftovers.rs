@@ -5,13 +5,20 @@ use std::process::Command;
 
 use testkit::host::output;
 
-/// Every mount, control group, network interface, nft table, process and runtime file that is still there.
+/// What of [`find`] was not there `before`: others may have left something on this machine, too.
+pub(super) fn since(before: &[String], stage: &Path) -> anyhow::Result<Vec<String>> {
+    let mut left = find(stage)?;
+    left.retain(|one| !before.contains(one));
+    Ok(left)
+}
+
+/// Every mount, control group, network interface, nft table, process and runtime file that is there.
 pub(super) fn find(stage: &Path) -> anyhow::Result<Vec<String>> {
     let mut left = mounts(stage)?;
     left.extend(interfaces()?);
     left.extend(tables()?);
     left.extend(processes(stage)?);
-    left.extend(control_groups());
+    left.extend(control_groups()?);
     left.extend(files(stage));
     Ok(left)
 }
@@ -50,21 +57,30 @@ fn processes(stage: &Path) -> anyhow::Result<Vec<String>> {
     Ok(found)
 }
 
-fn control_groups() -> Vec<String> {
+/// The groups of pods where a node started from here may make them: in each hierarchy below this process's own group or one
+/// above it. Elsewhere they are those of other nodes.
+fn control_groups() -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
-    let mut open = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
-    while let Some(dir) = open.pop() {
-        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name() == "kubepods" {
-                    found.push(format!("cgroup {}", entry.path().display()));
-                } else {
-                    open.push(entry.path());
-                }
+    for line in std::fs::read_to_string("/proc/self/cgroup")?.lines() {
+        let (controllers, own) = line.split_once(':').and_then(|(_, rest)| rest.split_once(':')).unwrap_or_default();
+        let name = controllers.strip_prefix("name=").unwrap_or(controllers);
+        let hierarchies = if name.is_empty() { vec!["", "unified"] } else { vec![name] };
+        for hierarchy in hierarchies {
+            let root = Path::new("/sys/fs/cgroup").join(hierarchy);
+            for above in Path::new(own.trim_start_matches('/')).ancestors() {
+                list_directories(&root.join(above).join("kubepods"), &mut found);
             }
         }
     }
-    found
+    Ok(found)
+}
+
+fn list_directories(dir: &Path, found: &mut Vec<String>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    found.push(format!("cgroup {}", dir.display()));
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        list_directories(&entry.path(), found);
+    }
 }
 
 fn files(stage: &Path) -> Vec<String> {

@@ -22,6 +22,8 @@ pub(crate) use observe::http_text;
 pub(crate) struct Voyage {
     stage: Stage,
     manifests: PathBuf,
+    /// What others left behind on this machine.
+    before: Vec<String>,
     up: Child,
 }
 
@@ -75,8 +77,9 @@ fn sail(mut voyage: Voyage, points: &[Point]) -> anyhow::Result<usize> {
 
 impl Voyage {
     fn start(stage: Stage, manifests: PathBuf) -> anyhow::Result<Self> {
+        let before = leftovers::find(stage.dir.path())?;
         let up = spawn_up(&stage, &manifests)?;
-        Ok(Self { stage, manifests, up })
+        Ok(Self { stage, manifests, before, up })
     }
 
     /// Starts the daemon again over what runs.

@@ -292,7 +292,7 @@ pub(super) fn interrupt(voyage: &mut Voyage) -> anyhow::Result<String> {
     }
     let fsck = voyage.orlop(&["fsck"])?;
     ensure!(fsck.is_empty(), "orlop fsck prints:\n{fsck}");
-    let left = leftovers::find(voyage.stage.dir.path())?;
+    let left = leftovers::since(&voyage.before, voyage.stage.dir.path())?;
     if !left.is_empty() {
         bail!("left behind:\n  {}", left.join("\n  "));
     }

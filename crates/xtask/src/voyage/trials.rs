@@ -266,7 +266,7 @@ fn down(voyage: &mut Voyage) -> anyhow::Result<String> {
     ensure!(status.success(), "orlop up ended with {status}");
     let fsck = voyage.orlop(&["fsck"])?;
     ensure!(fsck.is_empty(), "orlop fsck prints:\n{fsck}");
-    let left = leftovers::find(voyage.stage.dir.path())?;
+    let left = leftovers::since(&voyage.before, voyage.stage.dir.path())?;
     ensure!(left.is_empty(), "left behind:\n  {}", left.join("\n  "));
     Ok("nothing is left".to_owned())
 }
