@@ -7,6 +7,7 @@
 mod calls;
 pub mod client;
 pub mod error;
+pub mod observed;
 pub mod server;
 pub mod service;
 
@@ -18,4 +19,5 @@ pub mod v1 {
 
 pub use client::Client;
 pub use error::Error;
+pub use observed::{Observed, Observer};
 pub use service::{ImageService, Items, RuntimeService};
