@@ -20,7 +20,7 @@ use image::Images;
 use network::Network;
 use sys::cgroup::{self, Cgroup};
 
-use self::metrics::{Filesystem, Known};
+use self::metrics::{Filesystem, Known, NetworkRow, Row};
 pub(crate) use self::metrics::{Subject, descriptors};
 use self::rate::Rates;
 use self::writable::Writable;
@@ -153,6 +153,39 @@ impl Stats {
         })
     }
 
+    /// Sandboxes, their containers and other groups as Prometheus reads them.
+    pub(crate) async fn text(&self, targets: Vec<SandboxTarget>, groups: Vec<Cgroup>) -> String {
+        let (mut networks, mut containers) = (Vec::new(), Vec::new());
+        for target in targets {
+            let id = target.attributes.id;
+            let pod = target.attributes.metadata.unwrap_or_default();
+            let subject = Subject { pod: pod.name, namespace: pod.namespace, id: id.clone(), ..Subject::default() };
+            // Of one that is just being stopped there is nothing to say.
+            if target.network
+                && let Ok(interfaces) = self.network.stats(&id).await
+            {
+                networks.push(NetworkRow { subject, group: path_of(&target.group), interfaces });
+            }
+            containers.extend(target.containers);
+        }
+        let ids: Vec<String> = containers.iter().map(|one| one.attributes.id.clone()).collect();
+        let written = self.writable.of(&ids).await;
+        let directory = self.images.state_dir().to_owned();
+        let text = blocking(move || {
+            let filesystem = filesystem(&directory);
+            let others = groups.iter().map(|group| {
+                let known = Known { stats: with_machine(group), io: group.io(), ..Known::default() };
+                Row { group: path_of(group), known, ..Row::default() }
+            });
+            let own = containers.iter().zip(written).filter_map(|(one, written)| {
+                let group = path_of(one.group.as_ref()?);
+                Some(Row { subject: one.subject.clone(), group, known: known(one, written, filesystem)? })
+            });
+            metrics::text(&others.chain(own).collect::<Vec<_>>(), &networks)
+        });
+        text.await.unwrap_or_default()
+    }
+
     /// Forgets what was noted about a container or sandbox that is gone.
     pub(crate) fn forget(&self, id: &str) {
         self.rates.forget(id);
@@ -206,19 +239,50 @@ fn container_metrics(
     filesystem: Option<Filesystem>,
     timestamp: i64,
 ) -> v1::ContainerMetrics {
-    let metrics = target.group.as_ref().map(|group| {
-        let known = Known {
-            stats: group.stats(),
-            io: group.io(),
-            processes: u64::try_from(group.processes().len()).unwrap_or(0),
-            started_at: target.started_at,
-            resources: target.resources.clone(),
-            written: written.map(|(usage, _)| usage),
-            filesystem,
-        };
-        metrics::of_container(&target.subject, &known, timestamp)
-    });
+    let known = known(target, written, filesystem);
+    let metrics = known.map(|known| metrics::of_container(&target.subject, &known, timestamp));
     v1::ContainerMetrics { container_id: target.attributes.id.clone(), metrics: metrics.unwrap_or_default() }
+}
+
+/// What is known of a container that runs.
+fn known(
+    target: &ContainerTarget,
+    written: Option<(image::Usage, SystemTime)>,
+    filesystem: Option<Filesystem>,
+) -> Option<Known> {
+    let group = target.group.as_ref()?;
+    Some(Known {
+        stats: group.stats(),
+        io: group.io(),
+        processes: u64::try_from(group.processes().len()).unwrap_or(0),
+        started_at: target.started_at,
+        resources: target.resources.clone(),
+        written: written.map(|(usage, _)| usage),
+        filesystem,
+    })
+}
+
+/// A group's counters. Version 2 counts the memory of no root: what the machine has in use stands for it.
+fn with_machine(group: &Cgroup) -> cgroup::Stats {
+    let mut stats = group.stats();
+    if group.path().as_os_str().is_empty() && stats.memory.usage_bytes == 0 {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let bytes = |name: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+        };
+        let total = bytes("MemTotal");
+        stats.memory.usage_bytes = total.saturating_sub(bytes("MemFree"));
+        stats.memory.working_set_bytes = total.saturating_sub(bytes("MemAvailable"));
+        stats.memory.rss_bytes = bytes("AnonPages");
+        stats.memory.cache_bytes = bytes("Cached");
+    }
+    stats
+}
+
+/// A group's path as others write it.
+fn path_of(group: &Cgroup) -> String {
+    format!("/{}", group.path().display())
 }
 
 fn filesystem(directory: &std::path::Path) -> Option<Filesystem> {

@@ -62,6 +62,15 @@ pub(crate) async fn metrics(core: &Core) -> Vec<v1::PodSandboxMetrics> {
     found
 }
 
+impl Runtime {
+    /// What containers use, and `groups` beside them, as cAdvisor tells Prometheus: in CRI, there are no parts of a second.
+    pub async fn container_metrics(&self, groups: Vec<sys::cgroup::Cgroup>) -> String {
+        let core = self.core();
+        let targets = ready(core).iter().map(|sandbox| sandbox_target(sandbox)).collect();
+        core.stats.text(targets, groups).await
+    }
+}
+
 fn ready(core: &Core) -> Vec<Arc<Sandbox>> {
     let mut all = core.table.sandboxes();
     all.retain(|sandbox| sandbox.phase() == sandbox::Phase::Ready);

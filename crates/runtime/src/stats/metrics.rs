@@ -1,6 +1,8 @@
 //! Metrics of CRI (`ListMetricDescriptors`, `ListPodSandboxMetrics`): what cAdvisor would say of containers, under its
 //! names. Values are whole numbers, as CRI has them.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cri::v1;
@@ -60,7 +62,29 @@ struct Family {
     values: fn(&Known) -> Vec<Sample>,
 }
 
-type Sample = (Vec<String>, u64);
+type Sample = (Vec<String>, Amount);
+
+/// A number as the kernel counts it, and how many of these are one of the metric's unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Amount {
+    value: u64,
+    per: u64,
+}
+
+impl Amount {
+    /// As CRI has it.
+    fn whole(self) -> u64 {
+        self.value / self.per
+    }
+}
+
+/// As Prometheus has it.
+impl std::fmt::Display for Amount {
+    #[expect(clippy::cast_precision_loss, reason = "a part of a second is as good as the next")]
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.per == 1 { self.value.fmt(f) } else { (self.value as f64 / self.per as f64).fmt(f) }
+    }
+}
 
 /// The labels that all have, in this order.
 const LABELS: [&str; 5] = ["pod", "namespace", "container", "id", "image"];
@@ -69,7 +93,12 @@ const SECOND: u64 = 1_000_000_000;
 const SECOND_US: u64 = 1_000_000;
 
 fn one(value: u64) -> Vec<Sample> {
-    vec![(Vec::new(), value)]
+    part(value, 1)
+}
+
+/// So many parts, of which `per` are a whole.
+fn part(value: u64, per: u64) -> Vec<Sample> {
+    vec![(Vec::new(), Amount { value, per })]
 }
 
 fn maybe(value: Option<u64>) -> Vec<Sample> {
@@ -82,7 +111,7 @@ fn asked(value: i64) -> Vec<Sample> {
 }
 
 fn by_device(known: &Known, value: fn(&cgroup::IoStats) -> u64) -> Vec<Sample> {
-    known.io.iter().map(|io| (vec![device(io)], value(io))).collect()
+    known.io.iter().map(|io| (vec![device(io)], Amount { value: value(io), per: 1 })).collect()
 }
 
 /// A device by its numbers, which need no look into `/sys`.
@@ -91,11 +120,11 @@ fn device(io: &cgroup::IoStats) -> String {
 }
 
 fn waiting(pressure: Option<&cgroup::Pressure>) -> Vec<Sample> {
-    maybe(pressure.map(|pressure| pressure.some.1 / SECOND_US))
+    pressure.into_iter().flat_map(|pressure| part(pressure.some.1, SECOND_US)).collect()
 }
 
 fn stalled(pressure: Option<&cgroup::Pressure>) -> Vec<Sample> {
-    maybe(pressure.map(|pressure| pressure.full.1 / SECOND_US))
+    pressure.into_iter().flat_map(|pressure| part(pressure.full.1, SECOND_US)).collect()
 }
 
 macro_rules! families {
@@ -105,17 +134,17 @@ macro_rules! families {
 }
 
 const FAMILIES: &[Family] = &families! {
-    Counter "container_cpu_usage_seconds_total" [] "Processor time used." => |k| one(k.stats.cpu.usage_ns / SECOND);
+    Counter "container_cpu_usage_seconds_total" [] "Processor time used." => |k| part(k.stats.cpu.usage_ns, SECOND);
     Counter "container_cpu_user_seconds_total" [] "Processor time used in user mode."
-        => |k| one(k.stats.cpu.user_ns / SECOND);
+        => |k| part(k.stats.cpu.user_ns, SECOND);
     Counter "container_cpu_system_seconds_total" [] "Processor time used in the kernel."
-        => |k| one(k.stats.cpu.system_ns / SECOND);
+        => |k| part(k.stats.cpu.system_ns, SECOND);
     Counter "container_cpu_cfs_periods_total" [] "Periods in which there was something to run."
         => |k| one(k.stats.cpu.periods);
     Counter "container_cpu_cfs_throttled_periods_total" [] "Periods in which the quota was reached."
         => |k| one(k.stats.cpu.throttled_periods);
     Counter "container_cpu_cfs_throttled_seconds_total" [] "Time held back at the quota."
-        => |k| one(k.stats.cpu.throttled_ns / SECOND);
+        => |k| part(k.stats.cpu.throttled_ns, SECOND);
     Gauge "container_memory_cache" [] "Bytes of files in memory." => |k| one(k.stats.memory.cache_bytes);
     Gauge "container_memory_rss" [] "Bytes of anonymous memory." => |k| one(k.stats.memory.rss_bytes);
     Gauge "container_memory_kernel_usage" [] "Bytes of the kernel for the container."
@@ -177,13 +206,14 @@ const FAMILIES: &[Family] = &families! {
 
 fn page_faults(known: &Known) -> Vec<Sample> {
     let memory = &known.stats.memory;
-    let sample = |kind: &str, value| (vec![kind.to_owned(), "container".to_owned()], value);
+    let sample = |kind: &str, value| (vec![kind.to_owned(), "container".to_owned()], Amount { value, per: 1 });
     vec![sample("pgfault", memory.page_faults), sample("pgmajfault", memory.major_page_faults)]
 }
 
 fn device_usage(known: &Known) -> Vec<Sample> {
     let of = |io: &cgroup::IoStats, operation: &str, value| {
-        (vec![device(io), io.major.to_string(), io.minor.to_string(), operation.to_owned()], value)
+        let labels = vec![device(io), io.major.to_string(), io.minor.to_string(), operation.to_owned()];
+        (labels, Amount { value, per: 1 })
     };
     known.io.iter().flat_map(|io| [of(io, "Read", io.read_bytes), of(io, "Write", io.write_bytes)]).collect()
 }
@@ -223,7 +253,7 @@ pub(super) fn of_container(subject: &Subject, known: &Known, timestamp: i64) -> 
     let metrics = FAMILIES.iter().flat_map(|family| {
         (family.values)(known)
             .into_iter()
-            .map(|(labels, value)| metric(family.name, family.kind, subject, labels, value, timestamp))
+            .map(|(labels, value)| metric(family.name, family.kind, subject, labels, value.whole(), timestamp))
     });
     metrics.collect()
 }
@@ -236,6 +266,93 @@ pub(super) fn of_network(subject: &Subject, interfaces: &[network::InterfaceStat
         })
     });
     metrics.collect()
+}
+
+/// What there is to say of one group.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Row {
+    /// Whose it is; empty but for the id where it is no container.
+    pub(super) subject: Subject,
+    /// The path of its control group.
+    pub(super) group: String,
+    pub(super) known: Known,
+}
+
+/// What there is to say of one pod's network.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NetworkRow {
+    pub(super) subject: Subject,
+    pub(super) group: String,
+    pub(super) interfaces: Vec<network::InterfaceStats>,
+}
+
+/// Everything in Prometheus' text form, with the labels that cAdvisor has: `id` is the group, `name` the id.
+pub(super) fn text(rows: &[Row], networks: &[NetworkRow]) -> String {
+    let labelled: Vec<String> = rows.iter().map(|row| common(&row.subject, &row.group)).collect();
+    let mut out = String::new();
+    for family in FAMILIES {
+        head(&mut out, family.name, family.help, family.kind);
+        for (row, labels) in rows.iter().zip(&labelled) {
+            for (own, value) in (family.values)(&row.known) {
+                let own = family.labels.iter().copied().zip(own.iter().map(String::as_str));
+                // All processors together.
+                let total = (family.name == "container_cpu_usage_seconds_total").then_some(("cpu", "total"));
+                line(&mut out, family.name, labels, own.chain(total), value);
+            }
+        }
+    }
+    let labelled: Vec<String> = networks.iter().map(|row| common(&row.subject, &row.group)).collect();
+    for (name, help, value) in NETWORK {
+        head(&mut out, name, help, MetricType::Counter);
+        for (row, labels) in networks.iter().zip(&labelled) {
+            for interface in &row.interfaces {
+                line(&mut out, name, labels, [("interface", interface.name.as_str())].into_iter(), value(interface));
+            }
+        }
+    }
+    out
+}
+
+fn head(out: &mut String, name: &str, help: &str, kind: MetricType) {
+    let kind = if kind == MetricType::Counter { "counter" } else { "gauge" };
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn line<'a>(
+    out: &mut String,
+    name: &str,
+    common: &str,
+    own: impl Iterator<Item = (&'a str, &'a str)>,
+    value: impl std::fmt::Display,
+) {
+    let _ = write!(out, "{name}{{{common}");
+    own.for_each(|(label, text)| {
+        let _ = write!(out, ",{label}=\"{}\"", escaped(text));
+    });
+    let _ = writeln!(out, "}} {value}");
+}
+
+/// The labels that all have.
+fn common(subject: &Subject, group: &str) -> String {
+    let Subject { pod, namespace, container, id, image } = subject;
+    let pairs = [
+        ("container", container.as_str()),
+        ("id", group),
+        ("image", image),
+        ("name", id),
+        ("namespace", namespace),
+        ("pod", pod),
+    ];
+    pairs.map(|(label, text)| format!("{label}=\"{}\"", escaped(text))).join(",")
+}
+
+/// Prometheus' text format, "Comments, help text, and type information".
+fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\\', '"', '\n']) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }
 
 fn metric(
@@ -320,6 +437,24 @@ mod tests {
         assert_eq!(find("container_memory_failures_total").len(), 2);
         assert_eq!(find("container_pressure_io_stalled_seconds_total")[0].value.unwrap().value, 2);
         assert_eq!(find("container_start_time_seconds")[0].value.unwrap().value, 4);
+    }
+
+    #[test]
+    fn prometheus_gets_parts_of_seconds_and_the_labels_of_cadvisor() {
+        let row = Row { subject: subject(), group: "/kubepods/pod1/i".into(), known: everything() };
+        let interfaces = vec![network::InterfaceStats { name: "eth0".into(), rx_bytes: 3, ..Default::default() }];
+        let network = NetworkRow { subject: subject(), group: "/kubepods/pod1".into(), interfaces };
+        let text = text(&[row], &[network]);
+        let own = r#"container="c",id="/kubepods/pod1/i",image="m",name="i",namespace="n",pod="p""#;
+        for line in [
+            format!("container_cpu_usage_seconds_total{{{own},cpu=\"total\"}} 5.000000001"),
+            "# TYPE container_memory_working_set_bytes gauge".to_owned(),
+            format!("container_fs_reads_bytes_total{{{own},device=\"8:1\"}} 7"),
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains(r#"namespace="n",pod="p",interface="eth0"} 3"#));
+        assert_eq!(escaped("a\"b\\c\nd"), r#"a\"b\\c\nd"#);
     }
 
     #[test]
