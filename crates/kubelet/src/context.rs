@@ -14,6 +14,7 @@ use pod::{Note, NoteKind};
 
 use crate::admission::Site;
 use crate::generate;
+use crate::metrics::Metrics;
 use crate::qos::Tree;
 use crate::records::Records;
 use crate::resources::Resources;
@@ -81,6 +82,8 @@ pub struct Parts {
     pub resources: Arc<Resources>,
     /// The node to which pods are admitted; without one every pod is taken.
     pub site: Option<Arc<dyn SiteNow>>,
+    /// What the kubelet counts.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Everything that a worker needs beside its pod.

@@ -181,7 +181,10 @@ impl Job {
         if let Err(message) = self.look_up().await {
             return self.change(Change::VolumesFailed { message });
         }
-        match self.context.parts.volumes.set_up(&self.pod).await {
+        let begun = std::time::Instant::now();
+        let made = self.context.parts.volumes.set_up(&self.pod).await;
+        self.count_volumes(begun.elapsed(), made.as_ref().err().map(|error| error.volume.as_str()));
+        match made {
             Ok(mut volumes) => match self.image_volumes(&mut volumes).await {
                 Ok(()) => {
                     self.shared.set_volumes(Some(volumes));
@@ -196,10 +199,21 @@ impl Job {
         }
     }
 
+    /// Counts the volumes of a pod. They are made one after the other, so each is said to have taken what all did.
+    fn count_volumes(&self, took: std::time::Duration, failed: Option<&str>) {
+        for volume in pod::spec::of(&self.pod).volumes.iter().flatten() {
+            let is_failed = failed == Some(volume.name.as_str());
+            if failed.is_none() || is_failed {
+                self.context.parts.metrics.mounted(plugin(volume), took, is_failed);
+            }
+        }
+    }
+
     async fn probe(&self, container: &str, id: &str, kind: pod::probe::Kind) {
         let Some((_, spec)) = pod::spec::container(&self.pod, container) else { return };
         let Some(probe) = kind.of(&spec) else { return };
         let (outcome, message) = probing::probe(&*self.context.parts.runtime, self.target(&spec, id), probe).await;
+        self.context.parts.metrics.probed(&self.pod, container, kind, outcome);
         let (container, id) = (container.to_owned(), id.to_owned());
         self.change(Change::Probed { container, id, kind, outcome, message });
     }
@@ -213,6 +227,22 @@ impl Job {
         }
         self.change(Change::LeftServices);
     }
+}
+
+/// Upstream's name of what makes a volume.
+fn plugin(volume: &k8s_openapi::api::core::v1::Volume) -> &'static str {
+    let kinds = [
+        (volume.config_map.is_some(), "kubernetes.io/configmap"),
+        (volume.secret.is_some(), "kubernetes.io/secret"),
+        (volume.projected.is_some(), "kubernetes.io/projected"),
+        (volume.downward_api.is_some(), "kubernetes.io/downward-api"),
+        (volume.host_path.is_some(), "kubernetes.io/host-path"),
+        (volume.image.is_some(), "kubernetes.io/image"),
+        (volume.nfs.is_some(), "kubernetes.io/nfs"),
+        (volume.csi.is_some(), "kubernetes.io/csi"),
+        (volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some(), "persistentvolumeclaim"),
+    ];
+    kinds.into_iter().find_map(|(is, name)| is.then_some(name)).unwrap_or("kubernetes.io/empty-dir")
 }
 
 /// Nanoseconds since 1970, as CRI has them; 0 is "never".

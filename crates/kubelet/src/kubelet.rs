@@ -52,7 +52,9 @@ impl Kubelet {
     ///
     /// # Errors
     /// The directory of records cannot be made.
-    pub async fn start(config: Config, parts: Parts) -> io::Result<Self> {
+    pub async fn start(config: Config, mut parts: Parts) -> io::Result<Self> {
+        parts.runtime = Arc::new(cri::Observed::new(parts.runtime, parts.metrics.clone()));
+        parts.images = Arc::new(cri::Observed::new(parts.images, parts.metrics.clone()));
         let records = Records::open(config.records_dir.clone())?;
         let users = Users::open(config.generate.paths.clone());
         let resources = parts.resources.clone();

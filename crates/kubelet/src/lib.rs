@@ -18,6 +18,7 @@ pub mod hosts;
 mod kubelet;
 pub mod logs;
 mod manager;
+pub mod metrics;
 pub mod node;
 pub mod paths;
 pub mod plugins;

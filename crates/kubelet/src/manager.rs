@@ -247,6 +247,7 @@ impl Manager {
             }
             Ok(()) => Begin::With(Found::default()),
             Err(rejection) => {
+                self.context.parts.metrics.rejected(&rejection.reason);
                 self.context.warning(&pod, "FailedAdmission", rejection.message.clone(), None);
                 Begin::Rejected(rejection)
             }

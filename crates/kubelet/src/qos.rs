@@ -209,6 +209,12 @@ impl Tree {
         self.group(pod_group(pod))
     }
 
+    /// The groups that are no pod's: all of the machine, all pods, and the classes.
+    pub fn shared(&self) -> Vec<Cgroup> {
+        let classes = [QosClass::Burstable, QosClass::BestEffort].map(|class| self.group(class_group(class)));
+        [self.hierarchy.group(""), self.root()].into_iter().chain(classes).collect()
+    }
+
     fn group(&self, path: impl AsRef<Path>) -> Cgroup {
         self.hierarchy.group(&self.root).child(path)
     }

@@ -1,6 +1,6 @@
 //! The steps of a pod's start with their times: what `why` shows.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pod::Action;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,21 @@ pub(crate) struct Timeline {
 impl Timeline {
     pub(crate) fn new() -> Self {
         Self { first: Instant::now(), steps: Vec::new() }
+    }
+
+    /// How long the pod has been seen.
+    pub(crate) fn age(&self) -> Duration {
+        self.first.elapsed()
+    }
+
+    /// For how long images were waited for.
+    pub(crate) fn images(&self) -> Duration {
+        let lengths =
+            self.steps.iter().filter(|(_, step)| step.name.starts_with("image of ")).filter_map(|(_, step)| {
+                // They are had at the same time, each for the time that it takes.
+                step.length_ms
+            });
+        Duration::try_from_secs_f64(lengths.fold(0.0, f64::max) / 1000.0).unwrap_or_default()
     }
 
     fn now_ms(&self) -> f64 {

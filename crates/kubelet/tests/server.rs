@@ -183,6 +183,11 @@ async fn answers() {
     let metrics = node.get("/metrics/resource").await.1;
     assert!(metrics.contains("pod_cpu_usage_seconds_total{namespace=\"shop\",pod=\"web\"} 1.5\n"), "{metrics}");
     assert!(node.get("/metrics").await.1.contains("kubelet_running_containers{container_state=\"running\"} 1\n"));
+    for path in ["/metrics", "/metrics/cadvisor", "/metrics/resource", "/metrics/probes"] {
+        let text = node.get(path).await.1;
+        let parsed = openmetrics_parser::prometheus::parse_prometheus(&text);
+        assert!(!parsed.unwrap_or_else(|error| panic!("{path}: {error}\n{text}")).families.is_empty(), "{path}");
+    }
     assert_eq!(node.get("/nothing").await.0, StatusCode::NOT_FOUND);
     assert_eq!(node.get("/exec/shop/web/c?output=1").await.0, StatusCode::BAD_REQUEST);
 }

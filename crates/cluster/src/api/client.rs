@@ -1,5 +1,6 @@
 //! Requests to an API server.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ struct Shared {
     returns: watch::Sender<u64>,
     /// The last request found nobody.
     is_away: Mutex<bool>,
+    /// Answers so far, by method and status; none where nobody answered. Guards a table of a few dozen numbers.
+    answers: Mutex<BTreeMap<(String, Option<u16>), u64>>,
 }
 
 /// One request.
@@ -102,6 +105,7 @@ impl Api {
                 bucket: config.rate.map(|rate| Mutex::new(Bucket::new(rate, now))),
                 returns: watch::Sender::new(0),
                 is_away: Mutex::new(false),
+                answers: Mutex::default(),
                 config,
             }),
         })
@@ -110,6 +114,12 @@ impl Api {
     /// What this client was made from.
     pub fn config(&self) -> &Config {
         &self.shared.config
+    }
+
+    /// How many requests were answered, by method and status; without a status those that nobody answered.
+    pub fn answers(&self) -> Vec<(String, Option<u16>, u64)> {
+        let answers = self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.iter().map(|((method, status), count)| (method.clone(), *status, *count)).collect()
     }
 
     /// Takes no connection that is open now for new requests: when they may lead nowhere, as after a heartbeat without
@@ -197,6 +207,9 @@ impl Api {
     async fn send(&self, pool: &Pool, call: &Call) -> Result<Answer, ApiError> {
         let shown = self.shared.identity.shown().await?;
         let sent = pool.send(&self.shared.config, &shown, self.request(call, &shown)).await;
+        let status = sent.as_ref().ok().map(|answer| answer.response.status().as_u16());
+        let key = (call.method.as_str().to_owned(), status);
+        *self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
         self.note(&sent);
         let answer = sent?;
         if answer.response.status().is_success() {

@@ -60,7 +60,7 @@ fn amount(units: u64) -> Quantity {
 }
 
 /// A value of proc_meminfo(5), which counts in kB.
-pub(super) fn kilobytes(meminfo: &str, name: &str) -> u64 {
+pub(crate) fn kilobytes(meminfo: &str, name: &str) -> u64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

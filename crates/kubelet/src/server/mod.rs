@@ -1,7 +1,7 @@
 //! The kubelet's HTTP API, as upstream has it, over whatever listener the program opens.
 //!
 //! ```text
-//! request ─► route ─┬─ /healthz /pods /runningpods /stats/summary /metrics[/resource]   answers
+//! request ─► route ─┬─ /healthz /pods /runningpods /stats/summary /metrics[/…]           answers
 //!                   ├─ /containerLogs/…                                                 the files, as a stream
 //!                   └─ /exec /attach /portForward                                       joined to the runtime's stream
 //! ```
@@ -10,6 +10,7 @@
 
 mod container_logs;
 pub mod health;
+pub mod metrics;
 mod query;
 pub mod secure;
 mod stats;
@@ -30,7 +31,9 @@ use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use crate::generate::label;
+use crate::metrics::text::Text;
 use crate::paths::Paths;
+use metrics::{Collector, Telemetry};
 use query::Query;
 
 /// The body of an answer.
@@ -45,6 +48,7 @@ pub struct Api {
     node: String,
     /// `KubeletConfiguration`, as it was written.
     configuration: Arc<Value>,
+    telemetry: Telemetry,
     /// The open exec, attach and port-forward sessions.
     streams: TaskTracker,
 }
@@ -92,6 +96,7 @@ impl Api {
             paths,
             node: node.to_owned(),
             configuration: Arc::default(),
+            telemetry: Telemetry::default(),
             streams: TaskTracker::new(),
         }
     }
@@ -100,6 +105,19 @@ impl Api {
     #[must_use]
     pub fn with_configuration(self, written: Value) -> Self {
         Self { configuration: Arc::new(written), ..self }
+    }
+
+    /// With what it tells Prometheus.
+    #[must_use]
+    pub fn with_telemetry(self, telemetry: Telemetry) -> Self {
+        Self { telemetry, ..self }
+    }
+
+    /// With somebody else who has something to say on `/metrics`.
+    #[must_use]
+    pub fn with_collector(mut self, other: Arc<dyn Collector>) -> Self {
+        self.telemetry.others.push(other);
+        self
     }
 
     /// Answers one request. Sessions it opens live on after it.
@@ -118,6 +136,7 @@ impl Api {
         let path = query::decode(request.uri().path());
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let query = Query::parse(request.uri().query().unwrap_or_default());
+        self.telemetry.metrics.requested(request.method().as_str(), known(&parts));
         match (request.method(), parts.as_slice()) {
             (&Method::GET, ["healthz"] | ["healthz", "ping" | "log" | "syncloop"]) => {
                 Ok(with_body(StatusCode::OK, "text/plain; charset=utf-8", "ok"))
@@ -128,8 +147,17 @@ impl Api {
             (&Method::GET | &Method::POST, ["stats", "summary"]) => {
                 Ok(json_body(&stats::summary(&*self.runtime, &self.node).await?))
             }
-            (&Method::GET, ["metrics"]) => Ok(metrics(stats::metrics(&*self.runtime, &self.node).await?)),
-            (&Method::GET, ["metrics", "resource"]) => Ok(metrics(stats::resource_metrics(&*self.runtime).await?)),
+            (&Method::GET, ["metrics"]) => {
+                let (runtime, store) = (&*self.runtime, self.source.store());
+                Ok(prometheus(metrics::own(&self.telemetry, runtime, store, &self.paths, &self.node).await?))
+            }
+            (&Method::GET, ["metrics", "cadvisor"]) => Ok(prometheus(metrics::cadvisor(&self.telemetry).await)),
+            (&Method::GET, ["metrics", "resource"]) => Ok(prometheus(metrics::resource(&*self.runtime).await?)),
+            (&Method::GET, ["metrics", "probes"]) => {
+                let mut text = Text::default();
+                self.telemetry.metrics.write_probes(&mut text);
+                Ok(prometheus(text.out))
+            }
             (&Method::GET, ["containerLogs", namespace, pod, container]) => {
                 let pod = self.pod(namespace, pod, None)?;
                 self.container_logs(&pod, container, &query).await
@@ -203,6 +231,24 @@ fn json_body(value: &Value) -> Response<Body> {
     with_body(StatusCode::OK, "application/json", value.to_string())
 }
 
-fn metrics(text: String) -> Response<Body> {
+/// The first part of a path, if it is one of ours: names that callers make up are not counted.
+fn known<'a>(parts: &[&'a str]) -> &'a str {
+    const PATHS: [&str; 11] = [
+        "healthz",
+        "configz",
+        "pods",
+        "runningpods",
+        "stats",
+        "metrics",
+        "containerLogs",
+        "exec",
+        "attach",
+        "portForward",
+        "logs",
+    ];
+    parts.first().copied().filter(|first| PATHS.contains(first)).unwrap_or_default()
+}
+
+fn prometheus(text: String) -> Response<Body> {
     with_body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
 }

@@ -1,7 +1,5 @@
 //! What pods use, in the forms that metrics-server and Prometheus read.
 
-use std::fmt::Write as _;
-
 use cri::{Error, RuntimeService, v1};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -33,7 +31,7 @@ fn time(nanoseconds: i64) -> String {
     Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default().to_string()
 }
 
-fn number(value: &Option<v1::UInt64Value>) -> Option<u64> {
+pub(super) fn number(value: &Option<v1::UInt64Value>) -> Option<u64> {
     value.as_ref().map(|value| value.value)
 }
 
@@ -81,98 +79,6 @@ fn memory(usage: &v1::MemoryUsage) -> Value {
         "majorPageFaults": number(&usage.major_page_faults)})
 }
 
-/// `/metrics/resource`, which metrics-server reads.
-pub(super) async fn resource_metrics(runtime: &dyn RuntimeService) -> Result<String, Error> {
-    let stats = runtime.list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest { filter: None }).await?.stats;
-    let host = Host::read();
-    let mut text = Text::default();
-    text.family("node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds");
-    text.sample("node_cpu_usage_seconds_total", "", seconds(host.cpu_ns));
-    let working_set = host.memory_total.saturating_sub(host.memory_available);
-    text.family("node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes");
-    text.sample("node_memory_working_set_bytes", "", working_set);
-    let containers: Vec<(String, &v1::ContainerStats)> = stats.iter().flat_map(labelled_containers).collect();
-    text.family(
-        "container_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed by the container in core-seconds",
-    );
-    for (labels, stats) in &containers {
-        text.number("container_cpu_usage_seconds_total", labels, cpu_ns(&stats.cpu).map(seconds));
-    }
-    text.family("container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes");
-    for (labels, stats) in &containers {
-        text.number("container_memory_working_set_bytes", labels, working_set_of(&stats.memory));
-    }
-    let pods: Vec<(String, &v1::LinuxPodSandboxStats)> = stats.iter().filter_map(labelled_pod).collect();
-    text.family("pod_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the pod in core-seconds");
-    for (labels, stats) in &pods {
-        text.number("pod_cpu_usage_seconds_total", labels, cpu_ns(&stats.cpu).map(seconds));
-    }
-    text.family("pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes");
-    for (labels, stats) in &pods {
-        text.number("pod_memory_working_set_bytes", labels, working_set_of(&stats.memory));
-    }
-    text.family(
-        "resource_scrape_error",
-        "gauge",
-        "1 if there was an error while getting container metrics, 0 otherwise",
-    );
-    text.sample("resource_scrape_error", "", 0);
-    Ok(text.out)
-}
-
-#[allow(clippy::cast_precision_loss, reason = "a time in seconds for people and dashboards")]
-fn seconds(nanoseconds: u64) -> f64 {
-    nanoseconds as f64 / 1e9
-}
-
-fn cpu_ns(usage: &Option<v1::CpuUsage>) -> Option<u64> {
-    number(&usage.as_ref()?.usage_core_nano_seconds)
-}
-
-fn working_set_of(usage: &Option<v1::MemoryUsage>) -> Option<u64> {
-    number(&usage.as_ref()?.working_set_bytes)
-}
-
-fn labelled_pod(stats: &v1::PodSandboxStats) -> Option<(String, &v1::LinuxPodSandboxStats)> {
-    let metadata = stats.attributes.as_ref()?.metadata.as_ref()?;
-    let labels = format!("namespace={:?},pod={:?}", metadata.namespace, metadata.name);
-    Some((labels, stats.linux.as_ref()?))
-}
-
-fn labelled_containers(stats: &v1::PodSandboxStats) -> Vec<(String, &v1::ContainerStats)> {
-    let Some((pod, linux)) = labelled_pod(stats) else { return Vec::new() };
-    let named = linux.containers.iter().filter_map(|container| {
-        let name = &container.attributes.as_ref()?.metadata.as_ref()?.name;
-        Some((format!("container={name:?},{pod}"), container))
-    });
-    named.collect()
-}
-
-/// `/metrics`: what the kubelet says of itself.
-pub(super) async fn metrics(runtime: &dyn RuntimeService, node: &str) -> Result<String, Error> {
-    let sandboxes = runtime.list_pod_sandbox(v1::ListPodSandboxRequest { filter: None }).await?.items;
-    let containers = runtime.list_containers(v1::ListContainersRequest { filter: None }).await?.containers;
-    let ready = sandboxes.iter().filter(|one| one.state == i32::from(v1::PodSandboxState::SandboxReady)).count();
-    let mut text = Text::default();
-    text.family("kubelet_node_name", "gauge", "The node's name. The count is always 1.");
-    text.sample("kubelet_node_name", &format!("node={node:?}"), 1);
-    text.family("kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox");
-    text.sample("kubelet_running_pods", "", ready);
-    text.family("kubelet_running_containers", "gauge", "Number of containers by state");
-    for (state, name) in [
-        (v1::ContainerState::ContainerCreated, "created"),
-        (v1::ContainerState::ContainerRunning, "running"),
-        (v1::ContainerState::ContainerExited, "exited"),
-        (v1::ContainerState::ContainerUnknown, "unknown"),
-    ] {
-        let count = containers.iter().filter(|container| container.state == i32::from(state)).count();
-        text.sample("kubelet_running_containers", &format!("container_state={name:?}"), count);
-    }
-    Ok(text.out)
-}
-
 /// `/runningpods`: what the runtime runs, as pods.
 pub(super) async fn running_pods(runtime: &dyn RuntimeService) -> Result<Value, Error> {
     let ready = v1::PodSandboxStateValue { state: v1::PodSandboxState::SandboxReady.into() };
@@ -196,41 +102,18 @@ pub(super) async fn running_pods(runtime: &dyn RuntimeService) -> Result<Value, 
     Ok(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods}))
 }
 
-/// Metrics in Prometheus' text form.
-#[derive(Default)]
-struct Text {
-    out: String,
-}
-
-impl Text {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn sample(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.out, "{name}{labels} {value}");
-    }
-
-    fn number(&mut self, name: &str, labels: &str, value: Option<impl std::fmt::Display>) {
-        if let Some(value) = value {
-            self.sample(name, labels, value);
-        }
-    }
-}
-
 /// What the whole machine uses.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Host {
-    cpu_ns: u64,
-    memory_total: u64,
-    memory_available: u64,
+pub(super) struct Host {
+    pub(super) cpu_ns: u64,
+    pub(super) memory_total: u64,
+    pub(super) memory_available: u64,
+    pub(super) swap_total: u64,
+    pub(super) swap_free: u64,
 }
 
 impl Host {
-    fn read() -> Self {
+    pub(super) fn read() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         Self::parse(&read("/proc/stat"), &read("/proc/meminfo"))
     }
@@ -250,7 +133,13 @@ impl Host {
             let line = memory.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
         };
-        Self { cpu_ns: busy * 10_000_000, memory_total: amount("MemTotal"), memory_available: amount("MemAvailable") }
+        Self {
+            cpu_ns: busy * 10_000_000,
+            memory_total: amount("MemTotal"),
+            memory_available: amount("MemAvailable"),
+            swap_total: amount("SwapTotal"),
+            swap_free: amount("SwapFree"),
+        }
     }
 }
 
@@ -264,6 +153,9 @@ mod tests {
             "cpu  10 0 5 999 3 1 0 0 0 0\ncpu0 …\n",
             "MemTotal: 100 kB\nMemFree: 1 kB\nMemAvailable: 40 kB\n",
         );
-        assert_eq!(host, Host { cpu_ns: 160_000_000, memory_total: 102_400, memory_available: 40_960 });
+        assert_eq!(
+            host,
+            Host { cpu_ns: 160_000_000, memory_total: 102_400, memory_available: 40_960, ..Host::default() }
+        );
     }
 }

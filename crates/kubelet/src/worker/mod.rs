@@ -161,8 +161,12 @@ impl Worker {
 
     /// Works until the source has forgotten the pod and nothing of it is left.
     async fn run(&mut self, mut heard: UnboundedReceiver<Event>) {
+        let mut operation = "create";
         while !(self.is_gone && self.view.is_taken_down()) {
+            let begun = std::time::Instant::now();
             let next_due = self.step();
+            self.context.parts.metrics.stepped(operation, begun.elapsed());
+            operation = "sync";
             let wait = async {
                 match next_due {
                     Some(due) => tokio::time::sleep(until(due)).await,
@@ -172,6 +176,9 @@ impl Worker {
             tokio::select! {
                 event = heard.recv() => match event {
                     Some(event) => {
+                        if matches!(event, Event::Pod(_) | Event::Gone) {
+                            operation = "update";
+                        }
                         self.hear(event);
                         // What came at the same time is taken in before anything is decided.
                         while let Ok(event) = heard.try_recv() {
@@ -331,10 +338,42 @@ impl Worker {
         self.context.parts.resources.describe(&self.pod, &mut status);
         if before != Some(&status) {
             let status = Arc::new(status);
+            self.count_start(&status);
             self.publisher.publish(status.clone());
             self.shown().status = Some(status.clone());
             self.status = Some(status);
         }
+    }
+}
+
+impl Worker {
+    /// Counts how long a pod took that runs for the first time.
+    fn count_start(&self, status: &PodStatus) {
+        let phase = |status: &PodStatus| status.phase.as_deref().map(str::to_owned);
+        let before = self.status.as_deref().and_then(phase);
+        if phase(status).as_deref() != Some("Running") || before.as_deref() != Some("Pending") {
+            return;
+        }
+        let metrics = &self.context.parts.metrics;
+        let (seen, images) = {
+            let shown = self.shown();
+            (shown.timeline.age(), shown.timeline.images())
+        };
+        metrics.pod_start.observe(seen);
+        let created = self.pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let Some(age) = created.and_then(|at| Duration::try_from(Timestamp::now().duration_since(at)).ok()) else {
+            return;
+        };
+        // Creation times are whole seconds; upstream's figure has that, too.
+        if pod::spec::containers(&self.pod).all(|(role, _)| role == pod::spec::Role::Main) {
+            metrics.pod_start_sli.observe(age.saturating_sub(images));
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.context.parts.metrics.forget(uid_of(&self.pod));
     }
 }
 

@@ -54,6 +54,7 @@ fn keep(node: &Node, thresholds: Vec<Threshold>) -> (AbortOnDropHandle<()>, watc
         paths: node.paths(),
         image_root: node.path("images"),
         node: "n".to_owned(),
+        metrics: Arc::default(),
         policy,
         look_every: Duration::from_millis(100),
         pressures,

@@ -306,6 +306,7 @@ async fn start_kubelet_in(
         groups,
         resources,
         site: None,
+        metrics: Arc::default(),
     };
     Kubelet::start(config, parts).await.unwrap()
 }

@@ -13,6 +13,7 @@ mod endings;
 mod eviction;
 mod fixture;
 mod images;
+mod metrics;
 mod sources;
 mod workers;
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         endings::TESTS,
         eviction::TESTS,
         images::TESTS,
+        metrics::TESTS,
         sources::TESTS,
         devices::TESTS,
     ];

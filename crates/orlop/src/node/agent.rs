@@ -16,14 +16,17 @@ use cluster::{Source, Store};
 use k8s_openapi::api::core::v1::Pod;
 use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
+use kubelet::metrics::Metrics;
 use kubelet::paths::Paths;
 use kubelet::qos::Tree;
 use kubelet::resources::{self, Resources};
 use kubelet::server::Api;
+use kubelet::server::metrics::{ContainerMetrics, Telemetry};
 use kubelet::volumes::{Volumes, VolumesConfig};
 use kubelet::{Kubelet, generate};
 use pod::quantity::Quantity;
 use proxy::Proxy;
+use runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -59,6 +62,7 @@ pub(crate) struct Agent {
     pub(super) kubelet: Arc<Kubelet>,
     pub(super) resources: Arc<Resources>,
     pub(super) kubelet_api: Api,
+    pub(super) metrics: Arc<Metrics>,
     /// None where another proxy does it; taken by the end.
     proxy: Mutex<Option<Proxy>>,
     /// Somebody wants the node to end.
@@ -82,7 +86,12 @@ impl Agent {
         let given = resources::Config { root: paths.root.clone() };
         let resources = Resources::start(&given).await.context("start the device manager")?;
         let volumes = VolumesConfig { paths: paths.clone(), node: facts.clone(), recursive_read_only: true };
+        let metrics: Arc<Metrics> = Arc::default();
+        let containers = Containers { runtime: base.runtime.clone(), groups: groups.clone() };
+        let telemetry =
+            Telemetry { metrics: metrics.clone(), containers: Some(Arc::new(containers)), ..Telemetry::default() };
         let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths.clone(), &facts.name);
+        let kubelet_api = kubelet_api.with_telemetry(telemetry);
         let config = kubelet::Config {
             generate: generate::Config { cgroup_root, ..generate::Config::of_machine(paths, facts, dns) },
             records_dir: layout.state_dir.join("pods"),
@@ -98,6 +107,7 @@ impl Agent {
             groups: groups.clone(),
             resources: resources.clone(),
             site,
+            metrics: metrics.clone(),
         };
         base.tasks.begin(be_thrifty(source.store().changes()));
         let kubelet = Kubelet::start(config, parts).await.context("start the kubelet")?;
@@ -109,6 +119,7 @@ impl Agent {
             kubelet: Arc::new(kubelet),
             resources,
             kubelet_api,
+            metrics,
             proxy: Mutex::new(proxy),
             asked: CancellationToken::new(),
             ended: watch::Sender::new(false),
@@ -179,6 +190,19 @@ fn groups_of_pods(root: &Path, cpu_milli: i64) -> anyhow::Result<Tree> {
     let groups = Tree::new(hierarchy, None).below(root);
     groups.ensure_roots(cpu_milli, None).context("make the control groups of pods")?;
     Ok(groups)
+}
+
+/// What containers use, for Prometheus.
+struct Containers {
+    runtime: Arc<Runtime>,
+    groups: Tree,
+}
+
+#[async_trait]
+impl ContainerMetrics for Containers {
+    async fn text(&self) -> String {
+        self.runtime.container_metrics(self.groups.shared()).await
+    }
 }
 
 /// The kubelet's barrier: the rules of this node's own proxy.

@@ -38,6 +38,7 @@ use tokio::task::JoinSet;
 
 use super::agent::{self, Agent};
 use super::base::{self, Base, Forked};
+use super::member_metrics::MemberMetrics;
 use super::settings::{MemberSettings, Settings, parse_range};
 use super::{api, fsck, node_status};
 
@@ -94,7 +95,8 @@ impl Member {
         servers.spawn(belong(registered, parts, Arc::clone(&membership)));
         if settings.configuration.rotate_certificates && client_files(settings).is_usable() {
             let (holder, files) = (holder(settings), client_files(settings));
-            servers.spawn(certificates::keep(api.clone(), Purpose::Client, holder, files, || {}));
+            let metrics = agent.metrics.clone();
+            servers.spawn(certificates::keep(api.clone(), Purpose::Client, holder, files, metrics, || {}));
         }
         if settings.configuration.enable_server {
             serve_kubelet_api(settings, &node, &agent, api, &mut servers).await?;
@@ -334,6 +336,7 @@ fn eviction_parts(settings: &MemberSettings, agent: &Agent, pressures: watch::Se
         paths: Paths { root: agent.layout.kubelet_root.clone(), logs: agent.layout.pod_logs.clone() },
         image_root: agent.layout.images(),
         node: settings.name.clone(),
+        metrics: agent.metrics.clone(),
         policy: settings.configuration.eviction.clone(),
         look_every: eviction::LOOK_EVERY,
         pressures,
@@ -384,10 +387,14 @@ async fn serve_kubelet_api(
                 tracing::warn!(error = &error as &dyn std::error::Error, "the new serving certificate cannot be used");
             }
         };
-        servers.spawn(certificates::keep(api.clone(), Purpose::Serving, holder, files, show));
+        let metrics = agent.metrics.clone();
+        servers.spawn(certificates::keep(api.clone(), Purpose::Serving, holder, files, metrics, show));
     }
     let listener = listen((configuration.address, configuration.port).into(), "port").await?;
+    let certificates = [Purpose::Client, Purpose::Serving].map(|purpose| Files::new(&settings.cert_dir, purpose));
+    let more = MemberMetrics { api: api.clone(), certificates };
     let kubelet_api = agent.kubelet_api.clone().with_configuration(settings.written.clone());
+    let kubelet_api = kubelet_api.with_collector(Arc::new(more));
     servers.spawn(secure::serve(listener, kubelet_api, config, Arc::new(api), agent.stopped()));
     Ok(())
 }

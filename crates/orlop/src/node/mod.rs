@@ -13,6 +13,7 @@ mod layout;
 mod lock;
 mod logging;
 mod member;
+mod member_metrics;
 mod names;
 mod node_status;
 mod notices;

@@ -13,10 +13,13 @@ mod request;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::api::{Api, ApiError};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use crate::metrics::Metrics;
 
 pub use files::Files;
 
@@ -105,7 +108,14 @@ pub async fn obtain(api: &Api, purpose: Purpose, holder: &Holder, files: &Files)
 
 /// Sees to it that the files always have a certificate that is young enough. `changed` is called with each new one. Never
 /// returns.
-pub async fn keep(api: Api, purpose: Purpose, holder: Holder, files: Files, mut changed: impl FnMut() + Send) {
+pub async fn keep(
+    api: Api,
+    purpose: Purpose,
+    holder: Holder,
+    files: Files,
+    metrics: Arc<Metrics>,
+    mut changed: impl FnMut() + Send,
+) {
     let mut pause = RETRY_FIRST;
     loop {
         if let Some(due) = files.validity().ok().map(|(begins, ends)| due(begins, ends, &files)) {
@@ -119,6 +129,7 @@ pub async fn keep(api: Api, purpose: Purpose, holder: Holder, files: Files, mut 
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no new certificate; trying again");
+                metrics.renewal_failed(purpose == Purpose::Client);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
             }

@@ -58,15 +58,18 @@ impl Limits {
         (limits != Self::default()).then_some(limits)
     }
 
-    /// What is exceeded, as a message; in upstream's order.
-    fn exceeded(&self, stored: &Stored, dedicated: bool) -> Option<String> {
+    /// What is exceeded, as upstream counts it, and a message; in upstream's order.
+    fn exceeded(&self, stored: &Stored, dedicated: bool) -> Option<(&'static str, String)> {
         let volume = |(name, written, bytes): &(String, String, u64)| {
-            (stored.volumes.get(name)?.bytes > *bytes).then(|| message::volume_exceeds(name, written))
+            let exceeds = stored.volumes.get(name)?.bytes > *bytes;
+            exceeds.then(|| ("emptydirfs.limit", message::volume_exceeds(name, written)))
         };
         let container = |(name, written, bytes): &(String, String, u64)| {
-            (stored.of_container(name, dedicated) > *bytes).then(|| message::container_exceeds(name, written))
+            let exceeds = stored.of_container(name, dedicated) > *bytes;
+            exceeds.then(|| ("ephemeralcontainerfs.limit", message::container_exceeds(name, written)))
         };
-        let pod = || self.pod.filter(|bytes| stored.bytes() > *bytes).map(message::pod_exceeds);
+        let pod = self.pod.filter(|bytes| stored.bytes() > *bytes);
+        let pod = || pod.map(|bytes| ("ephemeralpodfs.limit", message::pod_exceeds(bytes)));
         self.volumes.iter().find_map(volume).or_else(pod).or_else(|| self.containers.iter().find_map(container))
     }
 
@@ -143,9 +146,10 @@ pub(super) async fn keep_limits(parts: &Parts) {
 async fn look(parts: &Parts, pod: &Pod, limits: &Limits, dedicated: bool, left: u64) -> Looked {
     let begun = Instant::now();
     let stored = usage::stored(&*parts.runtime, &parts.paths, pod).await;
-    if let Some(message) = limits.exceeded(&stored, dedicated) {
+    if let Some((signal, message)) = limits.exceeded(&stored, dedicated) {
         let ending = Ending { reason: REASON, message, grace_s: GRACE_S, disrupted: false };
         parts.evict(pod, ending, BTreeMap::new());
+        parts.metrics.evicted(signal);
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // A runtime that measures when it is asked answers with the new size the next time.
@@ -206,7 +210,7 @@ mod tests {
     fn each_limit_is_kept() {
         let check = |stored: Stored, dedicated, expect: Option<&str>| {
             let found = limits().exceeded(&stored, dedicated);
-            assert_eq!(found.as_deref().map(|text| text.split(' ').next().unwrap()), expect, "{found:?}");
+            assert_eq!(found.as_ref().map(|(_, text)| text.split(' ').next().unwrap()), expect, "{found:?}");
         };
         check(stored((60, 40), 20, 30), false, None);
         check(stored((0, 0), 0, 31), false, Some("Usage"));

@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use super::pressure::{Observations, Policy, Pressures, Resource, Signal, Threshold, Watcher, is_dedicated};
 use crate::admission::is_critical;
 use crate::context::{name_of, uid_of};
+use crate::metrics::Metrics;
 use crate::paths::Paths;
 use crate::qos::{self, List, Tree};
 use crate::{Ending, Kubelet};
@@ -64,6 +65,8 @@ pub struct Parts {
     pub image_root: PathBuf,
     /// The node's name.
     pub node: String,
+    /// Where evictions are counted.
+    pub metrics: Arc<Metrics>,
     /// What eviction goes by.
     pub policy: Policy,
     /// How often the node is looked at while nothing runs short, [`LOOK_EVERY`].
@@ -142,6 +145,7 @@ impl Parts {
         let own = pod::spec::grace_s(&pod);
         let grace_s = if threshold.is_hard() { GRACE_S } else { self.policy.pod_grace_max_s.min(own) };
         self.evict(&pod, Ending { reason: REASON, message, grace_s, disrupted: true }, annotations);
+        self.metrics.evicted(threshold.signal.name());
         Some(Evicted { uid: uid_of(&pod).to_owned(), until: Instant::now() + CLEANED_WITHIN })
     }
 

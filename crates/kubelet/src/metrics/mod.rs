@@ -1,0 +1,297 @@
+//! What the kubelet counts of itself, under upstream's names. Counting is an addition; text is only made when somebody asks.
+
+mod instruments;
+mod process;
+pub mod text;
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use pod::probe::{Kind, Outcome};
+
+use crate::context::uid_of;
+use instruments::{Counts, Histogram, Histograms};
+use text::{Text, labels};
+
+/// `ExponentialBuckets(0.005, 2.5, 14)`, upstream's for calls of the runtime.
+const CALLS: &[f64] = &[
+    0.005,
+    0.0125,
+    0.031_25,
+    0.078_125,
+    0.195_312_5,
+    0.488_281_25,
+    1.220_703_125,
+    3.051_757_812_5,
+    7.629_394_531_25,
+    19.073_486_328_125,
+    47.683_715_820_312_5,
+    119.209_289_550_781_25,
+    298.023_223_876_953_1,
+    745.058_059_692_382_8,
+];
+/// Prometheus' own.
+const SHORT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Upstream's for the start of a pod, with three below: most pods here would be in its first.
+const STARTS: &[f64] = &[
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0,
+    360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
+];
+/// Upstream's for volumes.
+const STORAGE: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
+
+/// Everything that is counted. Shared by all who count.
+#[derive(Debug)]
+pub struct Metrics {
+    calls: Counts,
+    failed_calls: Counts,
+    call_durations: Histograms,
+    /// From when a pod is seen until it runs.
+    pub(crate) pod_start: Histogram,
+    /// From its creation until it runs, less what images took.
+    pub(crate) pod_start_sli: Histogram,
+    steps: Histograms,
+    storage: Histograms,
+    evictions: Counts,
+    rejections: Counts,
+    requests: Counts,
+    failed_renewals: Counts,
+    probes: Mutex<BTreeMap<String, Probes>>,
+}
+
+/// The probes of one pod, by their labels.
+type Probes = BTreeMap<String, u64>;
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            calls: Counts::default(),
+            failed_calls: Counts::default(),
+            call_durations: Histograms::new(CALLS),
+            pod_start: Histogram::new(STARTS),
+            pod_start_sli: Histogram::new(STARTS),
+            steps: Histograms::new(SHORT),
+            storage: Histograms::new(STORAGE),
+            evictions: Counts::default(),
+            rejections: Counts::default(),
+            requests: Counts::default(),
+            failed_renewals: Counts::default(),
+            probes: Mutex::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// A pod was evicted for want of what a signal is about.
+    pub(crate) fn evicted(&self, signal: &str) {
+        self.evictions.add(&labels(&[("eviction_signal", signal)]));
+    }
+
+    /// A pod was not taken.
+    pub(crate) fn rejected(&self, reason: &str) {
+        self.rejections.add(&labels(&[("reason", reason)]));
+    }
+
+    /// A request of the API has been answered.
+    pub(crate) fn requested(&self, method: &str, path: &str) {
+        let long = matches!(path, "exec" | "attach" | "portForward" | "containerLogs" | "debug");
+        let long = if long { "true" } else { "false" };
+        let pairs = [("long_running", long), ("method", method), ("path", path), ("server_type", "readwrite")];
+        self.requests.add(&labels(&pairs));
+    }
+
+    /// A worker has decided and begun what it decided.
+    pub(crate) fn stepped(&self, operation: &str, took: Duration) {
+        self.steps.observe(&labels(&[("operation_type", operation)]), took);
+    }
+
+    /// The volumes of a pod were made, or not.
+    pub(crate) fn mounted(&self, plugin: &str, took: Duration, failed: bool) {
+        let status = if failed { "fail-unknown" } else { "success" };
+        let pairs =
+            [("migrated", "false"), ("operation_name", "volume_mount"), ("status", status), ("volume_plugin", plugin)];
+        self.storage.observe(&labels(&pairs), took);
+    }
+
+    /// A certificate could not be renewed; of the client, or of the server.
+    pub(crate) fn renewal_failed(&self, is_client: bool) {
+        let name = match is_client {
+            true => "kubelet_certificate_manager_client_expiration_renew_errors",
+            false => "kubelet_server_expiration_renew_errors",
+        };
+        self.failed_renewals.add(name);
+    }
+
+    /// A probe was answered.
+    pub(crate) fn probed(&self, pod: &Pod, container: &str, kind: Kind, outcome: Outcome) {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let result = match outcome {
+            Outcome::Success => "successful",
+            Outcome::Failure => "failed",
+        };
+        let key = labels(&[
+            ("container", container),
+            ("namespace", &text(&pod.metadata.namespace)),
+            ("pod", &text(&pod.metadata.name)),
+            ("pod_uid", uid_of(pod)),
+            ("probe_type", kind.as_str()),
+            ("result", result),
+        ]);
+        *self.lock_probes().entry(uid_of(pod).to_owned()).or_default().entry(key).or_default() += 1;
+    }
+
+    /// A pod is gone.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.lock_probes().remove(uid);
+    }
+
+    fn lock_probes(&self) -> MutexGuard<'_, BTreeMap<String, Probes>> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `/metrics/probes`.
+    pub(crate) fn write_probes(&self, text: &mut Text) {
+        const TOTAL: &str = "prober_probe_total";
+        let help = "Cumulative number of a liveness, readiness or startup probe for a container by result.";
+        text.family(TOTAL, "counter", help);
+        self.lock_probes().values().flatten().for_each(|(labels, count)| text.sample(TOTAL, labels, count));
+    }
+
+    /// What belongs to `/metrics`.
+    pub(crate) fn write(&self, text: &mut Text) {
+        let renewals = [
+            ("kubelet_certificate_manager_client_expiration_renew_errors", "Counter of certificate renewal errors."),
+            ("kubelet_server_expiration_renew_errors", "Counter of certificate renewal errors."),
+        ];
+        for (name, help) in renewals {
+            text.family(name, "counter", help);
+            text.sample(name, "", self.failed_renewals.get(name));
+        }
+        for (counts, name, help) in [
+            (
+                &self.calls,
+                "kubelet_runtime_operations_total",
+                "Cumulative number of runtime operations by operation type.",
+            ),
+            (
+                &self.failed_calls,
+                "kubelet_runtime_operations_errors_total",
+                "Cumulative number of runtime operation errors by operation type.",
+            ),
+            (&self.evictions, "kubelet_evictions", "Cumulative number of pod evictions by eviction signal"),
+            (
+                &self.rejections,
+                "kubelet_admission_rejections_total",
+                "Cumulative number pod admission rejections by the Kubelet.",
+            ),
+            (
+                &self.requests,
+                "kubelet_http_requests_total",
+                "Number of the http requests received since the server started",
+            ),
+        ] {
+            counts.write(text, name, help);
+        }
+        for (histograms, name, help) in [
+            (
+                &self.call_durations,
+                "kubelet_runtime_operations_duration_seconds",
+                "Duration in seconds of runtime operations. Broken down by operation type.",
+            ),
+            (
+                &self.steps,
+                "kubelet_pod_worker_duration_seconds",
+                "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync",
+            ),
+            (&self.storage, "storage_operation_duration_seconds", "Storage operation duration"),
+        ] {
+            histograms.write(text, name, help);
+        }
+        let start = "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run";
+        self.pod_start.write(text, "kubelet_pod_start_duration_seconds", start);
+        let sli = "Duration in seconds to start a pod, excluding time to pull images and run init containers, measured from \
+                   pod creation timestamp to when all its containers are reported as started and observed via watch";
+        self.pod_start_sli.write(text, "kubelet_pod_start_sli_duration_seconds", sli);
+        process::write(text);
+    }
+}
+
+impl cri::Observer for Metrics {
+    fn done(&self, call: &'static str, took: Duration, failed: bool) {
+        let labels = labels(&[("operation_type", operation(call))]);
+        self.calls.add(&labels);
+        if failed {
+            self.failed_calls.add(&labels);
+        }
+        self.call_durations.observe(&labels, took);
+    }
+}
+
+/// As upstream names the call.
+fn operation(call: &'static str) -> &'static str {
+    match call {
+        "run_pod_sandbox" => "run_podsandbox",
+        "stop_pod_sandbox" => "stop_podsandbox",
+        "remove_pod_sandbox" => "remove_podsandbox",
+        "pod_sandbox_status" => "podsandbox_status",
+        "list_pod_sandbox" => "list_podsandbox",
+        "pod_sandbox_stats" => "podsandbox_stats",
+        "list_pod_sandbox_stats" => "list_podsandbox_stats",
+        "update_container_resources" => "update_container",
+        "update_pod_sandbox_resources" => "update_podsandbox",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cri::Observer as _;
+    use openmetrics_parser::PrometheusValue;
+    use openmetrics_parser::prometheus::parse_prometheus;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_parser_reads_all_of_it() {
+        let metrics = Metrics::default();
+        metrics.done("run_pod_sandbox", Duration::from_millis(10), false);
+        metrics.done("run_pod_sandbox", Duration::from_millis(100), true);
+        metrics.evicted("memory.available");
+        metrics.rejected("OutOfcpu");
+        metrics.requested("GET", "metrics");
+        metrics.stepped("sync", Duration::from_micros(50));
+        metrics.mounted("kubernetes.io/empty-dir", Duration::from_millis(1), false);
+        metrics.pod_start.observe(Duration::from_millis(60));
+        metrics.renewal_failed(true);
+        let pod = json!({"metadata": {"name": "p\"q", "namespace": "n", "uid": "u"}});
+        metrics.probed(&serde_json::from_value(pod).unwrap(), "c", Kind::Liveness, Outcome::Failure);
+        let mut text = Text::default();
+        metrics.write(&mut text);
+        metrics.write_probes(&mut text);
+        let parsed = parse_prometheus(&text.out).unwrap_or_else(|error| panic!("{error}\n{}", text.out));
+        let family = |name: &str| parsed.families.get(name).unwrap_or_else(|| panic!("{name}\n{}", text.out));
+        let total = family("kubelet_runtime_operations_total").iter_samples().next().unwrap();
+        assert_eq!(total.get_labelset().unwrap().get_label_value("operation_type"), Some("run_podsandbox"));
+        assert!(matches!(&total.value, PrometheusValue::Counter(counter) if counter.value.as_f64() == 2.0));
+        let took = family("kubelet_runtime_operations_duration_seconds").iter_samples().next().unwrap();
+        let PrometheusValue::Histogram(took) = &took.value else { panic!("{took:?}") };
+        assert_eq!((took.count, took.buckets[1].count.as_f64(), took.buckets.len()), (Some(2), 1.0, CALLS.len() + 1));
+        let probe = family("prober_probe_total").iter_samples().next().unwrap();
+        assert_eq!(probe.get_labelset().unwrap().get_label_value("result"), Some("failed"));
+        assert!(text.out.contains("kubelet_certificate_manager_client_expiration_renew_errors 1\n"));
+    }
+
+    #[test]
+    fn pods_that_are_gone_are_not_counted() {
+        let metrics = Metrics::default();
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}})).unwrap();
+        metrics.probed(&pod, "c", Kind::Readiness, Outcome::Success);
+        metrics.forget("u");
+        let mut text = Text::default();
+        metrics.write_probes(&mut text);
+        assert_eq!(text.out.lines().filter(|line| !line.starts_with('#')).count(), 0);
+    }
+}
