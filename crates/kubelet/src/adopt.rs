@@ -94,9 +94,11 @@ pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<
             recall_ephemeral(&mut view, pod, name);
         }
     }
-    if view.containers.values().any(|container| container.running.is_some()) {
-        context.parts.resources.confirm(uid_of(pod));
-    }
+    let running = |(name, container): (&String, &Box<pod::ContainerView>)| {
+        container.running.as_ref().map(|running| (name.clone(), running.id.clone()))
+    };
+    let running: Vec<_> = view.containers.iter().filter_map(running).collect();
+    context.parts.resources.adopt(uid_of(pod), running.iter().map(|(name, id)| (name.as_str(), id.as_str())));
     (view, changes)
 }
 

@@ -139,6 +139,11 @@ pub fn pod_limits(pod: &Pod, pids: Option<i64>) -> Limits {
     }
 }
 
+/// CPU time without a limit: for pods whose containers have CPUs of their own, which they would be kept from using wholly.
+pub(crate) fn unlimited_cpu() -> Limits {
+    Limits { cpu_quota_us: Some(-1), cpu_period_us: Some(PERIOD_US), ..Limits::default() }
+}
+
 /// `oom_score_adj` of a container's processes on a machine with this much memory: -997 to 1000, 1000 dies first.
 pub fn oom_score_adj(pod: &Pod, role: Role, container: &Container, memory_bytes: u64) -> i64 {
     const GUARANTEED: i64 = -997;

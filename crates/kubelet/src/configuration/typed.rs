@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use super::spans;
 use crate::node::pressure::{Level, Policy, Signal, Threshold, Thresholds};
+use crate::resources::cpu::{self, CpuSet, Reserved};
+use crate::resources::policies::{Policies, Scope, Topology};
+use crate::resources::topology;
 
 /// What the operator wants of this kubelet.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +68,8 @@ pub struct Configuration {
     pub eviction: Policy,
     /// When images go that no container uses.
     pub image_gc: ImageGc,
+    /// What is given out whole, and from which NUMA nodes.
+    pub policies: Policies,
     /// `systemReserved` and `kubeReserved` together.
     pub reserved: BTreeMap<String, Quantity>,
     /// The cloud's name of the node.
@@ -115,6 +120,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
     let mut reader = Reader { written, faults: Vec::new() };
     let update = reader.span("nodeStatusUpdateFrequency");
     let report = reader.span("nodeStatusReportFrequency");
+    let reserved = reader.reserved();
     let configuration = Configuration {
         enable_server: reader.flag("enableServer", true),
         address: reader.address("address", "0.0.0.0"),
@@ -145,7 +151,8 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         sysctls: reader.texts("allowedUnsafeSysctls"),
         eviction: reader.eviction(),
         image_gc: reader.image_gc(),
-        reserved: reader.reserved(),
+        policies: reader.policies(&reserved),
+        reserved,
         provider_id: reader.text("providerID"),
         register_with_taints: reader.taints(),
         register_node: reader.flag("registerNode", true),
@@ -326,7 +333,76 @@ impl Reader<'_> {
                 }
             }
         }
+        if let Some(named) = self.reserved_cpus() {
+            let count = i64::try_from(named.len()).unwrap_or(i64::MAX);
+            reserved.insert("cpu".to_owned(), Quantity::from_units(count));
+        }
         reserved
+    }
+
+    fn reserved_cpus(&mut self) -> Option<CpuSet> {
+        let text = self.text("reservedSystemCPUs")?;
+        text.parse().map_err(|error: cpu::ParseError| self.fault("reservedSystemCPUs", error)).ok()
+    }
+
+    fn policies(&mut self, reserved: &BTreeMap<String, Quantity>) -> Policies {
+        let cpu = match self.text("cpuManagerPolicy").as_deref() {
+            None | Some("none") => None,
+            Some("static") => {
+                let milli = reserved.get("cpu").map_or(0, |amount| amount.milli());
+                let count = usize::try_from(milli).unwrap_or(0).div_ceil(1000);
+                let named = self.text("reservedSystemCPUs").and_then(|text| text.parse().ok());
+                let reserved = named.map_or(Reserved::Count(count), Reserved::Named);
+                Some(cpu::Static { options: self.cpu_options(), reserved })
+            }
+            Some(other) => {
+                self.fault("cpuManagerPolicy", format!("{other:?} is neither none nor static"));
+                None
+            }
+        };
+        Policies { cpu, topology: self.topology() }
+    }
+
+    fn cpu_options(&mut self) -> cpu::Options {
+        let written = self.map("cpuManagerPolicyOptions");
+        cpu::Options::parse(&written).unwrap_or_else(|fault| {
+            self.fault("cpuManagerPolicyOptions", fault);
+            cpu::Options::default()
+        })
+    }
+
+    fn topology(&mut self) -> Topology {
+        let mut wanted = Topology::default();
+        let policy = self.text("topologyManagerPolicy").unwrap_or_default();
+        match topology::Policy::parse(&policy) {
+            Some(policy) => wanted.policy = policy,
+            None => self.fault(
+                "topologyManagerPolicy",
+                format!("{policy:?} is none of none, best-effort, restricted, single-numa-node"),
+            ),
+        }
+        match self.text("topologyManagerScope").as_deref() {
+            None | Some("container") => {}
+            Some("pod") => wanted.scope = Scope::Pod,
+            Some(other) => self.fault("topologyManagerScope", format!("{other:?} is neither container nor pod")),
+        }
+        for (name, value) in self.map("topologyManagerPolicyOptions") {
+            let is_read = match name.as_str() {
+                "prefer-closest-numa-nodes" => value.parse().map(|closest| wanted.closest = closest).is_ok(),
+                "max-allowable-numa-nodes" => value.parse().map(|most| wanted.nodes_max = most).is_ok(),
+                _ => false,
+            };
+            if !is_read {
+                self.fault("topologyManagerPolicyOptions", format!("{name}: {value:?} is no option with such a value"));
+            }
+        }
+        wanted
+    }
+
+    /// Texts by name.
+    fn map(&self, path: &str) -> BTreeMap<String, String> {
+        let pairs = self.get(path).and_then(Value::as_object).into_iter().flatten();
+        pairs.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
     }
 
     fn taints(&mut self) -> Vec<Taint> {
@@ -451,6 +527,30 @@ mod tests {
         let written = json!({"systemReserved": {"cpu": "200m"}, "kubeReserved": {"cpu": "100m", "memory": "1Gi"}});
         let reserved = read(&written).unwrap().reserved;
         assert_eq!((reserved["cpu"].milli(), reserved["memory"].units()), (300, 1 << 30));
+    }
+
+    #[test]
+    fn policies_of_cpus_and_topology() {
+        let plain = read(&json!({})).unwrap();
+        assert_eq!(plain.policies, Policies::default());
+        let written = json!({"cpuManagerPolicy": "static", "cpuManagerPolicyOptions": {"full-pcpus-only": "true"},
+            "kubeReserved": {"cpu": "1500m"}, "topologyManagerPolicy": "restricted", "topologyManagerScope": "pod",
+            "topologyManagerPolicyOptions": {"max-allowable-numa-nodes": "12"}});
+        let policies = read(&written).unwrap().policies;
+        let cpu = policies.cpu.unwrap();
+        assert!(cpu.options.full_pcpus_only);
+        assert_eq!(cpu.reserved, Reserved::Count(2));
+        let wanted = policies.topology;
+        assert_eq!((wanted.policy, wanted.scope, wanted.nodes_max), (topology::Policy::Restricted, Scope::Pod, 12));
+        let named =
+            read(&json!({"cpuManagerPolicy": "static", "reservedSystemCPUs": "0,2", "kubeReserved": {"cpu": "5"}}));
+        let named = named.unwrap();
+        assert_eq!(named.policies.cpu.unwrap().reserved, Reserved::Named("0,2".parse().unwrap()));
+        assert_eq!(named.reserved["cpu"].units(), 2);
+        let faults =
+            read(&json!({"cpuManagerPolicy": "dynamic", "reservedSystemCPUs": "x", "topologyManagerPolicy": "all",
+            "topologyManagerScope": "node", "topologyManagerPolicyOptions": {"closest": "true"}}));
+        assert_eq!(faults.unwrap_err().len(), 5);
     }
 
     #[test]

@@ -100,7 +100,10 @@ impl Job {
             pod::spec::container(&self.pod, name).ok_or_else(|| Failed::create("it is no longer in the pod"))?;
         let sandbox = self.sandbox.clone().ok_or_else(|| Failed::create("the sandbox has gone"))?;
         let config = self.wanted(Duration::ZERO, self.container_config(role, &container, attempt)).await?;
+        let resources = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let cpus = resources.map(|resources| resources.cpuset_cpus.clone()).filter(|cpus| !cpus.is_empty());
         let id = self.wanted(PATIENCE, self.create(&sandbox, config, name, attempt)).await?;
+        self.context.parts.resources.made(self.uid(), name, &id, cpus);
         self.context.normal(&self.pod, "Created", "Container created".to_owned(), Some(name));
         self.wanted(PATIENCE, self.begin(&id)).await?;
         self.context.normal(&self.pod, "Started", "Container started".to_owned(), Some(name));

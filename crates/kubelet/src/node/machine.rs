@@ -89,7 +89,7 @@ fn huge_pages(sizes: &Path) -> Vec<(String, Quantity)> {
 }
 
 /// Bytes with the largest binary suffix that divides them, as quantities are written: `2Mi`.
-pub(super) fn binary(bytes: u64) -> String {
+pub(crate) fn binary(bytes: u64) -> String {
     let units = [("Gi", 30), ("Mi", 20), ("Ki", 10)];
     let fits = units.iter().find(|(_, shift)| bytes > 0 && bytes.trailing_zeros() >= *shift);
     fits.map_or_else(|| bytes.to_string(), |(suffix, shift)| format!("{}{suffix}", bytes >> shift))

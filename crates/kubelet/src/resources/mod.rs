@@ -2,20 +2,25 @@
 //!
 //! ```text
 //! manager ─admit(pod)─► Resources ─┬─ devices    plugins and who has which device
-//! start ──prepare─────►            ├─ topology   from which NUMA nodes
-//! node status ─amounts─►           ╰─ checkpoint what was given out, over restarts
+//! start ──prepare─────►            ├─ cpu        CPUs of their own, and what the others share
+//! node status ─amounts─►           ├─ topology   from which NUMA nodes
+//!                                  ╰─ checkpoint what was given out, over restarts
 //! ```
 //!
 //! A pod gets all that its containers will need when the node admits it, and keeps it until it has ended. A node that has
 //! nothing of this to give only listens for plugins.
 
 mod checkpoint;
+pub mod cpu;
 mod devices;
+pub mod policies;
 pub mod topology;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use cri::service::RuntimeService;
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodStatus, ResourceHealth, ResourceStatus};
 use pod::spec::{self, Role};
@@ -26,23 +31,56 @@ use tokio_util::task::TaskTracker;
 use crate::admission::Rejection;
 use crate::context::uid_of;
 use crate::plugins::Handler;
+use cpu::live::Live;
+use cpu::{CpuError, CpuSet, Cpus};
 use devices::{Devices, Extras, Need};
+use policies::{Policies, Scope};
+use topology::{Hints, Machine, Mask, Nodes, Policy};
 
 /// Configuration of the managers.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The kubelet's root.
     pub root: PathBuf,
+    /// Where the kernel tells of the machine: `/sys`.
+    pub sys: PathBuf,
+    /// What the operator wants.
+    pub policies: Policies,
+}
+
+impl Config {
+    /// A node that gives nothing out but devices.
+    pub fn plain(root: PathBuf) -> Self {
+        Self { root, sys: "/sys".into(), policies: Policies::default() }
+    }
 }
 
 /// The managers of a node. Dropping this ends their work; what was given out stays so.
 pub struct Resources {
+    root: PathBuf,
     devices: Arc<Devices>,
+    /// CPUs, where some can be a container's own.
+    cpus: Option<Arc<Pool>>,
+    topology: policies::Topology,
+    nodes: Nodes,
     changed: watch::Sender<()>,
     /// Pods whose devices are not as they were; taken by who tells their workers.
-    unwell: Mutex<mpsc::UnboundedReceiver<std::collections::BTreeSet<String>>>,
+    unwell: Mutex<mpsc::UnboundedReceiver<BTreeSet<String>>>,
     tasks: TaskTracker,
     stop: DropGuard,
+}
+
+/// CPUs that are given away and shared.
+struct Pool {
+    /// Short sections only, never over an await.
+    cpus: std::sync::Mutex<Cpus>,
+    live: Live,
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, Cpus> {
+        self.cpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why the managers cannot work.
@@ -51,6 +89,20 @@ pub enum StartError {
     /// Plugins could not reach the node.
     #[error("the socket for device plugins")]
     Socket(#[from] cri::server::BindError),
+    /// The machine is not as the configuration wants it.
+    #[error("the CPU manager: {0}")]
+    Cpu(String),
+    /// All combinations of so many nodes cannot be compared.
+    #[error(
+        "the topology manager: this machine has {count} NUMA nodes, more than {nodes_max}; set max-allowable-numa-nodes \
+         in topologyManagerPolicyOptions, or topologyManagerPolicy to none"
+    )]
+    Nodes {
+        /// How many the machine has.
+        count: usize,
+        /// How many are allowed.
+        nodes_max: usize,
+    },
 }
 
 impl Resources {
@@ -58,12 +110,29 @@ impl Resources {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(config: &Config) -> Result<Arc<Self>, StartError> {
+    pub async fn start(config: &Config, runtime: Arc<dyn RuntimeService>) -> Result<Arc<Self>, StartError> {
+        let topology = config.policies.topology.clone();
+        let is_plain = config.policies.cpu.is_none() && topology.policy == Policy::None;
+        let machine = Arc::new(if is_plain { Machine::default() } else { Machine::read(&config.sys) });
+        let nodes = nodes(&machine, &topology)?;
+        let cpus = pool(config, &machine, runtime).map_err(StartError::Cpu)?;
         let (stop, tasks, changed) = (CancellationToken::new(), TaskTracker::new(), watch::Sender::new(()));
         let (tell, unwell) = mpsc::unbounded_channel();
         let dir = config.root.join("device-plugins");
         let devices = Devices::start(dir, changed.clone(), tell, stop.clone(), &tasks).await?;
-        Ok(Arc::new(Self { devices, changed, unwell: unwell.into(), tasks, stop: stop.drop_guard() }))
+        let (root, unwell, stop) = (config.root.clone(), unwell.into(), stop.drop_guard());
+        let resources = Self { root, devices, cpus, topology, nodes, changed, unwell, tasks, stop };
+        resources.keep_apart();
+        Ok(Arc::new(resources))
+    }
+
+    /// Keeps containers on the CPUs that they may use, where they do not share all of them.
+    fn keep_apart(&self) {
+        let (Some(pool), stop) = (self.cpus.clone(), self.stop.token().clone()) else { return };
+        self.tasks.spawn(async move {
+            let usable = |uid: &str, container: &str| pool.lock().usable(uid, container).to_string();
+            stop.run_until_cancelled(pool.live.run(usable)).await;
+        });
     }
 
     /// Serves no plugin any more; returns when the sockets are gone.
@@ -80,7 +149,9 @@ impl Resources {
 
     /// Whether something has to be given to a pod, which takes its time.
     pub(crate) fn concerns(&self, pod: &Pod) -> bool {
-        spec::containers(pod).any(|(_, container)| !self.devices.requests(container).is_empty())
+        self.cpus.is_some()
+            || self.topology.policy != Policy::None
+            || spec::containers(pod).any(|(_, container)| !self.devices.requests(container).is_empty())
     }
 
     /// Gives a pod what its containers will need. Pods that are not among `holders` have ended: what they had is free.
@@ -89,6 +160,7 @@ impl Resources {
     /// Why the node cannot take the pod; then it has got nothing.
     pub(crate) async fn admit(&self, pod: &Pod, holders: &HashSet<String>) -> Result<(), Rejection> {
         self.devices.retain(&|uid| holders.contains(uid));
+        self.retain_cpus(holders);
         let given = self.give(pod).await;
         if given.is_err() {
             self.release(uid_of(pod));
@@ -96,11 +168,97 @@ impl Resources {
         given
     }
 
+    /// Pods that have ended leave their CPUs to the others.
+    fn retain_cpus(&self, holders: &HashSet<String>) {
+        let Some(pool) = &self.cpus else { return };
+        let gone: Vec<String> = pool.lock().holders().filter(|uid| !holders.contains(*uid)).cloned().collect();
+        gone.iter().for_each(|uid| self.release_cpus(uid));
+    }
+
     async fn give(&self, pod: &Pod) -> Result<(), Rejection> {
-        let mut reusable = BTreeMap::new();
+        let mut reusable = Reusable::default();
+        let aligned = (self.topology.policy != Policy::None).then_some(self.topology.scope);
+        let whole = if aligned == Some(Scope::Pod) { self.align(&self.hints_of_pod(pod))? } else { None };
         for (role, container) in spec::containers(pod) {
-            self.give_devices(uid_of(pod), role, container, &mut reusable).await?;
+            let affinity = match aligned {
+                Some(Scope::Container) => self.align(&self.hints_of_container(pod, container, &reusable))?,
+                _ => whole,
+            };
+            self.give_cpus(pod, role, container, affinity, &mut reusable)?;
+            self.give_devices(uid_of(pod), role, container, affinity, &mut reusable.devices).await?;
         }
+        if let Some(pool) = self.cpus.as_ref().filter(|pool| pool.lock().has_own(uid_of(pod))) {
+            pool.lock().save(&self.root);
+            pool.live.wake();
+        }
+        Ok(())
+    }
+
+    /// The NUMA nodes that fit best; any, if none is named.
+    fn align(&self, hints: &[Hints]) -> Result<Option<Mask>, Rejection> {
+        let best = topology::merge(self.topology.policy, &self.nodes, hints);
+        best.map(|hint| hint.affinity).ok_or_else(|| Rejection {
+            reason: "TopologyAffinityError".to_owned(),
+            message: "Resources cannot be allocated with Topology locality".to_owned(),
+        })
+    }
+
+    fn hints_of_container(&self, pod: &Pod, container: &Container, reusable: &Reusable) -> Vec<Hints> {
+        let (uid, name, all) = (uid_of(pod), container.name.as_str(), self.nodes.all);
+        let requests = self.devices.requests(container);
+        let devices = requests.iter().map(|(resource, count)| {
+            let reusable = reusable.devices.get(resource).cloned().unwrap_or_default();
+            let need = Need { uid, container: name, resource, count: *count, reusable, affinity: None };
+            self.devices.hints(&need, all)
+        });
+        let cpus = self.cpus.as_ref().zip(Some(cpu::whole_cpus(pod, container)).filter(|count| *count > 0));
+        devices.chain(cpus.map(|(pool, count)| pool.lock().hints(count, &reusable.cpus))).collect()
+    }
+
+    fn hints_of_pod(&self, pod: &Pod) -> Vec<Hints> {
+        let uid = uid_of(pod);
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        for (_, container) in spec::containers(pod) {
+            names.extend(self.devices.requests(container).into_iter().map(|(resource, _)| resource));
+        }
+        let of = |container: &Container, name: &String| {
+            let requests = self.devices.requests(container);
+            requests.into_iter().find(|(resource, _)| resource == name).map_or(0, |(_, count)| count)
+        };
+        let devices = names.iter().map(|resource| {
+            let count = peak(pod, |container| of(container, resource));
+            self.devices.hints(&Need { uid, resource, count, ..Need::default() }, self.nodes.all)
+        });
+        let cpus = Some(peak(pod, |container| cpu::whole_cpus(pod, container))).filter(|count| *count > 0);
+        let cpus = self.cpus.as_ref().zip(cpus);
+        devices.chain(cpus.map(|(pool, count)| pool.lock().hints(count, &CpuSet::default()))).collect()
+    }
+
+    fn give_cpus(
+        &self,
+        pod: &Pod,
+        role: Role,
+        container: &Container,
+        affinity: Option<Mask>,
+        reusable: &mut Reusable,
+    ) -> Result<(), Rejection> {
+        let (Some(pool), count) = (&self.cpus, cpu::whole_cpus(pod, container)) else { return Ok(()) };
+        if count == 0 {
+            return Ok(());
+        }
+        let mut cpus = pool.lock();
+        let name = (uid_of(pod), container.name.as_str());
+        cpus.give(name, count, affinity, &reusable.cpus).map_err(|error| match error {
+            CpuError::TooFew { .. } => unexpected(error),
+            CpuError::BrokenCore { .. } | CpuError::TooFewCores { .. } => {
+                Rejection { reason: "SMTAlignmentError".to_owned(), message: error.to_string() }
+            }
+        })?;
+        let own = cpus.of(name.0, name.1).cloned().unwrap_or_default();
+        reusable.cpus = match role {
+            Role::Init => reusable.cpus.or(&own),
+            Role::Sidecar | Role::Main | Role::Ephemeral => reusable.cpus.without(&own),
+        };
         Ok(())
     }
 
@@ -109,11 +267,12 @@ impl Resources {
         uid: &str,
         role: Role,
         container: &Container,
-        reusable: &mut BTreeMap<String, std::collections::BTreeSet<String>>,
+        affinity: Option<Mask>,
+        reusable: &mut BTreeMap<String, BTreeSet<String>>,
     ) -> Result<(), Rejection> {
         for (resource, count) in self.devices.requests(container) {
             let before = reusable.entry(resource.clone()).or_default();
-            let (name, affinity) = (container.name.as_str(), None);
+            let name = container.name.as_str();
             let need = Need { uid, container: name, resource: &resource, count, reusable: before.clone(), affinity };
             self.devices.allocate(&need).await.map_err(unexpected)?;
             let own = self.devices.ids(uid, name, &resource);
@@ -131,17 +290,49 @@ impl Resources {
     /// # Errors
     /// Why its devices are not ready.
     pub(crate) async fn prepare(&self, pod: &Pod, container: &Container) -> Result<Extras, String> {
-        self.devices.prepare(uid_of(pod), container).await.map_err(|error| error.to_string())
+        let extras = self.devices.prepare(uid_of(pod), container).await.map_err(|error| error.to_string())?;
+        let Some(pool) = &self.cpus else { return Ok(extras) };
+        let cpus = pool.lock();
+        let (uid, name) = (uid_of(pod), container.name.as_str());
+        let has_own_cpus = cpus.of(uid, name).is_some();
+        Ok(Extras { cpus: Some(cpus.usable(uid, name).to_string()), has_own_cpus, ..extras })
     }
 
-    /// The containers of a pod have been running since before this daemon began.
-    pub(crate) fn confirm(&self, uid: &str) {
-        self.devices.confirm(uid);
+    /// A container was made, to run on `cpus` if they matter.
+    pub(crate) fn made(&self, uid: &str, container: &str, id: &str, cpus: Option<String>) {
+        if let Some(pool) = &self.cpus {
+            pool.live.track(uid, container, id, cpus);
+        }
+    }
+
+    /// Containers of a pod, by name and id, have been running since before this daemon began.
+    pub(crate) fn adopt<'a>(&self, uid: &str, running: impl Iterator<Item = (&'a str, &'a str)>) {
+        let mut running = running.peekable();
+        if running.peek().is_some() {
+            self.devices.confirm(uid);
+        }
+        running.for_each(|(container, id)| self.made(uid, container, id, None));
+    }
+
+    /// Whether a container of a pod has CPUs of its own: what it does with them is limited by nothing else.
+    pub(crate) fn has_own_cpus(&self, uid: &str) -> bool {
+        self.cpus.as_ref().is_some_and(|pool| pool.lock().has_own(uid))
     }
 
     /// A pod has ended.
     pub(crate) fn release(&self, uid: &str) {
         self.devices.release(uid);
+        self.release_cpus(uid);
+    }
+
+    fn release_cpus(&self, uid: &str) {
+        let Some(pool) = &self.cpus else { return };
+        pool.live.forget(uid);
+        let mut cpus = pool.lock();
+        if cpus.release(uid) {
+            cpus.save(&self.root);
+            pool.live.wake();
+        }
     }
 
     /// Capacity and allocatable of the resources that plugins manage.
@@ -155,7 +346,7 @@ impl Resources {
     }
 
     /// Pods of which a device has fallen ill or recovered.
-    pub(crate) async fn unwell(&self) -> std::collections::BTreeSet<String> {
+    pub(crate) async fn unwell(&self) -> BTreeSet<String> {
         match self.unwell.lock().await.recv().await {
             Some(pods) => pods,
             None => std::future::pending().await,
@@ -189,6 +380,55 @@ impl std::fmt::Debug for Resources {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Resources").finish_non_exhaustive()
     }
+}
+
+/// What containers of a pod had which have ended before others begin.
+#[derive(Default)]
+struct Reusable {
+    devices: BTreeMap<String, BTreeSet<String>>,
+    cpus: CpuSet,
+}
+
+/// The NUMA nodes, as the topology manager looks at them.
+fn nodes(machine: &Machine, topology: &policies::Topology) -> Result<Nodes, StartError> {
+    let (count, nodes_max) = (machine.nodes.len(), topology.nodes_max);
+    if topology.policy != Policy::None && count > nodes_max {
+        return Err(StartError::Nodes { count, nodes_max });
+    }
+    let row = |node: usize| machine.nodes.get(&node).map(|node| node.distances.clone()).unwrap_or_default();
+    let numbers = machine.nodes.keys().last().map_or(0, |last| last + 1);
+    let distances = topology.closest.then(|| (0..numbers).map(row).collect());
+    Ok(Nodes { all: machine.mask(), distances })
+}
+
+/// CPUs as they were given away before.
+fn pool(
+    config: &Config,
+    machine: &Arc<Machine>,
+    runtime: Arc<dyn RuntimeService>,
+) -> Result<Option<Arc<Pool>>, String> {
+    let Some(policy) = &config.policies.cpu else {
+        // What it says does not hold any more.
+        let _ = std::fs::remove_file(config.root.join(cpu::NAME)); // It may never have been there.
+        return Ok(None);
+    };
+    let mut cpus = Cpus::new(machine.clone(), policy)?;
+    cpus.recall(Cpus::load(&config.root));
+    std::fs::create_dir_all(&config.root).map_err(|error| error.to_string())?;
+    cpus.save(&config.root);
+    Ok(Some(Arc::new(Pool { cpus: cpus.into(), live: Live::new(runtime) })))
+}
+
+/// The most that containers of a pod need at one time.
+fn peak(pod: &Pod, of: impl Fn(&Container) -> usize) -> usize {
+    let (mut together, mut most) = (0, 0);
+    for (role, container) in spec::containers(pod) {
+        match role {
+            Role::Init => most = most.max(together + of(container)),
+            Role::Sidecar | Role::Main | Role::Ephemeral => together += of(container),
+        }
+    }
+    most.max(together)
 }
 
 /// As upstream says that something could not be given which the scheduler thought there was.

@@ -15,6 +15,7 @@ use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
 use kubelet::paths::Paths;
 use kubelet::qos::Tree;
+use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::volumes::{Volumes, VolumesConfig};
 use kubelet::{Kubelet, generate};
@@ -119,7 +120,9 @@ impl Node {
         let images = Arc::new(ImageServer::new(images, runtime.clone()));
         let desk = Arc::new(Desk::new());
         let groups = groups(&cgroup_root);
-        let kubelet = start_kubelet_in(&cgroup_root, dir, &desk, runtime.clone(), images.clone()).await.into();
+        let kubelet = start_kubelet_in(&cgroup_root, Policies::default(), dir, &desk, runtime.clone(), images.clone())
+            .await
+            .into();
         let registry = Pid::from_raw(i32::try_from(ground.registry.pid()).unwrap()).unwrap();
         let [image, other_image] = ["busybox", "other"].map(|name| format!("{}/{name}:1", ground.registry.address()));
         Self { desk, runtime, images, kubelet, groups, registry, image, other_image, dir: dir.to_owned(), cgroup_root }
@@ -127,9 +130,14 @@ impl Node {
 
     /// Starts the kubelet anew, with another desk; returns the old one.
     pub(crate) async fn restart(&mut self, desk: Arc<Desk>) -> Arc<Desk> {
+        self.restart_with(Policies::default(), desk).await
+    }
+
+    /// As [`Node::restart`], with policies of the resource managers.
+    pub(crate) async fn restart_with(&mut self, policies: Policies, desk: Arc<Desk>) -> Arc<Desk> {
         stopped(&self.kubelet).await;
         let (runtime, images) = (self.runtime.clone(), self.images.clone());
-        self.kubelet = start_kubelet_in(&self.cgroup_root, &self.dir, &desk, runtime, images).await.into();
+        self.kubelet = start_kubelet_in(&self.cgroup_root, policies, &self.dir, &desk, runtime, images).await.into();
         std::mem::replace(&mut self.desk, desk)
     }
 
@@ -272,18 +280,20 @@ pub(crate) async fn start_kubelet(
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
 ) -> Kubelet {
-    start_kubelet_in(Path::new(""), dir, desk, runtime, images).await
+    start_kubelet_in(Path::new(""), Policies::default(), dir, desk, runtime, images).await
 }
 
 async fn start_kubelet_in(
     cgroup_root: &Path,
+    policies: Policies,
     dir: &Path,
     desk: &Arc<Desk>,
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
 ) -> Kubelet {
     let paths = paths(dir);
-    let resources = Resources::start(&resources::Config { root: paths.root.clone() }).await.unwrap();
+    let given = resources::Config { policies, ..resources::Config::plain(paths.root.clone()) };
+    let resources = Resources::start(&given, runtime.clone()).await.unwrap();
     let node = NodeFacts { name: "n".to_owned(), memory_bytes: 1 << 30, ..NodeFacts::default() };
     let groups = groups(cgroup_root);
     let volumes = VolumesConfig { paths: paths.clone(), node: node.clone(), recursive_read_only: true };

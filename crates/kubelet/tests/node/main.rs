@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod changes;
+mod cpus;
 mod desk;
 mod devices;
 mod endings;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         metrics::TESTS,
         sources::TESTS,
         devices::TESTS,
+        cpus::TESTS,
     ];
     let all: Vec<Test> = all.concat();
     testkit::serial::main(&all, missing)

@@ -19,6 +19,7 @@ use kubelet::hosts::ClusterDns;
 use kubelet::metrics::Metrics;
 use kubelet::paths::Paths;
 use kubelet::qos::Tree;
+use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::server::Api;
 use kubelet::server::metrics::{ContainerMetrics, Telemetry};
@@ -47,6 +48,8 @@ pub(super) struct Config {
     pub(super) dns: ClusterDns,
     /// The group in which the pods' groups stand; empty for the root of the hierarchy.
     pub(super) cgroup_root: PathBuf,
+    /// What is given to containers whole.
+    pub(super) policies: Policies,
     /// The service proxy, and the source that it follows.
     pub(super) proxy: Option<(proxy::Config, Arc<dyn Source>)>,
     /// To what pods are admitted; a node alone takes all.
@@ -74,7 +77,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// Writes the service rules, then adopts the pods that run and starts those that do not.
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
-        let Config { layout, facts, dns, cgroup_root, proxy, site } = config;
+        let Config { layout, facts, dns, cgroup_root, policies, proxy, site } = config;
         let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
         let groups = groups_of_pods(&cgroup_root, cpu)?;
         let proxy = proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
@@ -83,8 +86,8 @@ impl Agent {
             None => Arc::new(kubelet::NoBarrier),
         };
         let paths = Paths { root: layout.kubelet_root.clone(), logs: layout.pod_logs.clone() };
-        let given = resources::Config { root: paths.root.clone() };
-        let resources = Resources::start(&given).await.context("start the device manager")?;
+        let given = resources::Config { policies, ..resources::Config::plain(paths.root.clone()) };
+        let resources = Resources::start(&given, base.runtime.clone()).await.context("start the resource managers")?;
         let volumes = VolumesConfig { paths: paths.clone(), node: facts.clone(), recursive_read_only: true };
         let metrics: Arc<Metrics> = Arc::default();
         let containers = Containers { runtime: base.runtime.clone(), groups: groups.clone() };

@@ -10,6 +10,7 @@ use cluster::manifests::{Manifests, ManifestsConfig};
 use kubelet::hosts::ClusterDns;
 use kubelet::node::describe::NodeConfig;
 use kubelet::node::machine::Machine;
+use kubelet::resources::policies::Policies;
 use network::{Network, dns};
 use tokio::task::JoinHandle;
 
@@ -45,6 +46,7 @@ impl Alone {
             facts: node_status::facts(&config, &machine),
             dns: ClusterDns { servers: vec![settings.dns.to_string()], domain: settings.domain.clone() },
             cgroup_root: PathBuf::new(),
+            policies: Policies::default(),
             proxy: Some((proxy_config(settings), manifests.clone())),
             site: None,
         };

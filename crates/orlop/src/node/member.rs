@@ -250,6 +250,7 @@ fn agent_config(
         facts: node_status::facts(node, machine),
         dns: ClusterDns { servers, domain: configuration.cluster_domain.clone() },
         cgroup_root: configuration.cgroup_root.clone(),
+        policies: configuration.policies.clone(),
         site: Some(Arc::new(site)),
         proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),
     }

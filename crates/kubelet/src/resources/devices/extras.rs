@@ -13,6 +13,10 @@ pub(crate) struct Extras {
     pub(crate) mounts: Vec<v1::Mount>,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) cdi: Vec<String>,
+    /// The CPUs that it may use, unless that is all of them.
+    pub(crate) cpus: Option<String>,
+    /// They are its own: nothing else limits what it does with them.
+    pub(crate) has_own_cpus: bool,
 }
 
 impl Extras {
@@ -70,6 +74,13 @@ impl Extras {
             config.annotations.entry(key).or_insert(value);
         }
         config.cdi_devices.extend(self.cdi.into_iter().map(|name| v1::CdiDevice { name }));
+        let resources = config.linux.as_mut().and_then(|linux| linux.resources.as_mut());
+        if let (Some(resources), Some(cpus)) = (resources, self.cpus) {
+            resources.cpuset_cpus = cpus;
+            if self.has_own_cpus {
+                resources.cpu_quota = 0;
+            }
+        }
     }
 }
 

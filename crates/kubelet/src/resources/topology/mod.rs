@@ -1,8 +1,10 @@
 //! The topology manager: from what CPUs, memory and devices say about NUMA nodes to the nodes that a container gets. Pure.
 
+mod machine;
 mod mask;
 mod merge;
 
+pub use machine::{Machine, Node, Place};
 pub use mask::Mask;
 pub use merge::{Nodes, Policy, merge};
 
@@ -23,3 +25,6 @@ pub enum Hints {
     /// It can come from each of these; from nowhere, if there is none.
     From(Vec<Hint>),
 }
+
+#[cfg(test)]
+pub(crate) use machine::samples;
