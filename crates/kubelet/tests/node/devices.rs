@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{Stream, StreamExt as _};
 use plugin::device::device_plugin_server::{DevicePlugin, DevicePluginServer};
@@ -22,6 +23,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_plugin_that_hangs_harms_only_its_pods", a_plugin_that_hangs_harms_only_its_pods),
     ("what_cannot_register", what_cannot_register),
 ];
+
+/// Plugins so far.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 const RESOURCE: &str = "example.com/gadget";
 
@@ -132,7 +136,8 @@ impl Plugin {
         };
         let (starts, asked) = (plugin.starts.clone(), plugin.asked.clone());
         let service = DevicePluginServer::new(Gadgets { devices: watched, starts, answers, asked });
-        let endpoint = resource.replace('/', "_");
+        // One that ends removes its own socket, not that of its successor.
+        let endpoint = format!("{}.{}", resource.replace('/', "_"), COUNT.fetch_add(1, Ordering::Relaxed));
         let listener = cri::server::bind(&directory(node).join(&endpoint)).await.unwrap();
         tokio::spawn(cri::server::serve_calls(listener, service, stop));
         register(&directory(node), "v1beta1", &endpoint, resource).await.unwrap();
