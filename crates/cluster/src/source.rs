@@ -1,9 +1,14 @@
 //! The seam between the node and whoever owns the desired state.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use k8s_openapi::Metadata;
 use k8s_openapi::api::authentication::v1::TokenRequestSpec;
+use k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use k8s_openapi::api::core::v1::{Event, NodeStatus, ObjectReference, Pod, PodStatus};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
@@ -57,6 +62,66 @@ pub trait Source: Send + Sync {
     /// There is no such class, or the source cannot tell now.
     async fn runtime_handler(&self, class: &str) -> Result<String, SourceError> {
         Ok(class.to_owned())
+    }
+
+    /// What the cluster says of a CSI driver; none if it says nothing.
+    ///
+    /// # Errors
+    /// The source cannot tell now.
+    async fn csi_driver(&self, name: &str) -> Result<Option<Arc<CSIDriver>>, SourceError> {
+        Ok(self.store().csi_drivers().get(&Key::cluster(name)))
+    }
+
+    /// How a volume was attached to a node.
+    ///
+    /// # Errors
+    /// It is not, or the source cannot tell now.
+    async fn volume_attachment(&self, name: &str) -> Result<VolumeAttachment, SourceError> {
+        Err(SourceError::NotFound { kind: "VolumeAttachment", name: name.to_owned() })
+    }
+
+    /// Tells that the volume of a claim has this size on its node now: what waited for that has happened.
+    ///
+    /// # Errors
+    /// The claim is gone, or the source does not take it now.
+    async fn claim_was_expanded(&self, _claim: &Key, _size: &Quantity) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// Waits until the table has all ClusterTrustBundles.
+    ///
+    /// # Errors
+    /// The source cannot tell now.
+    async fn look_up_trust_bundles(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// Asks for a certificate for a pod. What becomes of it, [`Source::pod_certificate`] tells.
+    ///
+    /// # Errors
+    /// The source issues none, or refuses.
+    async fn request_pod_certificate(
+        &self,
+        _request: &PodCertificateRequest,
+    ) -> Result<PodCertificateRequest, SourceError> {
+        let action = "ask for a certificate of a pod".to_owned();
+        Err(SourceError::Refused { action, source: "they come from an API server, and this node has none".into() })
+    }
+
+    /// A request for a certificate, as it stands.
+    ///
+    /// # Errors
+    /// It is gone, or the source cannot tell now.
+    async fn pod_certificate(&self, request: &Key) -> Result<PodCertificateRequest, SourceError> {
+        Err(SourceError::NotFound { kind: "PodCertificateRequest", name: request.to_string() })
+    }
+
+    /// The uid of a service account.
+    ///
+    /// # Errors
+    /// There is none of this name, or the source cannot tell now.
+    async fn service_account_uid(&self, account: &Key) -> Result<String, SourceError> {
+        Err(SourceError::NotFound { kind: "ServiceAccount", name: account.to_string() })
     }
 
     /// Records an event. Never fails and never waits: events are best effort. `count`, the timestamps and the name are

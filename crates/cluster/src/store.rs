@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::api::storage::v1::CSIDriver;
 use tokio::sync::watch;
 
 use crate::Table;
@@ -73,6 +75,10 @@ tables! {
     persistent_volumes: PersistentVolume,
     /// RuntimeClasses (cluster-scoped), once a pod has named one.
     runtime_classes: RuntimeClass,
+    /// CSIDrivers (cluster-scoped), once a pod has a volume of one.
+    csi_drivers: CSIDriver,
+    /// ClusterTrustBundles (cluster-scoped), once a pod shows one.
+    cluster_trust_bundles: ClusterTrustBundle,
     /// Deployments.
     deployments: Deployment,
     /// ReplicaSets, of Deployments and their own.

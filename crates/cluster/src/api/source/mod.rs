@@ -26,7 +26,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Event, Node, NodeStatus, Pod, PodStatus};
+use k8s_openapi::api::certificates::v1::PodCertificateRequest;
+use k8s_openapi::api::core::v1::{Event, Node, NodeStatus, PersistentVolumeClaim, Pod, PodStatus, ServiceAccount};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -86,6 +89,10 @@ pub struct ApiSource {
     services: Following,
     /// Few clusters have RuntimeClasses that a pod of this node names.
     classes: OnceLock<Following>,
+    /// The same for CSIDrivers.
+    drivers: OnceLock<Following>,
+    /// And for ClusterTrustBundles.
+    bundles: OnceLock<Following>,
     tokens: Option<Tokens>,
     /// There were static pods from the beginning.
     has_static_pods: bool,
@@ -193,6 +200,8 @@ impl ApiSource {
             finished,
             services,
             classes: OnceLock::new(),
+            drivers: OnceLock::new(),
+            bundles: OnceLock::new(),
             tokens,
             has_static_pods,
             restored,
@@ -237,6 +246,30 @@ impl ApiSource {
     fn pod(&self, uid: &str) -> Result<Arc<Pod>, SourceError> {
         let found = self.store.pods().find_uid(uid);
         found.ok_or_else(|| SourceError::NotFound { kind: "Pod", name: uid.to_owned() })
+    }
+
+    /// Waits until the table has all objects of a kind that is followed since somebody first asked for one.
+    async fn all_of<T: Kind>(
+        &self,
+        kind: &OnceLock<Following>,
+        table: &Table<T>,
+        wanted: &str,
+    ) -> Result<(), SourceError> {
+        let following = kind.get_or_init(|| follow(&self.api, Selection::all(), table.clone()));
+        if tokio::time::timeout(LOOK_UP_LIMIT, following.known()).await.is_ok() {
+            return Ok(());
+        }
+        let failure = following.progress().borrow().failure.clone();
+        let source = failure.map_or_else(|| "the API server has not answered".into(), Into::into);
+        Err(SourceError::Unavailable { action: format!("look up {wanted}"), source })
+    }
+
+    /// One object that a node may read, but not watch.
+    async fn read<T: Kind>(&self, key: &Key) -> Result<T, SourceError> {
+        self.api.get(key).await.map_err(|error| match error {
+            ApiError::NotFound { .. } => SourceError::NotFound { kind: T::KIND, name: key.to_string() },
+            error => failed(format!("read {} {key}", T::KIND), error),
+        })
     }
 
     /// Tells the server to delete a pod, or to give it less time.
@@ -371,16 +404,49 @@ impl Source for ApiSource {
 
     async fn runtime_handler(&self, class: &str) -> Result<String, SourceError> {
         let table = self.store.runtime_classes();
-        let following = self.classes.get_or_init(|| follow(&self.api, Selection::all(), table.clone()));
-        if tokio::time::timeout(LOOK_UP_LIMIT, following.known()).await.is_err() {
-            let failure = following.progress().borrow().failure.clone();
-            let source = failure.map_or_else(|| "the API server has not answered".into(), Into::into);
-            return Err(SourceError::Unavailable { action: format!("look up RuntimeClass {class}"), source });
-        }
+        self.all_of(&self.classes, table, &format!("RuntimeClass {class}")).await?;
         match table.get(&Key::cluster(class)) {
             Some(known) => Ok(known.handler.clone()),
             None => Err(SourceError::NotFound { kind: "RuntimeClass", name: class.to_owned() }),
         }
+    }
+
+    async fn csi_driver(&self, name: &str) -> Result<Option<Arc<CSIDriver>>, SourceError> {
+        let table = self.store.csi_drivers();
+        self.all_of(&self.drivers, table, &format!("CSIDriver {name}")).await?;
+        Ok(table.get(&Key::cluster(name)))
+    }
+
+    async fn volume_attachment(&self, name: &str) -> Result<VolumeAttachment, SourceError> {
+        self.read(&Key::cluster(name)).await
+    }
+
+    async fn claim_was_expanded(&self, claim: &Key, size: &Quantity) -> Result<(), SourceError> {
+        let there: PersistentVolumeClaim = self.read(claim).await?;
+        let patch = Patch::json(expanded(&there, size)).status();
+        let patched = self.api.patch::<PersistentVolumeClaim>(claim, &patch).await;
+        patched.map(drop).map_err(|error| failed(format!("tell the new size of claim {claim}"), error))
+    }
+
+    async fn look_up_trust_bundles(&self) -> Result<(), SourceError> {
+        self.all_of(&self.bundles, self.store.cluster_trust_bundles(), "ClusterTrustBundles").await
+    }
+
+    async fn request_pod_certificate(
+        &self,
+        request: &PodCertificateRequest,
+    ) -> Result<PodCertificateRequest, SourceError> {
+        let made = self.api.create(request).await;
+        made.map_err(|error| failed("ask for a certificate of a pod".to_owned(), error))
+    }
+
+    async fn pod_certificate(&self, request: &Key) -> Result<PodCertificateRequest, SourceError> {
+        self.read(request).await
+    }
+
+    async fn service_account_uid(&self, account: &Key) -> Result<String, SourceError> {
+        let account: ServiceAccount = self.read(account).await?;
+        Ok(account.metadata.uid.unwrap_or_default())
     }
 
     fn event(&self, event: Event) {
@@ -403,6 +469,25 @@ fn failed(action: String, error: ApiError) -> SourceError {
         }
         error => SourceError::Unavailable { action, source: error.into() },
     }
+}
+
+/// The changes of a claim's status when its volume has grown on its node: the size, and no more waiting for it.
+fn expanded(claim: &PersistentVolumeClaim, size: &Quantity) -> serde_json::Value {
+    let status = claim.status.clone().unwrap_or_default();
+    let mut capacity = status.capacity.unwrap_or_default();
+    capacity.insert("storage".to_owned(), size.clone());
+    let waits = ["FileSystemResizePending", "Resizing"];
+    let conditions = status.conditions.unwrap_or_default().into_iter();
+    let conditions: Vec<_> = conditions.filter(|condition| !waits.contains(&condition.type_.as_str())).collect();
+    let mut changes = vec![
+        json!({"op": "test", "path": "/metadata/resourceVersion", "value": claim.metadata.resource_version}),
+        json!({"op": "add", "path": "/status/capacity", "value": capacity}),
+        json!({"op": "add", "path": "/status/conditions", "value": conditions}),
+    ];
+    if status.allocated_resource_statuses.is_some_and(|resources| resources.contains_key("storage")) {
+        changes.push(json!({"op": "remove", "path": "/status/allocatedResourceStatuses/storage"}));
+    }
+    changes.into()
 }
 
 /// Marks the table when its objects are known.
@@ -508,6 +593,23 @@ mod tests {
         pod.metadata.name = Some("web".into());
         pod.metadata.uid = Some(uid.into());
         pod
+    }
+
+    #[test]
+    fn a_claim_whose_volume_has_grown_waits_no_more() {
+        let claim: PersistentVolumeClaim = serde_json::from_value(json!({
+            "metadata": {"name": "data", "resourceVersion": "7"},
+            "status": {"capacity": {"storage": "1Gi"}, "allocatedResourceStatuses": {"storage": "NodeResizePending"},
+                "conditions": [{"type": "FileSystemResizePending", "status": "True"}, {"type": "Other", "status": "True"}]}
+        }))
+        .unwrap();
+        let expect = json!([
+            {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
+            {"op": "add", "path": "/status/capacity", "value": {"storage": "2Gi"}},
+            {"op": "add", "path": "/status/conditions", "value": [{"type": "Other", "status": "True"}]},
+            {"op": "remove", "path": "/status/allocatedResourceStatuses/storage"},
+        ]);
+        assert_eq!(expanded(&claim, &Quantity("2Gi".to_owned())), expect);
     }
 
     #[test]
