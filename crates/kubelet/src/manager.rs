@@ -75,6 +75,7 @@ impl Manager {
         let mut config_maps = store.config_maps().watch();
         let mut secrets = store.secrets().watch();
         let mut claims = store.persistent_volume_claims().watch();
+        let mut drivers = self.context.parts.volumes.news();
         let mut events = self.subscribe().await;
         self.adopt().await;
         let _ = ready.send(()); // Nobody may be waiting.
@@ -84,9 +85,11 @@ impl Manager {
             tokio::select! {
                 change = pods.next() => self.hear(change),
                 () = &mut known, if self.unclaimed.is_some() => self.remove_unclaimed(),
-                change = config_maps.next() => self.retry(change.key.namespace()),
-                change = secrets.next() => self.retry(change.key.namespace()),
-                change = claims.next() => self.retry(change.key.namespace()),
+                change = config_maps.next() => self.retry(|namespace| namespace == change.key.namespace()),
+                change = secrets.next() => self.retry(|namespace| namespace == change.key.namespace()),
+                change = claims.next() => self.retry(|namespace| namespace == change.key.namespace()),
+                // The sender lives as long as the volumes.
+                _ = drivers.changed() => self.retry(|_| true),
                 event = events.next() => match event {
                     Some(Ok(event)) => self.dispatch(event),
                     Some(Err(error)) => tracing::warn!(%error, "the runtime's events"),
@@ -283,11 +286,12 @@ impl Manager {
         }
     }
 
-    /// An object of a namespace has changed: pods there that failed for want of it need not wait out their back-off.
-    fn retry(&self, namespace: &str) {
+    /// Something has changed: pods in namespaces that it concerns and that failed for want of it need not wait out their
+    /// back-off.
+    fn retry(&self, concerns: impl Fn(&str) -> bool) {
         for worker in self.lock().values() {
             let shown = worker.shown.lock().unwrap_or_else(PoisonError::into_inner);
-            let there = shown.pod.metadata.namespace.as_deref().unwrap_or("default") == namespace;
+            let there = concerns(shown.pod.metadata.namespace.as_deref().unwrap_or("default"));
             if there && shown.view.waits_for_objects() {
                 let _ = worker.events.send(Event::Change(pod::Change::Retry)); // It may just be ending.
             }

@@ -38,9 +38,14 @@ impl Paths {
         self.pod(uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(name)
     }
 
+    /// The sub-paths of volumes that a pod's containers mount.
+    pub fn sub_paths(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("volume-subpaths")
+    }
+
     /// Where a sub-path is bound that a container mounts: `pods/<uid>/volume-subpaths/<volume>/<container>/<index>`.
     pub fn sub_path(&self, uid: &str, volume: &str, container: &str, index: usize) -> PathBuf {
-        self.pod(uid).join("volume-subpaths").join(volume).join(container).join(index.to_string())
+        self.sub_paths(uid).join(volume).join(container).join(index.to_string())
     }
 
     /// The file that a container writes its termination message to.

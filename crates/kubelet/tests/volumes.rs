@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodStatus};
 use kubelet::env::{Environment, Sources, of_container};
 use kubelet::facts::NodeFacts;
 use kubelet::paths::Paths;
-use kubelet::volumes::{PodVolumes, Volumes, VolumesConfig};
+use kubelet::volumes::{CSI_CALL_WITHIN, PodVolumes, Volumes, VolumesConfig};
 use serde_json::{Value, json};
 use sys::mount::Propagation;
 use sys::rustix::fs::inotify;
@@ -60,7 +60,10 @@ impl Fixture {
 fn start(dir: &Path, store: &Store) -> Arc<Volumes> {
     let node = NodeFacts { name: "n".into(), ..NodeFacts::default() };
     let paths = Paths { root: dir.join("kubelet"), logs: dir.join("logs") };
-    Volumes::new(VolumesConfig { paths, node, recursive_read_only: true }, Arc::new(Fixed(store.clone())))
+    Volumes::new(
+        VolumesConfig { paths, node, recursive_read_only: true, csi_call_within: CSI_CALL_WITHIN },
+        Arc::new(Fixed(store.clone())),
+    )
 }
 
 /// Runs a test on a thread with mounts of its own; its runtime's threads inherit them.

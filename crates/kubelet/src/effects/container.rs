@@ -154,6 +154,7 @@ impl Job {
         if let Some(volumes) = &volumes {
             mounts.extend(volumes.mounts_for(container, &environment).await?);
         }
+        let devices = volumes.as_ref().map(|volumes| volumes.devices_for(container)).transpose()?.unwrap_or_default();
         let request = Request {
             pod: &self.pod,
             role,
@@ -172,6 +173,7 @@ impl Job {
         generate::prepare_files(config, &request)?;
         let mut made = generate::container_config_with(config, &request, &environment)?;
         extras.apply(&mut made);
+        made.devices.extend(devices);
         Ok(made)
     }
 

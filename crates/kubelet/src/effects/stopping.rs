@@ -129,13 +129,29 @@ impl Job {
             }
             _ => {}
         }
+        self.release_volumes().await;
         self.remove_volumes().await;
         self.context.records.remove(self.uid());
         Ok(())
     }
 
-    /// Upstream keeps a pod until its volumes are unmounted, however long that takes: another node may wait for them. All
-    /// volumes of this node are its own, and no process of the pod is left to write to them, so one that does not go holds
+    /// A pod is kept until its volumes are unmounted that another node may wait for, however long that takes.
+    async fn release_volumes(&self) {
+        self.shared.set_volumes(None);
+        let (volumes, mut rests) = (&self.context.parts.volumes, Rests::new());
+        while volumes.holds(self.uid()).await {
+            match volumes.release(self.uid()).await {
+                Ok(()) => return,
+                Err(cause) => {
+                    let message = format!("UnmountVolumes failed; the pod stays until it is done: {cause}");
+                    self.context.warning(&self.pod, "FailedUnMount", message, None);
+                }
+            }
+            rests.rest().await;
+        }
+    }
+
+    /// The other volumes are the node's own, and no process of the pod is left to write to them: one that does not go holds
     /// its pod up for some seconds only. The manager sees to it when the worker has gone.
     async fn remove_volumes(&self) {
         self.shared.set_volumes(None);

@@ -1,6 +1,6 @@
 //! The `Node` object: what the kubelet says about its machine. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
@@ -60,6 +60,8 @@ pub struct Observed {
     pub now: Timestamp,
     /// What the node is short of.
     pub pressures: Pressures,
+    /// Volumes that must not be taken away, by the names that the attach/detach controller knows.
+    pub volumes_in_use: BTreeSet<String>,
     /// Why pods cannot run, if so.
     pub not_ready: Option<String>,
     /// Images with their names and bytes.
@@ -159,6 +161,7 @@ pub fn status(config: &NodeConfig, machine: &Machine, observed: &Observed, befor
         features: Some(NodeFeatures { supplemental_groups_policy: Some(observed.supplemental_groups_policy) }),
         images: Some(images(&observed.images)),
         node_info: Some(info),
+        volumes_in_use: Some(observed.volumes_in_use.iter().cloned().collect()),
         runtime_handlers: Some(observed.handlers.iter().map(handler).collect()),
         ..NodeStatus::default()
     }
@@ -302,6 +305,7 @@ mod tests {
             now: Timestamp::from_second(second).unwrap(),
             pressures: Pressures::default(),
             not_ready: None,
+            volumes_in_use: BTreeSet::new(),
             images: vec![(vec!["small".into()], 1), (vec!["large".into()], 9), (vec![], 100)],
             handlers: vec![Handler::default()],
             supplemental_groups_policy: true,

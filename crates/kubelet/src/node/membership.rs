@@ -5,7 +5,7 @@
 //!         └─► status  when something has changed, looked at every 10 s; or when the last report is 5 min old
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub struct Parts {
     pub pressures: watch::Receiver<Pressures>,
     /// What the node has of devices.
     pub resources: Arc<Resources>,
+    /// Volumes that pods want or have ([`crate::volumes::Volumes::in_use`]).
+    pub volumes_in_use: watch::Receiver<BTreeSet<(String, String)>>,
     /// How often the status is looked at.
     pub update_every: Duration,
     /// How often it is reported though nothing has changed.
@@ -109,6 +111,7 @@ async fn try_to_register(api: &Api, config: &NodeConfig, machine: &Machine) -> R
         now: Timestamp::now(),
         pressures: Pressures::default(),
         not_ready: Some("the kubelet is starting".to_owned()),
+        volumes_in_use: BTreeSet::new(),
         images: Vec::new(),
         handlers: Vec::new(),
         supplemental_groups_policy: false,
@@ -213,6 +216,8 @@ impl Reporter {
                 Ok(()) = self.parts.pressures.changed() => {}
                 // The parts hold the sender.
                 _ = resources.changed() => {}
+                // The attach/detach controller waits for it, and so do the pods. The volumes may have ended.
+                Ok(()) = self.parts.volumes_in_use.changed() => {}
             }
         }
     }
@@ -220,7 +225,9 @@ impl Reporter {
     /// Publishes the status if it has changed, or if the last report is old.
     async fn report(&mut self) -> Result<(), ApiError> {
         let pressures = *self.parts.pressures.borrow_and_update();
-        let observed = observe(&self.parts, pressures).await;
+        let in_use: BTreeSet<String> =
+            self.parts.volumes_in_use.borrow_and_update().iter().map(|(volume, _)| volume.clone()).collect();
+        let observed = Observed { volumes_in_use: in_use, ..observe(&self.parts, pressures).await };
         let known = self.known();
         let status = describe::status(&self.parts.config, &self.parts.machine, &observed, known.as_ref());
         if let Some((published, when)) = &self.published
@@ -283,6 +290,7 @@ async fn observe(parts: &Parts, pressures: Pressures) -> Observed {
         handlers,
         supplemental_groups_policy: policy,
         devices: parts.resources.amounts(),
+        volumes_in_use: BTreeSet::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The node as the cluster sees it: its object, its conditions, its lease.
 
 pub mod certificates;
+pub mod csi_node;
 pub mod describe;
 pub mod eviction;
 pub mod machine;

@@ -33,6 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::generate::label;
 use crate::metrics::text::Text;
 use crate::paths::Paths;
+use crate::volumes::Volumes;
 use metrics::{Collector, Telemetry};
 use query::Query;
 
@@ -49,6 +50,8 @@ pub struct Api {
     /// `KubeletConfiguration`, as it was written.
     configuration: Arc<Value>,
     telemetry: Telemetry,
+    /// Whose figures `/stats/summary` shows.
+    volumes: Option<Arc<Volumes>>,
     /// The open exec, attach and port-forward sessions.
     streams: TaskTracker,
 }
@@ -97,6 +100,7 @@ impl Api {
             node: node.to_owned(),
             configuration: Arc::default(),
             telemetry: Telemetry::default(),
+            volumes: None,
             streams: TaskTracker::new(),
         }
     }
@@ -118,6 +122,12 @@ impl Api {
     pub fn with_collector(mut self, other: Arc<dyn Collector>) -> Self {
         self.telemetry.others.push(other);
         self
+    }
+
+    /// With the volumes whose figures `/stats/summary` shows.
+    #[must_use]
+    pub fn with_volumes(self, volumes: Arc<Volumes>) -> Self {
+        Self { volumes: Some(volumes), ..self }
     }
 
     /// Answers one request. Sessions it opens live on after it.
@@ -145,7 +155,11 @@ impl Api {
             (&Method::GET, ["pods"]) => Ok(json_body(&self.pod_list())),
             (&Method::GET, ["runningpods"]) => Ok(json_body(&stats::running_pods(&*self.runtime).await?)),
             (&Method::GET | &Method::POST, ["stats", "summary"]) => {
-                Ok(json_body(&stats::summary(&*self.runtime, &self.node).await?))
+                let mut summary = stats::summary(&*self.runtime, &self.node).await?;
+                if let Some(volumes) = &self.volumes {
+                    stats::add_volumes(&mut summary, volumes, self.source.store()).await;
+                }
+                Ok(json_body(&summary))
             }
             (&Method::GET, ["metrics"]) => {
                 let (runtime, store) = (&*self.runtime, self.source.store());

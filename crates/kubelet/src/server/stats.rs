@@ -1,10 +1,12 @@
 //! What pods use, in the forms that metrics-server and Prometheus read.
 
+use cluster::Store;
 use cri::{Error, RuntimeService, v1};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::generate::label;
+use crate::volumes::{Usage, VolumeStats, Volumes};
 
 /// `/stats/summary`.
 pub(super) async fn summary(runtime: &dyn RuntimeService, node: &str) -> Result<Value, Error> {
@@ -20,6 +22,33 @@ pub(super) async fn summary(runtime: &dyn RuntimeService, node: &str) -> Result<
         },
         "pods": pods,
     }))
+}
+
+/// Adds to each pod of a summary how full its volumes are, as far as anybody tells.
+pub(super) async fn add_volumes(summary: &mut Value, volumes: &Volumes, store: &Store) {
+    let pods = summary["pods"].as_array_mut().into_iter().flatten();
+    let asked = pods.map(|shown| async {
+        let uid = shown["podRef"]["uid"].as_str().unwrap_or_default();
+        let Some(pod) = store.pods().find_uid(uid) else { return };
+        let told: Vec<Value> = volumes.stats(&pod).await.iter().map(volume).collect();
+        if !told.is_empty() {
+            shown["volume"] = told.into();
+        }
+    });
+    futures_util::future::join_all(asked).await;
+}
+
+fn volume(stats: &VolumeStats) -> Value {
+    let claim = stats.claim.as_ref().map(|(namespace, name)| json!({"namespace": namespace, "name": name}));
+    let mut shown = json!({"name": stats.volume, "pvcRef": claim, "time": stats.time.to_string()});
+    for (usage, names) in [
+        (stats.bytes, ["availableBytes", "capacityBytes", "usedBytes"]),
+        (stats.inodes, ["inodesFree", "inodes", "inodesUsed"]),
+    ] {
+        let Some(Usage { available, total, used }) = usage else { continue };
+        names.into_iter().zip([available, total, used]).for_each(|(name, amount)| shown[name] = amount.into());
+    }
+    shown
 }
 
 fn now() -> String {

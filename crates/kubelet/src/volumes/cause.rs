@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::csi::DriverError;
 use crate::facts::FactError;
 
 /// A volume that cannot be had. The text is the one of upstream's `FailedMount` events.
@@ -77,6 +78,26 @@ pub enum Cause {
     Token {
         /// Why there is none.
         reason: cluster::SourceError,
+    },
+    /// What the cluster knows of the volume cannot be read.
+    #[error("{reason}: {}", std::error::Error::source(reason).map(ToString::to_string).unwrap_or_default())]
+    Source {
+        /// Why.
+        reason: cluster::SourceError,
+    },
+    /// A CSI driver.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The volume is not where the pod is.
+    #[error(
+        "volume {volume} is not attached to this node yet, according to the node's status; see the events of the \
+         attach/detach controller and the logs of the controller of CSI driver {driver}"
+    )]
+    Detached {
+        /// The PersistentVolume.
+        volume: String,
+        /// Who is to attach it.
+        driver: String,
     },
     /// The kernel refused.
     #[error(transparent)]

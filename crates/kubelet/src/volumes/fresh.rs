@@ -1,14 +1,20 @@
 //! Keeps volumes up to date while their pods run.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use cluster::{Key, Store};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Volumes;
 use super::plan::{self, Content};
+use super::tokens::Issued;
 use crate::context::uid_of;
+
+/// How often volumes are published again whose drivers want that (`requiresRepublish`), as upstream's pods are looked at.
+const REPUBLISH_EVERY: Duration = Duration::from_secs(60);
 
 /// What may change the content of volumes.
 enum Changed {
@@ -16,13 +22,19 @@ enum Changed {
     Pod(Arc<Pod>),
     /// Some tokens are due.
     Tokens,
+    /// A claim, or the volume behind it.
+    Claims,
+    /// Volumes that are published again from time to time are due.
+    Republish,
 }
 
 /// Refreshes the pods that use what changed, each on its own, until the volumes are dropped.
 pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
     let (mut config_maps, mut secrets, mut pods) =
         (store.config_maps().watch(), store.secrets().watch(), store.pods().watch());
+    let (mut claims, mut behind) = (store.persistent_volume_claims().watch(), store.persistent_volumes().watch());
     let mut running = JoinSet::new();
+    let mut republish_at = Instant::now() + REPUBLISH_EVERY;
     loop {
         let change = tokio::select! {
             change = config_maps.next() => Changed::Object(Content::ConfigMap, change.key),
@@ -31,10 +43,22 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
                 Some(pod) => Changed::Pod(pod),
                 None => continue,
             },
+            _ = claims.next() => Changed::Claims,
+            _ = behind.next() => Changed::Claims,
             () = token_due(&volumes) => Changed::Tokens,
+            () = republish_due(&volumes, republish_at) => {
+                republish_at = Instant::now() + REPUBLISH_EVERY;
+                Changed::Republish
+            }
             Some(_) = running.join_next() => continue,
         };
         let Some(volumes) = volumes.upgrade() else { return };
+        if matches!(change, Changed::Claims | Changed::Republish) {
+            for uid in volumes.with_drivers(&change) {
+                running.spawn(volumes.clone().refresh_by_drivers(uid));
+            }
+            continue;
+        }
         for uid in volumes.affected(&change) {
             running.spawn(volumes.clone().refresh(uid));
         }
@@ -49,7 +73,42 @@ async fn token_due(volumes: &Weak<Volumes>) {
     }
 }
 
+/// Returns when volumes are to be published again; never while there are none that are.
+async fn republish_due(volumes: &Weak<Volumes>, at: Instant) {
+    match volumes.upgrade().is_some_and(|volumes| volumes.csi.republishes()) {
+        true => tokio::time::sleep_until(at).await,
+        false => std::future::pending().await,
+    }
+}
+
 impl Volumes {
+    /// The pods whose volumes of drivers may have something to be done.
+    fn with_drivers(&self, change: &Changed) -> Vec<String> {
+        if matches!(change, Changed::Republish) {
+            return self.csi.republished();
+        }
+        let has_claims = |pod: &Pod| {
+            let mut volumes = pod::spec::of(pod).volumes.iter().flatten();
+            volumes.any(|volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some())
+        };
+        let pods = self.lock();
+        let shown = pods.iter().filter(|(_, ground)| ground.shown().is_some_and(|pod| has_claims(&pod)));
+        shown.map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// Has the drivers do what is to be done for the volumes of a pod.
+    async fn refresh_by_drivers(self: Arc<Self>, uid: String) {
+        let Some(ground) = self.lock().get(&uid).cloned() else { return };
+        let Some(pod) = ground.shown() else { return };
+        let Ok(volumes) = self.maker(pod.clone(), Issued::new()).csi_volumes() else { return };
+        for (name, volume) in &volumes {
+            if let Err(cause) = self.csi.refresh(&pod, volume, &ground, &self.tokens).await {
+                // It is tried again when something changes, or when it is due again.
+                tracing::warn!(uid, volume = name, %cause, "a volume cannot be kept up to date");
+            }
+        }
+    }
+
     /// The pods whose volumes are there and may show what changed.
     fn affected(&self, change: &Changed) -> Vec<String> {
         match change {
@@ -61,6 +120,7 @@ impl Volumes {
             }
             Changed::Pod(pod) => self.has_changed(pod).then(|| uid_of(pod).to_owned()).into_iter().collect(),
             Changed::Tokens => self.tokens.take_due(),
+            Changed::Claims | Changed::Republish => Vec::new(),
         }
     }
 

@@ -52,13 +52,18 @@ impl Ground {
     /// # Errors
     /// Those of `work`.
     pub(super) async fn end(&self, work: impl FnOnce() -> Result<(), Cause> + Send + 'static) -> Result<(), Cause> {
-        self.set(Phase::Over);
+        self.finish();
         let turn = self.turn.clone().lock_owned().await;
         patient(move || {
             let _turn = turn;
             work()
         })
         .await?
+    }
+
+    /// From now on nothing new appears.
+    pub(super) fn finish(&self) {
+        self.set(Phase::Over);
     }
 
     /// Whether the volumes are being taken down.

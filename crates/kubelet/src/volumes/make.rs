@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cluster::{Key, Store};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
+use super::csi::CsiVolume;
 use super::ground::Ground;
 use super::mounts::Ready;
 use super::place::{self, FsGroup, Writable};
@@ -34,7 +35,18 @@ impl Maker {
 
     /// Whether the pod uses paths of the node.
     pub(super) fn looks_outside(&self) -> bool {
-        self.used().any(|volume| volume.host_path.is_some() || volume.persistent_volume_claim.is_some())
+        self.used().any(|volume| {
+            volume.host_path.is_some() || volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
+        })
+    }
+
+    /// The volumes of CSI drivers, by their names in the pod.
+    pub(super) fn csi_volumes(&self) -> Result<BTreeMap<String, CsiVolume>, VolumeError> {
+        let all = self.each(|_, kind| match kind {
+            Kind::Csi(volume) => Ok(Some(CsiVolume::clone(volume))),
+            _ => Ok(None),
+        })?;
+        Ok(all.into_iter().filter_map(|(name, volume)| Some((name, volume?))).collect())
     }
 
     /// Looks at the paths of the node that the pod uses, makes those that it is to make, and gives those that are made for
@@ -45,7 +57,8 @@ impl Maker {
                 place::host_path(path, kind, *owned)?;
                 if *owned { self.group().apply(path, Writable::Yes, &|| ground.is_over()) } else { Ok(()) }
             }
-            Kind::EmptyDir { .. } | Kind::Content { .. } | Kind::Image { .. } => Ok(()),
+            Kind::Device { path, .. } => place::host_path(path, "BlockDevice", false),
+            Kind::EmptyDir { .. } | Kind::Content { .. } | Kind::Csi(_) | Kind::Image { .. } => Ok(()),
         })
         .map(drop)
     }
@@ -71,6 +84,11 @@ impl Maker {
                 atomic::write(&path, &files, |_| Ok(()))?;
                 self.group().apply(&path, Writable::No, &|| ground.is_over())?;
                 Ok(Ready::Path { path, read_only: true })
+            }
+            Kind::Device { path, read_only } => Ok(Ready::Device { path: path.clone(), read_only: *read_only }),
+            Kind::Csi(volume) => {
+                let (path, read_only) = (volume.target(&self.config.paths, uid_of(&self.pod)), volume.read_only);
+                Ok(if volume.is_block() { Ready::Device { path, read_only } } else { Ready::Path { path, read_only } })
             }
             Kind::Image { reference } => Ok(Ready::Image { reference: (*reference).to_owned() }),
         })

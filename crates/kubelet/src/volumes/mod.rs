@@ -12,6 +12,7 @@
 
 mod atomic;
 mod cause;
+mod csi;
 mod fresh;
 mod ground;
 mod make;
@@ -23,19 +24,25 @@ mod remove;
 mod subpath;
 mod tokens;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cluster::Source;
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::context::uid_of;
 use crate::facts::NodeFacts;
+use crate::node::csi_node::CsiNode;
 use crate::paths::Paths;
+use crate::plugins::Handler;
 use crate::threads::patient;
 
 pub use cause::{Cause, VolumeError};
+pub use csi::{CALL_WITHIN as CSI_CALL_WITHIN, DriverError, Usage, VolumeStats};
+use csi::{Csi, CsiVolume, DriverHandler};
 use ground::Ground;
 use make::Maker;
 pub use mounts::PodVolumes;
@@ -51,6 +58,8 @@ pub struct VolumesConfig {
     pub node: NodeFacts,
     /// Whether the runtime makes mounts recursively read-only.
     pub recursive_read_only: bool,
+    /// How long a CSI driver may take for a call ([`CSI_CALL_WITHIN`]).
+    pub csi_call_within: Duration,
 }
 
 /// The volumes of a node's pods.
@@ -58,6 +67,7 @@ pub struct Volumes {
     config: VolumesConfig,
     source: Arc<dyn Source>,
     tokens: Tokens,
+    csi: Arc<Csi>,
     /// Guards the pods that have volumes, by uid. Never held over `.await`.
     pods: Mutex<HashMap<String, Arc<Ground>>>,
     /// Keeps volumes up to date; ends with this value.
@@ -70,7 +80,9 @@ impl Volumes {
     pub fn new(config: VolumesConfig, source: Arc<dyn Source>) -> Arc<Self> {
         let store = source.store().clone();
         let tokens = Tokens::new(source.clone());
-        let volumes = Arc::new(Self { config, source, tokens, pods: Mutex::default(), refresher: Mutex::default() });
+        let csi = Arc::new(Csi::new(config.clone(), source.clone()));
+        let (pods, refresher) = (Mutex::default(), Mutex::default());
+        let volumes = Arc::new(Self { config, source, tokens, csi, pods, refresher });
         let task = tokio::spawn(fresh::keep(Arc::downgrade(&volumes), store));
         let task = AbortOnDropHandle::new(task);
         *volumes.refresher.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
@@ -87,7 +99,8 @@ impl Volumes {
         let tokens = self.tokens.issue(&pod).await.map_err(|error| no_token(&pod, error))?;
         let uid = uid_of(&pod).to_owned();
         let ground = self.lock().entry(uid.clone()).or_default().clone();
-        let maker = Arc::new(self.maker(pod, tokens));
+        let maker = Arc::new(self.maker(pod.clone(), tokens));
+        self.publish(&pod, maker.csi_volumes()?, &ground).await?;
         if maker.looks_outside() {
             let (maker, ground) = (maker.clone(), ground.clone());
             patient(move || maker.look_outside(&ground)).await.map_err(|error| over(error.into()))??;
@@ -108,6 +121,70 @@ impl Volumes {
         })
     }
 
+    async fn publish(
+        &self,
+        pod: &Arc<Pod>,
+        volumes: BTreeMap<String, CsiVolume>,
+        ground: &Arc<Ground>,
+    ) -> Result<(), VolumeError> {
+        // One volume may be in a pod under two names.
+        let mut distinct: Vec<(&String, &CsiVolume)> = Vec::new();
+        for (name, volume) in &volumes {
+            if distinct.iter().all(|(_, other)| *other != volume) {
+                distinct.push((name, volume));
+            }
+        }
+        let published = distinct.into_iter().map(|(name, volume)| async {
+            let published = self.csi.publish(pod, volume, ground, &self.tokens).await;
+            published.map_err(|cause| VolumeError { volume: name.clone(), cause })
+        });
+        futures_util::future::join_all(published).await.into_iter().collect()
+    }
+
+    /// What takes CSI drivers that register; `node` is told of them.
+    pub fn driver_handler(&self, node: Option<CsiNode>) -> Arc<dyn Handler> {
+        Arc::new(DriverHandler { csi: self.csi.clone(), node })
+    }
+
+    /// Volumes of CSI drivers that pods here want or have, by the names that the attach/detach controller knows, with the
+    /// pods' uids.
+    pub fn in_use(&self) -> watch::Receiver<BTreeSet<(String, String)>> {
+        self.csi.in_use()
+    }
+
+    /// Changes when pods that wait for a CSI driver should try again.
+    pub(crate) fn news(&self) -> watch::Receiver<u64> {
+        self.csi.news()
+    }
+
+    /// How full the volumes of a pod are whose drivers tell.
+    pub async fn stats(&self, pod: &Pod) -> Vec<VolumeStats> {
+        let maker = self.maker(Arc::new(pod.clone()), Issued::new());
+        match maker.csi_volumes() {
+            Ok(volumes) => self.csi.stats(pod, volumes).await,
+            // A volume that is not there has no figures.
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Unmounts the volumes of a pod that another node may wait for, and ends what is being made for the pod. After a
+    /// failure it can be repeated.
+    ///
+    /// # Errors
+    /// What could not be unmounted, by whom, and why.
+    pub(crate) async fn release(&self, uid: &str) -> Result<(), Cause> {
+        let ground = self.lock().entry(uid.to_owned()).or_default().clone();
+        ground.finish();
+        self.csi.release(uid).await
+    }
+
+    /// Whether a pod has volumes here that another node may wait for.
+    pub async fn holds(&self, uid: &str) -> bool {
+        let (csi, uid) = (self.csi.clone(), uid.to_owned());
+        // In doubt it does.
+        tokio::task::spawn_blocking(move || csi.has_any(&uid)).await.unwrap_or(true)
+    }
+
     /// Unmounts and removes everything of a pod, its directory included, and ends what is being made for it. What is gone
     /// is no error; after a failure it can be repeated. It waits for no file system but those that were mounted for the
     /// pod.
@@ -115,6 +192,7 @@ impl Volumes {
     /// # Errors
     /// What could not be unmounted or removed.
     pub async fn tear_down(&self, uid: &str) -> Result<(), Cause> {
+        self.release(uid).await?;
         let ground = self.lock().entry(uid.to_owned()).or_default().clone();
         let dir = self.config.paths.pod(uid);
         ground.end(move || remove::pod(&dir)).await?;

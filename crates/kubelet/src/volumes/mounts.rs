@@ -18,6 +18,8 @@ use crate::threads::patient;
 pub(super) enum Ready {
     /// A file or directory of the node.
     Path { path: PathBuf, read_only: bool },
+    /// A device of the node.
+    Device { path: PathBuf, read_only: bool },
     /// An image; the runtime mounts it.
     Image { reference: String },
 }
@@ -44,7 +46,7 @@ impl PodVolumes {
     pub fn host_paths(&self) -> BTreeMap<String, PathBuf> {
         let paths = self.volumes.iter().filter_map(|(name, ready)| match ready {
             Ready::Path { path, .. } => Some((name.clone(), path.clone())),
-            Ready::Image { .. } => None,
+            Ready::Device { .. } | Ready::Image { .. } => None,
         });
         paths.collect()
     }
@@ -83,6 +85,26 @@ impl PodVolumes {
         Ok(planned.into_iter().map(|one| one.mount).collect())
     }
 
+    /// The devices that a container uses (`volumeDevices`).
+    ///
+    /// # Errors
+    /// A volume that is no device.
+    pub fn devices_for(&self, container: &Container) -> Result<Vec<v1::Device>, VolumeError> {
+        let devices = container.volume_devices.iter().flatten().map(|device| match self.volumes.get(&device.name) {
+            Some(Ready::Device { path, read_only }) => Ok(v1::Device {
+                container_path: device.device_path.clone(),
+                host_path: path.to_string_lossy().into_owned(),
+                permissions: if *read_only { "r" } else { "mrw" }.to_owned(),
+            }),
+            _ => {
+                let cause =
+                    Cause::Invalid("it is no device; mount it by volumeMounts, or set volumeMode: Block".into());
+                Err(VolumeError { volume: device.name.clone(), cause })
+            }
+        });
+        devices.collect()
+    }
+
     fn plan(&self, container: &Container, environment: &Environment) -> Result<Vec<Planned>, VolumeError> {
         let mounts = container.volume_mounts.iter().flatten().enumerate();
         let planned = mounts.map(|(index, mount)| {
@@ -117,6 +139,9 @@ impl PodVolumes {
         };
         let sub_path = subpath::of(mount, environment)?;
         match ready {
+            Ready::Device { .. } => {
+                return Err(Cause::Invalid("it is a device; use it by volumeDevices".into()));
+            }
             Ready::Image { reference } => {
                 planned.mount.image = Some(v1::ImageSpec { image: reference.clone(), ..v1::ImageSpec::default() });
                 planned.mount.image_sub_path =

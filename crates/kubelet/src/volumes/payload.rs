@@ -222,7 +222,11 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "shop", "labels": {"x": "y"}},
             "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "2"}}}], "volumes": [volume]}}))
             .unwrap();
-        let vault = Wanted { audience: Some("vault".to_owned()), seconds: 600 };
+        let vault = Wanted {
+            audience: Some("vault".to_owned()),
+            seconds: 600,
+            shown_by: super::super::tokens::ShownBy::Volume,
+        };
         let tokens = Issued::from([(vault, "a-token".to_owned())]);
         let files = of(&pod, "v", &store, &NodeFacts::default(), &tokens).map_err(|cause| cause.to_string())?;
         let shown = |(path, file): (String, File)| (path, String::from_utf8_lossy(&file.data).into_owned(), file.mode);

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use cluster::{Key, Store};
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaimVolumeSource, Pod, Volume, VolumeProjection,
+    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Volume, VolumeProjection,
 };
 use pod::quantity::Quantity;
 use pod::spec;
 
 use super::Cause;
+use super::csi::{self, CsiVolume};
 use super::mounts::mounted;
 
 /// A volume, by how it is made.
@@ -22,6 +24,10 @@ pub(super) enum Kind<'a> {
     HostPath { path: PathBuf, kind: String, owned: bool, read_only: bool },
     /// Files whose content comes from the store.
     Content { plugin: &'static str, in_memory: bool },
+    /// A device of the node.
+    Device { path: PathBuf, read_only: bool },
+    /// What a CSI driver mounts.
+    Csi(Box<CsiVolume>),
     /// An image.
     Image { reference: &'a str },
 }
@@ -95,7 +101,16 @@ pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<K
         return Ok(Kind::HostPath { path, kind, owned: false, read_only: false });
     }
     if let Some(source) = &volume.persistent_volume_claim {
-        return claim(source, pod, store);
+        let key = Key::new(pod.metadata.namespace.as_deref().unwrap_or("default"), &source.claim_name);
+        let found = found_claim(&key, store)?;
+        return claim(&found, source.read_only == Some(true), store);
+    }
+    if volume.ephemeral.is_some() {
+        let found = found_claim(&csi::claim_of_ephemeral(pod, &volume.name), store)?;
+        return claim(owned(&found, pod)?, false, store);
+    }
+    if let Some(source) = &volume.csi {
+        return Ok(Kind::Csi(Box::new(CsiVolume::inline(&volume.name, source, pod))));
     }
     if let Some(source) = &volume.image {
         let reference = source.reference.as_deref().filter(|reference| !reference.is_empty());
@@ -113,7 +128,7 @@ pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<K
         Some((_, plugin, in_memory)) => Ok(Kind::Content { plugin, in_memory }),
         None if is_empty(volume) => Ok(Kind::EmptyDir { memory: false, size: None }),
         None => Err(Cause::Unsupported(format!(
-            "{} volumes are not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI, projected, image or a persistentVolumeClaim on a hostPath or local volume",
+            "{} volumes are not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI, projected, image, csi or a persistentVolumeClaim on a csi, hostPath or local volume",
             unsupported(volume)
         ))),
     }
@@ -154,26 +169,55 @@ fn host_path(path: &str) -> Result<PathBuf, Cause> {
     Ok(path.into())
 }
 
-/// The directory behind a claim.
-fn claim(source: &PersistentVolumeClaimVolumeSource, pod: &Pod, store: &Store) -> Result<Kind<'static>, Cause> {
-    let missing = |kind, name: &str| Cause::NotFound { kind, name: name.to_owned() };
-    let name = &source.claim_name;
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-    let claim = store.persistent_volume_claims().get(&Key::new(namespace, name));
-    let claim = claim.ok_or_else(|| missing("persistentvolumeclaim", name))?;
-    let spec = claim.spec.as_ref();
-    if spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
-        return Err(Cause::Unsupported("volumeMode Block is not supported by this node".into()));
-    }
-    let volume = spec.and_then(|spec| spec.volume_name.as_deref()).filter(|name| !name.is_empty());
-    let volume = volume.ok_or_else(|| Cause::Unbound(name.clone()))?;
-    let volume =
-        store.persistent_volumes().get(&Key::cluster(volume)).ok_or_else(|| missing("persistentvolume", volume))?;
-    let (path, kind) = directory(&volume)?;
-    Ok(Kind::HostPath { path: host_path(&path)?, kind, owned: true, read_only: source.read_only == Some(true) })
+fn missing_object(kind: &'static str, name: &str) -> Cause {
+    Cause::NotFound { kind, name: name.to_owned() }
 }
 
-fn directory(volume: &PersistentVolume) -> Result<(String, String), Cause> {
+fn found_claim(key: &Key, store: &Store) -> Result<Arc<PersistentVolumeClaim>, Cause> {
+    let claim = store.persistent_volume_claims().get(key);
+    claim.ok_or_else(|| missing_object("persistentvolumeclaim", key.name()))
+}
+
+/// The claim of an ephemeral volume is the pod's own: one of that name which somebody else has made is not.
+fn owned<'a>(claim: &'a PersistentVolumeClaim, pod: &Pod) -> Result<&'a PersistentVolumeClaim, Cause> {
+    let owners = claim.metadata.owner_references.iter().flatten();
+    let is_own = owners
+        .filter(|owner| owner.controller == Some(true))
+        .any(|owner| pod.metadata.uid.as_ref() == Some(&owner.uid));
+    let name = claim.metadata.name.as_deref().unwrap_or_default();
+    is_own.then_some(claim).ok_or_else(|| {
+        Cause::Invalid(format!("persistentvolumeclaim {name:?} was not made for this pod; delete or rename it"))
+    })
+}
+
+/// The volume behind a claim. A claim may name any volume; what binds them is that each names the other.
+fn claim(claim: &PersistentVolumeClaim, read_only: bool, store: &Store) -> Result<Kind<'static>, Cause> {
+    let unbound = || Cause::Unbound(claim.metadata.name.clone().unwrap_or_default());
+    let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+    if phase.is_some_and(|phase| phase != "Bound") {
+        return Err(unbound());
+    }
+    let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).filter(|name| !name.is_empty());
+    let name = name.ok_or_else(unbound)?;
+    let volume = store.persistent_volumes().get(&Key::cluster(name));
+    let volume = volume.ok_or_else(|| missing_object("persistentvolume", name))?;
+    let spec = volume.spec.as_ref();
+    let of = spec.and_then(|spec| spec.claim_ref.as_ref());
+    if of.is_some_and(|of| of.uid != claim.metadata.uid) {
+        return Err(unbound());
+    }
+    if let Some(source) = spec.and_then(|spec| spec.csi.as_ref()) {
+        return Ok(Kind::Csi(Box::new(CsiVolume::of_claim(&volume, source, claim, read_only))));
+    }
+    let (path, kind) = on_node(&volume)?;
+    let path = host_path(&path)?;
+    if spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
+        return Ok(Kind::Device { path, read_only });
+    }
+    Ok(Kind::HostPath { path, kind, owned: true, read_only })
+}
+
+fn on_node(volume: &PersistentVolume) -> Result<(String, String), Cause> {
     let spec = volume.spec.as_ref();
     if let Some(source) = spec.and_then(|spec| spec.host_path.as_ref()) {
         return Ok((source.path.clone(), source.type_.clone().unwrap_or_default()));
@@ -183,7 +227,7 @@ fn directory(volume: &PersistentVolume) -> Result<(String, String), Cause> {
     }
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     Err(Cause::Unsupported(format!(
-        "persistentvolume {name:?} is neither hostPath nor local; this node supports no others"
+        "persistentvolume {name:?} is neither csi, hostPath nor local; this node supports no others"
     )))
 }
 

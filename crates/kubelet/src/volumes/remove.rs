@@ -24,6 +24,28 @@ pub(super) fn pod(dir: &Path) -> Result<(), Cause> {
     tree(&real)
 }
 
+/// Takes off what is mounted in a directory, which stays.
+pub(super) fn mounts_below(dir: &Path) -> Result<(), Cause> {
+    match fs::canonicalize(dir) {
+        Ok(real) => detach_below(&real),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Cause::file("look at", dir)(error)),
+    }
+}
+
+/// Whether something is mounted at a path. What is mounted there is not touched: it may not answer.
+pub(super) fn is_mountpoint(path: &Path) -> Result<bool, Cause> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(false) };
+    let real = match fs::canonicalize(parent) {
+        Ok(real) => real.join(name),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Cause::file("look at", parent)(error)),
+    };
+    let table = mount_table()?;
+    let mut mounts = table.split(|byte| *byte == b'\n').filter_map(Mount::parse);
+    Ok(mounts.any(|mount| mount.place == real))
+}
+
 /// Removes a directory with everything below it; nothing may be mounted there.
 pub(super) fn tree(dir: &Path) -> Result<(), Cause> {
     let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(()) };

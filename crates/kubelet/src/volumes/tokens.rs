@@ -25,6 +25,17 @@ pub(super) struct Wanted {
     pub(super) audience: Option<String>,
     /// How long it should hold.
     pub(super) seconds: i64,
+    /// Who shows it.
+    pub(super) shown_by: ShownBy,
+}
+
+/// Who shows a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum ShownBy {
+    /// A projected volume, which is written anew when the token is.
+    Volume,
+    /// A CSI driver, which asks again when it wants to.
+    Driver,
 }
 
 /// Tokens, as asked for.
@@ -58,6 +69,16 @@ impl Wanted {
         Self {
             audience: projection.audience.clone().filter(|audience| !audience.is_empty()),
             seconds: projection.expiration_seconds.unwrap_or(DEFAULT_SECONDS),
+            shown_by: ShownBy::Volume,
+        }
+    }
+
+    /// What a CSI driver asks for with each volume.
+    pub(super) fn by_driver(request: &k8s_openapi::api::storage::v1::TokenRequest) -> Self {
+        Self {
+            audience: Some(request.audience.clone()).filter(|audience| !audience.is_empty()),
+            seconds: request.expiration_seconds.unwrap_or(DEFAULT_SECONDS),
+            shown_by: ShownBy::Driver,
         }
     }
 
@@ -89,17 +110,18 @@ impl Tokens {
     pub(super) async fn issue(&self, pod: &Pod) -> Result<Issued, SourceError> {
         let mut issued = Issued::new();
         for wanted in wanted(pod) {
-            let token = self.one(pod, &wanted).await?;
+            let (token, _) = self.with_end(pod, &wanted).await?;
             issued.insert(wanted, token);
         }
         Ok(issued)
     }
 
-    async fn one(&self, pod: &Pod, wanted: &Wanted) -> Result<String, SourceError> {
+    /// A token of a pod, and when it ends; as [`Tokens::issue`] gives it.
+    pub(super) async fn with_end(&self, pod: &Pod, wanted: &Wanted) -> Result<(String, Timestamp), SourceError> {
         let place = (pod.metadata.uid.clone().unwrap_or_default(), wanted.clone());
         let known = self.lock().get(&place).cloned();
         if let Some(known) = known.as_ref().filter(|known| Timestamp::now() < known.renew_at) {
-            return Ok(known.token.clone());
+            return Ok((known.token.clone(), known.ends));
         }
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let account = pod::spec::of(pod).service_account_name.as_deref().unwrap_or("default");
@@ -108,16 +130,16 @@ impl Tokens {
         match (asked, known) {
             (Ok(issued), _) => {
                 let kept = kept(issued, now);
-                let token = kept.token.clone();
+                let given = (kept.token.clone(), kept.ends);
                 self.lock().insert(place, kept);
-                Ok(token)
+                Ok(given)
             }
             (Err(error), Some(known)) if now < known.ends => {
                 tracing::warn!(uid = place.0, %error, "a token cannot be renewed; the old one holds until {}", known.ends);
-                let token = known.token.clone();
+                let given = (known.token.clone(), known.ends);
                 let renew_at = later(now, RETRY);
                 self.lock().insert(place, Kept { renew_at, look_at: renew_at, ..known });
-                Ok(token)
+                Ok(given)
             }
             (Err(error), _) => Err(error),
         }
@@ -125,7 +147,9 @@ impl Tokens {
 
     /// How long until some token is due; none if there is none.
     pub(super) fn next_due(&self) -> Option<Duration> {
-        let first = self.lock().values().map(|kept| kept.look_at).min()?;
+        let kept = self.lock();
+        let shown = kept.iter().filter(|((_, wanted), _)| wanted.shown_by == ShownBy::Volume);
+        let first = shown.map(|(_, kept)| kept.look_at).min()?;
         Some(first.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO))
     }
 
@@ -133,7 +157,8 @@ impl Tokens {
     pub(super) fn take_due(&self) -> Vec<String> {
         let now = Timestamp::now();
         let mut kept = self.lock();
-        let due = kept.iter_mut().filter(|(_, kept)| kept.look_at <= now);
+        let due = kept.iter_mut().filter(|((_, wanted), _)| wanted.shown_by == ShownBy::Volume);
+        let due = due.filter(|(_, kept)| kept.look_at <= now);
         let mut pods: Vec<String> = due
             .map(|((uid, _), kept)| {
                 kept.look_at = later(now, RETRY);

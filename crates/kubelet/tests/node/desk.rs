@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cluster::{Key, Source, SourceError, Store};
 use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -202,6 +203,13 @@ impl Source for Desk {
             self.store.pods().remove(&Key::of(&pod.metadata));
         }
         Ok(())
+    }
+
+    async fn volume_attachment(&self, name: &str) -> Result<VolumeAttachment, SourceError> {
+        let found = serde_json::json!({
+            "metadata": { "name": name }, "spec": { "attacher": "a", "nodeName": "n", "source": {} },
+            "status": { "attached": true, "attachmentMetadata": { "device": "/dev/one" } } });
+        Ok(serde_json::from_value(found).unwrap())
     }
 
     async fn request_deletion(&self, _: &str, _: Option<i64>) -> Result<(), SourceError> {

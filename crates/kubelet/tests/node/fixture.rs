@@ -14,6 +14,7 @@ use keeper::Zygote;
 use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
 use kubelet::paths::Paths;
+use kubelet::plugins::Registry;
 use kubelet::qos::Tree;
 use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
@@ -24,12 +25,15 @@ use runtime::{ImageServer, Runtime};
 use sys::rustix::fs::inotify;
 use sys::rustix::process::Pid;
 use testkit::image::Builder;
-use testkit::registry::Registry;
+use testkit::registry;
 
 use crate::desk::Desk;
 
 /// Longer than anything here takes on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// So long the volumes' drivers may take for a call: long enough for those that answer.
+const CSI_CALL_WITHIN: Duration = Duration::from_secs(3);
 
 /// Namespaces in which a test can leave nothing behind.
 pub(crate) fn enter_private() -> Result<(), String> {
@@ -42,7 +46,7 @@ pub(crate) fn enter_private() -> Result<(), String> {
 /// which failed has left.
 struct Ground {
     dir: tempfile::TempDir,
-    registry: Registry,
+    registry: registry::Registry,
 }
 
 impl Ground {
@@ -51,7 +55,7 @@ impl Ground {
         let layout = testkit::image::busybox(&dir.path().join("layout")).unwrap();
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let registry = Registry::start(address, &dir.path().join("registry")).unwrap();
+        let registry = registry::Registry::start(address, &dir.path().join("registry")).unwrap();
         registry.push(&layout, "busybox", "1").unwrap();
         let mut other = Builder::new(dir.path().join("other")).unwrap();
         testkit::image::busybox_layer(&mut other).unwrap();
@@ -96,6 +100,8 @@ pub(crate) struct Node {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) images: Arc<ImageServer>,
     pub(crate) kubelet: Arc<Kubelet>,
+    pub(crate) volumes: Arc<Volumes>,
+    _plugins: Registry,
     pub(crate) groups: Tree,
     pub(crate) registry: Pid,
     image: String,
@@ -120,12 +126,26 @@ impl Node {
         let images = Arc::new(ImageServer::new(images, runtime.clone()));
         let desk = Arc::new(Desk::new());
         let groups = groups(&cgroup_root);
-        let kubelet = start_kubelet_in(&cgroup_root, Policies::default(), dir, &desk, runtime.clone(), images.clone())
-            .await
-            .into();
+        let started =
+            start_kubelet_in(&cgroup_root, Policies::default(), dir, &desk, runtime.clone(), images.clone()).await;
+        let (kubelet, volumes, plugins) = (started.kubelet.into(), started.volumes, started.plugins);
         let registry = Pid::from_raw(i32::try_from(ground.registry.pid()).unwrap()).unwrap();
         let [image, other_image] = ["busybox", "other"].map(|name| format!("{}/{name}:1", ground.registry.address()));
-        Self { desk, runtime, images, kubelet, groups, registry, image, other_image, dir: dir.to_owned(), cgroup_root }
+        let (dir, _plugins) = (dir.to_owned(), plugins);
+        Self {
+            desk,
+            runtime,
+            images,
+            kubelet,
+            volumes,
+            _plugins,
+            groups,
+            registry,
+            image,
+            other_image,
+            dir,
+            cgroup_root,
+        }
     }
 
     /// Starts the kubelet anew, with another desk; returns the old one.
@@ -137,7 +157,8 @@ impl Node {
     pub(crate) async fn restart_with(&mut self, policies: Policies, desk: Arc<Desk>) -> Arc<Desk> {
         stopped(&self.kubelet).await;
         let (runtime, images) = (self.runtime.clone(), self.images.clone());
-        self.kubelet = start_kubelet_in(&self.cgroup_root, policies, &self.dir, &desk, runtime, images).await.into();
+        let started = start_kubelet_in(&self.cgroup_root, policies, &self.dir, &desk, runtime, images).await;
+        (self.kubelet, self.volumes, self._plugins) = (started.kubelet.into(), started.volumes, started.plugins);
         std::mem::replace(&mut self.desk, desk)
     }
 
@@ -280,7 +301,13 @@ pub(crate) async fn start_kubelet(
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
 ) -> Kubelet {
-    start_kubelet_in(Path::new(""), Policies::default(), dir, desk, runtime, images).await
+    start_kubelet_in(Path::new(""), Policies::default(), dir, desk, runtime, images).await.kubelet
+}
+
+struct Started {
+    kubelet: Kubelet,
+    volumes: Arc<Volumes>,
+    plugins: Registry,
 }
 
 async fn start_kubelet_in(
@@ -290,13 +317,21 @@ async fn start_kubelet_in(
     desk: &Arc<Desk>,
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
-) -> Kubelet {
+) -> Started {
     let paths = paths(dir);
     let given = resources::Config { policies, ..resources::Config::plain(paths.root.clone()) };
     let resources = Resources::start(&given, runtime.clone()).await.unwrap();
     let node = NodeFacts { name: "n".to_owned(), memory_bytes: 1 << 30, ..NodeFacts::default() };
     let groups = groups(cgroup_root);
-    let volumes = VolumesConfig { paths: paths.clone(), node: node.clone(), recursive_read_only: true };
+    let volumes = VolumesConfig {
+        paths: paths.clone(),
+        node: node.clone(),
+        recursive_read_only: true,
+        csi_call_within: CSI_CALL_WITHIN,
+    };
+    let volumes = Volumes::new(volumes, desk.clone());
+    let handlers = vec![volumes.driver_handler(None), resources.handler()];
+    let plugins = Registry::start(&paths.plugins_registry(), handlers).unwrap();
     let dns = ClusterDns { servers: Vec::new(), domain: "cluster.local".to_owned() };
     let config = kubelet::Config {
         generate: generate::Config {
@@ -310,7 +345,7 @@ async fn start_kubelet_in(
         source: desk.clone(),
         runtime,
         images,
-        volumes: Volumes::new(volumes, desk.clone()),
+        volumes: volumes.clone(),
         barrier: Arc::new(kubelet::NoBarrier),
         keychain: Arc::new(NoKeys),
         groups,
@@ -318,7 +353,8 @@ async fn start_kubelet_in(
         site: None,
         metrics: Arc::default(),
     };
-    Kubelet::start(config, parts).await.unwrap()
+    let kubelet = Kubelet::start(config, parts).await.unwrap();
+    Started { kubelet, volumes, plugins }
 }
 
 /// Stops a kubelet, which may not take long.

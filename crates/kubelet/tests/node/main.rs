@@ -8,6 +8,7 @@
 
 mod changes;
 mod cpus;
+mod csi;
 mod desk;
 mod devices;
 mod endings;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         sources::TESTS,
         devices::TESTS,
         cpus::TESTS,
+        csi::TESTS,
     ];
     let all: Vec<Test> = all.concat();
     testkit::serial::main(&all, missing)

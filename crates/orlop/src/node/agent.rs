@@ -17,13 +17,15 @@ use k8s_openapi::api::core::v1::Pod;
 use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
 use kubelet::metrics::Metrics;
+use kubelet::node::csi_node::CsiNode;
 use kubelet::paths::Paths;
+use kubelet::plugins::Registry;
 use kubelet::qos::Tree;
 use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::server::Api;
 use kubelet::server::metrics::{ContainerMetrics, Telemetry};
-use kubelet::volumes::{Volumes, VolumesConfig};
+use kubelet::volumes::{CSI_CALL_WITHIN, Volumes, VolumesConfig};
 use kubelet::{Kubelet, generate};
 use pod::quantity::Quantity;
 use proxy::Proxy;
@@ -54,6 +56,8 @@ pub(super) struct Config {
     pub(super) proxy: Option<(proxy::Config, Arc<dyn Source>)>,
     /// To what pods are admitted; a node alone takes all.
     pub(super) site: Option<Arc<dyn kubelet::SiteNow>>,
+    /// Where CSI drivers are made known; a node alone tells nobody.
+    pub(super) csi_node: Option<CsiNode>,
 }
 
 /// Kubelet and proxy at work, over a runtime.
@@ -66,6 +70,9 @@ pub(crate) struct Agent {
     pub(super) resources: Arc<Resources>,
     pub(super) kubelet_api: Api,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) volumes: Arc<Volumes>,
+    /// Plugins register until this is dropped.
+    _plugins: Registry,
     /// None where another proxy does it; taken by the end.
     proxy: Mutex<Option<Proxy>>,
     /// Somebody wants the node to end.
@@ -77,7 +84,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// Writes the service rules, then adopts the pods that run and starts those that do not.
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
-        let Config { layout, facts, dns, cgroup_root, policies, proxy, site } = config;
+        let Config { layout, facts, dns, cgroup_root, policies, proxy, site, csi_node } = config;
         let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
         let groups = groups_of_pods(&cgroup_root, cpu)?;
         let proxy = proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
@@ -88,13 +95,21 @@ impl Agent {
         let paths = Paths { root: layout.kubelet_root.clone(), logs: layout.pod_logs.clone() };
         let given = resources::Config { policies, ..resources::Config::plain(paths.root.clone()) };
         let resources = Resources::start(&given, base.runtime.clone()).await.context("start the resource managers")?;
-        let volumes = VolumesConfig { paths: paths.clone(), node: facts.clone(), recursive_read_only: true };
+        let volumes = VolumesConfig {
+            paths: paths.clone(),
+            node: facts.clone(),
+            recursive_read_only: true,
+            csi_call_within: CSI_CALL_WITHIN,
+        };
+        let volumes = Volumes::new(volumes, source.clone());
+        let handlers = vec![volumes.driver_handler(csi_node), resources.handler()];
+        let plugins = Registry::start(&paths.plugins_registry(), handlers)?;
         let metrics: Arc<Metrics> = Arc::default();
         let containers = Containers { runtime: base.runtime.clone(), groups: groups.clone() };
         let telemetry =
             Telemetry { metrics: metrics.clone(), containers: Some(Arc::new(containers)), ..Telemetry::default() };
         let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths.clone(), &facts.name);
-        let kubelet_api = kubelet_api.with_telemetry(telemetry);
+        let kubelet_api = kubelet_api.with_telemetry(telemetry).with_volumes(volumes.clone());
         let config = kubelet::Config {
             generate: generate::Config { cgroup_root, ..generate::Config::of_machine(paths, facts, dns) },
             records_dir: layout.state_dir.join("pods"),
@@ -104,7 +119,7 @@ impl Agent {
             source: source.clone(),
             runtime: base.runtime.clone(),
             images: base.image_service.clone(),
-            volumes: Volumes::new(volumes, source.clone()),
+            volumes: volumes.clone(),
             barrier,
             keychain: Arc::new(Keychain::new(source.store().clone(), base.credentials.clone())),
             groups: groups.clone(),
@@ -123,6 +138,8 @@ impl Agent {
             resources,
             kubelet_api,
             metrics,
+            volumes,
+            _plugins: plugins,
             proxy: Mutex::new(proxy),
             asked: CancellationToken::new(),
             ended: watch::Sender::new(false),

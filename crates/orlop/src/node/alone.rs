@@ -49,6 +49,7 @@ impl Alone {
             policies: Policies::default(),
             proxy: Some((proxy_config(settings), manifests.clone())),
             site: None,
+            csi_node: None,
         };
         let agent = Agent::start(config, base, manifests.clone()).await?;
         Ok(Arc::new(Self { agent, manifests, name_server, names }))

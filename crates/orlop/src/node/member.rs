@@ -21,6 +21,7 @@ use kubelet::admission::Site;
 use kubelet::configuration::Authorization;
 use kubelet::hosts::ClusterDns;
 use kubelet::node::certificates::{self, Files, Holder, Purpose};
+use kubelet::node::csi_node::CsiNode;
 use kubelet::node::describe::{self, NodeConfig};
 use kubelet::node::eviction;
 use kubelet::node::machine::Machine;
@@ -87,7 +88,7 @@ impl Member {
         // Nothing is short until somebody has looked.
         let pressures = watch::Sender::default();
         let site = MemberSite::new(settings, &node, &machine, source.store().clone(), pressures.subscribe());
-        let agent = agent_config(settings, &node, &machine, source.clone(), site);
+        let agent = agent_config(settings, &node, &machine, source.clone(), site, api.clone());
         let agent = Agent::start(agent, base, source.clone()).await?;
         let heartbeats = Api::new(config.with_timeout(HEARTBEAT_WITHIN))?;
         let membership = Arc::default();
@@ -242,6 +243,7 @@ fn agent_config(
     machine: &Machine,
     source: Arc<ApiSource>,
     site: MemberSite,
+    api: Api,
 ) -> agent::Config {
     let configuration = &settings.configuration;
     let servers = configuration.cluster_dns.clone();
@@ -252,6 +254,7 @@ fn agent_config(
         cgroup_root: configuration.cgroup_root.clone(),
         policies: configuration.policies.clone(),
         site: Some(Arc::new(site)),
+        csi_node: Some(CsiNode::new(api, &node.name)),
         proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),
     }
 }
@@ -321,6 +324,7 @@ fn parts(
         images: agent.base.image_service.clone(),
         pressures,
         resources: agent.resources.clone(),
+        volumes_in_use: agent.volumes.in_use(),
         update_every: configuration.node_status_update_frequency,
         report_every: configuration.node_status_report_frequency,
         lease_s: configuration.node_lease_duration_s,

@@ -1,6 +1,6 @@
 //! What the operator's settings say about the node itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, UdpSocket};
 
 use k8s_openapi::api::core::v1::NodeStatus;
@@ -63,6 +63,7 @@ pub(super) fn status(config: &NodeConfig, machine: &Machine) -> NodeStatus {
         now: Timestamp::now(),
         pressures: Pressures::default(),
         not_ready: None,
+        volumes_in_use: BTreeSet::new(),
         images: Vec::new(),
         handlers: Vec::new(),
         supplemental_groups_policy: true,
