@@ -63,6 +63,9 @@ impl Kubelet {
         let manager = Manager::new(context, workers.clone(), stop.clone());
         let (ready, adopted) = tokio::sync::oneshot::channel();
         let manager = Mutex::new(Some(tokio::spawn(manager.run(ready))));
+        let shown = workers.clone();
+        let serving = resources.serve(Box::new(move || active(&shown))).await;
+        serving.map_err(io::Error::other)?;
         let kubelet = Self { workers, stop: stop.drop_guard(), resources, manager };
         // An error means that the manager has died; its panic has been told.
         let _ = adopted.await;
@@ -160,6 +163,13 @@ impl Kubelet {
         }
         self.resources.stop().await;
     }
+}
+
+/// The pods that have not ended.
+fn active(workers: &Mutex<Workers>) -> Vec<Arc<Pod>> {
+    let workers = workers.lock().unwrap_or_else(PoisonError::into_inner);
+    let shown = workers.values().map(|worker| worker.shown.lock().unwrap_or_else(PoisonError::into_inner));
+    shown.filter(|shown| shown.is_active()).map(|shown| shown.pod.clone()).collect()
 }
 
 /// The step that goes on, or the reason for which the first container waits.

@@ -10,6 +10,7 @@
 //! A pod gets all that its containers will need when the node admits it, and keeps it until it has ended. A node that has
 //! nothing of this to give only listens for plugins.
 
+mod api;
 mod checkpoint;
 pub mod cpu;
 mod devices;
@@ -140,6 +141,14 @@ impl Resources {
         self.stop.token().cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Answers who asks what pods have (`pod-resources/kubelet.sock`). `pods` are those that have not ended.
+    pub(crate) async fn serve(self: &Arc<Self>, pods: api::Pods) -> Result<(), cri::server::BindError> {
+        let listener = cri::server::bind(&self.root.join("pod-resources/kubelet.sock")).await?;
+        let service = api::service(self, pods);
+        self.tasks.spawn(cri::server::serve_calls(listener, service, self.stop.token().clone()));
+        Ok(())
     }
 
     /// Who takes the device plugins that register as other plugins do.

@@ -8,6 +8,8 @@ use futures_util::{Stream, StreamExt as _};
 use plugin::device::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use plugin::device::registration_client::RegistrationClient;
 use plugin::device::{self, ContainerAllocateResponse, DevicePluginOptions, Empty, ListAndWatchResponse};
+use plugin::resources::pod_resources_lister_client::PodResourcesListerClient;
+use plugin::resources::{AllocatableResourcesRequest, GetPodResourcesRequest, ListPodResourcesRequest};
 use serde_json::{Value, json};
 use testkit::serial::Test;
 use tokio::sync::watch;
@@ -201,6 +203,9 @@ fn devices_reach_their_container() {
         // "two" is the last by name, which the plugin prefers.
         assert_eq!(devices(&node.desk, "first"), pairs(&[("two", "Healthy")]));
         at_least(&plugin.starts, 1).await;
+        let has = resources_of(&node, "first").await.unwrap();
+        assert_eq!(has.containers[0].devices[0].device_ids, ["two"]);
+        assert_eq!(resources_of(&node, "other").await.unwrap_err().code(), tonic::Code::NotFound);
         want(&node, "greedy", RESOURCE, 3);
         node.desk.when("the second pod is not taken", |desk| desk.phase("greedy").as_deref() == Some("Failed")).await;
         let refused = status(&node.desk, "greedy");
@@ -214,6 +219,18 @@ fn devices_reach_their_container() {
         assert_eq!(node.desk.phase("first").as_deref(), Some("Running"));
         node
     });
+}
+
+/// What the pod resources API says that a pod has.
+async fn resources_of(node: &Node, name: &str) -> Result<plugin::resources::PodResources, Status> {
+    let socket = node.path("kubelet/pod-resources/kubelet.sock");
+    let mut client = PodResourcesListerClient::new(plugin::connect(&socket).unwrap());
+    let allocatable = client.get_allocatable_resources(AllocatableResourcesRequest {}).await?.into_inner();
+    assert_eq!(allocatable.devices.len(), 3);
+    let listed = client.list(ListPodResourcesRequest {}).await?.into_inner();
+    assert_eq!(listed.pod_resources[0].name, "first");
+    let request = GetPodResourcesRequest { pod_name: name.to_owned(), pod_namespace: "default".to_owned() };
+    Ok(client.get(request).await?.into_inner().pod_resources.unwrap())
 }
 
 /// Waits until the plugin's devices are known: a list comes after the registration.

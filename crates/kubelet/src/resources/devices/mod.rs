@@ -342,6 +342,23 @@ impl Devices {
         gone.iter().for_each(|uid| self.release(uid));
     }
 
+    /// The devices of a container: resource, id, NUMA nodes.
+    pub(crate) fn of(&self, uid: &str, container: &str) -> Vec<(String, String, Vec<i64>)> {
+        let state = self.lock();
+        let resources = state.table.given.get(uid).and_then(|pod| pod.get(container)).into_iter().flatten();
+        resources.flat_map(|(name, allocation)| allocation.near(name)).collect()
+    }
+
+    /// All devices that can be given out, also those that are: resource, id, NUMA nodes.
+    pub(crate) fn usable(&self) -> Vec<(String, String, Vec<i64>)> {
+        let state = self.lock();
+        let all = state.table.resources.iter().flat_map(|(name, known)| {
+            let usable = known.usable().into_iter();
+            usable.map(|id| (name.clone(), known.devices[&id].nodes.clone(), id)).collect::<Vec<_>>()
+        });
+        all.map(|(name, nodes, id)| (name, id, nodes)).collect()
+    }
+
     /// The devices of a container by resource, each with whether it is healthy as far as is known.
     pub(crate) fn health(&self, uid: &str, container: &str) -> Vec<(String, Vec<(String, bool)>)> {
         let state = self.lock();

@@ -42,7 +42,7 @@ pub(crate) struct Resource {
 
 impl Resource {
     /// Devices that can be given out, if nobody has them.
-    fn usable(&self) -> Ids {
+    pub(super) fn usable(&self) -> Ids {
         let usable = self.devices.iter().filter(|(_, device)| self.gone.is_none() && device.is_healthy);
         usable.map(|(id, _)| id.clone()).collect()
     }
@@ -67,6 +67,15 @@ pub(crate) struct Allocation {
 impl Allocation {
     pub(crate) fn ids(&self) -> Ids {
         self.devices.values().flatten().cloned().collect()
+    }
+
+    /// The devices with the name of their resource and the NUMA nodes that they are near to.
+    pub(super) fn near(&self, resource: &str) -> Vec<(String, String, Vec<i64>)> {
+        let nodes = |id: &String| {
+            let with = self.devices.iter().filter(|(node, ids)| **node != NO_NODE && ids.contains(id));
+            with.map(|(node, _)| *node).collect()
+        };
+        self.ids().into_iter().map(|id| (resource.to_owned(), id.clone(), nodes(&id))).collect()
     }
 }
 
