@@ -79,6 +79,25 @@ pub fn admit(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<(), Rejection> {
     taints(pod, site)
 }
 
+/// Whether `site` has what `pod`, which it runs, wants to have from now on.
+///
+/// # Errors
+/// Why not; `true` if it never will, however few others there are.
+pub fn resize(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<(), (Rejection, bool)> {
+    for resource in ["cpu", "memory"] {
+        let Some(capacity) = site.allocatable.get(resource) else { continue };
+        let asked = qos::of_pod(pod, resource, List::Requests);
+        if asked > *capacity {
+            let number = |amount: Quantity| if resource == "cpu" { amount.milli() } else { amount.units() };
+            let (asked, capacity) = (number(asked), number(*capacity));
+            let message =
+                format!("Node didn't have enough capacity: {resource}, requested: {asked}, capacity: {capacity}");
+            return Err((Rejection::new("Infeasible", message), true));
+        }
+    }
+    resources(pod, site, others).map_err(|rejection| (rejection, false))
+}
+
 /// A pod that keeps the cluster going: of the mirror kind, or with the priority of system pods.
 pub fn is_critical(pod: &Pod) -> bool {
     const SYSTEM_CRITICAL: i32 = 2_000_000_000;
@@ -293,6 +312,14 @@ mod tests {
     fn requests_have_to_fit() {
         let (one, half) = (asking("1", None), asking("500m", None));
         assert_eq!(reason(&one, &site(), &[&one]), None);
+        let resized = |asked: &str, others: &[&Pod]| {
+            super::resize(&asking(asked, None), &site(), others)
+                .err()
+                .map(|(rejection, never)| (rejection.reason, never))
+        };
+        assert_eq!(resized("1500m", &[&half]), None);
+        assert_eq!(resized("1500m", &[&one]), Some(("OutOfcpu".to_owned(), false)));
+        assert_eq!(resized("3", &[]), Some(("Infeasible".to_owned(), true)));
         assert_eq!(reason(&one, &site(), &[&one, &half]).as_deref(), Some("OutOfcpu"));
         assert_eq!(reason(&half, &site(), &[&half, &half, &half]).as_deref(), Some("OutOfpods"));
         let message = admit(&asking("4", None), &site(), &[]).unwrap_err().message;

@@ -2,6 +2,7 @@
 
 mod container;
 mod image;
+mod resize;
 mod sandbox;
 mod stopping;
 
@@ -53,6 +54,7 @@ fn patience(action: &Action) -> Option<Duration> {
         Action::Start { .. }
         | Action::Probe { .. }
         | Action::Stop(_)
+        | Action::Resize { .. }
         | Action::LeaveServices
         | Action::CleanUp
         | Action::Purge
@@ -137,6 +139,7 @@ impl Job {
             Action::PostStart { container, id } => self.post_start(container, id).await,
             Action::Probe { container, id, kind } => self.probe(container, id, *kind).await,
             Action::Stop(stop) => self.stop(stop).await,
+            Action::Resize { steps } => self.resize(steps).await,
             Action::LeaveServices => self.leave_services().await,
             Action::CleanUp => self.clean_up().await,
             Action::Purge => self.purge().await,

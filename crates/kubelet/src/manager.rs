@@ -1,5 +1,7 @@
 //! All pods of the node: which have a worker, and which events go where.
 
+mod grants;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +21,8 @@ use crate::context::{Context, name_of, uid_of};
 use crate::generate::label;
 use crate::remains;
 use crate::worker::{self, Begin, Event, Workers};
+
+use grants::Grants;
 
 /// How long to wait before asking a runtime again that does not answer.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
@@ -40,6 +44,7 @@ pub(crate) struct Manager {
     /// Workers that have died, by the uids of their pods: who dies again and again rests longer and longer.
     deaths: HashMap<String, Backoff>,
     share: Arc<Share>,
+    grants: Grants,
 }
 
 /// The removal of what is left of a pod.
@@ -55,7 +60,8 @@ impl Manager {
         let (ending, ended) = unbounded_channel();
         let (jobs, removals) = (JoinSet::new(), HashMap::new());
         let (unclaimed, deaths, share) = (Some(HashSet::new()), HashMap::new(), Arc::default());
-        Self { context, workers, stop, jobs, unclaimed, removals, ending, ended, deaths, share }
+        let grants = Grants::default();
+        Self { context, workers, stop, jobs, unclaimed, removals, ending, ended, deaths, share, grants }
     }
 
     /// Adopts what runs, then follows source and runtime until told to stop, whatever it waits for then.
@@ -225,19 +231,27 @@ impl Manager {
                 let _ = worker.events.send(Event::Gone); // It may just be ending.
             }
         }
+        let has_ended = change.object.as_ref().is_none_or(|pod| pod::spec::ended_phase(pod).is_some());
         if let Some(pod) = change.object {
             self.see(pod);
+        }
+        if has_ended {
+            self.grant();
         }
     }
 
     /// A pod of the source is new or has changed.
     fn see(&mut self, pod: Arc<Pod>) {
+        let Some(worker) = self.lock().get(uid_of(&pod)).map(|worker| worker.events.clone()) else {
+            return self.see_new(pod);
+        };
+        // One that has just ended is buried next, and finds this version then.
+        let _ = worker.send(Event::Pod(pod.clone()));
+        self.consider(&pod);
+    }
+
+    fn see_new(&mut self, pod: Arc<Pod>) {
         let uid = uid_of(&pod);
-        if let Some(worker) = self.lock().get(uid) {
-            // One that has just ended is buried next, and finds this version then.
-            let _ = worker.events.send(Event::Pod(pod));
-            return;
-        }
         if self.removals.values().any(|removal| removal.uid == uid) {
             return; // It has come back, and begins when that is over.
         }
@@ -262,10 +276,7 @@ impl Manager {
     /// Whether the node takes a pod that is new to it. One that it took before an interruption stays taken.
     fn admit(&self, pod: &Pod) -> Result<(), Rejection> {
         let Some(site) = self.context.parts.site.as_ref().filter(|_| is_new(pod)) else { return Ok(()) };
-        let workers = self.lock();
-        let shown = workers.values().map(|worker| worker.shown.lock().unwrap_or_else(PoisonError::into_inner));
-        let others: Vec<Arc<Pod>> = shown.filter(|shown| shown.is_active()).map(|shown| shown.pod.clone()).collect();
-        drop(workers);
+        let others = self.taken(None);
         admission::admit(pod, &site.now(), &others.iter().map(|other| &**other).collect::<Vec<_>>())
     }
 
@@ -319,7 +330,9 @@ impl Manager {
     /// too late.
     fn bury(&mut self, uid: &str) {
         let was_gone = self.lock().remove(uid).is_some_and(|worker| worker.is_gone);
+        self.grants.forget(uid);
         self.share_cpu();
+        self.grant();
         let Some(pod) = self.known(uid) else {
             self.deaths.remove(uid);
             self.remove_unless_wanted(uid.to_owned());

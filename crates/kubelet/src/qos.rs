@@ -13,8 +13,10 @@
 
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use pod::quantity::Quantity;
+pub use pod::resources::{List, of_container, of_pod};
+use pod::resources::{is_limited, of_containers, of_requirements};
 use pod::spec::Role;
 use pod::{QosClass, spec};
 use sys::cgroup::{Cgroup, Hierarchy, Limits};
@@ -29,6 +31,17 @@ pub const PERIOD_US: u64 = 100_000;
 const QUOTA_MIN_US: i64 = 1000;
 /// Priority from which on a pod is critical to its node (`system-node-critical`).
 const NODE_CRITICAL: i32 = 2_000_001_000;
+
+/// A limit of a pod's group that can change while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Of memory.
+    Memory,
+    /// Of CPU time.
+    Quota,
+    /// The weight against others when CPU time is short.
+    Shares,
+}
 
 /// The group of all pods.
 pub const ROOT: &str = "kubepods";
@@ -60,65 +73,6 @@ pub fn shares(milli: i64) -> u64 {
 pub fn quota_us(milli: i64) -> Option<i64> {
     let period = i64::try_from(PERIOD_US).unwrap_or(i64::MAX);
     (milli > 0).then(|| (milli.saturating_mul(period) / 1000).max(QUOTA_MIN_US))
-}
-
-/// Which list of a container's resources.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum List {
-    /// `requests`; one that is not written is the limit.
-    Requests,
-    /// `limits`.
-    Limits,
-}
-
-/// What a container asks for; `None` when it is not written, or no quantity.
-pub fn of_container(container: &Container, resource: &str, list: List) -> Option<Quantity> {
-    of_requirements(container.resources.as_ref()?, resource, list)
-}
-
-fn of_requirements(resources: &ResourceRequirements, resource: &str, list: List) -> Option<Quantity> {
-    let read = |list: &Option<std::collections::BTreeMap<String, _>>| {
-        let text: &k8s_openapi::apimachinery::pkg::api::resource::Quantity = list.as_ref()?.get(resource)?;
-        Quantity::parse(&text.0).ok().filter(|amount| !amount.is_zero())
-    };
-    let limit = read(&resources.limits);
-    match list {
-        List::Limits => limit,
-        List::Requests => read(&resources.requests).or(limit),
-    }
-}
-
-/// What a whole pod asks for: its own amount, or the most that its containers need at one time, plus overhead.
-pub fn of_pod(pod: &Pod, resource: &str, list: List) -> Quantity {
-    let whole = spec::of(pod).resources.as_ref().and_then(|whole| of_requirements(whole, resource, list));
-    whole.unwrap_or_else(|| of_containers(pod, resource, list)) + overhead(pod, resource)
-}
-
-/// Init containers run one at a time beside the sidecars before them; then all others run together.
-fn of_containers(pod: &Pod, resource: &str, list: List) -> Quantity {
-    let mut together = Quantity::default();
-    let mut peak = Quantity::default();
-    for (role, container) in spec::containers(pod) {
-        let amount = of_container(container, resource, list).unwrap_or_default();
-        match role {
-            Role::Init => peak = peak.max(together + amount),
-            Role::Ephemeral => {}
-            Role::Sidecar | Role::Main => together = together + amount,
-        }
-    }
-    peak.max(together)
-}
-
-fn overhead(pod: &Pod, resource: &str) -> Quantity {
-    let text = spec::of(pod).overhead.as_ref().and_then(|list| list.get(resource));
-    text.and_then(|text| Quantity::parse(&text.0).ok()).unwrap_or_default()
-}
-
-/// Whether every container (or the pod as a whole) has a limit: only then does the pod's group get one.
-fn is_limited(pod: &Pod, resource: &str) -> bool {
-    let whole = spec::of(pod).resources.as_ref();
-    whole.is_some_and(|whole| of_requirements(whole, resource, List::Limits).is_some())
-        || spec::containers(pod).all(|(_, container)| of_container(container, resource, List::Limits).is_some())
 }
 
 /// Limits of a pod's group. `pids` is the node's limit for each pod (`podPidsLimit`).
@@ -260,6 +214,22 @@ impl Tree {
         group.create()?;
         group.set(&self.present(pod_limits(pod, self.pids)))?;
         Ok(group)
+    }
+
+    /// Changes one limit of a pod's group, which runs.
+    ///
+    /// # Errors
+    /// The group and the kernel's reason.
+    pub fn resize_pod(&self, pod: &Pod, part: Part) -> sys::Result<()> {
+        let all = pod_limits(pod, None);
+        let limits = match part {
+            Part::Memory => Limits { memory_bytes: all.memory_bytes, ..Limits::default() },
+            Part::Quota => {
+                Limits { cpu_quota_us: all.cpu_quota_us, cpu_period_us: all.cpu_period_us, ..Limits::default() }
+            }
+            Part::Shares => Limits { cpu_shares: all.cpu_shares, ..Limits::default() },
+        };
+        self.pod(pod).set(&self.present(limits))
     }
 
     /// Kills what is left in a pod's group and removes it.

@@ -5,7 +5,8 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::backoff::Backoff;
 use crate::probe::Kind;
-use crate::restart::{Verdict, after_exit};
+use crate::resize::{self, Step};
+use crate::restart::{Verdict, after_run};
 use crate::spec::{self, Role};
 use crate::view::{Left, Outage, Running, Sandbox, Setup, View};
 
@@ -54,6 +55,11 @@ pub enum Action {
     },
     /// End a run: preStop, then the stop signal, then SIGKILL.
     Stop(Stop),
+    /// Write what was granted to the groups of the pod and its containers.
+    Resize {
+        /// In this order.
+        steps: Vec<Step>,
+    },
     /// Wait, within bounds, until the pod's endpoints have left the service rules.
     LeaveServices,
     /// Stop the sandbox of a finished pod, unmount its volumes, remove its groups. Its containers stay for their logs.
@@ -75,6 +81,8 @@ pub struct Stop {
     pub grace_s: i64,
     /// Why, for the event.
     pub reason: String,
+    /// Another run begins with other resources, whatever the restart policy says of this one.
+    pub resizes: bool,
 }
 
 impl Action {
@@ -88,6 +96,7 @@ impl Action {
             Self::PostStart { container, id } => format!("poststart/{container}/{id}"),
             Self::Probe { container, id, kind } => format!("probe/{container}/{id}/{}", kind.as_str()),
             Self::Stop(stop) => stop_key(&stop.container, &stop.id),
+            Self::Resize { .. } => "resize".to_owned(),
             Self::LeaveServices => "leave".to_owned(),
             Self::CleanUp => "cleanup".to_owned(),
             Self::Purge => "purge".to_owned(),
@@ -116,6 +125,8 @@ pub struct Plan {
     pub next_due: Option<Timestamp>,
     /// The pod's `activeDeadlineSeconds` are over: apply [`crate::Change::Fail`].
     pub deadline_exceeded: bool,
+    /// What was granted is in force: apply [`crate::Change::ResizeDone`].
+    pub resize_done: bool,
 }
 
 /// Decides what a pod needs next.
@@ -141,7 +152,7 @@ pub(crate) fn is_ending(pod: &Pod, view: &View) -> bool {
 pub(crate) fn has_finished(pod: &Pod, view: &View) -> bool {
     let verdict = |role: Role, container: &Container| -> Option<Verdict> {
         let last = view.containers.get(&container.name)?.ended.as_ref()?;
-        Some(after_exit(pod, role, container, last.exit_code))
+        Some(after_run(pod, role, container, view.record.containers.get(&container.name).map(|record| &**record), last))
     };
     if spec::containers(pod)
         .any(|(role, container)| role == Role::Init && verdict(role, container) == Some(Verdict::Failed))
@@ -224,11 +235,44 @@ impl<'a> Planner<'a> {
             return;
         }
         self.prepare();
+        self.resize();
         self.ensure_images();
-        if self.view.volumes == Setup::Ready && matches!(self.view.sandbox, Sandbox::Ready { .. }) {
+        let is_prepared = self.view.volumes == Setup::Ready && matches!(self.view.sandbox, Sandbox::Ready { .. });
+        if is_prepared && !self.is_resizing() {
             self.start_containers();
         }
         self.tend_running();
+    }
+
+    /// Brings what was granted into force. Containers that want to be restarted for it end first.
+    fn resize(&mut self) {
+        let Some(resize) = self.view.record.resize.as_ref().filter(|resize| resize.progress.is_some()) else { return };
+        let restarts: Vec<_> = resize::restarts(self.pod, self.view).collect();
+        for (container, running) in &restarts {
+            self.push(Action::Stop(Stop {
+                container: container.name.clone(),
+                id: running.id.clone(),
+                grace_s: spec::grace_s(self.pod),
+                reason: format!("Container {} resize requires restart", container.name),
+                resizes: true,
+            }));
+        }
+        if !restarts.is_empty() {
+            return;
+        }
+        let steps = resize::steps(self.pod, self.view);
+        if steps.is_empty() {
+            self.plan.resize_done = !self.view.is_busy("resize");
+        } else if self.may_try(resize.backoff) {
+            self.push(Action::Resize { steps });
+        }
+    }
+
+    /// Whether a container that starts now might need more than the pod's group has.
+    fn is_resizing(&self) -> bool {
+        let granted =
+            |resize: &resize::Resize| resize.progress.as_ref().is_some_and(|progress| progress.error.is_none());
+        self.view.record.resize.as_deref().is_some_and(granted) && !resize::steps(self.pod, self.view).is_empty()
     }
 
     fn deadline(&self) -> Option<Timestamp> {
@@ -291,7 +335,10 @@ impl<'a> Planner<'a> {
         match (&view.running, &view.ended) {
             (Some(_), _) => false,
             (None, None) => true,
-            (None, Some(run)) => after_exit(self.pod, role, container, run.exit_code) == Verdict::Restart,
+            (None, Some(run)) => {
+                let record = self.view.record.containers.get(&container.name).map(|record| &**record);
+                after_run(self.pod, role, container, record, run) == Verdict::Restart
+            }
         }
     }
 
@@ -372,6 +419,7 @@ impl<'a> Planner<'a> {
                     container.name,
                     kind.as_str().to_lowercase()
                 ),
+                resizes: false,
             }));
             return;
         }
@@ -460,6 +508,7 @@ impl<'a> Planner<'a> {
                 id: running.id.clone(),
                 grace_s: self.remaining_grace_s(),
                 reason: format!("Stopping container {name}"),
+                resizes: false,
             }));
         }
         !next.is_empty()

@@ -13,6 +13,8 @@ pub mod eviction;
 pub mod probe;
 pub mod qos;
 pub mod quantity;
+pub mod resize;
+pub mod resources;
 pub mod restart;
 pub mod spec;
 pub mod status;

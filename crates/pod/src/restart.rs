@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::spec::{self, Role};
+use crate::view::{ContainerRecord, Run};
 
 /// What follows the end of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,14 @@ pub enum Verdict {
     Done,
     /// It has failed for good.
     Failed,
+}
+
+/// As [`after_exit`], of a run that may have been ended to begin again with other resources.
+pub fn after_run(pod: &Pod, role: Role, container: &Container, record: Option<&ContainerRecord>, run: &Run) -> Verdict {
+    if record.is_some_and(|record| record.resizing.as_ref() == Some(&run.id)) {
+        return Verdict::Restart;
+    }
+    after_exit(pod, role, container, run.exit_code)
 }
 
 /// Applies the container's `restartPolicyRules`, its own `restartPolicy`, or the pod's.

@@ -3,12 +3,13 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    HostIP, Pod, PodCondition, PodIP, PodStatus,
+    HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::decide::{has_finished, is_ending, is_initialized, is_started, uninitialized};
 use crate::qos::QosClass;
+use crate::resize::{self, Resize};
 use crate::spec::{self, Role};
 use crate::view::{ContainerRecord, ContainerView, Run, Sandbox, View, describe};
 
@@ -47,6 +48,8 @@ pub fn compute(pod: &Pod, view: &View, host: &Host, published: Option<&PodStatus
         pod_ips: (!addresses.is_empty()).then(|| addresses.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
         qos_class: Some(QosClass::of(pod).as_str().to_owned()),
         observed_generation: pod.metadata.generation,
+        allocated_resources: Some(resize::allocated_shown(pod)).filter(|list| !list.is_empty()),
+        resources: Some(resize::whole_shown(pod, view)).filter(|shown| *shown != ResourceRequirements::default()),
         conditions: Some(conditions(pod, view, phase, published, now)),
         init_container_statuses: (!init.is_empty()).then(|| statuses(init)),
         container_statuses: Some(statuses(main)),
@@ -129,7 +132,10 @@ fn container_status(pod: &Pod, view: &View, role: Role, container: &Container, n
         restart_count: record.restarts,
         state: Some(state),
         last_state: Some(last_state),
-        resources: container.resources.clone(),
+        resources: match record.actuated.as_ref().filter(|_| observed.running.is_some()) {
+            Some(actuated) => actuated.shown(container.resources.as_ref()),
+            None => container.resources.clone(),
+        },
         allocated_resources: container.resources.as_ref().and_then(|resources| resources.requests.clone()),
         ..ContainerStatus::default()
     }
@@ -152,7 +158,7 @@ fn states(
     }
     if let Some(run) = &observed.ended {
         let restarts =
-            crate::restart::after_exit(pod, role, container, run.exit_code) == crate::restart::Verdict::Restart;
+            crate::restart::after_run(pod, role, container, Some(record), run) == crate::restart::Verdict::Restart;
         if !restarts || is_ending(pod, view) {
             return (terminated(run), ContainerState::default());
         }
@@ -235,6 +241,8 @@ struct Condition {
     holds: bool,
     reason: Option<&'static str>,
     message: Option<String>,
+    /// Of the pod that it is about, if that is not the present one.
+    generation: Option<i64>,
 }
 
 fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>, now: Timestamp) -> Vec<PodCondition> {
@@ -249,8 +257,13 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
         ready.reason = Some("ReadinessGatesNotReady");
         ready.message = Some(format!("the status of pod readiness gate \"{}\" is not \"True\", but False", gates[0]));
     }
-    let plain =
-        |kind, holds, reason| Condition { kind, holds, reason: if holds { None } else { reason }, message: None };
+    let plain = |kind, holds, reason| Condition {
+        kind,
+        holds,
+        reason: if holds { None } else { reason },
+        message: None,
+        generation: None,
+    };
     let mut own = vec![
         plain("PodReadyToStartContainers", sandboxed, None),
         initialized_condition(pod, view, over),
@@ -260,7 +273,10 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
     ];
     if let Some((_, message)) = view.record.failed.as_ref().filter(|_| view.record.disrupted) {
         let (reason, message) = (Some("TerminationByKubelet"), Some(message.clone()));
-        own.push(Condition { kind: "DisruptionTarget", holds: true, reason, message });
+        own.push(Condition { kind: "DisruptionTarget", holds: true, reason, message, generation: None });
+    }
+    if !matches!(phase, "Succeeded" | "Failed") {
+        own.extend(view.record.resize.as_deref().into_iter().flat_map(resize_conditions));
     }
     own.iter().map(|condition| api_condition(pod, condition, published, now)).collect()
 }
@@ -280,13 +296,14 @@ fn initialized_condition(pod: &Pod, view: &View, over: bool) -> Condition {
         holds,
         reason: (!holds).then_some("ContainersNotInitialized"),
         message: (!holds).then(message),
+        generation: None,
     }
 }
 
 fn ready_condition(kind: &'static str, pod: &Pod, view: &View, phase: &str) -> Condition {
     if matches!(phase, "Succeeded" | "Failed") {
         let reason = if phase == "Succeeded" { "PodCompleted" } else { "PodFailed" };
-        return Condition { kind, holds: false, reason: Some(reason), message: None };
+        return Condition { kind, holds: false, reason: Some(reason), message: None, generation: None };
     }
     let is_ready = |container: &Container| {
         let record = view.record.containers.get(&container.name);
@@ -297,7 +314,7 @@ fn ready_condition(kind: &'static str, pod: &Pod, view: &View, phase: &str) -> C
         counted.filter(|(_, container)| !is_ready(container)).map(|(_, container)| container.name.as_str()).collect();
     let holds = unready.is_empty();
     let message = (!holds).then(|| format!("containers with unready status: [{}]", unready.join(" ")));
-    Condition { kind, holds, reason: (!holds).then_some("ContainersNotReady"), message }
+    Condition { kind, holds, reason: (!holds).then_some("ContainersNotReady"), message, generation: None }
 }
 
 fn missing_gates(pod: &Pod) -> Vec<&str> {
@@ -321,6 +338,25 @@ fn api_condition(pod: &Pod, condition: &Condition, published: Option<&PodStatus>
         message: condition.message.clone(),
         last_transition_time: Some(since.unwrap_or(Time(now))),
         last_probe_time: None,
-        observed_generation: pod.metadata.generation,
+        observed_generation: condition.generation.or(pod.metadata.generation),
     }
+}
+
+/// What a resize waits for, and that one goes on.
+fn resize_conditions(resize: &Resize) -> impl Iterator<Item = Condition> + use<> {
+    let pending = resize.pending.as_ref().map(|pending| Condition {
+        kind: "PodResizePending",
+        holds: true,
+        reason: Some(pending.reason()),
+        message: Some(pending.message.clone()),
+        generation: pending.generation,
+    });
+    let progress = resize.progress.as_ref().map(|progress| Condition {
+        kind: "PodResizeInProgress",
+        holds: true,
+        reason: progress.error.is_some().then_some("Error"),
+        message: progress.error.clone(),
+        generation: progress.generation,
+    });
+    pending.into_iter().chain(progress)
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::{self, Backoff};
 use crate::decide::Action;
 use crate::probe::{Kind, Outcome, States};
+use crate::resize::{self, Allocation, Pending, Resize, Sizes, Step};
 use crate::spec;
 
 /// Everything that is known of a pod beside its spec.
@@ -49,6 +50,15 @@ pub struct Record {
     pub disrupted: bool,
     /// By container name; in boxes as in [`View::containers`].
     pub containers: BTreeMap<String, Box<ContainerRecord>>,
+    /// What the node has granted the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<Box<Allocation>>,
+    /// What the pod's group was made for, if that is not what was granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Box<Allocation>>,
+    /// A resize that is not over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Box<Resize>>,
     /// Failures of the volumes.
     pub volumes: Outage,
     /// Failures of the sandbox.
@@ -101,6 +111,12 @@ pub struct ContainerRecord {
     pub post_started: Option<String>,
     /// The newest run that has ended.
     pub last: Option<Run>,
+    /// What the run that goes on was given, if that is not what was granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actuated: Option<Box<Sizes>>,
+    /// The run that is ended so that another one begins with other resources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resizing: Option<String>,
 }
 
 /// One run of a container, from start to end.
@@ -328,6 +344,35 @@ pub enum Change {
         /// The pod itself is not to blame.
         disrupted: bool,
     },
+    /// The node grants the pod what it wants.
+    Allocated {
+        /// What that is.
+        allocation: Allocation,
+        /// The generation of the pod that wants it.
+        generation: Option<i64>,
+        /// What the pod wants, for the event.
+        summary: String,
+    },
+    /// The node does not grant the pod what it wants.
+    ResizePending {
+        /// Why, and whether it ever will.
+        pending: Pending,
+        /// What the pod wants, for the event.
+        summary: String,
+    },
+    /// The pod wants what it has.
+    ResizeReverted,
+    /// A step of a resize is done.
+    Resized(Step),
+    /// The pod's group has what it needs for this.
+    GroupResized(Allocation),
+    /// A step of a resize failed.
+    ResizeFailed {
+        /// The cause.
+        message: String,
+    },
+    /// What was granted is in force.
+    ResizeDone,
     /// The endpoints of an ending pod are out of the rules, or the wait for that is over.
     LeftServices,
     /// Sandbox, volumes and groups of a finished pod are gone.
@@ -373,6 +418,7 @@ impl View {
             Change::Begun(action) => {
                 self.record.started.get_or_insert(now);
                 self.busy.insert(action.key());
+                self.begun(&action);
             }
             Change::Ended(action) => drop(self.busy.remove(&action.key())),
             Change::Retry => {
@@ -442,12 +488,58 @@ impl View {
                     self.record.disrupted = disrupted;
                 }
             }
+            Change::Allocated { allocation, generation, summary } => {
+                self.allocate(pod, allocation, generation);
+                return vec![Note::normal("ResizeStarted", format!("Pod resize started: {summary}"), None)];
+            }
+            Change::ResizePending { pending, summary } => return self.pend(pending, &summary),
+            Change::ResizeReverted => {
+                self.record.resize.as_mut().into_iter().for_each(|resize| resize.pending = None);
+            }
+            Change::Resized(step) => self.resized(step),
+            Change::GroupResized(granted) => {
+                let is_latest = self.record.allocated.as_deref() == Some(&granted);
+                self.record.group = (!is_latest).then(|| Box::new(granted));
+            }
+            Change::ResizeFailed { message } => {
+                let generation = pod.metadata.generation;
+                let resize = self.record.resize.get_or_insert_default();
+                if resize.fail(message.clone(), now) {
+                    let summary = resize::summary(pod, generation, Some(&message));
+                    return vec![Note::warning("ResizeError", format!("Pod resize error: {summary}"), None)];
+                }
+            }
+            Change::ResizeDone => {
+                let done = self.resize_done().map(|progress| resize::summary(pod, progress.generation, None));
+                let note = |summary| Note::normal("ResizeCompleted", format!("Pod resize completed: {summary}"), None);
+                return done.map(note).into_iter().collect();
+            }
             Change::LeftServices => self.left_services = true,
             Change::Cleaned => self.left = Left::Logs,
             Change::Purged => self.left = Left::Object,
             Change::Forgotten => self.left = Left::Nothing,
         }
         Vec::new()
+    }
+
+    /// What begins now begins with what is granted now.
+    fn begun(&mut self, action: &Action) {
+        match action {
+            Action::CreateSandbox { .. } => self.record.group = None,
+            Action::Start { container, .. } => self.record_of(container).actuated = None,
+            Action::Stop(stop) if stop.resizes => self.record_of(&stop.container).resizing = Some(stop.id.clone()),
+            _ => {}
+        }
+    }
+
+    fn pend(&mut self, pending: Pending, summary: &str) -> Vec<Note> {
+        let resize = self.record.resize.get_or_insert_default();
+        let same = |known: &Pending| (known.infeasible, known.generation) == (pending.infeasible, pending.generation);
+        let is_known = resize.pending.as_ref().is_some_and(same);
+        let reason = if pending.infeasible { "ResizeInfeasible" } else { "ResizeDeferred" };
+        let note = Note::warning(reason, format!("Pod resize {}: {summary}", pending.reason()), None);
+        resize.pending = Some(pending);
+        if is_known { Vec::new() } else { vec![note] }
     }
 
     /// The record of a container; made when there is none.
@@ -512,7 +604,10 @@ impl View {
         }
         let finished = run.finished.unwrap_or_default();
         let record = self.record_of(container);
-        record.backoff = record.backoff.after_failure(finished, run.started);
+        // One that was ended to be resized has not failed.
+        if record.resizing.as_ref() != Some(&run.id) {
+            record.backoff = record.backoff.after_failure(finished, run.started);
+        }
         let delay = record.backoff.delay.unwrap_or_default();
         record.last = Some(run.clone());
         let view = self.container_mut(container);

@@ -6,8 +6,9 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use pod::probe::{Kind, Outcome};
+use pod::resize::{Allocation, Pending, Step};
 use pod::status::{Host, compute};
-use pod::{Action, Change, Run, View, decide};
+use pod::{Action, Change, Record, Run, View, decide};
 use serde_json::json;
 
 /// A pod with a clock and a node that carries out every action at once.
@@ -43,6 +44,9 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..100 {
             let plan = decide(&self.pod, &self.view, self.now);
+            if plan.resize_done {
+                self.apply(Change::ResizeDone);
+            }
             if plan.actions.is_empty() {
                 return;
             }
@@ -73,6 +77,13 @@ impl World {
                 Change::Probed { container, id, kind, outcome, message: String::new() }
             }
             Action::Stop(stop) => exited(&stop.container, &stop.id, 143, self.now, self.now),
+            Action::Resize { steps } => {
+                for step in steps {
+                    self.log.push(short(&step));
+                    self.apply(Change::Resized(step));
+                }
+                Change::GroupResized(Allocation::of(&self.pod))
+            }
             Action::LeaveServices => Change::LeftServices,
             Action::CleanUp => Change::Cleaned,
             Action::Purge => Change::Purged,
@@ -117,6 +128,15 @@ impl World {
     fn delete(&mut self) {
         self.pod.metadata.deletion_grace_period_seconds = Some(30);
         self.pod.metadata.deletion_timestamp = Some(Time(self.now + SignedDuration::from_secs(30)));
+    }
+}
+
+fn short(step: &Step) -> String {
+    match step {
+        Step::GroupMemory { .. } => "group memory".to_owned(),
+        Step::GroupQuota => "group quota".to_owned(),
+        Step::GroupShares => "group shares".to_owned(),
+        Step::Container { name, resource, .. } => format!("container {name} {}", resource.name()),
     }
 }
 
@@ -398,4 +418,142 @@ fn a_pod_that_is_over_ends_who_looks_into_it() {
     assert_eq!(world.status().phase.as_deref(), Some("Running"), "something of it still runs");
     world.settle();
     assert_eq!(world.status().phase.as_deref(), Some("Succeeded"));
+}
+
+fn resources(cpu: &str, memory: &str) -> serde_json::Value {
+    json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "cpu": cpu, "memory": memory } })
+}
+
+impl World {
+    /// The pod wants these resources for its containers, and gets them.
+    fn resize(&mut self, wanted: &[(&str, &str)]) {
+        let mut pod = self.pod.clone();
+        for (container, (cpu, memory)) in pod.spec.as_mut().unwrap().containers.iter_mut().zip(wanted) {
+            container.resources = serde_json::from_value(resources(cpu, memory)).unwrap();
+        }
+        let allocation = Allocation::of(&pod);
+        assert!(!Allocation::of(&self.pod).covers(&pod) && allocation.covers(&pod));
+        self.apply(Change::Allocated { allocation, generation: Some(2), summary: String::new() });
+        self.pod = pod;
+    }
+
+    fn steps(&self) -> Vec<String> {
+        let is_step = |key: &&String| key.starts_with("group ") || key.starts_with("container ");
+        self.log.iter().filter(is_step).cloned().collect()
+    }
+
+    fn condition(&self, kind: &str) -> Option<(String, Option<String>)> {
+        let conditions = self.status().conditions.unwrap();
+        let found = conditions.into_iter().find(|condition| condition.type_ == kind);
+        found.map(|condition| (condition.status, condition.reason))
+    }
+}
+
+#[test]
+fn a_group_grows_before_its_containers_and_shrinks_after_them() {
+    let container = |name: &str| json!({ "name": name, "resources": resources("100m", "100Mi") });
+    let mut world = World::new(json!({ "containers": [container("a"), container("b"), container("c")] }));
+    world.settle();
+    world.log.clear();
+    world.resize(&[("200m", "200Mi"), ("300m", "50Mi"), ("100m", "100Mi")]);
+    assert_eq!(world.condition("PodResizeInProgress"), Some(("True".into(), None)));
+    let before = world.status();
+    let shown = before.container_statuses.unwrap()[0].clone();
+    assert_eq!(serde_json::to_value(shown.resources).unwrap(), resources("100m", "100Mi"), "what is in force");
+    assert_eq!(shown.allocated_resources.unwrap()["cpu"].0, "200m", "what was granted");
+    assert_eq!(before.resources.unwrap().limits.unwrap()["memory"].0, "300Mi");
+    world.settle();
+    let grown = [
+        "group memory",
+        "container b memory",
+        "container a memory",
+        "group quota",
+        "group shares",
+        "container a cpu",
+        "container b cpu",
+    ];
+    assert_eq!(world.steps(), grown);
+    assert_eq!(world.condition("PodResizeInProgress"), None);
+    let shown = world.status();
+    assert_eq!(shown.resources.unwrap().limits.unwrap()["memory"].0, "350Mi");
+    assert_eq!(shown.allocated_resources.unwrap()["cpu"].0, "600m");
+    world.log.clear();
+    world.resize(&[("100m", "100Mi"), ("300m", "50Mi"), ("100m", "100Mi")]);
+    world.settle();
+    assert_eq!(world.steps(), ["container a memory", "group memory", "container a cpu", "group shares", "group quota"]);
+    assert_eq!(world.status().container_statuses.unwrap()[0].restart_count, 0);
+}
+
+#[test]
+fn a_container_that_wants_it_is_restarted_for_a_resize_at_once_and_always() {
+    let policy = json!([{ "resourceName": "memory", "restartPolicy": "RestartContainer" }]);
+    let container = json!({ "name": "a", "resources": resources("100m", "100Mi"), "resizePolicy": policy });
+    let mut world = World::new(json!({ "restartPolicy": "OnFailure", "containers": [container] }));
+    world.settle();
+    for (round, memory) in ["200Mi", "300Mi", "150Mi"].into_iter().enumerate() {
+        world.log.clear();
+        world.resize(&[("100m", memory)]);
+        world.settle();
+        let stop = format!("stop/a/run{}", round + 1);
+        assert_eq!(world.log, [&stop, "resize", "group memory", "image/a", "start/a"]);
+        let status = world.status();
+        let status = &status.container_statuses.unwrap()[0];
+        assert_eq!(status.restart_count, i32::try_from(round).unwrap() + 1, "without a back-off");
+        assert_eq!(serde_json::to_value(&status.resources).unwrap(), resources("100m", memory));
+    }
+    world.log.clear();
+    world.resize(&[("200m", "150Mi")]);
+    world.settle();
+    assert_eq!(world.steps(), ["group quota", "group shares", "container a cpu"], "the other resource needs none");
+}
+
+#[test]
+fn a_resize_that_fails_is_told_and_tried_again() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a", "resources": resources("1", "100Mi") }] }));
+    world.settle();
+    world.resize(&[("1", "50Mi")]);
+    let tried = |world: &World| decide(&world.pod, &world.view, world.now).actions;
+    assert_eq!(tried(&world).len(), 1);
+    world.apply(Change::ResizeFailed { message: "in use".into() });
+    assert_eq!(world.condition("PodResizeInProgress"), Some(("True".into(), Some("Error".into()))));
+    assert_eq!(tried(&world), []);
+    world.wait(20);
+    assert_eq!(world.condition("PodResizeInProgress"), None);
+    let pending = Pending { infeasible: false, message: "no room".into(), generation: Some(3) };
+    world.apply(Change::ResizePending { pending, summary: String::new() });
+    assert_eq!(world.condition("PodResizePending"), Some(("True".into(), Some("Deferred".into()))));
+    world.apply(Change::ResizeReverted);
+    assert_eq!(world.condition("PodResizePending"), None);
+}
+
+#[test]
+fn limits_of_the_whole_pod_are_those_of_containers_without() {
+    let mut world = World::new(json!({
+        "resources": resources("1", "100Mi"), "containers": [{ "name": "a" }, { "name": "b", "resources": resources("100m", "10Mi") }] }));
+    world.settle();
+    world.log.clear();
+    let mut pod = world.pod.clone();
+    pod.spec.as_mut().unwrap().resources = serde_json::from_value(resources("2", "200Mi")).unwrap();
+    let allocation = Allocation::of(&pod);
+    world.apply(Change::Allocated { allocation, generation: None, summary: String::new() });
+    world.pod = pod;
+    world.settle();
+    assert_eq!(world.steps(), ["group memory", "container a memory", "group quota", "group shares", "container a cpu"]);
+    let status = world.status();
+    assert_eq!(serde_json::to_value(status.resources).unwrap(), resources("2", "200Mi"));
+    assert_eq!(status.container_statuses.unwrap()[0].resources, None, "it has none of its own");
+}
+
+#[test]
+fn what_was_granted_outlives_the_daemon() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a", "resources": resources("1", "100Mi") }] }));
+    world.settle();
+    world.resize(&[("2", "100Mi")]);
+    let record = serde_json::to_string(&world.view.record).unwrap();
+    assert_eq!(serde_json::from_str::<Record>(&record).unwrap(), world.view.record);
+    let granted = world.view.record.allocated.as_ref().unwrap();
+    let mut wanted = world.pod.clone();
+    wanted.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(resources("3", "100Mi")).unwrap();
+    let given = granted.given(&std::sync::Arc::new(wanted));
+    assert_eq!(given.spec, world.pod.spec);
 }

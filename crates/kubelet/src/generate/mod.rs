@@ -229,7 +229,7 @@ pub fn container_config_with(
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         linux: Some(v1::LinuxContainerConfig {
-            resources: Some(resources(config, request)),
+            resources: Some(resources(config, request.pod, request.role, container)),
             security_context: Some(security::container(config, request)?),
         }),
         stop_signal: stop_signal(container),
@@ -298,9 +298,9 @@ fn pod_resources(pod: &Pod) -> v1::LinuxContainerResources {
     }
 }
 
-fn resources(config: &Config, request: &Request<'_>) -> v1::LinuxContainerResources {
+/// What a container gets of the machine.
+pub(crate) fn resources(config: &Config, pod: &Pod, role: Role, container: &Container) -> v1::LinuxContainerResources {
     use qos::List;
-    let Request { pod, container, role, .. } = *request;
     // A container without a limit of its own is bounded by the limit of the pod as a whole.
     let limit = |resource| {
         let own = qos::of_container(container, resource, List::Limits);

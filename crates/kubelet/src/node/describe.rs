@@ -158,6 +158,7 @@ pub fn status(config: &NodeConfig, machine: &Machine, observed: &Observed, befor
         daemon_endpoints: config
             .port
             .map(|port| NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }) }),
+        declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(observed.supplemental_groups_policy) }),
         images: Some(images(&observed.images)),
         node_info: Some(info),
@@ -166,6 +167,10 @@ pub fn status(config: &NodeConfig, machine: &Machine, observed: &Observed, befor
         ..NodeStatus::default()
     }
 }
+
+/// What schedulers and the API server may count on that not every kubelet does, in alphabetical order.
+const DECLARED_FEATURES: [&str; 2] =
+    ["InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers"];
 
 /// As upstream writes it: memory in Ki, CPUs whole or in thousandths.
 fn quantity(name: &str, amount: Quantity) -> resource::Quantity {

@@ -11,6 +11,7 @@ use cluster::Key;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use pod::resize::Allocation;
 use pod::status::Host;
 use pod::{Action, Change, Record, View};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -66,6 +67,9 @@ enum Unknown {
 
 struct Worker {
     context: Arc<Context>,
+    /// The pod as the source wants it.
+    wanted: Arc<Pod>,
+    /// The pod as the node has granted it: what runs.
     pod: Arc<Pod>,
     /// What is shown shares it until it changes.
     view: Arc<View>,
@@ -101,6 +105,7 @@ impl Worker {
             early: Early::default(),
             is_gone: false,
             context,
+            wanted: pod.clone(),
             pod,
             view,
             host,
@@ -114,6 +119,10 @@ impl Worker {
         let (view, changes) = adopt::view_of(&self.context, &self.pod, found);
         self.saved = view.record.clone();
         self.view = Arc::new(view);
+        // A pod is taken with what it asks for; of one that was taken before, this is on record.
+        let record = &mut Arc::make_mut(&mut self.view).record;
+        record.allocated.get_or_insert_with(|| Box::new(Allocation::of(&self.pod)));
+        self.reallocate();
         self.show();
         changes
     }
@@ -219,8 +228,22 @@ impl Worker {
         }
     }
 
+    /// The pod is what it wants to be, with what it was granted.
+    fn reallocate(&mut self) {
+        self.pod = match &self.view.record.allocated {
+            Some(granted) => granted.given(&self.wanted),
+            None => self.wanted.clone(),
+        };
+    }
+
     fn take_version(&mut self, pod: Arc<Pod>) {
-        let before = std::mem::replace(&mut self.pod, pod);
+        self.wanted = pod;
+        let before = self.pod.clone();
+        self.reallocate();
+        let is_pending = self.view.record.resize.as_ref().is_some_and(|resize| resize.pending.is_some());
+        if is_pending && self.view.record.allocated.as_ref().is_some_and(|granted| granted.covers(&self.wanted)) {
+            self.apply(Change::ResizeReverted);
+        }
         if grace_of(&self.pod) < grace_of(&before) {
             self.hasten();
         }
@@ -282,8 +305,12 @@ impl Worker {
 
     fn apply(&mut self, change: Change) {
         tracing::debug!(pod = %name_of(&self.pod), ?change);
+        let grants = matches!(change, Change::Allocated { .. });
         let notes = Arc::make_mut(&mut self.view).apply(&self.pod, change, Timestamp::now());
         notes.iter().for_each(|note| self.context.note(&self.pod, note));
+        if grants {
+            self.reallocate();
+        }
     }
 
     fn shown(&self) -> std::sync::MutexGuard<'_, Shown> {
@@ -298,6 +325,9 @@ impl Worker {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
             self.apply(Change::Fail { reason, message, grace_s: None, disrupted: false });
             plan = pod::decide(&self.pod, &self.view, Timestamp::now());
+        }
+        if plan.resize_done {
+            self.apply(Change::ResizeDone);
         }
         for action in &plan.actions {
             self.apply(Change::Begun(action.clone()));

@@ -8,8 +8,10 @@ use testkit::serial::Test;
 use crate::desk::Desk;
 use crate::fixture::{Node, on_a_node};
 
-pub(crate) const TESTS: &[Test] =
-    &[("an_ephemeral_container_looks_into_a_pod", an_ephemeral_container_looks_into_a_pod)];
+pub(crate) const TESTS: &[Test] = &[
+    ("an_ephemeral_container_looks_into_a_pod", an_ephemeral_container_looks_into_a_pod),
+    ("a_pod_is_resized_while_it_runs", a_pod_is_resized_while_it_runs),
+];
 
 /// The status of a pod's first ephemeral container.
 fn looking(desk: &Desk) -> Value {
@@ -50,6 +52,61 @@ fn an_ephemeral_container_looks_into_a_pod() {
         assert_eq!(message, "sleep 4321 ", "{message}");
         assert_eq!(node.desk.phase("p").as_deref(), Some("Running"));
         assert_eq!(node.containers("p").await.len(), 2, "nothing runs again");
+        node
+    });
+}
+
+fn resources(cpu: &str, memory: &str) -> Value {
+    json!({ "requests": { "cpu": cpu, "memory": memory }, "limits": { "cpu": cpu, "memory": memory } })
+}
+
+fn resize(desk: &Desk, cpu: &str, memory: &str) {
+    let wanted = resources(cpu, memory);
+    desk.change("p", |spec| spec.containers[0].resources = serde_json::from_value(wanted).unwrap());
+}
+
+fn condition(desk: &Desk, kind: &str) -> Option<Option<String>> {
+    let conditions = desk.pod("p")?.status.clone()?.conditions?;
+    conditions.into_iter().find(|condition| condition.type_ == kind).map(|condition| condition.reason)
+}
+
+/// Waits until this is in force, as the status has it and as the kernel has it.
+async fn has(node: &Node, cpu: &str, memory: &str, bytes: u64) {
+    let told = |desk: &Desk| {
+        desk.container("p")["resources"] == resources(cpu, memory) && condition(desk, "PodResizeInProgress").is_none()
+    };
+    node.desk.when(&format!("it has {cpu} and {memory}"), told).await;
+    let pod = sys::cgroup::Hierarchy::detect().unwrap().group(format!("kubepods/pod{}", node.uid("p")));
+    let id = node.desk.container("p")["containerID"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    for group in [pod.clone(), pod.child(id)] {
+        assert_eq!(group.stats().memory.limit_bytes, Some(bytes), "{memory}");
+    }
+}
+
+fn a_pod_is_resized_while_it_runs() {
+    const MIB: u64 = 1 << 20;
+    on_a_node(|mut node| async {
+        node.want("p", "exec sleep 1000", json!({ "resources": resources("100m", "32Mi") }));
+        node.desk.running("p").await;
+        let before = node.desk.container("p")["containerID"].clone();
+        resize(&node.desk, "200m", "64Mi");
+        has(&node, "200m", "64Mi", 64 * MIB).await;
+        resize(&node.desk, "100m", "16Mi");
+        has(&node, "100m", "16Mi", 16 * MIB).await;
+        assert_eq!(node.desk.told("p", "ResizeCompleted"), 2);
+        // Less than it uses is not written, and stays what it wants over a restart of the kubelet.
+        resize(&node.desk, "100m", "8Ki");
+        let failed = |desk: &Desk| condition(desk, "PodResizeInProgress") == Some(Some("Error".to_owned()));
+        node.desk.when("it is told that more is in use", failed).await;
+        let desk = Arc::new(Desk::new());
+        cluster::Source::store(&*desk).pods().put((*node.desk.pod("p").unwrap()).clone());
+        node.restart(desk).await;
+        node.desk.when("the next kubelet tries it, too", |desk| desk.told("p", "ResizeError") > 0 || failed(desk)).await;
+        assert_eq!(node.desk.container("p")["resources"], resources("100m", "16Mi"), "what is in force");
+        resize(&node.desk, "100m", "32Mi");
+        has(&node, "100m", "32Mi", 32 * MIB).await;
+        let after = node.desk.container("p");
+        assert_eq!((&after["containerID"], &after["restartCount"]), (&before, &json!(0)));
         node
     });
 }

@@ -68,12 +68,14 @@ impl Ground {
 impl Drop for Ground {
     fn drop(&mut self) {
         let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
-        for directory in hierarchy.directories(Path::new("kubepods/besteffort")) {
-            for group in names(&directory).into_iter().filter(|name| name.ends_with(&suffix(self.dir.path()))) {
-                let group = hierarchy.group(format!("kubepods/besteffort/{group}"));
-                while group.exists() {
-                    group.kill().unwrap();
-                    let _ = group.delete(); // Until the last of its processes has ended.
+        for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"].map(Path::new) {
+            for directory in hierarchy.directories(class) {
+                for group in names(&directory).into_iter().filter(|name| name.ends_with(&suffix(self.dir.path()))) {
+                    let group = hierarchy.group(class.join(group));
+                    while group.exists() {
+                        group.kill().unwrap();
+                        let _ = group.delete(); // Until the last of its processes has ended.
+                    }
                 }
             }
         }
