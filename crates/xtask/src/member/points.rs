@@ -240,6 +240,27 @@ pub(super) fn debugs(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok(format!("it saw {} as process 1, and ended", other.trim()))
 }
 
+pub(super) fn resizes(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let pods = fleet.pods("web")?;
+    let (pod, container_name) = (name(&pods[0]).to_owned(), container(&pods[0])["name"].clone());
+    let before = ids(&pods[..1]);
+    let wanted = serde_json::json!({ "requests": { "cpu": "20m" }, "limits": { "memory": "128Mi" } });
+    let patch =
+        serde_json::json!({"spec": {"containers": [{"name": container_name, "resources": wanted}]}}).to_string();
+    fleet.kubectl_words(&["patch", "pod", &pod, "--subresource", "resize", "-p", &patch])?;
+    wait("it has what it wants", SOON, || {
+        let pod = fleet.get(&format!("pod {pod}"))?;
+        let resources = &container(&pod)["resources"];
+        let has = resources["requests"]["cpu"] == "20m" && resources["limits"]["memory"] == "128Mi";
+        Ok((has && condition(&pod, "PodResizeInProgress").is_none()).then_some(()))
+    })?;
+    ensure!(ids(&[fleet.get(&format!("pod {pod}"))?]) == before, "its container was replaced");
+    let limit = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null || true";
+    let limit = fleet.kubectl_words(&["exec", &pod, "--", "sh", "-c", limit])?;
+    ensure!(limit.trim() == "134217728", "the kernel has {limit:?}");
+    Ok("another CPU request, another memory limit, the same container".to_owned())
+}
+
 fn ids(pods: &[Value]) -> Vec<(String, String)> {
     let mut ids: Vec<_> =
         pods.iter().map(|pod| (name(pod).to_owned(), container(pod)["containerID"].to_string())).collect();
