@@ -45,6 +45,8 @@ pub struct Site {
     pub allocatable: BTreeMap<String, Quantity>,
     /// What it is short of.
     pub pressures: Pressures,
+    /// Its machine goes down.
+    pub shutting_down: bool,
     /// Sysctls that the operator allows beside the safe ones: names, or beginnings that end with `*`
     /// (`allowedUnsafeSysctls`).
     pub sysctls: Vec<String>,
@@ -70,6 +72,9 @@ impl Rejection {
 /// # Errors
 /// Why not.
 pub fn admit(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<(), Rejection> {
+    if site.shutting_down {
+        return Err(Rejection::new("NodeShutdown", "Pod was rejected as the node is shutting down."));
+    }
     pressure(pod, site)?;
     sysctls(pod, site)?;
     system(pod, site)?;
@@ -105,7 +110,7 @@ pub fn is_critical(pod: &Pod) -> bool {
 }
 
 /// A pod that comes from a file of the node.
-fn is_static(pod: &Pod) -> bool {
+pub(crate) fn is_static(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     let source = annotations.and_then(|annotations| annotations.get("kubernetes.io/config.source"));
     source.is_some_and(|source| source != "api")
@@ -367,6 +372,13 @@ mod tests {
         assert_eq!(reason(&with("kernel/msgmax"), &site(), &[]).as_deref(), Some("SysctlForbidden"));
         let lenient = Site { sysctls: vec!["kernel.msg*".into()], ..site() };
         assert_eq!(reason(&with("kernel/msgmax"), &lenient, &[]), None);
+    }
+
+    #[test]
+    fn a_machine_that_goes_down_takes_nobody() {
+        let critical = pod(json!({"containers": [], "priority": 2_000_001_000}));
+        let down = Site { shutting_down: true, ..site() };
+        assert_eq!(reason(&critical, &down, &[]).as_deref(), Some("NodeShutdown"));
     }
 
     #[test]

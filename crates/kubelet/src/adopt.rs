@@ -8,9 +8,11 @@ use k8s_openapi::api::core::v1::Pod;
 use pod::spec::Role;
 use pod::{Change, Record, Run, Sandbox, View};
 
+use crate::admission::is_static;
 use crate::context::{Context, uid_of};
 use crate::effects::{addresses, run_of, time};
 use crate::generate::label;
+use crate::node::shutdown;
 
 /// A pod's remains in the runtime.
 #[derive(Debug, Default)]
@@ -75,6 +77,7 @@ async fn found(
 pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<Change>) {
     let mut view = View { record: context.records.load(uid_of(pod)).unwrap_or_default(), ..View::default() };
     recall(&mut view.record, pod);
+    begin_anew(&mut view.record, pod, found.sandboxes.is_empty());
     let attempt = |sandbox: &v1::PodSandboxStatus| sandbox.metadata.as_ref().map_or(0, |metadata| metadata.attempt);
     if let Some(newest) = found.sandboxes.iter().max_by_key(|sandbox| (attempt(sandbox), sandbox.created_at)) {
         view.record.sandbox_attempt = view.record.sandbox_attempt.max(attempt(newest));
@@ -100,6 +103,14 @@ pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<
     let running: Vec<_> = view.containers.iter().filter_map(running).collect();
     context.parts.resources.adopt(uid_of(pod), running.iter().map(|(name, id)| (name.as_str(), id.as_str())));
     (view, changes)
+}
+
+/// A pod from a file of the node has ended with the machine, and nobody makes another in its place: it runs again.
+fn begin_anew(record: &mut Record, pod: &Pod, nothing_runs: bool) {
+    let went_down = record.failed.as_ref().is_some_and(|(reason, _)| reason == shutdown::REASON);
+    if went_down && nothing_runs && is_static(pod) {
+        (record.failed, record.grace_s, record.disrupted) = (None, None, false);
+    }
 }
 
 /// What the source was told of the pod goes on from there, should its record be lost.
@@ -175,4 +186,27 @@ fn attempt_of(status: &v1::ContainerStatus) -> u32 {
 /// Made but never started: a daemon died in between.
 fn is_created(status: &v1::ContainerStatus) -> bool {
     status.state == v1::ContainerState::ContainerCreated as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_static_pod_that_ended_with_the_machine_begins_anew() {
+        let check = |source: &str, reason: &str, nothing_runs, expect| {
+            let annotations = json!({"kubernetes.io/config.source": source});
+            let pod: Pod = serde_json::from_value(json!({"metadata": {"annotations": annotations}})).unwrap();
+            let failed = Some((reason.to_owned(), String::new()));
+            let mut record = Record { failed, grace_s: Some(1), disrupted: true, ..Record::default() };
+            begin_anew(&mut record, &pod, nothing_runs);
+            assert_eq!(record == Record::default(), expect, "{source} {reason} {nothing_runs}");
+        };
+        check("file", "Terminated", true, true);
+        check("file", "Terminated", false, false);
+        check("file", "Evicted", true, false);
+        check("api", "Terminated", true, false);
+    }
 }

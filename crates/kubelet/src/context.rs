@@ -11,6 +11,7 @@ use cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Pod;
 use pod::spec::Role;
 use pod::{Note, NoteKind};
+use tokio::sync::watch;
 
 use crate::admission::Site;
 use crate::generate;
@@ -92,6 +93,8 @@ pub(crate) struct Context {
     pub(crate) parts: Parts,
     pub(crate) records: Records,
     pub(crate) users: Users,
+    /// Changes whenever a worker has taken a step.
+    pub(crate) steps: watch::Sender<()>,
 }
 
 impl Context {

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -18,6 +19,8 @@ use crate::worker::{Event, Shown, Workers};
 /// A running kubelet. Dropping it ends its work and leaves the pods running.
 pub struct Kubelet {
     workers: Arc<Mutex<Workers>>,
+    /// Changes whenever a worker has taken a step.
+    steps: watch::Receiver<()>,
     /// Stops the manager, with which the workers end.
     stop: DropGuard,
     resources: Arc<Resources>,
@@ -58,7 +61,9 @@ impl Kubelet {
         let records = Records::open(config.records_dir.clone())?;
         let users = Users::open(config.generate.paths.clone());
         let resources = parts.resources.clone();
-        let context = Arc::new(Context { config, parts, records, users });
+        let steps = watch::Sender::new(());
+        let heard = steps.subscribe();
+        let context = Arc::new(Context { config, parts, records, users, steps });
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new());
         let manager = Manager::new(context, workers.clone(), stop.clone());
         let (ready, adopted) = tokio::sync::oneshot::channel();
@@ -66,7 +71,7 @@ impl Kubelet {
         let shown = workers.clone();
         let serving = resources.serve(Box::new(move || active(&shown))).await;
         serving.map_err(io::Error::other)?;
-        let kubelet = Self { workers, stop: stop.drop_guard(), resources, manager };
+        let kubelet = Self { workers, steps: heard, stop: stop.drop_guard(), resources, manager };
         // An error means that the manager has died; its panic has been told.
         let _ = adopted.await;
         Ok(kubelet)
@@ -125,6 +130,16 @@ impl Kubelet {
     /// Whether nothing of a pod uses the node any more but its logs and its containers' files.
     pub fn is_cleaned(&self, uid: &str) -> bool {
         self.look(uid, |shown| shown.view.left != pod::Left::Everything).unwrap_or(true)
+    }
+
+    /// Returns when that is so of all these pods.
+    pub async fn cleaned(&self, uids: &[&str]) {
+        let mut steps = self.steps.clone();
+        while !uids.iter().all(|uid| self.is_cleaned(uid)) {
+            if steps.changed().await.is_err() {
+                return; // The kubelet has stopped.
+            }
+        }
     }
 
     /// Ends a pod for the node's sake: it becomes `Failed`. A pod that the node has ended before stays as it is.

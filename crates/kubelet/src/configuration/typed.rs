@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::spans;
 use crate::node::pressure::{Level, Policy, Signal, Threshold, Thresholds};
+use crate::node::shutdown::{self, Period};
 use crate::resources::cpu::{self, CpuSet, Reserved};
 use crate::resources::policies::{Policies, Scope, Topology};
 use crate::resources::topology;
@@ -70,6 +71,8 @@ pub struct Configuration {
     pub image_gc: ImageGc,
     /// What is given out whole, and from which NUMA nodes.
     pub policies: Policies,
+    /// How long pods have when the machine goes down; empty where it does not wait for them.
+    pub shutdown: Vec<Period>,
     /// `systemReserved` and `kubeReserved` together.
     pub reserved: BTreeMap<String, Quantity>,
     /// The cloud's name of the node.
@@ -151,6 +154,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         sysctls: reader.texts("allowedUnsafeSysctls"),
         eviction: reader.eviction(),
         image_gc: reader.image_gc(),
+        shutdown: reader.shutdown(),
         policies: reader.policies(&reserved),
         reserved,
         provider_id: reader.text("providerID"),
@@ -223,6 +227,35 @@ impl Reader<'_> {
                 Authorization::Webhook
             }
         }
+    }
+
+    fn shutdown(&mut self) -> Vec<Period> {
+        const BY_PRIORITY: &str = "shutdownGracePeriodByPodPriority";
+        let total = self.span("shutdownGracePeriod").unwrap_or_default();
+        let critical = self.span("shutdownGracePeriodCriticalPods").unwrap_or_default();
+        if critical > total {
+            self.fault("shutdownGracePeriodCriticalPods", "it is part of shutdownGracePeriod, and longer");
+        }
+        let written = self.get(BY_PRIORITY).and_then(Value::as_array).cloned().unwrap_or_default();
+        if written.is_empty() {
+            return shutdown::periods(total, critical);
+        }
+        if !total.is_zero() || !critical.is_zero() {
+            self.fault(BY_PRIORITY, "it cannot be set together with shutdownGracePeriod");
+        }
+        let mut periods: Vec<Period> = Vec::new();
+        for item in written {
+            let number = |name: &str| item.get(name).and_then(Value::as_i64);
+            let priority = number("priority").and_then(|number| i32::try_from(number).ok());
+            let seconds = number("shutdownGracePeriodSeconds").and_then(|number| u32::try_from(number).ok());
+            match priority.zip(seconds) {
+                Some((priority, seconds)) if periods.iter().all(|one| one.priority != priority) => {
+                    periods.push(Period { priority, seconds });
+                }
+                _ => self.fault(BY_PRIORITY, format!("{item} has no priority and seconds of its own")),
+            }
+        }
+        periods
     }
 
     fn image_gc(&mut self) -> ImageGc {
@@ -520,6 +553,24 @@ mod tests {
         assert_eq!((gc.high_percent, gc.low_percent, gc.maximum_age), (100, 1, Some(Duration::from_secs(3600))));
         let wrong = json!({"imageGCHighThresholdPercent": 50, "imageMinimumGCAge": "2h", "imageMaximumGCAge": "1h"});
         assert_eq!(read(&wrong).unwrap_err().len(), 2);
+    }
+
+    #[test]
+    fn a_shutdown_waits_for_as_long_as_is_written() {
+        assert_eq!(read(&json!({})).unwrap().shutdown, []);
+        let two =
+            read(&json!({"shutdownGracePeriod": "30s", "shutdownGracePeriodCriticalPods": "10s"})).unwrap().shutdown;
+        assert_eq!(two.iter().map(|period| period.seconds).collect::<Vec<_>>(), [20, 10]);
+        let by_priority = json!([{"priority": 5, "shutdownGracePeriodSeconds": 7}]);
+        let own = read(&json!({"shutdownGracePeriodByPodPriority": by_priority})).unwrap().shutdown;
+        assert_eq!(own, [Period { priority: 5, seconds: 7 }]);
+        for wrong in [
+            json!({"shutdownGracePeriod": "10s", "shutdownGracePeriodCriticalPods": "11s"}),
+            json!({"shutdownGracePeriod": "10s", "shutdownGracePeriodByPodPriority": by_priority}),
+            json!({"shutdownGracePeriodByPodPriority": [{"priority": 5}]}),
+        ] {
+            assert_eq!(read(&wrong).unwrap_err().len(), 1, "{wrong}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::describe::{self, Handler, NodeConfig, Observed};
 use super::machine::Machine;
 use super::pressure::Pressures;
+use super::shutdown;
 use crate::resources::Resources;
 
 /// Between two tries while the API server does not answer: doubled each time, up to upstream's maximum.
@@ -49,6 +50,8 @@ pub struct Parts {
     pub images: Arc<dyn ImageService>,
     /// What the node is short of, from who looks after that.
     pub pressures: watch::Receiver<Pressures>,
+    /// Whether the machine goes down.
+    pub shutting_down: watch::Receiver<bool>,
     /// What the node has of devices.
     pub resources: Arc<Resources>,
     /// Volumes that pods want or have ([`crate::volumes::Volumes::in_use`]).
@@ -214,6 +217,7 @@ impl Reporter {
                 changed = look.changed() => if changed.is_err() { return },
                 // What the node is short of, schedulers need to know at once. Who looks after that may have ended.
                 Ok(()) = self.parts.pressures.changed() => {}
+                Ok(()) = self.parts.shutting_down.changed() => {}
                 // The parts hold the sender.
                 _ = resources.changed() => {}
                 // The attach/detach controller waits for it, and so do the pods. The volumes may have ended.
@@ -225,9 +229,17 @@ impl Reporter {
     /// Publishes the status if it has changed, or if the last report is old.
     async fn report(&mut self) -> Result<(), ApiError> {
         let pressures = *self.parts.pressures.borrow_and_update();
+        let going_down = *self.parts.shutting_down.borrow_and_update();
         let in_use: BTreeSet<String> =
             self.parts.volumes_in_use.borrow_and_update().iter().map(|(volume, _)| volume.clone()).collect();
-        let observed = Observed { volumes_in_use: in_use, ..observe(&self.parts, pressures).await };
+        let mut observed = Observed { volumes_in_use: in_use, ..observe(&self.parts, pressures).await };
+        if going_down {
+            observed.not_ready =
+                Some(observed.not_ready.map_or_else(
+                    || shutdown::NOT_READY.to_owned(),
+                    |other| format!("[{other}, {}]", shutdown::NOT_READY),
+                ));
+        }
         let known = self.known();
         let status = describe::status(&self.parts.config, &self.parts.machine, &observed, known.as_ref());
         if let Some((published, when)) = &self.published

@@ -7,3 +7,4 @@ pub mod eviction;
 pub mod machine;
 pub mod membership;
 pub mod pressure;
+pub mod shutdown;

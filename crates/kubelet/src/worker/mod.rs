@@ -347,9 +347,12 @@ impl Worker {
     }
 
     fn show(&self) {
-        let mut shown = self.shown();
-        shown.pod = self.pod.clone();
-        shown.view = self.view.clone();
+        {
+            let mut shown = self.shown();
+            shown.pod = self.pod.clone();
+            shown.view = self.view.clone();
+        }
+        self.context.steps.send_replace(());
     }
 
     fn save(&mut self) {

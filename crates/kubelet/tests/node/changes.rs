@@ -101,7 +101,9 @@ fn a_pod_is_resized_while_it_runs() {
         let desk = Arc::new(Desk::new());
         cluster::Source::store(&*desk).pods().put((*node.desk.pod("p").unwrap()).clone());
         node.restart(desk).await;
-        node.desk.when("the next kubelet tries it, too", |desk| desk.told("p", "ResizeError") > 0 || failed(desk)).await;
+        node.desk
+            .when("the next kubelet tries it, too", |desk| desk.told("p", "ResizeError") > 0 || failed(desk))
+            .await;
         assert_eq!(node.desk.container("p")["resources"], resources("100m", "16Mi"), "what is in force");
         resize(&node.desk, "100m", "32Mi");
         has(&node, "100m", "32Mi", 32 * MIB).await;

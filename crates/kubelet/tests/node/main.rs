@@ -16,7 +16,9 @@ mod eviction;
 mod fixture;
 mod images;
 mod metrics;
+mod shutdown;
 mod sources;
+mod systemd;
 mod workers;
 
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         eviction::TESTS,
         images::TESTS,
         metrics::TESTS,
+        shutdown::TESTS,
         sources::TESTS,
         devices::TESTS,
         cpus::TESTS,

@@ -27,6 +27,7 @@ use kubelet::node::eviction;
 use kubelet::node::machine::Machine;
 use kubelet::node::membership::{self, Membership};
 use kubelet::node::pressure::Pressures;
+use kubelet::node::shutdown;
 use kubelet::paths::Paths;
 use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
@@ -86,13 +87,13 @@ impl Member {
         let chosen = addresses_of_pods(settings, source.store()).await;
         let base = Base::start(&chosen, network_config(settings, &chosen), forked.zygote).await?;
         // Nothing is short until somebody has looked.
-        let pressures = watch::Sender::default();
-        let site = MemberSite::new(settings, &node, &machine, source.store().clone(), pressures.subscribe());
+        let findings = Findings::default();
+        let site = MemberSite::new(settings, &node, &machine, source.store().clone(), findings.heard());
         let agent = agent_config(settings, &node, &machine, source.clone(), site, api.clone());
         let agent = Agent::start(agent, base, source.clone()).await?;
         let heartbeats = Api::new(config.with_timeout(HEARTBEAT_WITHIN))?;
         let membership = Arc::default();
-        let parts = parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats, pressures.subscribe());
+        let parts = parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats, findings.heard());
         servers.spawn(belong(registered, parts, Arc::clone(&membership)));
         if settings.configuration.rotate_certificates && client_files(settings).is_usable() {
             let (holder, files) = (holder(settings), client_files(settings));
@@ -105,7 +106,10 @@ impl Member {
         if let (address, port @ 1..) = settings.configuration.healthz {
             servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
         }
-        servers.spawn(eviction::run(eviction_parts(settings, &agent, pressures)));
+        if !settings.configuration.shutdown.is_empty() {
+            servers.spawn(shutdown::run(shutdown_parts(settings, &agent, findings.shutting_down)));
+        }
+        servers.spawn(eviction::run(eviction_parts(settings, &agent, findings.pressures)));
         Ok(Arc::new(Self { agent, source, membership, servers: servers.into() }))
     }
 
@@ -263,7 +267,26 @@ fn agent_config(
 struct MemberSite {
     fixed: Site,
     store: cluster::Store,
+    heard: Heard,
+}
+
+/// What the node finds out about itself, and tells those of its parts that go by it.
+#[derive(Default)]
+struct Findings {
+    pressures: watch::Sender<Pressures>,
+    shutting_down: watch::Sender<bool>,
+}
+
+impl Findings {
+    fn heard(&self) -> Heard {
+        Heard { pressures: self.pressures.subscribe(), shutting_down: self.shutting_down.subscribe() }
+    }
+}
+
+/// The other end of it.
+struct Heard {
     pressures: watch::Receiver<Pressures>,
+    shutting_down: watch::Receiver<bool>,
 }
 
 impl MemberSite {
@@ -272,19 +295,23 @@ impl MemberSite {
         node: &NodeConfig,
         machine: &Machine,
         store: cluster::Store,
-        pressures: watch::Receiver<Pressures>,
+        heard: Heard,
     ) -> Self {
         let mut allocatable = describe::allocatable(node, machine);
         allocatable.insert("pods".to_owned(), Quantity::from_units(node.pods_max.into()));
         let (labels, sysctls) = (describe::labels(node), settings.configuration.sysctls.clone());
         let fixed = Site { name: node.name.clone(), labels, allocatable, sysctls, ..Site::default() };
-        Self { fixed, store, pressures }
+        Self { fixed, store, heard }
     }
 }
 
 impl kubelet::SiteNow for MemberSite {
     fn now(&self) -> Site {
-        let mut site = Site { pressures: *self.pressures.borrow(), ..self.fixed.clone() };
+        let mut site = Site {
+            pressures: *self.heard.pressures.borrow(),
+            shutting_down: *self.heard.shutting_down.borrow(),
+            ..self.fixed.clone()
+        };
         let Some(node) = self.store.nodes().get(&cluster::Key::cluster(&site.name)) else { return site };
         if let Some(labels) = &node.metadata.labels {
             site.labels.clone_from(labels);
@@ -311,7 +338,7 @@ fn parts(
     agent: &Agent,
     api: Api,
     heartbeats: Api,
-    pressures: watch::Receiver<Pressures>,
+    heard: Heard,
 ) -> membership::Parts {
     let configuration = &settings.configuration;
     membership::Parts {
@@ -322,7 +349,8 @@ fn parts(
         store: agent.store().clone(),
         runtime: agent.base.runtime.clone(),
         images: agent.base.image_service.clone(),
-        pressures,
+        pressures: heard.pressures,
+        shutting_down: heard.shutting_down,
         resources: agent.resources.clone(),
         volumes_in_use: agent.volumes.in_use(),
         update_every: configuration.node_status_update_frequency,
@@ -345,6 +373,17 @@ fn eviction_parts(settings: &MemberSettings, agent: &Agent, pressures: watch::Se
         policy: settings.configuration.eviction.clone(),
         look_every: eviction::LOOK_EVERY,
         pressures,
+    }
+}
+
+fn shutdown_parts(settings: &MemberSettings, agent: &Agent, shutting_down: watch::Sender<bool>) -> shutdown::Parts {
+    shutdown::Parts {
+        kubelet: agent.kubelet.clone(),
+        source: agent.source.clone(),
+        node: settings.name.clone(),
+        periods: settings.configuration.shutdown.clone(),
+        places: shutdown::Places::default(),
+        shutting_down,
     }
 }
 
