@@ -175,12 +175,16 @@ impl Allocation {
 
     /// Whether the pod wants nothing else.
     pub fn covers(&self, pod: &Pod) -> bool {
-        let same = |container: &Container| {
-            let own = Sizes::of(container.resources.as_ref());
-            self.container(&container.name).is_none_or(|granted| granted.is_same(&own))
+        self.covers_of(pod, Resource::Cpu) && self.covers_of(pod, Resource::Memory)
+    }
+
+    /// Whether the pod wants nothing else of one resource.
+    pub fn covers_of(&self, pod: &Pod, resource: Resource) -> bool {
+        let same = |granted: &Sizes, wanted: Option<&ResourceRequirements>| {
+            granted.amounts(resource) == Sizes::of(wanted).amounts(resource)
         };
-        self.whole.is_same(&Sizes::of(spec::of(pod).resources.as_ref()))
-            && spec::containers(pod).all(|(_, container)| same(container))
+        let container = |one: &Container| self.container(&one.name).is_none_or(|own| same(own, one.resources.as_ref()));
+        same(&self.whole, spec::of(pod).resources.as_ref()) && spec::containers(pod).all(|(_, one)| container(one))
     }
 
     /// The pod with what it was granted instead of what it wants; the same one where that is the same.

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
-use pod::resize::{self, Allocation, Pending};
+use pod::QosClass;
+use pod::resize::{self, Allocation, Pending, Resource};
 
 use super::Manager;
-use crate::admission;
+use crate::admission::{self, Rejection};
 use crate::context::uid_of;
 use crate::worker::Event;
 
@@ -76,7 +77,7 @@ impl Manager {
                 let summary = resize::summary(wanted, generation, None);
                 pod::Change::Allocated { allocation, generation, summary }
             }
-            Err((admission::Rejection { message, .. }, infeasible)) => {
+            Err((Rejection { message, .. }, infeasible)) => {
                 let summary = resize::summary(wanted, generation, Some(&message));
                 pod::Change::ResizePending { pending: Pending { infeasible, message, generation }, summary }
             }
@@ -87,7 +88,15 @@ impl Manager {
         is_granted
     }
 
-    fn room_for(&self, wanted: &Pod) -> Result<(), (admission::Rejection, bool)> {
+    /// Whether there is room for what a pod wants; if not, whether there never will be.
+    fn room_for(&self, wanted: &Pod) -> Result<(), (Rejection, bool)> {
+        let granted = self.granted_to(uid_of(wanted)).map(|(_, granted)| granted);
+        let moves_cpus = granted.is_some_and(|granted| !granted.covers_of(wanted, Resource::Cpu));
+        let is_guaranteed = QosClass::of(wanted) == QosClass::Guaranteed;
+        if moves_cpus && is_guaranteed && self.context.parts.resources.gives_cpus() {
+            let message = "Resize is infeasible for Guaranteed Pods alongside CPU Manager policy \"static\"".to_owned();
+            return Err((Rejection { reason: "Infeasible".to_owned(), message }, true));
+        }
         let Some(site) = &self.context.parts.site else { return Ok(()) };
         let others = self.taken(Some(uid_of(wanted)));
         admission::resize(wanted, &site.now(), &others.iter().map(|other| &**other).collect::<Vec<_>>())

@@ -156,6 +156,11 @@ impl Resources {
         self.devices.clone()
     }
 
+    /// Whether containers can have CPUs of their own.
+    pub(crate) fn gives_cpus(&self) -> bool {
+        self.cpus.is_some()
+    }
+
     /// Whether something has to be given to a pod, which takes its time.
     pub(crate) fn concerns(&self, pod: &Pod) -> bool {
         self.cpus.is_some()
