@@ -342,17 +342,15 @@ impl Sized<'_> {
     }
 }
 
-/// The containers that run with something else than was granted. Init containers that run to their end do so as they began.
+/// The containers that run with something else than was granted.
 fn unequal<'a>(pod: &'a Pod, view: &'a View) -> impl Iterator<Item = Sized<'a>> {
     let whole = Sizes::of(spec::of(pod).resources.as_ref());
-    spec::containers(pod).filter(|(role, _)| matches!(role, Role::Main | Role::Sidecar)).filter_map(
-        move |(_, container)| {
-            let have = view.record.containers.get(&container.name)?.actuated.as_deref()?.clone();
-            let running = view.running(&container.name)?;
-            let want = Sizes::effective(&Sizes::of(container.resources.as_ref()), &whole);
-            (!have.is_same(&want)).then_some(Sized { container, running, have, want })
-        },
-    )
+    spec::containers(pod).filter_map(move |(_, container)| {
+        let have = view.record.containers.get(&container.name)?.actuated.as_deref()?.clone();
+        let running = view.running(&container.name)?;
+        let want = Sizes::effective(&Sizes::of(container.resources.as_ref()), &whole);
+        (!have.is_same(&want)).then_some(Sized { container, running, have, want })
+    })
 }
 
 /// The runs that have to end because their containers want to be restarted with what was granted.

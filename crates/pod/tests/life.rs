@@ -545,6 +545,22 @@ fn limits_of_the_whole_pod_are_those_of_containers_without() {
 }
 
 #[test]
+fn an_init_container_is_resized_while_it_runs() {
+    let container = |name: &str, cpu: &str| json!({ "name": name, "resources": resources(cpu, "100Mi") });
+    let mut world = World::new(json!({ "initContainers": [container("i", "1")], "containers": [container("a", "1")] }));
+    world.settle();
+    world.log.clear();
+    let mut pod = world.pod.clone();
+    pod.spec.as_mut().unwrap().init_containers = serde_json::from_value(json!([container("i", "2")])).unwrap();
+    world.apply(Change::Allocated { allocation: Allocation::of(&pod), generation: None, summary: String::new() });
+    world.pod = pod;
+    world.settle();
+    assert_eq!(world.steps(), ["group quota", "group shares", "container i cpu"]);
+    let shown = world.status().init_container_statuses.unwrap().remove(0);
+    assert_eq!(serde_json::to_value(shown.resources).unwrap(), resources("2", "100Mi"));
+}
+
+#[test]
 fn what_was_granted_outlives_the_daemon() {
     let mut world = World::new(json!({ "containers": [{ "name": "a", "resources": resources("1", "100Mi") }] }));
     world.settle();
