@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use plugin::csi::node_server::{Node, NodeServer};
-use plugin::csi::node_service_capability::rpc::Type as Ability;
 use plugin::csi::node_service_capability::{Rpc, Type};
 use plugin::csi::volume_capability::AccessType;
 use plugin::csi::volume_usage::Unit;
@@ -21,6 +20,9 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::plugins::{Registrar, Server};
+
+/// What a driver can do on a node.
+pub use plugin::csi::node_service_capability::rpc::Type as Ability;
 
 /// A driver, as it is set up.
 #[derive(Debug, Clone)]

@@ -40,6 +40,46 @@ spec:
   - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'echo LINE; exec sleep 100000'] }
 ";
 
+/// A CSI driver, a volume of it, its claim, and a pod that writes into it.
+pub(super) const HOLD: &str = "apiVersion: storage.k8s.io/v1
+kind: CSIDriver
+metadata: { name: hull.csi.example }
+spec: { attachRequired: true, podInfoOnMount: true, fsGroupPolicy: File }
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: { name: hold }
+spec:
+  accessModes: [ReadWriteOnce]
+  capacity: { storage: 1Gi }
+  persistentVolumeReclaimPolicy: Retain
+  storageClassName: ''
+  csi: { driver: hull.csi.example, volumeHandle: hold-1, fsType: ext4 }
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: { name: hold }
+spec:
+  accessModes: [ReadWriteOnce]
+  storageClassName: ''
+  volumeName: hold
+  resources: { requests: { storage: 1Gi } }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: stevedore, labels: { app: stevedore } }
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{ name: hold, persistentVolumeClaim: { claimName: hold } }]
+  containers:
+  - name: c
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'echo cargo > /hold/manifest; exec sleep 100000']
+    volumeMounts: [{ name: hold, mountPath: /hold }]
+    readinessProbe: { exec: { command: [test, -s, /hold/manifest] }, periodSeconds: 1 }
+";
+
 /// A web server of two replicas, its settings and its Service.
 pub(super) const WEB: &str = "apiVersion: v1
 kind: ConfigMap

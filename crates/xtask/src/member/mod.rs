@@ -53,6 +53,7 @@ const POINTS: &[Point] = &[
     ("Services lead to its pods", points::serves),
     ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
     ("an edited ConfigMap arrives", points::edits),
+    ("a volume of a CSI driver is attached, mounted and taken down", points::volumes),
     ("a deleted pod ends in time and is replaced", points::deletes),
     ("a static pod runs by its file and shows itself as a mirror", points::static_pod),
     ("kubectl debug looks into a pod", points::debugs),

@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 use testkit::control_plane::Part;
+use testkit::csi::{Ability, Call, Driver, DriverConfig};
 
 use super::{Fleet, NODE, SOON, manifests, wait};
 use crate::voyage::{http_text, keepers_in};
@@ -173,6 +174,56 @@ pub(super) fn edits(fleet: &mut Fleet) -> anyhow::Result<String> {
         Ok((line == "two").then_some(()))
     })?;
     Ok(format!("seen in the pod {} ms after the command began", begin.elapsed().as_millis()))
+}
+
+/// The test is driver and attacher; what binds and attaches is Kubernetes' own.
+pub(super) fn volumes(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let (name, root) = ("hull.csi.example", fleet.stage.dir.path().join("state/kubelet"));
+    let config = DriverConfig {
+        name: name.to_owned(),
+        node_id: "deck-1".to_owned(),
+        volumes: fleet.stage.dir.path().join("hull"),
+        abilities: vec![Ability::StageUnstageVolume, Ability::GetVolumeStats],
+        topology: [("hull.csi.example/deck".to_owned(), "lower".to_owned())].into(),
+        volumes_max: 7,
+    };
+    let driver = Driver::start(config, &root)?;
+    fleet.apply("hold.yaml", manifests::HOLD)?;
+    let attachment = wait("the controller wants the volume attached", SOON, || {
+        let all = fleet.get("volumeattachments")?;
+        Ok(all["items"].as_array().and_then(|all| all.first()).map(name_of))
+    })?;
+    let status = r#"{"status":{"attached":true,"attachmentMetadata":{"berth":"7"}}}"#;
+    let patch = ["patch", "volumeattachment", &attachment, "--subresource=status", "--type=merge", "-p", status];
+    fleet.kubectl_words(&patch)?;
+    fleet.until_ready("stevedore", 1)?;
+    let published = driver.calls().borrow().clone();
+    let [Call::Stage(_), Call::Publish(publish)] = &published[..] else {
+        bail!("the driver was called: {published:?}")
+    };
+    ensure!(publish.publish_context.get("berth").is_some_and(|berth| berth == "7"), "published with {publish:?}");
+    ensure!(std::fs::read_to_string(fleet.stage.dir.path().join("hull/hold-1/manifest"))? == "cargo\n", "the file");
+    let known = fleet.get(&format!("csinode {NODE}"))?["spec"]["drivers"][0].clone();
+    let topology = serde_json::json!(["hull.csi.example/deck"]);
+    ensure!(known["nodeID"] == "deck-1" && known["topologyKeys"] == topology, "the cluster knows of {known}");
+    ensure!(known["allocatable"]["count"] == 7, "the cluster knows of {known}");
+    let node = fleet.get(&format!("node {NODE}"))?;
+    ensure!(node["metadata"]["labels"]["hull.csi.example/deck"] == "lower", "the node has no label of the driver");
+    let summary = fleet.kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/stats/summary"))?;
+    ensure!(summary.contains(r#""pvcRef":{"name":"hold","namespace":"default"}"#), "no figures: {summary}");
+    fleet.kubectl("delete pod stevedore")?;
+    let last = driver.calls().borrow().last().map(Call::name);
+    ensure!(last == Some("NodeUnstageVolume"), "the pod went before its volume: {last:?}");
+    wait("the controller takes the volume away", SOON, || {
+        let all = fleet.get("volumeattachments")?;
+        Ok(all["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
+    })?;
+    fleet.kubectl("delete pvc,pv,csidriver --all --wait=false")?;
+    Ok("by Kubernetes' attach/detach controller and a driver over gRPC".to_owned())
+}
+
+fn name_of(object: &Value) -> String {
+    name(object).to_owned()
 }
 
 pub(super) fn deletes(fleet: &mut Fleet) -> anyhow::Result<String> {
