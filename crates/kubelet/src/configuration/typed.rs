@@ -13,6 +13,7 @@ use super::spans;
 use crate::node::pressure::{Level, Policy, Signal, Threshold, Thresholds};
 use crate::node::shutdown::{self, Period};
 use crate::resources::cpu::{self, CpuSet, Reserved};
+use crate::resources::memory;
 use crate::resources::policies::{Policies, Scope, Topology};
 use crate::resources::topology;
 
@@ -393,7 +394,37 @@ impl Reader<'_> {
                 None
             }
         };
-        Policies { cpu, topology: self.topology() }
+        Policies { cpu, memory: self.memory(), topology: self.topology() }
+    }
+
+    /// The policy of memory; what the node keeps of the whole machine is the node's to say.
+    fn memory(&mut self) -> Option<memory::Static> {
+        match self.text("memoryManagerPolicy").as_deref() {
+            None | Some("None") => None,
+            Some("Static") => Some(memory::Static { reserved: self.reserved_memory(), ..memory::Static::default() }),
+            Some(other) => {
+                self.fault("memoryManagerPolicy", format!("{other:?} is neither None nor Static"));
+                None
+            }
+        }
+    }
+
+    fn reserved_memory(&mut self) -> BTreeMap<usize, memory::Bytes> {
+        let written = self.get("reservedMemory").and_then(Value::as_array).cloned().unwrap_or_default();
+        let mut reserved: BTreeMap<usize, memory::Bytes> = BTreeMap::new();
+        for one in &written {
+            let node = one["numaNode"].as_u64().and_then(|node| usize::try_from(node).ok());
+            let limits = one["limits"].as_object().cloned().unwrap_or_default();
+            for (resource, text) in limits {
+                let amount = text.as_str().and_then(|text| Quantity::parse(text).ok());
+                let bytes = amount.and_then(|amount| u64::try_from(amount.units()).ok());
+                match node.zip(bytes) {
+                    Some((node, bytes)) => drop(reserved.entry(node).or_default().insert(resource, bytes)),
+                    None => self.fault("reservedMemory", format!("{one} is not a numaNode with limits")),
+                }
+            }
+        }
+        reserved
     }
 
     fn cpu_options(&mut self) -> cpu::Options {
@@ -602,6 +633,16 @@ mod tests {
             read(&json!({"cpuManagerPolicy": "dynamic", "reservedSystemCPUs": "x", "topologyManagerPolicy": "all",
             "topologyManagerScope": "node", "topologyManagerPolicyOptions": {"closest": "true"}}));
         assert_eq!(faults.unwrap_err().len(), 5);
+    }
+
+    #[test]
+    fn memory_of_nodes() {
+        let reserved =
+            json!([{"numaNode": 0, "limits": {"memory": "1Gi"}}, {"numaNode": 1, "limits": {"memory": "1Mi"}}]);
+        let memory =
+            read(&json!({"memoryManagerPolicy": "Static", "reservedMemory": reserved})).unwrap().policies.memory;
+        assert_eq!(memory.unwrap().reserved[&1]["memory"], 1 << 20);
+        assert!(read(&json!({"memoryManagerPolicy": "static"})).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use plugin::resources::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use plugin::resources::{
-    AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerResources,
+    AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerMemory, ContainerResources,
     GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesRequest, ListPodResourcesResponse, NumaNode,
     PodResources, TopologyInfo,
 };
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::Resources;
+use super::memory::Block;
 use crate::context::uid_of;
 
 /// The pods of the node that have not ended.
@@ -65,7 +66,7 @@ impl PodResourcesLister for Lister {
         Ok(Response::new(AllocatableResourcesResponse {
             devices: devices(resources.devices.usable()),
             cpu_ids: ids(cpus.iter()),
-            memory: Vec::new(),
+            memory: resources.memory().map(|memory| memory_of(&memory.allocatable())).unwrap_or_default(),
         }))
     }
 
@@ -101,12 +102,27 @@ fn of_container(resources: &Resources, pod: &Pod, container: &Container) -> Cont
         name: name.to_owned(),
         devices: devices(resources.devices.of(uid, name)),
         cpu_ids: ids(cpus.iter()),
+        memory: resources
+            .memory()
+            .and_then(|memory| memory.of(uid, name).map(|all| memory_of(all)))
+            .unwrap_or_default(),
         ..ContainerResources::default()
     }
 }
 
 fn ids(cpus: impl Iterator<Item = usize>) -> Vec<i64> {
     cpus.filter_map(|cpu| i64::try_from(cpu).ok()).collect()
+}
+
+fn memory_of(blocks: &[Block]) -> Vec<ContainerMemory> {
+    let memory = |block: &Block| ContainerMemory {
+        memory_type: block.resource.clone(),
+        size: block.bytes,
+        topology: Some(TopologyInfo {
+            nodes: ids(block.nodes.nodes()).into_iter().map(|id| NumaNode { id }).collect(),
+        }),
+    };
+    blocks.iter().map(memory).collect()
 }
 
 /// Devices with their resource and NUMA nodes, one by one: each may be near to another node.

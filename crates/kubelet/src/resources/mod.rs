@@ -3,7 +3,8 @@
 //! ```text
 //! manager ─admit(pod)─► Resources ─┬─ devices    plugins and who has which device
 //! start ──prepare─────►            ├─ cpu        CPUs of their own, and what the others share
-//! node status ─amounts─►           ├─ topology   from which NUMA nodes
+//! node status ─amounts─►           ├─ memory     memory of certain NUMA nodes
+//!                                  ├─ topology   from which NUMA nodes
 //!                                  ╰─ checkpoint what was given out, over restarts
 //! ```
 //!
@@ -14,6 +15,7 @@ mod api;
 mod checkpoint;
 pub mod cpu;
 mod devices;
+pub mod memory;
 pub mod policies;
 pub mod topology;
 
@@ -35,8 +37,9 @@ use crate::plugins::Handler;
 use cpu::live::Live;
 use cpu::{CpuError, CpuSet, Cpus};
 use devices::{Devices, Extras, Need};
+use memory::Memory;
 use policies::{Policies, Scope};
-use topology::{Hints, Machine, Mask, Nodes, Policy};
+use topology::{Hint, Hints, Machine, Mask, Nodes, Policy};
 
 /// Configuration of the managers.
 #[derive(Debug, Clone)]
@@ -62,6 +65,8 @@ pub struct Resources {
     devices: Arc<Devices>,
     /// CPUs, where some can be a container's own.
     cpus: Option<Arc<Pool>>,
+    /// Memory, where some is taken from certain nodes. Short sections only, never over an await.
+    memory: Option<std::sync::Mutex<Memory>>,
     topology: policies::Topology,
     nodes: Nodes,
     changed: watch::Sender<()>,
@@ -93,6 +98,9 @@ pub enum StartError {
     /// The machine is not as the configuration wants it.
     #[error("the CPU manager: {0}")]
     Cpu(String),
+    /// The machine is not as the configuration wants it.
+    #[error("the memory manager: {0}")]
+    Memory(String),
     /// All combinations of so many nodes cannot be compared.
     #[error(
         "the topology manager: this machine has {count} NUMA nodes, more than {nodes_max}; set max-allowable-numa-nodes \
@@ -113,16 +121,18 @@ impl Resources {
     /// See [`StartError`].
     pub async fn start(config: &Config, runtime: Arc<dyn RuntimeService>) -> Result<Arc<Self>, StartError> {
         let topology = config.policies.topology.clone();
-        let is_plain = config.policies.cpu.is_none() && topology.policy == Policy::None;
+        let Policies { cpu, memory, .. } = &config.policies;
+        let is_plain = cpu.is_none() && memory.is_none() && topology.policy == Policy::None;
         let machine = Arc::new(if is_plain { Machine::default() } else { Machine::read(&config.sys) });
         let nodes = nodes(&machine, &topology)?;
         let cpus = pool(config, &machine, runtime).map_err(StartError::Cpu)?;
+        let memory = memory_of(config, &machine).map_err(StartError::Memory)?;
         let (stop, tasks, changed) = (CancellationToken::new(), TaskTracker::new(), watch::Sender::new(()));
         let (tell, unwell) = mpsc::unbounded_channel();
         let dir = config.root.join("device-plugins");
         let devices = Devices::start(dir, changed.clone(), tell, stop.clone(), &tasks).await?;
         let (root, unwell, stop) = (config.root.clone(), unwell.into(), stop.drop_guard());
-        let resources = Self { root, devices, cpus, topology, nodes, changed, unwell, tasks, stop };
+        let resources = Self { root, devices, cpus, memory, topology, nodes, changed, unwell, tasks, stop };
         resources.keep_apart();
         Ok(Arc::new(resources))
     }
@@ -164,6 +174,7 @@ impl Resources {
     /// Whether something has to be given to a pod, which takes its time.
     pub(crate) fn concerns(&self, pod: &Pod) -> bool {
         self.cpus.is_some()
+            || self.memory.is_some()
             || self.topology.policy != Policy::None
             || spec::containers(pod).any(|(_, container)| !self.devices.requests(container).is_empty())
     }
@@ -174,7 +185,7 @@ impl Resources {
     /// Why the node cannot take the pod; then it has got nothing.
     pub(crate) async fn admit(&self, pod: &Pod, holders: &HashSet<String>) -> Result<(), Rejection> {
         self.devices.retain(&|uid| holders.contains(uid));
-        self.retain_cpus(holders);
+        self.retain(holders);
         let given = self.give(pod).await;
         if given.is_err() {
             self.release(uid_of(pod));
@@ -182,11 +193,23 @@ impl Resources {
         given
     }
 
-    /// Pods that have ended leave their CPUs to the others.
-    fn retain_cpus(&self, holders: &HashSet<String>) {
-        let Some(pool) = &self.cpus else { return };
-        let gone: Vec<String> = pool.lock().holders().filter(|uid| !holders.contains(*uid)).cloned().collect();
-        gone.iter().for_each(|uid| self.release_cpus(uid));
+    fn memory(&self) -> Option<MutexGuard<'_, Memory>> {
+        self.memory.as_ref().map(|memory| memory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Pods that have ended leave their CPUs and their memory to the others.
+    fn retain(&self, holders: &HashSet<String>) {
+        let mut known: BTreeSet<String> = BTreeSet::new();
+        if let Some(pool) = &self.cpus {
+            known.extend(pool.lock().holders().cloned());
+        }
+        if let Some(memory) = self.memory() {
+            known.extend(memory.holders().cloned());
+        }
+        for uid in known.iter().filter(|uid| !holders.contains(*uid)) {
+            self.release_cpus(uid);
+            self.release_memory(uid);
+        }
     }
 
     async fn give(&self, pod: &Pod) -> Result<(), Rejection> {
@@ -198,20 +221,25 @@ impl Resources {
                 Some(Scope::Container) => self.align(&self.hints_of_container(pod, container, &reusable))?,
                 _ => whole,
             };
-            self.give_cpus(pod, role, container, affinity, &mut reusable)?;
-            self.give_devices(uid_of(pod), role, container, affinity, &mut reusable.devices).await?;
+            let nodes = affinity.and_then(|hint| hint.affinity);
+            self.give_cpus(pod, role, container, nodes, &mut reusable)?;
+            self.give_memory(pod, role, container, affinity, &mut reusable)?;
+            self.give_devices(uid_of(pod), role, container, nodes, &mut reusable.devices).await?;
         }
         if let Some(pool) = self.cpus.as_ref().filter(|pool| pool.lock().has_own(uid_of(pod))) {
             pool.lock().save(&self.root);
             pool.live.wake();
         }
+        if let Some(memory) = self.memory() {
+            memory.save(&self.root);
+        }
         Ok(())
     }
 
-    /// The NUMA nodes that fit best; any, if none is named.
-    fn align(&self, hints: &[Hints]) -> Result<Option<Mask>, Rejection> {
+    /// The NUMA nodes that fit best.
+    fn align(&self, hints: &[Hints]) -> Result<Option<Hint>, Rejection> {
         let best = topology::merge(self.topology.policy, &self.nodes, hints);
-        best.map(|hint| hint.affinity).ok_or_else(|| Rejection {
+        best.map(Some).ok_or_else(|| Rejection {
             reason: "TopologyAffinityError".to_owned(),
             message: "Resources cannot be allocated with Topology locality".to_owned(),
         })
@@ -226,7 +254,13 @@ impl Resources {
             self.devices.hints(&need, all)
         });
         let cpus = self.cpus.as_ref().zip(Some(cpu::whole_cpus(pod, container)).filter(|count| *count > 0));
-        devices.chain(cpus.map(|(pool, count)| pool.lock().hints(count, &reusable.cpus))).collect()
+        let mut hints: Vec<Hints> =
+            devices.chain(cpus.map(|(pool, count)| pool.lock().hints(count, &reusable.cpus))).collect();
+        let wanted = memory::wanted(pod, container);
+        if let Some(memory) = self.memory().filter(|_| !wanted.is_empty()) {
+            hints.extend(memory.hints(uid, &wanted, &reusable.init));
+        }
+        hints
     }
 
     fn hints_of_pod(&self, pod: &Pod) -> Vec<Hints> {
@@ -245,7 +279,15 @@ impl Resources {
         });
         let cpus = Some(peak(pod, |container| cpu::whole_cpus(pod, container))).filter(|count| *count > 0);
         let cpus = self.cpus.as_ref().zip(cpus);
-        devices.chain(cpus.map(|(pool, count)| pool.lock().hints(count, &CpuSet::default()))).collect()
+        let mut hints: Vec<Hints> =
+            devices.chain(cpus.map(|(pool, count)| pool.lock().hints(count, &CpuSet::default()))).collect();
+        if let Some(memory) = self.memory() {
+            let all = memory_of_pod(pod);
+            hints.extend(
+                Some(all).filter(|all| !all.is_empty()).into_iter().flat_map(|all| memory.hints(uid, &all, &[])),
+            );
+        }
+        hints
     }
 
     fn give_cpus(
@@ -273,6 +315,23 @@ impl Resources {
             Role::Init => reusable.cpus.or(&own),
             Role::Sidecar | Role::Main | Role::Ephemeral => reusable.cpus.without(&own),
         };
+        Ok(())
+    }
+
+    fn give_memory(
+        &self,
+        pod: &Pod,
+        role: Role,
+        container: &Container,
+        affinity: Option<Hint>,
+        reusable: &mut Reusable,
+    ) -> Result<(), Rejection> {
+        let Some(mut memory) = self.memory() else { return Ok(()) };
+        let name = (uid_of(pod), container.name.as_str());
+        memory.give(name, &memory::wanted(pod, container), affinity, &reusable.init).map_err(unexpected)?;
+        if role == Role::Init {
+            reusable.init.push(container.name.clone());
+        }
         Ok(())
     }
 
@@ -305,9 +364,11 @@ impl Resources {
     /// Why its devices are not ready.
     pub(crate) async fn prepare(&self, pod: &Pod, container: &Container) -> Result<Extras, String> {
         let extras = self.devices.prepare(uid_of(pod), container).await.map_err(|error| error.to_string())?;
+        let (uid, name) = (uid_of(pod), container.name.as_str());
+        let nodes = self.memory().map(|memory| memory.nodes_of(uid, name).nodes().collect::<CpuSet>());
+        let extras = Extras { memory_nodes: nodes.filter(|nodes| !nodes.is_empty()), ..extras };
         let Some(pool) = &self.cpus else { return Ok(extras) };
         let cpus = pool.lock();
-        let (uid, name) = (uid_of(pod), container.name.as_str());
         let has_own_cpus = cpus.of(uid, name).is_some();
         Ok(Extras { cpus: Some(cpus.usable(uid, name).to_string()), has_own_cpus, ..extras })
     }
@@ -337,6 +398,15 @@ impl Resources {
     pub(crate) fn release(&self, uid: &str) {
         self.devices.release(uid);
         self.release_cpus(uid);
+        self.release_memory(uid);
+    }
+
+    fn release_memory(&self, uid: &str) {
+        if let Some(mut memory) = self.memory()
+            && memory.release(uid)
+        {
+            memory.save(&self.root);
+        }
     }
 
     fn release_cpus(&self, uid: &str) {
@@ -401,6 +471,8 @@ impl std::fmt::Debug for Resources {
 struct Reusable {
     devices: BTreeMap<String, BTreeSet<String>>,
     cpus: CpuSet,
+    /// The names of those containers.
+    init: Vec<String>,
 }
 
 /// The NUMA nodes, as the topology manager looks at them.
@@ -431,6 +503,30 @@ fn pool(
     std::fs::create_dir_all(&config.root).map_err(|error| error.to_string())?;
     cpus.save(&config.root);
     Ok(Some(Arc::new(Pool { cpus: cpus.into(), live: Live::new(runtime) })))
+}
+
+/// Memory as it was given out before.
+fn memory_of(config: &Config, machine: &Arc<Machine>) -> Result<Option<std::sync::Mutex<Memory>>, String> {
+    let Some(policy) = &config.policies.memory else {
+        // What it says does not hold any more.
+        let _ = std::fs::remove_file(config.root.join(memory::NAME)); // It may never have been there.
+        return Ok(None);
+    };
+    let mut memory = Memory::new(machine, policy)?;
+    memory.recall(Memory::load(&config.root));
+    std::fs::create_dir_all(&config.root).map_err(|error| error.to_string())?;
+    memory.save(&config.root);
+    Ok(Some(memory.into()))
+}
+
+/// What a pod is to have from certain NUMA nodes, all its containers together.
+fn memory_of_pod(pod: &Pod) -> memory::Bytes {
+    let all = spec::containers(pod).flat_map(|(_, container)| memory::wanted(pod, &container).into_keys());
+    let most = |resource: &String| {
+        let of = |container: &Container| memory::wanted(pod, container).get(resource).copied().unwrap_or(0);
+        peak(pod, |container| usize::try_from(of(container)).unwrap_or(usize::MAX)) as u64
+    };
+    all.collect::<BTreeSet<_>>().into_iter().map(|resource| (resource.clone(), most(&resource))).collect()
 }
 
 /// The most that containers of a pod need at one time.

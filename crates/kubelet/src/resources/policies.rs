@@ -1,6 +1,7 @@
 //! What the operator wants of the managers.
 
 use super::cpu::Static;
+use super::memory;
 use super::topology::Policy;
 
 /// Where alignment is looked for (`topologyManagerScope`).
@@ -40,6 +41,8 @@ impl Default for Topology {
 pub struct Policies {
     /// CPUs of their own for some containers (`cpuManagerPolicy: static`).
     pub cpu: Option<Static>,
+    /// Memory from certain NUMA nodes for some containers (`memoryManagerPolicy: Static`).
+    pub memory: Option<memory::Static>,
     /// Alignment of what containers get.
     pub topology: Topology,
 }

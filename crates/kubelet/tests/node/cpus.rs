@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kubelet::resources::cpu::{CpuSet, Options, Reserved, Static};
+use kubelet::resources::memory::{self, Bytes};
 use kubelet::resources::policies::Policies;
 use kubelet::resources::topology::Machine;
 use serde_json::{Value, json};
@@ -27,6 +28,13 @@ async fn ready(node: &Node, name: &str, is: bool) {
     node.desk.when(&what, |desk| desk.container(name)["ready"] == is && desk.container(name)["started"] == true).await;
 }
 
+/// The bytes that a pod's container has of the first NUMA node, as the state file says.
+fn memory_of(node: &Node, name: &str) -> u64 {
+    let file = std::fs::read(node.path("kubelet/memory_manager_state")).unwrap();
+    let state: Value = serde_json::from_slice(&file).unwrap();
+    state["entries"][node.uid(name)]["c"][0]["size"].as_u64().unwrap_or(0)
+}
+
 fn a_cpu_of_its_own() {
     on_a_node(async |mut node| {
         let all = Machine::read(Path::new("/sys")).all();
@@ -37,7 +45,9 @@ fn a_cpu_of_its_own() {
         let own: CpuSet = [last].into_iter().collect();
         let rest = all.without(&own);
         let cpu = Some(Static { options: Options::default(), reserved: Reserved::Named(rest.clone()) });
-        let policies = Policies { cpu, ..Policies::default() };
+        let kept: Bytes = [("memory".to_owned(), 1 << 20)].into();
+        let memory = Some(memory::Static { reserved: [(0, kept.clone())].into(), kept });
+        let policies = Policies { cpu, memory, ..Policies::default() };
         let desk = node.desk.clone();
         node.restart_with(policies.clone(), desk.clone()).await;
         want(&node, "shared", &rest, json!({}));
@@ -47,7 +57,9 @@ fn a_cpu_of_its_own() {
         ready(&node, "own", true).await;
         // Who was there before has made room.
         ready(&node, "shared", true).await;
+        assert_eq!(memory_of(&node, "own"), 64 << 20);
         node.restart_with(policies, desk).await;
+        assert_eq!(memory_of(&node, "own"), 64 << 20);
         want(&node, "second", &own, guaranteed);
         node.desk.when("there is no second CPU", |desk| desk.phase("second").as_deref() == Some("Failed")).await;
         let status = serde_json::to_value(node.desk.pod("second").unwrap().status.clone()).unwrap();
@@ -57,6 +69,7 @@ fn a_cpu_of_its_own() {
         assert_eq!(node.desk.container("own")["restartCount"], 0);
         node.desk.delete("own", 0);
         ready(&node, "shared", false).await;
+        assert_eq!(memory_of(&node, "own"), 0);
         node
     });
 }

@@ -18,7 +18,7 @@ use cluster::Source as _;
 use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate, SealConfig};
 use k8s_openapi::jiff::Timestamp;
 use kubelet::admission::Site;
-use kubelet::configuration::Authorization;
+use kubelet::configuration::{Authorization, Configuration};
 use kubelet::hosts::ClusterDns;
 use kubelet::node::certificates::{self, Files, Holder, Purpose};
 use kubelet::node::csi_node::CsiNode;
@@ -29,6 +29,7 @@ use kubelet::node::membership::{self, Membership};
 use kubelet::node::pressure::Pressures;
 use kubelet::node::shutdown;
 use kubelet::paths::Paths;
+use kubelet::resources::policies::Policies;
 use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
 use kubelet::server::secure::{self, SecureConfig};
@@ -241,6 +242,21 @@ fn source_config(settings: &MemberSettings, kubelet: Api) -> anyhow::Result<ApiS
     })
 }
 
+/// What the operator wants of the resource managers, with what the node keeps from pods.
+fn policies(configuration: &Configuration, node: &NodeConfig, machine: &Machine) -> Policies {
+    let mut policies = configuration.policies.clone();
+    if let Some(memory) = &mut policies.memory {
+        let allocatable = describe::allocatable(node, machine);
+        let counted = machine.capacity.iter().filter(|(name, _)| *name == "memory" || name.starts_with("hugepages-"));
+        let kept = counted.filter_map(|(name, capacity)| {
+            let left = allocatable.get(name).map_or(0, |amount| amount.units());
+            Some((name.clone(), u64::try_from(capacity.units() - left).ok()?))
+        });
+        memory.kept = kept.collect();
+    }
+    policies
+}
+
 fn agent_config(
     settings: &MemberSettings,
     node: &NodeConfig,
@@ -256,7 +272,7 @@ fn agent_config(
         facts: node_status::facts(node, machine),
         dns: ClusterDns { servers, domain: configuration.cluster_domain.clone() },
         cgroup_root: configuration.cgroup_root.clone(),
-        policies: configuration.policies.clone(),
+        policies: policies(configuration, node, machine),
         site: Some(Arc::new(site)),
         csi_node: Some(CsiNode::new(api, &node.name)),
         proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use cri::v1;
 use plugin::device::ContainerAllocateResponse;
 
+use crate::resources::cpu::CpuSet;
+
 /// Parts of a container's configuration that plugins ask for.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Extras {
@@ -17,6 +19,8 @@ pub(crate) struct Extras {
     pub(crate) cpus: Option<String>,
     /// They are its own: nothing else limits what it does with them.
     pub(crate) has_own_cpus: bool,
+    /// The NUMA nodes that it takes its memory from, unless it does not matter.
+    pub(crate) memory_nodes: Option<CpuSet>,
 }
 
 impl Extras {
@@ -75,11 +79,15 @@ impl Extras {
         }
         config.cdi_devices.extend(self.cdi.into_iter().map(|name| v1::CdiDevice { name }));
         let resources = config.linux.as_mut().and_then(|linux| linux.resources.as_mut());
-        if let (Some(resources), Some(cpus)) = (resources, self.cpus) {
+        let Some(resources) = resources else { return };
+        if let Some(nodes) = self.memory_nodes {
+            resources.cpuset_mems = nodes.to_string();
+        }
+        if let Some(cpus) = self.cpus {
             resources.cpuset_cpus = cpus;
-            if self.has_own_cpus {
-                resources.cpu_quota = 0;
-            }
+        }
+        if self.has_own_cpus {
+            resources.cpu_quota = 0;
         }
     }
 }

@@ -102,12 +102,16 @@ fn read_nodes(sys: &Path) -> BTreeMap<usize, (CpuSet, Node)> {
     };
     let nodes: BTreeMap<_, _> = online.iter().map(read).collect();
     if nodes.is_empty() {
-        return [(0, (CpuSet::default(), Node { memory: BTreeMap::new(), distances: vec![10] }))].into();
+        // All of the memory is the one node's, as `/proc` beside `/sys` tells.
+        let meminfo = sys.parent().and_then(|root| fs::read_to_string(root.join("proc/meminfo")).ok());
+        let mut memory = BTreeMap::from([("memory".to_owned(), memory_bytes(&meminfo.unwrap_or_default()))]);
+        memory.extend(huge_pages(&sys.join("kernel/mm/hugepages")));
+        return [(0, (CpuSet::default(), Node { memory, distances: vec![10] }))].into();
     }
     nodes
 }
 
-/// `Node 0 MemTotal:       16384 kB`
+/// `Node 0 MemTotal:       16384 kB`, or without the node.
 fn memory_bytes(meminfo: &str) -> u64 {
     let total = meminfo.lines().find_map(|line| line.split_once("MemTotal:")).map(|(_, rest)| rest);
     total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
@@ -221,8 +225,12 @@ mod tests {
     #[test]
     fn a_kernel_without_numa_has_one_node() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &[("cpu/online", "0-1")]);
-        let machine = Machine::read(dir.path());
+        let sys = dir.path().join("sys");
+        write(&sys, &[("cpu/online", "0-1")]);
+        fs::create_dir(dir.path().join("proc")).unwrap();
+        fs::write(dir.path().join("proc/meminfo"), "MemTotal:  7 kB\n").unwrap();
+        let machine = Machine::read(&sys);
+        assert_eq!(machine.nodes[&0].memory["memory"], 7 * 1024);
         let place = |cpu| Place { socket: 0, node: 0, core: cpu, cache: cpu };
         assert_eq!(machine.cpus, [(0, place(0)), (1, place(1))].into());
         assert_eq!((machine.mask(), machine.cpus_per_core()), (Mask::of([0]), 1));
