@@ -97,11 +97,11 @@ pub(crate) fn view_of(context: &Context, pod: &Pod, found: Found) -> (View, Vec<
             recall_ephemeral(&mut view, pod, name);
         }
     }
-    let running = |(name, container): (&String, &Box<pod::ContainerView>)| {
-        container.running.as_ref().map(|running| (name.clone(), running.id.clone()))
-    };
-    let running: Vec<_> = view.containers.iter().filter_map(running).collect();
-    context.parts.resources.adopt(uid_of(pod), running.iter().map(|(name, id)| (name.as_str(), id.as_str())));
+    let running = view.containers.iter().filter_map(|(name, container)| {
+        let running = container.running.as_ref()?;
+        Some((name.as_str(), running.id.as_str()))
+    });
+    context.parts.resources.adopt(uid_of(pod), running);
     (view, changes)
 }
 

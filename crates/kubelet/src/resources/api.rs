@@ -90,7 +90,7 @@ fn of_pod(resources: &Resources, pod: &Pod) -> PodResources {
     PodResources {
         name: text(&pod.metadata.name),
         namespace: text(&pod.metadata.namespace),
-        containers: running.map(|(_, container)| of_container(resources, pod, &container)).collect(),
+        containers: running.map(|(_, container)| of_container(resources, pod, container)).collect(),
         ..PodResources::default()
     }
 }

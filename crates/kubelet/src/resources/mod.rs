@@ -521,7 +521,7 @@ fn memory_of(config: &Config, machine: &Arc<Machine>) -> Result<Option<std::sync
 
 /// What a pod is to have from certain NUMA nodes, all its containers together.
 fn memory_of_pod(pod: &Pod) -> memory::Bytes {
-    let all = spec::containers(pod).flat_map(|(_, container)| memory::wanted(pod, &container).into_keys());
+    let all = spec::containers(pod).flat_map(|(_, container)| memory::wanted(pod, container).into_keys());
     let most = |resource: &String| {
         let of = |container: &Container| memory::wanted(pod, container).get(resource).copied().unwrap_or(0);
         peak(pod, |container| usize::try_from(of(container)).unwrap_or(usize::MAX)) as u64

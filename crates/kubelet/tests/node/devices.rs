@@ -1,7 +1,9 @@
 //! Device plugins, over real gRPC: their devices reach containers, and what happens to a plugin harms only its pods.
 
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{Stream, StreamExt as _};
@@ -11,6 +13,7 @@ use plugin::device::{self, ContainerAllocateResponse, DevicePluginOptions, Empty
 use plugin::resources::pod_resources_lister_client::PodResourcesListerClient;
 use plugin::resources::{AllocatableResourcesRequest, GetPodResourcesRequest, ListPodResourcesRequest};
 use serde_json::{Value, json};
+use testkit::daemon::{Daemon, Nursery};
 use testkit::serial::Test;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -24,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("devices_stay_with_their_pod", devices_stay_with_their_pod),
     ("a_plugin_that_hangs_harms_only_its_pods", a_plugin_that_hangs_harms_only_its_pods),
     ("what_cannot_register", what_cannot_register),
+    ("the_published_sample", the_published_sample),
 ];
 
 /// Plugins so far.
@@ -302,6 +306,39 @@ fn what_cannot_register() {
         assert_eq!(register("v1beta1", "a.sock", "cpu").await, "the ResourceName \"cpu\" is invalid");
         assert!(register("v1beta1", "../a.sock", RESOURCE).await.contains("no socket in the directory"));
         assert!(register("v1beta1", "none.sock", RESOURCE).await.contains("cannot be reached"));
+        node
+    });
+}
+
+/// The plugin that Kubernetes publishes as a sample, as it is: it knows only the usual place of the node agent's socket, which
+/// is this node's in the mount namespace of the test.
+fn the_published_sample() {
+    const SAMPLE: &str = "example.com/resource";
+    let program = match testkit::go::build(&testkit::go::SAMPLE_DEVICE_PLUGIN) {
+        Ok(program) => program,
+        Err(error) => return println!("skipped: needs go and the module proxy ({error:#})"),
+    };
+    on_a_node(async |node| {
+        let usual = Path::new("/var/lib/kubelet");
+        let var = sys::mount::new_filesystem("tmpfs", &[], 0).unwrap();
+        sys::mount::attach_at(var.as_fd(), Path::new("/var/lib")).unwrap();
+        std::os::unix::fs::symlink(node.path("kubelet"), usual).unwrap();
+        let nursery = Arc::new(Nursery::new());
+        let mut plugin = Daemon::new(&nursery, &program, Vec::new(), node.path("sample.log"));
+        plugin.start().unwrap();
+        let listed = || {
+            let file = std::fs::read(directory(&node).join("kubelet_internal_checkpoint"));
+            let saved: Value = file.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+            saved["Data"]["RegisteredDevices"][SAMPLE].as_array().map_or(0, Vec::len) == 2
+        };
+        node.until(&directory(&node), "the sample's devices are known", listed).await;
+        let limits = json!({ "resources": { "limits": { SAMPLE: "1" } } });
+        node.want("sampled", "test -e /tmp/Dev-1 && sleep 1000", limits);
+        node.desk.when("it has its device", |desk| desk.container("sampled")["ready"] == true).await;
+        assert_eq!(devices(&node.desk, "sampled"), pairs(&[("Dev-1", "Healthy")]));
+        plugin.kill().unwrap();
+        drop(plugin);
+        sys::mount::detach(Path::new("/var/lib")).unwrap();
         node
     });
 }
