@@ -19,6 +19,7 @@ mod state;
 mod store;
 mod table;
 
+pub use controllers::selector::matches as labels_match;
 pub use controllers::service::Range;
 pub use k8s_openapi;
 pub use key::Key;

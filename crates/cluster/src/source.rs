@@ -96,7 +96,15 @@ pub trait Source: Send + Sync {
         Ok(())
     }
 
-    /// Asks for a certificate for a pod. What becomes of it, [`Source::pod_certificate`] tells.
+    /// Waits until the table has all requests for certificates of this node's pods.
+    ///
+    /// # Errors
+    /// The source cannot tell now.
+    async fn look_up_pod_certificates(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// Asks for a certificate for a pod. What becomes of it, the table shows.
     ///
     /// # Errors
     /// The source issues none, or refuses.
@@ -106,14 +114,6 @@ pub trait Source: Send + Sync {
     ) -> Result<PodCertificateRequest, SourceError> {
         let action = "ask for a certificate of a pod".to_owned();
         Err(SourceError::Refused { action, source: "they come from an API server, and this node has none".into() })
-    }
-
-    /// A request for a certificate, as it stands.
-    ///
-    /// # Errors
-    /// It is gone, or the source cannot tell now.
-    async fn pod_certificate(&self, request: &Key) -> Result<PodCertificateRequest, SourceError> {
-        Err(SourceError::NotFound { kind: "PodCertificateRequest", name: request.to_string() })
     }
 
     /// The uid of a service account.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
+use k8s_openapi::api::certificates::v1::{ClusterTrustBundle, PodCertificateRequest};
 use k8s_openapi::api::core::v1::{
     ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
@@ -79,6 +79,8 @@ tables! {
     csi_drivers: CSIDriver,
     /// ClusterTrustBundles (cluster-scoped), once a pod shows one.
     cluster_trust_bundles: ClusterTrustBundle,
+    /// PodCertificateRequests of this node's pods, once one wants a certificate.
+    pod_certificate_requests: PodCertificateRequest,
     /// Deployments.
     deployments: Deployment,
     /// ReplicaSets, of Deployments and their own.

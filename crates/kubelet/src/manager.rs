@@ -81,6 +81,8 @@ impl Manager {
         let mut config_maps = store.config_maps().watch();
         let mut secrets = store.secrets().watch();
         let mut claims = store.persistent_volume_claims().watch();
+        let mut certificates = store.pod_certificate_requests().watch();
+        let mut bundles = store.cluster_trust_bundles().watch();
         let mut drivers = self.context.parts.volumes.news();
         let mut events = self.subscribe().await;
         self.adopt().await;
@@ -94,6 +96,8 @@ impl Manager {
                 change = config_maps.next() => self.retry(|namespace| namespace == change.key.namespace()),
                 change = secrets.next() => self.retry(|namespace| namespace == change.key.namespace()),
                 change = claims.next() => self.retry(|namespace| namespace == change.key.namespace()),
+                change = certificates.next() => self.retry(|namespace| namespace == change.key.namespace()),
+                _ = bundles.next() => self.retry(|_| true),
                 // The sender lives as long as the volumes.
                 _ = drivers.changed() => self.retry(|_| true),
                 event = events.next() => match event {

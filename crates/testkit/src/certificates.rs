@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::Context as _;
+
 use crate::host::{self, Tool};
 
 /// What makes them.
@@ -95,6 +97,31 @@ pub fn issue(dir: &Path, file: &str, subject: &Subject<'_>, authority: &Pair) ->
     sign.arg("-extfile").arg(&extensions).arg("-out").arg(&pair.certificate);
     host::run(&mut sign)?;
     Ok(pair)
+}
+
+/// A certificate for whoever made the request, which is DER in base64; for a day, with this alternative name. Returns the
+/// certificate, and from when until when it holds, as RFC 3339 has it.
+///
+/// # Errors
+/// `openssl` is missing or too old, or the request is none.
+pub fn certify(dir: &Path, request: &str, host: &str, authority: &Pair) -> anyhow::Result<(String, [String; 2])> {
+    let file = |end: &str| dir.join(format!("{host}.{end}"));
+    std::fs::write(file("b64"), request)?;
+    let mut decode = Command::new(TOOL.program);
+    decode.args(["base64", "-d", "-A", "-in"]).arg(file("b64")).arg("-out").arg(file("der"));
+    host::run(&mut decode)?;
+    std::fs::write(file("ext"), format!("{}\n", alternative_names(&[host])))?;
+    let mut sign = Command::new(TOOL.program);
+    sign.args(["x509", "-req", "-inform", "DER", "-days", "1", "-CAcreateserial", "-in"]).arg(file("der"));
+    sign.arg("-CA").arg(&authority.certificate).arg("-CAkey").arg(&authority.key);
+    sign.arg("-extfile").arg(file("ext")).arg("-out").arg(file("crt"));
+    host::run(&mut sign)?;
+    let mut tell = Command::new(TOOL.program);
+    tell.args(["x509", "-noout", "-startdate", "-enddate", "-dateopt", "iso_8601", "-in"]).arg(file("crt"));
+    let told = String::from_utf8(host::output(&mut tell)?)?;
+    let mut times = told.lines().filter_map(|line| Some(line.split_once('=')?.1.replacen(' ', "T", 1)));
+    let mut time = || times.next().context("openssl tells when it begins and ends");
+    Ok((std::fs::read_to_string(file("crt"))?, [time()?, time()?]))
 }
 
 fn new_key(pair: &Pair, subject: &Subject<'_>) -> Command {

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 type Labels = BTreeMap<String, String>;
 
 /// Whether the labels satisfy the selector. An empty selector matches everything.
-pub(crate) fn matches(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
+pub fn matches(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
     let empty = Labels::new();
     let labels = labels.unwrap_or(&empty);
     selector.match_labels.as_ref().is_none_or(|wanted| contains(wanted, labels))

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::certificates::CertificateError;
 use super::csi::DriverError;
 use crate::facts::FactError;
 
@@ -85,6 +86,9 @@ pub enum Cause {
         /// Why.
         reason: cluster::SourceError,
     },
+    /// A certificate of the pod.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// A CSI driver.
     #[error(transparent)]
     Driver(#[from] DriverError),

@@ -8,9 +8,9 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::Volumes;
 use super::plan::{self, Content};
-use super::tokens::Issued;
+use super::trust;
+use super::{Credentials, Volumes};
 use crate::context::uid_of;
 
 /// How often volumes are published again whose drivers want that (`requiresRepublish`), as upstream's pods are looked at.
@@ -20,8 +20,12 @@ const REPUBLISH_EVERY: Duration = Duration::from_secs(60);
 enum Changed {
     Object(Content, Key),
     Pod(Arc<Pod>),
-    /// Some tokens are due.
-    Tokens,
+    /// Some tokens or certificates are due.
+    Credentials,
+    /// A ClusterTrustBundle.
+    Trust,
+    /// A certificate of the pod with this uid.
+    Certificate(String),
     /// A claim, or the volume behind it.
     Claims,
     /// Volumes that are published again from time to time are due.
@@ -33,6 +37,8 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
     let (mut config_maps, mut secrets, mut pods) =
         (store.config_maps().watch(), store.secrets().watch(), store.pods().watch());
     let (mut claims, mut behind) = (store.persistent_volume_claims().watch(), store.persistent_volumes().watch());
+    let mut bundles = store.cluster_trust_bundles().watch();
+    let mut certificates = store.pod_certificate_requests().watch();
     let mut running = JoinSet::new();
     let mut republish_at = Instant::now() + REPUBLISH_EVERY;
     loop {
@@ -43,9 +49,14 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
                 Some(pod) => Changed::Pod(pod),
                 None => continue,
             },
+            _ = bundles.next() => Changed::Trust,
+            change = certificates.next() => match change.object {
+                Some(request) => Changed::Certificate(request.spec.pod_uid.clone()),
+                None => continue,
+            },
             _ = claims.next() => Changed::Claims,
             _ = behind.next() => Changed::Claims,
-            () = token_due(&volumes) => Changed::Tokens,
+            () = credentials_due(&volumes) => Changed::Credentials,
             () = republish_due(&volumes, republish_at) => {
                 republish_at = Instant::now() + REPUBLISH_EVERY;
                 Changed::Republish
@@ -65,9 +76,13 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
     }
 }
 
-/// Returns when a token is due. Tokens that come later are seen when something changes, which they do themselves.
-async fn token_due(volumes: &Weak<Volumes>) {
-    match volumes.upgrade().and_then(|volumes| volumes.tokens.next_due()) {
+/// Returns when a token or a certificate is due. Those that come later are seen when something changes, which they do
+/// themselves.
+async fn credentials_due(volumes: &Weak<Volumes>) {
+    let next = volumes
+        .upgrade()
+        .and_then(|volumes| [volumes.tokens.next_due(), volumes.certificates.next_due()].into_iter().flatten().min());
+    match next {
         Some(wait) => tokio::time::sleep(wait).await,
         None => std::future::pending().await,
     }
@@ -100,7 +115,7 @@ impl Volumes {
     async fn refresh_by_drivers(self: Arc<Self>, uid: String) {
         let Some(ground) = self.lock().get(&uid).cloned() else { return };
         let Some(pod) = ground.shown() else { return };
-        let Ok(volumes) = self.maker(pod.clone(), Issued::new()).csi_volumes() else { return };
+        let Ok(volumes) = self.maker(pod.clone(), Credentials::default()).csi_volumes() else { return };
         for (name, volume) in &volumes {
             if let Err(cause) = self.csi.refresh(&pod, volume, &ground, &self.tokens).await {
                 // It is tried again when something changes, or when it is due again.
@@ -119,7 +134,19 @@ impl Volumes {
                 affected.map(|(uid, _)| uid.clone()).collect()
             }
             Changed::Pod(pod) => self.has_changed(pod).then(|| uid_of(pod).to_owned()).into_iter().collect(),
-            Changed::Tokens => self.tokens.take_due(),
+            Changed::Credentials => {
+                let mut due = self.tokens.take_due();
+                due.extend(
+                    self.certificates.take_due().into_iter().filter(|uid| !due.contains(uid)).collect::<Vec<_>>(),
+                );
+                due
+            }
+            Changed::Trust => {
+                let pods = self.lock();
+                let shown = pods.iter().filter(|(_, ground)| ground.shown().is_some_and(|pod| trust::shows(&pod)));
+                shown.map(|(uid, _)| uid.clone()).collect()
+            }
+            Changed::Certificate(uid) => vec![uid.clone()],
             Changed::Claims | Changed::Republish => Vec::new(),
         }
     }
@@ -140,8 +167,8 @@ impl Volumes {
     async fn refresh(self: Arc<Self>, uid: String) {
         let Some(ground) = self.lock().get(&uid).cloned() else { return };
         let Some(pod) = ground.shown() else { return };
-        let tokens = match self.tokens.issue(&pod).await {
-            Ok(tokens) => tokens,
+        let credentials = match self.credentials(&pod).await {
+            Ok(credentials) => credentials,
             Err(error) => {
                 tracing::warn!(uid, %error, "cannot refresh a volume");
                 return;
@@ -151,7 +178,7 @@ impl Volumes {
         let refreshed = ground.alone(move || {
             // It may have changed while we waited.
             let Some(pod) = shown.shown() else { return Ok(Ok(())) };
-            Ok(volumes.maker(pod, tokens).refresh())
+            Ok(volumes.maker(pod, credentials).refresh())
         });
         if let Ok(Err(error)) = refreshed.await {
             // The old content stays; it is written when the object changes again.
@@ -159,6 +186,7 @@ impl Volumes {
         }
         if ground.is_over() {
             self.tokens.forget(&uid);
+            self.certificates.forget(&uid);
         }
     }
 }

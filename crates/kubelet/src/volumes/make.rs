@@ -12,8 +12,7 @@ use super::ground::Ground;
 use super::mounts::Ready;
 use super::place::{self, FsGroup, Writable};
 use super::plan::{self, Kind};
-use super::tokens::Issued;
-use super::{Cause, VolumeError, VolumesConfig, atomic, payload};
+use super::{Cause, Credentials, VolumeError, VolumesConfig, atomic, payload};
 use crate::context::uid_of;
 
 /// Makes the volumes of one version of a pod.
@@ -22,7 +21,7 @@ pub(super) struct Maker {
     pub(super) config: VolumesConfig,
     pub(super) store: Store,
     pub(super) pod: Arc<Pod>,
-    pub(super) tokens: Issued,
+    pub(super) credentials: Credentials,
 }
 
 impl Maker {
@@ -132,6 +131,6 @@ impl Maker {
     }
 
     fn files(&self, name: &str) -> Result<payload::Files, Cause> {
-        payload::of(&self.pod, name, &self.store, &self.config.node, &self.tokens)
+        payload::of(&self.pod, name, &self.store, &self.config.node, &self.credentials)
     }
 }

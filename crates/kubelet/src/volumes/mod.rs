@@ -12,6 +12,7 @@
 
 mod atomic;
 mod cause;
+mod certificates;
 mod csi;
 mod fresh;
 mod ground;
@@ -23,6 +24,7 @@ mod plan;
 mod remove;
 mod subpath;
 mod tokens;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,13 +43,15 @@ use crate::plugins::Handler;
 use crate::threads::patient;
 
 pub use cause::{Cause, VolumeError};
+pub use certificates::CertificateError;
+use certificates::Certificates;
 pub use csi::{CALL_WITHIN as CSI_CALL_WITHIN, DriverError, Usage, VolumeStats};
 use csi::{Csi, CsiVolume, DriverHandler};
 use ground::Ground;
 use make::Maker;
 pub use mounts::PodVolumes;
 pub use plan::image_volumes;
-use tokens::{Issued, Tokens};
+use tokens::Tokens;
 
 /// What the volumes of a node need to know.
 #[derive(Debug, Clone)]
@@ -67,6 +71,7 @@ pub struct Volumes {
     config: VolumesConfig,
     source: Arc<dyn Source>,
     tokens: Tokens,
+    certificates: Certificates,
     csi: Arc<Csi>,
     /// Guards the pods that have volumes, by uid. Never held over `.await`.
     pods: Mutex<HashMap<String, Arc<Ground>>>,
@@ -81,8 +86,9 @@ impl Volumes {
         let store = source.store().clone();
         let tokens = Tokens::new(source.clone());
         let csi = Arc::new(Csi::new(config.clone(), source.clone()));
+        let certificates = Certificates::new(source.clone(), &config.node.name);
         let (pods, refresher) = (Mutex::default(), Mutex::default());
-        let volumes = Arc::new(Self { config, source, tokens, csi, pods, refresher });
+        let volumes = Arc::new(Self { config, source, tokens, certificates, csi, pods, refresher });
         let task = tokio::spawn(fresh::keep(Arc::downgrade(&volumes), store));
         let task = AbortOnDropHandle::new(task);
         *volumes.refresher.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
@@ -96,10 +102,10 @@ impl Volumes {
     /// The first volume that cannot be had; [`Cause::is_waiting`] says whether it may heal by itself.
     pub async fn set_up(&self, pod: &Pod) -> Result<PodVolumes, VolumeError> {
         let pod = Arc::new(pod.clone());
-        let tokens = self.tokens.issue(&pod).await.map_err(|error| no_token(&pod, error))?;
+        let credentials = self.credentials(&pod).await?;
         let uid = uid_of(&pod).to_owned();
         let ground = self.lock().entry(uid.clone()).or_default().clone();
-        let maker = Arc::new(self.maker(pod.clone(), tokens));
+        let maker = Arc::new(self.maker(pod.clone(), credentials));
         self.publish(&pod, maker.csi_volumes()?, &ground).await?;
         if maker.looks_outside() {
             let (maker, ground) = (maker.clone(), ground.clone());
@@ -159,7 +165,7 @@ impl Volumes {
 
     /// How full the volumes of a pod are whose drivers tell.
     pub async fn stats(&self, pod: &Pod) -> Vec<VolumeStats> {
-        let maker = self.maker(Arc::new(pod.clone()), Issued::new());
+        let maker = self.maker(Arc::new(pod.clone()), Credentials::default());
         match maker.csi_volumes() {
             Ok(volumes) => self.csi.stats(pod, volumes).await,
             // A volume that is not there has no figures.
@@ -198,6 +204,7 @@ impl Volumes {
         ground.end(move || remove::pod(&dir)).await?;
         self.lock().remove(uid);
         self.tokens.forget(uid);
+        self.certificates.forget(uid);
         Ok(())
     }
 
@@ -208,14 +215,32 @@ impl Volumes {
         names.collect()
     }
 
-    fn maker(&self, pod: Arc<Pod>, tokens: Issued) -> Maker {
-        Maker { config: self.config.clone(), store: self.source.store().clone(), pod, tokens }
+    /// What is made for this pod alone, and waits until what its volumes show beside is known.
+    async fn credentials(&self, pod: &Pod) -> Result<Credentials, VolumeError> {
+        let tokens = self.tokens.issue(pod).await.map_err(|error| no_token(pod, error))?;
+        let certificates = self.certificates.issue(pod).await;
+        let certificates = certificates.map_err(|(volume, error)| VolumeError { volume, cause: error.into() })?;
+        if trust::shows(pod) {
+            self.source.look_up_trust_bundles().await.map_err(|reason| over(Cause::Source { reason }))?;
+        }
+        Ok(Credentials { tokens, certificates })
+    }
+
+    fn maker(&self, pod: Arc<Pod>, credentials: Credentials) -> Maker {
+        Maker { config: self.config.clone(), store: self.source.store().clone(), pod, credentials }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Ground>>> {
         // Every section leaves the map whole.
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What was made for one pod and is nowhere in the store.
+#[derive(Debug, Clone, Default)]
+struct Credentials {
+    tokens: tokens::Issued,
+    certificates: certificates::Issued,
 }
 
 /// What concerns all volumes of a pod.

@@ -5,11 +5,11 @@ use std::path::{Component, Path};
 
 use cluster::{Key, Store};
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, Pod, ServiceAccountTokenProjection, VolumeProjection,
+    DownwardAPIVolumeFile, KeyToPath, Pod, PodCertificateProjection, ServiceAccountTokenProjection, VolumeProjection,
 };
 
-use super::Cause;
-use super::tokens::{Issued, Wanted};
+use super::tokens::Wanted;
+use super::{Cause, Credentials, trust};
 use crate::facts::{self, NodeFacts};
 
 /// A file.
@@ -30,8 +30,14 @@ const DEFAULT_MODE: i32 = 0o644;
 ///
 /// # Errors
 /// What is missing, and what is no path.
-pub(super) fn of(pod: &Pod, name: &str, store: &Store, node: &NodeFacts, tokens: &Issued) -> Result<Files, Cause> {
-    let maker = Maker { pod, store, node, tokens };
+pub(super) fn of(
+    pod: &Pod,
+    name: &str,
+    store: &Store,
+    node: &NodeFacts,
+    credentials: &Credentials,
+) -> Result<Files, Cause> {
+    let maker = Maker { pod, store, node, credentials };
     let volume = pod::spec::of(pod).volumes.iter().flatten().find(|volume| volume.name == name);
     let Some(volume) = volume else { return Ok(Files::new()) };
     let mode = |mode: Option<i32>| mode.unwrap_or(DEFAULT_MODE);
@@ -43,7 +49,7 @@ pub(super) fn of(pod: &Pod, name: &str, store: &Store, node: &NodeFacts, tokens:
     } else if let Some(source) = &volume.downward_api {
         maker.downward(source.items.as_deref().unwrap_or_default(), mode(source.default_mode))?
     } else if let Some(source) = &volume.projected {
-        maker.projected(source.sources.as_deref().unwrap_or_default(), mode(source.default_mode))?
+        maker.projected(name, source.sources.as_deref().unwrap_or_default(), mode(source.default_mode))?
     } else {
         Files::new()
     };
@@ -65,7 +71,7 @@ struct Maker<'a> {
     pod: &'a Pod,
     store: &'a Store,
     node: &'a NodeFacts,
-    tokens: &'a Issued,
+    credentials: &'a Credentials,
 }
 
 impl Maker<'_> {
@@ -115,14 +121,14 @@ impl Maker<'_> {
         items.iter().map(file).collect()
     }
 
-    fn projected(&self, sources: &[VolumeProjection], mode: i32) -> Result<Files, Cause> {
-        sources.iter().try_fold(Files::new(), |mut files, source| {
-            files.extend(self.projection(source, mode)?);
+    fn projected(&self, volume: &str, sources: &[VolumeProjection], mode: i32) -> Result<Files, Cause> {
+        sources.iter().enumerate().try_fold(Files::new(), |mut files, (index, source)| {
+            files.extend(self.projection((volume, index), source, mode)?);
             Ok(files)
         })
     }
 
-    fn projection(&self, source: &VolumeProjection, mode: i32) -> Result<Files, Cause> {
+    fn projection(&self, place: (&str, usize), source: &VolumeProjection, mode: i32) -> Result<Files, Cause> {
         if let Some(source) = &source.config_map {
             return self.config_map(&source.name, source.items.as_deref(), source.optional, mode);
         }
@@ -135,34 +141,55 @@ impl Maker<'_> {
         if let Some(source) = &source.service_account_token {
             return self.token(source, mode);
         }
-        let optional = source.cluster_trust_bundle.as_ref().is_some_and(|bundle| bundle.optional == Some(true));
-        if optional {
-            return Ok(Files::new());
+        if let Some(source) = &source.cluster_trust_bundle {
+            let file = File { data: trust::bundle(source, self.store)?, mode: self.private(mode) };
+            return Ok([(source.path.clone(), file)].into());
         }
-        let what = if source.cluster_trust_bundle.is_some() {
-            "clusterTrustBundle"
-        } else if source.pod_certificate.is_some() {
-            "podCertificate"
-        } else {
-            return Ok(Files::new());
-        };
-        Err(Cause::Unsupported(format!(
-            "projected source {what} is not supported by this node yet; remove the source, or mark it optional where that is possible"
-        )))
+        match &source.pod_certificate {
+            Some(source) => self.certificate(place, source, mode),
+            None => Ok(Files::new()),
+        }
     }
 }
 
 impl Maker<'_> {
     /// Readable by its owner alone where the volume gets an owning group, as upstream has it.
-    fn token(&self, source: &ServiceAccountTokenProjection, mode: i32) -> Result<Files, Cause> {
+    fn private(&self, mode: i32) -> u32 {
         const PRIVATE: i32 = 0o600;
         let security = pod::spec::of(self.pod).security_context.as_ref();
         let has_group = security.is_some_and(|security| security.fs_group.is_some());
-        let token = self.tokens.get(&Wanted::of(source));
-        let token = token.ok_or_else(|| Cause::Invalid("the pod's volumes have changed".to_owned()))?;
-        let file = File { data: token.clone().into_bytes(), mode: bits(if has_group { PRIVATE } else { mode }) };
+        bits(if has_group { PRIVATE } else { mode })
+    }
+
+    fn token(&self, source: &ServiceAccountTokenProjection, mode: i32) -> Result<Files, Cause> {
+        let token = self.credentials.tokens.get(&Wanted::of(source)).ok_or_else(has_changed)?;
+        let file = File { data: token.clone().into_bytes(), mode: self.private(mode) };
         Ok([(source.path.clone(), file)].into())
     }
+
+    fn certificate(
+        &self,
+        (volume, index): (&str, usize),
+        source: &PodCertificateProjection,
+        mode: i32,
+    ) -> Result<Files, Cause> {
+        let bundle = self.credentials.certificates.get(&(volume.to_owned(), index)).ok_or_else(has_changed)?;
+        let both = || format!("{}{}", bundle.key, bundle.chain);
+        let wanted = [
+            (&source.credential_bundle_path, both()),
+            (&source.key_path, bundle.key.clone()),
+            (&source.certificate_chain_path, bundle.chain.clone()),
+        ];
+        let wanted =
+            wanted.into_iter().filter_map(|(path, text)| Some((path.clone().filter(|path| !path.is_empty())?, text)));
+        let file = |text: String| File { data: text.into_bytes(), mode: self.private(mode) };
+        Ok(wanted.map(|(path, text)| (path, file(text))).collect())
+    }
+}
+
+/// What was made for the pod is for another version of it; the next try knows this one.
+fn has_changed() -> Cause {
+    Cause::Invalid("the pod's volumes have changed".to_owned())
 }
 
 fn present<T>(found: Option<T>, kind: &'static str, name: &str, optional: Option<bool>) -> Result<Option<T>, Cause> {
@@ -205,6 +232,7 @@ fn bits(mode: i32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volumes::certificates::Bundle;
     use serde_json::json;
 
     fn files(volume: serde_json::Value) -> Result<Vec<(String, String, u32)>, String> {
@@ -225,10 +253,14 @@ mod tests {
         let vault = Wanted {
             audience: Some("vault".to_owned()),
             seconds: 600,
-            shown_by: super::super::tokens::ShownBy::Volume,
+            shown_by: crate::volumes::tokens::ShownBy::Volume,
         };
-        let tokens = Issued::from([(vault, "a-token".to_owned())]);
-        let files = of(&pod, "v", &store, &NodeFacts::default(), &tokens).map_err(|cause| cause.to_string())?;
+        let bundle = Bundle { key: "KEY\n".to_owned(), chain: "CHAIN\n".to_owned() };
+        let credentials = Credentials {
+            tokens: [(vault, "a-token".to_owned())].into(),
+            certificates: [(("v".to_owned(), 0), bundle)].into(),
+        };
+        let files = of(&pod, "v", &store, &NodeFacts::default(), &credentials).map_err(|cause| cause.to_string())?;
         let shown = |(path, file): (String, File)| (path, String::from_utf8_lossy(&file.data).into_owned(), file.mode);
         Ok(files.into_iter().map(shown).collect())
     }
@@ -261,6 +293,16 @@ mod tests {
     }
 
     #[test]
+    fn certificates() {
+        let source = json!({"signerName": "s", "keyType": "ED25519", "credentialBundlePath": "both", "keyPath": "key",
+            "certificateChainPath": "chain"});
+        let shown = files(json!({"projected": {"sources": [{"podCertificate": source}]}}));
+        let expect =
+            [file("both", "KEY\nCHAIN\n", 0o644), file("chain", "CHAIN\n", 0o644), file("key", "KEY\n", 0o644)];
+        assert_eq!(shown, Ok(expect.to_vec()));
+    }
+
+    #[test]
     fn failures() {
         let failure = |volume| files(volume).unwrap_err();
         assert_eq!(failure(json!({"configMap": {"name": "none"}})), "configmap \"none\" not found");
@@ -269,8 +311,5 @@ mod tests {
         assert!(failure(items("..data")).contains("must not begin"));
         let no_key = json!({"configMap": {"name": "cm", "items": [{"key": "z", "path": "z"}]}});
         assert_eq!(failure(no_key), "references non-existent config key: z");
-        let certificate =
-            json!({"projected": {"sources": [{"podCertificate": {"signerName": "s", "keyType": "ED25519"}}]}});
-        assert!(failure(certificate).contains("podCertificate is not supported"));
     }
 }

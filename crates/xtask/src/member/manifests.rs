@@ -40,6 +40,26 @@ spec:
   - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'echo LINE; exec sleep 100000'] }
 ";
 
+/// A pod that shows a certificate of its own and those that it trusts.
+pub(super) const PURSER: &str = "apiVersion: v1
+kind: Pod
+metadata: { name: purser, labels: { app: purser } }
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes:
+  - name: papers
+    projected:
+      sources:
+      - clusterTrustBundle: { name: flags, path: trust.pem }
+      - podCertificate: { signerName: harbour.example/master, keyType: ECDSAP256, credentialBundlePath: papers.pem }
+  containers:
+  - name: c
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sleep, '100000']
+    volumeMounts: [{ name: papers, mountPath: /papers }]
+";
+
 /// A CSI driver, a volume of it, its claim, and a pod that writes into it.
 pub(super) const HOLD: &str = "apiVersion: storage.k8s.io/v1
 kind: CSIDriver

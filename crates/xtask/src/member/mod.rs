@@ -54,6 +54,7 @@ const POINTS: &[Point] = &[
     ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
     ("an edited ConfigMap arrives", points::edits),
     ("a volume of a CSI driver is attached, mounted and taken down", points::volumes),
+    ("a pod gets a certificate and knows whom to trust", points::certified),
     ("a deleted pod ends in time and is replaced", points::deletes),
     ("a static pod runs by its file and shows itself as a mirror", points::static_pod),
     ("kubectl debug looks into a pod", points::debugs),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
+use testkit::certificates;
 use testkit::control_plane::Part;
 use testkit::csi::{Ability, Call, Driver, DriverConfig};
 
@@ -220,6 +221,49 @@ pub(super) fn volumes(fleet: &mut Fleet) -> anyhow::Result<String> {
     })?;
     fleet.kubectl("delete pvc,pv,csidriver --all --wait=false")?;
     Ok("by Kubernetes' attach/detach controller and a driver over gRPC".to_owned())
+}
+
+/// The test is the signer.
+pub(super) fn certified(fleet: &mut Fleet) -> anyhow::Result<String> {
+    let dir = fleet.stage.dir.path().to_owned();
+    let authority = certificates::authority(&dir, "harbour")?;
+    let root = std::fs::read_to_string(&authority.certificate)?;
+    let bundle = |text: &str| {
+        let spec = serde_json::json!({ "trustBundle": text });
+        let kind = serde_json::json!({ "apiVersion": "certificates.k8s.io/v1", "kind": "ClusterTrustBundle",
+            "metadata": { "name": "flags" }, "spec": spec });
+        kind.to_string()
+    };
+    fleet.apply("purser.yaml", manifests::PURSER)?;
+    let request = wait("the node asks for a certificate", SOON, || {
+        let all = fleet.get("podcertificaterequests")?;
+        Ok(all["items"].as_array().and_then(|all| all.first()).cloned())
+    })?;
+    ensure!(request["spec"]["podName"] == "purser" && request["spec"]["nodeName"] == NODE, "it asks {request}");
+    let stub = request["spec"]["stubPKCS10Request"].as_str().context("a request")?;
+    let (chain, [from, until]) = certificates::certify(&dir, stub, "purser.example", &authority)?;
+    let mut later = std::process::Command::new("date");
+    later.args(["-u", "-d", &format!("{from} + 1 hour"), "+%Y-%m-%dT%H:%M:%SZ"]);
+    let refresh = String::from_utf8(testkit::host::output(&mut later)?)?;
+    let issued = serde_json::json!([{ "type": "Issued", "status": "True", "reason": "Known", "message": "as the test wants it",
+        "lastTransitionTime": from }]);
+    let status = serde_json::json!({ "status": { "certificateChain": chain, "notBefore": from, "notAfter": until,
+        "beginRefreshAt": refresh.trim(), "conditions": issued } });
+    let (name, status) = (name(&request), status.to_string());
+    let patch = ["patch", "podcertificaterequest", name, "--subresource=status", "--type=merge", "-p", &status];
+    fleet.kubectl_words(&patch)?;
+    fleet.apply("flags.json", &bundle(&format!("a comment\n{root}")))?;
+    fleet.until_ready("purser", 1)?;
+    let shown = |file: &str| fleet.kubectl(&format!("exec purser -- cat /papers/{file}"));
+    let papers = shown("papers.pem")?;
+    ensure!(papers.starts_with("-----BEGIN PRIVATE KEY-----") && papers.ends_with(&chain), "it shows {papers}");
+    ensure!(shown("trust.pem")? == root, "it trusts {}", shown("trust.pem")?);
+    let other = std::fs::read_to_string(certificates::authority(&dir, "roads")?.certificate)?;
+    let both = format!("{other}{root}");
+    fleet.apply("flags.json", &bundle(&both))?;
+    wait("the other bundle arrives", SOON, || Ok((shown("trust.pem")? == both).then_some(())))?;
+    fleet.kubectl("delete pod purser --wait=false")?;
+    Ok("key and chain in one file, its trust bundle, and that edited".to_owned())
 }
 
 fn name_of(object: &Value) -> String {

@@ -78,6 +78,7 @@ pub struct ApiSourceConfig {
 /// A source that follows a kube-apiserver.
 pub struct ApiSource {
     store: Store,
+    node_name: String,
     /// Writes: the kubelet's client, or the proxy's.
     api: Api,
     objects: Arc<Objects>,
@@ -93,6 +94,8 @@ pub struct ApiSource {
     drivers: OnceLock<Following>,
     /// And for ClusterTrustBundles.
     bundles: OnceLock<Following>,
+    /// And for the requests for certificates of this node's pods.
+    certificates: OnceLock<Following>,
     tokens: Option<Tokens>,
     /// There were static pods from the beginning.
     has_static_pods: bool,
@@ -202,6 +205,8 @@ impl ApiSource {
             classes: OnceLock::new(),
             drivers: OnceLock::new(),
             bundles: OnceLock::new(),
+            certificates: OnceLock::new(),
+            node_name,
             tokens,
             has_static_pods,
             restored,
@@ -255,7 +260,18 @@ impl ApiSource {
         table: &Table<T>,
         wanted: &str,
     ) -> Result<(), SourceError> {
-        let following = kind.get_or_init(|| follow(&self.api, Selection::all(), table.clone()));
+        self.selected(kind, Selection::all(), table, wanted).await
+    }
+
+    /// As [`ApiSource::all_of`], of those that are selected.
+    async fn selected<T: Kind>(
+        &self,
+        kind: &OnceLock<Following>,
+        selection: Selection,
+        table: &Table<T>,
+        wanted: &str,
+    ) -> Result<(), SourceError> {
+        let following = kind.get_or_init(|| follow(&self.api, selection, table.clone()));
         if tokio::time::timeout(LOOK_UP_LIMIT, following.known()).await.is_ok() {
             return Ok(());
         }
@@ -440,8 +456,10 @@ impl Source for ApiSource {
         made.map_err(|error| failed("ask for a certificate of a pod".to_owned(), error))
     }
 
-    async fn pod_certificate(&self, request: &Key) -> Result<PodCertificateRequest, SourceError> {
-        self.read(request).await
+    async fn look_up_pod_certificates(&self) -> Result<(), SourceError> {
+        let own = Selection::all().fields(&format!("spec.nodeName={}", self.node_name));
+        let table = self.store.pod_certificate_requests();
+        self.selected(&self.certificates, own, table, "PodCertificateRequests").await
     }
 
     async fn service_account_uid(&self, account: &Key) -> Result<String, SourceError> {
