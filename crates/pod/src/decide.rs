@@ -262,7 +262,9 @@ impl<'a> Planner<'a> {
         }
         let steps = resize::steps(self.pod, self.view);
         if steps.is_empty() {
-            self.plan.resize_done = !self.view.is_busy("resize");
+            // What began before it was granted gets the old sizes, and shows soon.
+            let begins = |key: &String| key == "resize" || key == "sandbox" || key.starts_with("start/");
+            self.plan.resize_done = !self.view.busy.iter().any(begins);
         } else if self.may_try(resize.backoff) {
             self.push(Action::Resize { steps });
         }

@@ -545,6 +545,20 @@ fn limits_of_the_whole_pod_are_those_of_containers_without() {
 }
 
 #[test]
+fn what_begins_during_a_resize_is_resized_too() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a", "resources": resources("1", "100Mi") }] }));
+    let sandbox = Action::CreateSandbox { attempt: 0 };
+    world.apply(Change::Begun(sandbox.clone()));
+    world.resize(&[("2", "100Mi")]);
+    assert!(!decide(&world.pod, &world.view, world.now).resize_done);
+    world.apply(Change::SandboxReady { id: "s".into(), addresses: Vec::new() });
+    world.apply(Change::Ended(sandbox));
+    world.settle();
+    assert_eq!(world.steps(), ["group quota", "group shares"], "it was made for less");
+    assert_eq!(world.condition("PodResizeInProgress"), None);
+}
+
+#[test]
 fn an_init_container_is_resized_while_it_runs() {
     let container = |name: &str, cpu: &str| json!({ "name": name, "resources": resources(cpu, "100Mi") });
     let mut world = World::new(json!({ "initContainers": [container("i", "1")], "containers": [container("a", "1")] }));
