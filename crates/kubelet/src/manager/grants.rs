@@ -108,10 +108,12 @@ impl Manager {
         uids.iter().filter_map(|uid| self.granted_to(uid)).map(|(pod, _)| pod).collect()
     }
 
-    /// A pod that takes room on the node as it was granted, and what that is.
+    /// A pod that takes room on the node as it was granted, and what that is. One that was removed by force takes none, as
+    /// its cluster has it: others are sent in its place while it still ends.
     fn granted_to(&self, uid: &str) -> Option<(Arc<Pod>, Allocation)> {
         let workers = self.lock();
-        let shown = workers.get(uid)?.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker = workers.get(uid).filter(|worker| !worker.is_gone)?;
+        let shown = worker.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if !shown.is_active() {
             return None;
         }
