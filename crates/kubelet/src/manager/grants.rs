@@ -91,10 +91,11 @@ impl Manager {
     /// Whether there is room for what a pod wants; if not, whether there never will be.
     fn room_for(&self, wanted: &Pod) -> Result<(), (Rejection, bool)> {
         let granted = self.granted_to(uid_of(wanted)).map(|(_, granted)| granted);
-        let moves_cpus = granted.is_some_and(|granted| !granted.covers_of(wanted, Resource::Cpu));
-        let is_guaranteed = QosClass::of(wanted) == QosClass::Guaranteed;
-        if moves_cpus && is_guaranteed && self.context.parts.resources.gives_cpus() {
-            let message = "Resize is infeasible for Guaranteed Pods alongside CPU Manager policy \"static\"".to_owned();
+        let changes = |resource| granted.as_ref().is_some_and(|granted| !granted.covers_of(wanted, resource));
+        let changing = [Resource::Cpu, Resource::Memory].into_iter().filter(|resource| changes(*resource));
+        let pinned = changing.filter_map(|resource| self.context.parts.resources.pinned(resource)).next();
+        if let Some(manager) = pinned.filter(|_| QosClass::of(wanted) == QosClass::Guaranteed) {
+            let message = format!("Resize is infeasible for Guaranteed Pods alongside {manager}");
             return Err((Rejection { reason: "Infeasible".to_owned(), message }, true));
         }
         let Some(site) = &self.context.parts.site else { return Ok(()) };

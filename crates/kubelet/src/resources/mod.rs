@@ -166,9 +166,12 @@ impl Resources {
         self.devices.clone()
     }
 
-    /// Whether containers can have CPUs of their own.
-    pub(crate) fn gives_cpus(&self) -> bool {
-        self.cpus.is_some()
+    /// The manager that gives a resource to Guaranteed pods for good, if there is one.
+    pub(crate) fn pinned(&self, resource: pod::resize::Resource) -> Option<&'static str> {
+        match resource {
+            pod::resize::Resource::Cpu => self.cpus.is_some().then_some("CPU Manager policy \"static\""),
+            pod::resize::Resource::Memory => self.memory.is_some().then_some("Memory Manager policy \"Static\""),
+        }
     }
 
     /// Whether something has to be given to a pod, which takes its time.
