@@ -281,6 +281,39 @@ mod tests {
         check(claim("new"), Err("not bound"));
     }
 
+    /// A claim may name any volume, and a pod any claim: whose they are, the other side has to say.
+    #[test]
+    fn what_belongs_to_somebody_else_is_not_mounted() {
+        let store = Store::new();
+        let put = |name: &str, volume: &str, phase: &str, owner: &str| {
+            let owners = json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": owner, "controller": true}]);
+            let metadata = json!({"name": name, "namespace": "shop", "uid": name, "ownerReferences": owners});
+            let claim = json!({"metadata": metadata, "spec": {"volumeName": volume}, "status": {"phase": phase}});
+            store.persistent_volume_claims().put(serde_json::from_value(claim).unwrap());
+        };
+        put("mine", "pv1", "Bound", "u");
+        put("thief", "pv1", "Bound", "u");
+        put("hopeful", "pv1", "Pending", "u");
+        put("p-scratch", "pv1", "Bound", "other");
+        let spec =
+            json!({"hostPath": {"path": "/data"}, "claimRef": {"namespace": "shop", "name": "mine", "uid": "mine"}});
+        let volume = json!({"metadata": {"name": "pv1"}, "spec": spec});
+        store.persistent_volumes().put(serde_json::from_value(volume).unwrap());
+        let metadata = json!({"name": "p", "namespace": "shop", "uid": "u"});
+        let pod: Pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+        let outcome = |source: serde_json::Value| {
+            let volume: Volume = serde_json::from_value(source).unwrap();
+            kind(&volume, &pod, &store).map(drop).map_err(|cause| cause.to_string())
+        };
+        let claim = |name: &str| outcome(json!({"name": "v", "persistentVolumeClaim": {"claimName": name}}));
+        assert_eq!(claim("mine"), Ok(()));
+        for name in ["thief", "hopeful"] {
+            assert_eq!(claim(name), Err(format!("persistentvolumeclaim {name:?} is not bound to a volume yet")));
+        }
+        let error = outcome(json!({"name": "scratch", "ephemeral": {}})).unwrap_err();
+        assert!(error.contains("\"p-scratch\" was not made for this pod"), "{error}");
+    }
+
     #[test]
     fn uses_are_found_in_projections_too() {
         let pod: Pod =
