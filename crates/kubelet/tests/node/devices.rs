@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("devices_stay_with_their_pod", devices_stay_with_their_pod),
     ("a_plugin_that_hangs_harms_only_its_pods", a_plugin_that_hangs_harms_only_its_pods),
     ("what_cannot_register", what_cannot_register),
+    ("devices_by_cdi", devices_by_cdi),
     ("the_published_sample", the_published_sample),
 ];
 
@@ -103,12 +104,15 @@ impl DevicePlugin for Gadgets {
         };
         let mount =
             device::Mount { container_path: "/etc/gadgets".into(), host_path: "/proc/version".into(), read_only: true };
+        let is_described = Path::new("/var/run/cdi/gadget.json").exists();
+        let named = |id: &String| device::CdiDevice { name: format!("{RESOURCE}={id}") };
         let answer = ContainerAllocateResponse {
             envs: [("GADGETS".to_owned(), ids.join(","))].into(),
             mounts: vec![mount],
             devices: ids.iter().map(device).collect(),
             annotations: [("example.com/gadgets".to_owned(), ids.join(","))].into(),
-            cdi_devices: Vec::new(),
+            // By CDI, too, where the host describes them.
+            cdi_devices: if is_described { ids.iter().map(named).collect() } else { Vec::new() },
         };
         Ok(Response::new(device::AllocateResponse { container_responses: vec![answer] }))
     }
@@ -310,6 +314,33 @@ fn what_cannot_register() {
     });
 }
 
+/// An empty `/var`, in the mount namespace of the test.
+fn cover_var() {
+    let var = sys::mount::new_filesystem("tmpfs", &[], 0).unwrap();
+    sys::mount::attach_at(var.as_fd(), Path::new("/var")).unwrap();
+    for directory in ["/var/lib", "/var/run/cdi"] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+}
+
+/// What a plugin names by CDI is what the host's description of it says.
+fn devices_by_cdi() {
+    on_a_node(async |node| {
+        cover_var();
+        let edits = json!({ "env": ["CDI=1"], "deviceNodes": [{ "path": "/dev/by-cdi", "hostPath": "/dev/zero" }] });
+        let devices = json!([{ "name": "one", "containerEdits": edits }]);
+        let description = json!({ "cdiVersion": "0.6.0", "kind": RESOURCE, "devices": devices });
+        std::fs::write("/var/run/cdi/gadget.json", description.to_string()).unwrap();
+        let _plugin = Plugin::start(&node, RESOURCE, &[("one", true)], true).await;
+        plugin_has(&node, 1).await;
+        let limits = json!({ "resources": { "limits": { RESOURCE: "1" } } });
+        node.want("named", "[ $CDI = 1 ] && head -c 1 /dev/by-cdi > /dev/null && sleep 1000", limits);
+        node.desk.when("it has its device", |desk| desk.container("named")["ready"] == true).await;
+        sys::mount::detach(Path::new("/var")).unwrap();
+        node
+    });
+}
+
 /// The plugin that Kubernetes publishes as a sample, as it is: it knows only the usual place of the node agent's socket, which
 /// is this node's in the mount namespace of the test.
 fn the_published_sample() {
@@ -319,10 +350,8 @@ fn the_published_sample() {
         Err(error) => return println!("skipped: needs go and the module proxy ({error:#})"),
     };
     on_a_node(async |node| {
-        let usual = Path::new("/var/lib/kubelet");
-        let var = sys::mount::new_filesystem("tmpfs", &[], 0).unwrap();
-        sys::mount::attach_at(var.as_fd(), Path::new("/var/lib")).unwrap();
-        std::os::unix::fs::symlink(node.path("kubelet"), usual).unwrap();
+        cover_var();
+        std::os::unix::fs::symlink(node.path("kubelet"), "/var/lib/kubelet").unwrap();
         let nursery = Arc::new(Nursery::new());
         let mut plugin = Daemon::new(&nursery, &program, Vec::new(), node.path("sample.log"));
         plugin.start().unwrap();
@@ -338,7 +367,7 @@ fn the_published_sample() {
         assert_eq!(devices(&node.desk, "sampled"), pairs(&[("Dev-1", "Healthy")]));
         plugin.kill().unwrap();
         drop(plugin);
-        sys::mount::detach(Path::new("/var/lib")).unwrap();
+        sys::mount::detach(Path::new("/var")).unwrap();
         node
     });
 }

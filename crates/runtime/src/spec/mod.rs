@@ -12,6 +12,7 @@
 //! The defaults are those of containerd's CRI plugin, on which pods have come to depend. What cannot be honoured is
 //! refused by name, never left out (R5).
 
+mod cdi;
 mod error;
 mod mounts;
 mod namespaces;

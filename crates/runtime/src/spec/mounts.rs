@@ -41,6 +41,7 @@ pub(super) fn mounts(
     }
     let own = files(input, context, &users).into_iter().chain(volumes(input)).chain(devices(input, &users));
     rest.extend(own.filter(free));
+    rest.extend(input.prepared.cdi.mounts.iter().filter(|mount| free(mount)).cloned());
     // Parents before what lies in them; the sort is stable.
     rest.sort_by_key(|mount| depth(&mount.destination));
     let list = defaults(input, context, &users).into_iter().filter(free).chain(rest).collect();

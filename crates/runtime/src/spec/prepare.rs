@@ -13,7 +13,7 @@ use executor::oci;
 use sys::rustix;
 use sys::rustix::fs::{AtFlags, OFlags, StatxFlags, statx};
 
-use super::{ImageMount, SpecError, security};
+use super::{ImageMount, SpecError, cdi, security};
 
 /// Largest seccomp profile that is read (R6); the largest in use have some ten thousand bytes.
 const PROFILE_BYTES_MAX: u64 = 1 << 20;
@@ -27,6 +27,8 @@ const NO_DEVICES: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mount
 pub(crate) struct Prepared {
     /// Its devices.
     pub(crate) devices: Vec<HostDevice>,
+    /// What devices of the Container Device Interface bring beside nodes.
+    pub(crate) cdi: cdi::Edits,
     /// The profile of a `Localhost` seccomp request.
     pub(crate) seccomp: Option<oci::Seccomp>,
     /// The host's own name, for containers in its network.
@@ -60,7 +62,12 @@ pub(crate) fn prepare(config: &v1::ContainerConfig) -> Result<Prepared, SpecErro
     for device in &config.devices {
         add_device(device, &mut devices)?;
     }
-    Ok(Prepared { devices, seccomp: localhost_profile(context)?, hostname: hostname()? })
+    let directories = cdi::DIRECTORIES.map(Path::new);
+    let mut cdi = cdi::edits(config.cdi_devices.iter().map(|device| device.name.as_str()), &directories)?;
+    for device in std::mem::take(&mut cdi.devices) {
+        add(device, &mut devices)?;
+    }
+    Ok(Prepared { devices, cdi, seccomp: localhost_profile(context)?, hostname: hostname()? })
 }
 
 fn hostname() -> Result<String, SpecError> {
@@ -161,12 +168,12 @@ fn add(device: HostDevice, devices: &mut Vec<HostDevice>) -> Result<(), SpecErro
     Ok(())
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
 /// The node at `from`, as it is to be at `to`; none if it is no device.
-fn node(from: &Path, to: &Path) -> Result<Option<oci::Device>, SpecError> {
+pub(super) fn node(from: &Path, to: &Path) -> Result<Option<oci::Device>, SpecError> {
     let stat = fs::symlink_metadata(from).map_err(|error| SpecError::host("examine the device", from, error))?;
     let kind = match stat.file_type() {
         kind if kind.is_char_device() => "c",

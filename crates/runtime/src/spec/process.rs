@@ -24,7 +24,7 @@ pub(super) fn process(
     let user = input.user;
     Ok(oci::Process {
         terminal: config.tty,
-        user: oci::User { uid: user.uid, gid: user.gid, additional_gids: user.groups.clone(), ..oci::User::default() },
+        user: oci::User { uid: user.uid, gid: user.gid, additional_gids: groups(input), ..oci::User::default() },
         args: arguments(config, &input.image.config)?,
         env: environment.iter().map(|entry| String::from_utf8_lossy(entry).into_owned()).collect(),
         cwd: working_directory(config, &input.image.config)?,
@@ -65,6 +65,13 @@ fn oom_score_adj(resources: &v1::LinuxContainerResources) -> Result<i32, SpecErr
     score.ok_or_else(|| SpecError::invalid("oom_score_adj", resources.oom_score_adj, "is not between -1000 and 1000"))
 }
 
+/// The groups of the user, and those that its devices need.
+fn groups(input: &ContainerInput<'_>) -> Vec<u32> {
+    let mut groups = input.user.groups.clone();
+    groups.extend(input.prepared.cdi.gids.iter().filter(|gid| !input.user.groups.contains(gid)));
+    groups
+}
+
 /// The environment: defaults, then the image's, then the request's; the last of equal names counts and takes the place
 /// of the first. `HOME` is the user's, unless somebody set it.
 pub(super) fn environment(input: &ContainerInput<'_>) -> Result<Vec<Entry>, SpecError> {
@@ -84,6 +91,9 @@ pub(super) fn environment(input: &ContainerInput<'_>) -> Result<Vec<Entry>, Spec
             return Err(SpecError::invalid("envs.key", &variable.key, "is no name of a variable"));
         }
         all.set([variable.key.as_bytes(), b"=", &variable.value].concat());
+    }
+    for entry in &input.prepared.cdi.env {
+        all.set(entry.clone().into());
     }
     // The user's home, as OCI runtimes set it.
     if !all.has_value(b"HOME") {

@@ -44,7 +44,7 @@ pub(super) fn check(
     if context.privileged && !sandbox.is_some_and(|sandbox| sandbox.privileged) {
         return Err(SpecError::invalid("privileged", true, "is not allowed in a sandbox that is not privileged"));
     }
-    refuse_cdi(input.config)?;
+    refuse_annotated_cdi(input.config)?;
     check_apparmor(input, context)?;
     check_selinux(input, context, warnings)
 }
@@ -52,15 +52,13 @@ pub(super) fn check(
 /// CDI prefix of annotations, by which device plugins asked before CRI had a field.
 const CDI_ANNOTATION: &str = "cdi.k8s.io/";
 
-fn refuse_cdi(config: &v1::ContainerConfig) -> Result<(), SpecError> {
-    let annotated =
-        config.annotations.iter().filter(|(name, _)| name.starts_with(CDI_ANNOTATION)).map(|(_, devices)| devices);
-    let names = config.cdi_devices.iter().map(|device| &device.name).chain(annotated);
-    match names.min() {
+fn refuse_annotated_cdi(config: &v1::ContainerConfig) -> Result<(), SpecError> {
+    let annotated = config.annotations.iter().filter(|(name, _)| name.starts_with(CDI_ANNOTATION));
+    match annotated.map(|(_, devices)| devices).min() {
         None => Ok(()),
         Some(name) => Err(SpecError::Unsupported {
-            feature: format!("the CDI device {name}"),
-            reason: "devices of the Container Device Interface are not supported yet; request it as a plain device",
+            feature: format!("the CDI device {name} by an annotation"),
+            reason: "annotations change no container; the request has a field for it (cdi_devices), as its device plugin has",
         }),
     }
 }

@@ -379,13 +379,28 @@ fn selinux_is_left_out_aloud_or_refused() {
 }
 
 #[test]
-fn cdi_devices_are_refused_by_name() {
-    let mut case = Case::default();
-    case.config.cdi_devices = vec![v1::CdiDevice { name: "vendor.com/gpu=0".into() }];
-    case.refused("vendor.com/gpu=0");
+fn cdi_devices_by_annotation_are_refused() {
     let mut case = Case::default();
     case.config.annotations = [("cdi.k8s.io/x".to_owned(), "vendor.com/nic=1".to_owned())].into();
     case.refused("vendor.com/nic=1");
+}
+
+#[test]
+fn what_cdi_devices_bring() {
+    let mut case = Case::default();
+    case.prepared.cdi.env = vec!["DEVICE=0".into()];
+    case.prepared.cdi.gids = vec![44];
+    case.prepared.cdi.mounts = vec![oci::Mount {
+        destination: "/lib/vendor".into(),
+        source: "/lib".into(),
+        options: strings(&["bind", "ro"]),
+        ..oci::Mount::default()
+    }];
+    let made = case.make().unwrap();
+    let process = made.oci.process.unwrap();
+    assert!(process.env.contains(&"DEVICE=0".to_owned()));
+    assert!(process.user.additional_gids.contains(&44));
+    assert!(made.oci.mounts.iter().any(|mount| mount.destination == "/lib/vendor"));
 }
 
 fn device(path: &str, major: u32, minor: u32) -> HostDevice {
