@@ -59,6 +59,7 @@ const POINTS: &[Point] = &[
     ("a static pod runs by its file and shows itself as a mirror", points::static_pod),
     ("kubectl debug looks into a pod", points::debugs),
     ("a running pod is resized", points::resizes),
+    ("Prometheus finds what dashboards show", points::measures),
     ("kill -9 of the daemon is not felt", points::killed_daemon),
     ("without the API server pods go on, and it learns of it later", points::api_server_away),
     ("after a boot without the API server the pods start again", points::boots_alone),

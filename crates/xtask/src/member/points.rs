@@ -468,6 +468,52 @@ pub(super) fn strangers(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok("401 without credentials, 403 without rights, 200 with them".to_owned())
 }
 
+pub(super) fn measures(fleet: &mut Fleet) -> anyhow::Result<String> {
+    const WANTED: [(&str, &[&str]); 4] = [
+        (
+            "metrics",
+            &[
+                "kubelet_node_name{",
+                "kubelet_running_pods ",
+                "kubelet_running_containers{container_state=\"running\"}",
+                "kubelet_pod_start_duration_seconds_count ",
+                "kubelet_pod_worker_duration_seconds_bucket{",
+                "kubelet_runtime_operations_total{operation_type=\"run_podsandbox\"}",
+                "kubelet_runtime_operations_duration_seconds_bucket{",
+                "storage_operation_duration_seconds_count{",
+                "kubelet_certificate_manager_client_ttl_seconds ",
+                "rest_client_requests_total{code=\"200\"",
+                "process_resident_memory_bytes ",
+                "kubernetes_build_info{",
+            ],
+        ),
+        (
+            "metrics/cadvisor",
+            &[
+                "container_cpu_usage_seconds_total{container=\"c\"",
+                "container_memory_working_set_bytes{container=\"c\"",
+                "container_network_receive_bytes_total{",
+                "machine_memory_bytes{",
+            ],
+        ),
+        (
+            "metrics/resource",
+            &["node_cpu_usage_seconds_total ", "pod_memory_working_set_bytes{", "container_start_time_seconds{"],
+        ),
+        ("metrics/probes", &["prober_probe_total{"]),
+    ];
+    let mut lines = 0;
+    for (path, wanted) in WANTED {
+        let text = fleet.kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/{path}"))?;
+        for beginning in wanted {
+            let found = text.lines().any(|line| line.starts_with(beginning));
+            ensure!(found, "{path} has no {beginning}\n{text}");
+        }
+        lines += text.lines().count();
+    }
+    Ok(format!("{lines} lines on four paths"))
+}
+
 pub(super) fn rejects(fleet: &mut Fleet) -> anyhow::Result<String> {
     let pod = |name: &str, more: &str| {
         format!(
