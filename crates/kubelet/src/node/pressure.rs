@@ -284,6 +284,12 @@ pub struct Policy {
     pub local_storage: bool,
 }
 
+impl Policy {
+    /// Of a node that keeps nothing free: pods have their own limits only.
+    pub const LIMITS: Self =
+        Self { thresholds: Thresholds::NONE, transition: Duration::ZERO, pod_grace_max_s: 0, local_storage: true };
+}
+
 /// What the node is short of, as its conditions say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pressures {

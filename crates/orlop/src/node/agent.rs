@@ -18,6 +18,8 @@ use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
 use kubelet::metrics::Metrics;
 use kubelet::node::csi_node::CsiNode;
+use kubelet::node::eviction;
+use kubelet::node::pressure::{Policy, Pressures};
 use kubelet::paths::Paths;
 use kubelet::plugins::Registry;
 use kubelet::qos::Tree;
@@ -29,7 +31,7 @@ use kubelet::volumes::{CSI_CALL_WITHIN, Volumes, VolumesConfig};
 use kubelet::{Kubelet, generate};
 use pod::quantity::Quantity;
 use proxy::Proxy;
-use runtime::Runtime;
+use runtime::{ImageServer, Runtime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -175,6 +177,24 @@ impl Agent {
         self.ended.send_replace(true);
     }
 
+    /// What eviction works with on the node called `node`.
+    pub(super) fn eviction(&self, node: &str, policy: Policy, pressures: watch::Sender<Pressures>) -> eviction::Parts {
+        eviction::Parts {
+            kubelet: self.kubelet.clone(),
+            source: self.source.clone(),
+            runtime: self.base.runtime.clone(),
+            reclaim: Arc::new(UnusedImages(self.base.image_service.clone())),
+            groups: self.groups.clone(),
+            paths: Paths { root: self.layout.kubelet_root.clone(), logs: self.layout.pod_logs.clone() },
+            image_root: self.layout.images(),
+            node: node.to_owned(),
+            metrics: self.metrics.clone(),
+            policy,
+            look_every: eviction::LOOK_EVERY,
+            pressures,
+        }
+    }
+
     /// Serves nobody any more; what runs goes on, and so do the service rules.
     pub(crate) async fn stop(&self) {
         self.kubelet.stop().await;
@@ -210,6 +230,18 @@ fn groups_of_pods(root: &Path, cpu_milli: i64) -> anyhow::Result<Tree> {
     let groups = Tree::new(hierarchy, None).below(root);
     groups.ensure_roots(cpu_milli, None).context("make the control groups of pods")?;
     Ok(groups)
+}
+
+/// What the images that nobody uses take can be had back.
+struct UnusedImages(Arc<ImageServer>);
+
+#[async_trait]
+impl eviction::Reclaim for UnusedImages {
+    async fn unused_images(&self) -> Result<(), String> {
+        let reclaimed = self.0.remove_unused().await.map_err(|error| error.to_string())?;
+        tracing::info!(images = reclaimed.images.len(), bytes = reclaimed.bytes, "removed images that nobody uses");
+        Ok(())
+    }
 }
 
 /// What containers use, for Prometheus.

@@ -9,9 +9,12 @@ use cluster::Source as _;
 use cluster::manifests::{Manifests, ManifestsConfig};
 use kubelet::hosts::ClusterDns;
 use kubelet::node::describe::NodeConfig;
+use kubelet::node::eviction;
 use kubelet::node::machine::Machine;
+use kubelet::node::pressure::Policy;
 use kubelet::resources::policies::Policies;
 use network::{Network, dns};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::agent::{self, Agent};
@@ -52,6 +55,9 @@ impl Alone {
             csi_node: None,
         };
         let agent = Agent::start(config, base, manifests.clone()).await?;
+        // What is short, nobody here goes by: it keeps the limits of the pods alone.
+        let limits = agent.eviction(&settings.name, Policy::LIMITS, watch::Sender::default());
+        agent.base.tasks.begin(eviction::run(limits));
         Ok(Arc::new(Self { agent, manifests, name_server, names }))
     }
 

@@ -28,13 +28,11 @@ use kubelet::node::machine::Machine;
 use kubelet::node::membership::{self, Membership};
 use kubelet::node::pressure::Pressures;
 use kubelet::node::shutdown;
-use kubelet::paths::Paths;
 use kubelet::resources::policies::Policies;
 use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
 use kubelet::server::secure::{self, SecureConfig};
 use pod::quantity::Quantity;
-use runtime::ImageServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -110,7 +108,8 @@ impl Member {
         if !settings.configuration.shutdown.is_empty() {
             servers.spawn(shutdown::run(shutdown_parts(settings, &agent, findings.shutting_down)));
         }
-        servers.spawn(eviction::run(eviction_parts(settings, &agent, findings.pressures)));
+        let policy = settings.configuration.eviction.clone();
+        servers.spawn(eviction::run(agent.eviction(&settings.name, policy, findings.pressures)));
         Ok(Arc::new(Self { agent, source, membership, servers: servers.into() }))
     }
 
@@ -375,23 +374,6 @@ fn parts(
     }
 }
 
-fn eviction_parts(settings: &MemberSettings, agent: &Agent, pressures: watch::Sender<Pressures>) -> eviction::Parts {
-    eviction::Parts {
-        kubelet: agent.kubelet.clone(),
-        source: agent.source.clone(),
-        runtime: agent.base.runtime.clone(),
-        reclaim: Arc::new(UnusedImages(agent.base.image_service.clone())),
-        groups: agent.groups.clone(),
-        paths: Paths { root: agent.layout.kubelet_root.clone(), logs: agent.layout.pod_logs.clone() },
-        image_root: agent.layout.images(),
-        node: settings.name.clone(),
-        metrics: agent.metrics.clone(),
-        policy: settings.configuration.eviction.clone(),
-        look_every: eviction::LOOK_EVERY,
-        pressures,
-    }
-}
-
 fn shutdown_parts(settings: &MemberSettings, agent: &Agent, shutting_down: watch::Sender<bool>) -> shutdown::Parts {
     shutdown::Parts {
         kubelet: agent.kubelet.clone(),
@@ -400,18 +382,6 @@ fn shutdown_parts(settings: &MemberSettings, agent: &Agent, shutting_down: watch
         periods: settings.configuration.shutdown.clone(),
         places: shutdown::Places::default(),
         shutting_down,
-    }
-}
-
-/// What the images that nobody uses take can be had back.
-struct UnusedImages(Arc<ImageServer>);
-
-#[async_trait]
-impl eviction::Reclaim for UnusedImages {
-    async fn unused_images(&self) -> Result<(), String> {
-        let reclaimed = self.0.remove_unused().await.map_err(|error| error.to_string())?;
-        tracing::info!(images = reclaimed.images.len(), bytes = reclaimed.bytes, "removed images that nobody uses");
-        Ok(())
     }
 }
 

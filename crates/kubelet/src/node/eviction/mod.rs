@@ -25,7 +25,9 @@ use pod::eviction::{self, Candidate};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::pressure::{Observations, Policy, Pressures, Resource, Signal, Threshold, Watcher, is_dedicated};
+use super::pressure::{
+    Observations, Policy, Pressures, Resource, Signal, Threshold, Thresholds, Watcher, is_dedicated,
+};
 use crate::admission::is_critical;
 use crate::context::{name_of, uid_of};
 use crate::metrics::Metrics;
@@ -89,6 +91,9 @@ pub async fn run(parts: Parts) {
 }
 
 async fn keep_thresholds(parts: &Parts) {
+    if parts.policy.thresholds == Thresholds::NONE {
+        return std::future::pending().await;
+    }
     let (mut watcher, mut wake, begun) = (Watcher::new(&parts.policy), Wake::open(), Instant::now());
     let mut evicted: Option<Evicted> = None;
     loop {
