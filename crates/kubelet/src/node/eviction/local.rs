@@ -13,14 +13,15 @@ use sys::rustix;
 use tokio::time::Instant;
 
 use super::usage::{self, Stored};
-use super::{GRACE_S, LOOK_EVERY, Parts, REASON, message};
+use super::{GRACE_S, Parts, REASON, message};
 use crate::Ending;
 use crate::admission::is_critical;
 use crate::context::uid_of;
 use crate::qos::{self, List};
 
-/// How old a measurement may become, if walking is cheap. What is written while others delete shows by no number.
-const AGE_MAX: Duration = Duration::from_secs(60);
+/// How old a measurement may become, in looks, if walking is cheap: a minute. What is written while others delete shows by no
+/// number.
+const LOOKS_MAX: u32 = 6;
 /// What the runtime pays for each file of a container, whose walk nobody here sees.
 const ENTRY: Duration = Duration::from_micros(3);
 /// Of so many moments one is spent on walking through the files of one pod.
@@ -104,19 +105,21 @@ struct Looked {
     at: Instant,
     /// How long it took.
     cost: Duration,
-    /// Parts of it were measured before that.
-    is_old: bool,
+    /// Since when a measurement is wanted that there is not yet, nanoseconds since 1970: a runtime may answer with what it
+    /// knew before.
+    wanted_since: Option<u128>,
     headroom: u64,
     /// What was left of the disks then.
     left: u64,
 }
 
 impl Looked {
-    /// Whether the pod may exceed a limit by now, with `left` on the disks.
-    fn is_due(&self, now: Instant, left: u64) -> bool {
+    /// Whether the pod may exceed a limit by now, with `left` on the disks, of a node that is looked at `every` so often.
+    fn is_due(&self, now: Instant, left: u64, every: Duration) -> bool {
         let age = now.saturating_duration_since(self.at);
         let lost = self.left.saturating_sub(left);
-        self.is_old || lost >= self.headroom / 2 || age >= AGE_MAX.max(self.cost * SPARE)
+        let is_old = age >= (every * LOOKS_MAX).max(self.cost * SPARE);
+        self.wanted_since.is_some() || lost >= self.headroom / 2 || is_old
     }
 }
 
@@ -135,15 +138,18 @@ pub(super) async fn keep_limits(parts: &Parts) {
         for pod in pods {
             let Some(limits) = Limits::of(&pod) else { continue };
             let left = parts.left(dedicated);
-            if known.get(uid_of(&pod)).is_none_or(|looked| looked.is_due(Instant::now(), left)) {
-                let looked = look(parts, &pod, &limits, dedicated, left).await;
+            let before = known.get(uid_of(&pod));
+            if before.is_none_or(|looked| looked.is_due(Instant::now(), left, parts.look_every)) {
+                let since = before.and_then(|looked| looked.wanted_since).unwrap_or_else(now_ns);
+                let looked = look(parts, &pod, &limits, dedicated, (left, since)).await;
                 known.insert(uid_of(&pod).to_owned(), looked);
             }
         }
     }
 }
 
-async fn look(parts: &Parts, pod: &Pod, limits: &Limits, dedicated: bool, left: u64) -> Looked {
+/// Looks at a pod, with `left` on the disks; measurements from before `since` are too old.
+async fn look(parts: &Parts, pod: &Pod, limits: &Limits, dedicated: bool, (left, since): (u64, u128)) -> Looked {
     let begun = Instant::now();
     let stored = usage::stored(&*parts.runtime, &parts.paths, pod).await;
     if let Some((signal, message)) = limits.exceeded(&stored, dedicated) {
@@ -151,12 +157,14 @@ async fn look(parts: &Parts, pod: &Pod, limits: &Limits, dedicated: bool, left: 
         parts.evict(pod, ending, BTreeMap::new());
         parts.metrics.evicted(signal);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    // A runtime that measures when it is asked answers with the new size the next time.
-    let oldest = now.saturating_sub(2 * LOOK_EVERY).as_nanos();
-    let is_old = stored.measured_at.is_none_or(|at| i128::from(at).unsigned_abs() < oldest);
+    let is_old = stored.measured_at.is_none_or(|at| i128::from(at).unsigned_abs() < since);
+    let wanted_since = is_old.then_some(since);
     let cost = begun.elapsed() + ENTRY * u32::try_from(stored.inodes_of_containers()).unwrap_or(u32::MAX);
-    Looked { at: begun, cost, is_old, headroom: limits.headroom(&stored, dedicated), left }
+    Looked { at: begun, cost, wanted_since, headroom: limits.headroom(&stored, dedicated), left }
+}
+
+fn now_ns() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
 }
 
 impl Parts {
@@ -228,12 +236,14 @@ mod tests {
     #[test]
     fn a_pod_is_looked_at_when_it_can_matter() {
         let at = Instant::now();
-        let looked = Looked { at, cost: Duration::from_secs(1), is_old: false, headroom: 100, left: 1000 };
-        let later = |seconds| at + Duration::from_secs(seconds);
-        assert!(!looked.is_due(later(100), 951) && looked.is_due(later(10), 950));
-        assert!(!looked.is_due(later(199), 2000) && looked.is_due(later(200), 2000));
-        assert!(Looked { is_old: true, ..looked }.is_due(later(1), 1000));
+        let looked = Looked { at, cost: Duration::from_secs(1), wanted_since: None, headroom: 100, left: 1000 };
+        let due = |looked: &Looked, seconds, left| {
+            looked.is_due(at + Duration::from_secs(seconds), left, super::super::LOOK_EVERY)
+        };
+        assert!(!due(&looked, 100, 951) && due(&looked, 10, 950));
+        assert!(!due(&looked, 199, 2000) && due(&looked, 200, 2000));
+        assert!(due(&Looked { wanted_since: Some(1), ..looked }, 1, 1000));
         let cheap = Looked { cost: Duration::ZERO, ..looked };
-        assert!(!cheap.is_due(later(59), 1000) && cheap.is_due(later(60), 1000));
+        assert!(!due(&cheap, 59, 1000) && due(&cheap, 60, 1000));
     }
 }
