@@ -15,7 +15,6 @@
 #![allow(clippy::disallowed_methods, reason = "a developer tool starts the programs that it measures")]
 
 mod arguments;
-mod containerd;
 mod inside;
 mod measure;
 mod node;

@@ -9,6 +9,7 @@
 pub mod api;
 pub mod cache;
 pub mod certificates;
+pub mod containerd;
 pub mod control_plane;
 pub mod csi;
 pub mod daemon;

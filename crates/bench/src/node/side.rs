@@ -12,8 +12,8 @@ use testkit::control_plane::ControlPlane;
 use testkit::daemon::{Daemon, Nursery};
 
 use crate::arguments::{Common, SideName};
-use crate::containerd;
 use crate::processes::Crew;
+use testkit::containerd;
 
 use super::{ADDRESS, NODE};
 

@@ -9,8 +9,8 @@ use cri::Client;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::arguments::{Common, SideName};
-use crate::containerd;
 use crate::processes::Crew;
+use testkit::containerd;
 
 use super::work::Work;
 

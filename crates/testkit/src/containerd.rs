@@ -1,17 +1,24 @@
-//! containerd as the reference's runtime: what it reads.
+//! containerd as the runtime of a node: what it reads.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
 /// Its program, below the directory of the reference's programs.
-pub(crate) fn program(programs: &Path) -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// It is not there.
+pub fn program(programs: &Path) -> anyhow::Result<PathBuf> {
     let program = programs.join("containerd");
     program.canonicalize().with_context(|| format!("find {}", program.display()))
 }
 
-/// Writes its configuration and that of its network, with everything that it makes below `scratch`. Returns its command line.
-pub(crate) fn prepare(programs: &Path, scratch: &Path, socket: &Path) -> anyhow::Result<[String; 2]> {
+/// Writes its configuration and that of its network, with everything that it makes below `scratch`: registries are
+/// looked up in `certs.d` there. Returns its command line.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn prepare(programs: &Path, scratch: &Path, socket: &Path) -> anyhow::Result<[String; 2]> {
     let config = scratch.join("containerd.toml");
     std::fs::write(&config, text(programs, scratch, socket))?;
     let network = scratch.join("cni");
