@@ -3,16 +3,23 @@
 //! A call has no deadline of its own. A caller that drops the future cancels the call in the other runtime.
 
 use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::future::{self, Either};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 use crate::calls::{image_calls, runtime_calls};
 use crate::server::MESSAGE_MAX;
 use crate::v1::image_service_client::ImageServiceClient;
 use crate::v1::runtime_service_client::RuntimeServiceClient;
 use crate::{Error, ImageService, Items, RuntimeService, v1};
+
+/// How long a stream waits to be refused. A server in Go sends nothing before the first item, which may never come: after
+/// this time it has taken the request.
+const HEADERS_WITHIN: Duration = Duration::from_millis(250);
 
 /// A runtime of another process. A handle: clones share the connection.
 #[derive(Debug, Clone)]
@@ -56,9 +63,15 @@ macro_rules! call {
             )*
             $(
                 async fn $stream_method(&self, request: v1::$stream_request) -> Result<Items<v1::$item>, Error> {
-                    let answer = self.$client.clone().$stream_method(request).await;
                     let failed = |status| Error::from_status(stringify!($stream_call), status);
-                    Ok(answer.map_err(failed)?.into_inner().map(move |item| item.map_err(failed)).boxed())
+                    let mut client = self.$client.clone();
+                    let call = Box::pin(async move { client.$stream_method(request).await });
+                    Ok(match future::select(call, pin!(tokio::time::sleep(HEADERS_WITHIN))).await {
+                        Either::Left((answer, _)) => answer.map_err(failed)?.into_inner().map_err(failed).boxed(),
+                        Either::Right(((), call)) => {
+                            stream::once(call).map_ok(Response::into_inner).try_flatten().map_err(failed).boxed()
+                        }
+                    })
                 }
             )*
         }
