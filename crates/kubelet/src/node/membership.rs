@@ -306,11 +306,15 @@ async fn observe(parts: &Parts, pressures: Pressures) -> Observed {
     }
 }
 
+/// The conditions of CRI without which no pod can run. Others are a runtime's own: containerd tells by one that something
+/// it uses will go.
+const REQUIRED: [&str; 2] = ["RuntimeReady", "NetworkReady"];
+
 /// What the runtime says against running pods.
 fn trouble(status: &v1::StatusResponse) -> Option<String> {
     let conditions = status.status.iter().flat_map(|status| &status.conditions);
     let bad: Vec<String> = conditions
-        .filter(|condition| !condition.status)
+        .filter(|condition| !condition.status && REQUIRED.contains(&condition.r#type.as_str()))
         .map(|condition| format!("{}: {} {}", condition.r#type, condition.reason, condition.message))
         .collect();
     (!bad.is_empty()).then(|| bad.join("; "))
@@ -331,6 +335,25 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     use super::*;
+
+    #[test]
+    fn only_what_keeps_pods_from_running_is_trouble() {
+        let condition = |name: &str| v1::RuntimeCondition {
+            r#type: name.to_owned(),
+            status: false,
+            reason: "R".to_owned(),
+            message: "m".to_owned(),
+        };
+        let status = |names: &[&str]| v1::StatusResponse {
+            status: Some(v1::RuntimeStatus { conditions: names.iter().map(|name| condition(name)).collect() }),
+            ..v1::StatusResponse::default()
+        };
+        assert_eq!(trouble(&status(&["ContainerdHasNoDeprecationWarnings"])), None);
+        assert_eq!(
+            trouble(&status(&["RuntimeReady", "NetworkReady"])).unwrap(),
+            "RuntimeReady: R m; NetworkReady: R m"
+        );
+    }
 
     #[test]
     fn labels_are_mended_and_others_stay() {
