@@ -60,6 +60,8 @@ pub struct Config {
     pub records_dir: PathBuf,
     /// How long an ending pod waits for the service rules at most; zero switches the barrier off.
     pub barrier_timeout: Duration,
+    /// The runtime's name, which stands before ids of containers in statuses.
+    pub runtime_name: String,
 }
 
 /// What the kubelet works with.

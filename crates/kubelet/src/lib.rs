@@ -33,6 +33,7 @@ pub mod server;
 mod termination;
 mod threads;
 mod timeline;
+pub mod upkeep;
 mod users;
 pub mod volumes;
 mod worker;

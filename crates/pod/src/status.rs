@@ -13,14 +13,19 @@ use crate::resize::{self, Resize};
 use crate::spec::{self, Role};
 use crate::view::{ContainerRecord, ContainerView, Run, Sandbox, View, describe};
 
-/// The runtime's name in `containerID`.
-const SCHEME: &str = "orlop://";
-
 /// What the node contributes to a pod's status.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
     /// The node's addresses.
     pub addresses: Vec<String>,
+    /// The runtime's name, which stands before ids of containers.
+    pub runtime: String,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { addresses: Vec::new(), runtime: "orlop".to_owned() }
+    }
 }
 
 /// Computes the status. `published` is the one before, whose times of transition are kept where nothing has changed.
@@ -31,7 +36,7 @@ pub fn compute(pod: &Pod, view: &View, host: &Host, published: Option<&PodStatus
     let (init, main): (Vec<_>, Vec<_>) = spec::containers(pod).partition(|(role, _)| *role != Role::Main);
     let status = |(role, container): (Role, &Container)| {
         let kept = kept(pod, view, container, published).cloned();
-        kept.unwrap_or_else(|| container_status(pod, view, role, container, now))
+        kept.unwrap_or_else(|| with_runtime(container_status(pod, view, role, container, now), &host.runtime))
     };
     let statuses = |containers: Vec<_>| -> Vec<ContainerStatus> { containers.into_iter().map(status).collect() };
     let ephemeral: Vec<Container> = spec::ephemeral(pod).map(spec::as_container).collect();
@@ -111,6 +116,16 @@ fn addresses(pod: &Pod, view: &View, host: &Host) -> Vec<String> {
     }
 }
 
+/// Ids of containers as clients know them: `containerd://…`.
+fn with_runtime(mut status: ContainerStatus, runtime: &str) -> ContainerStatus {
+    let states = [&mut status.state, &mut status.last_state].into_iter().flatten();
+    let ends = states.filter_map(|state| state.terminated.as_mut()).map(|ended| &mut ended.container_id);
+    for id in ends.chain([&mut status.container_id]).flatten() {
+        *id = format!("{runtime}://{id}");
+    }
+    status
+}
+
 fn container_status(pod: &Pod, view: &View, role: Role, container: &Container, now: Timestamp) -> ContainerStatus {
     let observed = view.containers.get(&container.name).cloned().unwrap_or_default();
     let record = view.record.containers.get(&container.name).cloned().unwrap_or_default();
@@ -126,7 +141,7 @@ fn container_status(pod: &Pod, view: &View, role: Role, container: &Container, n
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
         image_id: observed.image_id.clone(),
-        container_id: id.map(|id| format!("{SCHEME}{id}")),
+        container_id: id.cloned(),
         ready,
         started: (role != Role::Ephemeral).then_some(started),
         restart_count: record.restarts,
@@ -170,7 +185,7 @@ fn states(
 
 fn terminated(run: &Run) -> ContainerState {
     let ended = ContainerStateTerminated {
-        container_id: Some(format!("{SCHEME}{}", run.id)),
+        container_id: Some(run.id.clone()),
         exit_code: run.exit_code,
         reason: Some(run.reason.clone()),
         message: (!run.message.is_empty()).then(|| run.message.clone()),

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::bail;
 use testkit::host;
+use testkit::image::Layout;
 use testkit::registry::Registry;
 
 use crate::workspace::{build_release, root};
@@ -74,6 +75,11 @@ impl Stage {
         registry.push(&busybox, "library/busybox", "latest")?;
         testkit::registry::write_hosts(&dir.path().join("certs.d"), "docker.io", SocketAddr::from(REGISTRY))?;
         Ok(Self { orlop: orlop.to_owned(), dir, registry })
+    }
+
+    /// Puts another image into the registry.
+    pub(crate) fn push(&self, image: &Layout, repository: &str) -> anyhow::Result<()> {
+        self.registry.push(image, repository, "latest").map(drop)
     }
 
     /// The registry's process.

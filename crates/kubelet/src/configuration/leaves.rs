@@ -150,8 +150,8 @@ pub const LEAVES: &[Leaf] = &[
     leaf("featureGates", Map, "", "feature-gates", NotYet),
     leaf("failSwapOn", Bool, "true", "fail-swap-on", NotYet),
     leaf("memorySwap.swapBehavior", Text, "", "", NotYet),
-    leaf("containerLogMaxSize", Text, "10Mi", "container-log-max-size", NotYet),
-    leaf("containerLogMaxFiles", Integer, "5", "container-log-max-files", NotYet),
+    leaf("containerLogMaxSize", Text, "10Mi", "container-log-max-size", Honoured),
+    leaf("containerLogMaxFiles", Integer, "5", "container-log-max-files", Honoured),
     leaf("containerLogMaxWorkers", Integer, "1", "", NotYet),
     leaf("containerLogMonitorInterval", Duration, "10s", "", NotYet),
     leaf("configMapAndSecretChangeDetectionStrategy", Text, "Watch", "", NotYet),
@@ -185,6 +185,6 @@ pub const LEAVES: &[Leaf] = &[
     leaf("tracing", Other, "", "", NotYet),
     leaf("localStorageCapacityIsolation", Bool, "true", "local-storage-capacity-isolation", Honoured),
     leaf("containerRuntimeEndpoint", Text, "unix:///run/containerd/containerd.sock", "container-runtime-endpoint", Honoured),
-    leaf("imageServiceEndpoint", Text, "", "image-service-endpoint", NotYet),
+    leaf("imageServiceEndpoint", Text, "", "image-service-endpoint", Honoured),
     leaf("failCgroupV1", Bool, "true", "fail-cgroupv1", NotYet),
     leaf("userNamespaces.idsPerPod", Integer, "65536", "", NotYet),];

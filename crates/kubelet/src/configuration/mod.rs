@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 pub use leaves::{Kind, LEAVES, Leaf, Status};
 pub use spans::parse as parse_duration;
-pub use typed::{Authentication, Authorization, Configuration, ImageGc, parse_taints};
+pub use typed::{Authentication, Authorization, Configuration, ImageGc, LogLimits, parse_taints};
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 const KIND: &str = "KubeletConfiguration";

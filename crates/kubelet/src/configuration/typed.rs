@@ -52,6 +52,8 @@ pub struct Configuration {
     pub max_pods: u32,
     /// The socket of the container runtime.
     pub container_runtime_endpoint: Option<String>,
+    /// Where images are pulled, if that is another program still.
+    pub image_service_endpoint: Option<String>,
     /// Addresses of pods, if the cluster does not say.
     pub pod_cidr: Option<String>,
     /// The group in which the tree of the pods' groups stands, without a slash in front; empty for the root.
@@ -74,6 +76,8 @@ pub struct Configuration {
     pub policies: Policies,
     /// How long pods have when the machine goes down; empty where it does not wait for them.
     pub shutdown: Vec<Period>,
+    /// When the logs of containers are rotated.
+    pub log_limits: LogLimits,
     /// `systemReserved` and `kubeReserved` together.
     pub reserved: BTreeMap<String, Quantity>,
     /// The cloud's name of the node.
@@ -84,6 +88,15 @@ pub struct Configuration {
     pub register_node: bool,
     /// The file or directory of the node's static pods.
     pub static_pod_path: Option<PathBuf>,
+}
+
+/// `containerLogMaxSize` and `containerLogMaxFiles`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// A log that is larger is rotated, in bytes.
+    pub bytes_max: u64,
+    /// Files of a container, the one that is written included.
+    pub files_max: u32,
 }
 
 /// When images go that no container uses.
@@ -146,6 +159,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         node_lease_duration_s: reader.number("nodeLeaseDurationSeconds", 40),
         max_pods: reader.number("maxPods", 110),
         container_runtime_endpoint: reader.text("containerRuntimeEndpoint"),
+        image_service_endpoint: reader.text("imageServiceEndpoint"),
         pod_cidr: reader.text("podCIDR"),
         cgroup_root: reader.text("cgroupRoot").unwrap_or_default().trim_matches('/').into(),
         resolv_conf: reader.file("resolvConf").unwrap_or_else(|| "/etc/resolv.conf".into()),
@@ -158,12 +172,25 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         shutdown: reader.shutdown(),
         policies: reader.policies(&reserved),
         reserved,
+        log_limits: reader.log_limits(),
         provider_id: reader.text("providerID"),
         register_with_taints: reader.taints(),
         register_node: reader.flag("registerNode", true),
         static_pod_path: reader.file("staticPodPath"),
     };
     if reader.faults.is_empty() { Ok(configuration) } else { Err(reader.faults) }
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { bytes_max: 10 << 20, files_max: 5 }
+    }
+}
+
+impl Default for ImageGc {
+    fn default() -> Self {
+        Self { high_percent: 85, low_percent: 80, minimum_age: Duration::from_secs(120), maximum_age: None }
+    }
 }
 
 struct Reader<'a> {
@@ -257,6 +284,20 @@ impl Reader<'_> {
             }
         }
         periods
+    }
+
+    fn log_limits(&mut self) -> LogLimits {
+        let size = self.text("containerLogMaxSize").unwrap_or_else(|| "10Mi".to_owned());
+        let bytes = Quantity::parse(&size).ok().and_then(|size| u64::try_from(size.units()).ok());
+        let limits =
+            LogLimits { bytes_max: bytes.unwrap_or_default(), files_max: self.number("containerLogMaxFiles", 5) };
+        if limits.bytes_max == 0 {
+            self.fault("containerLogMaxSize", format!("{size:?} is no quantity above 0, such as 10Mi"));
+        }
+        if limits.files_max < 2 {
+            self.fault("containerLogMaxFiles", format!("{} is less than 2", limits.files_max));
+        }
+        limits
     }
 
     fn image_gc(&mut self) -> ImageGc {

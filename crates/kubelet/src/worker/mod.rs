@@ -95,7 +95,8 @@ impl Worker {
         let (view, status) = (Arc::<View>::default(), pod.status.clone().map(Arc::new));
         let shown = Shown { pod: pod.clone(), view: view.clone(), timeline: Timeline::new(), status: status.clone() };
         let publisher = Publisher::new(context.parts.source.clone(), uid_of(&pod).to_owned());
-        let host = Host { addresses: context.config.generate.node.ips.clone() };
+        let runtime = context.config.runtime_name.clone();
+        let host = Host { addresses: context.config.generate.node.ips.clone(), runtime };
         Self {
             saved: Record::default(),
             shared: Arc::new(Shared::new(events, publisher.taken())),

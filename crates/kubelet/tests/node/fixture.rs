@@ -342,6 +342,7 @@ async fn start_kubelet_in(
         },
         records_dir: dir.join("records"),
         barrier_timeout: Duration::ZERO,
+        runtime_name: "orlop".to_owned(),
     };
     let parts = kubelet::Parts {
         source: desk.clone(),

@@ -31,7 +31,7 @@ use kubelet::volumes::{CSI_CALL_WITHIN, Volumes, VolumesConfig};
 use kubelet::{Kubelet, generate};
 use pod::quantity::Quantity;
 use proxy::Proxy;
-use runtime::{ImageServer, Runtime};
+use runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -107,15 +107,17 @@ impl Agent {
         let handlers = vec![volumes.driver_handler(csi_node), resources.handler()];
         let plugins = Registry::start(&paths.plugins_registry(), handlers)?;
         let metrics: Arc<Metrics> = Arc::default();
-        let containers = Containers { runtime: base.runtime.clone(), groups: groups.clone() };
-        let telemetry =
-            Telemetry { metrics: metrics.clone(), containers: Some(Arc::new(containers)), ..Telemetry::default() };
+        // Another program's containers are its own to measure.
+        let containers = base.own().ok().map(|own| Containers { runtime: own.runtime.clone(), groups: groups.clone() });
+        let containers = containers.map(|one| Arc::new(one) as Arc<dyn ContainerMetrics>);
+        let telemetry = Telemetry { metrics: metrics.clone(), containers, ..Telemetry::default() };
         let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths.clone(), &facts.name);
         let kubelet_api = kubelet_api.with_telemetry(telemetry).with_volumes(volumes.clone());
         let config = kubelet::Config {
             generate: generate::Config { cgroup_root, ..generate::Config::of_machine(paths, facts, dns) },
             records_dir: layout.state_dir.join("pods"),
             barrier_timeout: BARRIER,
+            runtime_name: base.identity.name.clone(),
         };
         let parts = kubelet::Parts {
             source: source.clone(),
@@ -183,10 +185,10 @@ impl Agent {
             kubelet: self.kubelet.clone(),
             source: self.source.clone(),
             runtime: self.base.runtime.clone(),
-            reclaim: Arc::new(UnusedImages(self.base.image_service.clone())),
+            reclaim: self.base.reclaim(),
             groups: self.groups.clone(),
             paths: Paths { root: self.layout.kubelet_root.clone(), logs: self.layout.pod_logs.clone() },
-            image_root: self.layout.images(),
+            image_root: self.base.image_root.clone(),
             node: node.to_owned(),
             metrics: self.metrics.clone(),
             policy,
@@ -230,18 +232,6 @@ fn groups_of_pods(root: &Path, cpu_milli: i64) -> anyhow::Result<Tree> {
     let groups = Tree::new(hierarchy, None).below(root);
     groups.ensure_roots(cpu_milli, None).context("make the control groups of pods")?;
     Ok(groups)
-}
-
-/// What the images that nobody uses take can be had back.
-struct UnusedImages(Arc<ImageServer>);
-
-#[async_trait]
-impl eviction::Reclaim for UnusedImages {
-    async fn unused_images(&self) -> Result<(), String> {
-        let reclaimed = self.0.remove_unused().await.map_err(|error| error.to_string())?;
-        tracing::info!(images = reclaimed.images.len(), bytes = reclaimed.bytes, "removed images that nobody uses");
-        Ok(())
-    }
 }
 
 /// What containers use, for Prometheus.

@@ -38,7 +38,7 @@ impl Alone {
     pub(crate) async fn start(settings: &UpSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
         let base = Base::start(&settings.node, network_config(settings), forked.zygote.clone()).await?;
         let manifests = Manifests::start(manifests_config(settings))?;
-        let config = node_config(settings, &base.network);
+        let config = node_config(settings, &base.own()?.network);
         let machine = Machine::read(&settings.node.layout.kubelet_root);
         manifests.update_node_status(&settings.name, node_status::status(&config, &machine)).await?;
         let name_server = Arc::new(dns::Server::start(dns_config(settings), forked.zygote).await?);
@@ -83,8 +83,8 @@ impl Alone {
         }
         self.names.abort();
         note("name server", self.name_server.stop().await.err().map(|error| error.to_string()));
-        let runtime = &self.agent.base.runtime;
-        note("sandboxes and pod network", runtime.shutdown().await.err().map(|error| error.to_string()));
+        let own = self.agent.base.own()?;
+        note("sandboxes and pod network", own.runtime.shutdown().await.err().map(|error| error.to_string()));
         note("control groups", self.remove_groups().err().map(|error| error.to_string()));
         note("cluster state", self.manifests.erase().err().map(|error| error.to_string()));
         self.remove_empty_directories();

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use cri::RuntimeService as _;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
@@ -75,45 +74,47 @@ impl Agent {
 
     /// All images.
     pub(super) async fn images(&self) -> anyhow::Result<Vec<ImageRow>> {
-        let row = |image: &Arc<image::Image>| ImageRow {
-            id: image.id.to_string(),
-            tags: image.repo_tags.clone(),
-            digests: image.repo_digests.clone(),
-            size_bytes: image.size_bytes,
+        let row = |image: cri::v1::Image| ImageRow {
+            id: image.id,
+            tags: image.repo_tags,
+            digests: image.repo_digests,
+            size_bytes: image.size,
             pinned: image.pinned,
         };
-        Ok(self.base.images.list().iter().map(row).collect())
+        let listed = self.base.image_service.list_images(cri::v1::ListImagesRequest::default()).await?;
+        Ok(listed.images.into_iter().map(row).collect())
     }
 
     /// Pulls an image; the stream ends with `Done` or `Failed`.
-    pub(super) fn pull(&self, image: String) -> BoxStream<'static, PullLine> {
+    pub(super) fn pull(&self, image: String) -> anyhow::Result<BoxStream<'static, PullLine>> {
+        let images = self.base.own()?.images.clone();
         let (sender, lines) = mpsc::channel(16);
         // A client that went away lets it come to its end, as other pulls may share its layers.
-        self.base.tasks.begin(pull(self.base.images.clone(), self.base.credentials.clone(), image, sender));
-        stream::unfold(lines, |mut lines| async { lines.recv().await.map(|line| (line, lines)) }).boxed()
+        self.base.tasks.begin(pull(images, self.base.credentials.clone(), image, sender));
+        Ok(stream::unfold(lines, |mut lines| async { lines.recv().await.map(|line| (line, lines)) }).boxed())
     }
 
     /// Loads images from a path of this machine; returns their names.
     pub(super) async fn load(&self, path: &str) -> anyhow::Result<Vec<String>> {
-        let loaded = self.base.images.load(Path::new(path), &image::Silent).await?;
+        let loaded = self.base.own()?.images.load(Path::new(path), &image::Silent).await?;
         self.kubelet.images_loaded();
         Ok(loaded.iter().map(|image| name_of(image)).collect())
     }
 
     /// Removes an image; returns the names that are gone.
     pub(super) async fn remove_image(&self, image: &str) -> anyhow::Result<Vec<String>> {
-        let found =
-            self.base.images.get(image).with_context(|| format!("no image {image:?}; `orlop images` lists them"))?;
+        let images = &self.base.own()?.images;
+        let found = images.get(image).with_context(|| format!("no image {image:?}; `orlop images` lists them"))?;
         let users = self.users_of(&found.id).await?;
         anyhow::ensure!(users.is_empty(), "image {image:?} is in use by {}; end them first", users.join(", "));
         let mut names = found.repo_tags.clone();
         names.push(found.id.to_string());
         match image.parse::<Reference>() {
             Ok(reference) if found.repo_tags.len() > 1 && found.repo_tags.contains(&reference.to_string()) => {
-                self.base.images.untag(&reference).await?;
+                images.untag(&reference).await?;
                 Ok(vec![reference.to_string()])
             }
-            _ => self.base.images.remove(image).await.map(|_| names).map_err(Into::into),
+            _ => images.remove(image).await.map(|_| names).map_err(Into::into),
         }
     }
 

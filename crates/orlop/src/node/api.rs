@@ -117,7 +117,7 @@ async fn route(node: &dyn Node, method: &Method, path: &str, query: &Query) -> a
         ("GET", ["why", namespace, pod]) => json(&node.agent().why(namespace, pod).await?),
         ("GET", ["images"]) => json(&node.agent().images().await?),
         ("DELETE", ["images"]) => json(&node.agent().remove_image(query.need("image")?).await?),
-        ("POST", ["pull"]) => Ok(lines(node.agent().pull(query.need("image")?.to_owned()))),
+        ("POST", ["pull"]) => Ok(lines(node.agent().pull(query.need("image")?.to_owned())?)),
         ("POST", ["load"]) => json(&node.agent().load(query.need("path")?).await?),
         ("GET", ["fsck"]) => json(&node.fsck().await?),
         ("POST", ["down"]) => json(&node.down().await?),

@@ -1,11 +1,18 @@
-//! What every node has: images, the pods' network, the runtime, and CRI on a socket.
+//! What every node has: images, the pods' network, the runtime, and CRI on a socket; or the client of another program that
+//! is the runtime.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use async_trait::async_trait;
+use cri::{ImageService, RuntimeService};
 use image::Images;
 use image::credentials::Credentials;
+use kubelet::configuration::{ImageGc, LogLimits};
+use kubelet::node::eviction::Reclaim;
+use kubelet::upkeep::{self, Upkeep};
 use network::Network;
 use runtime::{ImageServer, Runtime};
 use sys::program::Seal;
@@ -13,6 +20,7 @@ use sys::zygote::Zygote;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::foreign::{self, Endpoint, Services};
 use super::settings::Settings;
 use super::tasks::Tasks;
 
@@ -46,19 +54,39 @@ impl Forked {
 
 /// The runtime's side of a node.
 pub(crate) struct Base {
-    pub(super) images: Arc<Images>,
+    pub(super) runtime: Arc<dyn RuntimeService>,
+    pub(super) image_service: Arc<dyn ImageService>,
     pub(super) credentials: Arc<Credentials>,
-    pub(super) network: Arc<Network>,
-    pub(super) runtime: Arc<Runtime>,
-    pub(super) image_service: Arc<ImageServer>,
+    /// None where another program is the runtime.
+    own: Option<Own>,
+    /// That program's socket.
+    other: PathBuf,
+    pub(super) identity: Identity,
+    /// Where images are.
+    pub(super) image_root: PathBuf,
     /// What it does for clients beyond an answer.
     pub(super) tasks: Tasks,
     /// Nobody is served any more.
     pub(super) stopped: CancellationToken,
+    /// Removes images that nobody uses when the disk fills, and whatever else nobody else does.
+    collector: JoinHandle<()>,
+}
+
+/// How a runtime calls itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) name: String,
+    pub(super) version: String,
+}
+
+/// This program as the runtime.
+pub(super) struct Own {
+    pub(super) images: Arc<Images>,
+    pub(super) network: Arc<Network>,
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) image_server: Arc<ImageServer>,
     /// CRI's server.
     cri: JoinHandle<()>,
-    /// Removes images that nobody uses when the disk fills.
-    collector: JoinHandle<()>,
 }
 
 impl Base {
@@ -78,33 +106,101 @@ impl Base {
         let parts = runtime::Parts { images: images.clone(), network: network.clone(), zygote: zygote.into() };
         let mut config = runtime::Config::new(&layout.state_dir, &layout.run_dir);
         config.cgroup_parent = layout.group.clone().into();
+        let LogLimits { bytes_max, files_max } = settings.log_limits;
+        config.log_limits = Some(runtime::LogLimits { bytes_max, files_max });
         let runtime = Runtime::start(config, parts).await?;
         let stopped = CancellationToken::new();
         let listener = cri::server::bind(&settings.cri_socket).await?;
-        let image_service = Arc::new(ImageServer::new(images.clone(), runtime.clone()));
-        let served = cri::server::serve(listener, runtime.for_clients(), image_service.clone(), stopped.clone());
+        let image_server = Arc::new(ImageServer::new(images.clone(), runtime.clone()));
+        let served = cri::server::serve(listener, runtime.for_clients(), image_server.clone(), stopped.clone());
         let cri = tokio::spawn(served);
-        let collector = tokio::spawn(collect_images(image_service.clone(), settings.image_gc.clone()));
+        let collector = tokio::spawn(collect_images(image_server.clone(), policy_of(settings.image_gc)));
         Ok(Self {
-            images,
+            runtime: runtime.clone(),
+            image_service: image_server.clone(),
             credentials,
-            network,
-            runtime,
-            image_service,
+            own: Some(Own { images, network, runtime, image_server, cri }),
+            other: PathBuf::new(),
+            identity: Identity { name: "orlop".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+            image_root: layout.images(),
             tasks: Tasks::default(),
             stopped,
-            cri,
             collector,
         })
+    }
+
+    /// Connects to another runtime, which may still be starting itself.
+    pub(crate) async fn connect(settings: &Settings, endpoint: &Endpoint) -> anyhow::Result<Self> {
+        let Services { runtime, images, identity, image_root } = foreign::connect(endpoint).await?;
+        let upkeep = Upkeep {
+            runtime: runtime.clone(),
+            images: images.clone(),
+            log_limits: settings.log_limits,
+            image_gc: settings.image_gc,
+        };
+        Ok(Self {
+            runtime,
+            image_service: images,
+            credentials: Arc::new(Credentials::new(settings.credentials.clone())?),
+            own: None,
+            other: endpoint.runtime.clone(),
+            identity,
+            image_root,
+            tasks: Tasks::default(),
+            stopped: CancellationToken::new(),
+            collector: tokio::spawn(upkeep.run()),
+        })
+    }
+
+    /// This program's own runtime.
+    ///
+    /// # Errors
+    /// Another program is the runtime: it has to be asked by its own tools.
+    pub(super) fn own(&self) -> anyhow::Result<&Own> {
+        let other = self.other.display();
+        self.own.as_ref().with_context(|| {
+            format!("the runtime of this node is another program; ask it by `crictl --runtime-endpoint unix://{other}`")
+        })
+    }
+
+    /// Who removes images that nobody uses.
+    pub(super) fn reclaim(&self) -> Arc<dyn Reclaim> {
+        match &self.own {
+            Some(own) => Arc::new(UnusedImages(own.image_server.clone())),
+            None => Arc::new(upkeep::Images::new(self.runtime.clone(), self.image_service.clone())),
+        }
     }
 
     /// Answers nobody any more; what runs goes on.
     pub(crate) async fn stop(&self) {
         self.stopped.cancel();
-        self.cri.abort();
         self.collector.abort();
         self.tasks.end().await;
-        self.runtime.leave_group();
+        if let Some(own) = &self.own {
+            own.cri.abort();
+            own.runtime.leave_group();
+        }
+    }
+}
+
+/// What the images that nobody uses take can be had back.
+struct UnusedImages(Arc<ImageServer>);
+
+#[async_trait]
+impl Reclaim for UnusedImages {
+    async fn unused_images(&self) -> Result<(), String> {
+        let reclaimed = self.0.remove_unused().await.map_err(|error| error.to_string())?;
+        tracing::info!(images = reclaimed.images.len(), bytes = reclaimed.bytes, "removed images that nobody uses");
+        Ok(())
+    }
+}
+
+fn policy_of(gc: ImageGc) -> image::GcPolicy {
+    image::GcPolicy {
+        high_threshold_percent: gc.high_percent,
+        low_threshold_percent: gc.low_percent,
+        minimum_age: gc.minimum_age,
+        maximum_age: gc.maximum_age,
     }
 }
 

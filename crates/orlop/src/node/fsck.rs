@@ -9,10 +9,13 @@ use super::lock::Lock;
 /// Of a running node.
 pub(super) async fn of_running(agent: &Agent) -> anyhow::Result<Vec<String>> {
     let mut unowned: Vec<String> = Vec::new();
-    let owned = agent.base.runtime.fsck().await?;
-    unowned.extend(owned.into_iter().filter(|one| one.owner.is_none()).map(|one| format!("{} {}", one.kind, one.name)));
-    let images = agent.base.images.clone();
-    unowned.extend(tokio::task::spawn_blocking(move || image_leftovers(&images)).await??);
+    // Another program knows its own.
+    if let Ok(own) = agent.base.own() {
+        let line = |one: &runtime::Owned| format!("{} {}", one.kind, one.name);
+        unowned.extend(own.runtime.fsck().await?.iter().filter(|one| one.owner.is_none()).map(line));
+        let images = own.images.clone();
+        unowned.extend(tokio::task::spawn_blocking(move || image_leftovers(&images)).await??);
+    }
     let layout = &agent.layout;
     let known = |uid: &str| agent.store().pods().find_uid(uid).is_some();
     unowned.extend(pod_directories(layout).into_iter().filter(|(uid, _)| !known(uid)).map(|(_, line)| line));

@@ -84,7 +84,12 @@ impl Member {
         let source = ApiSource::start(source_config(settings, api.clone())?)?;
         source.ready().await;
         let chosen = addresses_of_pods(settings, source.store()).await;
-        let base = Base::start(&chosen, network_config(settings, &chosen), forked.zygote).await?;
+        let base = match &settings.runtime {
+            Some(endpoint) => Base::connect(&chosen, endpoint).await?,
+            None => Base::start(&chosen, network_config(settings, &chosen), forked.zygote).await?,
+        };
+        let runtime_version = format!("{}://{}", base.identity.name, base.identity.version);
+        let node = NodeConfig { runtime_version, ..node };
         // Nothing is short until somebody has looked.
         let findings = Findings::default();
         let site = MemberSite::new(settings, &node, &machine, source.store().clone(), findings.heard());
@@ -182,8 +187,8 @@ async fn belong(
 /// The settings with the pods' addresses that the operator chose, or those that the cluster has given this node.
 async fn addresses_of_pods(settings: &MemberSettings, store: &cluster::Store) -> Settings {
     let mut chosen = settings.node.clone();
-    let is_cni = network::is_cni_configured(&chosen.cni_conf_dir);
-    if settings.pods_chosen || is_cni || !settings.configuration.register_node {
+    let others_give = settings.runtime.is_some() || network::is_cni_configured(&chosen.cni_conf_dir);
+    if settings.pods_chosen || others_give || !settings.configuration.register_node {
         return chosen;
     }
     let given = tokio::time::timeout(ADDRESSES_WITHIN, given_addresses(store, &settings.name)).await;

@@ -6,6 +6,7 @@ mod answers;
 pub(crate) mod api;
 mod base;
 mod detach;
+mod foreign;
 mod fsck;
 pub(crate) mod join;
 mod keychain;

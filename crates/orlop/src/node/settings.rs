@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use cluster::Range;
 use image::credentials::CredentialsConfig;
-use kubelet::configuration::{self, Configuration};
+use kubelet::configuration::{self, Configuration, ImageGc, LogLimits};
 
+use super::foreign::Endpoint;
 use super::layout::Layout;
 use crate::args::{MemberOptions, NodeOptions, Places, UpOptions};
 
@@ -32,7 +33,9 @@ pub(crate) struct Settings {
     pub(crate) credentials: CredentialsConfig,
     pub(crate) pods: Range,
     /// When images go that nobody uses.
-    pub(crate) image_gc: image::GcPolicy,
+    pub(crate) image_gc: ImageGc,
+    /// When the logs of containers are rotated.
+    pub(crate) log_limits: LogLimits,
 }
 
 /// What `up` needs beside a runtime.
@@ -80,7 +83,8 @@ impl Settings {
                 provider_bin_dir: options.image_credential_provider_bin_dir.clone(),
             },
             pods: faults.range("--pod-cidr", options.pod_cidr.as_deref().unwrap_or(POD_CIDR)),
-            image_gc: image::GcPolicy::default(),
+            image_gc: ImageGc::default(),
+            log_limits: LogLimits::default(),
         }
     }
 }
@@ -119,6 +123,8 @@ pub(crate) struct MemberSettings {
     /// Whether the operator chose the addresses of pods; else the cluster does.
     pub(crate) pods_chosen: bool,
     pub(crate) services: Option<Range>,
+    /// Another program as the runtime; else it is this one.
+    pub(crate) runtime: Option<Endpoint>,
     /// How to reach the API server.
     pub(crate) kubeconfig: PathBuf,
     /// How to get there for the first time.
@@ -153,22 +159,10 @@ impl MemberSettings {
         if let (None, Some(text)) = (&options.node.pod_cidr, &written_cidr) {
             node.pods = faults.range("podCIDR", text);
         }
-        if let Some(configuration::ImageGc { high_percent, low_percent, minimum_age, maximum_age }) =
-            loaded.as_ref().map(|loaded| loaded.configuration.image_gc)
-        {
-            node.image_gc = image::GcPolicy {
-                high_threshold_percent: high_percent,
-                low_threshold_percent: low_percent,
-                minimum_age,
-                maximum_age,
-            };
-        }
-        let own = format!("unix://{}", node.cri_socket.display());
-        let other = loaded.as_ref().and_then(|loaded| loaded.configuration.container_runtime_endpoint.as_ref());
-        if let Some(other) = other.filter(|other| **other != own) {
-            faults
-                .0
-                .push(format!("containerRuntimeEndpoint is {other}, but this node is its own runtime; write {own}"));
+        let own = node.cri_socket.clone();
+        let runtime = loaded.as_ref().and_then(|loaded| faults.endpoint(&loaded.configuration, &own));
+        if let Some(loaded) = &loaded {
+            (node.image_gc, node.log_limits) = (loaded.configuration.image_gc, loaded.configuration.log_limits);
         }
         let services = options.service_cidr.as_deref().map(|text| faults.range("--service-cidr", text));
         match &options.bootstrap_kubeconfig {
@@ -191,6 +185,7 @@ impl MemberSettings {
         Ok(Self {
             pods_chosen: options.node.pod_cidr.is_some() || written_cidr.is_some(),
             services,
+            runtime,
             kubeconfig: options.kubeconfig.clone(),
             bootstrap_kubeconfig: options.bootstrap_kubeconfig.clone(),
             proxy_api: proxy_api.flatten(),
@@ -251,6 +246,31 @@ impl Faults {
             format!("{flag} {text:?}: write an IPv4 range with a prefix of 8 to 24 bits, as 10.96.0.0/16")
         });
         range.unwrap_or(Range { network: Ipv4Addr::UNSPECIFIED, prefix: 8 })
+    }
+
+    /// The runtime that the configuration names, if it is not the one at `own`.
+    fn endpoint(&mut self, configuration: &Configuration, own: &Path) -> Option<Endpoint> {
+        let mut socket = |field: &str, text: &str| {
+            // Upstream takes a bare path, too.
+            let path = text.strip_prefix("unix://").unwrap_or(text);
+            let path = path.strip_prefix("/var/run/").map_or(PathBuf::from(path), |rest| Path::new("/run").join(rest));
+            let path = path.is_absolute().then_some(path);
+            self.some(path, || format!("{field} {text:?}: write unix:///path/to/socket"))
+        };
+        let runtime = configuration.container_runtime_endpoint.as_ref();
+        let runtime = runtime.map(|text| socket("containerRuntimeEndpoint", text));
+        let images = configuration.image_service_endpoint.as_ref().map(|text| socket("imageServiceEndpoint", text));
+        let runtime = runtime.flatten().filter(|path| path != own);
+        match (runtime, images.flatten().filter(|path| path != own)) {
+            (Some(runtime), images) => Some(Endpoint { images: images.unwrap_or_else(|| runtime.clone()), runtime }),
+            (None, None) => None,
+            (None, Some(images)) => {
+                let fault =
+                    "orlop's own runtime pulls its images itself; name its runtime by containerRuntimeEndpoint, too";
+                self.0.push(format!("imageServiceEndpoint {}: {fault}", images.display()));
+                None
+            }
+        }
     }
 
     fn kubeconfig(&mut self, flag: &str, path: &Path) -> Option<cluster::api::Config> {

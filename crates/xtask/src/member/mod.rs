@@ -1,5 +1,6 @@
 //! The voyage of a member: orlop as a node of a real control plane, watched with `kubectl` alone.
 
+pub(crate) mod foreign;
 pub(crate) mod kubeadm;
 mod manifests;
 mod points;

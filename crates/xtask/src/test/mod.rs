@@ -63,7 +63,8 @@ impl Part {
             Self::Trials => voyage(options, count, crate::demo::try_faults),
             Self::Member => {
                 voyage(options, count, crate::member::run)?;
-                voyage(options, count, crate::member::kubeadm::run)
+                voyage(options, count, crate::member::kubeadm::run)?;
+                voyage(options, count, crate::member::foreign::run)
             }
         }
     }

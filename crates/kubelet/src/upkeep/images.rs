@@ -1,0 +1,219 @@
+//! Removal of images from another runtime, by the thresholds of `KubeletConfiguration`.
+//!
+//! CRI does not tell when an image was used last. As upstream's kubelet does, it is noted here whenever somebody looks.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use cri::{ImageService, RuntimeService, v1};
+
+use crate::configuration::ImageGc;
+use crate::node::eviction::Reclaim;
+
+/// As often as upstream's kubelet looks.
+const PERIOD: Duration = Duration::from_secs(300);
+
+/// The images of another runtime.
+#[derive(Clone)]
+pub struct Images {
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+}
+
+/// When an image was seen first, and in use last; by its id.
+type Seen = HashMap<String, Times>;
+
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    first: Instant,
+    used: Instant,
+}
+
+impl Images {
+    /// Those of a runtime.
+    pub fn new(runtime: Arc<dyn RuntimeService>, images: Arc<dyn ImageService>) -> Self {
+        Self { runtime, images }
+    }
+
+    pub(super) async fn keep(self, policy: ImageGc) {
+        let mut seen = Seen::new();
+        loop {
+            match self.collect(&policy, &mut seen).await {
+                Ok(0) => {}
+                Ok(bytes) => tracing::warn!(bytes, "the disk is filling; images that nobody uses were removed"),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "images cannot be collected");
+                }
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+
+    /// Removes every image that no container uses, but for pinned ones. Returns their sizes together.
+    async fn remove_unused(&self) -> Result<u64, cri::Error> {
+        let mut bytes = 0;
+        for image in self.unused().await? {
+            self.remove(&image).await?;
+            bytes += image.size;
+        }
+        Ok(bytes)
+    }
+
+    async fn remove(&self, image: &v1::Image) -> Result<(), cri::Error> {
+        tracing::info!(image = image.id, tags = ?image.repo_tags, bytes = image.size, "removing an image that nobody uses");
+        let spec = v1::ImageSpec { image: image.id.clone(), ..v1::ImageSpec::default() };
+        self.images.remove_image(v1::RemoveImageRequest { image: Some(spec) }).await.map(drop)
+    }
+
+    /// Those that no container uses and that are not pinned.
+    async fn unused(&self) -> Result<Vec<v1::Image>, cri::Error> {
+        // Images first: a container that is made meanwhile has its image in the second list.
+        let mut images = self.images.list_images(v1::ListImagesRequest::default()).await?.images;
+        let containers = self.runtime.list_containers(v1::ListContainersRequest::default()).await?.containers;
+        let named = containers.into_iter().flat_map(|one| [one.image_id, one.image_ref]);
+        let used: HashSet<String> = named.filter(|name| !name.is_empty()).collect();
+        let is_used = |image: &v1::Image| {
+            let mut names = image.repo_tags.iter().chain(&image.repo_digests).chain([&image.id]);
+            names.any(|name| used.contains(name))
+        };
+        images.retain(|image| !image.pinned && !is_used(image));
+        Ok(images)
+    }
+
+    /// Removes what is too old, and what fills the disk. Returns how many bytes that were.
+    async fn collect(&self, policy: &ImageGc, seen: &mut Seen) -> Result<u64, cri::Error> {
+        let unused = self.unused().await?;
+        let all = self.images.list_images(v1::ListImagesRequest::default()).await?.images;
+        note(seen, &all, &unused, Instant::now());
+        let needed = match self.places().await?.iter().filter_map(|place| Disk::of(Path::new(place))).next() {
+            Some(disk) => disk.surplus(policy),
+            None => 0,
+        };
+        let mut removed = 0;
+        for image in choose(unused, seen, policy, needed, Instant::now()) {
+            self.remove(&image).await?;
+            removed += image.size;
+        }
+        if removed < needed {
+            tracing::warn!(
+                missing_bytes = needed - removed,
+                "the disk is filling, and there is no image more to remove"
+            );
+        }
+        Ok(removed)
+    }
+
+    /// Where the runtime has its images.
+    async fn places(&self) -> Result<Vec<String>, cri::Error> {
+        let answer = self.images.image_fs_info(v1::ImageFsInfoRequest::default()).await?;
+        Ok(answer.image_filesystems.into_iter().filter_map(|one| Some(one.fs_id?.mountpoint)).collect())
+    }
+}
+
+#[async_trait]
+impl Reclaim for Images {
+    async fn unused_images(&self) -> Result<(), String> {
+        let bytes = self.remove_unused().await.map_err(|error| error.to_string())?;
+        tracing::info!(bytes, "removed images that nobody uses");
+        Ok(())
+    }
+}
+
+fn note(seen: &mut Seen, all: &[v1::Image], unused: &[v1::Image], now: Instant) {
+    let idle: HashSet<&str> = unused.iter().map(|image| image.id.as_str()).collect();
+    seen.retain(|id, _| all.iter().any(|image| image.id == *id));
+    for image in all {
+        let times = seen.entry(image.id.clone()).or_insert(Times { first: now, used: now });
+        if !idle.contains(image.id.as_str()) {
+            times.used = now;
+        }
+    }
+}
+
+/// Which of the images that nobody uses go: those past their age, then the longest unused until `needed` bytes are free.
+fn choose(mut unused: Vec<v1::Image>, seen: &Seen, policy: &ImageGc, needed: u64, now: Instant) -> Vec<v1::Image> {
+    let times = |image: &v1::Image| seen.get(&image.id).copied().unwrap_or(Times { first: now, used: now });
+    unused.sort_by_key(|image| (times(image).used, times(image).first));
+    let mut free = 0;
+    unused.retain(|image| {
+        let times = times(image);
+        let is_old = policy.maximum_age.is_some_and(|age| now.duration_since(times.used) > age);
+        let may_go = now.duration_since(times.first) >= policy.minimum_age;
+        let goes = is_old || (free < needed && may_go);
+        if goes {
+            free += image.size;
+        }
+        goes
+    });
+    unused
+}
+
+/// A file system's room, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Disk {
+    capacity: u64,
+    available: u64,
+}
+
+impl Disk {
+    fn of(path: &Path) -> Option<Self> {
+        let facts = sys::rustix::fs::statvfs(path).ok()?;
+        Some(Self { capacity: facts.f_blocks * facts.f_frsize, available: facts.f_bavail * facts.f_frsize })
+    }
+
+    /// What has to go so that the usage falls from above the high threshold to the low one.
+    fn surplus(self, policy: &ImageGc) -> u64 {
+        let used = self.capacity.saturating_sub(self.available);
+        let share = |percent: u8| self.capacity / 100 * u64::from(percent);
+        if policy.high_percent >= 100 || used < share(policy.high_percent) {
+            return 0;
+        }
+        used - share(policy.low_percent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: ImageGc =
+        ImageGc { high_percent: 85, low_percent: 80, minimum_age: Duration::from_secs(120), maximum_age: None };
+
+    fn image(id: &str) -> v1::Image {
+        v1::Image { id: id.to_owned(), size: 10, ..v1::Image::default() }
+    }
+
+    fn names(images: &[v1::Image]) -> Vec<&str> {
+        images.iter().map(|image| image.id.as_str()).collect()
+    }
+
+    #[test]
+    fn a_full_disk_is_brought_to_the_low_threshold() {
+        let disk = |available| Disk { capacity: 1000, available };
+        assert_eq!(disk(160).surplus(&POLICY), 0);
+        assert_eq!(disk(150).surplus(&POLICY), 50);
+        assert_eq!(disk(0).surplus(&ImageGc { high_percent: 100, ..POLICY }), 0, "100 switches it off");
+    }
+
+    #[test]
+    fn the_longest_unused_go_first() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut seen = Seen::new();
+        let all = ["a", "b", "c"].map(image);
+        note(&mut seen, &all, &[image("a")], at(0));
+        note(&mut seen, &all, &all, at(100));
+        note(&mut seen, &all[1..], &[image("b")], at(200));
+        assert_eq!(seen.len(), 2, "what is gone is forgotten");
+        note(&mut seen, &all, &all, at(210));
+        let chosen = |needed, now| choose(all.to_vec(), &seen, &POLICY, needed, at(now));
+        assert_eq!(names(&chosen(0, 1000)), [""; 0]);
+        assert_eq!(names(&chosen(11, 1000)), ["b", "c"], "b was used before c, and a has just come");
+        assert_eq!(names(&chosen(30, 220)), ["b", "c"], "a is too young");
+        let old = ImageGc { maximum_age: Some(Duration::from_secs(500)), ..POLICY };
+        assert_eq!(names(&choose(all.to_vec(), &seen, &old, 0, at(510))), ["b"]);
+    }
+}

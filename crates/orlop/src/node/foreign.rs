@@ -1,0 +1,77 @@
+//! Another program as the node's runtime: containerd or CRI-O, by its CRI socket.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use cri::{Client, ImageService as _, RuntimeService as _, v1};
+use tokio::time::Instant;
+
+use super::base::Identity;
+
+/// A runtime that is started at the same time may take so long until it answers.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Where the other program listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// `containerRuntimeEndpoint`.
+    pub(crate) runtime: PathBuf,
+    /// `imageServiceEndpoint`, or the same.
+    pub(crate) images: PathBuf,
+}
+
+/// Both services of it.
+pub(super) struct Services {
+    pub(super) runtime: Arc<Client>,
+    pub(super) images: Arc<Client>,
+    pub(super) identity: Identity,
+    /// Where the images are; an empty path where it does not tell.
+    pub(super) image_root: PathBuf,
+}
+
+/// Waits until it answers.
+///
+/// # Errors
+/// It does not, or makes its control groups in another way than this node.
+pub(super) async fn connect(endpoint: &Endpoint) -> anyhow::Result<Services> {
+    let runtime = Arc::new(Client::new(&endpoint.runtime)?);
+    let images =
+        if endpoint.images == endpoint.runtime { runtime.clone() } else { Arc::new(Client::new(&endpoint.images)?) };
+    let told = version(&runtime, &endpoint.runtime).await?;
+    let identity = Identity { name: told.runtime_name, version: told.runtime_version };
+    tracing::info!(name = identity.name, version = identity.version, "pods run on another runtime");
+    let asked = runtime.runtime_config(v1::RuntimeConfigRequest::default()).await;
+    // Older runtimes do not know the question.
+    let driver = asked.ok().and_then(|config| config.linux).map(|linux| linux.cgroup_driver());
+    if driver == Some(v1::CgroupDriver::Systemd) {
+        bail!(
+            "{} makes control groups by systemd, this node makes them itself; set `SystemdCgroup = false` for its runtimes \
+             (CRI-O: `cgroup_manager = \"cgroupfs\"`) and restart it",
+            endpoint.runtime.display()
+        );
+    }
+    let told = images.image_fs_info(v1::ImageFsInfoRequest::default()).await;
+    let places = told.map(|told| told.image_filesystems).unwrap_or_default();
+    let image_root = places.into_iter().find_map(|place| Some(place.fs_id?.mountpoint.into())).unwrap_or_default();
+    Ok(Services { runtime, images, identity, image_root })
+}
+
+async fn version(client: &Client, socket: &Path) -> anyhow::Result<v1::VersionResponse> {
+    let until = Instant::now() + ANSWERS_WITHIN;
+    loop {
+        match client.version(v1::VersionRequest::default()).await {
+            Err(cri::Error::Unavailable(_)) if Instant::now() < until => tokio::time::sleep(RETRY).await,
+            answer => {
+                return answer.with_context(|| {
+                    format!(
+                        "no runtime answers on unix://{}; start it, or leave out `containerRuntimeEndpoint` for orlop's own",
+                        socket.display()
+                    )
+                });
+            }
+        }
+    }
+}

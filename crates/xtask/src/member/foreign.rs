@@ -1,0 +1,159 @@
+//! The kubelet alone: containerd is the runtime, as on a node that was one before.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use testkit::control_plane::{self, ControlPlane, Options, Part};
+use testkit::daemon::{Daemon, Nursery};
+use testkit::{containerd, go, host, netns};
+
+use super::{ADDRESS, NODE, SOON, condition, kubelet_configuration};
+use crate::demo::Stage;
+use crate::voyage::wait;
+
+/// A pod that reads a setting, says so, and can be made to exit.
+const POD: &str = "apiVersion: v1
+kind: ConfigMap
+metadata: { name: settings }
+data: { word: ahoy }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: guest }
+spec:
+  nodeName: deck
+  terminationGracePeriodSeconds: 5
+  containers:
+  - name: c
+    image: busybox
+    command: [sh, -c, 'trap exit TERM; cat /settings/word; echo; sleep infinity & wait']
+    readinessProbe: { exec: { command: [cat, /settings/word] }, periodSeconds: 1 }
+    resources: { limits: { memory: 32Mi } }
+    volumeMounts: [{ name: settings, mountPath: /settings }]
+  volumes: [{ name: settings, configMap: { name: settings } }]
+";
+
+/// A node whose runtime is containerd.
+struct Guest {
+    node: Child,
+    containerd: Daemon,
+    plane: ControlPlane,
+    stage: Stage,
+}
+
+/// Runs the one point that there is, and returns 1.
+///
+/// # Errors
+/// Something of it did not work; the node's log is printed before.
+pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
+    let programs = control_plane::build()?;
+    let reference = go::build_all("reference", go::REFERENCE)?;
+    let pause = crate::images::pause()?;
+    let stage = Stage::set_up(orlop, false)?;
+    stage.push(&pause, "orlop/pause")?;
+    netns::add_address(IpAddr::V4(ADDRESS))?;
+    let options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
+    let mut plane = ControlPlane::start(&programs, &stage.dir.path().join("plane"), options)?;
+    plane.run(Part::ControllerManager)?;
+    let mut guest = Guest::start(stage, plane, &reference)?;
+    let done = guest.points();
+    if done.is_err() {
+        for line in [&["get", "nodes", "-o", "yaml"][..], &["get", "pods", "-o", "yaml"], &["get", "events"]] {
+            println!("$ kubectl {}\n{}", line.join(" "), guest.kubectl(line).unwrap_or_default());
+        }
+        for log in ["orlop.log", "containerd.log"] {
+            println!("$ cat {log}\n{}", std::fs::read_to_string(guest.file(log)).unwrap_or_default());
+        }
+    }
+    println!("ok   containerd as the runtime: {}", done?);
+    Ok(1)
+}
+
+impl Guest {
+    fn start(stage: Stage, plane: ControlPlane, reference: &Path) -> anyhow::Result<Self> {
+        let dir = stage.dir.path();
+        let socket = dir.join("containerd.sock");
+        let arguments = containerd::prepare(reference, dir, &socket)?;
+        let log = dir.join("containerd.log");
+        let mut runtime =
+            Daemon::new(&Arc::new(Nursery::new()), &containerd::program(reference)?, arguments.into(), log);
+        runtime.start()?;
+        runtime.wait_ready(SOON, || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
+        let node = spawn(&stage, &plane)?;
+        Ok(Self { node, containerd: runtime, plane, stage })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.stage.dir.path().join(name)
+    }
+
+    fn points(&mut self) -> anyhow::Result<String> {
+        let ready = |object: &Value| condition(object, "Ready") == Some("True");
+        wait("the node is Ready", SOON, || Ok(self.find("node", NODE).filter(ready)))?;
+        wait("its controller makes the account of pods", SOON, || Ok(self.find("serviceaccount", "default")))?;
+        std::fs::write(self.file("guest.yaml"), POD)?;
+        self.kubectl(&["apply", "-f", &self.file("guest.yaml").display().to_string()])?;
+        let pod = wait("the pod is Ready", SOON, || Ok(self.find("pod", "guest").filter(ready)))?;
+        let container = pod["status"]["containerStatuses"][0]["containerID"].clone();
+        ensure!(container.as_str().is_some_and(|id| id.starts_with("containerd://")), "containerID is {container}");
+        let said =
+            wait(
+                "the log arrives",
+                SOON,
+                || Ok(Some(self.kubectl(&["logs", "guest"])?).filter(|log| !log.is_empty())),
+            )?;
+        ensure!(said.trim() == "ahoy", "the log is {said:?}");
+        let told = self.kubectl(&["exec", "guest", "--", "cat", "/settings/word"])?;
+        ensure!(told == "ahoy", "exec says {told:?}");
+        self.node.kill()?;
+        self.node.wait()?;
+        self.node = spawn(&self.stage, &self.plane)?;
+        wait("the next daemon serves", SOON, || Ok(self.kubectl(&["exec", "guest", "--", "true"]).ok()))?;
+        let _ = self.kubectl(&["exec", "guest", "--", "sh", "-c", "kill 1"]); // It may be killed with its container.
+        let restarted = |pod: &Value| {
+            let status = &pod["status"]["containerStatuses"][0];
+            status["restartCount"] == 1 && status["lastState"]["terminated"]["containerID"] == container && ready(pod)
+        };
+        wait("its container is restarted, once", SOON, || Ok(self.find("pod", "guest").filter(restarted)))?;
+        self.kubectl(&["delete", "pod", "guest", "--wait=false"])?;
+        wait("the pod is gone", SOON, || Ok(self.find("pod", "guest").is_none().then_some(())))?;
+        self.containerd.check()?;
+        Ok("logs, exec, a restart by the next daemon, deletion".to_owned())
+    }
+
+    fn find(&self, kind: &str, name: &str) -> Option<Value> {
+        serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"]).ok()?).ok()
+    }
+
+    fn kubectl(&self, words: &[&str]) -> anyhow::Result<String> {
+        Ok(String::from_utf8(host::output(self.plane.kubectl()?.args(words))?)?)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Only after a failed point is something of the pod left; its processes end with their namespace.
+        let _ = self.node.kill();
+        let _ = self.node.wait();
+    }
+}
+
+fn spawn(stage: &Stage, plane: &ControlPlane) -> anyhow::Result<Child> {
+    let file = |name: &str| stage.dir.path().join(name);
+    let endpoint = format!("containerRuntimeEndpoint: unix://{}\n", file("containerd.sock").display());
+    std::fs::write(file("kubelet.yaml"), kubelet_configuration(plane)? + &endpoint)?;
+    let log = std::fs::File::options().create(true).append(true).open(file("orlop.log"))?;
+    let mut node: Command = stage.orlop();
+    node.env("ORLOP_LOG", "info")
+        .arg("node")
+        .arg("--kubeconfig")
+        .arg(plane.node_kubeconfig(NODE)?)
+        .arg("--config")
+        .arg(file("kubelet.yaml"));
+    node.arg("--cert-dir").arg(file("pki")).args(["--hostname-override", NODE, "--node-ip"]).arg(ADDRESS.to_string());
+    node.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start orlop node")
+}
