@@ -395,11 +395,30 @@ pub(crate) fn on_a_small_node<F: Future<Output = Node>>(options: &[(&str, &str)]
     drop(mount);
     let name = format!("small-{}", suffix(ground.dir.path()));
     let root = Path::new(&name);
+    let _groups = Groups(root.to_owned());
     run_on(&ground, root, test);
-    let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
-    for group in ["kubepods/burstable", "kubepods/besteffort", "kubepods", ""] {
-        hierarchy.group(root.join(group)).delete().unwrap();
+}
+
+/// Groups of a test, which go with it; also what runs in them after a test that failed.
+struct Groups(PathBuf);
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
+        let root = hierarchy.group(&self.0);
+        while root.exists() {
+            root.kill().unwrap();
+            hierarchy.directories(&self.0).iter().for_each(|directory| remove_groups(directory));
+        }
     }
+}
+
+/// Removes a directory of groups, the innermost first; one that is busy stays until its last process has ended.
+fn remove_groups(directory: &Path) {
+    let children = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let children = children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    children.for_each(|entry| remove_groups(&entry.path()));
+    let _ = std::fs::remove_dir(directory); // It is tried again.
 }
 
 fn run_on<F: Future<Output = Node>>(ground: &Ground, cgroup_root: &Path, test: impl FnOnce(Node) -> F) {
