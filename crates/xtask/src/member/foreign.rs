@@ -136,7 +136,8 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // Only after a failed point is something of the pod left; its processes end with their namespace.
+        // Shims outlive containerd, and only a kubelet removes pods: after a failed point there may be one left.
+        let _ = self.kubectl(&["delete", "pods", "--all", "--grace-period=1", "--timeout=20s"]);
         let _ = self.node.kill();
         let _ = self.node.wait();
     }
