@@ -78,6 +78,14 @@ pub struct Configuration {
     pub shutdown: Vec<Period>,
     /// When the logs of containers are rotated.
     pub log_limits: LogLimits,
+    /// Most processes of one pod.
+    pub pod_pids_limit: Option<i64>,
+    /// Whether containers without a seccomp profile get the runtime's default.
+    pub seccomp_default: bool,
+    /// How many images a node lists; all of them without.
+    pub status_images_max: Option<usize>,
+    /// Whether all pods together are kept to what the node can give them (`pods` in `enforceNodeAllocatable`).
+    pub enforces_allocatable: bool,
     /// `systemReserved` and `kubeReserved` together.
     pub reserved: BTreeMap<String, Quantity>,
     /// The cloud's name of the node.
@@ -173,6 +181,11 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         policies: reader.policies(&reserved),
         reserved,
         log_limits: reader.log_limits(),
+        pod_pids_limit: Some(reader.number("podPidsLimit", -1)).filter(|limit: &i64| *limit > 0),
+        seccomp_default: reader.flag("seccompDefault", false),
+        // -1 is no limit.
+        status_images_max: usize::try_from(reader.number("nodeStatusMaxImages", 50i64)).ok(),
+        enforces_allocatable: reader.enforces_allocatable(),
         provider_id: reader.text("providerID"),
         register_with_taints: reader.taints(),
         register_node: reader.flag("registerNode", true),
@@ -322,6 +335,11 @@ impl Reader<'_> {
         gc
     }
 
+    fn enforces_allocatable(&self) -> bool {
+        let field = "enforceNodeAllocatable";
+        self.get(field).is_none() || self.texts(field).contains(&"pods".to_owned())
+    }
+
     fn eviction(&mut self) -> Policy {
         let mut thresholds = self.hard_thresholds();
         thresholds.extend(self.soft_thresholds());
@@ -332,8 +350,7 @@ impl Reader<'_> {
         // What all pods together may use runs short as the node's memory does.
         let memory = thresholds.iter().find(|one| one.signal == Signal::Memory && one.is_hard()).copied();
         let has_own = thresholds.iter().any(|one| one.signal == Signal::AllocatableMemory);
-        let enforced = self.get("enforceNodeAllocatable").is_none()
-            || self.texts("enforceNodeAllocatable").contains(&"pods".to_owned());
+        let enforced = self.enforces_allocatable();
         thresholds.extend(
             memory.filter(|_| enforced && !has_own).map(|one| Threshold { signal: Signal::AllocatableMemory, ..one }),
         );
@@ -643,6 +660,22 @@ mod tests {
         ] {
             assert_eq!(read(&wrong).unwrap_err().len(), 1, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_holds_for_all_pods() {
+        let plain = read(&json!({})).unwrap();
+        assert_eq!((plain.pod_pids_limit, plain.status_images_max), (None, Some(50)));
+        assert_eq!((plain.seccomp_default, plain.enforces_allocatable), (false, true));
+        assert_eq!(plain.log_limits, LogLimits::default());
+        let written = json!({"podPidsLimit": 100, "nodeStatusMaxImages": -1, "seccompDefault": true,
+            "enforceNodeAllocatable": ["none"], "containerLogMaxSize": "1Mi", "containerLogMaxFiles": 2});
+        let chosen = read(&written).unwrap();
+        assert_eq!((chosen.pod_pids_limit, chosen.status_images_max), (Some(100), None));
+        assert_eq!((chosen.seccomp_default, chosen.enforces_allocatable), (true, false));
+        assert_eq!(chosen.log_limits, LogLimits { bytes_max: 1 << 20, files_max: 2 });
+        let wrong = json!({"containerLogMaxSize": "much", "containerLogMaxFiles": 1});
+        assert_eq!(read(&wrong).unwrap_err().len(), 2);
     }
 
     #[test]

@@ -15,8 +15,6 @@ use pod::quantity::Quantity;
 use super::machine::{Machine, architecture};
 use super::pressure::{Pressures, Signal, Thresholds};
 
-/// Most images that a node lists (`nodeStatusMaxImages`).
-const IMAGES_MAX: usize = 50;
 /// Most names of one image that it lists, as upstream.
 const IMAGE_NAMES_MAX: usize = 5;
 /// Set where the controller attaches volumes, which is how every node works today.
@@ -43,6 +41,8 @@ pub struct NodeConfig {
     pub provider_id: Option<String>,
     /// How many pods it takes (`maxPods`).
     pub pods_max: u32,
+    /// How many images it lists (`nodeStatusMaxImages`); all of them without.
+    pub images_max: Option<usize>,
     /// What pods may not use (`systemReserved` and `kubeReserved` together), by resource.
     pub reserved: BTreeMap<String, Quantity>,
     /// Below these the node is under pressure; what they keep free is no pod's either.
@@ -160,7 +160,7 @@ pub fn status(config: &NodeConfig, machine: &Machine, observed: &Observed, befor
             .map(|port| NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }) }),
         declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(observed.supplemental_groups_policy) }),
-        images: Some(images(&observed.images)),
+        images: Some(images(&observed.images, config.images_max.unwrap_or(usize::MAX))),
         node_info: Some(info),
         volumes_in_use: Some(observed.volumes_in_use.iter().cloned().collect()),
         runtime_handlers: Some(observed.handlers.iter().map(handler).collect()),
@@ -199,14 +199,14 @@ fn handler(handler: &Handler) -> NodeRuntimeHandler {
 }
 
 /// The largest first, digests before tags.
-fn images(images: &[(Vec<String>, u64)]) -> Vec<ContainerImage> {
+fn images(images: &[(Vec<String>, u64)], most: usize) -> Vec<ContainerImage> {
     let mut listed: Vec<&(Vec<String>, u64)> = images.iter().filter(|(names, _)| !names.is_empty()).collect();
     listed.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     let image = |(names, bytes): &(Vec<String>, u64)| ContainerImage {
         names: Some(names.iter().take(IMAGE_NAMES_MAX).cloned().collect()),
         size_bytes: i64::try_from(*bytes).ok(),
     };
-    listed.into_iter().take(IMAGES_MAX).map(image).collect()
+    listed.into_iter().take(most).map(image).collect()
 }
 
 /// The kubelet's own conditions, `Ready` last: who watches for it sees the others, too.
@@ -292,6 +292,7 @@ mod tests {
             unschedulable: false,
             provider_id: None,
             pods_max: 110,
+            images_max: Some(50),
             reserved: [("cpu".to_owned(), Quantity::from_milli(250))].into(),
             thresholds: Thresholds::upstream(),
             runtime_version: "orlop://0.1.0".into(),

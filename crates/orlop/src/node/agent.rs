@@ -54,12 +54,24 @@ pub(super) struct Config {
     pub(super) cgroup_root: PathBuf,
     /// What is given to containers whole.
     pub(super) policies: Policies,
+    pub(super) pods: PodRules,
     /// The service proxy, and the source that it follows.
     pub(super) proxy: Option<(proxy::Config, Arc<dyn Source>)>,
     /// To what pods are admitted; a node alone takes all.
     pub(super) site: Option<Arc<dyn kubelet::SiteNow>>,
     /// Where CSI drivers are made known; a node alone tells nobody.
     pub(super) csi_node: Option<CsiNode>,
+}
+
+/// What holds for all pods.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct PodRules {
+    /// Most processes of one pod.
+    pub(super) pids: Option<i64>,
+    /// Most memory of all pods together, bytes.
+    pub(super) memory_bytes: Option<i64>,
+    /// Containers without a seccomp profile get the runtime's default.
+    pub(super) seccomp_default: bool,
 }
 
 /// Kubelet and proxy at work, over a runtime.
@@ -86,9 +98,9 @@ pub(crate) struct Agent {
 impl Agent {
     /// Writes the service rules, then adopts the pods that run and starts those that do not.
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
-        let Config { layout, facts, dns, cgroup_root, policies, proxy, site, csi_node } = config;
+        let Config { layout, facts, dns, cgroup_root, policies, pods, proxy, site, csi_node } = config;
         let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
-        let groups = groups_of_pods(&cgroup_root, cpu)?;
+        let groups = groups_of_pods(&cgroup_root, cpu, pods)?;
         let proxy = proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
         let barrier: Arc<dyn kubelet::Barrier> = match &proxy {
             Some(proxy) => Arc::new(RuleBarrier(proxy.barrier())),
@@ -114,7 +126,11 @@ impl Agent {
         let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths.clone(), &facts.name);
         let kubelet_api = kubelet_api.with_telemetry(telemetry).with_volumes(volumes.clone());
         let config = kubelet::Config {
-            generate: generate::Config { cgroup_root, ..generate::Config::of_machine(paths, facts, dns) },
+            generate: generate::Config {
+                cgroup_root,
+                seccomp_default: pods.seccomp_default,
+                ..generate::Config::of_machine(paths, facts, dns)
+            },
             records_dir: layout.state_dir.join("pods"),
             barrier_timeout: BARRIER,
             runtime_name: base.identity.name.clone(),
@@ -224,13 +240,13 @@ async fn be_thrifty(mut changes: watch::Receiver<u64>) {
 }
 
 /// The tree of the pods' groups, in a group that has to exist as upstream wants it: a name that is misspelt shows.
-fn groups_of_pods(root: &Path, cpu_milli: i64) -> anyhow::Result<Tree> {
+fn groups_of_pods(root: &Path, cpu_milli: i64, rules: PodRules) -> anyhow::Result<Tree> {
     let hierarchy = sys::cgroup::Hierarchy::detect()?;
     if !hierarchy.group(root).exists() {
         bail!("the control group {root:?} does not exist; make it, or change `cgroupRoot`");
     }
-    let groups = Tree::new(hierarchy, None).below(root);
-    groups.ensure_roots(cpu_milli, None).context("make the control groups of pods")?;
+    let groups = Tree::new(hierarchy, rules.pids).below(root);
+    groups.ensure_roots(cpu_milli, rules.memory_bytes).context("make the control groups of pods")?;
     Ok(groups)
 }
 

@@ -50,6 +50,7 @@ impl Alone {
             dns: ClusterDns { servers: vec![settings.dns.to_string()], domain: settings.domain.clone() },
             cgroup_root: PathBuf::new(),
             policies: Policies::default(),
+            pods: agent::PodRules::default(),
             proxy: Some((proxy_config(settings), manifests.clone())),
             site: None,
             csi_node: None,

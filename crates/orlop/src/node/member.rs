@@ -37,7 +37,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::agent::{self, Agent};
+use super::agent::{self, Agent, PodRules};
 use super::base::{self, Base, Forked};
 use super::member_metrics::MemberMetrics;
 use super::settings::{MemberSettings, Settings, parse_range};
@@ -164,6 +164,7 @@ fn node_config(settings: &MemberSettings) -> anyhow::Result<NodeConfig> {
         taints: configuration.register_with_taints.clone(),
         provider_id: configuration.provider_id.clone(),
         pods_max: configuration.max_pods,
+        images_max: configuration.status_images_max,
         reserved: configuration.reserved.clone(),
         thresholds: configuration.eviction.thresholds.clone(),
         ..node_status::alone(&settings.name, None)
@@ -277,9 +278,20 @@ fn agent_config(
         dns: ClusterDns { servers, domain: configuration.cluster_domain.clone() },
         cgroup_root: configuration.cgroup_root.clone(),
         policies: policies(configuration, node, machine),
+        pods: pod_rules(configuration, node, machine),
         site: Some(Arc::new(site)),
         csi_node: Some(CsiNode::new(api, &node.name)),
         proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),
+    }
+}
+
+fn pod_rules(configuration: &Configuration, node: &NodeConfig, machine: &Machine) -> PodRules {
+    let reserved = node.reserved.get("memory").map_or(0, |amount| amount.units());
+    let memory = machine.capacity.get("memory").map(|amount| amount.units().saturating_sub(reserved));
+    PodRules {
+        pids: configuration.pod_pids_limit,
+        memory_bytes: memory.filter(|bytes| configuration.enforces_allocatable && *bytes > 0),
+        seccomp_default: configuration.seccomp_default,
     }
 }
 

@@ -39,6 +39,7 @@ pub(super) fn alone(name: &str, address: Option<IpAddr>) -> NodeConfig {
         unschedulable: false,
         provider_id: None,
         pods_max: PODS_MAX,
+        images_max: None,
         reserved: BTreeMap::new(),
         thresholds: Thresholds::NONE,
         runtime_version: RUNTIME_VERSION.to_owned(),
