@@ -175,7 +175,8 @@ pub(crate) async fn sync(core: &Core, request: v1::ExecSyncRequest) -> Result<v1
         pipes.map_err(|error: std::io::Error| Error::ResourceExhausted(format!("making pipes: {error}")))?;
     let streams = Streams { stdin: None, stdout: Some(theirs_out.into()), stderr: Some(theirs_err.into()) };
     let timeout = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
-    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    // A time beyond what the clock can say is none: tenants choose it.
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let starting = start(core, &request.container_id, &request.cmd, None, streams);
     let Some(running) = until(deadline, starting).await else { return Err(timed_out(&request)) };
     let mut watched = Watched(running?);

@@ -107,6 +107,8 @@ fn exec_sync_answers_and_times_out() {
         assert!(matches!(error, Error::DeadlineExceeded(_)), "{error}");
         let answer = node.exec(&pod.container, &["sh", "-c", "sleep 1000 & echo quick"], 0).await.unwrap();
         assert_eq!(answer.stdout, b"quick\n", "a process left behind is not waited for");
+        let answer = node.exec(&pod.container, &["echo", "patient"], i64::MAX).await.unwrap();
+        assert_eq!(answer.stdout, b"patient\n", "a pod's author may write any number of seconds");
         let error = node.exec(&pod.container, &["nothing"], 0).await.unwrap_err();
         assert!(error.to_string().contains("No such file"), "{error}");
         node
