@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cluster::{Key, Store};
@@ -34,7 +35,12 @@ pub struct Telemetry {
     pub containers: Option<Arc<dyn ContainerMetrics>>,
     /// Who else has something to say on `/metrics`.
     pub others: Vec<Arc<dyn Collector>>,
+    /// Held while volumes are measured.
+    pub measuring: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// How long the file systems of volumes may take to say how full they are.
+const MEASURED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Who knows what containers use.
 #[async_trait]
@@ -197,16 +203,20 @@ pub(super) async fn own(
     text.sample("kubelet_desired_pods", &labels(&[("static", "")]), desired);
     telemetry.metrics.write(&mut text);
     telemetry.others.iter().for_each(|other| other.write(&mut text));
-    let claimed = claimed_volumes(store, paths);
-    // A file system that does not answer holds up this answer alone.
-    let measured = tokio::task::spawn_blocking(move || -> Vec<(String, VolumeFs)> {
-        claimed
-            .into_iter()
-            .filter_map(|(labels, places)| Some((labels, places.iter().find_map(|at| fs_of(at))?)))
-            .collect()
-    });
-    write_volumes(&mut text, &measured.await.unwrap_or_default());
+    write_volumes(&mut text, &measured_volumes(telemetry, store, paths).await);
     Ok(text.out)
+}
+
+/// The volumes of claims whose file systems answer in time. One that does not holds up no other answer, and one thread.
+async fn measured_volumes(telemetry: &Telemetry, store: &Store, paths: &Paths) -> Vec<(String, VolumeFs)> {
+    let Ok(turn) = telemetry.measuring.clone().try_lock_owned() else { return Vec::new() };
+    let (store, paths) = (store.clone(), paths.clone());
+    let measured = tokio::task::spawn_blocking(move || -> Vec<(String, VolumeFs)> {
+        let _turn = turn;
+        let claimed = claimed_volumes(&store, &paths).into_iter();
+        claimed.filter_map(|(labels, places)| Some((labels, places.iter().find_map(|at| fs_of(at))?))).collect()
+    });
+    tokio::time::timeout(MEASURED_WITHIN, measured).await.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 /// The volumes of claims: labels, and where each may be mounted.
@@ -240,7 +250,7 @@ fn place_of(store: &Store, paths: &Paths, pod: &Pod, volume: &str, claim: &str) 
         let dirs = names.clone().into_iter().flatten().map(move |name| plugin.path().join(name));
         dirs.flat_map(|dir| [dir.join("mount"), dir])
     });
-    Some((labels, places.filter(|place| place.exists()).collect()))
+    Some((labels, places.collect()))
 }
 
 /// Bytes and inodes of a volume: all, free for users, used.
@@ -256,9 +266,10 @@ struct VolumeFs {
 fn fs_of(at: &Path) -> Option<VolumeFs> {
     let facts = rustix::fs::statvfs(at).ok()?;
     Some(VolumeFs {
-        capacity: facts.f_blocks * facts.f_frsize,
-        available: facts.f_bavail * facts.f_frsize,
-        used: facts.f_blocks.saturating_sub(facts.f_bfree) * facts.f_frsize,
+        // The numbers are those of whoever serves the file system.
+        capacity: facts.f_blocks.saturating_mul(facts.f_frsize),
+        available: facts.f_bavail.saturating_mul(facts.f_frsize),
+        used: facts.f_blocks.saturating_sub(facts.f_bfree).saturating_mul(facts.f_frsize),
         inodes: facts.f_files,
         inodes_free: facts.f_ffree,
     })
