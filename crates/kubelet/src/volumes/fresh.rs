@@ -1,11 +1,12 @@
 //! Keeps volumes up to date while their pods run.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use cluster::{Key, Store};
 use k8s_openapi::api::core::v1::Pod;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 
 use super::plan::{self, Content};
@@ -30,6 +31,57 @@ enum Changed {
     Claims,
     /// Volumes that are published again from time to time are due.
     Republish,
+    /// What was changed while it was written.
+    Again(Refresh),
+}
+
+/// Something to be done for the volumes of the pod with this uid.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Refresh {
+    /// Content from the store is written.
+    Content(String),
+    /// Drivers are called.
+    Drivers(String),
+}
+
+impl Refresh {
+    async fn run(self, volumes: Arc<Volumes>) {
+        match self {
+            Self::Content(uid) => volumes.refresh(uid).await,
+            Self::Drivers(uid) => volumes.refresh_by_drivers(uid).await,
+        }
+    }
+}
+
+/// What is under way: each at most once, and wanted once more at most, however often the objects of a pod change.
+#[derive(Debug, Default)]
+struct Refreshes {
+    running: JoinSet<()>,
+    by_task: HashMap<task::Id, Refresh>,
+    /// Whether it is wanted once more.
+    under_way: HashMap<Refresh, bool>,
+}
+
+impl Refreshes {
+    fn want(&mut self, volumes: &Arc<Volumes>, refresh: Refresh) {
+        if let Some(again) = self.under_way.get_mut(&refresh) {
+            *again = true;
+            return;
+        }
+        self.under_way.insert(refresh.clone(), false);
+        let task = self.running.spawn(refresh.clone().run(volumes.clone()));
+        self.by_task.insert(task.id(), refresh);
+    }
+
+    /// One is over: what is wanted once more. `None` when nothing is under way.
+    async fn over(&mut self) -> Option<Option<Refresh>> {
+        let id = match self.running.join_next_with_id().await? {
+            Ok((id, ())) => id,
+            Err(error) => error.id(),
+        };
+        let refresh = self.by_task.remove(&id);
+        Some(refresh.filter(|refresh| self.under_way.remove(refresh) == Some(true)))
+    }
 }
 
 /// Refreshes the pods that use what changed, each on its own, until the volumes are dropped.
@@ -39,7 +91,7 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
     let (mut claims, mut behind) = (store.persistent_volume_claims().watch(), store.persistent_volumes().watch());
     let mut bundles = store.cluster_trust_bundles().watch();
     let mut certificates = store.pod_certificate_requests().watch();
-    let mut running = JoinSet::new();
+    let mut refreshes = Refreshes::default();
     let mut republish_at = Instant::now() + REPUBLISH_EVERY;
     loop {
         let change = tokio::select! {
@@ -61,18 +113,20 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
                 republish_at = Instant::now() + REPUBLISH_EVERY;
                 Changed::Republish
             }
-            Some(_) = running.join_next() => continue,
+            Some(over) = refreshes.over() => match over {
+                Some(refresh) => Changed::Again(refresh),
+                None => continue,
+            },
         };
         let Some(volumes) = volumes.upgrade() else { return };
-        if matches!(change, Changed::Claims | Changed::Republish) {
-            for uid in volumes.with_drivers(&change) {
-                running.spawn(volumes.clone().refresh_by_drivers(uid));
+        let wanted: Vec<Refresh> = match change {
+            Changed::Again(refresh) => vec![refresh],
+            Changed::Claims | Changed::Republish => {
+                volumes.with_drivers(&change).into_iter().map(Refresh::Drivers).collect()
             }
-            continue;
-        }
-        for uid in volumes.affected(&change) {
-            running.spawn(volumes.clone().refresh(uid));
-        }
+            change => volumes.affected(&change).into_iter().map(Refresh::Content).collect(),
+        };
+        wanted.into_iter().for_each(|refresh| refreshes.want(&volumes, refresh));
     }
 }
 
@@ -147,7 +201,7 @@ impl Volumes {
                 shown.map(|(uid, _)| uid.clone()).collect()
             }
             Changed::Certificate(uid) => vec![uid.clone()],
-            Changed::Claims | Changed::Republish => Vec::new(),
+            Changed::Claims | Changed::Republish | Changed::Again(_) => Vec::new(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub enum DriverError {
 #[derive(Debug, Clone)]
 pub(super) struct Driver {
     name: Arc<str>,
+    /// Its socket.
+    endpoint: PathBuf,
     client: NodeClient<Channel>,
     pub(super) abilities: Abilities,
     within: Duration,
@@ -98,7 +101,8 @@ impl Drivers {
         let refused = |error: &dyn fmt::Display| Refusal(error.to_string());
         let channel = plugin::connect(&plugin.endpoint).map_err(|error| refused(&error))?;
         let (name, client) = (Arc::from(plugin.name.as_str()), NodeClient::new(channel));
-        let mut driver = Driver { name, client, abilities: Abilities::default(), within: self.within };
+        let endpoint = plugin.endpoint.clone();
+        let mut driver = Driver { name, endpoint, client, abilities: Abilities::default(), within: self.within };
         let info = driver.info().await.map_err(|error| refused(&error))?;
         driver.abilities = driver.ask_abilities().await.map_err(|error| refused(&error))?;
         self.all.send_modify(|all| drop(all.insert(plugin.name.clone(), driver)));
@@ -106,8 +110,13 @@ impl Drivers {
         Ok(info)
     }
 
-    pub(super) fn remove(&self, name: &str) {
-        self.all.send_if_modified(|all| all.remove(name).is_some());
+    /// Returns whether nobody serves by this name any more: the next version may have come on another socket.
+    pub(super) fn remove(&self, plugin: &Plugin) -> bool {
+        self.all.send_if_modified(|all| {
+            let is_it = all.get(&plugin.name).is_some_and(|one| one.endpoint == plugin.endpoint);
+            is_it && all.remove(&plugin.name).is_some()
+        });
+        !self.all.borrow().contains_key(&plugin.name)
     }
 
     /// Changes when a driver comes.

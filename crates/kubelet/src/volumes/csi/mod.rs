@@ -396,8 +396,9 @@ impl Handler for DriverHandler {
     }
 
     async fn deregister(&self, plugin: &Plugin) {
-        self.csi.drivers.remove(&plugin.name);
-        if let Some(node) = &self.node {
+        if self.csi.drivers.remove(plugin)
+            && let Some(node) = &self.node
+        {
             node.withdraw(&plugin.name).await;
         }
     }
