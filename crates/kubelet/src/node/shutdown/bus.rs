@@ -98,6 +98,15 @@ impl Message {
         }
     }
 
+    /// The truth in a variant.
+    pub(super) fn variant_bool(&self) -> Result<bool, BusError> {
+        let mut reader = Reader::new(&self.body);
+        match (self.signature.as_str(), reader.signature()?.as_str()) {
+            ("v", "b") => Ok(reader.u32()? != 0),
+            _ => Err(BusError::Malformed("a truth was expected")),
+        }
+    }
+
     fn text(&self) -> String {
         let begins_with_text = self.signature.starts_with('s');
         if begins_with_text { Reader::new(&self.body).string().unwrap_or_default() } else { String::new() }

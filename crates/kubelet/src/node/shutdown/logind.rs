@@ -136,10 +136,23 @@ impl Logind {
     pub(super) async fn prepares(&mut self) -> Result<bool, LogindError> {
         loop {
             let signal = self.0.signal().await?;
-            if signal.interface == MANAGER && signal.member == PREPARE {
-                return Ok(signal.number()? != 0);
+            if signal.interface != MANAGER || signal.member != PREPARE {
+                continue;
             }
+            let said = signal.number()? != 0;
+            // Anybody on the bus may send us such a signal; only logind knows.
+            if self.is_preparing().await? == said {
+                return Ok(said);
+            }
+            tracing::warn!(said, "somebody else than logind speaks of a shutdown");
         }
+    }
+
+    /// Whether a shutdown has begun.
+    pub(super) async fn is_preparing(&mut self) -> Result<bool, LogindError> {
+        let get =
+            Method { destination: SERVICE, path: PATH, interface: "org.freedesktop.DBus.Properties", member: "Get" };
+        Ok(self.0.call(get, &[MANAGER, "PreparingForShutdown"]).await?.variant_bool()?)
     }
 }
 

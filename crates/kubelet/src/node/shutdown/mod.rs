@@ -87,6 +87,9 @@ async fn keep(parts: &Parts, rests: &mut Rests) -> Result<std::convert::Infallib
     let wanted = Duration::from_secs(parts.periods.iter().map(|period| u64::from(period.seconds)).sum());
     logind.allow(wanted, &parts.places.conf_dir).await?;
     let mut lock = Some(logind.inhibit().await?);
+    if !logind.is_preparing().await? {
+        parts.shutting_down.send_replace(false); // One may have been called off while nobody listened.
+    }
     tracing::info!(seconds = wanted.as_secs(), "a shutdown of the machine waits for the pods");
     *rests = Rests::new();
     loop {
