@@ -99,6 +99,9 @@ impl Stored {
     }
 }
 
+/// Whatever a pod does, it is walked for a tenth of the time at most.
+const BUSY: u32 = 9;
+
 /// What is known of one pod.
 #[derive(Debug, Clone, Copy)]
 struct Looked {
@@ -119,7 +122,8 @@ impl Looked {
         let age = now.saturating_duration_since(self.at);
         let lost = self.left.saturating_sub(left);
         let is_old = age >= (every * LOOKS_MAX).max(self.cost * SPARE);
-        self.wanted_since.is_some() || lost >= self.headroom / 2 || is_old
+        let may_matter = self.wanted_since.is_some() || lost >= self.headroom / 2;
+        is_old || (may_matter && age >= self.cost * BUSY)
     }
 }
 
@@ -241,8 +245,9 @@ mod tests {
             looked.is_due(at + Duration::from_secs(seconds), left, super::super::LOOK_EVERY)
         };
         assert!(!due(&looked, 100, 951) && due(&looked, 10, 950));
+        assert!(!due(&looked, 8, 950), "at most a tenth of the time");
         assert!(!due(&looked, 199, 2000) && due(&looked, 200, 2000));
-        assert!(due(&Looked { wanted_since: Some(1), ..looked }, 1, 1000));
+        assert!(due(&Looked { wanted_since: Some(1), ..looked }, 9, 1000));
         let cheap = Looked { cost: Duration::ZERO, ..looked };
         assert!(!due(&cheap, 59, 1000) && due(&cheap, 60, 1000));
     }

@@ -2,7 +2,8 @@
 //! so only when somebody needs to know.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cri::{Error, RuntimeService, v1};
@@ -70,6 +71,19 @@ pub(super) async fn stored_by(
     all
 }
 
+/// More than any disk, and so little that sums stay in range.
+const UNMEASURABLE: Totals = Totals { bytes: 1 << 50, inodes: 1 << 50 };
+
+/// What lies below a directory. Only who moves directories about without end, or has far too many, cannot be measured: it
+/// must not pay.
+fn totals_of(path: &Path) -> Option<Totals> {
+    match Dir::open(path).and_then(|dir| dir.totals()) {
+        Ok(totals) => Some(totals),
+        Err(error) if matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::QuotaExceeded) => Some(UNMEASURABLE),
+        Err(_) => None,
+    }
+}
+
 /// What a pod stores. What cannot be found out is not in it.
 pub(super) async fn stored(runtime: &dyn RuntimeService, paths: &Paths, pod: &Pod) -> Stored {
     let mut stored = Stored { measured_at: Some(i64::MAX), ..Stored::default() };
@@ -83,7 +97,7 @@ pub(super) async fn stored(runtime: &dyn RuntimeService, paths: &Paths, pod: &Po
     }
     let (logs, volumes) = places(paths, pod);
     let walked = tokio::task::spawn_blocking(move || {
-        let walk = |(name, path): (String, PathBuf)| Some((name, Dir::open(&path).and_then(|dir| dir.totals()).ok()?));
+        let walk = |(name, path): (String, PathBuf)| Some((name, totals_of(&path)?));
         (logs.into_iter().filter_map(walk).collect::<Vec<_>>(), volumes.into_iter().filter_map(walk).collect())
     });
     // It fails only when the runtime is ending.
@@ -143,7 +157,10 @@ pub(super) async fn remove_containers_of(runtime: &dyn RuntimeService, uids: &[S
     let dead = runtime.list_containers(v1::ListContainersRequest { filter: Some(filter) }).await?.containers;
     for container in dead.into_iter().filter(|one| one.labels.get(label::POD_UID).is_some_and(|uid| uids.contains(uid)))
     {
-        runtime.remove_container(v1::RemoveContainerRequest { container_id: container.id }).await?;
+        let request = v1::RemoveContainerRequest { container_id: container.id.clone() };
+        if let Err(error) = runtime.remove_container(request).await {
+            tracing::warn!(container = container.id, %error, "a container that has ended cannot be removed");
+        }
     }
     Ok(())
 }
