@@ -54,12 +54,20 @@ impl Images {
 
     /// Removes every image that no container uses, but for pinned ones. Returns their sizes together.
     async fn remove_unused(&self) -> Result<u64, cri::Error> {
+        let unused = self.unused().await?;
+        Ok(self.remove_all(&unused).await)
+    }
+
+    /// Removes as many of them as it can: one that the runtime holds on to is told, and holds up no other.
+    async fn remove_all(&self, images: &[v1::Image]) -> u64 {
         let mut bytes = 0;
-        for image in self.unused().await? {
-            self.remove(&image).await?;
-            bytes += image.size;
+        for image in images {
+            match self.remove(image).await {
+                Ok(()) => bytes += image.size,
+                Err(error) => tracing::warn!(image = image.id, %error, "an image that nobody uses cannot be removed"),
+            }
         }
-        Ok(bytes)
+        bytes
     }
 
     async fn remove(&self, image: &v1::Image) -> Result<(), cri::Error> {
@@ -92,11 +100,8 @@ impl Images {
             Some(disk) => disk.surplus(policy),
             None => 0,
         };
-        let mut removed = 0;
-        for image in choose(unused, seen, policy, needed, Instant::now()) {
-            self.remove(&image).await?;
-            removed += image.size;
-        }
+        let chosen = choose(unused, seen, policy, needed, Instant::now());
+        let removed = self.remove_all(&chosen).await;
         if removed < needed {
             tracing::warn!(
                 missing_bytes = needed - removed,

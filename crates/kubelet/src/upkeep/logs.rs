@@ -41,7 +41,10 @@ async fn rotate_all(runtime: &dyn RuntimeService, limits: LogLimits, known: &mut
             None => match log_path(runtime, &id).await {
                 Ok(path) => path,
                 Err(cri::Error::NotFound { .. }) => continue, // It has just been removed.
-                Err(error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(id, %error, "where a container logs is not known");
+                    continue;
+                }
             },
         };
         let size = path.metadata().map_or(0, |facts| facts.len());
