@@ -243,11 +243,15 @@ async fn resources_of(node: &Node, name: &str) -> Result<plugin::resources::PodR
 
 /// Waits until the plugin's devices are known: a list comes after the registration.
 async fn plugin_has(node: &Node, count: usize) {
+    resource_has(node, RESOURCE, count).await;
+}
+
+async fn resource_has(node: &Node, resource: &str, count: usize) {
     let file = directory(node).join("kubelet_internal_checkpoint");
     let listed = || {
         let saved: Value =
             std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        saved["Data"]["RegisteredDevices"][RESOURCE].as_array().map_or(0, Vec::len) == count
+        saved["Data"]["RegisteredDevices"][resource].as_array().map_or(0, Vec::len) == count
     };
     node.until(&directory(node), "the devices are known", listed).await;
 }
@@ -285,6 +289,7 @@ fn a_plugin_that_hangs_harms_only_its_pods() {
         let _plugin = Plugin::start(&node, RESOURCE, &[("one", true)], true).await;
         let hung = Plugin::start(&node, HUNG, &[("a", true)], false).await;
         plugin_has(&node, 1).await;
+        resource_has(&node, HUNG, 1).await;
         want(&node, "stuck", HUNG, 1);
         at_least(&hung.asked, 1).await;
         want(&node, "free", RESOURCE, 1);
