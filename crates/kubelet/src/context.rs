@@ -13,6 +13,7 @@ use pod::spec::Role;
 use pod::{Note, NoteKind};
 use tokio::sync::watch;
 
+use crate::admission::Rejection;
 use crate::admission::Site;
 use crate::generate;
 use crate::metrics::Metrics;
@@ -122,6 +123,14 @@ impl Context {
 
     pub(crate) fn normal(&self, pod: &Pod, reason: &'static str, message: String, container: Option<&str>) {
         self.note(pod, &Note::normal(reason, message, container.map(str::to_owned)));
+    }
+
+    /// The node does not take a pod.
+    pub(crate) fn rejected(&self, pod: &Pod, rejection: &Rejection) {
+        self.parts.metrics.rejected(&rejection.reason);
+        let message = rejection.message.clone();
+        tracing::info!(pod = %name_of(pod), reason = rejection.reason, "{message}");
+        self.parts.source.event(event_about(pod, EventKind::Warning, &rejection.reason, message, "kubelet"));
     }
 
     pub(crate) fn warning(&self, pod: &Pod, reason: &'static str, message: String, container: Option<&str>) {

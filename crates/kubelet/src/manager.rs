@@ -240,6 +240,7 @@ impl Manager {
             self.see(pod);
         }
         if has_ended {
+            self.share_cpu();
             self.grant();
         }
     }
@@ -264,12 +265,12 @@ impl Manager {
             // It runs since before the daemon began, and what is known of that may be old.
             _ if is_claimed => Begin::Asking { until: Timestamp::now() },
             Ok(()) if is_new(&pod) && self.context.parts.resources.concerns(&pod) => {
-                Begin::Giving { holders: self.holders() }
+                self.context.parts.resources.retain_only(&self.holders());
+                Begin::Giving
             }
             Ok(()) => Begin::With(Found::default()),
             Err(rejection) => {
-                self.context.parts.metrics.rejected(&rejection.reason);
-                self.context.warning(&pod, "FailedAdmission", rejection.message.clone(), None);
+                self.context.rejected(&pod, &rejection);
                 Begin::Rejected(rejection)
             }
         };
@@ -290,7 +291,8 @@ impl Manager {
         let holding = workers
             .iter()
             .filter(|(_, worker)| worker.shown.lock().unwrap_or_else(PoisonError::into_inner).is_holding());
-        holding.map(|(uid, _)| uid.clone()).collect()
+        // What runs of pods that the source has not named yet keeps what it has.
+        holding.map(|(uid, _)| uid).chain(self.unclaimed.iter().flatten()).cloned().collect()
     }
 
     /// What others say in the statuses of these pods is not as it was.
@@ -381,7 +383,8 @@ impl Share {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_wanted.store(false, Ordering::Release);
         let pods = context.parts.source.store().pods().list();
-        if let Err(error) = context.parts.groups.share(pods.iter().map(|pod| &**pod)) {
+        let active = pods.iter().filter(|pod| pod::spec::ended_phase(pod).is_none());
+        if let Err(error) = context.parts.groups.share(active.map(|pod| &**pod)) {
             tracing::warn!(%error, "the CPU share of burstable pods cannot be set");
         }
     }

@@ -77,7 +77,11 @@ impl Job {
 
     async fn write_container(&self, name: &str, id: &str, sizes: &Sizes) -> Result<(), String> {
         let Some((role, container)) = pod::spec::container(&self.pod, name) else { return Ok(()) };
-        let resources = generate::resources(&self.context.config.generate, &self.pod, role, &sizes.given(&container));
+        let mut resources =
+            generate::resources(&self.context.config.generate, &self.pod, role, &sizes.given(&container));
+        if self.context.parts.resources.container_has_own_cpus(crate::context::uid_of(&self.pod), name) {
+            resources.cpu_quota = -1; // As it was started: no limit beside the CPUs themselves.
+        }
         let request = v1::UpdateContainerResourcesRequest {
             container_id: id.to_owned(),
             linux: Some(resources),

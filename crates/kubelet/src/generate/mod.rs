@@ -46,16 +46,16 @@ pub struct Config {
     pub host_dns: v1::DnsConfig,
     /// Containers without a seccomp profile get the runtime's default (`seccompDefault`).
     pub seccomp_default: bool,
-    /// Whether the kernel can limit swap: then containers get none.
-    pub limit_swap: bool,
+    /// How the kernel limits swap: containers get none.
+    pub swap: Swap,
     /// Sizes of huge pages that the machine has, as `2MB`: containers get none of what they did not ask for.
     pub hugepage_sizes: Vec<String>,
 }
 
 impl Config {
-    /// The configuration for this machine: its resolver settings, and whether its kernel limits swap.
-    pub fn of_machine(paths: Paths, node: NodeFacts, dns: ClusterDns) -> Self {
-        let resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    /// The configuration for this machine: its resolver settings, and how its kernel limits swap.
+    pub fn of_machine(paths: Paths, node: NodeFacts, dns: ClusterDns, resolv_conf: &Path) -> Self {
+        let resolver = fs::read_to_string(resolv_conf).unwrap_or_default();
         Self {
             paths,
             cgroup_root: PathBuf::new(),
@@ -63,21 +63,41 @@ impl Config {
             dns,
             host_dns: hosts::parse_resolv_conf(&resolver),
             seccomp_default: false,
-            limit_swap: limits_swap(),
+            swap: Swap::of_machine(),
             hugepage_sizes: Vec::new(),
         }
     }
 }
 
-/// Whether the kernel accounts swap by control group: version 2 does where a group has the file, version 1 unless it
-/// was switched off at boot (`swapaccount=0`).
-fn limits_swap() -> bool {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let unified = own.lines().find_map(|line| line.strip_prefix("0::"));
-    let in_two = unified.is_some_and(|group| {
-        Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/')).join("memory.swap.max").exists()
-    });
-    in_two || Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
+/// The file of control groups version 2 that limits swap.
+const SWAP_MAX: &str = "memory.swap.max";
+
+/// How the kernel limits a control group's swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
+    /// Not at all: version 1 with `swapaccount=0`, or a kernel without.
+    Unlimited,
+    /// Version 1: by one number with memory, so only where that has a limit.
+    WithMemory,
+    /// Version 2: by a file of its own.
+    Alone,
+}
+
+impl Swap {
+    /// Of this machine: version 2 does where a group has the file.
+    fn of_machine() -> Self {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let unified = own.lines().find_map(|line| line.strip_prefix("0::"));
+        let in_two = unified.is_some_and(|group| {
+            Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/')).join(SWAP_MAX).exists()
+        });
+        let in_one = Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
+        match (in_two, in_one) {
+            (true, _) => Self::Alone,
+            (false, true) => Self::WithMemory,
+            (false, false) => Self::Unlimited,
+        }
+    }
 }
 
 /// Why the request for a sandbox or container cannot be made.
@@ -316,7 +336,8 @@ pub(crate) fn resources(config: &Config, pod: &Pod, role: Role, container: &Cont
         cpu_quota: qos::quota_us(cpu).unwrap_or(0),
         cpu_shares: signed(qos::shares(asked)),
         memory_limit_in_bytes: memory,
-        memory_swap_limit_in_bytes: if config.limit_swap { memory } else { 0 },
+        memory_swap_limit_in_bytes: if config.swap == Swap::WithMemory { memory } else { 0 },
+        unified: (config.swap == Swap::Alone).then(|| (SWAP_MAX.to_owned(), "0".to_owned())).into_iter().collect(),
         oom_score_adj: qos::oom_score_adj(pod, role, container, config.node.memory_bytes),
         hugepage_limits: hugepages(config, container),
         ..v1::LinuxContainerResources::default()

@@ -9,7 +9,7 @@ fn config(root: &Path) -> Config {
         dns: ClusterDns { servers: vec!["10.96.0.10".into()], domain: "cluster.local".into() },
         host_dns: v1::DnsConfig::default(),
         seccomp_default: false,
-        limit_swap: true,
+        swap: Swap::WithMemory,
         hugepage_sizes: vec!["2MB".into(), "1GB".into()],
     }
 }

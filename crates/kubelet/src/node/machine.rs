@@ -7,6 +7,8 @@ use k8s_openapi::api::core::v1::{NodeSwapStatus, NodeSystemInfo};
 use pod::quantity::Quantity;
 use sys::rustix;
 
+use crate::resources::cpu::CpuSet;
+
 /// The machine.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Machine {
@@ -21,7 +23,10 @@ impl Machine {
     pub fn read(root: &Path) -> Self {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let meminfo = text("/proc/meminfo");
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // The machine's, whatever this process may use of them.
+        let online = text("/sys/devices/system/cpu/online").parse::<CpuSet>().map_or(0, |cpus| cpus.len());
+        let own = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cpus = if online > 0 { online } else { own() };
         let mut capacity = BTreeMap::from([
             ("cpu".to_owned(), amount(cpus as u64)),
             ("memory".to_owned(), amount(kilobytes(&meminfo, "MemTotal") * 1024)),

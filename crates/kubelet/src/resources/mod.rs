@@ -182,13 +182,18 @@ impl Resources {
             || spec::containers(pod).any(|(_, container)| !self.devices.requests(container).is_empty())
     }
 
-    /// Gives a pod what its containers will need. Pods that are not among `holders` have ended: what they had is free.
+    /// Pods that are not among `holders` have ended: what they had is free. Called where pods come one after the other, as
+    /// it takes from whoever is not on the list.
+    pub(crate) fn retain_only(&self, holders: &HashSet<String>) {
+        self.devices.retain(&|uid| holders.contains(uid));
+        self.retain(holders);
+    }
+
+    /// Gives a pod what its containers will need.
     ///
     /// # Errors
     /// Why the node cannot take the pod; then it has got nothing.
-    pub(crate) async fn admit(&self, pod: &Pod, holders: &HashSet<String>) -> Result<(), Rejection> {
-        self.devices.retain(&|uid| holders.contains(uid));
-        self.retain(holders);
+    pub(crate) async fn admit(&self, pod: &Pod) -> Result<(), Rejection> {
         let given = self.give(pod).await;
         if given.is_err() {
             self.release(uid_of(pod));
@@ -395,6 +400,11 @@ impl Resources {
     /// Whether a container of a pod has CPUs of its own: what it does with them is limited by nothing else.
     pub(crate) fn has_own_cpus(&self, uid: &str) -> bool {
         self.cpus.as_ref().is_some_and(|pool| pool.lock().has_own(uid))
+    }
+
+    /// Whether this container has.
+    pub(crate) fn container_has_own_cpus(&self, uid: &str, name: &str) -> bool {
+        self.cpus.as_ref().is_some_and(|pool| pool.lock().of(uid, name).is_some())
     }
 
     /// A pod has ended.

@@ -1,6 +1,6 @@
 //! A worker, seen from outside: how it begins, what it hears, what it shows, how it tells that it ends.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use cluster::Key;
@@ -70,8 +70,8 @@ pub(crate) enum Begin {
     With(Found),
     /// With nothing: the node does not take the pod.
     Rejected(Rejection),
-    /// With nothing, as soon as the pod has got what is given out whole. Pods that are not among `holders` have ended.
-    Giving { holders: HashSet<String> },
+    /// With nothing, as soon as the pod has got what is given out whole.
+    Giving,
     /// With what the runtime says at a time: another worker has gone before.
     Asking { until: Timestamp },
 }

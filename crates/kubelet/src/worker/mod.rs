@@ -3,7 +3,7 @@
 mod early;
 mod handle;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
     let known = match begin {
         Begin::With(found) => Ok(worker.take_over(found)),
         Begin::Rejected(rejection) => Ok(worker.reject(rejection)),
-        Begin::Giving { holders } => Err(Unknown::Given { holders }),
+        Begin::Giving => Err(Unknown::Given),
         Begin::Asking { until } => Err(Unknown::Found { at: until }),
     };
     let task = tokio::spawn(async move {
@@ -49,7 +49,7 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
         let changes = match known {
             Ok(changes) => changes,
             Err(Unknown::Found { at }) => worker.ask(at).await,
-            Err(Unknown::Given { holders }) => worker.get(&holders, &mut heard).await,
+            Err(Unknown::Given) => worker.get(&mut heard).await,
         };
         changes.into_iter().for_each(|change| worker.apply(change));
         worker.run(heard).await;
@@ -62,7 +62,7 @@ enum Unknown {
     /// What the runtime has of the pod, at a time.
     Found { at: Timestamp },
     /// Whether it gets what is given out whole.
-    Given { holders: HashSet<String> },
+    Given,
 }
 
 struct Worker {
@@ -136,28 +136,36 @@ impl Worker {
         changes
     }
 
-    /// Begins with what the node gives the pod, or with nothing. A pod that is deleted meanwhile needs nothing.
-    async fn get(&mut self, holders: &HashSet<String>, heard: &mut UnboundedReceiver<Event>) -> Vec<Change> {
+    /// Begins with what the node gives the pod, or with nothing. A pod that is deleted or ended meanwhile needs nothing.
+    async fn get(&mut self, heard: &mut UnboundedReceiver<Event>) -> Vec<Change> {
         let (context, pod) = (self.context.clone(), self.pod.clone());
+        // What is decided about the pod meanwhile holds for what it begins with.
+        let mut later = Vec::new();
         let given = {
-            let mut given = std::pin::pin!(context.parts.resources.admit(&pod, holders));
+            let mut given = std::pin::pin!(context.parts.resources.admit(&pod));
             loop {
                 tokio::select! {
                     given = &mut given => break given,
-                    Some(event) = heard.recv() => self.hear(event),
+                    Some(event) = heard.recv() => match event {
+                        Event::Change(change) => later.push(change),
+                        other => self.hear(other),
+                    },
                 }
-                if self.pod.metadata.deletion_timestamp.is_some() {
+                let is_ended = later.iter().any(|change| matches!(change, Change::Fail { .. }));
+                if is_ended || self.pod.metadata.deletion_timestamp.is_some() {
                     break Ok(());
                 }
             }
         };
-        match given {
+        let mut changes = match given {
             Ok(()) => self.take_over(Found::default()),
             Err(rejection) => {
-                context.warning(&pod, "FailedAdmission", rejection.message.clone(), None);
+                context.rejected(&pod, &rejection);
                 self.reject(rejection)
             }
-        }
+        };
+        changes.extend(later);
+        changes
     }
 
     /// Begins with what the runtime says runs of the pod, at a time.

@@ -338,7 +338,7 @@ async fn start_kubelet_in(
     let config = kubelet::Config {
         generate: generate::Config {
             cgroup_root: cgroup_root.to_owned(),
-            ..generate::Config::of_machine(paths, node, dns)
+            ..generate::Config::of_machine(paths, node, dns, Path::new("/etc/resolv.conf"))
         },
         records_dir: dir.join("records"),
         barrier_timeout: Duration::ZERO,

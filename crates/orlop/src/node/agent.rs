@@ -55,6 +55,8 @@ pub(super) struct Config {
     /// What is given to containers whole.
     pub(super) policies: Policies,
     pub(super) pods: PodRules,
+    /// Whose name servers pods get that want the node's.
+    pub(super) resolv_conf: PathBuf,
     /// The service proxy, and the source that it follows.
     pub(super) proxy: Option<(proxy::Config, Arc<dyn Source>)>,
     /// To what pods are admitted; a node alone takes all.
@@ -98,7 +100,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// Writes the service rules, then adopts the pods that run and starts those that do not.
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
-        let Config { layout, facts, dns, cgroup_root, policies, pods, proxy, site, csi_node } = config;
+        let Config { layout, facts, dns, cgroup_root, policies, pods, resolv_conf, proxy, site, csi_node } = config;
         let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
         let groups = groups_of_pods(&cgroup_root, cpu, pods)?;
         let proxy = proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
@@ -129,7 +131,7 @@ impl Agent {
             generate: generate::Config {
                 cgroup_root,
                 seccomp_default: pods.seccomp_default,
-                ..generate::Config::of_machine(paths, facts, dns)
+                ..generate::Config::of_machine(paths, facts, dns, &resolv_conf)
             },
             records_dir: layout.state_dir.join("pods"),
             barrier_timeout: BARRIER,

@@ -51,6 +51,7 @@ impl Alone {
             cgroup_root: PathBuf::new(),
             policies: Policies::default(),
             pods: agent::PodRules::default(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
             proxy: Some((proxy_config(settings), manifests.clone())),
             site: None,
             csi_node: None,

@@ -279,6 +279,7 @@ fn agent_config(
         cgroup_root: configuration.cgroup_root.clone(),
         policies: policies(configuration, node, machine),
         pods: pod_rules(configuration, node, machine),
+        resolv_conf: configuration.resolv_conf.clone(),
         site: Some(Arc::new(site)),
         csi_node: Some(CsiNode::new(api, &node.name)),
         proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),
