@@ -111,6 +111,7 @@ fn crates(count: &mut Count) -> anyhow::Result<()> {
     // What tests take from the cache, made here: they run without a way out.
     testkit::control_plane::build_with(&[go::KUBEADM, go::COREDNS])?;
     suite::build(suite::BASIC)?;
+    go::build(&go::SAMPLE_DEVICE_PLUGIN)?;
     let binaries = cargo(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     let ok = counted(in_private_network(binaries), count)?;
     if !ok {
