@@ -5,6 +5,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use plugin::device::device_plugin_server::{DevicePlugin, DevicePluginServer};
@@ -170,14 +171,16 @@ async fn register(directory: &Path, version: &str, endpoint: &str, resource: &st
     client.register(request).await.map(drop)
 }
 
-/// A pod that checks that it has `count` gadgets.
+/// A pod that is ready when it has checked that it has `count` gadgets.
 fn want(node: &Node, name: &str, resource: &str, count: usize) {
     let script = format!(
-        "set -e; [ \"$(echo $GADGETS | tr , '\\n' | grep -c .)\" = {count} ]; test -s /etc/gadgets; \
+        "set -e; [ \"$(echo $GADGETS | tr , '\\n' | grep -c .)\" = {count} ]; grep -q Linux /etc/gadgets; \
          for id in $(echo $GADGETS | tr , ' '); do head -c 1 /dev/$id > /dev/null; done; \
-         trap 'exit 0' TERM; sleep 1000 & wait"
+         touch /checked; trap 'exit 0' TERM; sleep 1000 & wait"
     );
-    node.want(name, &script, json!({ "resources": { "limits": { resource: count.to_string() } } }));
+    let probe = json!({ "exec": { "command": ["test", "-e", "/checked"] }, "periodSeconds": 1 });
+    let resources = json!({ "limits": { resource: count.to_string() } });
+    node.want(name, &script, json!({ "resources": resources, "readinessProbe": probe }));
 }
 
 fn status(desk: &Desk, name: &str) -> Value {
@@ -256,6 +259,23 @@ async fn resource_has(node: &Node, resource: &str, count: usize) {
     node.until(&directory(node), "the devices are known", listed).await;
 }
 
+/// Waits until the node knows of so many healthy devices. The file names those of before a restart, too.
+async fn can_be_had(node: &Node, count: usize) {
+    let socket = node.path("kubelet/pod-resources/kubelet.sock");
+    let mut client = PodResourcesListerClient::new(plugin::connect(&socket).unwrap());
+    let mut look = tokio::time::interval(Duration::from_millis(100)); // Well below the limit of requests.
+    let seen = async {
+        loop {
+            look.tick().await;
+            let listed = client.get_allocatable_resources(AllocatableResourcesRequest {}).await;
+            if listed.is_ok_and(|listed| listed.into_inner().devices.len() == count) {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, seen).await.expect("the plugin's devices can be had");
+}
+
 fn devices_stay_with_their_pod() {
     on_a_node(async |mut node| {
         let plugin = Plugin::start(&node, RESOURCE, &[("one", true), ("two", true)], true).await;
@@ -269,7 +289,7 @@ fn devices_stay_with_their_pod() {
         assert_eq!(devices(&node.desk, "old"), has);
         drop(plugin);
         let _plugin = Plugin::start(&node, RESOURCE, &[("one", true), ("two", true)], true).await;
-        plugin_has(&node, 2).await;
+        can_be_had(&node, 2).await;
         want(&node, "new", RESOURCE, 1);
         node.desk.when("it is ready", |desk| desk.container("new")["ready"] == true).await;
         assert_ne!(devices(&node.desk, "new"), has);
