@@ -46,7 +46,8 @@ fn a_pod_that_vanishes_is_ended() {
         node.want("p", "trap 'exit 0' TERM; sleep 1000 & wait", json!({}));
         node.desk.running("p").await;
         node.desk.store().pods().remove(&key("p"));
-        node.vanished(&node.path("kubelet/pods").join(node.uid("p"))).await;
+        // Its record goes last.
+        node.vanished(&node.path("records").join(format!("{}.json", node.uid("p")))).await;
         node
     });
 }
