@@ -26,4 +26,4 @@ pub use facts::{Fault, Problem};
 pub use model::{HealthCheck, Model};
 pub use names::Name;
 pub use rules::{Change, Difference, Rules, diff};
-pub use types::{Endpoint, Entry, Frontend, Protocol, Target};
+pub use types::{Endpoint, Entry, Frontend, Kind, Protocol, ServicePort, Target};

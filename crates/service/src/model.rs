@@ -171,7 +171,7 @@ impl Model {
     /// One Service. `before` keeps what held for a frontend when the update began.
     fn refresh(&mut self, name: &Name, before: &mut BTreeMap<Frontend, Option<Entry>>) {
         let Some(state) = self.services.get_mut(name) else { return };
-        let entries = state.plan(&self.node);
+        let entries = state.plan(name, &self.node);
         let (claims, dirty, rules) = (&mut self.claims, &mut self.dirty, &mut self.rules);
         let mut set = |frontend: Frontend, entry: Option<Entry>| {
             let old = rules.set(frontend, entry);
@@ -247,12 +247,12 @@ impl State {
         self.slices.iter().map(|(_, slice)| slice)
     }
 
-    fn plan(&mut self, node: &NodeFacts) -> Vec<(Frontend, Entry)> {
+    fn plan(&mut self, name: &Name, node: &NodeFacts) -> Vec<(Frontend, Entry)> {
         let Some(facts) = &self.facts else {
             self.places = Places::default();
             return Vec::new();
         };
-        let (entries, places) = plan(facts, self.slices(), &self.places, node);
+        let (entries, places) = plan(name, facts, self.slices(), &self.places, node);
         self.places = places;
         entries
     }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::choose::{Candidate, Choice, choose};
 use crate::facts::{NodeFacts, Port, ServiceFacts, SliceFacts};
-use crate::{Endpoint, Entry, Frontend, Protocol, Target, slots};
+use crate::{Endpoint, Entry, Frontend, Kind, Name, Protocol, ServicePort, Target, slots};
 
 /// Which endpoints: of a port in an address family.
 type PlaceKey = (Arc<str>, Protocol, bool);
@@ -33,6 +33,7 @@ impl Places {
 
 /// Entries of a Service in the order of their frontends, and the places they share.
 pub(crate) fn plan<'s>(
+    service: &Name,
     facts: &ServiceFacts,
     slices: impl Iterator<Item = &'s SliceFacts> + Clone,
     old: &Places,
@@ -40,20 +41,26 @@ pub(crate) fn plan<'s>(
 ) -> (Vec<(Frontend, Entry)>, Places) {
     let mut entries = BTreeMap::new();
     let mut places = BTreeMap::new();
+    let ports: Vec<Arc<ServicePort>> = facts.ports.iter().map(|port| service_port(service, facts, port)).collect();
     for ipv6 in [false, true] {
         let mut of_family = facts.cluster_ips.iter().filter(|address| address.is_ipv6() == ipv6);
         // A Service lives in the families of its own addresses; the others have no endpoints for it.
         let Some(first) = of_family.next() else { continue };
-        for port in &facts.ports {
+        for (port, service_port) in facts.ports.iter().zip(&ports) {
             let key = (port.name.clone(), port.protocol, ipv6);
             let choice = choose(candidates(slices.clone(), &key), node.zone.as_deref());
             let place = settle(&choice, old.get(&key));
             let targets = Targets::new(facts, &choice, &place);
-            targets.add_entries(facts, port, *first, node, &mut entries);
+            targets.add_entries(facts, port, service_port, *first, node, &mut entries);
             places.insert(key, place);
         }
     }
     (entries.into_iter().collect(), Places(places.into_iter().collect()))
+}
+
+fn service_port(service: &Name, facts: &ServiceFacts, port: &Port) -> Arc<ServicePort> {
+    let health_check_port = facts.health_check_port;
+    Arc::new(ServicePort { service: service.clone(), name: port.name.clone(), health_check_port })
 }
 
 fn candidates<'s>(slices: impl Iterator<Item = &'s SliceFacts>, key: &PlaceKey) -> Vec<Candidate<'s>> {
@@ -99,6 +106,7 @@ impl Targets {
         &self,
         facts: &ServiceFacts,
         port: &Port,
+        service_port: &Arc<ServicePort>,
         like: IpAddr,
         node: &NodeFacts,
         entries: &mut BTreeMap<Frontend, Entry>,
@@ -106,26 +114,35 @@ impl Targets {
         let of_family = |address: &&IpAddr| address.is_ipv6() == like.is_ipv6();
         let frontend = |address: &IpAddr| Frontend { address: *address, protocol: port.protocol, port: port.port };
         let internal = Entry {
+            port: service_port.clone(),
+            kind: Kind::ClusterIp,
             inside: self.internal.clone(),
+            inside_local: facts.internal_local,
             outside: None,
             affinity_s: facts.affinity_s,
             sources: None,
-            external: false,
         };
-        let external =
-            Entry { inside: self.cluster.clone(), outside: self.outside.clone(), external: true, ..internal.clone() };
+        let external = |kind| Entry {
+            kind,
+            inside: self.cluster.clone(),
+            inside_local: false,
+            outside: self.outside.clone(),
+            ..internal.clone()
+        };
         for address in facts.cluster_ips.iter().filter(of_family) {
             entries.entry(frontend(address)).or_insert_with(|| internal.clone());
         }
         if let Some(node_port) = port.node_port {
-            entries.entry(Frontend::node_port(like, port.protocol, node_port)).or_insert_with(|| external.clone());
+            entries
+                .entry(Frontend::node_port(like, port.protocol, node_port))
+                .or_insert_with(|| external(Kind::NodePort));
         }
         for address in facts.external_ips.iter().filter(of_family) {
-            entries.entry(frontend(address)).or_insert_with(|| external.clone());
+            entries.entry(frontend(address)).or_insert_with(|| external(Kind::ExternalIp));
         }
         for address in facts.balancer_ips.iter().filter(of_family) {
             let sources = sources(facts.sources.as_deref(), *address, node);
-            entries.entry(frontend(address)).or_insert_with(|| Entry { sources, ..external.clone() });
+            entries.entry(frontend(address)).or_insert_with(|| Entry { sources, ..external(Kind::LoadBalancer) });
         }
     }
 }

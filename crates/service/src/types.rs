@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::Name;
+
 /// A transport protocol that Services know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "they are what they are called")]
@@ -83,6 +85,36 @@ impl fmt::Display for Frontend {
     }
 }
 
+/// What kind of address a frontend has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "they are what they are called")]
+pub enum Kind {
+    ClusterIp,
+    NodePort,
+    ExternalIp,
+    LoadBalancer,
+}
+
+/// The port of a Service, as rules are named after it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePort {
+    /// The Service.
+    pub service: Name,
+    /// Name of the port; empty if it has none.
+    pub name: Arc<str>,
+    /// Where load balancers ask for the Service's endpoints on this node.
+    pub health_check_port: Option<u16>,
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.name {
+            "" => write!(f, "{}", self.service),
+            name => write!(f, "{}:{name}", self.service),
+        }
+    }
+}
+
 /// Who serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
@@ -118,19 +150,28 @@ impl Target {
 /// What holds for a frontend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// Whose frontend it is; one for all frontends of the port.
+    pub port: Arc<ServicePort>,
+    /// What the frontend's address is.
+    pub kind: Kind,
     /// For pods and this node, and for everybody if `outside` says nothing else.
     pub inside: Target,
+    /// Whether `inside` has endpoints of this node only (`internalTrafficPolicy: Local`).
+    pub inside_local: bool,
     /// For who comes from outside the cluster, where `externalTrafficPolicy` is Local.
     pub outside: Option<Target>,
     /// A client that comes back within so many seconds gets the endpoint it had.
     pub affinity_s: Option<u32>,
     /// Who may connect (`loadBalancerSourceRanges`); `None`: everybody.
     pub sources: Option<Arc<[IpNet]>>,
-    /// Whether it is meant for clients outside the cluster: a node port, an external or a load balancer's address.
-    pub external: bool,
 }
 
 impl Entry {
+    /// Whether it is meant for clients outside the cluster: a node port, an external or a load balancer's address.
+    pub fn is_external(&self) -> bool {
+        self.kind != Kind::ClusterIp
+    }
+
     /// All endpoints that it leads to, some of them twice.
     pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         let outside = self.outside.as_ref().map_or(&[][..], Target::endpoints);

@@ -235,7 +235,7 @@ pub(super) fn list(
         visit(Kind::Firewall, key(frontend), Value::Jump(chains::sources_name(number)));
     }
     let remote = |endpoint: &Endpoint| !endpoint.local;
-    if (entry.external || pods_known) && entry.inside.endpoints().iter().any(remote) {
+    if (entry.is_external() || pods_known) && entry.inside.endpoints().iter().any(remote) {
         visit(Kind::Masquerade, key(frontend), Value::None);
     }
 }
