@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::Mode;
+
 /// Configuration of a [`Proxy`](crate::Proxy).
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// How rules are carried out.
+    pub mode: Mode,
     /// Name of the nftables table; two proxies on one host need two names.
     pub table: String,
     /// Name of this node, as endpoints spell it.
@@ -29,6 +33,7 @@ impl Config {
     /// The defaults for this node.
     pub fn new(node_name: impl Into<String>) -> Config {
         Config {
+            mode: Mode::default(),
             table: "orlop-proxy".to_owned(),
             node_name: node_name.into(),
             pod_cidrs: Vec::new(),

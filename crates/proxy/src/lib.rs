@@ -1,24 +1,26 @@
 //! The service proxy of a node: what the store says of Services and EndpointSlices becomes rules of the kernel.
 //!
 //! ```text
-//! store ─► watch ─► service::Model ─difference─► netfilter::services ─► one transaction ─► kernel
+//! store ─► watch ─► service::Model ─difference─► a backend (one for each mode) ─► kernel
 //!                        │                                                    │
 //!                        └── flows of UDP endpoints that are gone ◄───────────┘
 //! ```
 //!
 //! The rules outlive the daemon: nothing is flushed when it stops or starts.
 
+mod backend;
 mod barrier;
 mod config;
+mod conntrack;
 mod flows;
-mod kernel;
 mod proxy;
 mod sync;
 
+pub use backend::{Mode, UnknownMode};
 pub use barrier::Barrier;
 pub use config::Config;
 pub use ipnet::IpNet;
-pub use proxy::{Proxy, StartError};
+pub use proxy::{Proxy, RulesError, StartError};
 
 /// A kernel object that the proxy owns; see [`Proxy::fsck`].
 #[derive(Clone, Debug, PartialEq, Eq)]

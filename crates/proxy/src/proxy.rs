@@ -8,8 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::kernel::Kernel;
-use crate::sync::{Request, Sync};
+use crate::sync::{Kernel, Request, Sync};
 use crate::{Barrier, Config, Owned};
 
 /// Requests that wait for the loop; more of them wait with their senders.
@@ -52,7 +51,7 @@ impl Proxy {
     ///
     /// # Errors
     /// The kernel refused to list.
-    pub async fn fsck(&self) -> Result<Vec<Owned>, netlink::Error> {
+    pub async fn fsck(&self) -> Result<Vec<Owned>, RulesError> {
         self.ask(Request::Owned).await.unwrap_or_else(|| Ok(Vec::new()))
     }
 
@@ -71,9 +70,9 @@ impl Proxy {
     ///
     /// # Errors
     /// The kernel refused.
-    pub async fn cleanup(self) -> Result<(), netlink::Error> {
+    pub async fn cleanup(self) -> Result<(), RulesError> {
         let mut kernel = self.end().await;
-        resumed(tokio::task::spawn_blocking(move || kernel.remove()).await)
+        resumed(tokio::task::spawn_blocking(move || kernel.rules.remove()).await)
     }
 
     async fn end(self) -> Kernel {
@@ -85,6 +84,15 @@ impl Proxy {
 /// The result of a task that nobody aborts; its panic goes on here.
 pub(crate) fn resumed<T>(result: Result<T, tokio::task::JoinError>) -> T {
     result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// Why rules could not be read or written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RulesError {
+    /// The kernel's answer.
+    #[error(transparent)]
+    Kernel(#[from] netlink::Error),
 }
 
 /// Why the proxy could not start.

@@ -21,15 +21,15 @@ use cluster::{EventKind, Key, Source, Store, Watch, event_about};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use service::{Frontend, Model, Problem};
-use sys::netlink;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::{self, Backend};
+use crate::conntrack::Conntrack;
 use crate::flows::{self, Suspects};
-use crate::kernel::Kernel;
 use crate::proxy::resumed;
-use crate::{Config, Owned};
+use crate::{Config, Owned, RulesError, StartError};
 
 /// As upstream's events name themselves.
 const COMPONENT: &str = "kube-proxy";
@@ -48,12 +48,28 @@ pub(crate) enum Request {
     /// Tell when the kernel says what the store says.
     Settled(oneshot::Sender<()>),
     /// List what is ours in the kernel.
-    Owned(oneshot::Sender<Result<Vec<Owned>, netlink::Error>>),
+    Owned(oneshot::Sender<Result<Vec<Owned>, RulesError>>),
+}
+
+/// The kernel's side: the rules, and connection tracking.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) rules: Box<dyn Backend>,
+    flows: Conntrack,
+}
+
+impl Kernel {
+    /// Opens both in the calling thread's namespace.
+    pub(crate) fn open(config: &Config) -> Result<Kernel, StartError> {
+        Ok(Kernel { rules: backend::open(config)?, flows: Conntrack::open().map_err(StartError::Kernel)? })
+    }
 }
 
 /// The state of the loop.
 pub(crate) struct Sync {
     config: Config,
+    /// Where the rules are, for messages.
+    place: String,
     source: Arc<dyn Source>,
     services: Watch<Service>,
     slices: Watch<EndpointSlice>,
@@ -101,6 +117,7 @@ impl Sync {
             nodes: store.nodes().watch(),
             model: Model::new(&config.node_name),
             source,
+            place: kernel.rules.place(),
             config,
             requests,
             stop,
@@ -220,13 +237,10 @@ impl Sync {
             return;
         }
         self.next_look = now + self.config.look_every;
-        match self.with_kernel(Kernel::is_there).await {
+        match self.with_kernel(|kernel| kernel.rules.is_there()).await {
             Ok(true) => {}
             Ok(false) => {
-                tracing::warn!(
-                    table = self.config.table,
-                    "somebody has removed the service rules; they are written anew"
-                );
+                tracing::warn!(place = self.place, "somebody has removed the service rules; they are written anew");
                 self.step = Step::Out { due: now, backoff: BACKOFF_FIRST };
             }
             Err(error) => tracing::warn!(%error, "the kernel does not tell whether the service rules are there"),
@@ -242,7 +256,7 @@ impl Sync {
         match self.step {
             Step::In if difference.is_empty() => {}
             Step::In => {
-                let updated = self.with_kernel(move |kernel| kernel.update(&difference)).await;
+                let updated = self.with_kernel(move |kernel| kernel.rules.update(&difference)).await;
                 if let Err(error) = updated {
                     tracing::warn!(%error, "a change of service rules was refused; all of them are written anew");
                     self.replace(BACKOFF_FIRST).await;
@@ -265,14 +279,14 @@ impl Sync {
         self.suspicious.extend(flows::all(&rules));
         let replaced = self.with_kernel(move |kernel| {
             // Those that went while nobody looked: their clients must not stay where they are.
-            let left = kernel.udp_frontends().unwrap_or_default();
-            kernel.replace(&rules).map(|()| left)
+            let left = kernel.rules.udp_frontends().unwrap_or_default();
+            kernel.rules.replace(&rules).map(|()| left)
         });
         match replaced.await {
             Ok(left) => {
                 self.suspicious.extend(left);
                 self.step = Step::In;
-                tracing::info!(table = self.config.table, frontends, "service rules are in place");
+                tracing::info!(place = self.place, frontends, "service rules are in place");
             }
             Err(error) => {
                 self.tell_failure(&error, backoff);
@@ -287,7 +301,7 @@ impl Sync {
         if suspects.is_empty() {
             return;
         }
-        let deleted = self.with_kernel(move |kernel| kernel.delete_stale_flows(&suspects)).await;
+        let deleted = self.with_kernel(move |kernel| kernel.flows.delete_stale(&suspects)).await;
         match deleted {
             Ok(deleted) => {
                 self.suspicious.clear();
@@ -323,7 +337,7 @@ impl Sync {
         for request in std::mem::take(&mut self.waiting) {
             match request {
                 Request::Owned(answer) => {
-                    let owned = self.with_kernel(Kernel::owned).await;
+                    let owned = self.with_kernel(|kernel| kernel.rules.owned()).await;
                     let _ = answer.send(owned);
                 }
                 Request::Settled(done) if self.step == Step::In => {
@@ -357,12 +371,12 @@ impl Sync {
         self.said = problems;
     }
 
-    fn tell_failure(&self, error: &netlink::Error, retry_in: Duration) {
-        tracing::error!(table = self.config.table, %error, ?retry_in, "service rules cannot be written");
+    fn tell_failure(&self, error: &RulesError, retry_in: Duration) {
+        tracing::error!(place = self.place, %error, ?retry_in, "service rules cannot be written");
         if let Some(node) = self.source.store().nodes().get(&Key::cluster(&self.config.node_name)) {
             let message = format!(
-                "the kernel refused the rules of Services in table {}: {error}; Services stay as they were, trying again",
-                self.config.table
+                "the rules of Services were refused in {}: {error}; Services stay as they were, trying again",
+                self.place
             );
             self.source.event(event_about(&*node, EventKind::Warning, "ServiceRulesFailed", message, COMPONENT));
         }

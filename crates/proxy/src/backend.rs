@@ -1,0 +1,102 @@
+//! The modes: what carries rules out, behind one trait. All of it blocks for as long as the kernel works.
+
+mod nftables;
+
+use std::fmt;
+use std::str::FromStr;
+
+use service::{Difference, Frontend, Rules};
+
+use crate::{Config, Owned, RulesError, StartError};
+
+/// How rules are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Mode {
+    /// A table of nftables of our own.
+    #[default]
+    Nftables,
+}
+
+impl Mode {
+    /// All modes.
+    pub const ALL: &'static [Mode] = &[Mode::Nftables];
+
+    /// As `--proxy-mode` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Nftables => "nftables",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The text names no mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is no proxy mode; take one of {names}", names = names())]
+pub struct UnknownMode(pub String);
+
+fn names() -> String {
+    Mode::ALL.iter().map(|mode| mode.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(text: &str) -> Result<Mode, UnknownMode> {
+        let named = Mode::ALL.iter().copied().find(|mode| mode.as_str() == text);
+        named.ok_or_else(|| UnknownMode(text.to_owned()))
+    }
+}
+
+/// One mode at work, in the network namespace of the thread that opened it.
+///
+/// It remembers what it has written: a difference leads from the rules that were written last to others. After a write
+/// that failed only [`Backend::replace`] helps.
+pub(crate) trait Backend: fmt::Debug + Send {
+    /// Where the rules are, for messages: `table orlop-proxy`.
+    fn place(&self) -> String;
+
+    /// Puts these rules in place of those that are there. Connections that are open stay open.
+    fn replace(&mut self, rules: &Rules) -> Result<(), RulesError>;
+
+    /// Carries out a difference, all of it or nothing.
+    fn update(&mut self, difference: &Difference) -> Result<(), RulesError>;
+
+    /// Whether nobody has removed the rules. Asked every few seconds, so cheap.
+    fn is_there(&mut self) -> Result<bool, RulesError>;
+
+    /// UDP frontends of the rules that are there, whoever wrote them: the flows of those that go are looked at.
+    fn udp_frontends(&mut self) -> Result<Vec<Frontend>, RulesError>;
+
+    /// Removes everything of this mode; nothing of it being there is no error.
+    fn remove(&mut self) -> Result<(), RulesError>;
+
+    /// What of ours is there.
+    fn owned(&mut self) -> Result<Vec<Owned>, RulesError>;
+}
+
+/// Opens the configured mode and checks that this host has all it needs.
+pub(crate) fn open(config: &Config) -> Result<Box<dyn Backend>, StartError> {
+    match config.mode {
+        Mode::Nftables => Ok(Box::new(nftables::Nftables::open(config)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_named_as_the_flag_names_them() {
+        for mode in Mode::ALL {
+            assert_eq!(mode.to_string().parse(), Ok(*mode));
+        }
+        assert!("kernelspace".parse::<Mode>().unwrap_err().to_string().contains("nftables"));
+    }
+}

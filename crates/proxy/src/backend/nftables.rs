@@ -1,0 +1,104 @@
+//! nftables: a table of our own, one transaction each.
+
+use netfilter::services::{self, Remains, ServiceTable};
+use service::{Difference, Frontend, Protocol, Rules};
+use sys::netlink::Socket;
+use sys::rustix::io::Errno;
+
+use super::Backend;
+use crate::conntrack::again;
+use crate::{Config, Owned, RulesError, StartError};
+
+/// A socket in the host's network namespace, and what has been written there.
+#[derive(Debug)]
+pub(super) struct Nftables {
+    name: String,
+    netfilter: Socket,
+    table: ServiceTable,
+    /// Of nftables, when it was looked at last.
+    generation: u32,
+}
+
+impl Nftables {
+    /// Opens the socket in the calling thread's namespace and checks that the kernel has all that rules need.
+    pub(super) fn open(config: &Config) -> Result<Nftables, StartError> {
+        let table = services::Config {
+            name: config.table.clone(),
+            pod_cidrs: config.pod_cidrs.clone(),
+            service_cidrs: config.service_cidrs.clone(),
+        };
+        let mut nftables = Nftables {
+            name: config.table.clone(),
+            netfilter: Socket::netfilter().map_err(StartError::NoNftables)?,
+            table: ServiceTable::new(table),
+            generation: 0,
+        };
+        again(|| nftables.netfilter.tables(ServiceTable::FAMILY)).map_err(StartError::NoNftables)?;
+        nftables.netfilter.commit(nftables.table.probe()).map_err(|error| match error.errno {
+            Errno::PERM => StartError::NotPermitted(error),
+            // A type of expression, chain or set that is not there.
+            Errno::NOENT | Errno::OPNOTSUPP => StartError::Unsupported(error),
+            _ => StartError::Kernel(error),
+        })?;
+        Ok(nftables)
+    }
+}
+
+impl Backend for Nftables {
+    fn place(&self) -> String {
+        format!("table {}", self.name)
+    }
+
+    fn replace(&mut self, rules: &Rules) -> Result<(), RulesError> {
+        let remains = Remains {
+            sets: again(|| self.netfilter.sets(ServiceTable::FAMILY, &self.name))?,
+            chains: again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?,
+        };
+        let kept = self.netfilter.commit(self.table.replace(rules, &remains));
+        Ok(kept.or_else(|error| {
+            tracing::warn!(table = self.name, %error, "the table is made anew from nothing: session affinity begins anew");
+            self.netfilter.commit(self.table.replace_all(rules))
+        })?)
+    }
+
+    fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
+        Ok(self.netfilter.commit(self.table.update(difference))?)
+    }
+
+    fn is_there(&mut self) -> Result<bool, RulesError> {
+        let generation = self.netfilter.generation()?;
+        if generation == self.generation {
+            return Ok(true);
+        }
+        let there = !again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?.is_empty();
+        if there {
+            self.generation = generation;
+        }
+        Ok(there)
+    }
+
+    fn udp_frontends(&mut self) -> Result<Vec<Frontend>, RulesError> {
+        let mut frontends = Vec::new();
+        for map in ServiceTable::FRONTENDS {
+            let elements = again(|| self.netfilter.elements(ServiceTable::FAMILY, &self.name, map))?;
+            frontends.extend(elements.iter().filter_map(|(key, _)| udp_frontend(map, key)));
+        }
+        Ok(frontends)
+    }
+
+    fn remove(&mut self) -> Result<(), RulesError> {
+        Ok(self.netfilter.commit(self.table.remove())?)
+    }
+
+    fn owned(&mut self) -> Result<Vec<Owned>, RulesError> {
+        let tables = again(|| self.netfilter.tables(ServiceTable::FAMILY))?;
+        let ours = tables.into_iter().filter(|name| name.starts_with(&self.name));
+        let owner = |name: &str| (name == self.name).then(|| "services".to_owned());
+        Ok(ours.map(|name| Owned { kind: "table", owner: owner(&name), name }).collect())
+    }
+}
+
+fn udp_frontend(map: &str, key: &[u8]) -> Option<Frontend> {
+    let (address, protocol, port) = services::frontend(map, key)?;
+    (protocol == Protocol::Udp.number()).then_some(Frontend { address, protocol: Protocol::Udp, port })
+}

@@ -1,0 +1,54 @@
+//! Flows that lead to where nobody is any more, in the kernel's connection tracking: the same for all modes.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use sys::netlink::{self, Socket};
+use sys::rustix::io::Errno;
+
+use crate::flows::Suspects;
+
+/// Listings that were disturbed are asked for again this often.
+const LISTINGS_MAX: usize = 5;
+
+/// Sockets in the host's network namespace.
+#[derive(Debug)]
+pub(crate) struct Conntrack {
+    netfilter: Socket,
+    route: Socket,
+}
+
+impl Conntrack {
+    /// Opens the sockets in the calling thread's namespace.
+    pub(crate) fn open() -> netlink::Result<Conntrack> {
+        Ok(Conntrack { netfilter: Socket::netfilter()?, route: Socket::route()? })
+    }
+
+    /// Deletes flows to frontends whose endpoint is none any more.
+    pub(crate) fn delete_stale(&mut self, suspects: &Suspects) -> netlink::Result<usize> {
+        let mut deleted = 0;
+        for ipv6 in [false, true].into_iter().filter(|ipv6| suspects.concern(*ipv6)) {
+            let own: HashSet<IpAddr> = match suspects.has_node_ports() {
+                true => again(|| self.route.addresses())?.into_iter().map(|(_, address, _)| address).collect(),
+                false => HashSet::new(),
+            };
+            let stale = again(|| self.netfilter.flows(ipv6, |flow| suspects.is_stale(flow, &own)))?;
+            for flow in stale {
+                self.netfilter.delete_flow(&flow)?;
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
+    }
+}
+
+/// Lists anew when something changed underway.
+pub(crate) fn again<T>(mut listing: impl FnMut() -> netlink::Result<T>) -> netlink::Result<T> {
+    for _ in 1..LISTINGS_MAX {
+        match listing() {
+            Err(error) if error.errno == Errno::INTR => {}
+            other => return other,
+        }
+    }
+    listing()
+}
