@@ -252,6 +252,11 @@ impl<'a> Attribute<'a> {
     }
 
     /// The value in host order, 0 if it is too short.
+    pub fn u16(&self) -> u16 {
+        self.value.first_chunk().map_or(0, |b| u16::from_ne_bytes(*b))
+    }
+
+    /// The value in host order, 0 if it is too short.
     pub fn u32(&self) -> u32 {
         self.value.first_chunk().map_or(0, |b| u32::from_ne_bytes(*b))
     }

@@ -1,10 +1,12 @@
 //! Netlink: one socket, one message builder and parser, and on top of them links, addresses and routes ([`route`]),
-//! nftables transactions ([`nft`]) and connection tracking ([`conntrack`]).
+//! nftables transactions ([`nft`]), connection tracking ([`conntrack`]) and the kernel's load balancer ([`ipvs`]).
 //!
 //! A socket belongs to the network namespace of the thread that opened it and works from any thread afterwards.
 //! The kernel answers requests inside `sendmsg`, so a request blocks for as long as the kernel works, never on a peer.
 
 pub mod conntrack;
+mod generic;
+pub mod ipvs;
 mod message;
 pub mod nft;
 pub mod route;
@@ -13,7 +15,7 @@ use std::fmt;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
+use rustix::net::netlink::{GENERIC, NETFILTER, SocketAddrNetlink};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
 pub use message::{Attribute, Attributes, Message, Messages, Writer};
@@ -107,6 +109,14 @@ impl Socket {
     /// The kernel has no nfnetlink, or no descriptor is left.
     pub fn netfilter() -> Result<Self> {
         Self::open(Some(NETFILTER))
+    }
+
+    /// A socket for generic netlink.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn generic() -> Result<Self> {
+        Self::open(Some(GENERIC))
     }
 
     fn open(protocol: Option<Protocol>) -> Result<Self> {
