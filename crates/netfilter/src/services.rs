@@ -33,12 +33,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use service::{Change, Difference, Entry, Frontend, Rules};
-use sys::netlink::nft::{Batch, Element, Family};
+use service::{Change, Difference, Endpoint, Entry, Frontend, Rules, Target};
+use sys::netlink::nft::{Batch, Data, Element, Family};
 
 use crate::key::Part;
 use chains::LoadBalancer;
-use elements::{SetName, Side, Value};
+use elements::{Circumstances, Kind, SetName, Side, Value};
 use tally::{Step, Tally};
 
 /// How the table is to be.
@@ -52,11 +52,37 @@ pub struct Config {
     pub service_cidrs: Vec<IpNet>,
 }
 
+/// Who leads connections to endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balancer {
+    /// The rules themselves.
+    Rules,
+    /// IPVS ([`crate::ipvs`]), where it can: the rules keep what it does not know, which is who may connect, who is
+    /// refused or dropped, what is masqueraded, and one side of an entry that makes a difference between inside and
+    /// outside.
+    Ipvs,
+}
+
+/// Addresses that the rules beside IPVS have to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Addresses {
+    /// Those of this node on which node ports answer.
+    Own,
+    /// Those of Services that this node has taken for its own.
+    Vips,
+}
+
+/// Whom IPVS leads connections to.
+pub(crate) fn left_to_ipvs(entry: &Entry) -> &[Endpoint] {
+    elements::target(entry, elements::ipvs_side(entry)).map_or(&[], Target::endpoints)
+}
+
 /// The table: what the rules written so far need. A batch is made for the table as the one before left it: after one that
 /// could not be committed only a replacement helps.
 #[derive(Debug)]
 pub struct ServiceTable {
     config: Config,
+    balancer: Balancer,
     load_balancers: Tally<LoadBalancer>,
     sources: Tally<Arc<[IpNet]>>,
     /// Chains of sources are numbered.
@@ -84,10 +110,16 @@ impl ServiceTable {
     /// The maps of all frontends; [`frontend`] reads their keys.
     pub const FRONTENDS: [&'static str; 4] = ["services4", "services6", "node-ports4", "node-ports6"];
 
-    /// A table of which nothing has been written.
+    /// A table of which nothing has been written, and whose rules lead to endpoints themselves.
     pub fn new(config: Config) -> ServiceTable {
+        Self::with_balancer(config, Balancer::Rules)
+    }
+
+    /// A table of which nothing has been written.
+    pub fn with_balancer(config: Config, balancer: Balancer) -> ServiceTable {
         ServiceTable {
             config,
+            balancer,
             load_balancers: Tally::default(),
             sources: Tally::default(),
             numbers: HashMap::new(),
@@ -102,7 +134,7 @@ impl ServiceTable {
         let mut batch = self.batch();
         batch.add_table();
         batch.flush_rules();
-        let kept = |name: &str| SetName::all().any(|set| set.is_dynamic() && set.name() == name);
+        let kept = |name: &str| SetName::all(self.balancer).any(|set| set.is_dynamic() && set.name() == name);
         remains.sets.iter().filter(|name| !kept(name)).for_each(|name| batch.delete_set(name));
         remains.chains.iter().for_each(|name| batch.delete_chain(name));
         self.fill(&mut batch, rules);
@@ -128,7 +160,7 @@ impl ServiceTable {
     /// A transaction that changes nothing, and fails if the kernel lacks something that rules need.
     pub fn probe(&self) -> Batch {
         let config = Config { name: format!("{}-probe", self.config.name), ..self.config.clone() };
-        let mut probe = ServiceTable::new(config);
+        let mut probe = ServiceTable::with_balancer(config, self.balancer);
         let mut batch = probe.batch();
         batch.add_table();
         probe.fill(&mut batch, &Rules::default());
@@ -167,19 +199,37 @@ impl ServiceTable {
         batch
     }
 
+    /// Adds a change of the addresses that rules beside IPVS know to a batch.
+    pub fn change_addresses(batch: &mut Batch, set: Addresses, gone: &[IpAddr], come: &[IpAddr]) {
+        let kind = match set {
+            Addresses::Own => Kind::Own,
+            Addresses::Vips => Kind::Vips,
+        };
+        for ipv6 in [false, true] {
+            let name = SetName { kind, ipv6 }.name();
+            let keys = |addresses: &[IpAddr]| -> Vec<Part> {
+                let of_family = addresses.iter().filter(|address| address.is_ipv6() == ipv6);
+                of_family.map(|address| Part::new().address(*address)).collect()
+            };
+            batch.delete_elements(&name, keys(gone).iter().map(Part::as_slice));
+            let come = keys(come);
+            batch.add_elements(&name, come.iter().map(|key| Element { key: key.as_slice(), data: Data::None }));
+        }
+    }
+
     fn batch(&self) -> Batch {
         Batch::new(Self::FAMILY, &self.config.name)
     }
 
     /// Fills a table without chains, and without sets but those of affinity.
     fn fill(&mut self, batch: &mut Batch, rules: &Rules) {
-        *self = ServiceTable::new(self.config.clone());
+        *self = ServiceTable::with_balancer(self.config.clone(), self.balancer);
         rules.iter().for_each(|(frontend, entry)| self.count(frontend, entry, Step::More));
         let (load_balancers, sources, hairpins) =
             (self.load_balancers.take(), self.sources.take(), self.hairpins.take());
         self.number(&sources.come);
-        SetName::all().for_each(|set| set.add(batch));
-        chains::add_base(batch, &self.config);
+        SetName::all(self.balancer).for_each(|set| set.add(batch));
+        chains::add_base(batch, &self.config, self.balancer);
         self.add_chains(batch, &load_balancers.come, &sources.come);
         let mut elements = list_hairpins(hairpins.come);
         for (frontend, entry) in rules.iter() {
@@ -190,7 +240,9 @@ impl ServiceTable {
 
     fn count(&mut self, frontend: &Frontend, entry: &Entry, step: Step) {
         for side in Side::BOTH {
-            if let Some(chain) = elements::load_balancer(frontend, entry, side) {
+            if self.left(entry) != Some(side)
+                && let Some(chain) = elements::load_balancer(frontend, entry, side)
+            {
                 self.load_balancers.count(chain, step);
             }
         }
@@ -221,7 +273,12 @@ impl ServiceTable {
     fn list(&self, frontend: &Frontend, entry: &Entry, visit: impl FnMut(SetName, Part, Value)) {
         let source = entry.sources.as_ref().and_then(|sources| self.numbers.get(sources)).copied();
         let pods_known = self.config.pod_cidrs.iter().any(|range| range.addr().is_ipv6() == frontend.address.is_ipv6());
-        elements::list(frontend, entry, source, pods_known, visit);
+        elements::list(frontend, entry, Circumstances { source, pods_known, left: self.left(entry) }, visit);
+    }
+
+    /// The side of an entry that others serve.
+    fn left(&self, entry: &Entry) -> Option<Side> {
+        (self.balancer == Balancer::Ipvs).then(|| elements::ipvs_side(entry))
     }
 
     fn compare(&self, change: &Change, gone: &mut Elements, come: &mut Elements) {

@@ -6,8 +6,8 @@
 use ipnet::IpNet;
 use sys::netlink::nft::{Base, Batch, Cmp, Ct, DynsetOp, Expr, Hook, Meta, Reg, Verdict};
 
-use super::Config;
 use super::elements::{Kind, SetName, Side};
+use super::{Balancer, Config};
 use crate::key::{self, Ip, V4, V6};
 
 const PREROUTING: &str = "prerouting";
@@ -173,7 +173,7 @@ pub(super) fn add_sources(batch: &mut Batch, number: u32, sources: &[IpNet]) {
 }
 
 /// The chains that are always there.
-pub(super) fn add_base(batch: &mut Batch, config: &Config) {
+pub(super) fn add_base(batch: &mut Batch, config: &Config, balancer: Balancer) {
     batch.add_chain(PREROUTING, Some(Base { kind: "nat", hook: Hook::Prerouting, priority: DSTNAT }));
     batch.add_chain(OUTPUT, Some(Base { kind: "nat", hook: Hook::Output, priority: DSTNAT }));
     batch.add_chain(POSTROUTING, Some(Base { kind: "nat", hook: Hook::Postrouting, priority: SRCNAT }));
@@ -183,13 +183,13 @@ pub(super) fn add_base(batch: &mut Batch, config: &Config) {
     batch.add_rule(REFUSE, &[protocol, is_tcp, Expr::Reject { tcp: true }]);
     batch.add_rule(REFUSE, &[Expr::Reject { tcp: false }]);
     for ip in [V4, V6] {
-        add_paths(batch, ip, config);
-        add_masquerade_rules(batch, ip, config);
+        add_paths(batch, ip, config, balancer);
+        add_masquerade_rules(batch, ip, config, balancer);
     }
 }
 
 /// What packets to frontends go through.
-fn add_paths(batch: &mut Batch, ip: Ip, config: &Config) {
+fn add_paths(batch: &mut Batch, ip: Ip, config: &Config, balancer: Balancer) {
     let [inbound, outbound, dispatch] = ["inbound", "outbound", "dispatch"].map(|name| format!("{name}{}", ip.suffix));
     for name in [&inbound, &outbound, &dispatch] {
         batch.add_chain(name, None);
@@ -202,15 +202,18 @@ fn add_paths(batch: &mut Batch, ip: Ip, config: &Config) {
     let pods = networks(&config.pod_cidrs, ip);
     let from_outside = unless_from(ip, &pods);
     add_verdict_rule(batch, &inbound, &from_outside, ip, Kind::Services(Side::Outside));
-    add_node_port_rule(batch, &inbound, &from_outside, ip, Side::Outside);
+    add_node_port_rule(batch, &inbound, &from_outside, ip, Side::Outside, balancer);
     for path in [&inbound, &outbound] {
         batch.add_rule(path, &[Expr::Verdict(Verdict::Goto(&dispatch))]);
     }
     add_verdict_rule(batch, &dispatch, &[], ip, Kind::Services(Side::Inside));
+    if balancer == Balancer::Ipvs {
+        add_vip_refusal(batch, &dispatch, ip);
+    }
     for range in of_family(&config.service_cidrs, ip) {
         add_refusal(batch, &dispatch, range);
     }
-    add_node_port_rule(batch, &dispatch, &[], ip, Side::Inside);
+    add_node_port_rule(batch, &dispatch, &[], ip, Side::Inside, balancer);
 }
 
 fn of_family(ranges: &[IpNet], ip: Ip) -> impl Iterator<Item = IpNet> {
@@ -244,20 +247,45 @@ fn add_verdict_rule(batch: &mut Batch, chain: &str, before: &[Expr<'_>], ip: Ip,
 }
 
 /// Takes the verdict of the node port. Node ports do not answer on the loopback addresses, as host ports do not.
-fn add_node_port_rule(batch: &mut Batch, chain: &str, before: &[Expr<'_>], ip: Ip, side: Side) {
+fn add_node_port_rule(batch: &mut Batch, chain: &str, before: &[Expr<'_>], ip: Ip, side: Side, balancer: Balancer) {
     let set = SetName { kind: Kind::NodePorts(side), ipv6: ip.is_v6() }.name();
-    let (loopback, mask) = ip.loopback;
+    let own = address_set(Kind::Own, ip);
     let mut rule = before.to_vec();
-    rule.extend([
+    match balancer {
+        Balancer::Rules => rule.extend(to_this_node(ip)),
+        Balancer::Ipvs => rule.extend(is_in(&own, ip.destination(Reg(0)))),
+    }
+    rule.extend([key::protocol(Reg(0)), key::destination_port(Reg(1)), Expr::Vmap { set: &set, sreg: Reg(0) }]);
+    batch.add_rule(chain, &rule);
+}
+
+/// Goes on if the packet is for an address of this host, but a loopback one.
+fn to_this_node(ip: Ip) -> [Expr<'static>; 5] {
+    let (loopback, mask) = ip.loopback;
+    [
         Expr::FibType { dreg: Reg(0), destination: true },
         Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: RTN_LOCAL },
         ip.destination(Reg(0)),
         Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
         Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: loopback },
-        key::protocol(Reg(0)),
-        key::destination_port(Reg(1)),
-        Expr::Vmap { set: &set, sreg: Reg(0) },
-    ]);
+    ]
+}
+
+fn address_set(kind: Kind, ip: Ip) -> String {
+    SetName { kind, ipv6: ip.is_v6() }.name()
+}
+
+/// Goes on if an address, loaded so, is in a set.
+fn is_in<'s>(set: &'s str, address: Expr<'s>) -> [Expr<'s>; 2] {
+    [address, Expr::Lookup { set, sreg: Reg(0), invert: false }]
+}
+
+/// Refuses what goes to an address of a Service on another port: IPVS needs the address to be this host's own, and the
+/// host's own servers must not answer there.
+fn add_vip_refusal(batch: &mut Batch, chain: &str, ip: Ip) {
+    let vips = address_set(Kind::Vips, ip);
+    let mut rule = is_in(&vips, ip.destination(Reg(0))).to_vec();
+    rule.push(Expr::Verdict(Verdict::Goto(REFUSE)));
     batch.add_rule(chain, &rule);
 }
 
@@ -300,10 +328,11 @@ fn add_cidr_rule(
 }
 
 /// Masquerades where the answer would not come back through this node otherwise.
-fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config) {
+fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config, balancer: Balancer) {
     let set = |kind| SetName { kind, ipv6: ip.is_v6() }.name();
     let (hairpins, masquerade) = (set(Kind::Hairpins), set(Kind::Masquerade));
-    let mut to_itself = translated(ip).to_vec();
+    let concerned = concerned(ip, balancer);
+    let mut to_itself = concerned.clone();
     to_itself.extend([
         // What this host sends to itself never leaves it.
         Expr::FibType { dreg: Reg(0), destination: false },
@@ -316,7 +345,7 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config) {
     batch.add_rule(POSTROUTING, &to_itself);
 
     let pods = networks(&config.pod_cidrs, ip);
-    let mut from_outside = translated(ip).to_vec();
+    let mut from_outside = concerned;
     from_outside.extend(unless_from(ip, &pods));
     from_outside.extend([
         // Both halves the same address: whether the endpoint is on this node.
@@ -326,8 +355,12 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config) {
     ]);
     let layout = Layout { ip, frontend: 0 };
     let original = Expr::Ct { dreg: Reg(0), key: ip.original_destination() };
+    let own = address_set(Kind::Own, ip);
     for address in [original, Expr::Load { dreg: Reg(0), value: ip.unspecified() }] {
         let mut rule = from_outside.clone();
+        if balancer == Balancer::Ipvs && address != original {
+            rule.extend(is_in(&own, original));
+        }
         rule.extend([
             address,
             key::protocol(layout.protocol()),
@@ -336,6 +369,33 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config) {
             Expr::Masquerade,
         ]);
         batch.add_rule(POSTROUTING, &rule);
+    }
+    if balancer == Balancer::Ipvs {
+        add_vip_masquerade(batch, ip);
+    }
+}
+
+/// Masquerades this host's own connections to Services: the address of one is local beside IPVS, so the host takes it for
+/// its own source, too, and an endpoint elsewhere would answer to itself.
+fn add_vip_masquerade(batch: &mut Batch, ip: Ip) {
+    let vips = address_set(Kind::Vips, ip);
+    let [family, is_family] = ip.is_family();
+    let mut rule = vec![family, is_family];
+    rule.extend(is_in(&vips, ip.source(Reg(0))));
+    rule.extend([
+        Expr::FibType { dreg: Reg(0), destination: true },
+        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: RTN_LOCAL },
+        Expr::Masquerade,
+    ]);
+    batch.add_rule(POSTROUTING, &rule);
+}
+
+/// Goes on if the packet may have been led to an endpoint. IPVS leaves no trace of that which rules could read, so what
+/// follows has to tell by the addresses.
+fn concerned(ip: Ip, balancer: Balancer) -> Vec<Expr<'static>> {
+    match balancer {
+        Balancer::Rules => translated(ip).to_vec(),
+        Balancer::Ipvs => ip.is_family().to_vec(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use service::{Endpoint, Entry, Frontend, Target};
 use sys::netlink::nft::{Batch, Data, Set, Type, Verdict};
 
+use super::Balancer;
 use super::chains::{self, LoadBalancer};
 use crate::key::{Ip, Part};
 
@@ -53,6 +54,10 @@ pub(super) enum Kind {
     Masquerade,
     /// Endpoint . endpoint, of those on this node.
     Hairpins,
+    /// Addresses of this node on which node ports answer; beside IPVS only.
+    Own,
+    /// Addresses of Services that this node has taken for its own; beside IPVS only.
+    Vips,
 }
 
 /// A set of the table.
@@ -71,16 +76,19 @@ pub(super) enum Value {
     Goto(String),
     Jump(String),
     Drop,
+    /// It goes on, to IPVS.
+    Accept,
 }
 
 impl SetName {
-    pub(super) fn all() -> impl Iterator<Item = SetName> {
+    pub(super) fn all(balancer: Balancer) -> impl Iterator<Item = SetName> {
         let of_sides = Side::BOTH.into_iter().flat_map(|side| {
             let kinds =
                 [Kind::Services, Kind::NodePorts, Kind::Endpoints, Kind::Numbers, Kind::Members, Kind::Affinity];
             kinds.map(|kind| kind(side))
         });
-        let kinds = of_sides.chain([Kind::Firewall, Kind::Masquerade, Kind::Hairpins]);
+        let beside_ipvs = [Kind::Own, Kind::Vips].into_iter().filter(move |_| balancer == Balancer::Ipvs);
+        let kinds = of_sides.chain([Kind::Firewall, Kind::Masquerade, Kind::Hairpins]).chain(beside_ipvs);
         kinds.flat_map(|kind| [false, true].map(|ipv6| SetName { kind, ipv6 }))
     }
 
@@ -95,6 +103,8 @@ impl SetName {
             Kind::Firewall => (Side::Inside, "firewall"),
             Kind::Masquerade => (Side::Inside, "masquerade"),
             Kind::Hairpins => (Side::Inside, "hairpins"),
+            Kind::Own => (Side::Inside, "own"),
+            Kind::Vips => (Side::Inside, "vips"),
         };
         format!("{}{word}{}", side.prefix(), Ip::v6(self.ipv6).suffix)
     }
@@ -117,6 +127,7 @@ impl SetName {
             Kind::Affinity(_) => (&[address, address, InetProto, InetService], &[Mark]),
             Kind::Masquerade => (&[address, InetProto, InetService], &[]),
             Kind::Hairpins => (&[address, address], &[]),
+            Kind::Own | Kind::Vips => (&[address], &[]),
         };
         let dynamic = self.is_dynamic().then_some(AFFINITY_MAX);
         batch.add_set(&Set { name: &self.name(), key, data, dynamic });
@@ -131,6 +142,7 @@ impl Value {
             Value::Goto(chain) => Data::Verdict(Verdict::Goto(chain)),
             Value::Jump(chain) => Data::Verdict(Verdict::Jump(chain)),
             Value::Drop => Data::Verdict(Verdict::Drop),
+            Value::Accept => Data::Verdict(Verdict::Accept),
         }
     }
 }
@@ -173,12 +185,23 @@ pub(super) fn hairpin(address: IpAddr) -> (SetName, Part) {
     (SetName { kind: Kind::Hairpins, ipv6: address.is_ipv6() }, pair)
 }
 
+/// What holds for one side of an entry, if it makes a difference.
+pub(super) fn target(entry: &Entry, side: Side) -> Option<&Target> {
+    match side {
+        Side::Inside => Some(&entry.inside),
+        Side::Outside => entry.outside.as_ref(),
+    }
+}
+
+/// The side of an entry that IPVS serves: it knows one list of servers for an address and port, and the rest of the world
+/// is what its schedulers are for.
+pub(super) fn ipvs_side(entry: &Entry) -> Side {
+    if matches!(entry.outside, Some(Target::Endpoints(_))) { Side::Outside } else { Side::Inside }
+}
+
 /// The chain that serves one side of an entry, if one does.
 pub(super) fn load_balancer(frontend: &Frontend, entry: &Entry, side: Side) -> Option<LoadBalancer> {
-    let target = match side {
-        Side::Inside => &entry.inside,
-        Side::Outside => entry.outside.as_ref()?,
-    };
+    let target = target(entry, side)?;
     let count = u32::try_from(target.endpoints().len()).unwrap_or(u32::MAX);
     (count > 0).then_some(LoadBalancer {
         ipv6: frontend.address.is_ipv6(),
@@ -189,26 +212,35 @@ pub(super) fn load_balancer(frontend: &Frontend, entry: &Entry, side: Side) -> O
     })
 }
 
-/// All elements of an entry but those of its hairpins. `source` is the number of its chain of sources; `pods_known` says
-/// whether pods can be told from who comes from outside.
+/// What the elements of an entry depend on beside it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Circumstances {
+    /// The number of its chain of sources.
+    pub(super) source: Option<u32>,
+    /// Whether pods can be told from who comes from outside.
+    pub(super) pods_known: bool,
+    /// Which side is served by others than the rules.
+    pub(super) left: Option<Side>,
+}
+
+/// All elements of an entry but those of its hairpins.
 pub(super) fn list(
     frontend: &Frontend,
     entry: &Entry,
-    source: Option<u32>,
-    pods_known: bool,
+    circumstances: Circumstances,
     mut visit: impl FnMut(SetName, Part, Value),
 ) {
+    let Circumstances { source, pods_known, left } = circumstances;
     let ipv6 = frontend.address.is_ipv6();
     let mut visit = |kind, key, value| visit(SetName { kind, ipv6 }, key, value);
     for side in Side::BOTH {
-        let target = match side {
-            Side::Inside => Some(&entry.inside),
-            Side::Outside => entry.outside.as_ref(),
-        };
+        let target = target(entry, side);
+        let is_left = left == Some(side);
         let verdict = match target {
             None => continue,
             Some(Target::Refuse) => Some(Value::Goto(chains::REFUSE.to_owned())),
             Some(Target::Drop) => Some(Value::Drop),
+            Some(Target::Endpoints(_)) if is_left => Some(Value::Accept),
             Some(Target::Endpoints(_)) => load_balancer(frontend, entry, side).map(|chain| Value::Goto(chain.name())),
         };
         match verdict {
@@ -219,7 +251,7 @@ pub(super) fn list(
             Some(verdict) => visit(Kind::Services(side), key(frontend), verdict),
             None => {}
         }
-        let endpoints = target.map_or(&[][..], Target::endpoints);
+        let endpoints = target.filter(|_| !is_left).map_or(&[][..], Target::endpoints);
         for (slot, endpoint) in (0u32..).zip(endpoints) {
             visit(Kind::Endpoints(side), key(frontend).number(slot), Value::Bytes(place(endpoint)));
         }
