@@ -1,17 +1,15 @@
 //! All runs, each in fresh namespaces, and what is left of them: control groups, which no namespace ends.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command};
 
 use anyhow::{Context as _, bail};
+use testkit::groups;
 
 use crate::arguments::{Arguments, Common, SideName, Work};
 use crate::inside::results_file;
 use crate::measure::Results;
 use crate::report;
-
-/// Where control groups are mounted.
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Runs every side as often as wanted, prints the report, and writes it where asked.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -45,7 +43,7 @@ async fn turn(side: SideName) -> anyhow::Result<Results> {
     let scratch = tempfile::Builder::new().prefix("orlop-bench-").tempdir()?;
     let name = scratch.path().file_name().context("a directory has a name")?;
     let ended = contained(side, scratch.path()).await;
-    remove_groups(Path::new(CGROUPS), name)?;
+    groups::remove(name)?;
     ended?;
     let text = std::fs::read(results_file(scratch.path())).context("the run has left no results")?;
     scratch.close()?;
@@ -100,35 +98,4 @@ async fn wait(mut child: Child) -> anyhow::Result<()> {
     child.kill()?;
     child.wait()?;
     bail!("interrupted");
-}
-
-/// Removes every control group called `name` below `dir`, with the groups in it. Their processes have been killed; the
-/// kernel may still be at it.
-fn remove_groups(dir: &Path, name: &std::ffi::OsStr) -> anyhow::Result<()> {
-    for child in directories(dir) {
-        if child.file_name() == Some(name) {
-            remove_group(&child)?;
-        } else {
-            remove_groups(&child, name)?;
-        }
-    }
-    Ok(())
-}
-
-fn remove_group(dir: &Path) -> anyhow::Result<()> {
-    directories(dir).iter().try_for_each(|child| remove_group(child))?;
-    for _ in 0..100 {
-        match std::fs::remove_dir(dir) {
-            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
-                std::thread::sleep(std::time::Duration::from_millis(50)); // version 1 has no event for an empty group
-            }
-            other => return other.with_context(|| format!("remove {}", dir.display())),
-        }
-    }
-    bail!("{} still has processes", dir.display())
-}
-
-fn directories(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }

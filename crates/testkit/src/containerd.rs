@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+/// The repository of the sandboxes' image, which the registry that stands for docker.io has to have.
+pub const PAUSE: &str = "orlop/pause";
+
 /// Its program, below the directory of the reference's programs.
 ///
 /// # Errors
@@ -42,7 +45,7 @@ address = '{socket}'
 [plugins.'io.containerd.server.v1.ttrpc']
 address = '{socket}.ttrpc'
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = 'docker.io/orlop/pause:latest'
+sandbox = 'docker.io/{PAUSE}:latest'
 [plugins.'io.containerd.cri.v1.images'.registry]
 config_path = '{scratch}/certs.d'
 [plugins.'io.containerd.cri.v1.runtime']

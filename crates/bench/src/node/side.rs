@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::mount::mount_bind;
 use sys::cgroup::Hierarchy;
 use testkit::api::Api;
 use testkit::control_plane::ControlPlane;
@@ -13,7 +12,7 @@ use testkit::daemon::{Daemon, Nursery};
 
 use crate::arguments::{Common, SideName};
 use crate::processes::Crew;
-use testkit::containerd;
+use testkit::upstream;
 
 use super::{ADDRESS, NODE};
 
@@ -24,17 +23,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where pods have their addresses.
 const POD_RANGE: &str = "10.88.0.0/16";
-
-/// Settings of the kernel that upstream's kubelet writes, below `/proc/sys`, and their values
-/// (kubernetes: `pkg/kubelet/cm/container_manager_linux.go`, `setupKernelTunables`).
-const TUNABLES: &[(&str, &str)] = &[
-    ("vm/overcommit_memory", "1"),
-    ("vm/panic_on_oom", "0"),
-    ("kernel/panic", "10"),
-    ("kernel/panic_on_oops", "1"),
-    ("kernel/keys/root_maxkeys", "1000000"),
-    ("kernel/keys/root_maxbytes", "25000000"),
-];
 
 /// What a side is made from.
 pub(super) struct Place<'a> {
@@ -138,45 +126,20 @@ impl Place<'_> {
 
     /// containerd and the kubelet.
     fn reference(&self) -> anyhow::Result<Vec<(PathBuf, Vec<String>)>> {
-        self.spare_the_kernel()?;
-        let (programs, socket) = (self.arguments.reference()?, self.scratch.join("cri.sock"));
-        let containerd = containerd::prepare(programs, self.scratch, &socket)?;
-        let kubelet = programs.join("kubelet").canonicalize().context("find the kubelet")?;
-        let text = format!(
-            "{}containerRuntimeEndpoint: unix://{}
-cgroupDriver: cgroupfs
-failCgroupV1: false
-failSwapOn: false
-enforceNodeAllocatable: []
-makeIPTablesUtilChains: false
-oomScoreAdj: 0
-",
-            self.configuration()?,
-            socket.display()
-        );
-        Ok(vec![(containerd::program(programs)?, containerd.into()), (kubelet, self.kubelet_flags(&text)?)])
+        let node = upstream::Node {
+            programs: self.arguments.reference()?,
+            scratch: self.scratch,
+            name: NODE,
+            address: &ADDRESS.to_string(),
+            kubeconfig: &self.plane.node_kubeconfig(NODE)?,
+            configuration: &self.configuration()?,
+        };
+        node.daemons()
     }
 
     /// A KubeletConfiguration that both sides understand.
     fn configuration(&self) -> anyhow::Result<String> {
-        let authority = self.plane.authority().certificate.display();
-        let dns = self.plane.options().dns_address()?;
-        Ok(format!(
-            "apiVersion: kubelet.config.k8s.io/v1beta1
-kind: KubeletConfiguration
-authentication:
-  anonymous: {{ enabled: false }}
-  webhook: {{ enabled: true }}
-  x509: {{ clientCAFile: {authority} }}
-authorization: {{ mode: Webhook }}
-# A machine that builds and tests may have a full disk.
-evictionHard: {{ memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1% }}
-clusterDNS: [{dns}]
-clusterDomain: cluster.local
-cgroupRoot: /{}
-",
-            self.name()?
-        ))
+        Ok(format!("{}cgroupRoot: /{}\n", self.plane.kubelet_configuration()?, self.name()?))
     }
 
     fn kubelet_flags(&self, configuration: &str) -> anyhow::Result<Vec<String>> {
@@ -190,18 +153,5 @@ cgroupRoot: /{}
             ("--cert-dir", self.path("pki")),
         ];
         Ok(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect())
-    }
-
-    /// Lets the kubelet find the values that it wants, and whatever it writes go to files of this run: these settings are
-    /// the whole machine's.
-    fn spare_the_kernel(&self) -> anyhow::Result<()> {
-        let dir = self.scratch.join("tunables");
-        std::fs::create_dir_all(&dir)?;
-        for (name, value) in TUNABLES {
-            let (file, setting) = (dir.join(name.replace('/', ".")), Path::new("/proc/sys").join(name));
-            std::fs::write(&file, format!("{value}\n"))?;
-            mount_bind(&file, &setting).with_context(|| format!("cover {}", setting.display()))?;
-        }
-        Ok(())
     }
 }

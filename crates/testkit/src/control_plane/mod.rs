@@ -287,6 +287,30 @@ impl ControlPlane {
         self.write_kubeconfig(&pki::file_name(subject.name), &kubeconfig::certificate(&pair)?)
     }
 
+    /// The KubeletConfiguration of a node that trusts this control plane.
+    ///
+    /// # Errors
+    /// The range of Services has no address for DNS.
+    pub fn kubelet_configuration(&self) -> anyhow::Result<String> {
+        let (authority, dns) = (self.pki.authority.certificate.display(), self.options.dns_address()?);
+        Ok(format!(
+            "apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication:
+  anonymous: {{ enabled: false }}
+  webhook: {{ enabled: true }}
+  x509: {{ clientCAFile: {authority} }}
+authorization: {{ mode: Webhook }}
+# A machine that builds and tests may have a full disk.
+evictionHard: {{ memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1% }}
+imageGCHighThresholdPercent: 99
+imageGCLowThresholdPercent: 98
+clusterDNS: [{dns}]
+clusterDomain: cluster.local
+"
+        ))
+    }
+
     /// A kubeconfig with a bootstrap token: its owner may ask for a node's client certificate, which the controller manager
     /// approves and signs when it runs.
     ///

@@ -1,22 +1,25 @@
 //! `conformance`: the suites that others publish, run against orlop.
 //!
 //! ```text
-//! node ──► private network namespace ─► control plane, registry, orlop node ─► ginkgo ─► e2e.test × procs ─► report.json
+//! node ──► private network namespace ─► control plane, registry, node ─► ginkgo ─► e2e.test × procs ─► report.json
 //! ```
 
 mod cluster;
+mod contained;
+mod node;
 mod outcome;
 mod suite;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use testkit::host;
 use testkit::{control_plane, go};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::workspace::{build_release, root};
 use cluster::{Cluster, TOOLS};
+use node::Kind;
 use outcome::Outcome;
 use suite::{Run, Suite};
 
@@ -42,12 +45,21 @@ pub(crate) struct NodeOptions {
     /// How many run side by side
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(2..))]
     procs: u16,
-    /// Where the report and all logs go, emptied before
-    #[arg(long, value_name = "DIR", default_value = "target/conformance/node")]
-    output: PathBuf,
+    /// Test upstream's kubelet, kube-proxy and containerd instead of orlop
+    #[arg(long, conflicts_with_all = ["orlop", "against"])]
+    upstream: bool,
+    /// The directory of a run with --upstream: what passed there and fails here is shown apart
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+    /// Where the report and all logs go, emptied before [default: target/conformance/node, or …/upstream]
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
     /// Test this program instead of building one
     #[arg(long, value_name = "PROGRAM")]
     orlop: Option<PathBuf>,
+    /// Set by this program for its run inside the namespaces of upstream's node: the directory of the run
+    #[arg(long, hide = true)]
+    inside: Option<PathBuf>,
 }
 
 /// The command.
@@ -56,23 +68,62 @@ pub(crate) fn run(Conformance::Node(options): &Conformance) -> anyhow::Result<()
         bail!("a node makes namespaces, control groups and mounts: run its tests as root");
     }
     host::install(TOOLS)?;
-    let orlop = options.orlop.clone().map_or_else(build_release, Ok)?;
+    let kind = match (options.upstream, &options.orlop) {
+        (true, _) => Kind::Upstream(go::build_all("reference-node", &[go::REFERENCE, go::REFERENCE_NODE].concat())?),
+        (false, Some(program)) => Kind::Orlop(std::path::absolute(program)?),
+        (false, None) => Kind::Orlop(build_release()?),
+    };
     let programs = control_plane::build_with(&[go::COREDNS])?;
     let suite = Suite { ginkgo: go::build(&go::GINKGO)?, tests: go::build(&go::E2E)? };
     testkit::suite::build(testkit::suite::ALL)?;
-    let output = root().join(&options.output);
-    empty(&output)?;
-    let mut cluster = Cluster::start(&std::path::absolute(orlop)?, &programs, &output)?;
+    let output = options.output();
+    match &options.inside {
+        Some(dir) => {
+            contained::cover()?;
+            return grade(&kind, &suite, &programs, dir, options);
+        }
+        None => empty(&output)?,
+    }
+    if options.upstream {
+        contained::run()?;
+    } else {
+        let dir = tempfile::Builder::new().prefix("orlop-conformance-").tempdir()?;
+        grade(&kind, &suite, &programs, dir.path(), options)?;
+    }
+    report(&output, options.against.as_deref())
+}
+
+impl NodeOptions {
+    fn output(&self) -> PathBuf {
+        let default = if self.upstream { "target/conformance/upstream" } else { "target/conformance/node" };
+        root().join(self.output.as_deref().unwrap_or(Path::new(default)))
+    }
+}
+
+/// Runs the suite against a fresh cluster; it leaves its report.
+fn grade(kind: &Kind, suite: &Suite, programs: &Path, dir: &Path, options: &NodeOptions) -> anyhow::Result<()> {
+    let output = options.output();
+    let mut cluster = Cluster::start(kind, programs, dir, &output)?;
     let run = suite.start(&cluster, options, &output)?;
     let outcome = until_done(run, &mut cluster);
     cluster.end();
-    outcome?;
+    outcome
+}
+
+/// Tells what the report in `output` says.
+fn report(output: &Path, against: Option<&Path>) -> anyhow::Result<()> {
     let outcome = Outcome::read(&output.join(suite::REPORT))?;
     print!("{outcome}");
     println!("logs: {}", output.display());
-    if !outcome.is_passed() {
-        bail!("the node does not pass");
-    }
+    let Some(against) = against else {
+        ensure!(outcome.is_passed(), "the node does not pass");
+        return Ok(());
+    };
+    let upstream = Outcome::read(&root().join(against).join(suite::REPORT))?;
+    let worse = outcome.failed_but_passed_in(&upstream);
+    println!("upstream's node, of the specs that ran here: {}", upstream.of_those_in(&outcome));
+    ensure!(worse.is_empty(), "upstream's node passes these, this one does not:\n  {}", worse.join("\n  "));
+    println!("nothing that upstream's node passes fails here");
     Ok(())
 }
 

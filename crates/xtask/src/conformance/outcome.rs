@@ -1,5 +1,6 @@
 //! What a run of ginkgo has found, by its own report.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use serde::Deserialize;
 /// How the specs that were chosen ended.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
-    passed: usize,
+    passed: BTreeSet<String>,
     /// Name, and the first line of the reason.
     failed: Vec<(String, String)>,
     /// Those that say themselves why they cannot run here.
@@ -63,7 +64,8 @@ impl Outcome {
         let is_test = spec.leaf_node_type == "It";
         match spec.state.as_str() {
             // What prepares and ends the suite counts only when it fails.
-            "passed" => self.passed += usize::from(is_test),
+            "passed" if is_test => drop(self.passed.insert(spec.name())),
+            "passed" => {}
             "pending" => {}
             // Specs that were not chosen are skipped, too, without a reason.
             "skipped" if reason.is_empty() => {}
@@ -74,7 +76,20 @@ impl Outcome {
 
     /// Whether something ran and nothing failed.
     pub(super) fn is_passed(&self) -> bool {
-        self.passed > 0 && self.failed.is_empty()
+        !self.passed.is_empty() && self.failed.is_empty()
+    }
+
+    /// The names of specs that fail here and passed in `other`.
+    pub(super) fn failed_but_passed_in(&self, other: &Self) -> Vec<&str> {
+        self.failed.iter().map(|(name, _)| name.as_str()).filter(|name| other.passed.contains(*name)).collect()
+    }
+
+    /// How many of the specs that passed or failed in `other` passed here, and how many failed.
+    pub(super) fn of_those_in(&self, other: &Self) -> String {
+        let ran = |name: &str| other.passed.contains(name) || other.failed.iter().any(|(failed, _)| failed == name);
+        let passed = self.passed.iter().filter(|name| ran(name)).count();
+        let failed: Vec<&str> = self.failed.iter().map(|(name, _)| name.as_str()).filter(|name| ran(name)).collect();
+        format!("{passed} passed, {} failed", failed.len())
     }
 }
 
@@ -98,7 +113,7 @@ impl fmt::Display for Outcome {
             }
         }
         let Self { passed, failed, skipped } = self;
-        writeln!(to, "\n{passed} passed, {} failed, {} skipped", failed.len(), skipped.len())
+        writeln!(to, "\n{} passed, {} failed, {} skipped", passed.len(), failed.len(), skipped.len())
     }
 }
 
@@ -124,11 +139,24 @@ mod tests {
         ]}]);
         let outcome = Outcome::parse(&serde_json::to_vec(&report).unwrap()).unwrap();
         let text = outcome.to_string();
-        assert_eq!(outcome.passed, 1);
+        assert_eq!(outcome.passed.len(), 1);
         assert!(!outcome.is_passed());
         assert!(text.contains("failed:\n  [sig-node] Pods should end\n    after 5 min\n"), "{text}");
         assert!(text.contains("skipped:\n  [sig-node] Pods should have swap\n    no swap here\n"), "{text}");
         assert!(text.ends_with("1 passed, 1 failed, 1 skipped\n"), "{text}");
         assert!(Outcome::parse(b"[{\"SpecReports\": null}]").is_ok_and(|outcome| !outcome.is_passed()));
+    }
+
+    #[test]
+    fn what_upstream_passes_has_to_pass() {
+        let outcome = |passed: &[&str], failed: &[&str]| Outcome {
+            passed: passed.iter().map(|name| (*name).to_owned()).collect(),
+            failed: failed.iter().map(|name| ((*name).to_owned(), String::new())).collect(),
+            skipped: Vec::new(),
+        };
+        let upstream = outcome(&["runs", "stops", "is elsewhere"], &["fails for all"]);
+        let ours = outcome(&["runs", "is better"], &["stops", "fails for all", "is new"]);
+        assert_eq!(ours.failed_but_passed_in(&upstream), ["stops"]);
+        assert_eq!(upstream.of_those_in(&ours), "2 passed, 1 failed");
     }
 }

@@ -11,7 +11,7 @@ use testkit::control_plane::{self, ControlPlane, Options, Part};
 use testkit::daemon::{Daemon, Nursery};
 use testkit::{containerd, go, host, netns};
 
-use super::{ADDRESS, NODE, SOON, condition, kubelet_configuration};
+use super::{ADDRESS, NODE, SOON, condition};
 use crate::demo::Stage;
 use crate::voyage::wait;
 
@@ -54,7 +54,7 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
     let reference = go::build_all("reference", go::REFERENCE)?;
     let pause = crate::images::pause()?;
     let stage = Stage::set_up(orlop, false)?;
-    stage.push(&pause, "orlop/pause")?;
+    stage.push(&pause, containerd::PAUSE)?;
     netns::add_address(IpAddr::V4(ADDRESS))?;
     let options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
     let mut plane = ControlPlane::start(&programs, &stage.dir.path().join("plane"), options)?;
@@ -146,7 +146,7 @@ impl Drop for Guest {
 fn spawn(stage: &Stage, plane: &ControlPlane) -> anyhow::Result<Child> {
     let file = |name: &str| stage.dir.path().join(name);
     let endpoint = format!("containerRuntimeEndpoint: unix://{}\n", file("containerd.sock").display());
-    std::fs::write(file("kubelet.yaml"), kubelet_configuration(plane)? + &endpoint)?;
+    std::fs::write(file("kubelet.yaml"), plane.kubelet_configuration()? + &endpoint)?;
     let log = std::fs::File::options().create(true).append(true).open(file("orlop.log"))?;
     let mut node: Command = stage.orlop();
     node.env("ORLOP_LOG", "info")

@@ -7,27 +7,7 @@ use testkit::control_plane::ControlPlane;
 /// The configuration of a node that joins with a token.
 pub(super) fn joining_configuration(plane: &ControlPlane, static_pods: &Path) -> anyhow::Result<String> {
     let own = format!("rotateCertificates: true\nserverTLSBootstrap: true\nstaticPodPath: {}\n", static_pods.display());
-    Ok(kubelet_configuration(plane)? + &own)
-}
-
-/// The configuration of a node.
-pub(crate) fn kubelet_configuration(plane: &ControlPlane) -> anyhow::Result<String> {
-    let authority = plane.authority().certificate.display();
-    let dns = plane.options().dns_address()?;
-    Ok(format!(
-        "apiVersion: kubelet.config.k8s.io/v1beta1
-kind: KubeletConfiguration
-authentication:
-  anonymous: {{ enabled: false }}
-  webhook: {{ enabled: true }}
-  x509: {{ clientCAFile: {authority} }}
-authorization: {{ mode: Webhook }}
-# A machine that builds and tests may have a full disk.
-evictionHard: {{ memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1% }}
-clusterDNS: [{dns}]
-clusterDomain: cluster.local
-"
-    ))
+    Ok(plane.kubelet_configuration()? + &own)
 }
 
 /// A pod that its node runs by itself.

@@ -18,7 +18,6 @@ use testkit::{host, netns};
 use crate::demo::Stage;
 use crate::voyage::wait;
 
-pub(crate) use manifests::kubelet_configuration;
 pub(crate) use points::condition;
 
 /// The node's name.
