@@ -8,6 +8,8 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 /// For each crate the crates of the workspace that it may use. Reading order: what comes first knows least.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("sys", &[]),
+    ("configfile", &[]),
+    ("instruments", &["sys"]),
     ("service", &[]),
     ("pod", &[]),
     ("cri", &[]),
@@ -19,8 +21,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("network", &["sys", "netfilter"]),
     ("cluster", &["sys"]),
     ("runtime", &["sys", "executor", "keeper", "image", "network", "cri"]),
-    ("proxy", &["sys", "service", "netfilter", "cluster"]),
-    ("kubelet", &["sys", "cri", "plugin", "cluster", "pod"]),
+    ("proxy", &["sys", "configfile", "instruments", "service", "netfilter", "cluster"]),
+    ("kubelet", &["sys", "configfile", "instruments", "cri", "plugin", "cluster", "pod"]),
 ];
 
 /// Crates that pure ones must not use.

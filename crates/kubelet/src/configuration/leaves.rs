@@ -2,57 +2,9 @@
 //! flag, and whether this kubelet does what it says. A table, so that nothing that an operator writes is ignored in
 //! silence.
 
-use self::Kind::{Bool, Duration, Integer, List, Map, Number, Other, Text};
-use self::Status::{Honoured, NotYet};
-
-/// How a field is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// `true` or `false`.
-    Bool,
-    /// A whole number.
-    Integer,
-    /// A number.
-    Number,
-    /// Text.
-    Text,
-    /// Go's form of a time span: `1m30s`.
-    Duration,
-    /// A list of texts; `a,b` as a flag.
-    List,
-    /// Texts by name; `a=1,b=2` as a flag.
-    Map,
-    /// A structure of its own.
-    Other,
-}
-
-/// Whether a field has its effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// It has.
-    Honoured,
-    /// It has not; a value other than the default is warned about.
-    NotYet,
-}
-
-/// A field without fields of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Leaf {
-    /// Its path, with dots.
-    pub path: &'static str,
-    /// How it is written.
-    pub kind: Kind,
-    /// Upstream's default as a flag would have it; empty where unset.
-    pub default: &'static str,
-    /// The flag that sets it, without dashes; empty where there is none.
-    pub flag: &'static str,
-    /// Whether it has its effect.
-    pub status: Status,
-}
-
-const fn leaf(path: &'static str, kind: Kind, default: &'static str, flag: &'static str, status: Status) -> Leaf {
-    Leaf { path, kind, default, flag, status }
-}
+use configfile::Kind::{Bool, Duration, Integer, List, Map, Number, Other, Text};
+use configfile::Status::{Honoured, NotYet};
+use configfile::{Leaf, leaf};
 
 /// All of them, in the order of the API.
 #[rustfmt::skip]

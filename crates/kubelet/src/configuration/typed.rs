@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use configfile::spans;
 use k8s_openapi::api::core::v1::Taint;
 use pod::quantity::Quantity;
 use serde_json::Value;
 
-use super::spans;
 use crate::node::pressure::{Level, Policy, Signal, Threshold, Thresholds};
 use crate::node::shutdown::{self, Period};
 use crate::resources::cpu::{self, CpuSet, Reserved};

@@ -1,19 +1,14 @@
 //! What the kubelet counts of itself, under upstream's names. Counting is an addition; text is only made when somebody asks.
 
-mod instruments;
-mod process;
-pub mod text;
-
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use instruments::{Counts, Histogram, Histograms, Text, labels, process};
 use k8s_openapi::api::core::v1::Pod;
 use pod::probe::{Kind, Outcome};
 
 use crate::context::uid_of;
-use instruments::{Counts, Histogram, Histograms};
-use text::{Text, labels};
 
 /// `ExponentialBuckets(0.005, 2.5, 14)`, upstream's for calls of the runtime.
 const CALLS: &[f64] = &[

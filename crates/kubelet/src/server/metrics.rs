@@ -17,13 +17,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cluster::{Key, Store};
 use cri::{Error, RuntimeService, v1};
+use instruments::{Text, labels};
 use k8s_openapi::api::core::v1::Pod;
 use sys::rustix;
 
 use super::stats::{Host, number};
 use crate::context::uid_of;
 use crate::metrics::Metrics;
-use crate::metrics::text::{Text, labels};
 use crate::paths::Paths;
 
 /// Where the numbers come from.

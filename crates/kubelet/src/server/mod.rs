@@ -26,12 +26,12 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use instruments::Text;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use crate::generate::label;
-use crate::metrics::text::Text;
 use crate::paths::Paths;
 use crate::volumes::Volumes;
 use metrics::{Collector, Telemetry};

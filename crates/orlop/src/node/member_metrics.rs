@@ -1,8 +1,8 @@
 //! What a member says on `/metrics` beside its kubelet: its requests to the API server, its certificates, its version.
 
 use cluster::api::Api;
+use instruments::{Text, labels};
 use k8s_openapi::jiff::Timestamp;
-use kubelet::metrics::text::{Text, labels};
 use kubelet::node::certificates::Files;
 use kubelet::server::metrics::Collector;
 

@@ -5,26 +5,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::text::Text;
+use crate::Text;
 
 /// Counters by their labels. The labels are few: names of operations, reasons, status codes.
 #[derive(Debug, Default)]
-pub(super) struct Counts(Mutex<BTreeMap<String, u64>>);
+pub struct Counts(Mutex<BTreeMap<String, u64>>);
 
 impl Counts {
-    pub(super) fn add(&self, labels: &str) {
+    /// One more.
+    pub fn add(&self, labels: &str) {
+        self.add_many(labels, 1);
+    }
+
+    /// So many more.
+    pub fn add_many(&self, labels: &str, more: u64) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match counts.get_mut(labels) {
-            Some(count) => *count += 1,
-            None => drop(counts.insert(labels.to_owned(), 1)),
+            Some(count) => *count += more,
+            None => drop(counts.insert(labels.to_owned(), more)),
         }
     }
 
-    pub(super) fn get(&self, labels: &str) -> u64 {
+    /// How many there were.
+    pub fn get(&self, labels: &str) -> u64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(labels).copied().unwrap_or(0)
     }
 
-    pub(super) fn write(&self, text: &mut Text, name: &str, help: &str) {
+    /// The family with its samples.
+    pub fn write(&self, text: &mut Text, name: &str, help: &str) {
         text.family(name, "counter", help);
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts.iter().for_each(|(labels, count)| text.sample(name, labels, count));
@@ -33,7 +41,7 @@ impl Counts {
 
 /// A distribution of times.
 #[derive(Debug)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     /// Upper bounds in seconds, ascending.
     bounds: &'static [f64],
     /// How many there were up to each bound and above the one before; the last is above all.
@@ -42,18 +50,21 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    pub(super) fn new(bounds: &'static [f64]) -> Self {
+    /// None yet; `bounds` are upper bounds in seconds, ascending.
+    pub fn new(bounds: &'static [f64]) -> Self {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
         Self { bounds, counts, sum_ns: AtomicU64::new(0) }
     }
 
-    pub(crate) fn observe(&self, took: Duration) {
+    /// One more.
+    pub fn observe(&self, took: Duration) {
         let place = self.bounds.partition_point(|bound| *bound < took.as_secs_f64());
         self.counts[place].fetch_add(1, Ordering::Relaxed);
         self.sum_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    pub(super) fn write(&self, text: &mut Text, name: &str, help: &str) {
+    /// The family with its samples.
+    pub fn write(&self, text: &mut Text, name: &str, help: &str) {
         text.family(name, "histogram", help);
         self.write_samples(text, name, "");
     }
@@ -74,17 +85,19 @@ impl Histogram {
 
 /// Distributions by their labels.
 #[derive(Debug)]
-pub(super) struct Histograms {
+pub struct Histograms {
     bounds: &'static [f64],
     by_labels: Mutex<BTreeMap<String, Histogram>>,
 }
 
 impl Histograms {
-    pub(super) fn new(bounds: &'static [f64]) -> Self {
+    /// None yet; `bounds` are upper bounds in seconds, ascending.
+    pub fn new(bounds: &'static [f64]) -> Self {
         Self { bounds, by_labels: Mutex::default() }
     }
 
-    pub(super) fn observe(&self, labels: &str, took: Duration) {
+    /// One more.
+    pub fn observe(&self, labels: &str, took: Duration) {
         let mut all = self.by_labels.lock().unwrap_or_else(PoisonError::into_inner);
         match all.get(labels) {
             Some(histogram) => histogram.observe(took),
@@ -92,7 +105,8 @@ impl Histograms {
         }
     }
 
-    pub(super) fn write(&self, text: &mut Text, name: &str, help: &str) {
+    /// The family with its samples.
+    pub fn write(&self, text: &mut Text, name: &str, help: &str) {
         text.family(name, "histogram", help);
         let all = self.by_labels.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().for_each(|(labels, histogram)| histogram.write_samples(text, name, labels));

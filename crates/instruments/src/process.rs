@@ -2,8 +2,7 @@
 
 use std::fs;
 
-use super::text::Text;
-use crate::node::machine::kilobytes;
+use crate::Text;
 
 /// Of proc_pid_stat(5): a tick is a hundredth of a second on every machine that Linux runs on.
 const TICKS_PER_SECOND: u64 = 100;
@@ -26,12 +25,13 @@ impl Process {
     }
 }
 
+/// What the kernel knows of this process.
 #[expect(clippy::cast_precision_loss, reason = "times for people and dashboards")]
-pub(super) fn write(text: &mut Text) {
+pub fn write(text: &mut Text) {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let process = Process::parse(&read("/proc/self/stat")).unwrap_or_default();
     let seconds = |ticks: u64| ticks as f64 / TICKS_PER_SECOND as f64;
-    let resident = kilobytes(&read("/proc/self/status"), "VmRSS") * 1024;
+    let resident = resident_kilobytes(&read("/proc/self/status")) * 1024;
     text.single(
         "process_cpu_seconds_total",
         "counter",
@@ -53,6 +53,12 @@ pub(super) fn write(text: &mut Text) {
     text.single("process_max_fds", "gauge", "Maximum number of open file descriptors.", limit.unwrap_or(u64::MAX));
 }
 
+/// Of proc_pid_status(5).
+fn resident_kilobytes(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
 /// Seconds since 1970.
 fn booted(stat: &str) -> u64 {
     stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok()).unwrap_or(0)
@@ -67,6 +73,7 @@ mod tests {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 150 50 5 6 20 0 3 0 1234 8192 99 184467";
         let expect = Process { cpu_ticks: 200, start_ticks: 1234, virtual_bytes: 8192 };
         assert_eq!(Process::parse(stat), Some(expect));
+        assert_eq!(resident_kilobytes("Name:\ta\nVmRSS:\t    1234 kB\n"), 1234);
         assert_eq!(booted("cpu 1\nbtime 1700000000\n"), 1_700_000_000);
     }
 }
