@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::storage::v1::CSIDriver;
 use tokio::sync::watch;
@@ -59,6 +60,8 @@ tables! {
     services: Service,
     /// EndpointSlices.
     endpoint_slices: EndpointSlice,
+    /// ServiceCIDRs (cluster-scoped): where the addresses of Services are from, if the source says.
+    service_cidrs: ServiceCIDR,
     /// ConfigMaps.
     config_maps: ConfigMap,
     /// Secrets; `stringData` has been folded into `data`.

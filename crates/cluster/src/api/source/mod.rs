@@ -4,7 +4,7 @@
 //!   API server ─► follow ─┬─► pods of this node ─► Objects: what they refer to, one watch for each
 //!                         ├─► the Node
 //!                         ├─► Services
-//!                         └─► EndpointSlices
+//!                         └─► EndpointSlices, ServiceCIDRs
 //!   kubelet ─► Statuses, deletions, Recorder (events) ─► API server
 //! ```
 
@@ -64,7 +64,7 @@ pub struct ApiSourceConfig {
     pub node_name: String,
     /// As a kubelet: the pods of this node and what they refer to, the Node, Services. None for a proxy alone.
     pub kubelet: Option<Api>,
-    /// As a proxy: EndpointSlices, and Services and the Node if no kubelet follows them. Nodes may not read EndpointSlices, so
+    /// As a proxy: EndpointSlices, ServiceCIDRs, and Services and the Node if no kubelet follows them. Nodes may not read EndpointSlices, so
     /// this is usually another user than the kubelet. None for a kubelet alone.
     pub proxy: Option<Api>,
     /// How many events are sent at most (upstream's `eventRecordQPS` and `eventBurst`).
@@ -190,7 +190,10 @@ impl ApiSource {
             let slices = Selection::all().labels(&format!("!{HEADLESS},!{PROXY_NAME}"));
             let slices = follow(proxy, slices, Cut { table: store.endpoint_slices().clone(), cut: trim::slice });
             mark_synced(&mut tasks, &slices, store.endpoint_slices());
-            others.push(slices);
+            // Older servers have no such kind, and older roles no right to it: then nobody knows the ranges.
+            let ranges = follow(proxy, Selection::all(), store.service_cidrs().clone());
+            mark_synced(&mut tasks, &ranges, store.service_cidrs());
+            others.extend([slices, ranges]);
         }
         let recorder = Recorder::new(api.clone(), &node_name, event_rate);
         Ok(Arc::new(Self {
