@@ -1,10 +1,11 @@
 //! What the operator may write on the command line: kubectl's words and flags where kubectl has them.
 
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use kubelet::configuration::{Kind, LEAVES, Leaf};
+use configfile::{Kind, Leaf};
 
 /// The whole Kubernetes worker node as one program.
 #[derive(Debug, Parser)]
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Down,
     /// Be a node of a cluster: kubelet, runtime and, on request, service proxy
     Node(MemberOptions),
+    /// Only the service proxy, beside any kubelet: upstream's kube-proxy flags
+    Proxy(Box<ProxyOptions>),
     /// Only the container runtime: the CRI on a socket
     Runtime(NodeOptions),
     /// List pods
@@ -180,7 +183,7 @@ pub(crate) struct MemberOptions {
     #[arg(long = "v", short = 'v', value_name = "NUMBER")]
     pub(crate) verbosity: Option<u8>,
     #[command(flatten)]
-    pub(crate) configuration: ConfigurationFlags,
+    pub(crate) configuration: ConfigurationFlags<OfKubelet>,
     #[command(flatten)]
     pub(crate) node: NodeOptions,
 }
@@ -188,30 +191,102 @@ pub(crate) struct MemberOptions {
 impl MemberOptions {
     /// What to log.
     pub(crate) fn log_level(&self) -> tracing::Level {
-        match self.verbosity {
-            None => self.node.log_level,
-            Some(0..=3) => tracing::Level::INFO,
-            Some(4 | 5) => tracing::Level::DEBUG,
-            Some(_) => tracing::Level::TRACE,
-        }
+        self.verbosity.map_or(self.node.log_level, level_of)
     }
 }
 
-/// The flags that stand for fields of `KubeletConfiguration`, as they were given.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct ConfigurationFlags {
+/// What upstream's number for what to log stands for.
+pub(crate) fn level_of(verbosity: u8) -> tracing::Level {
+    match verbosity {
+        0..=3 => tracing::Level::INFO,
+        4 | 5 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    }
+}
+
+/// Only the service proxy: upstream's kube-proxy flags.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProxyOptions {
+    /// KubeProxyConfiguration; the flags for its fields have no effect then, and the proxy ends when the file changes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Write the configuration, with its defaults, to this file and end
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write_config_to: Option<PathBuf>,
+    /// Remove the rules of all modes from this machine and end
+    #[arg(long)]
+    pub(crate) cleanup: bool,
+    /// Only set what needs more than CAP_NET_ADMIN, connection tracking's sysctls, and end
+    #[arg(long)]
+    pub(crate) init_only: bool,
+    /// The API server's URL, whatever the kubeconfig says
+    #[arg(long, value_name = "URL")]
+    pub(crate) master: Option<String>,
+    /// The node's name [default: the host name]; counts beside --config, too
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname_override: Option<String>,
+    /// Old form of --healthz-bind-address; 0 is none
+    #[arg(long, value_name = "PORT", hide_short_help = true)]
+    pub(crate) healthz_port: Option<u16>,
+    /// Old form of --metrics-bind-address; 0 is none
+    #[arg(long, value_name = "PORT", hide_short_help = true)]
+    pub(crate) metrics_port: Option<u16>,
+    /// Show the version
+    #[arg(long)]
+    pub(crate) version: bool,
+    /// What to log: error, warn, info, debug or trace
+    #[arg(long, env = "ORLOP_LOG", default_value = "warn", value_name = "LEVEL")]
+    pub(crate) log_level: tracing::Level,
+    /// Upstream's number for what to log: 0 to 3 is info, 4 and 5 debug, more is trace; wins over --log-level
+    #[arg(long = "v", short = 'v', value_name = "NUMBER")]
+    pub(crate) verbosity: Option<u8>,
+    #[command(flatten)]
+    pub(crate) configuration: ConfigurationFlags<OfProxy>,
+}
+
+/// The flags that stand for fields of a document of configuration, as they were given.
+#[derive(Debug, Clone)]
+pub(crate) struct ConfigurationFlags<F> {
     /// Names without dashes, and values.
     pub(crate) given: Vec<(String, String)>,
+    of: PhantomData<F>,
 }
 
-impl ConfigurationFlags {
-    /// Those that are not options of their own.
+/// Whose flags.
+pub(crate) trait Fields {
+    const LEAVES: &'static [Leaf];
+    const HEADING: &'static str;
+    /// Flags that are options of their own.
+    const OWN: &'static [&'static str];
+}
+
+/// The kubelet's.
+#[derive(Debug, Clone)]
+pub(crate) struct OfKubelet;
+
+impl Fields for OfKubelet {
+    const LEAVES: &'static [Leaf] = kubelet::configuration::LEAVES;
+    const HEADING: &'static str = "Fields of KubeletConfiguration (better written into --config)";
+    const OWN: &'static [&'static str] = &["pod-cidr"];
+}
+
+/// The proxy's.
+#[derive(Debug, Clone)]
+pub(crate) struct OfProxy;
+
+impl Fields for OfProxy {
+    const LEAVES: &'static [Leaf] = proxy::configuration::LEAVES;
+    const HEADING: &'static str = "Fields of KubeProxyConfiguration";
+    const OWN: &'static [&'static str] = &[];
+}
+
+impl<F: Fields> ConfigurationFlags<F> {
     fn leaves() -> impl Iterator<Item = &'static Leaf> {
-        LEAVES.iter().filter(|leaf| !leaf.flag.is_empty() && leaf.flag != "pod-cidr")
+        F::LEAVES.iter().filter(|leaf| !leaf.flag.is_empty() && !F::OWN.contains(&leaf.flag))
     }
 }
 
-impl Args for ConfigurationFlags {
+impl<F: Fields> Args for ConfigurationFlags<F> {
     fn augment_args(command: clap::Command) -> clap::Command {
         command.args(Self::leaves().map(|leaf| {
             let default = if leaf.default.is_empty() { "unset" } else { leaf.default };
@@ -219,10 +294,11 @@ impl Args for ConfigurationFlags {
                 .long(leaf.flag)
                 .value_name("VALUE")
                 .help(format!("{} [default: {default}]", leaf.path))
-                .help_heading("Fields of KubeletConfiguration (better written into --config)")
+                .help_heading(F::HEADING)
                 .hide_short_help(true);
             match leaf.kind {
                 Kind::Bool => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+                Kind::Integer | Kind::Number => arg.allow_negative_numbers(true),
                 _ => arg,
             }
         }))
@@ -233,13 +309,13 @@ impl Args for ConfigurationFlags {
     }
 }
 
-impl FromArgMatches for ConfigurationFlags {
+impl<F: Fields> FromArgMatches for ConfigurationFlags<F> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = Self::leaves().filter_map(|leaf| {
             let value = matches.get_one::<String>(leaf.flag)?;
             Some((leaf.flag.to_owned(), value.clone()))
         });
-        Ok(Self { given: given.collect() })
+        Ok(Self { given: given.collect(), of: PhantomData })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

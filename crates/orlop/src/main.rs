@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod cli;
 mod node;
+mod proxy;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -34,8 +35,13 @@ fn main() -> ExitCode {
 fn words(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut words: Vec<OsString> = given.collect();
     let name = words.first().map(Path::new).and_then(Path::file_name).map(OsStr::to_owned);
-    if name.is_some_and(|name| name == "kubelet") {
-        words.insert(1, "node".into());
+    let role = match name.as_deref().and_then(OsStr::to_str) {
+        Some("kubelet") => Some("node"),
+        Some("kube-proxy") => Some("proxy"),
+        _ => None,
+    };
+    if let Some(role) = role {
+        words.insert(1, role.into());
     }
     words
 }
@@ -49,6 +55,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Check(options) => check::run(&arguments.places, &options),
         Command::Up(options) => node::up::run(&arguments.places, &options),
         Command::Node(options) => node::join::run(&arguments.places, &options),
+        Command::Proxy(options) => proxy::run(&arguments.places, &options),
         Command::Runtime(options) => node::runtime_only::run(&arguments.places, &options),
         Command::Fsck(options) => cli::fsck::run(&arguments.places, &options),
         command => {
@@ -80,6 +87,7 @@ async fn ask(client: &Client, command: Command) -> anyhow::Result<ExitCode> {
         Command::Down => cli::down::run(client).await?,
         Command::Up(_)
         | Command::Node(_)
+        | Command::Proxy(_)
         | Command::Runtime(_)
         | Command::Fsck(_)
         | Command::Check(_)
@@ -113,5 +121,26 @@ mod tests {
         assert_eq!(options.log_level(), tracing::Level::DEBUG);
         let given: Vec<_> = options.configuration.given.iter().map(|(flag, _)| flag.as_str()).collect();
         assert_eq!(given, ["fail-swap-on", "register-with-taints", "container-runtime-endpoint"]);
+    }
+    #[test]
+    fn by_the_name_of_kube_proxy_the_flags_are_its() {
+        let line = [
+            "/usr/local/bin/kube-proxy",
+            "--kubeconfig=/var/lib/kube-proxy/kubeconfig",
+            "--hostname-override=n1",
+            "--proxy-mode=nftables",
+            "--cluster-cidr=10.244.0.0/16",
+            "--oom-score-adj=-998",
+            "--masquerade-all",
+            "--nodeport-addresses=primary,10.0.0.0/8",
+            "--v=2",
+        ];
+        let arguments = Arguments::parse_from(words(line.iter().map(OsString::from)));
+        let Command::Proxy(options) = arguments.command else { panic!("not a proxy") };
+        let given: Vec<_> = options.configuration.given.iter().map(|(_, value)| value.as_str()).collect();
+        assert_eq!(options.hostname_override.as_deref(), Some("n1"));
+        for value in ["nftables", "-998", "true", "primary,10.0.0.0/8"] {
+            assert!(given.contains(&value), "{value}: {given:?}");
+        }
     }
 }

@@ -11,6 +11,7 @@
 mod backend;
 mod barrier;
 mod config;
+pub mod configuration;
 mod conntrack;
 mod flows;
 mod proxy;

@@ -64,6 +64,11 @@ impl Layout {
         self.run_dir.join("orlop.sock")
     }
 
+    /// Whoever is this node's service proxy has this directory for itself.
+    pub(crate) fn proxy(&self) -> PathBuf {
+        self.run_dir.join("proxy")
+    }
+
     /// The name server's socket lies here.
     pub(crate) fn dns(&self) -> PathBuf {
         self.run_dir.join("dns")

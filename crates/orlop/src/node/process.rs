@@ -13,12 +13,12 @@ const HEAPS: i32 = 2;
 const STACK_BYTES: usize = if cfg!(debug_assertions) { 2 << 20 } else { 512 << 10 };
 
 /// Goes on, with the first call, as a copy of this program that no pod can write.
-pub(super) fn seal() -> anyhow::Result<()> {
+pub(crate) fn seal() -> anyhow::Result<()> {
     sys::program::seal().context("keep the program from being written by pods; run as root on Linux 5.12 or later")
 }
 
 /// The daemon's threads.
-pub(super) fn threads() -> anyhow::Result<Runtime> {
+pub(crate) fn threads() -> anyhow::Result<Runtime> {
     sys::fork::share_heaps(HEAPS);
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -29,18 +29,18 @@ pub(super) fn threads() -> anyhow::Result<Runtime> {
 }
 
 /// SIGINT and SIGTERM.
-pub(super) struct Signals {
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     /// Waits for the next one.
-    pub(super) async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

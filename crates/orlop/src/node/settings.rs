@@ -212,7 +212,7 @@ fn docker_configs(home: Option<&Path>) -> Vec<PathBuf> {
 }
 
 /// The machine's name, as the API wants it: lower case.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase()
 }
 
