@@ -1,0 +1,386 @@
+//! Services in the tables of iptables, as text for `iptables-restore --noflush`, with the chains, rules and comments that
+//! upstream's kube-proxy writes.
+//!
+//! ```text
+//! nat:  PREROUTING, OUTPUT ─► KUBE-SERVICES ─┬─ cluster IP ────────────────────────► SVC (or SVL)
+//!                                            ├─ external IP, load balancer (► FW) ─► EXT
+//!                                            └─► KUBE-NODEPORTS ───────────────────► EXT
+//!       EXT ─► SVC, all endpoints, or SVL, those of this node ─► SEP, one endpoint ─► dnat
+//!       POSTROUTING ─► KUBE-POSTROUTING: masquerades what KUBE-MARK-MASQ has marked
+//! filter: INPUT, FORWARD, OUTPUT ─► KUBE-SERVICES, KUBE-EXTERNAL-SERVICES: refuses what is not translated
+//!                                ─► KUBE-PROXY-FIREWALL: drops what a load balancer does not admit
+//! ```
+//!
+//! A frontend is refused in one table and led somewhere in the other, and there is no transaction over both. So a change
+//! first adds refusals, then leads elsewhere, then takes refusals away: what is translated meets no refusal.
+//!
+//! Rules of one port are a pure function of its entries ([`port`]). A change writes the chains of a port that differ, and
+//! single rules in the chains that ports share: what it costs to make the text does not depend on how many Services there
+//! are. (What it costs to carry it out does: the kernel's `ip_tables` take a table as a whole only.)
+
+mod base;
+mod names;
+mod port;
+mod save;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use service::{Change, Difference, Entry, Frontend, Rules};
+
+use port::{PortKey, PortRules, Shared};
+pub use save::Remains;
+
+/// Chains in the table `mangle` that say which of the two kinds of iptables a node uses.
+pub const HINTS: [&str; 3] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", CANARY];
+/// A chain in each table that does nothing but be there.
+pub const CANARY: &str = names::CANARY;
+/// With more endpoints than these in one address family, as upstream, rules about single ones have no comments.
+const COMMENTED_ENDPOINTS_MAX: usize = 1000;
+
+/// A table that rules of ours stand in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "they are what they are called")]
+pub enum Table {
+    Mangle,
+    Filter,
+    Nat,
+}
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Table; 3] = [Table::Mangle, Table::Filter, Table::Nat];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Mangle => "mangle",
+            Table::Filter => "filter",
+            Table::Nat => "nat",
+        }
+    }
+
+    fn named(name: &str) -> Option<Table> {
+        Table::ALL.into_iter().find(|table| table.name() == name)
+    }
+}
+
+/// How the rules are to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Addresses of pods: what comes from them is inside.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Addresses of Services: what no Service takes is refused.
+    pub service_cidrs: Vec<IpNet>,
+    /// The bit of the packet's mark that says "masquerade", from 0 to 31.
+    pub masquerade_bit: u8,
+    /// Masquerade everything that goes to a cluster IP.
+    pub masquerade_all: bool,
+    /// Whether node ports answer on 127.0.0.0/8.
+    pub localhost_node_ports: bool,
+    /// Addresses that node ports answer on; `None`: all of this node.
+    pub node_port_addresses: Option<Vec<IpAddr>>,
+    /// Drop what connection tracking takes for invalid instead of letting it through untranslated.
+    pub drop_invalid: bool,
+}
+
+impl Config {
+    /// Upstream's defaults.
+    pub fn new() -> Config {
+        Config {
+            pod_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            masquerade_bit: 14,
+            masquerade_all: false,
+            localhost_node_ports: true,
+            node_port_addresses: None,
+            drop_invalid: true,
+        }
+    }
+
+    fn mark(&self) -> String {
+        format!("{:#x}", 1u32 << (self.masquerade_bit & 31))
+    }
+
+    fn pod_ranges(&self, ipv6: bool) -> impl Iterator<Item = &IpNet> {
+        self.pod_cidrs.iter().filter(move |range| range.addr().is_ipv6() == ipv6)
+    }
+
+    /// What begins a rule about what comes from a pod; one rule for each.
+    fn pod_matches(&self, ipv6: bool) -> Vec<String> {
+        self.pod_ranges(ipv6).map(|range| format!("-s {range}")).collect()
+    }
+
+    /// What begins a rule about what comes from no pod, and where it is to jump to be masqueraded. `None`: nobody knows
+    /// what comes from a pod.
+    fn outside_match(&self, ipv6: bool) -> Option<(String, &'static str)> {
+        let ranges: Vec<&IpNet> = self.pod_ranges(ipv6).collect();
+        match ranges.as_slice() {
+            [] => None,
+            [range] => Some((format!("! -s {range} "), names::MARK_MASQ)),
+            _ => Some((String::new(), names::MARK_MASQ_OUTSIDE)),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config::new()
+    }
+}
+
+/// Whether rules about single endpoints have comments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Full,
+    Short,
+}
+
+/// Something for each address family: IPv4 first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Families<T>(pub [T; 2]);
+
+impl<T> Families<T> {
+    /// That of one family.
+    pub fn of(&self, ipv6: bool) -> &T {
+        &self.0[usize::from(ipv6)]
+    }
+
+    fn of_mut(&mut self, ipv6: bool) -> &mut T {
+        &mut self.0[usize::from(ipv6)]
+    }
+}
+
+/// Texts for `iptables-restore` and `ip6tables-restore`; empty where there is nothing to do.
+pub type Scripts = Families<String>;
+
+/// The rules: what has been written so far. A script is made for the tables as the one before left them: after one that
+/// could not be carried out only a replacement helps.
+#[derive(Debug)]
+pub struct ServiceRules {
+    config: Config,
+    ports: BTreeMap<PortKey, BTreeMap<Frontend, Entry>>,
+    endpoints: Families<usize>,
+}
+
+impl ServiceRules {
+    /// Nothing has been written.
+    pub fn new(config: Config) -> ServiceRules {
+        ServiceRules { config, ports: BTreeMap::new(), endpoints: Families::default() }
+    }
+
+    /// Writes these rules in place of all that there is of a proxy's.
+    pub fn replace(&mut self, rules: &Rules, remains: &Families<Remains>) -> Scripts {
+        self.ports.clear();
+        self.endpoints = Families::default();
+        for (frontend, entry) in rules.iter() {
+            self.ports.entry(PortKey::of(frontend, entry)).or_default().insert(*frontend, entry.clone());
+        }
+        for (key, entries) in &self.ports {
+            *self.endpoints.of_mut(key.ipv6) += endpoints(entries);
+        }
+        Families([false, true].map(|ipv6| self.replacement(ipv6, remains.of(ipv6))))
+    }
+
+    fn replacement(&self, ipv6: bool, remains: &Remains) -> String {
+        let style = self.style(ipv6);
+        let mut shared: BTreeSet<(Shared, String)> = BTreeSet::new();
+        let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (key, entries) in self.ports.iter().filter(|(key, _)| key.ipv6 == ipv6) {
+            let mut rules = PortRules::of(key, entries, &self.config, style);
+            shared.append(&mut rules.shared);
+            chains.append(&mut rules.chains);
+        }
+        let mut script = String::new();
+        for table in Table::ALL {
+            let of_ports = if table == Table::Nat { Some(&chains) } else { None };
+            let mut section = Section::default();
+            for chain in base::chains(&self.config, table, ipv6) {
+                section.declare(chain);
+            }
+            for (chain, rule) in base::first_rules(&self.config, table, ipv6) {
+                section.append(chain, &rule);
+            }
+            shared.iter().filter(|(chain, _)| chain.table() == table).for_each(|(chain, rule)| {
+                section.append(chain.name(), rule);
+            });
+            for (chain, rule) in base::last_rules(&self.config, table, ipv6) {
+                section.append(chain.name(), &rule);
+            }
+            for (chain, rules) in of_ports.into_iter().flatten() {
+                section.declare(chain);
+                rules.iter().for_each(|rule| section.append(chain, rule));
+            }
+            for jump in base::jumps(&self.config, table, ipv6) {
+                let mut present = remains.jumps(table);
+                if !present.any(|(from, rule)| from == jump.from && save::target(rule) == Some(jump.to)) {
+                    section.insert(jump.from, &jump.rule());
+                }
+            }
+            if table == Table::Nat {
+                remains.of_ports().filter(|chain| !chains.contains_key(*chain)).for_each(|chain| section.drop(chain));
+            }
+            section.write(table, &mut script);
+        }
+        script
+    }
+
+    /// Carries out a difference from the rules that were written last.
+    pub fn update(&mut self, difference: &Difference) -> Scripts {
+        let mut touched = BTreeMap::new();
+        for Change { frontend, old, new } in &difference.changes {
+            for entry in old.iter().chain(new) {
+                let key = PortKey::of(frontend, entry);
+                let before = self.ports.get(&key);
+                touched.entry(key).or_insert_with(|| before.cloned().unwrap_or_default());
+            }
+        }
+        self.apply(difference);
+        for (key, before) in &touched {
+            let count = self.endpoints.of_mut(key.ipv6);
+            *count = *count + self.ports.get(key).map_or(0, endpoints) - endpoints(before);
+        }
+        let mut edits = Families::<Edit>::default();
+        let nothing = BTreeMap::new();
+        for (key, before) in &touched {
+            // Both in the style that holds now: what has other comments only is left as it is.
+            let style = self.style(key.ipv6);
+            let rules = |entries| PortRules::of(key, entries, &self.config, style);
+            edits.of_mut(key.ipv6).add(rules(before), rules(self.ports.get(key).unwrap_or(&nothing)));
+        }
+        Families(edits.0.map(|edit| edit.script()))
+    }
+
+    fn apply(&mut self, difference: &Difference) {
+        for Change { frontend, old, .. } in &difference.changes {
+            let Some(key) = old.as_ref().map(|entry| PortKey::of(frontend, entry)) else { continue };
+            let Some(entries) = self.ports.get_mut(&key) else { continue };
+            entries.remove(frontend);
+            if entries.is_empty() {
+                self.ports.remove(&key);
+            }
+        }
+        for Change { frontend, new, .. } in &difference.changes {
+            if let Some(entry) = new {
+                self.ports.entry(PortKey::of(frontend, entry)).or_default().insert(*frontend, entry.clone());
+            }
+        }
+    }
+
+    fn style(&self, ipv6: bool) -> Style {
+        if *self.endpoints.of(ipv6) > COMMENTED_ENDPOINTS_MAX { Style::Short } else { Style::Full }
+    }
+}
+
+/// Removes from one address family what there is of a proxy's. What protects the loopback addresses stays: the kubelet owns
+/// it, and `route_localnet` may still be set.
+pub fn removal(remains: &Remains) -> String {
+    let mut script = String::new();
+    for table in Table::ALL {
+        let mut section = Section::default();
+        for (from, rule) in remains.jumps(table) {
+            if save::target(rule).is_some_and(|to| base::is_of_proxy(table, to)) {
+                section.delete(from, rule);
+            }
+        }
+        remains.chains(table).filter(|chain| base::is_of_proxy(table, chain)).for_each(|chain| section.drop(chain));
+        section.write(table, &mut script);
+    }
+    script
+}
+
+/// How many endpoints a port has.
+fn endpoints(entries: &BTreeMap<Frontend, Entry>) -> usize {
+    let sides = entries.values().flat_map(|entry| [Some(&entry.inside), entry.outside.as_ref()]);
+    sides.flatten().map(|target| target.endpoints().len()).max().unwrap_or(0)
+}
+
+/// What leads from some rules of ports to others, in one address family.
+#[derive(Debug, Default)]
+struct Edit {
+    gone: BTreeSet<(Shared, String)>,
+    come: BTreeSet<(Shared, String)>,
+    chains: BTreeMap<String, Vec<String>>,
+    dropped: BTreeSet<String>,
+}
+
+impl Edit {
+    fn add(&mut self, old: PortRules, new: PortRules) {
+        self.gone.extend(old.shared.difference(&new.shared).cloned());
+        self.come.extend(new.shared.difference(&old.shared).cloned());
+        self.dropped.extend(old.chains.keys().filter(|chain| !new.chains.contains_key(*chain)).cloned());
+        let differs = |(chain, rules): &(String, Vec<String>)| old.chains.get(chain) != Some(rules);
+        self.chains.extend(new.chains.into_iter().filter(differs));
+    }
+
+    fn script(self) -> String {
+        let (mut refuse, mut nat, mut admit) = (Section::default(), Section::default(), Section::default());
+        for (chain, rule) in &self.come {
+            // In front: the last rule of a chain must stay the last one.
+            let section = if chain.table() == Table::Nat { &mut nat } else { &mut refuse };
+            section.insert(chain.name(), rule);
+        }
+        for (chain, rule) in &self.gone {
+            let section = if chain.table() == Table::Nat { &mut nat } else { &mut admit };
+            section.delete(chain.name(), rule);
+        }
+        for (chain, rules) in &self.chains {
+            nat.declare(chain);
+            rules.iter().for_each(|rule| nat.append(chain, rule));
+        }
+        self.dropped.iter().for_each(|chain| nat.drop(chain));
+        let mut script = String::new();
+        refuse.write(Table::Filter, &mut script);
+        nat.write(Table::Nat, &mut script);
+        admit.write(Table::Filter, &mut script);
+        script
+    }
+}
+
+/// What happens to one table.
+#[derive(Debug, Default)]
+struct Section {
+    declarations: String,
+    rules: String,
+    drops: String,
+}
+
+/// Writing into a text does not fail.
+const WRITTEN: &str = "a text takes all";
+
+impl Section {
+    /// A chain that is there and empty, before rules come into it.
+    fn declare(&mut self, chain: &str) {
+        writeln!(self.declarations, ":{chain} - [0:0]").expect(WRITTEN);
+    }
+
+    fn append(&mut self, chain: &str, rule: &str) {
+        writeln!(self.rules, "-A {chain} {rule}").expect(WRITTEN);
+    }
+
+    fn insert(&mut self, chain: &str, rule: &str) {
+        writeln!(self.rules, "-I {chain} {rule}").expect(WRITTEN);
+    }
+
+    fn delete(&mut self, chain: &str, rule: &str) {
+        writeln!(self.rules, "-D {chain} {rule}").expect(WRITTEN);
+    }
+
+    /// Removes a chain, after everything that refers to it.
+    fn drop(&mut self, chain: &str) {
+        self.declare(chain);
+        writeln!(self.drops, "-X {chain}").expect(WRITTEN);
+    }
+
+    fn write(self, table: Table, script: &mut String) {
+        let Section { declarations, rules, drops } = self;
+        if !(declarations.is_empty() && rules.is_empty()) {
+            write!(script, "*{}\n{declarations}{rules}{drops}COMMIT\n", table.name()).expect(WRITTEN);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

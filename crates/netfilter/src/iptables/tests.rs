@@ -1,0 +1,524 @@
+//! Scripts, carried out on tables in memory that are as strict as the kernel's.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use service::Model;
+
+use super::*;
+
+/// Chains by table and name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Tables(BTreeMap<(String, String), Vec<String>>);
+
+const BUILT_IN: [(&str, &[&str]); 3] = [
+    ("mangle", &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"]),
+    ("filter", &["INPUT", "FORWARD", "OUTPUT"]),
+    ("nat", &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"]),
+];
+
+impl Tables {
+    fn new() -> Tables {
+        let chains = BUILT_IN.iter().flat_map(|(table, chains)| chains.iter().map(move |chain| (*table, *chain)));
+        Tables(chains.map(|(table, chain)| ((table.to_owned(), chain.to_owned()), Vec::new())).collect())
+    }
+
+    /// As `iptables-restore --noflush`.
+    fn restore(&mut self, script: &str) {
+        let mut table = String::new();
+        for line in script.lines() {
+            let at = |chain: &str| (table.clone(), chain.to_owned());
+            if let Some(name) = line.strip_prefix('*') {
+                name.clone_into(&mut table);
+            } else if line == "COMMIT" {
+                self.check(&table);
+                table.clear();
+            } else if let Some(rest) = line.strip_prefix(':') {
+                let chain = rest.strip_suffix(" - [0:0]").unwrap();
+                self.0.insert(at(chain), Vec::new());
+            } else if let Some(chain) = line.strip_prefix("-X ") {
+                let rules = self.0.remove(&at(chain)).unwrap_or_else(|| panic!("no chain: {line}"));
+                assert!(rules.is_empty(), "{line}: {rules:?}");
+            } else {
+                let (verb, rest) = line.split_once(' ').unwrap();
+                let (chain, rule) = rest.split_once(' ').unwrap();
+                let rules = self.0.get_mut(&at(chain)).unwrap_or_else(|| panic!("no chain: {line}"));
+                match verb {
+                    "-A" => rules.push(rule.to_owned()),
+                    "-I" => rules.insert(0, rule.to_owned()),
+                    "-D" => {
+                        let found = rules.iter().position(|one| one == rule);
+                        rules.remove(found.unwrap_or_else(|| panic!("no rule: {line}")));
+                    }
+                    _ => panic!("{line}"),
+                }
+            }
+        }
+        assert_eq!(table, "", "a section has an end");
+    }
+
+    /// Every jump leads to a chain.
+    fn check(&self, table: &str) {
+        const VERDICTS: [&str; 7] = ["ACCEPT", "DROP", "REJECT", "RETURN", "MARK", "MASQUERADE", "DNAT"];
+        for ((_, chain), rules) in self.0.iter().filter(|((of, _), _)| of == table) {
+            for to in rules.iter().filter_map(|rule| save::target(rule)) {
+                let there = VERDICTS.contains(&to) || self.0.contains_key(&(table.to_owned(), to.to_owned()));
+                assert!(there, "{chain} leads to {to}, which is not there");
+            }
+        }
+    }
+
+    /// As `iptables-save`.
+    fn listing(&self) -> String {
+        let mut listing = String::new();
+        for (table, _) in BUILT_IN {
+            let of_table = || self.0.iter().filter(move |((of, _), _)| of == table);
+            listing.push_str(&format!("*{table}\n"));
+            of_table().for_each(|((_, chain), _)| listing.push_str(&format!(":{chain} - [0:0]\n")));
+            for ((_, chain), rules) in of_table() {
+                rules.iter().for_each(|rule| listing.push_str(&format!("-A {chain} {rule}\n")));
+            }
+            listing.push_str("COMMIT\n");
+        }
+        listing
+    }
+
+    fn chain(&self, table: &str, chain: &str) -> &[String] {
+        self.0.get(&(table.to_owned(), chain.to_owned())).map_or(&[], Vec::as_slice)
+    }
+
+    /// What does not depend on the order in which ports came.
+    fn sorted(mut self) -> Tables {
+        for ((table, chain), rules) in &mut self.0 {
+            if chain == "KUBE-NODEPORTS" || chain == "KUBE-EXTERNAL-SERVICES" || chain == "KUBE-PROXY-FIREWALL" {
+                rules.sort_unstable();
+            }
+            if chain == "KUBE-SERVICES" {
+                let last = rules.pop().expect("the last rule is always there");
+                let what = if table == "nat" { "-j KUBE-NODEPORTS" } else { "-j REJECT" };
+                assert!(last.ends_with(what), "the last one: {last}");
+                rules.sort_unstable();
+                rules.push(last);
+            }
+        }
+        self
+    }
+}
+
+fn config() -> Config {
+    Config {
+        pod_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()],
+        service_cidrs: vec!["172.30.0.0/16".parse().unwrap(), "fd30::/112".parse().unwrap()],
+        ..Config::new()
+    }
+}
+
+fn service(name: &str, spec: Value, ingress: &[&str]) -> Service {
+    let ingress: Vec<Value> = ingress.iter().map(|ip| json!({"ip": ip})).collect();
+    serde_json::from_value(json!({"metadata": {"namespace": "ns", "name": name}, "spec": spec,
+        "status": {"loadBalancer": {"ingress": ingress}}}))
+    .unwrap()
+}
+
+/// Endpoints on port 8080 of `web`: address and node.
+fn slice(name: &str, endpoints: &[(String, &str)]) -> EndpointSlice {
+    let kind = if endpoints.iter().any(|(address, _)| address.contains(':')) { "IPv6" } else { "IPv4" };
+    let endpoint = |(address, node): &(String, &str)| json!({"addresses": [address], "nodeName": node});
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "ns", "name": format!("{name}-{kind}"), "labels": {"kubernetes.io/service-name": name}},
+        "addressType": kind, "ports": [{"name": "p80", "port": 8080}, {"name": "dns", "port": 53, "protocol": "UDP"}],
+        "endpoints": endpoints.iter().map(endpoint).collect::<Vec<_>>()}))
+    .unwrap()
+}
+
+fn tables_of(config: Config, model: &Model, ipv6: bool) -> Tables {
+    let scripts = ServiceRules::new(config).replace(model.rules(), &Families::default());
+    let mut tables = Tables::new();
+    tables.restore(scripts.of(ipv6));
+    tables
+}
+
+/// Writes the rules of one Service and checks chains of the table `nat`, or `filter/CHAIN`.
+#[track_caller]
+fn check(config: Config, spec: Value, ingress: &[&str], endpoints: &[(&str, &str)], expect: &[(&str, &[&str])]) {
+    let mut model = Model::new("here");
+    model.set_service(&service("web", spec, ingress));
+    let endpoints: Vec<_> = endpoints.iter().map(|(address, node)| ((*address).to_owned(), *node)).collect();
+    model.set_slice(&slice("web", &endpoints));
+    model.update();
+    let tables = tables_of(config, &model, false);
+    for (chain, rules) in expect {
+        let (table, chain) = chain.split_once('/').unwrap_or(("nat", chain));
+        assert_eq!(tables.chain(table, chain), *rules, "{table} {chain}");
+    }
+}
+
+const NEAR: (&str, &str) = ("10.180.0.1", "here");
+const FAR: (&str, &str) = ("10.180.0.2", "there");
+
+#[test]
+fn a_cluster_ip() {
+    let spec = json!({"clusterIP": "172.30.0.41", "ports": [{"name": "p80", "port": 80}]});
+    let names = PortNames::new("web:p80");
+    let (svc, near, far) = (names.chain("SVC"), names.endpoint(NEAR.0), names.endpoint(FAR.0));
+    let to = "-d 172.30.0.41/32 -p tcp -m comment --comment \"ns/web:p80 cluster IP\" -m tcp --dport 80";
+    check(
+        config(),
+        spec.clone(),
+        &[],
+        &[NEAR, FAR],
+        &[
+            (
+                "KUBE-SERVICES",
+                &[
+                    &format!("{to} -j {svc}"),
+                    "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this \
+                     chain\" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS",
+                ],
+            ),
+            (
+                &svc,
+                &[
+                    &format!("! -s 10.0.0.0/8 {to} -j KUBE-MARK-MASQ"),
+                    &format!(
+                        "-m comment --comment \"ns/web:p80 -> 10.180.0.1:8080\" -m statistic --mode random --probability \
+                         0.5000000000 -j {near}"
+                    ),
+                    &format!("-m comment --comment \"ns/web:p80 -> 10.180.0.2:8080\" -j {far}"),
+                ],
+            ),
+            (
+                &near,
+                &[
+                    "-s 10.180.0.1/32 -m comment --comment ns/web:p80 -j KUBE-MARK-MASQ",
+                    "-p tcp -m comment --comment ns/web:p80 -m tcp -j DNAT --to-destination 10.180.0.1:8080",
+                ],
+            ),
+            (
+                "filter/KUBE-SERVICES",
+                &["-d 172.30.0.0/16 -m comment --comment \"no service has this address and port\" -m addrtype ! \
+                   --dst-type LOCAL -j REJECT"],
+            ),
+        ],
+    );
+    let all = Config { masquerade_all: true, service_cidrs: Vec::new(), ..config() };
+    let refusal =
+        "-d 172.30.0.41/32 -p tcp -m comment --comment \"ns/web:p80 has no endpoints\" -m tcp --dport 80 -j REJECT";
+    check(all.clone(), spec.clone(), &[], &[], &[("filter/KUBE-SERVICES", &[refusal]), (&svc, &[])]);
+    let tail = format!("-m comment --comment \"ns/web:p80 -> 10.180.0.1:8080\" -j {near}");
+    check(all, spec.clone(), &[], &[NEAR], &[(&svc, &[&format!("{to} -j KUBE-MARK-MASQ"), &tail])]);
+    let several =
+        Config { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap(), "10.2.0.0/16".parse().unwrap()], ..config() };
+    check(
+        several,
+        spec.clone(),
+        &[],
+        &[NEAR],
+        &[
+            (&svc, &[&format!("{to} -j KUBE-MARK-MASQ-OUTSIDE"), &tail]),
+            ("KUBE-MARK-MASQ-OUTSIDE", &["-s 10.1.0.0/16 -j RETURN", "-s 10.2.0.0/16 -j RETURN", "-j KUBE-MARK-MASQ"]),
+        ],
+    );
+    check(Config::new(), spec, &[], &[NEAR], &[(&svc, &[&tail])]);
+}
+
+#[test]
+fn affinity_remembers_in_the_endpoints_chain() {
+    let spec =
+        json!({"clusterIP": "172.30.0.41", "sessionAffinity": "ClientIP", "ports": [{"name": "p80", "port": 80}]});
+    let names = PortNames::new("web:p80");
+    let (svc, near) = (names.chain("SVC"), names.endpoint(NEAR.0));
+    let comment = "-m comment --comment \"ns/web:p80 -> 10.180.0.1:8080\"";
+    check(
+        Config::new(),
+        spec,
+        &[],
+        &[NEAR],
+        &[
+            (
+                &svc,
+                &[
+                    &format!("{comment} -m recent --rcheck --seconds 10800 --reap --name {near} -j {near}"),
+                    &format!("{comment} -j {near}"),
+                ],
+            ),
+            (
+                &near,
+                &[
+                    "-s 10.180.0.1/32 -m comment --comment ns/web:p80 -j KUBE-MARK-MASQ",
+                    &format!(
+                        "-p tcp -m comment --comment ns/web:p80 -m recent --set --name {near} -m tcp -j DNAT \
+                         --to-destination 10.180.0.1:8080"
+                    ),
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn addresses_for_the_outside() {
+    let spec = |policy: &str, ranges: &[&str]| {
+        json!({"type": "LoadBalancer", "clusterIP": "172.30.0.41", "externalIPs": ["192.0.2.9"],
+            "externalTrafficPolicy": policy, "healthCheckNodePort": 30001, "loadBalancerSourceRanges": ranges,
+            "ports": [{"name": "p80", "port": 80, "nodePort": 30080}]})
+    };
+    let names = PortNames::new("web:p80");
+    let [svc, svl, ext, fw] = ["SVC", "SVL", "EXT", "FW"].map(|kind| names.chain(kind));
+    let to = |address: &str, words: &str| {
+        format!("-d {address}/32 -p tcp -m comment --comment \"ns/web:p80 {words}\" -m tcp --dport 80")
+    };
+    let node_port = format!("-p tcp -m comment --comment ns/web:p80 -m tcp --dport 30080 -j {ext}");
+    let about = |before: &str| format!("-m comment --comment \"{before} ns/web:p80 external destinations\"");
+    let cluster = [format!("{} -j KUBE-MARK-MASQ", about("masquerade traffic for")), format!("-j {svc}")];
+    check(
+        config(),
+        spec("Cluster", &["203.0.113.0/25"]),
+        &["198.51.100.7"],
+        &[FAR],
+        &[
+            ("KUBE-NODEPORTS", &[&node_port]),
+            (&ext, &[&cluster[0], &cluster[1]]),
+            (
+                &fw,
+                &[
+                    &format!("-s 203.0.113.0/25 -m comment --comment \"ns/web:p80 loadbalancer IP\" -j {ext}"),
+                    "-m comment --comment \"other traffic to ns/web:p80 will be dropped by KUBE-PROXY-FIREWALL\"",
+                ],
+            ),
+            (
+                "filter/KUBE-PROXY-FIREWALL",
+                &[&format!("{} -j DROP", to("198.51.100.7", &format!("traffic not accepted by {fw}")))],
+            ),
+            ("filter/KUBE-EXTERNAL-SERVICES", &[]),
+        ],
+    );
+    let inside = [
+        format!("-s 10.0.0.0/8 {} -j {svc}", about("pod traffic for")),
+        format!("{} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ", about("masquerade LOCAL traffic for")),
+        format!("{} -m addrtype --src-type LOCAL -j {svc}", about("route LOCAL traffic for")),
+    ];
+    let [pods, mark, node] = inside.each_ref().map(String::as_str);
+    check(
+        config(),
+        spec("Local", &[]),
+        &[],
+        &[NEAR, FAR],
+        &[
+            (&ext, &[pods, mark, node, &format!("-j {svl}")]),
+            (&svl, &[&format!("-m comment --comment \"ns/web:p80 -> 10.180.0.1:8080\" -j {}", names.endpoint(NEAR.0))]),
+            (
+                "filter/KUBE-NODEPORTS",
+                &["-p tcp -m comment --comment \"ns/web:p80 health check node port\" -m tcp --dport 30001 -j ACCEPT"],
+            ),
+        ],
+    );
+    let local = "has no local endpoints";
+    let to_node = |words: &str| {
+        format!("-p tcp -m comment --comment \"ns/web:p80 {words}\" -m addrtype --dst-type LOCAL -m tcp --dport 30080")
+    };
+    check(
+        config(),
+        spec("Local", &[]),
+        &[],
+        &[FAR],
+        &[
+            (&ext, &[pods, mark, node]),
+            (&svl, &[]),
+            (
+                "filter/KUBE-EXTERNAL-SERVICES",
+                &[&format!("{} -j DROP", to("192.0.2.9", local)), &format!("{} -j DROP", to_node(local))],
+            ),
+        ],
+    );
+    let none = "has no endpoints";
+    check(
+        config(),
+        spec("Local", &[]),
+        &[],
+        &[],
+        &[
+            (&ext, &[]),
+            ("KUBE-NODEPORTS", &[]),
+            (
+                "filter/KUBE-EXTERNAL-SERVICES",
+                &[&format!("{} -j REJECT", to("192.0.2.9", none)), &format!("{} -j REJECT", to_node(none))],
+            ),
+        ],
+    );
+}
+
+/// Names of the chains of a port, as they are computed for any name.
+struct PortNames(names::PortNames);
+
+impl PortNames {
+    fn new(text: &str) -> PortNames {
+        let (name, port) = text.split_once(':').unwrap();
+        let service = service::Name { namespace: "ns".into(), name: name.into() };
+        let port = service::ServicePort { service, name: port.into(), health_check_port: None };
+        PortNames(names::PortNames::new(&port, service::Protocol::Tcp))
+    }
+
+    fn chain(&self, kind: &str) -> String {
+        match kind {
+            "SVC" => self.0.cluster(),
+            "SVL" => self.0.local(),
+            "EXT" => self.0.external(),
+            _ => self.0.firewall(),
+        }
+    }
+
+    fn endpoint(&self, address: &str) -> String {
+        self.0.endpoint(&service::Endpoint { address: address.parse().unwrap(), port: 8080, local: false })
+    }
+}
+
+#[test]
+fn node_ports_keep_to_their_addresses() {
+    let spec = json!({"type": "NodePort", "clusterIP": "172.30.0.41", "ports": [{"name": "p80", "port": 80, "nodePort": 30080}]});
+    let last = |before: &str, behind: &str| {
+        format!(
+            "{before}-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this \
+             chain\"{behind} -j KUBE-NODEPORTS"
+        )
+    };
+    let local = " -m addrtype --dst-type LOCAL";
+    let check = |config: Config, ipv6: bool, expect: &[String]| {
+        let mut model = Model::new("here");
+        model.set_service(&service("web", spec.clone(), &[]));
+        model.update();
+        let tables = tables_of(config, &model, ipv6);
+        let rules = tables.chain("nat", "KUBE-SERVICES");
+        assert_eq!(rules, expect);
+        tables
+    };
+    let guarded = |tables: &Tables| tables.chain("filter", "INPUT").iter().any(|rule| rule == "-j KUBE-FIREWALL");
+    assert!(guarded(&check(Config::new(), false, &[last("", local)])));
+    assert!(!guarded(&check(Config::new(), true, &[last("! -d ::1/128 ", local)])));
+    let closed = Config { localhost_node_ports: false, ..Config::new() };
+    assert!(!guarded(&check(closed.clone(), false, &[last("! -d 127.0.0.0/8 ", local)])));
+    let addresses = ["127.0.0.1", "192.0.2.1", "2001:db8::1", "::1"].map(|text| text.parse().unwrap()).to_vec();
+    let some = Config { node_port_addresses: Some(addresses), ..Config::new() };
+    check(some.clone(), false, &[last("-d 127.0.0.1/32 ", ""), last("-d 192.0.2.1/32 ", "")]);
+    check(some.clone(), true, &[last("-d 2001:db8::1/128 ", "")]);
+    check(Config { localhost_node_ports: false, ..some }, false, &[last("-d 192.0.2.1/32 ", "")]);
+}
+
+#[test]
+fn a_name_cannot_end_the_line() {
+    let mut model = Model::new("here");
+    let name = "web\"\n-A INPUT -j ACCEPT\n#";
+    model.set_service(&service(name, json!({"clusterIP": "172.30.0.41", "ports": [{"port": 80}]}), &[]));
+    model.update();
+    let tables = tables_of(config(), &model, false);
+    let comment = "--comment \"ns/web__-A_INPUT_-j_ACCEPT__ has no endpoints\"";
+    assert!(tables.chain("filter", "KUBE-SERVICES")[0].contains(comment));
+    assert!(!tables.chain("filter", "INPUT").iter().any(|rule| rule == "-j ACCEPT"));
+}
+
+#[test]
+fn what_is_not_ours_stays() {
+    let mut model = Model::new("here");
+    model.set_service(&service(
+        "web",
+        json!({"clusterIP": "172.30.0.41", "ports": [{"name": "p80", "port": 80}]}),
+        &[],
+    ));
+    model.set_slice(&slice("web", &[(NEAR.0.to_owned(), NEAR.1)]));
+    model.update();
+    let mut tables = Tables::new();
+    tables.restore(
+        "*nat\n:DOCKER - [0:0]\n:KUBE-SVC-OLD - [0:0]\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j DOCKER\n\
+         -A PREROUTING -m comment --comment \"older words\" -j KUBE-SERVICES\n-A KUBE-SERVICES -j KUBE-SVC-OLD\nCOMMIT\n\
+         *filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n",
+    );
+    let foreign = tables.clone();
+    let remains = Families([Remains::read(&tables.listing(), false), Remains::default()]);
+    let scripts = ServiceRules::new(config()).replace(model.rules(), &remains);
+    tables.restore(scripts.of(false));
+    assert_eq!(tables.chain("nat", "PREROUTING"), foreign.chain("nat", "PREROUTING"), "there is such a jump already");
+    assert_eq!(tables.chain("filter", "INPUT").iter().filter(|rule| rule.ends_with("-j KUBE-FIREWALL")).count(), 1);
+    assert!(!tables.0.contains_key(&("nat".to_owned(), "KUBE-SVC-OLD".to_owned())));
+    tables.restore(&removal(&Remains::read(&tables.listing(), false)));
+    let left: Vec<&str> =
+        tables.0.keys().map(|(_, chain)| chain.as_str()).filter(|name| name.contains("KUBE")).collect();
+    assert_eq!(left, ["KUBE-FIREWALL"]);
+    assert_eq!(tables.chain("nat", "PREROUTING"), ["-j DOCKER"]);
+    assert_eq!(removal(&Remains::read(&tables.listing(), false)), "", "nothing is left to do");
+}
+
+/// One step of a history.
+#[derive(Debug, Clone)]
+enum Step {
+    Service { n: u8, external: bool, local: [bool; 2], ranges: bool, affinity: bool, port_name: bool },
+    Remove { n: u8 },
+    Endpoints { n: u8, near: Vec<u8>, far: Vec<u8> },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let service = (0..4u8, any::<bool>(), any::<[bool; 2]>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(n, external, local, ranges, affinity, port_name)| Step::Service {
+            n,
+            external,
+            local,
+            ranges,
+            affinity,
+            port_name,
+        },
+    );
+    let some = || prop::collection::vec(0..6u8, 0..4);
+    let endpoints = (0..4u8, some(), some()).prop_map(|(n, near, far)| Step::Endpoints { n, near, far });
+    prop_oneof![3 => service, 1 => (0..4u8).prop_map(|n| Step::Remove { n }), 4 => endpoints]
+}
+
+fn take(model: &mut Model, step: &Step) {
+    match step {
+        Step::Service { n, external, local, ranges, affinity, port_name } => {
+            let policy = |local: bool| if local { "Local" } else { "Cluster" };
+            // Two Services share each address.
+            let (v4, v6) = (format!("172.30.0.{}", n / 2), format!("fd30::{:x}", n / 2 + 1));
+            let spec = json!({"type": if *external { "LoadBalancer" } else { "ClusterIP" }, "clusterIP": v4,
+                "clusterIPs": [v4, v6], "sessionAffinity": if *affinity { "ClientIP" } else { "None" },
+                "internalTrafficPolicy": policy(local[0]), "externalTrafficPolicy": policy(local[1]),
+                "healthCheckNodePort": 30100 + i32::from(*n),
+                "loadBalancerSourceRanges": if *ranges { &["203.0.113.0/24", "2001:db8::/32"][..] } else { &[] },
+                "ports": [{"name": if *port_name { "p80" } else { "" }, "port": 80, "nodePort": 30000 + i32::from(n / 2)},
+                    {"name": "dns", "port": 53, "protocol": "UDP"}]});
+            model.set_service(&service(&format!("s{n}"), spec, &["198.51.100.1", "2001:db8:1::1"]));
+        }
+        Step::Remove { n } => model.remove_service("ns", &format!("s{n}")),
+        Step::Endpoints { n, near, far } => {
+            let one = |prefix: &str, last: &u8, node| (format!("{prefix}{last}"), node);
+            for prefix in ["10.1.0.", "fd00::"] {
+                let near = near.iter().map(|last| one(prefix, last, "here"));
+                let all: Vec<_> = near.chain(far.iter().map(|last| one(prefix, last, "there"))).collect();
+                model.set_slice(&slice(&format!("s{n}"), &all));
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn changes_lead_where_a_replacement_does(history in prop::collection::vec(prop::collection::vec(step(), 1..4), 1..12)) {
+        let mut model = Model::new("here");
+        let mut rules = ServiceRules::new(config());
+        let mut tables = Families([Tables::new(), Tables::new()]);
+        let scripts = rules.replace(model.rules(), &Families::default());
+        for ipv6 in [false, true] {
+            tables.of_mut(ipv6).restore(scripts.of(ipv6));
+        }
+        for steps in history {
+            steps.iter().for_each(|step| take(&mut model, step));
+            let scripts = rules.update(&model.update());
+            for ipv6 in [false, true] {
+                tables.of_mut(ipv6).restore(scripts.of(ipv6));
+                let anew = tables_of(config(), &model, ipv6);
+                prop_assert_eq!(tables.of(ipv6).clone().sorted(), anew.sorted());
+            }
+        }
+    }
+}
