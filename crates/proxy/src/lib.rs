@@ -19,7 +19,7 @@ mod sync;
 
 pub use backend::{Mode, UnknownMode};
 pub use barrier::Barrier;
-pub use config::Config;
+pub use config::{Config, IpvsOptions};
 pub use ipnet::IpNet;
 pub use proxy::{Proxy, RulesError, StartError};
 
