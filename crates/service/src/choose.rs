@@ -1,5 +1,6 @@
 //! Which endpoints of a Service take new connections.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::Endpoint;
@@ -52,11 +53,16 @@ impl Candidate<'_> {
     }
 }
 
-/// Decides. `zone` is that of this node.
-pub(crate) fn choose(mut candidates: Vec<Candidate<'_>>, zone: Option<&str>) -> Choice {
-    // While an endpoint moves from one slice to another it may stand in both: the better word counts.
+/// Each place once. While an endpoint moves from one slice to another it may stand in both: the better word counts.
+fn distinct(mut candidates: Vec<Candidate<'_>>) -> Vec<Candidate<'_>> {
     candidates.sort_by_key(|one| (one.place(), one.rank(), !one.endpoint.local));
     candidates.dedup_by_key(|one| one.place());
+    candidates
+}
+
+/// Decides. `zone` is that of this node.
+pub(crate) fn choose(candidates: Vec<Candidate<'_>>, zone: Option<&str>) -> Choice {
+    let candidates = distinct(candidates);
     let near = Nearness::of(&candidates, zone);
     let ready = |one: &Candidate<'_>| one.is_ready() && near.admits(one);
     let cluster = first_of(&candidates, ready, |one| one.is_last_resort());
@@ -66,6 +72,50 @@ pub(crate) fn choose(mut candidates: Vec<Candidate<'_>>, zone: Option<&str>) -> 
         |one| one.is_last_resort() && one.endpoint.local,
     );
     Choice { any: !cluster.is_empty(), cluster, local }
+}
+
+/// Why an endpoint gets no new connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftOut {
+    /// It says so.
+    NotReady,
+    /// It ends, and no longer serves.
+    Ended,
+    /// It ends, and others do not.
+    Ending,
+    /// It is for other nodes or zones (topology hints).
+    Far,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LeftOut::NotReady => "not ready",
+            LeftOut::Ended => "it has ended",
+            LeftOut::Ending => "it is ending, and others serve",
+            LeftOut::Far => "its hints name other nodes or zones",
+        })
+    }
+}
+
+/// Each endpoint, and why it is none of those that [`choose`] takes from the whole cluster.
+pub(crate) fn left_out<'a>(
+    candidates: Vec<Candidate<'a>>,
+    zone: Option<&str>,
+) -> Vec<(Candidate<'a>, Option<LeftOut>)> {
+    let chosen = choose(candidates.clone(), zone).cluster;
+    let why = |one: &Candidate<'_>| {
+        if chosen.contains(&endpoint(one)) {
+            return None;
+        }
+        Some(match (one.is_ready(), one.is_last_resort(), one.endpoint.conditions.terminating) {
+            (true, ..) => LeftOut::Far,
+            (false, true, _) => LeftOut::Ending,
+            (false, false, true) => LeftOut::Ended,
+            (false, false, false) => LeftOut::NotReady,
+        })
+    };
+    distinct(candidates).into_iter().map(|one| (one, why(&one))).collect()
 }
 
 fn first_of(
@@ -164,6 +214,19 @@ mod tests {
         check(&[one(1, true, ENDING), one(2, false, ENDING), one(3, false, GONE)], &[1, 2], &[1]);
         check(&[one(1, true, STARTING), one(2, false, GONE)], &[], &[]);
         check(&[], &[], &[]);
+    }
+
+    #[test]
+    fn whoever_is_left_out_is_told_why() {
+        let check = |endpoints: &[SliceEndpoint], expect: &[Option<LeftOut>]| {
+            let candidates = endpoints.iter().map(|endpoint| Candidate { endpoint, port: 80 }).collect();
+            let told: Vec<_> = left_out(candidates, Some("z")).into_iter().map(|(_, why)| why).collect();
+            assert_eq!(told, expect);
+        };
+        let all = [one(1, true, READY), one(2, false, STARTING), one(3, false, ENDING), one(4, true, GONE)];
+        check(&all, &[None, Some(LeftOut::NotReady), Some(LeftOut::Ending), Some(LeftOut::Ended)]);
+        check(&all[2..], &[None, Some(LeftOut::Ended)]);
+        check(&[hinted(1, None, &["z"]), hinted(2, None, &["y"])], &[None, Some(LeftOut::Far)]);
     }
 
     #[test]

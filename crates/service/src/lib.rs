@@ -14,6 +14,7 @@
 
 mod choose;
 mod claims;
+mod explain;
 mod facts;
 mod model;
 mod names;
@@ -23,9 +24,11 @@ mod rules;
 mod slots;
 mod types;
 
+pub use choose::LeftOut;
+pub use explain::{EndpointExplanation, Explanation, Outcome, PortExplanation};
 pub use facts::{Fault, Problem};
 pub use model::{HealthCheck, Model};
 pub use names::Name;
 pub use network::{Local, Network, NodePorts};
-pub use rules::{Change, Difference, Rules, diff};
+pub use rules::{Change, Difference, Refusals, Rules, diff};
 pub use types::{Endpoint, Entry, Frontend, Kind, Protocol, ServicePort, Target};

@@ -8,9 +8,10 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::claims::{Claimant, Claims, Released};
+use crate::explain::{Explanation, Outcome};
 use crate::facts::{Fault, Holder, NodeFacts, Problem, ServiceFacts, SliceFacts};
 use crate::names::Interner;
-use crate::plan::{Places, plan};
+use crate::plan::{Places, explain, plan};
 use crate::{Change, Difference, Entry, Frontend, Name, Rules};
 
 /// What is known of Services, EndpointSlices and this node, and the rules that follow.
@@ -29,6 +30,8 @@ pub struct Model {
     claims: Claims,
     rules: Rules,
     dirty: BTreeSet<Name>,
+    /// Those with a health-check node port: few of many.
+    checked: BTreeSet<Name>,
 }
 
 /// One Service, or the slices of one that is not there.
@@ -67,6 +70,7 @@ impl Model {
             claims: Claims::default(),
             rules: Rules::default(),
             dirty: BTreeSet::new(),
+            checked: BTreeSet::new(),
         }
     }
 
@@ -94,6 +98,10 @@ impl Model {
 
     fn put_service(&mut self, name: Name, facts: Option<ServiceFacts>) {
         if self.services.get(&name).and_then(|state| state.facts.as_ref()) != facts.as_ref() {
+            match facts.as_ref().and_then(|facts| facts.health_check_port) {
+                Some(_) => self.checked.insert(name.clone()),
+                None => self.checked.remove(&name),
+            };
             self.services.entry(name.clone()).or_default().facts = facts;
             self.dirty.insert(name);
         }
@@ -220,13 +228,32 @@ impl Model {
 
     /// What load balancers may ask this node, by Service.
     pub fn health_checks(&self) -> Vec<HealthCheck> {
-        let checks = self.services.iter().filter_map(|(service, state)| {
+        let checks = self.checked.iter().filter_map(|service| {
+            let state = self.services.get(service)?;
             let port = state.facts.as_ref()?.health_check_port?;
             Some(HealthCheck { service: service.clone(), port, local_endpoints: state.local_endpoints() })
         });
-        let mut checks: Vec<HealthCheck> = checks.collect();
-        checks.sort_unstable_by(|a, b| a.service.cmp(&b.service));
-        checks
+        checks.collect()
+    }
+
+    /// What a packet to a Service meets, as of the last [`Model::update`]; none if there is no such Service.
+    pub fn explain(&self, namespace: &str, name: &str) -> Option<Explanation> {
+        let service = Name { namespace: namespace.into(), name: name.into() };
+        let state = self.services.get(&service)?;
+        let facts = state.facts.as_ref()?;
+        let frontends = state.claimed.iter().filter_map(|frontend| {
+            let outcome = match self.claims.owner(frontend) {
+                Some(owner) if *owner != service => Outcome::Taken(owner.clone()),
+                _ => Outcome::Entry(self.rules.get(frontend)?.clone()),
+            };
+            Some((*frontend, outcome))
+        });
+        Some(Explanation {
+            frontends: frontends.collect(),
+            ports: explain(facts, state.slices(), &self.node),
+            faults: facts.faults.clone(),
+            service,
+        })
     }
 }
 

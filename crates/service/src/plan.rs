@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::choose::{Candidate, Choice, choose};
+use crate::explain::PortExplanation;
 use crate::facts::{NodeFacts, Port, ServiceFacts, SliceFacts};
 use crate::{Endpoint, Entry, Frontend, Kind, Name, Protocol, ServicePort, Target, slots};
 
@@ -61,6 +62,28 @@ pub(crate) fn plan<'s>(
 fn service_port(service: &Name, facts: &ServiceFacts, port: &Port) -> Arc<ServicePort> {
     let health_check_port = facts.health_check_port;
     Arc::new(ServicePort { service: service.clone(), name: port.name.clone(), health_check_port })
+}
+
+/// Who stands behind the ports of a Service, and why some of them get nothing.
+pub(crate) fn explain<'s>(
+    facts: &ServiceFacts,
+    slices: impl Iterator<Item = &'s SliceFacts> + Clone,
+    node: &NodeFacts,
+) -> Vec<PortExplanation> {
+    let mut explained = Vec::new();
+    for ipv6 in [false, true] {
+        if !facts.cluster_ips.iter().any(|address| address.is_ipv6() == ipv6) {
+            continue;
+        }
+        for port in &facts.ports {
+            let key = (port.name.clone(), port.protocol, ipv6);
+            let lacks_port = |slice: &&SliceFacts| slice.ipv6 == ipv6 && slice.port(&key.0, key.1).is_none();
+            let without: usize = slices.clone().filter(lacks_port).map(|slice| slice.endpoints.len()).sum();
+            let candidates = candidates(slices.clone(), &key);
+            explained.push(PortExplanation::new(key, candidates, node.zone.as_deref(), without));
+        }
+    }
+    explained
 }
 
 fn candidates<'s>(slices: impl Iterator<Item = &'s SliceFacts>, key: &PlaceKey) -> Vec<Candidate<'s>> {

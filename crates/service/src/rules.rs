@@ -1,13 +1,23 @@
 //! The rules, and the difference of two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
-use crate::{Entry, Frontend};
+use crate::{Entry, Frontend, Kind, Target};
 
 /// What this node does for Services.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
     entries: BTreeMap<Frontend, Entry>,
+}
+
+/// Ports of Services with a policy of Local and no endpoint on this node, IPv4 and IPv6.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// By `internalTrafficPolicy`.
+    pub internal: [u64; 2],
+    /// By `externalTrafficPolicy`.
+    pub external: [u64; 2],
 }
 
 /// One frontend that differs.
@@ -54,6 +64,22 @@ impl Rules {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// How many ports of Services have endpoints, but none that this node may lead to.
+    pub fn refusals(&self) -> Refusals {
+        let mut refusals = Refusals::default();
+        let mut counted = HashSet::new();
+        for (frontend, entry) in &self.entries {
+            let family = usize::from(frontend.address.is_ipv6());
+            if entry.inside == Target::Drop && entry.kind == Kind::ClusterIp {
+                refusals.internal[family] += 1;
+            }
+            if entry.outside == Some(Target::Drop) && counted.insert((Arc::as_ptr(&entry.port), family)) {
+                refusals.external[family] += 1;
+            }
+        }
+        refusals
     }
 
     /// Lets an entry, or none, hold for a frontend; returns what did.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{Endpoint, Protocol, Target, diff};
+use crate::{Endpoint, Protocol, Refusals, Target, diff};
 
 fn service(value: Value) -> Service {
     serde_json::from_value(value).unwrap()
@@ -462,6 +462,35 @@ fn check_fates(world: &World, rules: &Rules) -> Result<(), TestCaseError> {
     }
     prop_assert_eq!(known, rules.len());
     Ok(())
+}
+
+#[test]
+fn a_service_explains_itself() {
+    let mut model = Model::new("here");
+    model.set_service(&web(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 30500, "sessionAffinity": "ClientIP",
+        "ports": [{"name": "", "port": 80, "nodePort": 30080}, {"name": "more", "port": 81}]})));
+    model.set_slice(&web_slice("web-1", &[(1, "there", true, false), (2, "here", false, false)]));
+    model.update();
+    assert_eq!(model.rules().refusals(), Refusals { internal: [0, 0], external: [1, 0] });
+    let checks = model.health_checks();
+    assert_eq!((checks.len(), checks[0].port, checks[0].local_endpoints), (1, 30500, 0));
+    let text = model.explain("d", "web").unwrap().to_string();
+    for line in [
+        "  10.96.0.1:80/TCP (cluster IP): to 1 endpoint; a client keeps its endpoint for 10800 s",
+        "  node port 30080/TCP (node port): to 1 endpoint; from outside the cluster dropped, as nobody serves on this node \
+         (externalTrafficPolicy: Local)",
+        "  10.96.0.1:81/TCP (cluster IP): refused, as nobody serves",
+        "    10.0.0.1:8080 elsewhere\n",
+        "    10.0.0.2:8080 on this node, left out: not ready",
+        "    2 more whose EndpointSlice has no port of this name and protocol",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert!(model.explain("d", "other").is_none());
+    model.remove_service("d", "web");
+    model.update();
+    assert!(model.health_checks().is_empty() && model.explain("d", "web").is_none());
 }
 
 proptest! {
