@@ -33,7 +33,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use service::{Change, Difference, Endpoint, Entry, Frontend, Rules, Target};
+use service::{Change, Difference, Endpoint, Entry, Frontend, Network, Rules, Target};
 use sys::netlink::nft::{Batch, Data, Element, Family};
 
 use crate::key::Part;
@@ -46,10 +46,8 @@ use tally::{Step, Tally};
 pub struct Config {
     /// Its name.
     pub name: String,
-    /// Addresses of pods: what comes from them is inside, and not masqueraded unless it comes back to its own pod.
-    pub pod_cidrs: Vec<IpNet>,
-    /// Addresses of Services: what no Service takes is refused.
-    pub service_cidrs: Vec<IpNet>,
+    /// What is known of pods, Services and this node.
+    pub network: Network,
 }
 
 /// Who leads connections to endpoints.
@@ -126,6 +124,11 @@ impl ServiceTable {
             next_number: 0,
             hairpins: Tally::default(),
         }
+    }
+
+    /// What holds from the next replacement on.
+    pub fn set_network(&mut self, network: &Network) {
+        self.config.network.clone_from(network);
     }
 
     /// Makes the table with these rules in place of what it consists of; `remains` must be complete. Clients keep the
@@ -272,8 +275,14 @@ impl ServiceTable {
 
     fn list(&self, frontend: &Frontend, entry: &Entry, visit: impl FnMut(SetName, Part, Value)) {
         let source = entry.sources.as_ref().and_then(|sources| self.numbers.get(sources)).copied();
-        let pods_known = self.config.pod_cidrs.iter().any(|range| range.addr().is_ipv6() == frontend.address.is_ipv6());
-        elements::list(frontend, entry, Circumstances { source, pods_known, left: self.left(entry) }, visit);
+        let network = &self.config.network;
+        let circumstances = Circumstances {
+            source,
+            pods_known: network.local.is_known(frontend.address.is_ipv6()),
+            masquerade_all: network.masquerade_all,
+            left: self.left(entry),
+        };
+        elements::list(frontend, entry, circumstances, visit);
     }
 
     /// The side of an entry that others serve.

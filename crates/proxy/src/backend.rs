@@ -1,12 +1,11 @@
 //! The modes: what carries rules out, behind one trait. All of it blocks for as long as the kernel works.
 
-mod ipvs;
 mod nftables;
 
 use std::fmt;
 use std::str::FromStr;
 
-use service::{Difference, Frontend, Rules};
+use service::{Difference, Frontend, Network, Rules};
 
 use crate::{Config, Owned, RulesError, StartError};
 
@@ -17,19 +16,16 @@ pub enum Mode {
     /// A table of nftables of our own.
     #[default]
     Nftables,
-    /// The kernel's load balancer IPVS, with a table of nftables beside it.
-    Ipvs,
 }
 
 impl Mode {
     /// All modes.
-    pub const ALL: &'static [Mode] = &[Mode::Nftables, Mode::Ipvs];
+    pub const ALL: &'static [Mode] = &[Mode::Nftables];
 
     /// As `--proxy-mode` spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             Mode::Nftables => "nftables",
-            Mode::Ipvs => "ipvs",
         }
     }
 }
@@ -66,8 +62,9 @@ pub(crate) trait Backend: fmt::Debug + Send {
     /// Where the rules are, for messages: `table orlop-proxy`.
     fn place(&self) -> String;
 
-    /// Puts these rules in place of those that are there. Connections that are open stay open.
-    fn replace(&mut self, rules: &Rules) -> Result<(), RulesError>;
+    /// Puts these rules in place of those that are there, and lets this hold for them and for all that come by differences.
+    /// Connections that are open stay open.
+    fn replace(&mut self, rules: &Rules, network: &Network) -> Result<(), RulesError>;
 
     /// Carries out a difference, all of it or nothing.
     fn update(&mut self, difference: &Difference) -> Result<(), RulesError>;
@@ -89,7 +86,6 @@ pub(crate) trait Backend: fmt::Debug + Send {
 pub(crate) fn open(config: &Config) -> Result<Box<dyn Backend>, StartError> {
     match config.mode {
         Mode::Nftables => Ok(Box::new(nftables::Nftables::open(config)?)),
-        Mode::Ipvs => Ok(Box::new(ipvs::IpvsBackend::open(config)?)),
     }
 }
 

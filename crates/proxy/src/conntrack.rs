@@ -24,9 +24,9 @@ impl Conntrack {
         Ok(Conntrack { netfilter: Socket::netfilter()?, route: Socket::route()? })
     }
 
-    /// Deletes flows to frontends whose endpoint is none any more.
-    pub(crate) fn delete_stale(&mut self, suspects: &Suspects) -> netlink::Result<usize> {
-        let mut deleted = 0;
+    /// Deletes flows to frontends whose endpoint is none any more; returns how many of IPv4 and of IPv6.
+    pub(crate) fn delete_stale(&mut self, suspects: &Suspects) -> netlink::Result<[u64; 2]> {
+        let mut deleted = [0; 2];
         for ipv6 in [false, true].into_iter().filter(|ipv6| suspects.concern(*ipv6)) {
             let own: HashSet<IpAddr> = match suspects.has_node_ports() {
                 true => again(|| self.route.addresses())?.into_iter().map(|(_, address, _)| address).collect(),
@@ -35,7 +35,7 @@ impl Conntrack {
             let stale = again(|| self.netfilter.flows(ipv6, |flow| suspects.is_stale(flow, &own)))?;
             for flow in stale {
                 self.netfilter.delete_flow(&flow)?;
-                deleted += 1;
+                deleted[usize::from(ipv6)] += 1;
             }
         }
         Ok(deleted)

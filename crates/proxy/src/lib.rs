@@ -14,14 +14,25 @@ mod config;
 pub mod configuration;
 mod conntrack;
 mod flows;
+mod health;
+mod health_ports;
+mod metrics;
 mod proxy;
+mod server;
+mod surroundings;
 mod sync;
+pub mod sysctls;
+mod web;
 
 pub use backend::{Mode, UnknownMode};
 pub use barrier::Barrier;
-pub use config::{Config, IpvsOptions};
+pub use config::Config;
+pub use health::{Answer, Health};
 pub use ipnet::IpNet;
-pub use proxy::{Proxy, RulesError, StartError};
+pub use metrics::Metrics;
+pub use proxy::{Proxy, Questions, RulesError, StartError};
+pub use server::{ListenError, More, Telling};
+pub use service::Refusals;
 
 /// A kernel object that the proxy owns; see [`Proxy::fsck`].
 #[derive(Clone, Debug, PartialEq, Eq)]

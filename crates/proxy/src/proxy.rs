@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use cluster::Source;
+use service::{Explanation, Name, Refusals};
 use sys::netlink;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::sync::{Kernel, Request, Sync};
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::sync::{Kernel, Request, Sync, Telemetry};
 use crate::{Barrier, Config, Owned};
 
 /// Requests that wait for the loop; more of them wait with their senders.
@@ -17,7 +20,8 @@ const REQUESTS_MAX: usize = 64;
 /// The service rules of a node. Dropping it stops the loop and leaves the rules in the kernel.
 #[derive(Debug)]
 pub struct Proxy {
-    requests: mpsc::Sender<Request>,
+    questions: Questions,
+    telemetry: Telemetry,
     stop: DropGuard,
     task: JoinHandle<Kernel>,
 }
@@ -32,19 +36,35 @@ impl Proxy {
         let kernel = Kernel::open(&config)?;
         let stop = CancellationToken::new();
         let (requests, queue) = mpsc::channel(REQUESTS_MAX);
-        let task = tokio::spawn(Sync::new(config, source, kernel, queue, stop.clone()).run());
-        Ok(Proxy { requests, stop: stop.drop_guard(), task })
+        let telemetry = Telemetry::new(&config);
+        let task = tokio::spawn(Sync::new(config, source, kernel, queue, telemetry.clone(), stop.clone()).run());
+        Ok(Proxy { questions: Questions { requests }, telemetry, stop: stop.drop_guard(), task })
+    }
+
+    /// Who answers questions about the rules.
+    pub fn questions(&self) -> Questions {
+        self.questions.clone()
+    }
+
+    /// Whether the rules keep up with the cluster.
+    pub fn health(&self) -> Arc<Health> {
+        self.telemetry.health.clone()
+    }
+
+    /// What the proxy counts.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.telemetry.metrics.clone()
     }
 
     /// What the kubelet waits at before it stops a pod.
     pub fn barrier(&self) -> Barrier {
-        Barrier { requests: self.requests.clone() }
+        Barrier { requests: self.questions.requests.clone() }
     }
 
     /// Returns when the kernel's rules say what the store said when this was called, or something newer.
     pub async fn settled(&self) {
         // The loop ends only with self.
-        let _ = self.ask(Request::Settled).await;
+        let _ = self.questions.ask(Request::Settled).await;
     }
 
     /// Everything the proxy owns in the kernel.
@@ -52,13 +72,7 @@ impl Proxy {
     /// # Errors
     /// The kernel refused to list.
     pub async fn fsck(&self) -> Result<Vec<Owned>, RulesError> {
-        self.ask(Request::Owned).await.unwrap_or_else(|| Ok(Vec::new()))
-    }
-
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
-        let (answer, wait) = oneshot::channel();
-        self.requests.send(request(answer)).await.ok()?;
-        wait.await.ok()
+        self.questions.ask(Request::Owned).await.unwrap_or_else(|| Ok(Vec::new()))
     }
 
     /// Ends the loop. The rules stay: a daemon that only restarts leaves them to its successor.
@@ -78,6 +92,32 @@ impl Proxy {
     async fn end(self) -> Kernel {
         drop(self.stop);
         resumed(self.task.await)
+    }
+}
+
+/// A handle that asks the loop about the rules. Clones are equal.
+#[derive(Debug, Clone)]
+pub struct Questions {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Questions {
+    /// What a packet to a Service meets; none if there is no such Service here.
+    pub async fn explain(&self, namespace: &str, name: &str) -> Option<Explanation> {
+        let service = Name { namespace: namespace.into(), name: name.into() };
+        self.ask(|answer| Request::Explain { service, answer }).await.flatten()
+    }
+
+    /// Ports of Services that this node must not lead anywhere.
+    pub async fn refusals(&self) -> Refusals {
+        self.ask(Request::Refusals).await.unwrap_or_default()
+    }
+
+    /// `None`: the loop has ended.
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (answer, wait) = oneshot::channel();
+        self.requests.send(request(answer)).await.ok()?;
+        wait.await.ok()
     }
 }
 
@@ -110,33 +150,6 @@ pub enum StartError {
          NFT_FIB_INET, NFT_REJECT_INET and NFT_CT; load these modules or boot such a kernel"
     )]
     Unsupported(#[source] netlink::Error),
-    /// The kernel has no IPVS.
-    #[error(
-        "proxy mode ipvs needs IPVS in the kernel; load it (`modprobe ip_vs`), boot a kernel with CONFIG_IP_VS, \
-         CONFIG_IP_VS_PROTO_TCP, CONFIG_IP_VS_PROTO_UDP and CONFIG_IP_VS_NFCT, or take another mode"
-    )]
-    NoIpvs(#[source] netlink::Error),
-    /// The kernel has no such scheduler.
-    #[error(
-        "IPVS of this kernel has no scheduler \"{scheduler}\"; load it (`modprobe ip_vs_{scheduler}`) or take another, as rr"
-    )]
-    NoScheduler {
-        /// Its name.
-        scheduler: String,
-        /// The kernel's answer.
-        source: netlink::Error,
-    },
-    /// The kernel has no dummy interfaces.
-    #[error("proxy mode ipvs needs dummy interfaces; load them (`modprobe dummy`) or boot a kernel with CONFIG_DUMMY")]
-    NoDummy(#[source] netlink::Error),
-    /// A setting of the kernel cannot be made.
-    #[error("cannot set {name} below /proc/sys; set it on the host, or give the proxy a writable /proc/sys")]
-    Setting {
-        /// Its name.
-        name: String,
-        /// Why not.
-        source: std::io::Error,
-    },
     /// The program may not change the packet filter.
     #[error("service rules need CAP_NET_ADMIN; run as root")]
     NotPermitted(#[source] netlink::Error),

@@ -20,7 +20,9 @@ use std::time::Duration;
 use cluster::{EventKind, Key, Source, Store, Watch, event_about};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use service::{Frontend, Model, Problem};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::jiff::Timestamp;
+use service::{Explanation, Frontend, Model, Name, Network, Problem, Refusals};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +30,11 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{self, Backend};
 use crate::conntrack::Conntrack;
 use crate::flows::{self, Suspects};
+use crate::health::Health;
+use crate::health_ports::{Blocked, HealthPorts};
+use crate::metrics::{Extent, Metrics};
 use crate::proxy::resumed;
+use crate::surroundings::Surroundings;
 use crate::{Config, Owned, RulesError, StartError};
 
 /// As upstream's events name themselves.
@@ -40,6 +46,11 @@ const PACE_MAX: Duration = Duration::from_secs(1);
 /// Objects that are decoded before others get the thread.
 const DECODE_MAX: usize = 200;
 
+/// When the cluster changed what a slice says (RFC 3339).
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Slices whose way to the rules is measured with one sync.
+const TRIGGERS_MAX: usize = 10_000;
+
 /// What others ask of the loop.
 #[derive(Debug)]
 pub(crate) enum Request {
@@ -49,6 +60,10 @@ pub(crate) enum Request {
     Settled(oneshot::Sender<()>),
     /// List what is ours in the kernel.
     Owned(oneshot::Sender<Result<Vec<Owned>, RulesError>>),
+    /// Tell what a packet to a Service meets.
+    Explain { service: Name, answer: oneshot::Sender<Option<Explanation>> },
+    /// Count the ports that this node must not lead anywhere.
+    Refusals(oneshot::Sender<Refusals>),
 }
 
 /// The kernel's side: the rules, and connection tracking.
@@ -74,9 +89,18 @@ pub(crate) struct Sync {
     services: Watch<Service>,
     slices: Watch<EndpointSlice>,
     nodes: Watch<Node>,
+    ranges: Watch<ServiceCIDR>,
     requests: mpsc::Receiver<Request>,
     stop: CancellationToken,
     model: Model,
+    surroundings: Surroundings,
+    /// What holds around the rules that were replaced last.
+    network: Network,
+    health_ports: HealthPorts,
+    telemetry: Telemetry,
+    started: Timestamp,
+    /// Slices that have changed since the last sync: IPv6, and when.
+    triggers: Vec<(bool, Timestamp)>,
     /// Out on loan while it works.
     kernel: Option<Kernel>,
     step: Step,
@@ -84,12 +108,33 @@ pub(crate) struct Sync {
     suspicious: HashSet<Frontend>,
     waiting: Vec<Request>,
     said: BTreeSet<Problem>,
+    /// Health-check ports that could not be opened, as told.
+    blocked: BTreeSet<(Name, u16)>,
     /// Problems may be others than those said.
     services_changed: bool,
     /// No sync before.
     next_sync: Instant,
     /// When to look whether the rules are still there.
     next_look: Instant,
+}
+
+/// What the loop tells of itself. A handle.
+#[derive(Debug, Clone)]
+pub(crate) struct Telemetry {
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Telemetry {
+    pub(crate) fn new(config: &Config) -> Telemetry {
+        Telemetry { health: Arc::new(Health::new(config.sync_period)), metrics: Arc::new(Metrics::new(config.mode)) }
+    }
+
+    /// Something has come that may change rules.
+    fn queued(&self) {
+        self.health.queued(std::time::Instant::now());
+        self.metrics.queued();
+    }
 }
 
 /// How the kernel's rules relate to the model's.
@@ -107,6 +152,7 @@ impl Sync {
         source: Arc<dyn Source>,
         kernel: Kernel,
         requests: mpsc::Receiver<Request>,
+        telemetry: Telemetry,
         stop: CancellationToken,
     ) -> Sync {
         let store = source.store();
@@ -115,6 +161,14 @@ impl Sync {
             services: store.services().watch(),
             slices: store.endpoint_slices().watch(),
             nodes: store.nodes().watch(),
+            ranges: store.service_cidrs().watch(),
+            surroundings: Surroundings::new(&config),
+            network: Network::default(),
+            health_ports: HealthPorts::new(telemetry.health.clone()),
+            telemetry,
+            started: Timestamp::now(),
+            triggers: Vec::new(),
+            blocked: BTreeSet::new(),
             model: Model::new(&config.node_name),
             source,
             place: kernel.rules.place(),
@@ -165,6 +219,7 @@ impl Sync {
                 change = self.services.next() => self.set_service(change),
                 change = self.slices.next() => self.set_slice(change),
                 change = self.nodes.next() => self.set_node(change),
+                change = self.ranges.next() => self.surroundings.set_service_cidr(&change),
             }
         }
     }
@@ -181,6 +236,7 @@ impl Sync {
             change = self.services.next() => self.set_service(change),
             change = self.slices.next() => self.set_slice(change),
             change = self.nodes.next() => self.set_node(change),
+            change = self.ranges.next() => self.surroundings.set_service_cidr(&change),
             () = tokio::time::sleep_until(due) => {}
         }
         tokio::time::sleep_until(self.next_sync).await;
@@ -195,6 +251,8 @@ impl Sync {
                 self.set_slice(change);
             } else if let Some(change) = self.nodes.try_next() {
                 self.set_node(change);
+            } else if let Some(change) = self.ranges.try_next() {
+                self.surroundings.set_service_cidr(&change);
             } else {
                 break;
             }
@@ -210,6 +268,8 @@ impl Sync {
 
     fn set_service(&mut self, change: cluster::Change<Service>) {
         self.services_changed = true;
+        self.telemetry.metrics.service_changed();
+        self.telemetry.queued();
         match change.object {
             Some(service) => self.model.set_service(&service),
             None => self.model.remove_service(change.key.namespace(), change.key.name()),
@@ -217,9 +277,23 @@ impl Sync {
     }
 
     fn set_slice(&mut self, change: cluster::Change<EndpointSlice>) {
+        self.telemetry.metrics.endpoints_changed();
+        self.telemetry.queued();
         match change.object {
-            Some(slice) => self.model.set_slice(&slice),
+            Some(slice) => {
+                self.note_trigger(&slice);
+                self.model.set_slice(&slice);
+            }
             None => self.model.remove_slice(change.key.namespace(), change.key.name()),
+        }
+    }
+
+    /// What has changed before the start says nothing of this proxy's speed.
+    fn note_trigger(&mut self, slice: &EndpointSlice) {
+        let text = slice.metadata.annotations.as_ref().and_then(|all| all.get(TRIGGERED));
+        let Some(time) = text.and_then(|text| text.parse::<Timestamp>().ok()) else { return };
+        if time >= self.started && self.triggers.len() < TRIGGERS_MAX {
+            self.triggers.push((slice.address_type == "IPv6", time));
         }
     }
 
@@ -227,6 +301,7 @@ impl Sync {
         let own = change.key.name() == self.config.node_name;
         if let Some(node) = change.object.filter(|_| own) {
             self.model.set_node(&node);
+            self.surroundings.set_node(&node);
         }
     }
 
@@ -253,42 +328,97 @@ impl Sync {
         self.tell_problems();
         self.suspicious.extend(flows::suspicious(&difference));
         let begun = Instant::now();
+        self.heed_surroundings(begun);
         match self.step {
             Step::In if difference.is_empty() => {}
             Step::In => {
                 let updated = self.with_kernel(move |kernel| kernel.rules.update(&difference)).await;
-                if let Err(error) = updated {
-                    tracing::warn!(%error, "a change of service rules was refused; all of them are written anew");
-                    self.replace(BACKOFF_FIRST).await;
+                match updated {
+                    Ok(()) => self.telemetry.metrics.synced(Extent::Difference, begun.elapsed()),
+                    Err(error) => {
+                        tracing::warn!(%error, "a change of service rules was refused; all of them are written anew");
+                        self.telemetry.metrics.failed(Extent::Difference);
+                        self.replace(BACKOFF_FIRST).await;
+                    }
                 }
             }
             Step::Out { due, .. } if due > begun => {}
             Step::Out { backoff, .. } => self.replace(backoff).await,
         }
         if self.step == Step::In {
+            self.tell_in_step();
             self.delete_stale_flows().await;
         }
+        self.serve_health_checks();
         let ended = Instant::now();
         // Half of the time is for others, however slow the kernel is.
         self.next_sync = ended + (ended - begun).clamp(self.config.pace, PACE_MAX);
     }
 
+    /// What the rules go by beside the objects may have changed.
+    fn heed_surroundings(&mut self, now: Instant) {
+        let network = self.surroundings.network();
+        if network == self.network {
+            return;
+        }
+        tracing::info!(?network, "what is known of the network has changed");
+        self.network = network;
+        if self.step == Step::In {
+            self.step = Step::Out { due: now, backoff: BACKOFF_FIRST };
+        }
+    }
+
+    fn tell_in_step(&mut self) {
+        self.telemetry.health.updated();
+        self.telemetry.metrics.settled();
+        let now = Timestamp::now();
+        for (ipv6, since) in self.triggers.drain(..) {
+            self.telemetry.metrics.programmed(ipv6, now.duration_since(since).unsigned_abs());
+        }
+    }
+
+    /// Load balancers ask on these ports.
+    fn serve_health_checks(&mut self) {
+        let blocked = self.health_ports.set(self.model.health_checks(), &self.network);
+        for one in &blocked {
+            if !self.blocked.contains(&(one.service.clone(), one.port)) {
+                self.tell_blocked(one);
+            }
+        }
+        self.blocked = blocked.into_iter().map(|one| (one.service, one.port)).collect();
+    }
+
+    fn tell_blocked(&self, blocked: &Blocked) {
+        let Blocked { service, port, error } = blocked;
+        tracing::warn!(%service, port, %error, "load balancers cannot ask for the health of a service");
+        let key = Key::new(&service.namespace, &service.name);
+        if let Some(object) = self.source.store().services().get(&key) {
+            let node = &self.config.node_name;
+            let message =
+                format!("node {node} cannot listen on healthCheckNodePort {port} of Service {service}: {error}");
+            let reason = "FailedToStartServiceHealthcheck";
+            self.source.event(event_about(&*object, EventKind::Warning, reason, message, COMPONENT));
+        }
+    }
+
     async fn replace(&mut self, backoff: Duration) {
-        let rules = self.model.rules().clone();
-        let frontends = rules.len();
+        let (rules, network) = (self.model.rules().clone(), self.network.clone());
+        let (frontends, begun) = (rules.len(), Instant::now());
         self.suspicious.extend(flows::all(&rules));
         let replaced = self.with_kernel(move |kernel| {
             // Those that went while nobody looked: their clients must not stay where they are.
             let left = kernel.rules.udp_frontends().unwrap_or_default();
-            kernel.rules.replace(&rules).map(|()| left)
+            kernel.rules.replace(&rules, &network).map(|()| left)
         });
         match replaced.await {
             Ok(left) => {
                 self.suspicious.extend(left);
                 self.step = Step::In;
+                self.telemetry.metrics.synced(Extent::All, begun.elapsed());
                 tracing::info!(place = self.place, frontends, "service rules are in place");
             }
             Err(error) => {
+                self.telemetry.metrics.failed(Extent::All);
                 self.tell_failure(&error, backoff);
                 let next = (backoff * 2).min(BACKOFF_MAX);
                 self.step = Step::Out { due: Instant::now() + backoff, backoff: next };
@@ -301,10 +431,13 @@ impl Sync {
         if suspects.is_empty() {
             return;
         }
+        let begun = Instant::now();
         let deleted = self.with_kernel(move |kernel| kernel.flows.delete_stale(&suspects)).await;
         match deleted {
             Ok(deleted) => {
                 self.suspicious.clear();
+                self.telemetry.metrics.flows_checked(begun.elapsed(), deleted);
+                let deleted: u64 = deleted.iter().sum();
                 if deleted > 0 {
                     tracing::debug!(deleted, "flows of UDP endpoints that left are gone");
                 }
@@ -339,6 +472,12 @@ impl Sync {
                 Request::Owned(answer) => {
                     let owned = self.with_kernel(|kernel| kernel.rules.owned()).await;
                     let _ = answer.send(owned);
+                }
+                Request::Explain { service, answer } => {
+                    let _ = answer.send(self.model.explain(&service.namespace, &service.name));
+                }
+                Request::Refusals(answer) => {
+                    let _ = answer.send(self.model.rules().refusals());
                 }
                 Request::Settled(done) if self.step == Step::In => {
                     let _ = done.send(());
@@ -389,6 +528,8 @@ impl Request {
         match self {
             Request::Left { done, .. } | Request::Settled(done) => done.is_closed(),
             Request::Owned(answer) => answer.is_closed(),
+            Request::Explain { answer, .. } => answer.is_closed(),
+            Request::Refusals(answer) => answer.is_closed(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! behind the frontend for its endpoint. Each rule loads what it reads: kernels refuse rules that read what others loaded.
 
 use ipnet::IpNet;
+use service::{Local, Network};
 use sys::netlink::nft::{Base, Batch, Cmp, Ct, DynsetOp, Expr, Hook, Meta, Reg, Verdict};
 
 use super::elements::{Kind, SetName, Side};
@@ -15,9 +16,6 @@ const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
 /// The kind of a route to an address of this host (`linux/rtnetlink.h`).
 const RTN_LOCAL: &[u8] = &2u32.to_ne_bytes();
-
-/// A connection of which this is the first packet (`NF_CT_STATE_BIT(IP_CT_NEW)`).
-const STATE_NEW: &[u8] = &8u32.to_ne_bytes();
 
 /// Refuses at once.
 pub(super) const REFUSE: &str = "refuse";
@@ -186,13 +184,13 @@ pub(super) fn add_base(batch: &mut Batch, config: &Config, balancer: Balancer) {
     batch.add_rule(REFUSE, &[protocol, is_tcp, Expr::Reject { tcp: true }]);
     batch.add_rule(REFUSE, &[Expr::Reject { tcp: false }]);
     for ip in [V4, V6] {
-        add_paths(batch, ip, config, balancer);
-        add_masquerade_rules(batch, ip, config, balancer);
+        add_paths(batch, ip, &config.network, balancer);
+        add_masquerade_rules(batch, ip, &config.network, balancer);
     }
 }
 
 /// What packets to frontends go through.
-fn add_paths(batch: &mut Batch, ip: Ip, config: &Config, balancer: Balancer) {
+fn add_paths(batch: &mut Batch, ip: Ip, network: &Network, balancer: Balancer) {
     let [inbound, outbound, dispatch] = ["inbound", "outbound", "dispatch"].map(|name| format!("{name}{}", ip.suffix));
     for name in [&inbound, &outbound, &dispatch] {
         batch.add_chain(name, None);
@@ -202,10 +200,11 @@ fn add_paths(batch: &mut Batch, ip: Ip, config: &Config, balancer: Balancer) {
         batch.add_rule(hook, &[family, is_family, Expr::Verdict(Verdict::Goto(path))]);
         add_verdict_rule(batch, path, &[], ip, Kind::Firewall);
     }
-    let pods = networks(&config.pod_cidrs, ip);
-    let from_outside = unless_from(ip, &pods);
+    let pods = Pods::of(network, ip);
+    let from_outside = pods.unless_from();
+    let node_ports = node_port_conditions(ip, network, balancer);
     add_verdict_rule(batch, &inbound, &from_outside, ip, Kind::Services(Side::Outside));
-    add_node_port_rule(batch, &inbound, &from_outside, ip, Side::Outside, balancer);
+    add_node_port_rules(batch, &inbound, &from_outside, ip, Side::Outside, &node_ports);
     for path in [&inbound, &outbound] {
         batch.add_rule(path, &[Expr::Verdict(Verdict::Goto(&dispatch))]);
     }
@@ -213,31 +212,65 @@ fn add_paths(batch: &mut Batch, ip: Ip, config: &Config, balancer: Balancer) {
     if balancer == Balancer::Ipvs {
         add_vip_refusal(batch, &dispatch, ip);
     }
-    for range in of_family(&config.service_cidrs, ip) {
+    for range in of_family(&network.service_cidrs, ip) {
         add_refusal(batch, &dispatch, range);
     }
-    add_node_port_rule(batch, &dispatch, &[], ip, Side::Inside, balancer);
+    add_node_port_rules(batch, &dispatch, &[], ip, Side::Inside, &node_ports);
 }
 
 fn of_family(ranges: &[IpNet], ip: Ip) -> impl Iterator<Item = IpNet> {
     ranges.iter().copied().filter(move |range| range.addr().is_ipv6() == ip.is_v6())
 }
 
-/// Networks of one family and the masks that keep them.
-fn networks(ranges: &[IpNet], ip: Ip) -> Vec<(Vec<u8>, Vec<u8>)> {
-    of_family(ranges, ip).map(|range| ip.network(range.addr(), range.prefix_len())).collect()
+/// By what packets of pods are known, in the kernel's words.
+enum Pods {
+    /// Networks and the masks that keep them.
+    Sources(Ip, Vec<(Vec<u8>, Vec<u8>)>),
+    /// The beginning of an interface's name, or all of it.
+    Interface(Vec<u8>),
 }
 
-/// Goes on unless the source is in one of these networks.
-fn unless_from(ip: Ip, networks: &[(Vec<u8>, Vec<u8>)]) -> Vec<Expr<'_>> {
-    let tests = networks.iter().flat_map(|(network, mask)| {
-        [
-            ip.source(Reg(0)),
-            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
-            Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: network },
-        ]
-    });
-    tests.collect()
+/// Bytes of an interface's name, with the zeros behind it.
+const NAME_BYTES: usize = 16;
+
+impl Pods {
+    fn of(network: &Network, ip: Ip) -> Pods {
+        match &network.local {
+            Local::Sources(ranges) => Pods::Sources(ip, of_family(ranges, ip).map(|range| masked(ip, range)).collect()),
+            Local::Bridge(name) => {
+                let mut name = name.as_bytes().to_vec();
+                name.resize(NAME_BYTES, 0);
+                Pods::Interface(name)
+            }
+            Local::InterfacePrefix(prefix) => Pods::Interface(prefix.as_bytes().to_vec()),
+        }
+    }
+
+    /// Goes on unless the packet is a pod's.
+    fn unless_from(&self) -> Vec<Expr<'_>> {
+        match self {
+            Pods::Sources(ip, networks) => {
+                let tests = networks.iter().flat_map(|(network, mask)| {
+                    [
+                        ip.source(Reg(0)),
+                        Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
+                        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: network },
+                    ]
+                });
+                tests.collect()
+            }
+            // What this host sends has no such interface.
+            Pods::Interface(name) => vec![
+                Expr::Meta { dreg: Reg(0), key: Meta::IifName },
+                Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: name },
+            ],
+        }
+    }
+}
+
+/// A network and the mask that keeps it.
+fn masked(ip: Ip, range: IpNet) -> (Vec<u8>, Vec<u8>) {
+    ip.network(range.addr(), range.prefix_len())
 }
 
 /// Takes the verdict of the frontend.
@@ -249,17 +282,61 @@ fn add_verdict_rule(batch: &mut Batch, chain: &str, before: &[Expr<'_>], ip: Ip,
     batch.add_rule(chain, &rule);
 }
 
-/// Takes the verdict of the node port. Node ports do not answer on the loopback addresses, as host ports do not.
-fn add_node_port_rule(batch: &mut Batch, chain: &str, before: &[Expr<'_>], ip: Ip, side: Side, balancer: Balancer) {
-    let set = SetName { kind: Kind::NodePorts(side), ipv6: ip.is_v6() }.name();
-    let own = address_set(Kind::Own, ip);
-    let mut rule = before.to_vec();
+/// On which addresses node ports answer: one of these conditions holds.
+enum NodePortAddresses {
+    /// All of this host's but loopback ones, as far as they are in one of these networks, if there are any.
+    OfHost(Vec<(Vec<u8>, Vec<u8>)>),
+    /// Those in a set.
+    In(String),
+}
+
+fn node_port_conditions(ip: Ip, network: &Network, balancer: Balancer) -> NodePortAddresses {
     match balancer {
-        Balancer::Rules => rule.extend(to_this_node(ip)),
-        Balancer::Ipvs => rule.extend(is_in(&own, ip.destination(Reg(0)))),
+        Balancer::Rules => {
+            let limits = network.node_ports.limits(ip.is_v6());
+            NodePortAddresses::OfHost(limits.into_iter().map(|range| masked(ip, range)).collect())
+        }
+        Balancer::Ipvs => NodePortAddresses::In(address_set(Kind::Own, ip)),
     }
-    rule.extend([key::protocol(Reg(0)), key::destination_port(Reg(1)), Expr::Vmap { set: &set, sreg: Reg(0) }]);
-    batch.add_rule(chain, &rule);
+}
+
+impl NodePortAddresses {
+    fn conditions(&self, ip: Ip) -> Vec<Vec<Expr<'_>>> {
+        match self {
+            NodePortAddresses::OfHost(networks) if networks.is_empty() => vec![to_this_node(ip).to_vec()],
+            NodePortAddresses::OfHost(networks) => {
+                let within = networks.iter().map(|(network, mask)| {
+                    let mut condition = to_this_node(ip).to_vec();
+                    condition.extend([
+                        ip.destination(Reg(0)),
+                        Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
+                        Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: network },
+                    ]);
+                    condition
+                });
+                within.collect()
+            }
+            NodePortAddresses::In(set) => vec![is_in(set, ip.destination(Reg(0))).to_vec()],
+        }
+    }
+}
+
+/// Takes the verdict of the node port. Node ports do not answer on the loopback addresses, as host ports do not.
+fn add_node_port_rules(
+    batch: &mut Batch,
+    chain: &str,
+    before: &[Expr<'_>],
+    ip: Ip,
+    side: Side,
+    addresses: &NodePortAddresses,
+) {
+    let set = SetName { kind: Kind::NodePorts(side), ipv6: ip.is_v6() }.name();
+    for condition in addresses.conditions(ip) {
+        let mut rule = before.to_vec();
+        rule.extend(condition);
+        rule.extend([key::protocol(Reg(0)), key::destination_port(Reg(1)), Expr::Vmap { set: &set, sreg: Reg(0) }]);
+        batch.add_rule(chain, &rule);
+    }
 }
 
 /// Goes on if the packet is for an address of this host, but a loopback one.
@@ -288,13 +365,7 @@ fn is_in<'s>(set: &'s str, address: Expr<'s>) -> [Expr<'s>; 2] {
 fn add_vip_refusal(batch: &mut Batch, chain: &str, ip: Ip) {
     let vips = address_set(Kind::Vips, ip);
     let mut rule = is_in(&vips, ip.destination(Reg(0))).to_vec();
-    // The refusal itself comes by here when this host is refused: it is its own answer, to the same address.
-    rule.extend([
-        Expr::Ct { dreg: Reg(0), key: Ct::State },
-        Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: STATE_NEW },
-        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: &[0; 4] },
-        Expr::Verdict(Verdict::Goto(REFUSE)),
-    ]);
+    rule.push(Expr::Verdict(Verdict::Goto(REFUSE)));
     batch.add_rule(chain, &rule);
 }
 
@@ -337,7 +408,7 @@ fn add_cidr_rule(
 }
 
 /// Masquerades where the answer would not come back through this node otherwise.
-fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config, balancer: Balancer) {
+fn add_masquerade_rules(batch: &mut Batch, ip: Ip, network: &Network, balancer: Balancer) {
     let set = |kind| SetName { kind, ipv6: ip.is_v6() }.name();
     let (hairpins, masquerade) = (set(Kind::Hairpins), set(Kind::Masquerade));
     let concerned = concerned(ip, balancer);
@@ -353,16 +424,15 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config, balancer: Ba
     ]);
     batch.add_rule(POSTROUTING, &to_itself);
 
-    let pods = networks(&config.pod_cidrs, ip);
-    let mut from_outside = concerned;
-    from_outside.extend(unless_from(ip, &pods));
+    let pods = Pods::of(network, ip);
+    let mut from_outside = concerned.clone();
+    from_outside.extend(pods.unless_from());
     from_outside.extend([
         // Both halves the same address: whether the endpoint is on this node.
         ip.destination(Reg(0)),
         ip.destination(Reg(ip.words())),
         Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: true },
     ]);
-    let layout = Layout { ip, frontend: 0 };
     let original = Expr::Ct { dreg: Reg(0), key: ip.original_destination() };
     let own = address_set(Kind::Own, ip);
     for address in [original, Expr::Load { dreg: Reg(0), value: ip.unspecified() }] {
@@ -370,18 +440,28 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, config: &Config, balancer: Ba
         if balancer == Balancer::Ipvs && address != original {
             rule.extend(is_in(&own, original));
         }
-        rule.extend([
-            address,
-            key::protocol(layout.protocol()),
-            Expr::Ct { dreg: layout.port(), key: Ct::OriginalProtoDst },
-            Expr::Lookup { set: &masquerade, sreg: Reg(0), invert: false },
-            Expr::Masquerade,
-        ]);
-        batch.add_rule(POSTROUTING, &rule);
+        add_masquerade_rule(batch, ip, &rule, address, &masquerade);
+    }
+    if network.masquerade_all {
+        add_masquerade_rule(batch, ip, &concerned, original, &set(Kind::MasqueradeAll));
     }
     if balancer == Balancer::Ipvs {
         add_vip_masquerade(batch, ip);
     }
+}
+
+/// Masquerades what went to a frontend of this set; `address` loads the frontend's.
+fn add_masquerade_rule(batch: &mut Batch, ip: Ip, before: &[Expr<'_>], address: Expr<'_>, set: &str) {
+    let layout = Layout { ip, frontend: 0 };
+    let mut rule = before.to_vec();
+    rule.extend([
+        address,
+        key::protocol(layout.protocol()),
+        Expr::Ct { dreg: layout.port(), key: Ct::OriginalProtoDst },
+        Expr::Lookup { set, sreg: Reg(0), invert: false },
+        Expr::Masquerade,
+    ]);
+    batch.add_rule(POSTROUTING, &rule);
 }
 
 /// Masquerades this host's own connections to Services: the address of one is local beside IPVS, so the host takes it for

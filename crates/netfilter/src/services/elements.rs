@@ -52,6 +52,8 @@ pub(super) enum Kind {
     Firewall,
     /// Frontends with endpoints on other nodes.
     Masquerade,
+    /// Frontends that are masqueraded whoever connects to whichever endpoint.
+    MasqueradeAll,
     /// Endpoint . endpoint, of those on this node.
     Hairpins,
     /// Addresses of this node on which node ports answer; beside IPVS only.
@@ -88,7 +90,8 @@ impl SetName {
             kinds.map(|kind| kind(side))
         });
         let beside_ipvs = [Kind::Own, Kind::Vips].into_iter().filter(move |_| balancer == Balancer::Ipvs);
-        let kinds = of_sides.chain([Kind::Firewall, Kind::Masquerade, Kind::Hairpins]).chain(beside_ipvs);
+        let kinds =
+            of_sides.chain([Kind::Firewall, Kind::Masquerade, Kind::MasqueradeAll, Kind::Hairpins]).chain(beside_ipvs);
         kinds.flat_map(|kind| [false, true].map(|ipv6| SetName { kind, ipv6 }))
     }
 
@@ -102,6 +105,7 @@ impl SetName {
             Kind::Affinity(side) => (side, "affinity"),
             Kind::Firewall => (Side::Inside, "firewall"),
             Kind::Masquerade => (Side::Inside, "masquerade"),
+            Kind::MasqueradeAll => (Side::Inside, "masquerade-all"),
             Kind::Hairpins => (Side::Inside, "hairpins"),
             Kind::Own => (Side::Inside, "own"),
             Kind::Vips => (Side::Inside, "vips"),
@@ -125,7 +129,7 @@ impl SetName {
             }
             Kind::Numbers(_) => (&[address, InetProto, InetService, Mark], &[Mark]),
             Kind::Affinity(_) => (&[address, address, InetProto, InetService], &[Mark]),
-            Kind::Masquerade => (&[address, InetProto, InetService], &[]),
+            Kind::Masquerade | Kind::MasqueradeAll => (&[address, InetProto, InetService], &[]),
             Kind::Hairpins => (&[address, address], &[]),
             Kind::Own | Kind::Vips => (&[address], &[]),
         };
@@ -219,6 +223,8 @@ pub(super) struct Circumstances {
     pub(super) source: Option<u32>,
     /// Whether pods can be told from who comes from outside.
     pub(super) pods_known: bool,
+    /// Whether all that goes to an address of a Service is masqueraded.
+    pub(super) masquerade_all: bool,
     /// Which side is served by others than the rules.
     pub(super) left: Option<Side>,
 }
@@ -230,7 +236,7 @@ pub(super) fn list(
     circumstances: Circumstances,
     mut visit: impl FnMut(SetName, Part, Value),
 ) {
-    let Circumstances { source, pods_known, left } = circumstances;
+    let Circumstances { source, pods_known, masquerade_all, left } = circumstances;
     let ipv6 = frontend.address.is_ipv6();
     let mut visit = |kind, key, value| visit(SetName { kind, ipv6 }, key, value);
     for side in Side::BOTH {
@@ -269,6 +275,9 @@ pub(super) fn list(
     let remote = |endpoint: &Endpoint| !endpoint.local;
     if (entry.is_external() || pods_known) && entry.inside.endpoints().iter().any(remote) {
         visit(Kind::Masquerade, key(frontend), Value::None);
+    }
+    if masquerade_all && !entry.is_external() && !entry.inside.endpoints().is_empty() {
+        visit(Kind::MasqueradeAll, key(frontend), Value::None);
     }
 }
 

@@ -60,7 +60,7 @@ fn filter() -> io::Result<()> {
     let mut socket = Socket::netfilter()?;
     let pods = PodTable { name: "pods".to_owned(), subnets: vec![([10, 0, 0, 0].into(), 8)] };
     socket.commit(pods.replace(&[]))?;
-    let services = services::Config { name: "services".to_owned(), pod_cidrs: Vec::new(), service_cidrs: Vec::new() };
+    let services = services::Config { name: "services".to_owned(), network: service::Network::default() };
     Ok(socket.commit(ServiceTable::new(services).probe())?)
 }
 

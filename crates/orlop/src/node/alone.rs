@@ -14,6 +14,7 @@ use kubelet::node::machine::Machine;
 use kubelet::node::pressure::Policy;
 use kubelet::resources::policies::Policies;
 use network::{Network, dns};
+use proxy::configuration::DetectLocal;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -138,7 +139,7 @@ fn proxy_config(settings: &UpSettings) -> proxy::Config {
     let range = |range: cluster::Range| range.to_string().parse().into_iter().collect();
     proxy::Config {
         table: settings.node.layout.service_table.clone(),
-        pod_cidrs: range(settings.node.pods),
+        local: DetectLocal::Cluster(range(settings.node.pods)),
         service_cidrs: range(settings.services),
         ..proxy::Config::new(&settings.name)
     }

@@ -33,6 +33,7 @@ use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
 use kubelet::server::secure::{self, SecureConfig};
 use pod::quantity::Quantity;
+use proxy::configuration::DetectLocal;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -358,7 +359,7 @@ fn proxy_config(settings: &MemberSettings) -> proxy::Config {
     let range = |range: cluster::Range| range.to_string().parse().into_iter().collect();
     proxy::Config {
         table: settings.node.layout.service_table.clone(),
-        pod_cidrs: range(settings.node.pods),
+        local: DetectLocal::Cluster(range(settings.node.pods)),
         service_cidrs: settings.services.map(range).unwrap_or_default(),
         ..proxy::Config::new(&settings.name)
     }

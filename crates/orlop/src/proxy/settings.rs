@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use cluster::api::{Identity, Rate, Server, Trust};
-use ipnet::IpNet;
-use proxy::configuration::{self, Configuration, DetectLocal};
+use proxy::configuration::{self, Configuration};
 use serde_json::Value;
 
 use crate::args::{Places, ProxyOptions, level_of};
@@ -73,15 +72,17 @@ impl Settings {
 
     /// What the proxy is told.
     pub(super) fn proxy(&self) -> proxy::Config {
-        let cidrs: Vec<IpNet> = match &self.configuration.detect_local {
-            DetectLocal::Cluster(cidrs) => cidrs.clone(),
-            _ => Vec::new(),
-        };
+        let configuration = &self.configuration;
         let default = proxy::Config::new(&self.name);
         proxy::Config {
             table: self.table.clone(),
-            pod_cidrs: cidrs,
-            pace: self.configuration.sync_pace.unwrap_or(default.pace),
+            mode: configuration.mode,
+            local: configuration.detect_local.clone(),
+            node_ports: configuration.node_port_addresses.clone(),
+            masquerade_all: configuration.masquerade_all,
+            bind_address: configuration.bind_address,
+            pace: configuration.sync_pace.unwrap_or(default.pace),
+            sync_period: configuration.sync_period,
             ..default
         }
     }

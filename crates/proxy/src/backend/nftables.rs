@@ -1,8 +1,7 @@
 //! nftables: a table of our own, one transaction each.
 
-use netfilter::Batch;
-use netfilter::services::{self, Balancer, Remains, ServiceTable};
-use service::{Difference, Frontend, Protocol, Rules};
+use netfilter::services::{self, Remains, ServiceTable};
+use service::{Difference, Frontend, Network, Protocol, Rules};
 use sys::netlink::Socket;
 use sys::rustix::io::Errno;
 
@@ -23,20 +22,11 @@ pub(super) struct Nftables {
 impl Nftables {
     /// Opens the socket in the calling thread's namespace and checks that the kernel has all that rules need.
     pub(super) fn open(config: &Config) -> Result<Nftables, StartError> {
-        Self::open_with(config, Balancer::Rules)
-    }
-
-    /// As [`Nftables::open`], for rules that leave connections to another.
-    pub(super) fn open_with(config: &Config, balancer: Balancer) -> Result<Nftables, StartError> {
-        let table = services::Config {
-            name: config.table.clone(),
-            pod_cidrs: config.pod_cidrs.clone(),
-            service_cidrs: config.service_cidrs.clone(),
-        };
+        let table = services::Config { name: config.table.clone(), network: Network::default() };
         let mut nftables = Nftables {
             name: config.table.clone(),
             netfilter: Socket::netfilter().map_err(StartError::NoNftables)?,
-            table: ServiceTable::with_balancer(table, balancer),
+            table: ServiceTable::new(table),
             generation: 0,
         };
         again(|| nftables.netfilter.tables(ServiceTable::FAMILY)).map_err(StartError::NoNftables)?;
@@ -48,34 +38,6 @@ impl Nftables {
         })?;
         Ok(nftables)
     }
-
-    /// As [`Backend::replace`], with more in the same transaction.
-    pub(super) fn replace_with(&mut self, rules: &Rules, more: impl Fn(&mut Batch)) -> Result<(), RulesError> {
-        let remains = Remains {
-            sets: again(|| self.netfilter.sets(ServiceTable::FAMILY, &self.name))?,
-            chains: again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?,
-        };
-        let mut batch = self.table.replace(rules, &remains);
-        more(&mut batch);
-        let kept = self.netfilter.commit(batch);
-        Ok(kept.or_else(|error| {
-            tracing::warn!(table = self.name, %error, "the table is made anew from nothing: session affinity begins anew");
-            let mut batch = self.table.replace_all(rules);
-            more(&mut batch);
-            self.netfilter.commit(batch)
-        })?)
-    }
-
-    /// As [`Backend::update`], with more in the same transaction.
-    pub(super) fn update_with(
-        &mut self,
-        difference: &Difference,
-        more: impl FnOnce(&mut Batch),
-    ) -> Result<(), RulesError> {
-        let mut batch = self.table.update(difference);
-        more(&mut batch);
-        Ok(self.netfilter.commit(batch)?)
-    }
 }
 
 impl Backend for Nftables {
@@ -83,12 +45,21 @@ impl Backend for Nftables {
         format!("table {}", self.name)
     }
 
-    fn replace(&mut self, rules: &Rules) -> Result<(), RulesError> {
-        self.replace_with(rules, |_| ())
+    fn replace(&mut self, rules: &Rules, network: &Network) -> Result<(), RulesError> {
+        self.table.set_network(network);
+        let remains = Remains {
+            sets: again(|| self.netfilter.sets(ServiceTable::FAMILY, &self.name))?,
+            chains: again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?,
+        };
+        let kept = self.netfilter.commit(self.table.replace(rules, &remains));
+        Ok(kept.or_else(|error| {
+            tracing::warn!(table = self.name, %error, "the table is made anew from nothing: session affinity begins anew");
+            self.netfilter.commit(self.table.replace_all(rules))
+        })?)
     }
 
     fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
-        self.update_with(difference, |_| ())
+        Ok(self.netfilter.commit(self.table.update(difference))?)
     }
 
     fn is_there(&mut self) -> Result<bool, RulesError> {

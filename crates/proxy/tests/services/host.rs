@@ -17,6 +17,7 @@ use cluster::k8s_openapi::api::core::v1::{Event, Node, NodeStatus, PodStatus, Se
 use cluster::k8s_openapi::api::discovery::v1::EndpointSlice;
 use cluster::{Key, Source, SourceError, Store};
 use network::{AttachRequest, Attachment, Network};
+use proxy::configuration::DetectLocal;
 use proxy::{Config, Proxy};
 use serde_json::{Value, json};
 use sys::netlink::route::{Route, VethPair};
@@ -144,7 +145,7 @@ impl Host {
 
     pub(crate) fn config(&self) -> Config {
         let mut config = Config::new(NODE);
-        config.pod_cidrs = vec!["10.85.0.0/16".parse().unwrap(), "fd00:85::/64".parse().unwrap()];
+        config.local = DetectLocal::Cluster(vec!["10.85.0.0/16".parse().unwrap(), "fd00:85::/64".parse().unwrap()]);
         config.service_cidrs = vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()];
         config
     }

@@ -3,7 +3,6 @@
 
 mod churn;
 mod host;
-mod ipvs;
 mod kernel;
 mod life;
 

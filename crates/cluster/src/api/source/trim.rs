@@ -15,6 +15,9 @@ const SERVICE_LABELS: [&str; 1] = ["service.kubernetes.io/service-proxy-name"];
 const SLICE_LABELS: [&str; 3] =
     ["kubernetes.io/service-name", "service.kubernetes.io/headless", "service.kubernetes.io/service-proxy-name"];
 
+/// When the cluster changed what a slice says: the way from there to a rule is measured.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 /// Removes the copy of itself.
 pub(super) fn annotations(metadata: &mut ObjectMeta) {
     keep_annotations(metadata, |name| name != LAST_APPLIED);
@@ -40,7 +43,7 @@ pub(super) fn service(service: &mut Service) {
 
 /// Leaves of an EndpointSlice what proxies are made from.
 pub(super) fn slice(slice: &mut EndpointSlice) {
-    slice.metadata.annotations = None;
+    keep_annotations(&mut slice.metadata, |name| name == TRIGGERED);
     keep_labels(&mut slice.metadata, |name| SLICE_LABELS.contains(&name));
     history(&mut slice.metadata);
     for endpoint in slice.endpoints.iter_mut().flatten() {
