@@ -198,6 +198,21 @@ impl VirtualTable {
         &self.own
     }
 
+    /// One of the services with servers that have been written.
+    pub fn some_service(&self) -> Option<Virtual> {
+        self.present.first_key_value().map(|(frontend, _)| virtual_service(frontend))
+    }
+
+    /// Whether a service has been written.
+    pub fn is_known(&self, service: &Virtual) -> bool {
+        frontend(service).is_some_and(|frontend| self.present.contains_key(&frontend))
+    }
+
+    /// Whether a service is nobody else's business.
+    pub fn is_ours(&self, service: &Virtual) -> bool {
+        self.is_known(service) || !self.is_excluded(service.address)
+    }
+
     fn want(&mut self, frontend: Frontend, entry: Option<Entry>) {
         let entries = if frontend.is_node_port() { &mut self.node_ports } else { &mut self.explicit };
         match entry {

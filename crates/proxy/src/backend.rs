@@ -1,5 +1,6 @@
 //! The modes: what carries rules out, behind one trait. All of it blocks for as long as the kernel works.
 
+mod ipvs;
 mod nftables;
 
 use std::fmt;
@@ -16,16 +17,19 @@ pub enum Mode {
     /// A table of nftables of our own.
     #[default]
     Nftables,
+    /// The kernel's load balancer IPVS, with a table of nftables beside it.
+    Ipvs,
 }
 
 impl Mode {
     /// All modes.
-    pub const ALL: &'static [Mode] = &[Mode::Nftables];
+    pub const ALL: &'static [Mode] = &[Mode::Nftables, Mode::Ipvs];
 
     /// As `--proxy-mode` spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             Mode::Nftables => "nftables",
+            Mode::Ipvs => "ipvs",
         }
     }
 }
@@ -86,6 +90,7 @@ pub(crate) trait Backend: fmt::Debug + Send {
 pub(crate) fn open(config: &Config) -> Result<Box<dyn Backend>, StartError> {
     match config.mode {
         Mode::Nftables => Ok(Box::new(nftables::Nftables::open(config)?)),
+        Mode::Ipvs => Ok(Box::new(ipvs::IpvsBackend::open(config)?)),
     }
 }
 

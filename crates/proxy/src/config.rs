@@ -23,6 +23,8 @@ pub struct Config {
     /// Addresses of Services: one that no Service has, or a port that its Service has not, is refused at once instead of
     /// being routed away, unless it is this host's own address. Those of the source's ServiceCIDRs are added.
     pub service_cidrs: Vec<IpNet>,
+    /// What only the mode `ipvs` asks for.
+    pub ipvs: IpvsOptions,
     /// On which addresses of this node node ports answer.
     pub node_ports: Vec<NodePortAddress>,
     /// Whether what goes to an address of a Service is masqueraded wherever it comes from.
@@ -48,12 +50,43 @@ impl Config {
             node_name: node_name.into(),
             local: DetectLocal::Cluster(Vec::new()),
             service_cidrs: Vec::new(),
+            ipvs: IpvsOptions::default(),
             node_ports: vec![NodePortAddress::All],
             masquerade_all: false,
             bind_address: None,
             pace: Duration::from_millis(5),
             sync_period: Duration::from_secs(30),
             look_every: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Options of the mode `ipvs`, as `KubeProxyConfiguration` has them below `ipvs`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IpvsOptions {
+    /// Name of the kernel's scheduler: `rr`, `wrr`, `lc`, `wlc`, `lblc`, `lblcr`, `sh`, `dh`, `sed`, `nq`, `mh` ...
+    pub scheduler: String,
+    /// Virtual services with these addresses are left alone.
+    pub exclude_cidrs: Vec<IpNet>,
+    /// Whether the node keeps from answering ARP requests for addresses of Services on its other interfaces.
+    pub strict_arp: bool,
+    /// How long an idle TCP connection is remembered; zero leaves what the kernel has.
+    pub tcp_timeout: Duration,
+    /// The same after a FIN.
+    pub tcp_fin_timeout: Duration,
+    /// The same of UDP.
+    pub udp_timeout: Duration,
+}
+
+impl Default for IpvsOptions {
+    fn default() -> Self {
+        IpvsOptions {
+            scheduler: "rr".to_owned(),
+            exclude_cidrs: Vec::new(),
+            strict_arp: false,
+            tcp_timeout: Duration::ZERO,
+            tcp_fin_timeout: Duration::ZERO,
+            udp_timeout: Duration::ZERO,
         }
     }
 }

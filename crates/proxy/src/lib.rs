@@ -26,7 +26,7 @@ mod web;
 
 pub use backend::{Mode, UnknownMode};
 pub use barrier::Barrier;
-pub use config::Config;
+pub use config::{Config, IpvsOptions};
 pub use health::{Answer, Health};
 pub use ipnet::IpNet;
 pub use metrics::Metrics;

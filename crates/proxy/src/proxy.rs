@@ -150,6 +150,33 @@ pub enum StartError {
          NFT_FIB_INET, NFT_REJECT_INET and NFT_CT; load these modules or boot such a kernel"
     )]
     Unsupported(#[source] netlink::Error),
+    /// The kernel has no IPVS.
+    #[error(
+        "proxy mode ipvs needs IPVS in the kernel; load it (`modprobe ip_vs`), boot a kernel with CONFIG_IP_VS, \
+         CONFIG_IP_VS_PROTO_TCP, CONFIG_IP_VS_PROTO_UDP and CONFIG_IP_VS_NFCT, or take another mode"
+    )]
+    NoIpvs(#[source] netlink::Error),
+    /// The kernel has no such scheduler.
+    #[error(
+        "IPVS of this kernel has no scheduler \"{scheduler}\"; load it (`modprobe ip_vs_{scheduler}`) or take another, as rr"
+    )]
+    NoScheduler {
+        /// Its name.
+        scheduler: String,
+        /// The kernel's answer.
+        source: netlink::Error,
+    },
+    /// The kernel has no dummy interfaces.
+    #[error("proxy mode ipvs needs dummy interfaces; load them (`modprobe dummy`) or boot a kernel with CONFIG_DUMMY")]
+    NoDummy(#[source] netlink::Error),
+    /// A setting of the kernel cannot be made.
+    #[error("cannot set {name} below /proc/sys; set it on the host, or give the proxy a writable /proc/sys")]
+    Setting {
+        /// Its name.
+        name: String,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The program may not change the packet filter.
     #[error("service rules need CAP_NET_ADMIN; run as root")]
     NotPermitted(#[source] netlink::Error),

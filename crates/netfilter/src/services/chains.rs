@@ -17,6 +17,9 @@ const POSTROUTING: &str = "postrouting";
 /// The kind of a route to an address of this host (`linux/rtnetlink.h`).
 const RTN_LOCAL: &[u8] = &2u32.to_ne_bytes();
 
+/// A connection of which this is the first packet (`NF_CT_STATE_BIT(IP_CT_NEW)`).
+const STATE_NEW: &[u8] = &8u32.to_ne_bytes();
+
 /// Refuses at once.
 pub(super) const REFUSE: &str = "refuse";
 /// The priorities that nft calls `dstnat` and `srcnat`.
@@ -365,7 +368,13 @@ fn is_in<'s>(set: &'s str, address: Expr<'s>) -> [Expr<'s>; 2] {
 fn add_vip_refusal(batch: &mut Batch, chain: &str, ip: Ip) {
     let vips = address_set(Kind::Vips, ip);
     let mut rule = is_in(&vips, ip.destination(Reg(0))).to_vec();
-    rule.push(Expr::Verdict(Verdict::Goto(REFUSE)));
+    // The refusal itself comes by here when this host is refused: it is its own answer, to the same address.
+    rule.extend([
+        Expr::Ct { dreg: Reg(0), key: Ct::State },
+        Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: STATE_NEW },
+        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: &[0; 4] },
+        Expr::Verdict(Verdict::Goto(REFUSE)),
+    ]);
     batch.add_rule(chain, &rule);
 }
 

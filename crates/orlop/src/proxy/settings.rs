@@ -80,6 +80,7 @@ impl Settings {
             local: configuration.detect_local.clone(),
             node_ports: configuration.node_port_addresses.clone(),
             masquerade_all: configuration.masquerade_all,
+            ipvs: configuration.ipvs.clone(),
             bind_address: configuration.bind_address,
             pace: configuration.sync_pace.unwrap_or(default.pace),
             sync_period: configuration.sync_period,

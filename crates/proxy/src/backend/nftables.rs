@@ -1,6 +1,7 @@
 //! nftables: a table of our own, one transaction each.
 
-use netfilter::services::{self, Remains, ServiceTable};
+use netfilter::Batch;
+use netfilter::services::{self, Balancer, Remains, ServiceTable};
 use service::{Difference, Frontend, Network, Protocol, Rules};
 use sys::netlink::Socket;
 use sys::rustix::io::Errno;
@@ -22,11 +23,16 @@ pub(super) struct Nftables {
 impl Nftables {
     /// Opens the socket in the calling thread's namespace and checks that the kernel has all that rules need.
     pub(super) fn open(config: &Config) -> Result<Nftables, StartError> {
+        Self::open_with(config, Balancer::Rules)
+    }
+
+    /// As [`Nftables::open`], for rules that leave connections to another.
+    pub(super) fn open_with(config: &Config, balancer: Balancer) -> Result<Nftables, StartError> {
         let table = services::Config { name: config.table.clone(), network: Network::default() };
         let mut nftables = Nftables {
             name: config.table.clone(),
             netfilter: Socket::netfilter().map_err(StartError::NoNftables)?,
-            table: ServiceTable::new(table),
+            table: ServiceTable::with_balancer(table, balancer),
             generation: 0,
         };
         again(|| nftables.netfilter.tables(ServiceTable::FAMILY)).map_err(StartError::NoNftables)?;
@@ -38,6 +44,40 @@ impl Nftables {
         })?;
         Ok(nftables)
     }
+
+    /// As [`Backend::replace`], with more in the same transaction.
+    pub(super) fn replace_with(
+        &mut self,
+        rules: &Rules,
+        network: &Network,
+        more: impl Fn(&mut Batch),
+    ) -> Result<(), RulesError> {
+        self.table.set_network(network);
+        let remains = Remains {
+            sets: again(|| self.netfilter.sets(ServiceTable::FAMILY, &self.name))?,
+            chains: again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?,
+        };
+        let mut batch = self.table.replace(rules, &remains);
+        more(&mut batch);
+        let kept = self.netfilter.commit(batch);
+        Ok(kept.or_else(|error| {
+            tracing::warn!(table = self.name, %error, "the table is made anew from nothing: session affinity begins anew");
+            let mut batch = self.table.replace_all(rules);
+            more(&mut batch);
+            self.netfilter.commit(batch)
+        })?)
+    }
+
+    /// As [`Backend::update`], with more in the same transaction.
+    pub(super) fn update_with(
+        &mut self,
+        difference: &Difference,
+        more: impl FnOnce(&mut Batch),
+    ) -> Result<(), RulesError> {
+        let mut batch = self.table.update(difference);
+        more(&mut batch);
+        Ok(self.netfilter.commit(batch)?)
+    }
 }
 
 impl Backend for Nftables {
@@ -46,20 +86,11 @@ impl Backend for Nftables {
     }
 
     fn replace(&mut self, rules: &Rules, network: &Network) -> Result<(), RulesError> {
-        self.table.set_network(network);
-        let remains = Remains {
-            sets: again(|| self.netfilter.sets(ServiceTable::FAMILY, &self.name))?,
-            chains: again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?,
-        };
-        let kept = self.netfilter.commit(self.table.replace(rules, &remains));
-        Ok(kept.or_else(|error| {
-            tracing::warn!(table = self.name, %error, "the table is made anew from nothing: session affinity begins anew");
-            self.netfilter.commit(self.table.replace_all(rules))
-        })?)
+        self.replace_with(rules, network, |_| ())
     }
 
     fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
-        Ok(self.netfilter.commit(self.table.update(difference))?)
+        self.update_with(difference, |_| ())
     }
 
     fn is_there(&mut self) -> Result<bool, RulesError> {

@@ -12,7 +12,7 @@ use configfile::{Faults, Kind, Layers, Leaf, Schema, spans};
 use serde_json::Value;
 
 pub use leaves::LEAVES;
-pub use typed::{Configuration, Conntrack, DetectLocal, Ipvs, NodePortAddress};
+pub use typed::{Configuration, Conntrack, DetectLocal, NodePortAddress};
 
 /// The document and its fields.
 const SCHEMA: Schema = Schema {

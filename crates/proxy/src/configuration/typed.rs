@@ -8,7 +8,7 @@ use configfile::Reader;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::Mode;
+use crate::{IpvsOptions, Mode};
 
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
@@ -55,7 +55,7 @@ pub struct Configuration {
     /// Connection tracking.
     pub conntrack: Conntrack,
     /// The mode of this name.
-    pub ipvs: Ipvs,
+    pub ipvs: IpvsOptions,
 }
 
 /// How packets of pods are known.
@@ -115,23 +115,6 @@ impl Default for Conntrack {
             udp_stream: None,
         }
     }
-}
-
-/// What holds in the mode ipvs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ipvs {
-    /// How a real server is chosen; round robin without.
-    pub scheduler: Option<String>,
-    /// Virtual servers here are somebody else's.
-    pub exclude_cidrs: Vec<IpNet>,
-    /// Whether the node answers ARP only for addresses of the interface that was asked.
-    pub strict_arp: bool,
-    /// Time of an idle TCP connection.
-    pub tcp: Option<Duration>,
-    /// Time of a TCP connection after FIN.
-    pub tcp_fin: Option<Duration>,
-    /// Time of a UDP flow.
-    pub udp: Option<Duration>,
 }
 
 /// Reads the merged configuration, whose leaves are of their kinds already; returns all faults.
@@ -340,15 +323,17 @@ fn conntrack(reader: &mut Reader<'_>) -> Conntrack {
     }
 }
 
-fn ipvs(reader: &mut Reader<'_>) -> Ipvs {
+fn ipvs(reader: &mut Reader<'_>) -> IpvsOptions {
     const EXCLUDED: &str = "ipvs.excludeCIDRs";
     let texts = reader.texts(EXCLUDED);
-    Ipvs {
-        scheduler: reader.text("ipvs.scheduler"),
+    let default = IpvsOptions::default();
+    let time = |reader: &Reader<'_>, path: &str| reader.span(path).unwrap_or_default();
+    IpvsOptions {
+        scheduler: reader.text("ipvs.scheduler").unwrap_or(default.scheduler),
         exclude_cidrs: texts.iter().filter_map(|text| range(reader, EXCLUDED, text)).collect(),
         strict_arp: reader.flag("ipvs.strictARP", false),
-        tcp: reader.span("ipvs.tcpTimeout"),
-        tcp_fin: reader.span("ipvs.tcpFinTimeout"),
-        udp: reader.span("ipvs.udpTimeout"),
+        tcp_timeout: time(reader, "ipvs.tcpTimeout"),
+        tcp_fin_timeout: time(reader, "ipvs.tcpFinTimeout"),
+        udp_timeout: time(reader, "ipvs.udpTimeout"),
     }
 }

@@ -3,6 +3,7 @@
 
 mod churn;
 mod host;
+mod ipvs;
 mod kernel;
 mod life;
 

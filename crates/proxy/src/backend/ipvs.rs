@@ -1,0 +1,276 @@
+//! IPVS: the kernel's load balancer leads connections, a table of nftables beside it does what it does not know.
+//!
+//! ```text
+//! addresses on kube-ipvs0 ─► virtual services and servers ─► rules lead there ─► what left goes
+//! ```
+//!
+//! In this order nothing leads to a service that is not there yet. IPVS has no transactions: a step that fails leaves the
+//! ones before it, and everything is compared with the kernel anew.
+
+mod sysctl;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use netfilter::ipvs::{self as plan, Observed, Steps, Turnover, VirtualTable};
+use netfilter::services::{Addresses, Balancer, ServiceTable};
+use service::{Difference, Frontend, Network, NodePorts, Rules};
+use sys::netlink::ipvs::{Command, Ipvs, Settings, Timeouts, Virtual};
+use sys::netlink::{self, Socket, Writer};
+use sys::netns;
+use sys::rustix::io::Errno;
+
+use super::Backend;
+use super::nftables::Nftables;
+use crate::conntrack::again;
+use crate::{Config, IpvsOptions, Owned, RulesError, StartError};
+
+/// The interface of the Services' addresses, named as upstream's: other programs know it by that.
+const LINK: &str = "kube-ipvs0";
+/// Requests that are sent at once: their confirmations have to fit into the socket's buffer.
+const REQUESTS_AT_ONCE: usize = 512;
+
+/// Sockets in the host's network namespace, and what has been written there.
+#[derive(Debug)]
+pub(super) struct IpvsBackend {
+    rules: Nftables,
+    ipvs: Ipvs,
+    route: Socket,
+    virtuals: VirtualTable,
+    /// Which of this node's addresses have node ports.
+    node_ports: NodePorts,
+    link: u32,
+}
+
+impl IpvsBackend {
+    /// Opens the sockets in the calling thread's namespace, checks that the kernel has all that is needed, and sets what
+    /// IPVS needs set.
+    pub(super) fn open(config: &Config) -> Result<IpvsBackend, StartError> {
+        let options = &config.ipvs;
+        let mut ipvs = Ipvs::open().map_err(|error| match error.errno {
+            Errno::NOENT => StartError::NoIpvs(error),
+            Errno::PERM => StartError::NotPermitted(error),
+            _ => StartError::Kernel(error),
+        })?;
+        let rules = Nftables::open_with(config, Balancer::Ipvs)?;
+        probe(&options.scheduler)?;
+        sysctl::set(options.strict_arp)?;
+        ipvs.set_timeouts(timeouts(options)).map_err(StartError::Kernel)?;
+        let route = Socket::route().map_err(StartError::Kernel)?;
+        let virtuals = VirtualTable::new(plan::Config {
+            scheduler: options.scheduler.clone(),
+            excluded: options.exclude_cidrs.clone(),
+        });
+        Ok(IpvsBackend { rules, ipvs, route, virtuals, node_ports: NodePorts::All, link: 0 })
+    }
+
+    fn observe(&mut self) -> netlink::Result<Observed> {
+        let mut services = Vec::new();
+        for (service, settings) in again(|| self.ipvs.services())? {
+            services.push((service, settings, again(|| self.ipvs.servers(&service))?));
+        }
+        let (own, bound) = self.addresses()?;
+        Ok(Observed { services, bound, own })
+    }
+
+    /// Addresses on which node ports answer, and those of Services.
+    fn addresses(&mut self) -> netlink::Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
+        let link = self.link;
+        let all = again(|| self.route.addresses())?.into_iter().filter(|(_, address, _)| is_usable(*address));
+        let (bound, mut own): (Vec<_>, Vec<_>) = all.partition(|(index, ..)| *index == link);
+        own.retain(|(_, address, _)| self.node_ports.include(*address));
+        let addresses = |list: Vec<(u32, IpAddr, u8)>| list.into_iter().map(|(_, address, _)| address).collect();
+        Ok((addresses(own), addresses(bound)))
+    }
+
+    fn make_link(&mut self) -> netlink::Result<()> {
+        if self.route.link(LINK)?.is_none() {
+            let mut request = Writer::new();
+            request.create_dummy(LINK);
+            self.route.request(&request)?;
+        }
+        self.link = self.route.link(LINK)?.map_or(0, |link| link.index);
+        Ok(())
+    }
+
+    /// What comes before the rules lead there.
+    fn before(&mut self, steps: &Steps) -> netlink::Result<()> {
+        if steps.cut > 0 {
+            tracing::warn!(servers = steps.cut, "more servers end than can be waited for: connections to some are cut");
+        }
+        let link = self.link;
+        self.change_link(&steps.bind, |request, address| request.add_address(link, address, whole(address)))?;
+        self.ipvs.apply(&steps.make)
+    }
+
+    /// What goes when the rules no longer lead there.
+    fn after(&mut self, steps: &Steps) -> netlink::Result<()> {
+        self.ipvs.apply(&steps.unmake)?;
+        let link = self.link;
+        self.change_link(&steps.unbind, |request, address| request.delete_address(link, address, whole(address)))
+    }
+
+    fn change_link(&mut self, addresses: &[IpAddr], change: impl Fn(&mut Writer, IpAddr)) -> netlink::Result<()> {
+        for some in addresses.chunks(REQUESTS_AT_ONCE) {
+            let mut requests = Writer::new();
+            some.iter().for_each(|address| change(&mut requests, *address));
+            self.route.request(&requests)?;
+        }
+        Ok(())
+    }
+
+    /// Carries out steps that change no rule.
+    fn follow(&mut self, steps: &Steps, own: &Turnover) -> Result<(), RulesError> {
+        if steps.is_empty() && *own == Turnover::default() {
+            return Ok(());
+        }
+        self.before(steps)?;
+        self.rules.update_with(&Difference::default(), |batch| {
+            ServiceTable::change_addresses(batch, Addresses::Own, &own.gone, &own.come);
+            ServiceTable::change_addresses(batch, Addresses::Vips, &steps.unbind, &steps.bind);
+        })?;
+        Ok(self.after(steps)?)
+    }
+
+    /// Takes in what changes without rules: addresses of this node, and connections that have ended. Returns whether
+    /// everything is there that has been written.
+    fn keep_up(&mut self) -> Result<bool, RulesError> {
+        let Some(link) = self.route.link(LINK)? else { return Ok(false) };
+        let (own, bound) = self.addresses()?;
+        if link.index != self.link || bound != *self.virtuals.bound() || !self.has_services()? {
+            return Ok(false);
+        }
+        let (steps, turnover) = self.virtuals.set_own(own);
+        self.follow(&steps, &turnover)?;
+        for service in self.virtuals.draining() {
+            let servers = again(|| self.ipvs.servers(&service))?;
+            let steps = self.virtuals.settle(&service, &servers);
+            self.follow(&steps, &Turnover::default())?;
+        }
+        Ok(true)
+    }
+
+    /// Whether one of the services is there: who removes them removes all, as `ipvsadm --clear` does.
+    fn has_services(&mut self) -> netlink::Result<bool> {
+        let Some(one) = self.virtuals.some_service() else { return Ok(true) };
+        Ok(!again(|| self.ipvs.servers(&one))?.is_empty())
+    }
+}
+
+impl Backend for IpvsBackend {
+    fn place(&self) -> String {
+        format!("IPVS and {}", self.rules.place())
+    }
+
+    fn replace(&mut self, rules: &Rules, network: &Network) -> Result<(), RulesError> {
+        self.node_ports.clone_from(&network.node_ports);
+        self.make_link()?;
+        let observed = self.observe()?;
+        let steps = self.virtuals.replace(rules, observed);
+        self.before(&steps)?;
+        let all = |addresses: &BTreeSet<IpAddr>| addresses.iter().copied().collect::<Vec<_>>();
+        let (own, bound) = (all(self.virtuals.own()), all(self.virtuals.bound()));
+        self.rules.replace_with(rules, network, |batch| {
+            ServiceTable::change_addresses(batch, Addresses::Own, &[], &own);
+            ServiceTable::change_addresses(batch, Addresses::Vips, &[], &bound);
+        })?;
+        Ok(self.after(&steps)?)
+    }
+
+    fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
+        let steps = self.virtuals.update(difference);
+        self.before(&steps)?;
+        self.rules.update_with(difference, |batch| {
+            ServiceTable::change_addresses(batch, Addresses::Vips, &steps.unbind, &steps.bind);
+        })?;
+        Ok(self.after(&steps)?)
+    }
+
+    fn is_there(&mut self) -> Result<bool, RulesError> {
+        if !self.rules.is_there()? {
+            return Ok(false);
+        }
+        self.keep_up().or_else(|error| {
+            tracing::warn!(%error, "IPVS could not be brought up to date; it is compared with the rules anew");
+            Ok(false)
+        })
+    }
+
+    fn udp_frontends(&mut self) -> Result<Vec<Frontend>, RulesError> {
+        self.rules.udp_frontends()
+    }
+
+    fn remove(&mut self) -> Result<(), RulesError> {
+        let observed = self.observe()?;
+        self.ipvs.apply(&self.virtuals.remove(&observed))?;
+        if let Some(link) = self.route.link(LINK)? {
+            let mut request = Writer::new();
+            request.delete_link(link.index);
+            self.route.request(&request)?;
+        }
+        self.rules.remove()
+    }
+
+    fn owned(&mut self) -> Result<Vec<Owned>, RulesError> {
+        let mut owned = self.rules.owned()?;
+        let services = || Some("services".to_owned());
+        if self.route.link(LINK)?.is_some() {
+            owned.push(Owned { kind: "link", name: LINK.to_owned(), owner: services() });
+        }
+        let virtuals = again(|| self.ipvs.services())?;
+        owned.extend(virtuals.iter().filter(|(one, _)| self.virtuals.is_ours(one)).map(|(one, _)| Owned {
+            kind: "virtual service",
+            name: name(one),
+            owner: self.virtuals.is_known(one).then(services).flatten(),
+        }));
+        Ok(owned)
+    }
+}
+
+/// Tries in a network namespace that is thrown away whether the kernel has the scheduler and the kind of interface.
+fn probe(scheduler: &str) -> Result<(), StartError> {
+    let address = IpAddr::from([192, 0, 2, 1]);
+    let service = Virtual { address, protocol: service::Protocol::Tcp.number(), port: 1 };
+    let settings = Settings { scheduler: scheduler.to_owned(), flags: 0, timeout_s: 0 };
+    let tried = netns::create(|| {
+        let mut link = Writer::new();
+        link.create_dummy(LINK);
+        let linked = Socket::route().and_then(|mut route| route.request(&link));
+        let added = Ipvs::open().and_then(|mut ipvs| ipvs.apply(&[Command::AddService(service, settings)]));
+        Ok((linked, added))
+    });
+    // Who may not make a namespace finds out as it goes.
+    let Ok((_, (linked, added))) = tried else { return Ok(()) };
+    linked.map_err(|error| match error.errno {
+        Errno::OPNOTSUPP => StartError::NoDummy(error),
+        _ => StartError::Kernel(error),
+    })?;
+    added.map_err(|source| match source.errno {
+        Errno::NOENT => StartError::NoScheduler { scheduler: scheduler.to_owned(), source },
+        _ => StartError::Kernel(source),
+    })
+}
+
+fn timeouts(options: &IpvsOptions) -> Timeouts {
+    let seconds = |time: std::time::Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    Timeouts {
+        tcp_s: seconds(options.tcp_timeout),
+        tcp_fin_s: seconds(options.tcp_fin_timeout),
+        udp_s: seconds(options.udp_timeout),
+    }
+}
+
+/// The prefix that holds one address.
+fn whole(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// Whether node ports answer on it: not on loopback, nor where the same address is on every link.
+fn is_usable(address: IpAddr) -> bool {
+    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    !address.is_loopback() && !link_local
+}
+
+fn name(service: &Virtual) -> String {
+    format!("{} protocol {}", std::net::SocketAddr::new(service.address, service.port), service.protocol)
+}
