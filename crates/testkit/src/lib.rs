@@ -22,5 +22,6 @@ pub mod netns;
 pub mod plugins;
 pub mod registry;
 pub mod serial;
+pub mod service_lab;
 pub mod suite;
 pub mod upstream;

@@ -1,0 +1,78 @@
+//! Servers that say which address and port they were reached at, and whose packets they saw.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::sctp;
+
+/// Asks a server of TCP to answer and to close the connection.
+pub(super) const ONCE: u8 = b'1';
+/// Asks a server of TCP to answer and then to send back what comes.
+pub(super) const ECHO: u8 = b'e';
+
+/// Opens servers of TCP, UDP and SCTP on each of `ports` of each of `addresses`, in the calling task's namespace. They
+/// live as long as its runtime.
+pub(super) async fn serve(addresses: Vec<IpAddr>, ports: Vec<u16>) -> io::Result<()> {
+    for address in addresses {
+        for port in &ports {
+            let here = SocketAddr::new(address, *port);
+            tokio::spawn(serve_tcp(TcpListener::bind(here).await?, here));
+            tokio::spawn(serve_udp(UdpSocket::bind(here).await?, here));
+        }
+        let socket = sctp::Socket::bind(address)?;
+        tokio::spawn(serve_sctp(socket, address, ports.clone()));
+    }
+    Ok(())
+}
+
+async fn serve_tcp(listener: TcpListener, here: SocketAddr) {
+    while let Ok((stream, peer)) = listener.accept().await {
+        // A client that has gone ends the conversation.
+        tokio::spawn(async move { converse(stream, here, peer).await.ok() });
+    }
+}
+
+async fn converse(mut stream: TcpStream, here: SocketAddr, peer: SocketAddr) -> io::Result<()> {
+    let wish = stream.read_u8().await?;
+    stream.write_all(format!("{}\n", text(here, peer.ip())).as_bytes()).await?;
+    if wish == ECHO {
+        let (mut from, mut to) = stream.split();
+        tokio::io::copy(&mut from, &mut to).await?;
+    }
+    Ok(())
+}
+
+async fn serve_udp(socket: UdpSocket, here: SocketAddr) {
+    let mut buffer = [0; 64];
+    loop {
+        // Errors are news of clients that have gone.
+        if let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
+            let _ = socket.send_to(text(here, peer.ip()).as_bytes(), peer).await;
+        }
+    }
+}
+
+async fn serve_sctp(socket: sctp::Socket, address: IpAddr, ports: Vec<u16>) {
+    loop {
+        if let Ok((packet, peer)) = socket.receive().await
+            && packet.is_init()
+            && ports.contains(&packet.destination_port)
+        {
+            let here = SocketAddr::new(address, packet.destination_port);
+            let _ = socket.send_to(&packet.answer(&text(here, peer)), peer).await;
+        }
+    }
+}
+
+fn text(here: SocketAddr, peer: IpAddr) -> String {
+    format!("{here} {peer}")
+}
+
+/// What a server has said: where it was reached, and by whom.
+pub(super) fn read(text: &str) -> Option<(SocketAddr, IpAddr)> {
+    let (here, peer) = text.trim_end().split_once(' ')?;
+    Some((here.parse().ok()?, peer.parse().ok()?))
+}
