@@ -1,4 +1,4 @@
-//! `conformance`: the suites that others publish, run against orlop.
+//! `conformance`: the suites that others publish, run against orlop; and upstream's service proxy beside ours.
 //!
 //! ```text
 //! node ──► private network namespace ─► control plane, registry, node ─► ginkgo ─► e2e.test × procs ─► report.json
@@ -8,6 +8,7 @@ mod cluster;
 mod contained;
 mod node;
 mod outcome;
+pub(crate) mod proxy;
 mod suite;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ use suite::{Run, Suite};
 pub(crate) enum Conformance {
     /// Kubernetes' end-to-end tests that are marked [NodeConformance], on one node of orlop under a real control plane
     Node(NodeOptions),
+    /// Upstream's kube-proxy and ours, before the same objects and the same packets
+    Proxy(proxy::ProxyOptions),
 }
 
 /// How to run the tests of nodes.
@@ -63,10 +66,17 @@ pub(crate) struct NodeOptions {
 }
 
 /// The command.
-pub(crate) fn run(Conformance::Node(options): &Conformance) -> anyhow::Result<()> {
+pub(crate) fn run(conformance: &Conformance) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("a node makes namespaces, control groups and mounts: run its tests as root");
     }
+    match conformance {
+        Conformance::Node(options) => node(options),
+        Conformance::Proxy(options) => proxy::run(options),
+    }
+}
+
+fn node(options: &NodeOptions) -> anyhow::Result<()> {
     host::install(TOOLS)?;
     let kind = match (options.upstream, &options.orlop) {
         (true, _) => Kind::Upstream(go::build_all("reference-node", &[go::REFERENCE, go::REFERENCE_NODE].concat())?),
@@ -82,7 +92,7 @@ pub(crate) fn run(Conformance::Node(options): &Conformance) -> anyhow::Result<()
             contained::cover()?;
             return grade(&kind, &suite, &programs, dir, options);
         }
-        None => empty(&output)?,
+        None => empty(&output, suite::LOG)?,
     }
     if options.upstream {
         contained::run()?;
@@ -127,9 +137,9 @@ fn report(output: &Path, against: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A directory of an earlier run is taken over, one of something else is not.
-fn empty(dir: &Path) -> anyhow::Result<()> {
-    let is_ours = dir.join(suite::LOG).exists() || dir.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+/// A directory of an earlier run, which has a `mark`, is taken over; one of something else is not.
+fn empty(dir: &Path, mark: &str) -> anyhow::Result<()> {
+    let is_ours = dir.join(mark).exists() || dir.read_dir().is_ok_and(|mut entries| entries.next().is_none());
     if dir.exists() && !is_ours {
         bail!("{} holds something else than a run of this suite; name another directory", dir.display());
     }

@@ -52,6 +52,8 @@ enum Part {
     Trials,
     /// A node of a real control plane.
     Member,
+    /// The service proxy beside upstream's.
+    Proxy,
 }
 
 impl Part {
@@ -66,6 +68,7 @@ impl Part {
                 voyage(options, count, crate::member::kubeadm::run)?;
                 voyage(options, count, crate::member::foreign::run)
             }
+            Self::Proxy => voyage(options, count, crate::conformance::proxy::quick),
         }
     }
 }

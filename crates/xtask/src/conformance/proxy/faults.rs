@@ -1,0 +1,206 @@
+//! What a proxy must survive: its own sudden end, others that touch its rules, and an API server that is away. The other
+//! proxy is left alone and says what should be; connections that were there before must go on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::json;
+use testkit::control_plane::Part;
+use testkit::host;
+use testkit::service_lab::{Answers, Client, Kept, NODE, Place};
+use tokio::sync::Mutex;
+
+use super::dice::Dice;
+use super::history;
+use super::stage::{Stage, inquiries};
+use super::world::{Service, Slice, World, cluster_ips, end};
+
+/// How long the rules may take to be right again, on a machine that does other things too.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The one that is disturbed.
+const OURS: usize = 1;
+
+/// A name and what happens.
+pub(super) type Fault = (&'static str, fn(&mut Stage<'_>, &Doses) -> anyhow::Result<String>);
+
+/// All of them.
+pub(super) const ALL: &[Fault] = &[
+    ("killed-at-random", killed_at_random),
+    ("rules-deleted", rules_deleted),
+    ("api-server-killed", api_server_killed),
+    ("api-server-hangs", api_server_hangs),
+];
+
+/// How much of it.
+pub(super) struct Doses {
+    pub(super) kills: usize,
+    pub(super) seed: u64,
+}
+
+/// Connections through a service that does not change.
+struct Held {
+    connections: Vec<(Client, Arc<Mutex<Kept>>)>,
+}
+
+/// The service of the connections that are held.
+const HELD: u8 = 50;
+
+fn world() -> World {
+    let service = Service::new(HELD).with("externalTrafficPolicy", json!("Cluster")).node_ports();
+    World { services: vec![service], slices: vec![Slice::new(HELD, &[end("a"), end("b"), end("r")])] }
+}
+
+/// A world that chance made, and the service of those that are held.
+fn beside(other: &World) -> World {
+    let mut all = world();
+    all.services.extend(other.services.clone());
+    all.slices.extend(other.slices.clone());
+    all
+}
+
+impl Held {
+    fn open(stage: &mut Stage<'_>) -> anyhow::Result<Self> {
+        stage.write(world())?;
+        let targets = [
+            (Client::Pod, SocketAddr::new(cluster_ips(HELD).v4.into(), 80)),
+            (Client::Pod, SocketAddr::new(cluster_ips(HELD).v6.into(), 80)),
+            (Client::Endpoint, SocketAddr::new(cluster_ips(HELD).v4.into(), 80)),
+            (Client::Node, SocketAddr::new(cluster_ips(HELD).v4.into(), 80)),
+            (Client::Outside, SocketAddr::new(NODE.v4.into(), 30_000 + u16::from(HELD) * 10)),
+        ];
+        let open = |(client, to): (Client, SocketAddr)| {
+            let opened = stage.sides[OURS].side.place(client).run(Kept::open(to, LIMIT))?;
+            let (kept, _) = opened.with_context(|| format!("{to} from {}", client.name()))?;
+            anyhow::Ok((client, Arc::new(Mutex::new(kept))))
+        };
+        // Several each, so that each endpoint has some.
+        let connections = targets.into_iter().flat_map(|target| [target; 4]).map(open);
+        Ok(Self { connections: connections.collect::<anyhow::Result<_>>()? })
+    }
+
+    /// How many have been lost.
+    fn lost(&self, stage: &Stage<'_>) -> anyhow::Result<usize> {
+        let ask = |(client, kept): &(Client, Arc<Mutex<Kept>>)| {
+            let kept = Arc::clone(kept);
+            stage.sides[OURS].side.place(*client).start(async move { kept.lock().await.is_alive(LIMIT).await })
+        };
+        let asked: Vec<_> = self.connections.iter().map(ask).collect();
+        let mut lost = 0;
+        for alive in asked {
+            lost += usize::from(!alive.wait()?);
+        }
+        Ok(lost)
+    }
+
+    fn note(&self, stage: &mut Stage<'_>, step: &str) -> anyhow::Result<()> {
+        let lost = self.lost(stage)?;
+        stage.note(step, "connections lost", ["0".to_owned(), lost.to_string()]);
+        Ok(())
+    }
+}
+
+/// It is killed while it writes, starts again, and finds what it left by halves.
+fn killed_at_random(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
+    const SYNC_MAX: u64 = 120;
+    let held = Held::open(stage)?;
+    let mut dice = Dice::new(doses.seed);
+    let mut world = World::default();
+    let mut longest = Duration::ZERO;
+    for kill in 0..doses.kills {
+        world = history::next(&world, &mut dice);
+        let marker = stage.lab.write(&beside(&world))?;
+        stage.world = beside(&world);
+        // The moment is what is tested: from before the change arrives until after its sync.
+        let moment = u64::try_from(dice.below(usize::try_from(SYNC_MAX)? * 1000))?;
+        std::thread::sleep(Duration::from_micros(moment));
+        stage.sides[OURS].daemon.kill()?;
+        let begun = Instant::now();
+        stage.sides[OURS].daemon.start()?;
+        stage.sides[OURS].wait_for(marker)?;
+        longest = longest.max(begun.elapsed());
+        stage.sides[1 - OURS].wait_for(marker)?;
+        let step = format!("kill {kill} after {moment} µs");
+        stage.compare(&step, inquiries(&stage.world))?;
+        held.note(stage, &step)?;
+    }
+    Ok(format!(
+        "{} kills; right again after {} ms at most, start of the program included",
+        doses.kills,
+        longest.as_millis()
+    ))
+}
+
+/// Somebody else empties all tables.
+fn rules_deleted(stage: &mut Stage<'_>, _: &Doses) -> anyhow::Result<String> {
+    let held = Held::open(stage)?;
+    let before = stage.answers(&inquiries(&stage.world))?;
+    flush(stage.sides[OURS].side.node())?;
+    let took = until_again(stage, &before[OURS])?;
+    stage.compare("after a flush", inquiries(&stage.world))?;
+    // Packets that came while there were no rules may have ended one; that is not the proxy's doing.
+    let lost = held.lost(stage)?;
+    Ok(format!("right again after {} ms; {lost} connections lost", took.as_millis()))
+}
+
+fn flush(node: &Place) -> anyhow::Result<()> {
+    let flush = || -> anyhow::Result<()> {
+        host::run(std::process::Command::new("nft").args(["flush", "ruleset"]))?;
+        for program in ["iptables-legacy", "ip6tables-legacy"] {
+            for table in ["filter", "nat", "mangle"] {
+                for how in ["-F", "-X"] {
+                    host::run(std::process::Command::new(program).args(["-w", "-t", table, how]))?;
+                }
+            }
+        }
+        Ok(())
+    };
+    node.run(async move { flush() })?
+}
+
+/// Waits until our side answers as before.
+fn until_again(stage: &Stage<'_>, before: &[Answers]) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let inquiries = inquiries(&stage.world);
+    while stage.answers(&inquiries)?[OURS] != before {
+        ensure!(begun.elapsed() < LIMIT, "the rules have not come back within {} s", LIMIT.as_secs());
+    }
+    Ok(begun.elapsed())
+}
+
+fn api_server_killed(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
+    away(stage, doses, |stage| stage.lab.plane.kill(Part::ApiServer), |stage| stage.lab.plane.run(Part::ApiServer))
+}
+
+fn api_server_hangs(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
+    away(stage, doses, |stage| stage.lab.plane.pause(Part::ApiServer), |stage| stage.lab.plane.resume(Part::ApiServer))
+}
+
+/// Rules stay while the server is away; then both catch up.
+fn away(
+    stage: &mut Stage<'_>,
+    doses: &Doses,
+    go: fn(&mut Stage<'_>) -> anyhow::Result<()>,
+    come: fn(&mut Stage<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<String> {
+    let held = Held::open(stage)?;
+    let mut dice = Dice::new(doses.seed);
+    let world = history::next(&World::default(), &mut dice);
+    stage.write(beside(&world))?;
+    go(stage)?;
+    let while_away = stage.compare("the server is away", inquiries(&stage.world));
+    come(stage)?;
+    while_away?;
+    let next = beside(&history::next(&world, &mut dice));
+    let begun = Instant::now();
+    let marker = stage.lab.write(&next)?;
+    stage.world = next;
+    stage.sides[OURS].wait_for(marker)?;
+    let took = begun.elapsed();
+    stage.sides[1 - OURS].wait_for(marker)?;
+    stage.compare("it is back", inquiries(&stage.world))?;
+    held.note(stage, "it is back")?;
+    Ok(format!("caught up after {} ms", took.as_millis()))
+}
