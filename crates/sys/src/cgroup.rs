@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
@@ -57,8 +58,51 @@ pub struct Limits {
     pub pids: Option<i64>,
     /// Huge pages in bytes, by page size as `2MB`.
     pub hugepages: Vec<(String, u64)>,
+    /// Memory in bytes that the group is left with under pressure; negative is unlimited.
+    pub memory_reservation_bytes: Option<i64>,
+    /// 0 to 100 (version 1 only).
+    pub swappiness: Option<u64>,
+    /// Processes wait for memory instead of being killed (version 1 only).
+    pub oom_killer_disabled: Option<bool>,
+    /// Microseconds of CPU time that may be saved up.
+    pub cpu_burst_us: Option<u64>,
+    /// 1 runs only when nobody else wants to.
+    pub cpu_idle: Option<i64>,
+    /// Microseconds of real-time CPU time for each period, and that (version 1 only).
+    pub cpu_realtime_us: (Option<i64>, Option<u64>),
+    /// Input and output in relation to siblings, 10 to 1000 (version 1's unit).
+    pub io_weight: Option<u16>,
+    /// Limits of input and output for devices.
+    pub io_limits: Vec<IoLimit>,
+    /// Class of the group's packets (version 1 only).
+    pub network_class: Option<u32>,
+    /// Priority of the group's packets by interface (version 1 only).
+    pub network_priorities: Vec<(String, u32)>,
+    /// Handles and objects of RDMA devices.
+    pub rdma: Vec<(String, Option<u32>, Option<u32>)>,
     /// Files of version 2 and their values, as they are.
     pub unified: Vec<(String, String)>,
+}
+
+/// A limit of input or output for a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoLimit {
+    /// What is limited.
+    pub kind: IoLimitKind,
+    /// The device.
+    pub device: (u32, u32),
+    /// How many a second; 0 is unlimited.
+    pub rate: u64,
+}
+
+/// What an [`IoLimit`] limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum IoLimitKind {
+    ReadBytes,
+    WriteBytes,
+    Reads,
+    Writes,
 }
 
 /// One group.
@@ -108,6 +152,20 @@ impl Hierarchy {
         Ok(Self { version })
     }
 
+    /// What is mounted at `mount` (`/sys/fs/cgroup`) as a whole: for paths that somebody else has chosen.
+    ///
+    /// # Errors
+    /// As [`Hierarchy::detect`].
+    pub fn whole(mount: &Path) -> Result<Self> {
+        if mount.join("cgroup.controllers").exists() {
+            return Ok(Self { version: Version::V2(mount.to_owned()) });
+        }
+        let own = fs::read_to_string("/proc/self/cgroup").during("read", "/proc/self/cgroup")?;
+        let hierarchies = own.lines().filter_map(|line| line.rsplit_once(':').map(|(hierarchy, _)| hierarchy));
+        let roots: String = hierarchies.map(|hierarchy| format!("{hierarchy}:/\n")).collect();
+        Ok(Self { version: Version::V1(v1::roots(mount, &roots)?) })
+    }
+
     /// Whether this is version 2.
     pub fn is_unified(&self) -> bool {
         matches!(self.version, Version::V2(_))
@@ -134,6 +192,59 @@ impl Hierarchy {
 }
 
 impl Cgroup {
+    /// The group that has these directories, as [`Cgroup::places`] gave them.
+    pub fn at(places: Vec<(String, PathBuf)>) -> Self {
+        let version = match places.as_slice() {
+            [(controllers, dir)] if controllers.is_empty() => Version::V2(dir.clone()),
+            _ => Version::V1(places),
+        };
+        Self { hierarchy: Hierarchy { version }, path: PathBuf::new() }
+    }
+
+    /// Its directories with their controllers (none for version 2), for whoever has to find the group again from another
+    /// group.
+    pub fn places(&self) -> Vec<(String, PathBuf)> {
+        // Components, as a path that is joined with an empty one has a slash at its end.
+        let below = |root: &Path| root.join(&self.path).components().collect();
+        match &self.hierarchy.version {
+            Version::V1(roots) => roots.iter().map(|(names, root)| (names.clone(), below(root))).collect(),
+            Version::V2(root) => vec![(String::new(), below(root))],
+        }
+    }
+
+    /// The processes in the group and in all groups below it.
+    pub fn processes_below(&self) -> Vec<Pid> {
+        let mut all = Vec::new();
+        self.directories().iter().for_each(|dir| add_processes(dir, &mut all));
+        all.sort_unstable();
+        all.dedup();
+        all.into_iter().filter_map(Pid::from_raw).collect()
+    }
+
+    /// Waits until everything in the group stands still, or none has to any more.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT` after ten seconds: a process in the middle of a system call that does not end.
+    pub fn wait_until_frozen(&self, frozen: bool) -> Result<()> {
+        const LIMIT: Duration = Duration::from_secs(10);
+        let deadline = Instant::now() + LIMIT;
+        let done = match &self.hierarchy.version {
+            Version::V1(roots) => v1::wait_until_frozen(roots, &self.path, frozen, deadline),
+            Version::V2(root) => v2::wait_until_frozen(&root.join(&self.path), frozen, deadline),
+        };
+        let late =
+            || Error { call: "freeze", subject: self.path.display().to_string(), errno: rustix::io::Errno::TIMEDOUT };
+        if done? { Ok(()) } else { Err(late()) }
+    }
+
+    /// Whether it is stopped ([`Cgroup::freeze`]).
+    pub fn is_frozen(&self) -> bool {
+        match &self.hierarchy.version {
+            Version::V1(roots) => v1::is_frozen(roots, &self.path),
+            Version::V2(root) => number(&root.join(&self.path).join("cgroup.freeze")) == Some(1),
+        }
+    }
+
     /// Its path below the hierarchy.
     pub fn path(&self) -> &Path {
         &self.path
@@ -318,6 +429,12 @@ pub struct DeviceRule {
     pub access: String,
 }
 
+/// A line of `rdma.max`, which is the same in both versions.
+fn rdma_line((device, handles, objects): &(String, Option<u32>, Option<u32>)) -> String {
+    let part = |name: &str, value: &Option<u32>| value.map(|value| format!(" {name}={value}")).unwrap_or_default();
+    format!("{device}{}{}", part("hca_handle", handles), part("hca_object", objects))
+}
+
 fn remove_tree(dir: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
     for entry in entries.flatten() {
@@ -334,6 +451,15 @@ fn remove_tree(dir: &Path) -> Result<()> {
 fn read_processes(dir: &Path) -> Vec<i32> {
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn add_processes(dir: &Path, all: &mut Vec<i32>) {
+    all.extend(read_processes(dir));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            add_processes(&entry.path(), all);
+        }
+    }
 }
 
 fn holds_process(dir: &Path) -> bool {

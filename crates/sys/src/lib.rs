@@ -19,6 +19,8 @@ pub mod process;
 pub mod program;
 pub mod pty;
 pub mod random;
+pub mod schedule;
+pub mod signals;
 pub mod tree;
 pub mod xattr;
 pub mod zygote;

@@ -392,6 +392,23 @@ fn prctl(option: libc::c_int, value: libc::c_ulong, name: &'static str) -> Resul
 /// # Errors
 /// `EINVAL` for a program that the kernel rejects, `EACCES` without privilege and without no_new_privs.
 pub fn set_seccomp_filter(program: &[u8], flags: u32) -> Result<()> {
+    install_filter(program, flags).map(drop)
+}
+
+/// As [`set_seccomp_filter`], with a descriptor on which the filter's notifications arrive
+/// (`SECCOMP_FILTER_FLAG_NEW_LISTENER`); closed on exec.
+///
+/// # Errors
+/// As [`set_seccomp_filter`]; `EBUSY` when another filter of the thread has a listener.
+pub fn set_notifying_filter(program: &[u8], flags: u32) -> Result<OwnedFd> {
+    const NEW_LISTENER: u32 = 8;
+    let number = install_filter(program, flags | NEW_LISTENER)?;
+    let number = RawFd::try_from(number).map_err(|_| failed("seccomp", Errno::BADF))?;
+    // SAFETY: the kernel has made a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+fn install_filter(program: &[u8], flags: u32) -> Result<libc::c_long> {
     const INSTRUCTION: usize = size_of::<libc::sock_filter>();
     if program.is_empty() || !program.len().is_multiple_of(INSTRUCTION) {
         return Err(failed("seccomp", Errno::INVAL));
@@ -410,7 +427,8 @@ pub fn set_seccomp_filter(program: &[u8], flags: u32) -> Result<()> {
     let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
     // SAFETY: `program` and what it points to live until the call returns; the kernel only reads them.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
-    check(result, "seccomp", format!("{len} instructions"))
+    check(result, "seccomp", format!("{len} instructions"))?;
+    Ok(result)
 }
 
 /// User, group and supplementary groups of the calling process, in the order that the kernel's checks need.

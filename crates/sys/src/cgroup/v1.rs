@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::process::Signal;
 
 use super::stats::add_io_v1;
 use super::{
-    Cgroup, CpuStats, DeviceRule, IoStats, Keyed, Limits, MemoryStats, PidStats, Stats, keyed, number, read_processes,
-    write,
+    Cgroup, CpuStats, DeviceRule, IoLimitKind, IoStats, Keyed, Limits, MemoryStats, PidStats, Stats, keyed, number,
+    read_processes, write,
 };
 use crate::error::{Context as _, Error, Result};
 
@@ -94,7 +95,63 @@ pub(super) fn set(roots: &[(String, PathBuf)], path: &Path, limits: &Limits) -> 
     for (size, bytes) in &limits.hugepages {
         set("hugetlb", &format!("hugetlb.{size}.limit_in_bytes"), Some(bytes.to_string()))?;
     }
-    Ok(())
+    set("memory", "memory.soft_limit_in_bytes", limits.memory_reservation_bytes.map(|bytes| bytes.to_string()))?;
+    set("memory", "memory.swappiness", limits.swappiness.map(|value| value.to_string()))?;
+    let killer = limits.oom_killer_disabled.filter(|disabled| *disabled);
+    set("memory", "memory.oom_control", killer.map(|_| "1".to_owned()))?;
+    set("cpu", "cpu.cfs_burst_us", limits.cpu_burst_us.map(|burst| burst.to_string()))?;
+    set("cpu", "cpu.idle", limits.cpu_idle.map(|idle| idle.to_string()))?;
+    let (runtime, period) = limits.cpu_realtime_us;
+    set("cpu", "cpu.rt_period_us", period.map(|period| period.to_string()))?;
+    set("cpu", "cpu.rt_runtime_us", runtime.map(|runtime| runtime.to_string()))?;
+    set_io(&file("blkio", ""), limits)?;
+    set("net_cls", "net_cls.classid", limits.network_class.map(|class| class.to_string()))?;
+    for (interface, priority) in &limits.network_priorities {
+        set("net_prio", "net_prio.ifpriomap", Some(format!("{interface} {priority}")))?;
+    }
+    limits.rdma.iter().try_for_each(|device| set("rdma", "rdma.max", Some(super::rdma_line(device))))
+}
+
+fn set_io(dir: &Path, limits: &Limits) -> Result<()> {
+    if let Some(weight) = limits.io_weight {
+        let plain = dir.join("blkio.weight");
+        write(&if plain.exists() { plain } else { dir.join("blkio.bfq.weight") }, &weight.to_string())?;
+    }
+    limits.io_limits.iter().try_for_each(|limit| {
+        let name = match limit.kind {
+            IoLimitKind::ReadBytes => "blkio.throttle.read_bps_device",
+            IoLimitKind::WriteBytes => "blkio.throttle.write_bps_device",
+            IoLimitKind::Reads => "blkio.throttle.read_iops_device",
+            IoLimitKind::Writes => "blkio.throttle.write_iops_device",
+        };
+        let (major, minor) = limit.device;
+        write(&dir.join(name), &format!("{major}:{minor} {}", limit.rate))
+    })
+}
+
+/// This version tells nobody when it has come to its state, and comes there only while somebody asks.
+pub(super) fn wait_until_frozen(
+    roots: &[(String, PathBuf)],
+    path: &Path,
+    frozen: bool,
+    deadline: Instant,
+) -> Result<bool> {
+    let file = root_of(roots, "freezer").unwrap_or(Path::new("(no freezer)")).join(path).join("freezer.state");
+    let wanted = if frozen { "FROZEN" } else { "THAWED" };
+    loop {
+        if fs::read_to_string(&file).during("read", file.display())?.trim() == wanted {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::yield_now();
+    }
+}
+
+pub(super) fn is_frozen(roots: &[(String, PathBuf)], path: &Path) -> bool {
+    let file = root_of(roots, "freezer").map(|root| root.join(path).join("freezer.state"));
+    file.is_some_and(|file| fs::read_to_string(file).is_ok_and(|state| matches!(state.trim(), "FROZEN" | "FREEZING")))
 }
 
 /// The limit of memory may not exceed that of memory and swap: raise the latter first, lower it last.

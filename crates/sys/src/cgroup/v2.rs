@@ -1,10 +1,15 @@
 //! Version 2: one tree (kernel document admin-guide/cgroup-v2).
 
 use std::fs;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    CpuStats, DeviceRule, Keyed, Limits, MemoryStats, PidStats, Pressure, Stats, keyed, number, read_processes, write,
+    CpuStats, DeviceRule, IoLimitKind, Keyed, Limits, MemoryStats, PidStats, Pressure, Stats, keyed, number,
+    read_processes, write,
 };
 use crate::error::{Context as _, Result};
 
@@ -77,7 +82,37 @@ pub(super) fn set(dir: &Path, limits: &Limits) -> Result<()> {
     for (size, bytes) in &limits.hugepages {
         set(&format!("hugetlb.{size}.max"), Some(bytes.to_string()))?;
     }
+    set("memory.low", limits.memory_reservation_bytes.map(max))?;
+    set("cpu.max.burst", limits.cpu_burst_us.map(|burst| burst.to_string()))?;
+    set("cpu.idle", limits.cpu_idle.map(|idle| idle.to_string()))?;
+    set_io(dir, limits)?;
+    limits.rdma.iter().try_for_each(|device| write(&dir.join("rdma.max"), &super::rdma_line(device)))?;
     limits.unified.iter().try_for_each(|(name, value)| write(&dir.join(name), value))
+}
+
+/// The weight goes to the scheduler BFQ where the kernel has it, in its own scale, else to the controller's cost model:
+/// version 1's 10 to 1000 become 1 to 10000, as runc and crun have it.
+fn set_io(dir: &Path, limits: &Limits) -> Result<()> {
+    if let Some(weight) = limits.io_weight.filter(|weight| *weight > 0) {
+        let bfq = dir.join("io.bfq.weight");
+        if bfq.exists() {
+            write(&bfq, &weight.to_string())?;
+        } else {
+            let weight = 1 + (u64::from(weight).max(10) - 10) * 9999 / 990;
+            write(&dir.join("io.weight"), &weight.to_string())?;
+        }
+    }
+    limits.io_limits.iter().try_for_each(|limit| {
+        let name = match limit.kind {
+            IoLimitKind::ReadBytes => "rbps",
+            IoLimitKind::WriteBytes => "wbps",
+            IoLimitKind::Reads => "riops",
+            IoLimitKind::Writes => "wiops",
+        };
+        let rate = if limit.rate == 0 { "max".to_owned() } else { limit.rate.to_string() };
+        let (major, minor) = limit.device;
+        write(&dir.join("io.max"), &format!("{major}:{minor} {name}={rate}"))
+    })
 }
 
 /// Version 1's shares (2 to 262144, 1024 is one CPU) as version 2's weight (1 to 10000, 100 is the default), by the
@@ -107,6 +142,27 @@ fn cpu_max(dir: &Path, limits: &Limits) -> String {
     let period =
         limits.cpu_period_us.filter(|period| *period > 0).map_or(period_now.to_owned(), |period| period.to_string());
     format!("{quota} {period}")
+}
+
+/// The kernel tells of changes of `cgroup.events` (POLLPRI).
+pub(super) fn wait_until_frozen(dir: &Path, frozen: bool, deadline: Instant) -> Result<bool> {
+    let path = dir.join("cgroup.events");
+    let mut file = fs::File::open(&path).during("open", path.display())?;
+    loop {
+        let mut text = String::new();
+        file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text)).during("read", path.display())?;
+        let state = text.lines().find_map(|line| line.strip_prefix("frozen "));
+        if state == Some(if frozen { "1" } else { "0" }) {
+            return Ok(true);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::new(&file, PollFlags::PRI)], limit.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno).during("poll", path.display()),
+        }
+    }
 }
 
 /// `cgroup.kill` (Linux 5.14), else freeze and signal.
