@@ -7,9 +7,12 @@ use std::path::Path;
 use sys::cgroup::Entry;
 use sys::process::{self, Clone, namespace};
 use sys::rustix::fs::{Mode, OFlags};
+use sys::schedule::Inherited;
 use sys::{path, rustix};
 
-use crate::launch::{self, InStep as _, LaunchError, Launched, Reporter, START_MAX, Starting, Stdio, Step};
+use crate::launch::{
+    self, InStep as _, Labels, Last, LaunchError, Launched, Reporter, START_MAX, Starting, Stdio, Step,
+};
 use crate::oci;
 use crate::plan::{self, HostFacts, PlanError, ProcessPlan, mask_of};
 use crate::wire::{self, DecodeError};
@@ -30,6 +33,8 @@ pub struct ExecPlan {
     pub process: ProcessPlan,
     /// Namespaces to join, [`sys::process::namespace`].
     pub namespaces: u64,
+    /// SIGKILL when the launching process ends.
+    pub dies_with_parent: bool,
 }
 
 /// The descriptors of an exec.
@@ -39,9 +44,11 @@ pub struct ExecFds<'a> {
     pub target: BorrowedFd<'a>,
     /// The control group to enter; absent leaves the process in the caller's.
     pub cgroup: Option<Entry>,
+    /// Descriptors that the program keeps.
+    pub inherited: Inherited,
 }
 
-wire::wire_struct! { ExecPlan { process, namespaces } }
+wire::wire_struct! { ExecPlan { process, namespaces, dies_with_parent } }
 
 impl ExecPlan {
     /// As bytes, see [`crate::LaunchPlan::encode`].
@@ -56,7 +63,7 @@ impl ExecPlan {
     pub fn with_args(&self, args: &[String]) -> Result<Self, PlanError> {
         let (programs, arguments) = plan::command(args, &self.process.environment)?;
         let process = ProcessPlan { programs, arguments, ..self.process.clone() };
-        Ok(Self { process, namespaces: self.namespaces })
+        Ok(Self { process, ..self.clone() })
     }
 
     /// From bytes.
@@ -75,8 +82,12 @@ impl ExecPlan {
 pub fn exec_plan(process: &oci::Process, options: ExecOptions<'_>) -> Result<ExecPlan, PlanError> {
     let linux = options.container.linux.clone().unwrap_or_default();
     let namespaces = linux.namespaces.iter().fold(0, |bits, one| bits | mask_of(one.kind));
-    let process = plan::process(Some(process), linux.seccomp.as_ref(), options.facts, &mut Vec::new())?;
-    Ok(ExecPlan { process, namespaces })
+    let mut plan = plan::process(Some(process), linux.seccomp.as_ref(), options.facts, &mut Vec::new())?;
+    if let Some(affinity) = &process.exec_cpu_affinity {
+        plan.cpus_first = plan::cpu_words("process.execCPUAffinity.initial", &affinity.initial)?;
+        plan.cpus = plan::cpu_words("process.execCPUAffinity.final", &affinity.last)?;
+    }
+    Ok(ExecPlan { process: plan, namespaces, dies_with_parent: true })
 }
 
 /// Starts the process and waits until the program has been executed. It is a child of the caller, which has one thread
@@ -97,17 +108,18 @@ pub fn start_exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Sta
         launch::channel_pair().map_err(|error| LaunchError::io(Step::Descriptors, &error, "socketpair"))?;
     let reporter = Reporter(theirs);
     let own = [fds.target, reporter.0.as_fd()].into_iter().chain(launch::files_of(fds.cgroup.as_ref()));
-    let keep: Vec<BorrowedFd<'_>> = own.chain(stdio.descriptors()).collect();
+    let keep: Vec<BorrowedFd<'_>> = own.chain(stdio.descriptors()).chain(fds.inherited.borrowed()).collect();
     let cgroup = fds.cgroup.as_ref().and_then(launch::directory_of);
     let how = Clone { cgroup, keep: Some(&keep), ..Clone::default() };
     let first = process::spawn(&how, || {
         let life = || {
             launch::begin(&plan.process, fds.cgroup.as_ref(), &reporter)?;
+            let proc = path::open_proc().step(Step::Label, "/proc")?;
             // Before it is in the container nobody there can see it; from then on nobody may look into it.
             process::set_dumpable(false).step(Step::Session, "dumpable")?;
             let null = Keep::open(&stdio)?;
             process::join(fds.target, plan.namespaces).step(Step::JoinNamespace, "the container's")?;
-            launch::go_through(0, &reporter, || inside(plan, null, &reporter))
+            launch::go_through(0, &reporter, || inside(plan, null, &proc, &fds.inherited, &reporter))
         };
         launch::report(life(), &reporter)
     })
@@ -138,7 +150,14 @@ impl Keep {
 }
 
 /// The process in the container's namespaces, up to exec.
-fn inside(plan: &ExecPlan, keep: Keep, reporter: &Reporter) -> Result<Infallible, LaunchError> {
+fn inside(
+    plan: &ExecPlan,
+    keep: Keep,
+    proc: &OwnedFd,
+    inherited: &Inherited,
+    reporter: &Reporter,
+) -> Result<Infallible, LaunchError> {
+    let labels = Labels::open(&plan.process, proc.as_fd())?;
     if plan.namespaces & namespace::USER != 0 {
         process::become_root().step(Step::User, "root of the user namespace")?;
     }
@@ -151,7 +170,9 @@ fn inside(plan: &ExecPlan, keep: Keep, reporter: &Reporter) -> Result<Infallible
         reporter.terminal(master.as_fd());
     }
     let streams = launch::connect_streams(&keep.stdio, terminal.as_ref())?;
-    launch::become_program(&plan.process, &streams, true, reporter)
+    let dies_with_parent = plan.dies_with_parent;
+    let last = Last { plan: &plan.process, streams, labels, inherited, dies_with_parent, hooks: None };
+    launch::become_program(&last, reporter)
 }
 
 fn terminal() -> Result<OwnedFd, LaunchError> {

@@ -15,6 +15,7 @@
 //! targets are found by `openat2` below the root's descriptor.
 
 mod exec;
+pub mod hook;
 mod launch;
 pub mod namespaces;
 pub mod oci;
@@ -26,5 +27,8 @@ pub mod wire;
 
 pub use exec::{ExecFds, ExecOptions, ExecPlan, exec, exec_plan, start_exec};
 pub use launch::{Gate, LaunchError, LaunchFds, Launched, Outcome, START_MAX, Starting, Stdio, Step, launch, start};
-pub use plan::{HostFacts, LaunchPlan, PlanError, ProcessPlan, Warning, device_rules, limits, plan};
+pub use plan::{
+    HookPlan, HooksPlan, HostFacts, LaunchPlan, PlanError, ProcessPlan, Warning, device_rules, hook_plans, limits, plan,
+};
+pub use sys::schedule::Inherited;
 pub use wire::DecodeError;

@@ -318,6 +318,15 @@ pub struct Linux {
     /// Execution domain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub personality: Option<Personality>,
+    /// Cache and memory bandwidth by Intel's RDT; nothing here sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<serde_json::Value>,
+    /// Network devices of the host to move in; nothing here does.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub net_devices: BTreeMap<String, serde_json::Value>,
+    /// Memory policy of NUMA nodes; nothing here sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<serde_json::Value>,
     /// Clock offsets of a new time namespace, by clock name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
@@ -416,9 +425,49 @@ pub struct Resources {
     /// Huge pages.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hugepage_limits: Vec<HugepageLimit>,
+    /// Marks of packets, cgroup v1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// RDMA devices by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rdma: BTreeMap<String, Rdma>,
     /// cgroup v2 files to write as they are.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unified: BTreeMap<String, String>,
+}
+
+/// Marks of packets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// Class.
+    #[serde(rename = "classID", skip_serializing_if = "Option::is_none")]
+    pub class_id: Option<u32>,
+    /// Priorities by interface.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub priorities: Vec<InterfacePriority>,
+}
+
+/// Priority of an interface's packets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InterfacePriority {
+    /// The interface.
+    pub name: String,
+    /// Its priority.
+    pub priority: u32,
+}
+
+/// Limits of an RDMA device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rdma {
+    /// Handles.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hca_handles: Option<u32>,
+    /// Objects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hca_objects: Option<u32>,
 }
 
 /// A rule of the devices controller.
@@ -478,6 +527,12 @@ pub struct Cpu {
     /// Microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period: Option<u64>,
+    /// Microseconds of real-time scheduling in each period, cgroup v1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_runtime: Option<i64>,
+    /// Microseconds, cgroup v1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_period: Option<u64>,
     /// CPU list.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cpus: String,

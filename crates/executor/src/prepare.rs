@@ -8,6 +8,8 @@ use std::path::Path;
 use sys::mount::{self, Change};
 use sys::rustix::io::Errno;
 
+use crate::namespaces;
+use crate::oci::{IdMapping, NamespaceKind};
 use crate::plan::{IdMap, LaunchPlan, Source};
 
 /// A source that could not be opened.
@@ -64,21 +66,38 @@ fn finish(source: &Source, mount: OwnedFd, user_namespace: Option<BorrowedFd<'_>
     let spread = Change { propagation: Some(propagation.kind), recursive: propagation.recursive, ..Change::default() };
     mount::set_attributes(mount.as_fd(), &spread)?;
     if source.set != 0 || source.clear != 0 {
-        let change = Change { set: source.set, clear: source.clear, ..Change::default() };
+        let clear = source.clear | times_of(source.set);
+        let change = Change { set: source.set, clear, ..Change::default() };
         mount::set_attributes(mount.as_fd(), &change)?;
     }
     if source.set_recursive != 0 {
-        let change = Change { set: source.set_recursive, recursive: true, ..Change::default() };
+        let (set, clear) = (source.set_recursive, times_of(source.set_recursive));
+        let change = Change { set, clear, recursive: true, ..Change::default() };
         mount::set_attributes(mount.as_fd(), &change)?;
     }
-    let recursive = match &source.id_map {
+    let (own, recursive) = match &source.id_map {
         IdMap::None => return Ok(mount),
-        IdMap::Container { recursive } => *recursive,
-        IdMap::Own { .. } => return Err(unmapped(source, "mappings of a mount's own need a user namespace for each")),
+        IdMap::Container { recursive } => (None, *recursive),
+        IdMap::Own { uids, gids, recursive } => (Some(own_user_namespace(uids, gids)?), *recursive),
     };
-    let id_map = Some(user_namespace.ok_or_else(|| unmapped(source, "no user namespace"))?);
+    let id_map = own.as_ref().map(OwnedFd::as_fd).or(user_namespace);
+    let id_map = Some(id_map.ok_or_else(|| unmapped(source, "no user namespace"))?);
     mount::set_attributes(mount.as_fd(), &Change { id_map, recursive, ..Change::default() })?;
     Ok(mount)
+}
+
+/// Access times are one of three kinds, not bits: a new one takes the place of what was.
+fn times_of(set: u64) -> u64 {
+    if set & mount::attribute::ACCESS_TIME == 0 { 0 } else { mount::attribute::ACCESS_TIME }
+}
+
+/// A user namespace for the mappings of one mount. It is made by a process, so the caller has one thread only.
+fn own_user_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> sys::Result<OwnedFd> {
+    let request = namespaces::Request { uids: uids.to_vec(), gids: gids.to_vec(), ..namespaces::Request::default() };
+    let made = namespaces::create(&request, None)?;
+    let user = made.into_iter().find(|(kind, _)| *kind == NamespaceKind::User);
+    let missing = || sys::Error { call: "clone3", subject: "a user namespace".to_owned(), errno: Errno::INVAL };
+    user.map(|(_, fd)| fd).ok_or_else(missing)
 }
 
 fn unmapped(source: &Source, why: &str) -> sys::Error {

@@ -281,7 +281,9 @@ fn inherited() {
     let plan = executor::exec_plan(&extra, ExecOptions { container: &spec, facts: &facts }).unwrap();
     let target = run.launched.child.pidfd.as_fd();
     let none = Stdio::Streams { stdin: None, stdout: None, stderr: None };
-    let error = executor::exec(&plan, ExecFds { target, cgroup: None }, none).unwrap_err();
+    let error =
+        executor::exec(&plan, ExecFds { target, cgroup: None, inherited: executor::Inherited::default() }, none)
+            .unwrap_err();
     assert_eq!((error.step, error.errno), (Step::Execute, 2), "{error}");
     process::send_signal(target, 9).unwrap();
     run.end();
@@ -319,7 +321,9 @@ fn exec() {
     let (mut output, input) = std::io::pipe().unwrap();
     let stdio = Stdio::Streams { stdin: None, stdout: Some(input.into()), stderr: None };
     let target = run.launched.child.pidfd.as_fd();
-    let launched = executor::exec(&plan, ExecFds { target, cgroup: None }, stdio).unwrap();
+    let launched =
+        executor::exec(&plan, ExecFds { target, cgroup: None, inherited: executor::Inherited::default() }, stdio)
+            .unwrap();
     let mut text = String::new();
     output.read_to_string(&mut text).unwrap();
     assert_eq!(process::reap(launched.child.pidfd.as_fd()).unwrap(), Exit::Code(3));
@@ -340,7 +344,11 @@ fn false_devpts() {
     extra.terminal = true;
     let plan = executor::exec_plan(&extra, ExecOptions { container: &spec, facts: &facts }).unwrap();
     let target = run.launched.child.pidfd.as_fd();
-    let error = executor::exec(&plan, ExecFds { target, cgroup: None }, Stdio::Terminal { rows: 0, columns: 0 });
+    let error = executor::exec(
+        &plan,
+        ExecFds { target, cgroup: None, inherited: executor::Inherited::default() },
+        Stdio::Terminal { rows: 0, columns: 0 },
+    );
     let error = error.unwrap_err();
     assert_eq!((error.step, error.errno), (Step::Terminal, 19), "{error}");
     process::send_signal(target, 9).unwrap();
@@ -455,7 +463,7 @@ fn gate() {
     let fds = LaunchFds { rootfs: Some(tree.mount()), ..LaunchFds::default() };
     let launched = executor::launch(&plan, fds, stdio).unwrap();
     assert!(process::try_reap(launched.child.pidfd.as_fd()).unwrap().is_none(), "it waits");
-    launched.gate.unwrap().open().unwrap();
+    launched.gate.unwrap().open(executor::START_MAX).unwrap();
     let mut text = String::new();
     output.read_to_string(&mut text).unwrap();
     assert_eq!(text, "opened\n");

@@ -10,12 +10,15 @@
 //! | 8–11 | second value |
 //! | 12… | text |
 //!
-//! The launcher sends one byte, "go on", to a child at its gate; the end of the channel tells the child to give up.
+//! The launcher sends one byte, "go on", to a child that has halted or stands at its gate; the end of the channel tells the
+//! child to give up. Where the gate is a socket that the child listens on, whoever connects to it becomes the launcher: the
+//! byte comes by the new connection, and what is said afterwards goes there.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use sys::rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use sys::rustix::io::Errno;
+use sys::rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, socketpair};
 
 use super::{LaunchError, Step};
 use crate::plan::Warning;
@@ -35,8 +38,12 @@ pub(crate) enum Message {
     Terminal(OwnedFd),
     /// The final process, made by the one in between: its id and its descriptor.
     Child(i32, OwnedFd),
+    /// Namespaces and mounts are made; it waits for the launcher's hooks.
+    Halted,
     /// Everything is set up; it waits for the launcher.
     Ready,
+    /// Where its filter reports system calls.
+    Listener(OwnedFd),
     /// The next thing is exec: if the channel ends now, it worked.
     Executing,
 }
@@ -51,11 +58,24 @@ enum Kind {
     Child = 4,
     Ready = 5,
     Executing = 6,
+    Halted = 7,
+    Listener = 8,
 }
 
 /// A pair of ends: the launcher's and the child's.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Who has opened a gate.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// The launcher.
+    ByLauncher,
+    /// Somebody else, who hears from now on what becomes of the process.
+    By(Reporter),
+    /// Nobody any more: the launcher has gone.
+    Never,
 }
 
 /// The child's end.
@@ -84,10 +104,25 @@ impl Reporter {
         self.send(Kind::Executing, 0, [0, 0], "", None)
     }
 
-    /// Says that it is ready and waits. False when the launcher has gone.
-    pub(crate) fn wait_at_gate(&self) -> bool {
-        self.send(Kind::Ready, 0, [0, 0], "", None);
-        matches!(sys::fdpass::recv(self.0.as_fd(), &mut [0], &mut Vec::new()), Ok(1))
+    /// Says that namespaces and mounts are made, and waits. False when the launcher has gone.
+    pub(crate) fn halt(&self) -> bool {
+        self.send(Kind::Halted, 0, [0, 0], "", None) && told_to_go_on(self.0.as_fd())
+    }
+
+    pub(crate) fn listener(&self, listener: BorrowedFd<'_>) {
+        self.send(Kind::Listener, 0, [0, 0], "", Some(listener));
+    }
+
+    /// Says that it is ready and waits, for the launcher or for whoever comes to `gate`.
+    pub(crate) fn wait_at_gate(&self, gate: Option<&OwnedFd>) -> Opened {
+        if !self.send(Kind::Ready, 0, [0, 0], "", None) {
+            return Opened::Never;
+        }
+        match gate {
+            None if told_to_go_on(self.0.as_fd()) => Opened::ByLauncher,
+            None => Opened::Never,
+            Some(gate) => wait_for_opener(gate).map_or(Opened::Never, Opened::By),
+        }
     }
 
     /// False when the launcher has gone.
@@ -99,6 +134,21 @@ impl Reporter {
         packet.extend(text.as_bytes());
         packet.truncate(LENGTH_MAX);
         sys::fdpass::send(self.0.as_fd(), &packet, fd.as_slice()).is_ok()
+    }
+}
+
+fn told_to_go_on(channel: BorrowedFd<'_>) -> bool {
+    matches!(sys::fdpass::recv(channel, &mut [0], &mut Vec::new()), Ok(1))
+}
+
+/// Who connects and goes away without a word has changed his mind.
+fn wait_for_opener(gate: &OwnedFd) -> Option<Reporter> {
+    loop {
+        match acceptfrom_with(gate, SocketFlags::CLOEXEC) {
+            Ok((opener, _)) if told_to_go_on(opener.as_fd()) => return Some(Reporter(opener)),
+            Ok(_) | Err(Errno::INTR | Errno::CONNABORTED) => {}
+            Err(_) => return None,
+        }
     }
 }
 
@@ -125,6 +175,8 @@ fn parse(packet: &[u8], fd: Option<OwnedFd>) -> Option<Message> {
         4 => Message::Child(first, fd?),
         5 => Message::Ready,
         6 => Message::Executing,
+        7 => Message::Halted,
+        8 => Message::Listener(fd?),
         _ => return None,
     })
 }

@@ -12,30 +12,33 @@ mod root;
 mod starting;
 mod step;
 mod streams;
+mod time;
 
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sys::cgroup::Entry;
 use sys::process::{self, Child, Clone, namespace};
 use sys::rustix::fs::OFlags;
 use sys::rustix::io::Errno;
+use sys::schedule::Inherited;
 use sys::{mount, path};
 
+use crate::hook;
 use crate::oci::NamespaceKind;
-use crate::plan::{LaunchPlan, ProcessPlan, Warning, mask_of};
-use channel::Message;
+use crate::plan::{HookPlan, HooksPlan, LaunchPlan, ProcessPlan, Warning, mask_of};
+use channel::{Message, Opened};
 
 pub use starting::{Outcome, START_MAX, Starting};
 pub use step::Step;
 
 pub(crate) use channel::Reporter;
 pub(crate) use channel::pair as channel_pair;
-pub(crate) use program::become_program;
+pub(crate) use program::{Labels, Last, become_program};
 pub(crate) use streams::connect as connect_streams;
 
 /// The descriptors that a launch needs. Nothing else connects it with the file system of the host.
@@ -50,6 +53,11 @@ pub struct LaunchFds {
     pub namespaces: Vec<(NamespaceKind, OwnedFd)>,
     /// The control group; absent leaves the process in the caller's.
     pub cgroup: Option<Entry>,
+    /// Where the process waits at its gate: a listening `SOCK_SEQPACKET` socket. Whoever connects opens the gate
+    /// ([`Gate::connected`]), and the launcher may end meanwhile. Without it the launcher alone can.
+    pub gate: Option<OwnedFd>,
+    /// Descriptors that the program keeps.
+    pub inherited: Inherited,
 }
 
 /// The standard streams of a process.
@@ -80,34 +88,44 @@ pub struct Launched {
     pub child: Child,
     /// The master of its terminal.
     pub terminal: Option<OwnedFd>,
+    /// Where its filter reports system calls.
+    pub listener: Option<OwnedFd>,
     /// Present when the plan has a gate: everything is set up, the program does not run yet.
     pub gate: Option<Gate>,
     /// What could not be done as asked although the process runs.
     pub warnings: Vec<Warning>,
 }
 
-/// A process that is ready and waits before exec: OCI's state *created*. Dropping it ends the process.
+/// A process that is ready and waits before exec: OCI's state *created*. Dropping it ends the process, unless it waits at
+/// a socket.
 #[derive(Debug)]
 pub struct Gate {
     pub(crate) channel: OwnedFd,
 }
 
 impl Gate {
-    /// Lets the process exec its program: OCI's *start*.
+    /// The gate of a process that waits at a socket, by a connection to it.
+    pub fn connected(channel: OwnedFd) -> Self {
+        Self { channel }
+    }
+
+    /// Lets the process exec its program: OCI's *start*. Where its filter reports system calls, if it does.
     ///
     /// # Errors
     /// The program could not be executed; the process has ended.
-    pub fn open(self) -> Result<(), LaunchError> {
+    pub fn open(self, limit: Duration) -> Result<Option<OwnedFd>, LaunchError> {
         let failed = |error: io::Error| LaunchError::io(Step::Protocol, &error, "the gate");
         channel::open_gate(self.channel.as_fd()).map_err(failed)?;
-        let deadline = Instant::now() + START_MAX;
-        let mut executing = false;
+        sys::rustix::io::ioctl_fionbio(&self.channel, true).map_err(|errno| failed(errno.into()))?;
+        let deadline = Instant::now() + limit;
+        let (mut executing, mut listener) = (false, None);
         loop {
             match channel::receive(self.channel.as_fd()) {
                 Ok(Some(Message::Executing)) => executing = true,
                 Ok(Some(Message::Error(error))) => return Err(error),
+                Ok(Some(Message::Listener(found))) => listener = Some(found),
                 Ok(Some(_)) => {}
-                Ok(None) if executing => return Ok(()),
+                Ok(None) if executing => return Ok(listener),
                 Ok(None) => return Err(LaunchError::new(Step::Protocol, Errno::CHILD, "it ended at its gate")),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -124,14 +142,18 @@ impl Gate {
 
 /// Why there is no process.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{step}: {detail}: {}", std::io::Error::from_raw_os_error(*errno))]
+#[error("{step}: {detail}{}", reason(*errno))]
 pub struct LaunchError {
     /// What was being done.
     pub step: Step,
-    /// The kernel's reason.
+    /// The kernel's reason; 0 where it was not the kernel.
     pub errno: i32,
     /// The object: a mount's target, a sysctl, the program.
     pub detail: String,
+}
+
+fn reason(errno: i32) -> String {
+    if errno == 0 { String::new() } else { format!(": {}", io::Error::from_raw_os_error(errno)) }
 }
 
 impl LaunchError {
@@ -213,8 +235,8 @@ impl LaunchFds {
     /// Those that the child uses.
     fn of_child(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let namespaces = self.namespaces.iter().map(|(_, namespace)| namespace);
-        let mounts = self.rootfs.iter().chain(&self.mounts).chain(namespaces).map(OwnedFd::as_fd);
-        mounts.chain(files_of(self.cgroup.as_ref()))
+        let mounts = self.rootfs.iter().chain(&self.mounts).chain(namespaces).chain(&self.gate).map(OwnedFd::as_fd);
+        mounts.chain(files_of(self.cgroup.as_ref())).chain(self.inherited.borrowed())
     }
 }
 
@@ -273,9 +295,14 @@ fn container(
     stdio: &Stdio,
     reporter: &Reporter,
 ) -> Result<Infallible, LaunchError> {
+    let proc = path::open_proc().step(Step::Label, "/proc")?;
+    let labels = Labels::open(&plan.process, proc.as_fd())?;
     join_some(&fds.namespaces, |kind| !matches!(kind, NamespaceKind::User | NamespaceKind::Pid))?;
     if plan.new_namespaces & namespace::CGROUP != 0 {
         process::leave(namespace::CGROUP).step(Step::NewNamespace, "cgroup")?;
+    }
+    if plan.new_namespaces & namespace::TIME != 0 {
+        time::enter_new(&plan.time_offsets)?;
     }
     if fds.namespaces.iter().any(|(kind, _)| *kind == NamespaceKind::User) {
         process::become_root().step(Step::User, "root of the user namespace")?;
@@ -284,18 +311,56 @@ fn container(
     sys::fork::new_session().map_err(|error| LaunchError::io(Step::Session, &error, "setsid"))?;
     names(plan)?;
     sysctls(&plan.sysctls)?;
+    let before_entry = || halt_for_hooks(plan, reporter);
     let terminal = match (&plan.root, &fds.rootfs) {
-        (Some(root), Some(mount)) => root::enter(root, plan, mount.as_fd(), &fds.mounts, stdio)?,
-        _ => None,
+        (Some(root), Some(mount)) => root::enter(root, plan, mount.as_fd(), &fds.mounts, stdio, before_entry)?,
+        _ => before_entry().map(|()| None)?,
     };
     if let Some(terminal) = &terminal {
         reporter.terminal(terminal.as_fd());
     }
     let streams = streams::connect(stdio, terminal.as_ref())?;
-    if plan.gate && !reporter.wait_at_gate() {
+    let last = Last {
+        plan: &plan.process,
+        streams,
+        labels,
+        inherited: &fds.inherited,
+        dies_with_parent: plan.dies_with_parent,
+        hooks: Some(&plan.hooks),
+    };
+    if !plan.gate {
+        return program::become_program(&last, reporter);
+    }
+    // What is certain to fail does so before, where callers look for it.
+    program::look_for(&plan.process)?;
+    match reporter.wait_at_gate(fds.gate.as_ref()) {
+        Opened::ByLauncher => program::become_program(&last, reporter),
+        Opened::By(opener) => process::exit_now(report(program::become_program(&last, &opener), &opener)),
+        Opened::Never => process::exit_now(1),
+    }
+}
+
+/// The hooks of the launcher, then those of the container's namespaces.
+fn halt_for_hooks(plan: &LaunchPlan, reporter: &Reporter) -> Result<(), LaunchError> {
+    if plan.halts && !reporter.halt() {
         process::exit_now(1);
     }
-    program::become_program(&plan.process, &streams, plan.dies_with_parent, reporter)
+    run_hooks("createContainer", &plan.hooks.create_container, &plan.hooks, "creating")
+}
+
+/// Runs hooks in the calling process's namespaces.
+pub(crate) fn run_hooks(
+    stage: &'static str,
+    hooks: &[HookPlan],
+    all: &HooksPlan,
+    status: &'static str,
+) -> Result<(), LaunchError> {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let failed = |detail: String| LaunchError { step: Step::Hook, errno: 0, detail };
+    let state = hook::with_status(&all.state, std::process::id(), status).map_err(|error| failed(error.to_string()))?;
+    hook::run_all(stage, hooks, &state).map_err(|error| failed(error.to_string()))
 }
 
 fn names(plan: &LaunchPlan) -> Result<(), LaunchError> {
@@ -346,6 +411,9 @@ pub(crate) fn join_some(
 /// What a child does first, while it still is as privileged as the launcher: enters its control group, raises hard limits, protects
 /// itself from the OOM killer as far as it may.
 pub(crate) fn begin(process: &ProcessPlan, cgroup: Option<&Entry>, reporter: &Reporter) -> Result<(), LaunchError> {
+    if !process.cpus_first.is_empty() {
+        sys::schedule::set_affinity(&process.cpus_first).step(Step::Scheduling, "process.execCPUAffinity")?;
+    }
     if let Some(Entry::Files(files)) = cgroup {
         for file in files {
             sys::rustix::io::write(file, b"0")

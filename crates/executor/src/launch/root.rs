@@ -21,6 +21,7 @@ pub(super) fn enter(
     root: BorrowedFd<'_>,
     mounts: &[OwnedFd],
     stdio: &Stdio,
+    before_entry: impl FnOnce() -> Result<(), LaunchError>,
 ) -> Result<Option<OwnedFd>, LaunchError> {
     mount::set_propagation(Path::new("/"), Propagation::Private, true).step(Step::Root, "/")?;
     // A place in this namespace's tree: a detached mount could not be copied again before Linux 6.15.
@@ -28,11 +29,11 @@ pub(super) fn enter(
     // A copy of a shared mount is its peer, and pivot_root takes none such.
     let private = Change { propagation: Some(Propagation::Private), recursive: true, ..Change::default() };
     mount::set_attributes(root, &private).step(Step::Root, "private")?;
-    // Any directory of the host will do: pivot_root wants a mount point, and takes it away from there.
-    mount::attach_at(root, Path::new("/proc")).step(Step::Root, "attaching")?;
+    mount::attach_at(root, Path::new(&plan.at)).step(Step::Root, "attaching")?;
     for one in &plan.mounts {
         make(one, plan, root, mounts)?;
     }
+    before_entry()?;
     let terminal = match stdio {
         Stdio::Terminal { .. } => Some(terminal(root)?),
         Stdio::Streams { .. } => None,

@@ -28,6 +28,9 @@ pub struct Starting {
     first: Child,
     last: Option<Child>,
     terminal: Option<OwnedFd>,
+    listener: Option<OwnedFd>,
+    /// It waits for the launcher's hooks.
+    halted: bool,
     /// It stops at its gate.
     gated: bool,
     at_gate: bool,
@@ -65,6 +68,8 @@ impl Starting {
             first,
             last: None,
             terminal: None,
+            listener: None,
+            halted: false,
             gated,
             at_gate: false,
             executing: false,
@@ -80,6 +85,8 @@ impl Starting {
                 Ok(Some(Message::Warning(warning))) => self.warnings.push(warning),
                 Ok(Some(Message::Terminal(master))) => self.terminal = Some(master),
                 Ok(Some(Message::Child(pid, pidfd))) => self.last = Pid::from_raw(pid).map(|pid| Child { pid, pidfd }),
+                Ok(Some(Message::Listener(listener))) => self.listener = Some(listener),
+                Ok(Some(Message::Halted)) => self.halted = true,
                 Ok(Some(Message::Ready)) => self.at_gate = self.gated,
                 Ok(Some(Message::Executing)) => self.executing = true,
                 Ok(Some(Message::Error(error))) => self.failure = Some(error),
@@ -89,23 +96,50 @@ impl Starting {
                     self.failure = Some(LaunchError::io(Step::Protocol, &error, "the channel to the new process"));
                 }
             }
-            if self.at_gate || self.failure.is_some() {
+            if self.at_gate || self.halted || self.failure.is_some() {
                 return true;
             }
         }
     }
 
+    /// Waits until it has halted, as [`crate::LaunchPlan::halts`] asks. False when it has failed instead, or not come there
+    /// in time; [`Self::wait`] says why.
+    pub fn wait_for_halt(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while !self.hear() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || readable(self.channel.as_fd(), left).is_err() {
+                return false;
+            }
+        }
+        self.halted
+    }
+
+    /// Lets it go on from where it has halted.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn go_on(&mut self) -> Result<(), LaunchError> {
+        self.halted = false;
+        channel::open_gate(self.channel.as_fd())
+            .map_err(|error| LaunchError::io(Step::Protocol, &error, "it has halted"))
+    }
+
+    /// The process that becomes the program.
+    pub fn child(&self) -> &Child {
+        self.last.as_ref().unwrap_or(&self.first)
+    }
+
     /// Ends it, whatever it does.
     pub fn give_up(mut self, errno: Errno) -> Outcome {
-        let child = self.last.as_ref().unwrap_or(&self.first);
-        let detail = format!("its state is {}", state_of(child));
+        let detail = format!("its state is {}", state_of(self.child()));
         self.failure = Some(LaunchError::new(Step::Waiting, errno, detail));
         self.finish()
     }
 
     /// What became of it; one of which that is not known yet is ended.
     pub fn finish(self) -> Outcome {
-        let Self { channel, first, last, terminal, at_gate, executing, warnings, failure, .. } = self;
+        let Self { channel, first, last, terminal, listener, at_gate, executing, warnings, failure, .. } = self;
         if failure.is_none() && (executing || at_gate) {
             let (child, rest) = match last {
                 None => (first, Vec::new()),
@@ -117,7 +151,7 @@ impl Starting {
                 }
             };
             let gate = at_gate.then_some(Gate { channel });
-            return Outcome { launched: Ok(Launched { child, terminal, gate, warnings }), rest };
+            return Outcome { launched: Ok(Launched { child, terminal, listener, gate, warnings }), rest };
         }
         let failure = failure.unwrap_or_else(|| LaunchError::new(Step::Protocol, Errno::CHILD, state_of(&first)));
         let rest: Vec<Child> = [first].into_iter().chain(last).collect();

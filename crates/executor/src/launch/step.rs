@@ -54,4 +54,9 @@ steps! {
     ParentDeath = 25, "binding its life to its keeper";
     Execute = 26, "executing";
     Waiting = 27, "waiting for the new process";
+    Hook = 28, "running a hook";
+    Time = 29, "setting the clocks of the time namespace";
+    Scheduling = 30, "setting how it is scheduled";
+    Label = 31, "setting the security label";
+    Keyring = 32, "making a session keyring";
 }

@@ -8,16 +8,22 @@ use crate::wire::{DecodeError, Wire, wire_enum, wire_struct};
 
 wire_struct! {
     LaunchPlan {
-        process, new_namespaces, joins, hostname, domainname, root, sources, sysctls, gate, dies_with_parent, warnings,
+        process, new_namespaces, joins, hostname, domainname, root, sources, sysctls, time_offsets, hooks, halts, gate,
+        dies_with_parent, warnings,
     }
     ProcessPlan {
         programs, arguments, environment, cwd, uid, gid, groups, umask, capabilities, rlimits, no_new_privileges,
-        oom_score_adj, seccomp, terminal,
+        oom_score_adj, seccomp, scheduler, io_priority, personality, cpus_first, cpus, apparmor, selinux, keyring,
+        finds_home, owns_streams, terminal,
     }
     CapabilitySets { bounding, effective, permitted, inheritable, ambient }
     Rlimit { resource, soft, hard }
-    SeccompPlan { program, flags }
-    RootPlan { mounts, devices, device_links, masked_paths, readonly_paths, readonly, propagation, entry }
+    SeccompPlan { program, flags, notifies }
+    SchedulerPlan { policy, flags, nice, priority, runtime_ns, deadline_ns, period_ns }
+    TimeOffset { clock, secs, nanosecs }
+    HooksPlan { state, create_container, start_container }
+    HookPlan { program, arguments, environment, timeout_s }
+    RootPlan { mounts, devices, device_links, masked_paths, readonly_paths, readonly, propagation, entry, at }
     PropagationPlan { kind, recursive }
     MountPlan { target, what, is_file }
     FilesystemPlan { kind, options, attributes, copy_up }
@@ -108,12 +114,17 @@ impl Wire for Warning {
         match self {
             Self::OomScoreAdj { wanted, got } => (0u16, (*wanted, *got)).put(out),
             Self::Capabilities(missing) => (1u16, *missing).put(out),
+            Self::UnknownCapability(name) => {
+                2u16.put(out);
+                name.put(out);
+            }
         }
     }
     fn take(input: &mut &[u8]) -> Result<Self, DecodeError> {
         match u16::take(input)? {
             0 => <(i32, i32)>::take(input).map(|(wanted, got)| Self::OomScoreAdj { wanted, got }),
             1 => u64::take(input).map(Self::Capabilities),
+            2 => String::take(input).map(Self::UnknownCapability),
             other => Err(DecodeError::Unknown(other.into())),
         }
     }

@@ -16,6 +16,10 @@ pub struct HostFacts {
     pub cgroup_hierarchies: Vec<(String, Vec<String>)>,
     /// The root of the host's mounts is the initramfs, which cannot be pivoted away.
     pub root_is_initramfs: bool,
+    /// The kernel confines programs by AppArmor profiles.
+    pub apparmor: bool,
+    /// The kernel labels processes by SELinux.
+    pub selinux: bool,
 }
 
 impl HostFacts {
@@ -30,6 +34,8 @@ impl HostFacts {
             unified_cgroups: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
             cgroup_hierarchies: cgroup_hierarchies(&mounts),
             root_is_initramfs: root_is_initramfs(&mounts),
+            apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y")),
+            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 mod codec;
 mod facts;
+mod hooks;
 mod mounts;
 mod process;
 mod resources;
@@ -9,10 +10,11 @@ mod root;
 mod types;
 
 pub use facts::HostFacts;
+pub use hooks::hook_plans;
 pub use resources::{device_rules, limits};
 pub use types::*;
 
-pub(crate) use process::{command, mask_of, process};
+pub(crate) use process::{command, cpu_words, mask_of, process};
 
 use sys::process::namespace;
 
@@ -55,7 +57,8 @@ pub fn plan(spec: &oci::Spec, facts: &HostFacts) -> Result<LaunchPlan, PlanError
     let own = own_namespaces(&linux);
     require(own & namespace::UTS != 0 || spec.hostname.is_empty(), "hostname", &spec.hostname)?;
     require(own & namespace::UTS != 0 || spec.domainname.is_empty(), "domainname", &spec.domainname)?;
-    let process = process(spec.process.as_ref(), linux.seccomp.as_ref(), facts, &mut warnings)?;
+    let mut process = process(spec.process.as_ref(), linux.seccomp.as_ref(), facts, &mut warnings)?;
+    process.personality = linux.personality.as_ref().map(process::personality).transpose()?;
     let mut sources = Vec::new();
     let root = if own & namespace::MOUNT == 0 {
         None
@@ -71,10 +74,29 @@ pub fn plan(spec: &oci::Spec, facts: &HostFacts) -> Result<LaunchPlan, PlanError
         root,
         sources,
         sysctls: linux.sysctl.into_iter().collect(),
+        time_offsets: time_offsets(&linux.time_offsets, own)?,
+        hooks: HooksPlan::default(),
+        halts: false,
         gate: false,
         dies_with_parent: true,
         warnings,
     })
+}
+
+fn time_offsets(
+    offsets: &std::collections::BTreeMap<String, oci::TimeOffset>,
+    own: u64,
+) -> Result<Vec<TimeOffset>, PlanError> {
+    let plan = |(clock, offset): (&String, &oci::TimeOffset)| match clock.as_str() {
+        "monotonic" | "boottime" if own & namespace::TIME != 0 => {
+            Ok(TimeOffset { clock: clock.clone(), secs: offset.secs, nanosecs: offset.nanosecs })
+        }
+        "monotonic" | "boottime" => {
+            Err(PlanError::invalid("linux.timeOffsets", clock, "needs a time namespace of the container's own"))
+        }
+        _ => Err(PlanError::invalid("linux.timeOffsets", clock, "is none of monotonic and boottime")),
+    };
+    offsets.iter().map(plan).collect()
 }
 
 fn require(holds: bool, field: &'static str, value: &str) -> Result<(), PlanError> {

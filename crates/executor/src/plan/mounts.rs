@@ -41,7 +41,21 @@ const ATTRIBUTES: [(&str, u64, bool); 14] = [
 ];
 
 /// Words that are the kernel's defaults, or mean nothing to the new mount API.
-const WITHOUT_EFFECT: [&str; 7] = ["defaults", "relatime", "norelatime", "atime", "async", "nomand", "loud"];
+const WITHOUT_EFFECT: [&str; 13] = [
+    "defaults",
+    "relatime",
+    "norelatime",
+    "nostrictatime",
+    "atime",
+    "async",
+    "nomand",
+    "loud",
+    "silent",
+    "rrelatime",
+    "rnorelatime",
+    "rnostrictatime",
+    "ratime",
+];
 
 impl Options {
     pub(super) fn parse(mount: &oci::Mount) -> Result<Self, PlanError> {

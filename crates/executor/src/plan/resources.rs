@@ -1,6 +1,6 @@
 //! `linux.resources`: limits and device rules of the container's control group.
 
-use sys::cgroup::{DeviceRule, Limits};
+use sys::cgroup::{DeviceRule, IoLimit, IoLimitKind, Limits};
 
 use super::PlanError;
 use crate::oci;
@@ -28,9 +28,44 @@ pub fn limits(resources: &oci::Resources) -> Result<Limits, PlanError> {
         memory_swap_bytes: memory.swap.filter(|swap| *swap != 0),
         memory_min_bytes: None,
         pids: resources.pids.as_ref().and_then(|pids| pids.limit).filter(|limit| *limit != 0),
+        memory_reservation_bytes: memory.reservation.filter(|bytes| *bytes != 0),
+        swappiness: memory.swappiness,
+        oom_killer_disabled: memory.disable_oom_killer,
+        cpu_burst_us: cpu.burst,
+        cpu_idle: cpu.idle,
+        cpu_realtime_us: (
+            cpu.realtime_runtime.filter(|runtime| *runtime != 0),
+            cpu.realtime_period.filter(|period| *period != 0),
+        ),
+        io_weight: resources.block_io.as_ref().and_then(|io| io.weight).filter(|weight| *weight != 0),
+        io_limits: io_limits(resources.block_io.as_ref()),
+        network_class: resources.network.as_ref().and_then(|network| network.class_id),
+        network_priorities: resources.network.iter().flat_map(priorities).collect(),
+        rdma: resources.rdma.iter().map(|(name, one)| (name.clone(), one.hca_handles, one.hca_objects)).collect(),
         hugepages: resources.hugepage_limits.iter().map(|page| (page.page_size.clone(), page.limit)).collect(),
         unified: resources.unified.clone().into_iter().collect(),
     })
+}
+
+fn priorities(network: &oci::Network) -> impl Iterator<Item = (String, u32)> {
+    network.priorities.iter().map(|one| (one.name.clone(), one.priority))
+}
+
+fn io_limits(io: Option<&oci::BlockIo>) -> Vec<IoLimit> {
+    let Some(io) = io else { return Vec::new() };
+    let kinds = [
+        (IoLimitKind::ReadBytes, &io.throttle_read_bps_device),
+        (IoLimitKind::WriteBytes, &io.throttle_write_bps_device),
+        (IoLimitKind::Reads, &io.throttle_read_iops_device),
+        (IoLimitKind::Writes, &io.throttle_write_iops_device),
+    ];
+    let number = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
+    let limit = |kind, one: &oci::ThrottleDevice| IoLimit {
+        kind,
+        device: (number(one.major), number(one.minor)),
+        rate: one.rate,
+    };
+    kinds.into_iter().flat_map(|(kind, devices)| devices.iter().map(move |one| limit(kind, one))).collect()
 }
 
 /// Devices that every container may use (config-linux.md, "Default Devices"), and mknod of any, which gives nothing.

@@ -54,6 +54,8 @@ pub(super) fn root(
         readonly: root.readonly,
         propagation,
         entry: if facts.root_is_initramfs { RootEntry::Chroot } else { RootEntry::Pivot },
+        // Any directory of the host will do: pivot_root wants a mount point, and takes it away from there.
+        at: root.path.to_str().filter(|path| path.starts_with('/')).unwrap_or("/proc").to_owned(),
     })
 }
 

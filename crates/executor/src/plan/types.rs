@@ -27,6 +27,12 @@ pub struct LaunchPlan {
     pub sources: Vec<Source>,
     /// Names below `/proc/sys` and their values.
     pub sysctls: Vec<(String, String)>,
+    /// Offsets of the clocks of a new time namespace.
+    pub time_offsets: Vec<TimeOffset>,
+    /// Programs that the container's own process runs on its way.
+    pub hooks: HooksPlan,
+    /// Stop when the mounts are made, before the root is entered, until [`crate::Starting::go_on`].
+    pub halts: bool,
     /// Stop before exec until [`crate::Gate::open`].
     pub gate: bool,
     /// SIGKILL when the launching process ends.
@@ -64,6 +70,26 @@ pub struct ProcessPlan {
     pub oom_score_adj: Option<i32>,
     /// The assembled filter, an array of `struct sock_filter`.
     pub seccomp: Option<SeccompPlan>,
+    /// How it is scheduled; as the launcher without.
+    pub scheduler: Option<SchedulerPlan>,
+    /// Class and level of input and output, see ioprio_set(2).
+    pub io_priority: Option<(u32, u32)>,
+    /// Execution domain, see personality(2).
+    pub personality: Option<u64>,
+    /// CPUs, as words of 64, before it enters its control group.
+    pub cpus_first: Vec<u64>,
+    /// CPUs afterwards.
+    pub cpus: Vec<u64>,
+    /// AppArmor profile to execute under.
+    pub apparmor: Option<String>,
+    /// SELinux context to execute in.
+    pub selinux: Option<String>,
+    /// Name of a session keyring of its own.
+    pub keyring: Option<String>,
+    /// `HOME` comes from the container's `/etc/passwd` where the environment has none.
+    pub finds_home: bool,
+    /// The user owns the standard streams, unless they are the null device.
+    pub owns_streams: bool,
     /// Whether it asks for a terminal.
     pub terminal: bool,
 }
@@ -97,6 +123,62 @@ pub struct SeccompPlan {
     pub program: Bytes,
     /// Flags of seccomp(2).
     pub flags: u32,
+    /// Calls are reported to a listener, see [`crate::Launched::listener`].
+    pub notifies: bool,
+}
+
+/// How a process is scheduled, see sched_setattr(2).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SchedulerPlan {
+    /// Number of the policy.
+    pub policy: u32,
+    /// `SCHED_FLAG_…`.
+    pub flags: u64,
+    /// -20 to 19.
+    pub nice: i32,
+    /// Of the real-time policies.
+    pub priority: u32,
+    /// Nanoseconds, of `SCHED_DEADLINE`.
+    pub runtime_ns: u64,
+    /// Nanoseconds, of `SCHED_DEADLINE`.
+    pub deadline_ns: u64,
+    /// Nanoseconds, of `SCHED_DEADLINE`.
+    pub period_ns: u64,
+}
+
+/// Offset of a clock in a new time namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimeOffset {
+    /// `monotonic` or `boottime`.
+    pub clock: String,
+    /// Seconds.
+    pub secs: i64,
+    /// Nanoseconds.
+    pub nanosecs: u32,
+}
+
+/// Programs that the container's process runs on its way, with its state on their standard input.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HooksPlan {
+    /// The state as JSON, but for `pid` and `status`.
+    pub state: String,
+    /// In the container's namespaces, before its root is entered: by paths of the host.
+    pub create_container: Vec<HookPlan>,
+    /// In the container, before its program.
+    pub start_container: Vec<HookPlan>,
+}
+
+/// One hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookPlan {
+    /// Program.
+    pub program: CString,
+    /// Arguments, beginning with the name.
+    pub arguments: Vec<CString>,
+    /// Environment.
+    pub environment: Vec<CString>,
+    /// Seconds until it is killed.
+    pub timeout_s: Option<u32>,
 }
 
 /// The root file system and everything in it.
@@ -118,6 +200,8 @@ pub struct RootPlan {
     pub propagation: Option<PropagationPlan>,
     /// How the root is entered.
     pub entry: RootEntry,
+    /// The directory of the host that the root is attached on until it is entered. Hooks look for it there.
+    pub at: String,
 }
 
 /// How the root is entered.
@@ -263,6 +347,9 @@ pub enum Warning {
     /// Capabilities that the node does not have itself, as bits.
     #[error("the node itself lacks capabilities {0:#x}; they are left out")]
     Capabilities(u64),
+    /// A capability that this build does not know.
+    #[error("there is no capability {0}; it is left out")]
+    UnknownCapability(String),
 }
 
 impl LaunchPlan {

@@ -24,6 +24,7 @@ const KILL_THREAD: u32 = 0;
 const TRAP: u32 = 0x0003_0000;
 const ERRNO: u32 = 0x0005_0000;
 const TRACE: u32 = 0x7ff0_0000;
+const USER_NOTIF: u32 = 0x7fc0_0000;
 const LOG: u32 = 0x7ffc_0000;
 const ALLOW: u32 = 0x7fff_0000;
 
@@ -31,6 +32,8 @@ const ENOSYS: u32 = 38;
 const EPERM: u32 = 1;
 /// The kernel takes no larger one (`MAX_ERRNO`).
 const ERRNO_MAX: u32 = 4095;
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`.
+const WAIT_KILLABLE: u32 = 32;
 /// `__X32_SYSCALL_BIT`.
 const X32_BIT: u32 = 0x4000_0000;
 
@@ -40,9 +43,7 @@ const X32_BIT: u32 = 0x4000_0000;
 /// Unknown actions, architectures, operators or flags. System calls that this build does not know are left out, as the
 /// specification's implementations do: a profile may be newer than they are.
 pub fn compile(profile: &oci::Seccomp) -> Result<Option<SeccompPlan>, PlanError> {
-    if !profile.listener_path.is_empty() {
-        return Err(PlanError::Seccomp("listenerPath is not supported; remove it".to_owned()));
-    }
+    let notifies = notifies(profile)?;
     let default = action(&profile.default_action, profile.default_errno_ret)?;
     if default == ALLOW && profile.syscalls.is_empty() {
         return Ok(None);
@@ -56,7 +57,30 @@ pub fn compile(profile: &oci::Seccomp) -> Result<Option<SeccompPlan>, PlanError>
     }
     program.load(ARCHITECTURE_OFFSET);
     let (program, flags) = (Bytes(program.finish()), flags(&profile.flags)?);
-    Ok(Some(SeccompPlan { program, flags }))
+    if flags & WAIT_KILLABLE != 0 && !notifies {
+        return Err(PlanError::Seccomp(
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is about SCMP_ACT_NOTIFY alone".to_owned(),
+        ));
+    }
+    Ok(Some(SeccompPlan { program, flags, notifies }))
+}
+
+/// Whether calls are reported to a listener.
+fn notifies(profile: &oci::Seccomp) -> Result<bool, PlanError> {
+    const NOTIFY: &str = "SCMP_ACT_NOTIFY";
+    if profile.default_action == NOTIFY {
+        return Err(PlanError::Seccomp(format!("{NOTIFY} as the default would stop the program before it begins")));
+    }
+    let mut reported = profile.syscalls.iter().filter(|rule| rule.action == NOTIFY).peekable();
+    let notifies = reported.peek().is_some();
+    if notifies && profile.listener_path.is_empty() {
+        return Err(PlanError::Seccomp(format!("{NOTIFY} needs a listenerPath")));
+    }
+    // The descriptor for the listener goes out by this call, with the filter in force.
+    if reported.any(|rule| rule.names.iter().any(|name| name == "sendmsg")) {
+        return Err(PlanError::Seccomp(format!("sendmsg cannot have {NOTIFY}: nobody would hear of it")));
+    }
+    Ok(notifies)
 }
 
 // Offsets in struct seccomp_data.
@@ -81,7 +105,7 @@ fn action(name: &str, errno: Option<u32>) -> Result<u32, PlanError> {
         "SCMP_ACT_TRACE" => TRACE | errno,
         "SCMP_ACT_LOG" => LOG,
         "SCMP_ACT_ALLOW" => ALLOW,
-        "SCMP_ACT_NOTIFY" => return Err(PlanError::Seccomp("SCMP_ACT_NOTIFY is not supported".to_owned())),
+        "SCMP_ACT_NOTIFY" => USER_NOTIF,
         other => return Err(PlanError::Seccomp(format!("{other:?} is no action"))),
     })
 }
@@ -92,6 +116,7 @@ fn flags(names: &[String]) -> Result<u32, PlanError> {
         "SECCOMP_FILTER_FLAG_TSYNC" => Ok(bits),
         "SECCOMP_FILTER_FLAG_LOG" => Ok(bits | 2),
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => Ok(bits | 4),
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => Ok(bits | WAIT_KILLABLE),
         other => Err(PlanError::Seccomp(format!("{other:?} is no flag that can be honoured"))),
     })
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use executor::oci::NamespaceKind as Kind;
-use executor::{ExecFds, ExecPlan, LaunchFds, LaunchPlan};
+use executor::{ExecFds, ExecPlan, Inherited, LaunchFds, LaunchPlan};
 use sys::cgroup::Entry;
 use sys::{process, pty, rustix};
 
@@ -132,7 +132,11 @@ impl Keeper {
         }
         let pipes = Pipes::new(&launch.stdio).map_err(system("pipe"))?;
         let kept = cgroup.as_ref().map(clone_entry).transpose().map_err(system("cgroup"))?;
-        let started = executor::start(&plan, LaunchFds { rootfs, mounts, namespaces, cgroup }, pipes.theirs);
+        let started = executor::start(
+            &plan,
+            LaunchFds { rootfs, mounts, namespaces, cgroup, ..LaunchFds::default() },
+            pipes.theirs,
+        );
         let parts = Parts { stdio: launch.stdio, ours: pipes.ours, cgroup: kept, log };
         self.follow(asked, launch.id, What::Container(Box::new(parts)), started)
     }
@@ -153,7 +157,11 @@ impl Keeper {
         let container = self.running(&exec.container)?;
         let cgroup = container.cgroup.as_ref().map(clone_entry).transpose().map_err(system("cgroup"))?;
         let Some(pidfd) = &container.pidfd else { return Err(state("the container has ended")) };
-        let started = executor::start_exec(&plan, ExecFds { target: pidfd.as_fd(), cgroup }, stdio);
+        let started = executor::start_exec(
+            &plan,
+            ExecFds { target: pidfd.as_fd(), cgroup, inherited: Inherited::default() },
+            stdio,
+        );
         self.follow(asked, exec.id, What::Exec { container: exec.container }, started)
     }
 
