@@ -84,6 +84,13 @@ pub(crate) enum Command {
     Fsck(OutputOptions),
     /// Say whether this machine can run a node, and what to do if not
     Check(OutputOptions),
+    /// Be an OCI runtime, with runc's command line; so is this program by the name `runc`
+    #[command(disable_help_flag = true)]
+    Oci {
+        /// As runc takes them; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        words: Vec<std::ffi::OsString>,
+    },
     /// Show the versions of the program and of the running node
     Version(OutputOptions),
     /// Print a completion script

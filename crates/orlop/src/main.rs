@@ -21,6 +21,10 @@ const FAILED: u8 = 1;
 fn main() -> ExitCode {
     // An unpacking child is this program too; it must not get further than here.
     image::worker::maybe_run();
+    // A container's start is counted in milliseconds: nothing that the other commands need is made for it.
+    if let Some(words) = runtime_words(std::env::args_os()) {
+        return oci::main(words);
+    }
     let arguments = Arguments::parse_from(words(std::env::args_os()));
     match run(arguments) {
         Ok(code) => code,
@@ -29,6 +33,17 @@ fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// The command line of an OCI runtime, if this is one: `orlop oci …`, or `runc …`.
+fn runtime_words(given: impl Iterator<Item = OsString>) -> Option<Vec<OsString>> {
+    let mut words: Vec<OsString> = given.collect();
+    if words.first().map(Path::new).and_then(Path::file_name).is_some_and(|name| name == "runc") {
+        return Some(words);
+    }
+    words.get(1).filter(|word| *word == "oci")?;
+    words.splice(..2, ["orlop oci".into()]);
+    Some(words)
 }
 
 /// The command line; by the name of an upstream program it is that program's.
@@ -58,6 +73,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Proxy(options) => proxy::run(&arguments.places, &options),
         Command::Runtime(options) => node::runtime_only::run(&arguments.places, &options),
         Command::Fsck(options) => cli::fsck::run(&arguments.places, &options),
+        Command::Oci { words } => Ok(oci::main(std::iter::once("orlop oci".into()).chain(words).collect())),
         command => {
             let client = Client::new(arguments.places.socket());
             cli::client::block_on(ask(&client, command))?
@@ -90,6 +106,7 @@ async fn ask(client: &Client, command: Command) -> anyhow::Result<ExitCode> {
         | Command::Proxy(_)
         | Command::Runtime(_)
         | Command::Fsck(_)
+        | Command::Oci { .. }
         | Command::Check(_)
         | Command::Completion { .. } => {
             anyhow::bail!("not a question to a running node")
@@ -101,6 +118,15 @@ async fn ask(client: &Client, command: Command) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn by_the_name_of_runc_it_is_an_oci_runtime() {
+        let words = |line: &[&str]| runtime_words(line.iter().map(OsString::from));
+        let of = |line: &[&str]| Some(line.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(words(&["/usr/bin/runc", "state", "a"]), of(&["/usr/bin/runc", "state", "a"]));
+        assert_eq!(words(&["orlop", "oci", "state", "a"]), of(&["orlop oci", "state", "a"]));
+        assert_eq!(words(&["orlop", "ps", "oci"]), None);
+    }
 
     #[test]
     fn by_the_name_of_kubelet_the_flags_are_its() {

@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("plugin", &[]),
     ("netfilter", &["sys", "service"]),
     ("executor", &["sys"]),
+    ("oci", &["sys", "executor"]),
     ("keeper", &["sys", "executor"]),
     ("image", &["sys"]),
     ("network", &["sys", "netfilter"]),
@@ -29,8 +30,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const EFFECTS: &[&str] = &["tokio", "rustix", "libc", "sys"];
 const PURE: &[&str] = &["pod", "service"];
 
-/// The executor and the keeper live in one thread and before any runtime.
-const SINGLE_THREADED: &[&str] = &["executor", "keeper"];
+/// They live in one thread and before any runtime.
+const SINGLE_THREADED: &[&str] = &["executor", "keeper", "oci"];
 
 /// Checks the whole workspace.
 pub(crate) fn run() -> anyhow::Result<()> {
