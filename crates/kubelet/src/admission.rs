@@ -4,6 +4,7 @@
 //! changed meanwhile are caught here.
 
 mod affinity;
+mod preemption;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,9 @@ use pod::spec;
 
 use crate::node::pressure::Pressures;
 use crate::qos::{self, List};
+
+pub use preemption::Preemption;
+use preemption::{Want, asked};
 
 /// Sysctls that are a pod's own and harm nobody else (features of 1.37).
 const SAFE_SYSCTLS: &[&str] = &[
@@ -67,21 +71,26 @@ impl Rejection {
     }
 }
 
-/// Whether `site` takes `pod` beside `others`, which it has taken and which have not ended.
+/// Whether `site` takes `pod` beside `others`, which it has taken and which have not ended. For a critical pod others make
+/// room, if there is any reason but that to reject it.
 ///
 /// # Errors
 /// Why not.
-pub fn admit(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<(), Rejection> {
+pub fn admit(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<Preemption, Rejection> {
     if site.shutting_down {
         return Err(Rejection::new("NodeShutdown", "Pod was rejected as the node is shutting down."));
     }
     pressure(pod, site)?;
     sysctls(pod, site)?;
     system(pod, site)?;
-    resources(pod, site, others)?;
+    let mut short = shortages(pod, site, others).peekable();
+    if let Some(first) = short.peek().filter(|_| !is_critical(pod)) {
+        return Err(first.rejection());
+    }
     place(pod, site)?;
     ports(pod, others)?;
-    taints(pod, site)
+    taints(pod, site)?;
+    preemption::choose(pod, others, short.map(Shortage::want).collect())
 }
 
 /// Whether `site` has what `pod`, which it runs, wants to have from now on.
@@ -100,7 +109,10 @@ pub fn resize(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<(), (Rejection,
             return Err((Rejection::new("Infeasible", message), true));
         }
     }
-    resources(pod, site, others).map_err(|rejection| (rejection, false))
+    match shortages(pod, site, others).next() {
+        Some(short) => Err((short.rejection(), false)),
+        None => Ok(()),
+    }
 }
 
 /// A pod that keeps the cluster going: of the mirror kind, or with the priority of system pods.
@@ -169,34 +181,42 @@ fn system(pod: &Pod, site: &Site) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Requests that do not fit beside those of the others. Resources that the node does not have at all are not asked about:
-/// they are the cluster's.
-fn resources(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<(), Rejection> {
-    if let Some(pods) = site.allocatable.get("pods").map(|amount| amount.units())
-        && i64::try_from(others.len()).is_ok_and(|count| count >= pods)
-    {
-        return Err(out_of("pods", 1, i64::try_from(others.len()).unwrap_or(i64::MAX), pods));
-    }
-    for (resource, capacity) in site.allocatable.iter().filter(|(resource, _)| *resource != "pods") {
-        let asked = qos::of_pod(pod, resource, List::Requests);
-        if asked.is_zero() {
-            continue;
-        }
-        let used = others.iter().map(|other| qos::of_pod(other, resource, List::Requests));
-        let used = used.fold(Quantity::default(), |sum, amount| sum + amount);
-        if used + asked > *capacity {
-            // CPUs are counted in thousandths, as upstream's message has them.
-            let number = |amount: Quantity| if resource == "cpu" { amount.milli() } else { amount.units() };
-            return Err(out_of(resource, number(asked), number(used), number(*capacity)));
-        }
-    }
-    Ok(())
+/// A request that does not fit; CPUs in thousandths, as upstream's message has them.
+struct Shortage<'a> {
+    resource: &'a str,
+    asked: i64,
+    used: i64,
+    capacity: i64,
 }
 
-fn out_of(resource: &str, asked: i64, used: i64, capacity: i64) -> Rejection {
-    let message =
-        format!("Node didn't have enough resource: {resource}, requested: {asked}, used: {used}, capacity: {capacity}");
-    Rejection::new(&format!("OutOf{resource}"), message)
+impl Shortage<'_> {
+    fn rejection(&self) -> Rejection {
+        let Self { resource, asked, used, capacity } = self;
+        let message = format!(
+            "Node didn't have enough resource: {resource}, requested: {asked}, used: {used}, capacity: {capacity}"
+        );
+        Rejection::new(&format!("OutOf{resource}"), message)
+    }
+
+    fn want(self) -> Want {
+        let amount = self.asked.saturating_sub(self.capacity.saturating_sub(self.used));
+        Want { resource: self.resource.to_owned(), amount }
+    }
+}
+
+/// Requests that do not fit beside those of the others, in upstream's order. Resources that the node does not have at all
+/// are not asked about: they are the cluster's.
+fn shortages<'a>(pod: &'a Pod, site: &'a Site, others: &'a [&Pod]) -> impl Iterator<Item = Shortage<'a>> {
+    const FIRST: [&str; 4] = ["pods", "cpu", "memory", "ephemeral-storage"];
+    let more = site.allocatable.keys().map(String::as_str).filter(|name| !FIRST.contains(name));
+    FIRST.into_iter().chain(more).filter_map(|resource| {
+        let capacity = *site.allocatable.get(resource)?;
+        let capacity = if resource == "cpu" { capacity.milli() } else { capacity.units() };
+        let used = others.iter().fold(0_i64, |sum, other| sum.saturating_add(asked(other, resource)));
+        let asked = asked(pod, resource);
+        let is_short = asked > 0 && used.saturating_add(asked) > capacity;
+        is_short.then_some(Shortage { resource, asked, used, capacity })
+    })
 }
 
 fn place(pod: &Pod, site: &Site) -> Result<(), Rejection> {
@@ -331,6 +351,22 @@ mod tests {
         assert_eq!(message, "Node didn't have enough resource: cpu, requested: 4000, used: 0, capacity: 2000");
         let exotic = pod(json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/x": "1"}}}]}));
         assert_eq!(reason(&exotic, &site(), &[]), None, "a resource of the cluster");
+    }
+
+    #[test]
+    fn critical_pods_find_room_or_say_what_else_is_wrong() {
+        let one = asking("1", None);
+        let critical = |more: Value| {
+            let resources = json!({"requests": {"cpu": "1500m"}});
+            let mut spec = json!({"priority": 2_000_000_000, "containers": [{"name": "c", "resources": resources}]});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            pod(spec)
+        };
+        let chosen = admit(&critical(json!({})), &site(), &[&one]).unwrap();
+        assert_eq!((chosen.pods, chosen.resource.as_str()), (vec![0], "cpu"));
+        assert_eq!(admit(&critical(json!({})), &site(), &[]), Ok(Preemption::default()));
+        let elsewhere = critical(json!({"nodeName": "n2"}));
+        assert_eq!(reason(&elsewhere, &site(), &[&one]).as_deref(), Some("NodeName"), "nobody goes in vain");
     }
 
     #[test]

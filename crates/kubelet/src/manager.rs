@@ -1,6 +1,7 @@
 //! All pods of the node: which have a worker, and which events go where.
 
 mod grants;
+mod room;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{self, Rejection};
+use crate::admission::{self, Preemption, Rejection};
 use crate::adopt::{self, Found};
 use crate::context::{Context, name_of, uid_of};
 use crate::generate::label;
@@ -23,6 +24,7 @@ use crate::remains;
 use crate::worker::{self, Begin, Event, Workers};
 
 use grants::Grants;
+use room::Rooms;
 
 /// How long to wait before asking a runtime again that does not answer.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
@@ -45,6 +47,7 @@ pub(crate) struct Manager {
     deaths: HashMap<String, Backoff>,
     share: Arc<Share>,
     grants: Grants,
+    rooms: Rooms,
 }
 
 /// The removal of what is left of a pod.
@@ -60,8 +63,8 @@ impl Manager {
         let (ending, ended) = unbounded_channel();
         let (jobs, removals) = (JoinSet::new(), HashMap::new());
         let (unclaimed, deaths, share) = (Some(HashSet::new()), HashMap::new(), Arc::default());
-        let grants = Grants::default();
-        Self { context, workers, stop, jobs, unclaimed, removals, ending, ended, deaths, share, grants }
+        let (grants, rooms) = (Grants::default(), Rooms::default());
+        Self { context, workers, stop, jobs, unclaimed, removals, ending, ended, deaths, share, grants, rooms }
     }
 
     /// Adopts what runs, then follows source and runtime until told to stop, whatever it waits for then.
@@ -189,6 +192,9 @@ impl Manager {
                 error.id()
             }
         };
+        if self.has_made_room(id) {
+            return;
+        }
         let Some(Removal { uid, is_late }) = self.removals.remove(&id) else { return };
         match self.known(&uid) {
             Some(pod) => self.see(pod),
@@ -261,14 +267,19 @@ impl Manager {
             return; // It has come back, and begins when that is over.
         }
         let is_claimed = self.unclaimed.as_mut().is_some_and(|unclaimed| unclaimed.remove(uid));
-        let begin = match self.admit(&pod) {
+        let others = self.others();
+        let begin = match self.admit(&pod, &others) {
             // It runs since before the daemon began, and what is known of that may be old.
             _ if is_claimed => Begin::Asking { until: Timestamp::now() },
-            Ok(()) if is_new(&pod) && self.context.parts.resources.concerns(&pod) => {
-                self.context.parts.resources.retain_only(&self.holders());
-                Begin::Giving
+            Ok(Preemption { pods, resource }) if !pods.is_empty() => {
+                let victims = pods.into_iter().map(|place| others[place].clone()).collect();
+                Begin::Giving { room: Some(self.make_room(&pod, victims, &resource)) }
             }
-            Ok(()) => Begin::With(Found::default()),
+            Ok(_) if is_new(&pod) && self.context.parts.resources.concerns(&pod) => {
+                self.context.parts.resources.retain_only(&self.holders());
+                Begin::Giving { room: None }
+            }
+            Ok(_) => Begin::With(Found::default()),
             Err(rejection) => {
                 self.context.rejected(&pod, &rejection);
                 Begin::Rejected(rejection)
@@ -278,11 +289,22 @@ impl Manager {
         self.share_cpu();
     }
 
-    /// Whether the node takes a pod that is new to it. One that it took before an interruption stays taken.
-    fn admit(&self, pod: &Pod) -> Result<(), Rejection> {
-        let Some(site) = self.context.parts.site.as_ref().filter(|_| is_new(pod)) else { return Ok(()) };
-        let others = self.taken(None);
+    /// Whether the node takes a pod that is new to it, and which of `others` have to go for it. One that it took before an
+    /// interruption stays taken.
+    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<Preemption, Rejection> {
+        let site = self.context.parts.site.as_ref().filter(|_| is_new(pod));
+        let Some(site) = site else { return Ok(Preemption::default()) };
         admission::admit(pod, &site.now(), &others.iter().map(|other| &**other).collect::<Vec<_>>())
+    }
+
+    /// The pods that take room, the oldest first: of two that are alike the younger one makes room.
+    fn others(&self) -> Vec<Arc<Pod>> {
+        if self.context.parts.site.is_none() {
+            return Vec::new(); // Nobody asks.
+        }
+        let mut others = self.taken(None);
+        others.sort_by_cached_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        others
     }
 
     /// The uids of pods that need what they were given.
@@ -337,6 +359,7 @@ impl Manager {
     fn bury(&mut self, uid: &str) {
         let was_gone = self.lock().remove(uid).is_some_and(|worker| worker.is_gone);
         self.grants.forget(uid);
+        self.rooms.forget(uid);
         self.share_cpu();
         self.grant();
         let Some(pod) = self.known(uid) else {

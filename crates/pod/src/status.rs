@@ -22,6 +22,11 @@ pub struct Host {
     pub runtime: String,
 }
 
+/// Why a pod has failed that made room for a critical one.
+pub const PREEMPTING: &str = "Preempting";
+/// What the condition of such a pod says.
+const PREEMPTED: &str = "Pod was preempted by Kubelet to accommodate a critical pod.";
+
 impl Default for Host {
     fn default() -> Self {
         Self { addresses: Vec::new(), runtime: "orlop".to_owned() }
@@ -286,8 +291,9 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
         containers_ready,
         plain("PodScheduled", true, None),
     ];
-    if let Some((_, message)) = view.record.failed.as_ref().filter(|_| view.record.disrupted) {
-        let (reason, message) = (Some("TerminationByKubelet"), Some(message.clone()));
+    if let Some((reason, message)) = view.record.failed.as_ref().filter(|_| view.record.disrupted) {
+        let message = if reason == PREEMPTING { PREEMPTED.to_owned() } else { message.clone() };
+        let (reason, message) = (Some("TerminationByKubelet"), Some(message));
         own.push(Condition { kind: "DisruptionTarget", holds: true, reason, message, generation: None });
     }
     if !matches!(phase, "Succeeded" | "Failed") {

@@ -110,10 +110,10 @@ impl Manager {
     }
 
     /// A pod that takes room on the node as it was granted, and what that is. One that was removed by force takes none, as
-    /// its cluster has it: others are sent in its place while it still ends.
+    /// its cluster has it: others are sent in its place while it still ends. And one takes none that makes room for another.
     fn granted_to(&self, uid: &str) -> Option<(Arc<Pod>, Allocation)> {
         let workers = self.lock();
-        let worker = workers.get(uid).filter(|worker| !worker.is_gone)?;
+        let worker = workers.get(uid).filter(|worker| !worker.is_gone && !self.rooms.is_going(uid))?;
         let shown = worker.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if !shown.is_active() {
             return None;

@@ -50,6 +50,7 @@ pub struct Metrics {
     steps: Histograms,
     storage: Histograms,
     evictions: Counts,
+    preemptions: Counts,
     rejections: Counts,
     requests: Counts,
     failed_renewals: Counts,
@@ -70,6 +71,7 @@ impl Default for Metrics {
             steps: Histograms::new(SHORT),
             storage: Histograms::new(STORAGE),
             evictions: Counts::default(),
+            preemptions: Counts::default(),
             rejections: Counts::default(),
             requests: Counts::default(),
             failed_renewals: Counts::default(),
@@ -82,6 +84,11 @@ impl Metrics {
     /// A pod was evicted for want of what a signal is about.
     pub(crate) fn evicted(&self, signal: &str) {
         self.evictions.add(&labels(&[("eviction_signal", signal)]));
+    }
+
+    /// A pod made room for a critical one, which lacked a resource.
+    pub(crate) fn preempted(&self, resource: &str) {
+        self.preemptions.add(&labels(&[("preemption_signal", resource)]));
     }
 
     /// A pod was not taken.
@@ -176,6 +183,11 @@ impl Metrics {
                 "Cumulative number of runtime operation errors by operation type.",
             ),
             (&self.evictions, "kubelet_evictions", "Cumulative number of pod evictions by eviction signal"),
+            (
+                &self.preemptions,
+                "kubelet_preemptions",
+                "Cumulative number of pod preemptions by preemption resource",
+            ),
             (
                 &self.rejections,
                 "kubelet_admission_rejections_total",

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::jiff::Timestamp;
 use pod::{Action, Change, View};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::admission::Rejection;
@@ -70,8 +71,8 @@ pub(crate) enum Begin {
     With(Found),
     /// With nothing: the node does not take the pod.
     Rejected(Rejection),
-    /// With nothing, as soon as the pod has got what is given out whole.
-    Giving,
+    /// With nothing, as soon as there is room, where others make it, and the pod has got what is given out whole.
+    Giving { room: Option<oneshot::Receiver<()>> },
     /// With what the runtime says at a time: another worker has gone before.
     Asking { until: Timestamp },
 }

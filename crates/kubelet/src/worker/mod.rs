@@ -15,6 +15,7 @@ use pod::resize::Allocation;
 use pod::status::Host;
 use pod::{Action, Change, Record, View};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -41,7 +42,7 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
     let known = match begin {
         Begin::With(found) => Ok(worker.take_over(found)),
         Begin::Rejected(rejection) => Ok(worker.reject(rejection)),
-        Begin::Giving => Err(Unknown::Given),
+        Begin::Giving { room } => Err(Unknown::Given { room }),
         Begin::Asking { until } => Err(Unknown::Found { at: until }),
     };
     let task = tokio::spawn(async move {
@@ -49,7 +50,7 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
         let changes = match known {
             Ok(changes) => changes,
             Err(Unknown::Found { at }) => worker.ask(at).await,
-            Err(Unknown::Given) => worker.get(&mut heard).await,
+            Err(Unknown::Given { room }) => worker.get(room, &mut heard).await,
         };
         changes.into_iter().for_each(|change| worker.apply(change));
         worker.run(heard).await;
@@ -61,8 +62,8 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
 enum Unknown {
     /// What the runtime has of the pod, at a time.
     Found { at: Timestamp },
-    /// Whether it gets what is given out whole.
-    Given,
+    /// Whether it gets what is given out whole, when others have made room for it.
+    Given { room: Option<oneshot::Receiver<()>> },
 }
 
 struct Worker {
@@ -137,12 +138,19 @@ impl Worker {
     }
 
     /// Begins with what the node gives the pod, or with nothing. A pod that is deleted or ended meanwhile needs nothing.
-    async fn get(&mut self, heard: &mut UnboundedReceiver<Event>) -> Vec<Change> {
+    async fn get(&mut self, room: Option<oneshot::Receiver<()>>, heard: &mut UnboundedReceiver<Event>) -> Vec<Change> {
         let (context, pod) = (self.context.clone(), self.pod.clone());
         // What is decided about the pod meanwhile holds for what it begins with.
         let mut later = Vec::new();
         let given = {
-            let mut given = std::pin::pin!(context.parts.resources.admit(&pod));
+            let mut given = std::pin::pin!(async {
+                if let Some(room) = room
+                    && room.await.is_err()
+                {
+                    std::future::pending::<()>().await; // The kubelet stops.
+                }
+                context.parts.resources.admit(&pod).await
+            });
             loop {
                 tokio::select! {
                     given = &mut given => break given,

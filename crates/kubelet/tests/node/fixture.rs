@@ -11,6 +11,7 @@ use cri::{ImageService, RuntimeService, v1};
 use image::Images;
 use k8s_openapi::api::core::v1::Pod;
 use keeper::Zygote;
+use kubelet::admission::Site;
 use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
 use kubelet::paths::Paths;
@@ -19,7 +20,7 @@ use kubelet::qos::Tree;
 use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::volumes::{Volumes, VolumesConfig};
-use kubelet::{Kubelet, generate};
+use kubelet::{Kubelet, SiteNow, generate};
 use network::Network;
 use runtime::{ImageServer, Runtime};
 use sys::rustix::fs::inotify;
@@ -129,7 +130,7 @@ impl Node {
         let desk = Arc::new(Desk::new());
         let groups = groups(&cgroup_root);
         let started =
-            start_kubelet_in(&cgroup_root, Policies::default(), dir, &desk, runtime.clone(), images.clone()).await;
+            start_kubelet_in(&cgroup_root, Chosen::default(), dir, &desk, runtime.clone(), images.clone()).await;
         let (kubelet, volumes, plugins) = (started.kubelet.into(), started.volumes, started.plugins);
         let registry = Pid::from_raw(i32::try_from(ground.registry.pid()).unwrap()).unwrap();
         let [image, other_image] = ["busybox", "other"].map(|name| format!("{}/{name}:1", ground.registry.address()));
@@ -157,9 +158,19 @@ impl Node {
 
     /// As [`Node::restart`], with policies of the resource managers.
     pub(crate) async fn restart_with(&mut self, policies: Policies, desk: Arc<Desk>) -> Arc<Desk> {
+        self.restart_as(Chosen { policies, ..Chosen::default() }, desk).await
+    }
+
+    /// As [`Node::restart`], as a node that does not take every pod.
+    pub(crate) async fn restart_at(&mut self, site: Site) {
+        let desk = self.desk.clone();
+        self.restart_as(Chosen { site: Some(site), ..Chosen::default() }, desk).await;
+    }
+
+    async fn restart_as(&mut self, chosen: Chosen, desk: Arc<Desk>) -> Arc<Desk> {
         stopped(&self.kubelet).await;
         let (runtime, images) = (self.runtime.clone(), self.images.clone());
-        let started = start_kubelet_in(&self.cgroup_root, policies, &self.dir, &desk, runtime, images).await;
+        let started = start_kubelet_in(&self.cgroup_root, chosen, &self.dir, &desk, runtime, images).await;
         (self.kubelet, self.volumes, self._plugins) = (started.kubelet.into(), started.volumes, started.plugins);
         std::mem::replace(&mut self.desk, desk)
     }
@@ -303,7 +314,23 @@ pub(crate) async fn start_kubelet(
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
 ) -> Kubelet {
-    start_kubelet_in(Path::new(""), Policies::default(), dir, desk, runtime, images).await.kubelet
+    start_kubelet_in(Path::new(""), Chosen::default(), dir, desk, runtime, images).await.kubelet
+}
+
+/// What an operator and a cluster may want of a node.
+#[derive(Default)]
+struct Chosen {
+    policies: Policies,
+    site: Option<Site>,
+}
+
+/// A node that stays as it is.
+struct Fixed(Site);
+
+impl SiteNow for Fixed {
+    fn now(&self) -> Site {
+        self.0.clone()
+    }
 }
 
 struct Started {
@@ -314,7 +341,7 @@ struct Started {
 
 async fn start_kubelet_in(
     cgroup_root: &Path,
-    policies: Policies,
+    Chosen { policies, site }: Chosen,
     dir: &Path,
     desk: &Arc<Desk>,
     runtime: Arc<dyn RuntimeService>,
@@ -353,7 +380,7 @@ async fn start_kubelet_in(
         keychain: Arc::new(NoKeys),
         groups,
         resources,
-        site: None,
+        site: site.map(|site| Arc::new(Fixed(site)) as _),
         metrics: Arc::default(),
     };
     let kubelet = Kubelet::start(config, parts).await.unwrap();

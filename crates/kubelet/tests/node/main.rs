@@ -16,6 +16,7 @@ mod eviction;
 mod fixture;
 mod images;
 mod metrics;
+mod preemption;
 mod shutdown;
 mod sources;
 mod systemd;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         eviction::TESTS,
         images::TESTS,
         metrics::TESTS,
+        preemption::TESTS,
         shutdown::TESTS,
         sources::TESTS,
         devices::TESTS,
