@@ -21,16 +21,74 @@ use pod::spec::Role;
 use pod::{QosClass, spec};
 use sys::cgroup::{Cgroup, Hierarchy, Limits};
 
+use crate::node::machine::{self, binary};
+
 /// The fewest `cpu.shares` that the kernel takes (`MIN_SHARES`, kernel/sched/sched.h).
 pub const SHARES_MIN: u64 = 2;
 /// The most (`MAX_SHARES`).
 pub const SHARES_MAX: u64 = 262_144;
-/// The length of a CPU period that upstream uses.
+/// The length of a CPU period unless the operator says otherwise (`cpuCFSQuotaPeriod`).
 pub const PERIOD_US: u64 = 100_000;
 /// The smallest quota that the kernel takes.
 const QUOTA_MIN_US: i64 = 1000;
 /// Priority from which on a pod is critical to its node (`system-node-critical`).
 const NODE_CRITICAL: i32 = 2_000_001_000;
+
+/// What operator and machine say about the limits of all pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Most processes of one pod (`podPidsLimit`).
+    pub pids: Option<i64>,
+    /// The length of a CPU period in microseconds; limits of CPU are not kept without (`cpuCFSQuota: false`).
+    pub cpu_period_us: Option<u64>,
+    /// Sizes of huge pages that the machine has, as `2MB`: pods get none of what they did not ask for.
+    pub huge_pages: Vec<String>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { pids: None, cpu_period_us: Some(PERIOD_US), huge_pages: Vec::new() }
+    }
+}
+
+impl Rules {
+    /// Upstream's defaults on this machine.
+    pub fn of_machine() -> Self {
+        let mut sizes: Vec<u64> = machine::huge_page_sizes(Path::new("/sys/kernel/mm/hugepages")).collect();
+        sizes.sort_unstable();
+        Self { huge_pages: sizes.into_iter().map(page_size).collect(), ..Self::default() }
+    }
+
+    /// Microseconds of CPU time for each period; `None` without a limit.
+    pub(crate) fn quota_us(&self, milli: i64) -> Option<i64> {
+        let period = i64::try_from(self.cpu_period_us?).unwrap_or(i64::MAX);
+        (milli > 0).then(|| (milli.saturating_mul(period) / 1000).max(QUOTA_MIN_US))
+    }
+
+    /// A limit for every size of huge pages, from the bytes that are asked for by the name of the resource
+    /// (`hugepages-2Mi`).
+    pub(crate) fn huge_page_limits(&self, asked: impl Fn(&str) -> i64) -> Vec<(String, u64)> {
+        let limit = |size: &String| {
+            let bytes = page_bytes(size).map_or(0, |bytes| asked(&format!("hugepages-{}", binary(bytes))));
+            (size.clone(), u64::try_from(bytes).unwrap_or(0))
+        };
+        self.huge_pages.iter().map(limit).collect()
+    }
+}
+
+/// As the kernel names a size in hugetlb's files: `2MB`, `1GB`.
+fn page_size(bytes: u64) -> String {
+    match bytes {
+        size if size >= 1 << 30 => format!("{}GB", size >> 30),
+        size if size >= 1 << 20 => format!("{}MB", size >> 20),
+        size => format!("{}KB", size >> 10),
+    }
+}
+
+fn page_bytes(size: &str) -> Option<u64> {
+    let unit = |(suffix, shift)| Some(size.strip_suffix(suffix)?.parse::<u64>().ok()? << shift);
+    [("GB", 30), ("MB", 20), ("KB", 10)].into_iter().find_map(unit)
+}
 
 /// A limit of a pod's group that can change while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,14 +127,8 @@ pub fn shares(milli: i64) -> u64 {
     (u64::try_from(milli).unwrap_or(0) * 1024 / 1000).clamp(SHARES_MIN, SHARES_MAX)
 }
 
-/// Microseconds of CPU time for each [`PERIOD_US`]; `None` without a limit.
-pub fn quota_us(milli: i64) -> Option<i64> {
-    let period = i64::try_from(PERIOD_US).unwrap_or(i64::MAX);
-    (milli > 0).then(|| (milli.saturating_mul(period) / 1000).max(QUOTA_MIN_US))
-}
-
-/// Limits of a pod's group. `pids` is the node's limit for each pod (`podPidsLimit`).
-pub fn pod_limits(pod: &Pod, pids: Option<i64>) -> Limits {
+/// Limits of a pod's group.
+pub fn pod_limits(pod: &Pod, rules: &Rules) -> Limits {
     let class = QosClass::of(pod);
     let cpu = of_pod(pod, "cpu", List::Limits).milli();
     let limited = |resource| class == QosClass::Guaranteed || is_limited(pod, resource);
@@ -85,10 +137,11 @@ pub fn pod_limits(pod: &Pod, pids: Option<i64>) -> Limits {
             QosClass::BestEffort => SHARES_MIN,
             _ => shares(of_pod(pod, "cpu", List::Requests).milli()),
         }),
-        cpu_quota_us: quota_us(cpu).filter(|_| limited("cpu")),
-        cpu_period_us: quota_us(cpu).filter(|_| limited("cpu")).map(|_| PERIOD_US),
+        cpu_quota_us: rules.quota_us(cpu).filter(|_| limited("cpu")),
+        cpu_period_us: rules.cpu_period_us.filter(|_| cpu > 0 && limited("cpu")),
         memory_bytes: Some(of_pod(pod, "memory", List::Limits).units()).filter(|bytes| *bytes > 0 && limited("memory")),
-        pids,
+        pids: rules.pids,
+        hugepages: rules.huge_page_limits(|resource| of_pod(pod, resource, List::Limits).units()),
         ..Limits::default()
     }
 }
@@ -143,13 +196,13 @@ fn unassigned_memory(pod: &Pod) -> i64 {
 pub struct Tree {
     hierarchy: Hierarchy,
     root: PathBuf,
-    pids: Option<i64>,
+    rules: Rules,
 }
 
 impl Tree {
-    /// A tree in `hierarchy`; `pids` is the limit for each pod.
-    pub fn new(hierarchy: Hierarchy, pids: Option<i64>) -> Self {
-        Self { hierarchy, root: PathBuf::new(), pids }
+    /// A tree in `hierarchy`, where `rules` hold for each pod.
+    pub fn new(hierarchy: Hierarchy, rules: Rules) -> Self {
+        Self { hierarchy, root: PathBuf::new(), rules }
     }
 
     /// The same tree inside another group (`cgroupRoot`).
@@ -212,7 +265,7 @@ impl Tree {
     pub fn ensure_pod(&self, pod: &Pod) -> sys::Result<Cgroup> {
         let group = self.pod(pod);
         group.create()?;
-        group.set(&self.present(pod_limits(pod, self.pids)))?;
+        group.set(&self.present(pod_limits(pod, &self.rules)))?;
         Ok(group)
     }
 
@@ -221,7 +274,7 @@ impl Tree {
     /// # Errors
     /// The group and the kernel's reason.
     pub fn resize_pod(&self, pod: &Pod, part: Part) -> sys::Result<()> {
-        let all = pod_limits(pod, None);
+        let all = pod_limits(pod, &self.rules);
         let limits = match part {
             Part::Memory => Limits { memory_bytes: all.memory_bytes, ..Limits::default() },
             Part::Quota => {
@@ -261,6 +314,7 @@ impl Tree {
             cpu_period_us: limits.cpu_period_us.filter(|_| cpu),
             memory_bytes: limits.memory_bytes.filter(|_| has("memory")),
             pids: limits.pids.filter(|_| has("pids")),
+            hugepages: if has("hugetlb") { limits.hugepages } else { Vec::new() },
             ..limits
         }
     }
@@ -298,15 +352,33 @@ mod tests {
     #[test]
     fn numbers() {
         assert_eq!([shares(0), shares(1000), shares(100), shares(1_000_000)], [2, 1024, 102, SHARES_MAX]);
-        assert_eq!([quota_us(0), quota_us(500), quota_us(1)], [None, Some(50_000), Some(1000)]);
+        let quota_us = |period, milli| Rules { cpu_period_us: period, ..Rules::default() }.quota_us(milli);
+        let period = Some(PERIOD_US);
+        assert_eq!([0, 500, 1].map(|milli| quota_us(period, milli)), [None, Some(50_000), Some(1000)]);
+        assert_eq!([quota_us(Some(5000), 500), quota_us(None, 500)], [Some(2500), None]);
+    }
+
+    #[test]
+    fn huge_pages_that_nobody_asked_for_are_nobodys() {
+        let rules = Rules { huge_pages: vec!["64KB".into(), "2MB".into(), "1GB".into()], ..Rules::default() };
+        let limits = |resources: serde_json::Value| {
+            let container = |name: &str| json!({"name": name, "resources": {"limits": resources}});
+            let pod = pod(json!({"containers": [container("a"), container("b")]}));
+            pod_limits(&pod, &rules).hugepages.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>()
+        };
+        assert_eq!(limits(json!({})), [0, 0, 0]);
+        assert_eq!(limits(json!({"hugepages-2Mi": "4Mi", "hugepages-64Ki": "64Ki"})), [128 << 10, 8 << 20, 0]);
+        assert_eq!(limits(json!({"hugepages-1Gi": "1Gi"})), [0, 0, 2 << 30]);
+        assert_eq!([64 << 10, 2 << 20, 1 << 30].map(page_size), ["64KB", "2MB", "1GB"]);
     }
 
     #[test]
     fn a_pod_has_a_limit_only_if_all_containers_have() {
         let one = json!({"name": "a", "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "500m", "memory": "64Mi"}}});
-        let limits = pod_limits(&pod(json!({"containers": [one.clone(), {"name": "b"}]})), None);
+        let limits = pod_limits(&pod(json!({"containers": [one.clone(), {"name": "b"}]})), &Rules::default());
         assert_eq!((limits.cpu_shares, limits.cpu_quota_us, limits.memory_bytes), (Some(102), None, None));
-        let limits = pod_limits(&pod(json!({"containers": [one.clone(), one]})), Some(7));
+        let rules = Rules { pids: Some(7), ..Rules::default() };
+        let limits = pod_limits(&pod(json!({"containers": [one.clone(), one]})), &rules);
         assert_eq!((limits.cpu_shares, limits.cpu_quota_us), (Some(204), Some(100_000)));
         assert_eq!((limits.memory_bytes, limits.pids), (Some(128 << 20), Some(7)));
     }

@@ -80,6 +80,8 @@ pub struct Configuration {
     pub log_limits: LogLimits,
     /// Most processes of one pod.
     pub pod_pids_limit: Option<i64>,
+    /// The length of a CPU period in microseconds; without one, limits of CPU are not kept (`cpuCFSQuota: false`).
+    pub cpu_period_us: Option<u64>,
     /// Whether containers without a seccomp profile get the runtime's default.
     pub seccomp_default: bool,
     /// How many images a node lists; all of them without.
@@ -182,6 +184,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         reserved,
         log_limits: reader.log_limits(),
         pod_pids_limit: Some(reader.number("podPidsLimit", -1)).filter(|limit: &i64| *limit > 0),
+        cpu_period_us: reader.cpu_period(),
         seccomp_default: reader.flag("seccompDefault", false),
         // -1 is no limit.
         status_images_max: usize::try_from(reader.number("nodeStatusMaxImages", 50i64)).ok(),
@@ -297,6 +300,16 @@ impl Reader<'_> {
             }
         }
         periods
+    }
+
+    fn cpu_period(&mut self) -> Option<u64> {
+        const FIELD: &str = "cpuCFSQuotaPeriod";
+        let period = self.span(FIELD).unwrap_or(Duration::from_millis(100));
+        if !(Duration::from_millis(1)..=Duration::from_secs(1)).contains(&period) {
+            self.fault(FIELD, format!("{period:?} is not between 1ms and 1s"));
+        }
+        let period = u64::try_from(period.as_micros()).unwrap_or(u64::MAX);
+        self.flag("cpuCFSQuota", true).then_some(period)
     }
 
     fn log_limits(&mut self) -> LogLimits {
@@ -676,6 +689,15 @@ mod tests {
         assert_eq!(chosen.log_limits, LogLimits { bytes_max: 1 << 20, files_max: 2 });
         let wrong = json!({"containerLogMaxSize": "much", "containerLogMaxFiles": 1});
         assert_eq!(read(&wrong).unwrap_err().len(), 2);
+    }
+
+    #[test]
+    fn cpu_limits_have_a_period_or_are_not_kept() {
+        let period = |written| read(&written).map(|configuration| configuration.cpu_period_us);
+        assert_eq!(period(json!({})), Ok(Some(100_000)));
+        assert_eq!(period(json!({"cpuCFSQuotaPeriod": "5ms"})), Ok(Some(5000)));
+        assert_eq!(period(json!({"cpuCFSQuota": false})), Ok(None));
+        assert!(period(json!({"cpuCFSQuotaPeriod": "2s"})).is_err());
     }
 
     #[test]

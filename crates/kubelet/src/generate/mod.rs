@@ -48,8 +48,8 @@ pub struct Config {
     pub seccomp_default: bool,
     /// How the kernel limits swap: containers get none.
     pub swap: Swap,
-    /// Sizes of huge pages that the machine has, as `2MB`: containers get none of what they did not ask for.
-    pub hugepage_sizes: Vec<String>,
+    /// What holds for the limits of all containers.
+    pub rules: qos::Rules,
 }
 
 impl Config {
@@ -64,7 +64,7 @@ impl Config {
             host_dns: hosts::parse_resolv_conf(&resolver),
             seccomp_default: false,
             swap: Swap::of_machine(),
-            hugepage_sizes: Vec::new(),
+            rules: qos::Rules::of_machine(),
         }
     }
 }
@@ -203,8 +203,8 @@ pub fn sandbox_config(
             cgroup_parent: text(&Path::new("/").join(&config.cgroup_root).join(qos::pod_group(pod))),
             security_context: Some(security::sandbox(pod, users)?),
             sysctls: security::sysctls(pod),
-            overhead: Some(overhead(pod)),
-            resources: Some(pod_resources(pod)),
+            overhead: Some(overhead(config, pod)),
+            resources: Some(pod_resources(config, pod)),
         }),
         windows: None,
     })
@@ -289,7 +289,7 @@ fn signed(shares: u64) -> i64 {
     i64::try_from(shares).unwrap_or(i64::MAX)
 }
 
-fn overhead(pod: &Pod) -> v1::LinuxContainerResources {
+fn overhead(config: &Config, pod: &Pod) -> v1::LinuxContainerResources {
     let list = spec::of(pod).overhead.clone();
     let Some(list) = list.filter(|list| !list.is_empty()) else { return v1::LinuxContainerResources::default() };
     let amount = |name: &str| {
@@ -298,8 +298,8 @@ fn overhead(pod: &Pod) -> v1::LinuxContainerResources {
     };
     let cpu = amount("cpu").milli();
     v1::LinuxContainerResources {
-        cpu_period: signed(qos::PERIOD_US),
-        cpu_quota: qos::quota_us(cpu).unwrap_or(0),
+        cpu_period: period(config),
+        cpu_quota: config.rules.quota_us(cpu).unwrap_or(0),
         cpu_shares: signed(qos::shares(cpu)),
         memory_limit_in_bytes: amount("memory").units(),
         ..v1::LinuxContainerResources::default()
@@ -307,10 +307,10 @@ fn overhead(pod: &Pod) -> v1::LinuxContainerResources {
 }
 
 /// What the containers of a pod may use together, for runtimes that size a virtual machine by it.
-fn pod_resources(pod: &Pod) -> v1::LinuxContainerResources {
-    let limits = qos::pod_limits(pod, None);
+fn pod_resources(config: &Config, pod: &Pod) -> v1::LinuxContainerResources {
+    let limits = qos::pod_limits(pod, &config.rules);
     v1::LinuxContainerResources {
-        cpu_period: signed(qos::PERIOD_US),
+        cpu_period: period(config),
         cpu_quota: limits.cpu_quota_us.unwrap_or(0),
         cpu_shares: signed(limits.cpu_shares.unwrap_or(qos::SHARES_MIN)),
         memory_limit_in_bytes: limits.memory_bytes.unwrap_or(0),
@@ -332,42 +332,27 @@ pub(crate) fn resources(config: &Config, pod: &Pod, role: Role, container: &Cont
     let memory = limit("memory").units();
     let asked = qos::of_container(container, "cpu", List::Requests).map_or(cpu, |amount| amount.milli());
     v1::LinuxContainerResources {
-        cpu_period: signed(qos::PERIOD_US),
-        cpu_quota: qos::quota_us(cpu).unwrap_or(0),
+        cpu_period: period(config),
+        cpu_quota: config.rules.quota_us(cpu).unwrap_or(0),
         cpu_shares: signed(qos::shares(asked)),
         memory_limit_in_bytes: memory,
         memory_swap_limit_in_bytes: if config.swap == Swap::WithMemory { memory } else { 0 },
         unified: (config.swap == Swap::Alone).then(|| (SWAP_MAX.to_owned(), "0".to_owned())).into_iter().collect(),
         oom_score_adj: qos::oom_score_adj(pod, role, container, config.node.memory_bytes),
-        hugepage_limits: hugepages(config, container),
+        hugepage_limits: hugepages(config, |resource| limit(resource).units()),
         ..v1::LinuxContainerResources::default()
     }
 }
 
 /// A limit for every page size; sizes that the container does not name are forbidden to it.
-fn hugepages(config: &Config, container: &Container) -> Vec<v1::HugepageLimit> {
-    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    let asked: HashMap<String, u64> = limits
-        .into_iter()
-        .flatten()
-        .filter_map(|(name, amount)| {
-            let size = pod::quantity::Quantity::parse(name.strip_prefix("hugepages-")?).ok()?.units();
-            let amount = pod::quantity::Quantity::parse(&amount.0).ok()?.units();
-            Some((page_size(size), u64::try_from(amount).ok()?))
-        })
-        .collect();
-    let limit =
-        |size: &String| v1::HugepageLimit { page_size: size.clone(), limit: asked.get(size).copied().unwrap_or(0) };
-    config.hugepage_sizes.iter().map(limit).collect()
+fn hugepages(config: &Config, asked: impl Fn(&str) -> i64) -> Vec<v1::HugepageLimit> {
+    let limits = config.rules.huge_page_limits(asked).into_iter();
+    limits.map(|(page_size, limit)| v1::HugepageLimit { page_size, limit }).collect()
 }
 
-/// As the kernel names a size in hugetlb's files: `2MB`, `1GB`.
-fn page_size(bytes: i64) -> String {
-    match bytes {
-        size if size >= 1 << 30 => format!("{}GB", size >> 30),
-        size if size >= 1 << 20 => format!("{}MB", size >> 20),
-        size => format!("{}KB", size >> 10),
-    }
+/// The length of a CPU period; 0 is the runtime's own.
+fn period(config: &Config) -> i64 {
+    config.rules.cpu_period_us.map_or(0, signed)
 }
 
 /// Whether the node manages the container's `/etc/hosts`: it must know what to write, and no volume may be there.

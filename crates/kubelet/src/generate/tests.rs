@@ -10,7 +10,7 @@ fn config(root: &Path) -> Config {
         host_dns: v1::DnsConfig::default(),
         seccomp_default: false,
         swap: Swap::WithMemory,
-        hugepage_sizes: vec!["2MB".into(), "1GB".into()],
+        rules: qos::Rules { huge_pages: vec!["2MB".into(), "1GB".into()], ..qos::Rules::default() },
     }
 }
 

@@ -85,8 +85,9 @@ pub struct Handler {
     pub user_namespaces: bool,
 }
 
-/// What pods may use of the machine: all but what is reserved and what the hard thresholds keep free.
-pub fn allocatable(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Quantity> {
+/// What no pod may use, by resource, as far as the machine has it: what is reserved, and what the hard thresholds keep
+/// free. It may be more than there is.
+pub fn reservation(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Quantity> {
     let kept_free = |resource: &str, capacity: Quantity| {
         let threshold = match resource {
             "memory" => config.thresholds.hard(Signal::Memory),
@@ -95,14 +96,28 @@ pub fn allocatable(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Q
         };
         let capacity = u64::try_from(capacity.units()).unwrap_or(0);
         let bytes = threshold.map_or(0, |threshold| threshold.of(capacity));
-        i64::try_from(bytes).unwrap_or(i64::MAX).saturating_mul(1000)
+        Quantity::from_units(i64::try_from(bytes).unwrap_or(i64::MAX))
     };
+    let kept = |(resource, capacity): (&String, &Quantity)| {
+        let reserved = config.reserved.get(resource).copied().unwrap_or_default();
+        (resource.clone(), reserved + kept_free(resource, *capacity))
+    };
+    machine.capacity.iter().map(kept).collect()
+}
+
+/// What pods may use of the machine. Huge pages are set aside from memory at boot: it is no memory for others any more.
+pub fn allocatable(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Quantity> {
+    let capacity = &machine.capacity;
+    let pages = capacity.iter().filter(|(name, _)| name.starts_with("hugepages-"));
+    let pages = pages.fold(0_i64, |sum, (_, amount)| sum.saturating_add(amount.milli()));
+    let kept = reservation(config, machine);
     let left = |(resource, capacity): (&String, &Quantity)| {
-        let reserved = config.reserved.get(resource).map_or(0, |amount| amount.milli());
-        let milli = capacity.milli() - reserved - kept_free(resource, *capacity);
+        let kept = kept.get(resource).map_or(0, |amount| amount.milli());
+        let aside = if resource == "memory" { pages } else { 0 };
+        let milli = capacity.milli().saturating_sub(kept).saturating_sub(aside);
         (resource.clone(), Quantity::from_milli(milli.max(0)))
     };
-    machine.capacity.iter().map(left).collect()
+    capacity.iter().map(left).collect()
 }
 
 /// The object with which the node registers.
@@ -329,6 +344,18 @@ mod tests {
         assert_eq!((capacity["pods"].0.as_str(), allocatable["pods"].0.as_str()), ("110", "110"));
         assert_eq!(capacity["hugepages-2Mi"].0, "0");
         assert_eq!((capacity["example.com/gpu"].0.as_str(), allocatable["example.com/gpu"].0.as_str()), ("3", "2"));
+    }
+
+    #[test]
+    fn huge_pages_are_no_other_memory() {
+        let mut machine = machine();
+        machine.capacity.insert("hugepages-2Mi".to_owned(), Quantity::from_units(512 << 20));
+        let left = allocatable(&config(), &machine);
+        // Besides, the hard threshold keeps 100Mi.
+        assert_eq!((left["memory"].units(), left["hugepages-2Mi"].units()), (412 << 20, 512 << 20));
+        assert_eq!(reservation(&config(), &machine)["memory"].units(), 100 << 20, "pages are not kept from pods");
+        machine.capacity.insert("hugepages-1Gi".to_owned(), Quantity::from_units(1 << 30));
+        assert_eq!(allocatable(&config(), &machine)["memory"].units(), 0);
     }
 
     #[test]

@@ -77,20 +77,23 @@ fn file_system_bytes(path: &Path) -> Option<u64> {
     Some(facts.f_blocks * facts.f_frsize)
 }
 
-/// Huge pages by size: the directories `hugepages-<n>kB` of the kernel, with what is reserved of each.
+/// Sizes of huge pages in bytes: the directories `hugepages-<n>kB` of the kernel.
+pub(crate) fn huge_page_sizes(sizes: &Path) -> impl Iterator<Item = u64> {
+    let names = std::fs::read_dir(sizes).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| {
+        let kilobytes = name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?;
+        Some(kilobytes.parse::<u64>().ok()? * 1024)
+    })
+}
+
+/// Huge pages by size, with what is reserved of each.
 fn huge_pages(sizes: &Path) -> Vec<(String, Quantity)> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(sizes).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(kilobytes) = name.strip_prefix("hugepages-").and_then(|name| name.strip_suffix("kB")) else {
-            continue;
-        };
-        let Ok(kilobytes) = kilobytes.parse::<u64>() else { continue };
-        let pages = std::fs::read_to_string(entry.path().join("nr_hugepages")).unwrap_or_default();
-        let pages: u64 = pages.trim().parse().unwrap_or(0);
-        found.push((format!("hugepages-{}", binary(kilobytes * 1024)), amount(pages * kilobytes * 1024)));
-    }
-    found
+    let reserved = |bytes: u64| {
+        let file = sizes.join(format!("hugepages-{}kB/nr_hugepages", bytes / 1024));
+        let pages: u64 = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        (format!("hugepages-{}", binary(bytes)), amount(pages * bytes))
+    };
+    huge_page_sizes(sizes).map(reserved).collect()
 }
 
 /// Bytes with the largest binary suffix that divides them, as quantities are written: `2Mi`.

@@ -68,9 +68,9 @@ impl Maker {
         let written = place::written(&self.config.paths.written(uid_of(&self.pod)));
         written.map_err(|cause| VolumeError { volume: "etc-hosts".to_owned(), cause })?;
         self.each(|name, kind| match kind {
-            Kind::EmptyDir { memory, size } => {
+            Kind::EmptyDir { medium, size } => {
                 let path = self.dir("empty-dir", name);
-                place::empty_dir(&path, *memory, place::memory_size(&self.pod, &self.config.node, *size))?;
+                place::empty_dir(&path, *medium, place::memory_size(&self.pod, &self.config.node, *size))?;
                 self.group().apply(&path, Writable::Yes, &|| ground.is_over())?;
                 Ok(Ready::Path { path, read_only: false })
             }

@@ -12,18 +12,28 @@ use sys::rustix::fs::{AtFlags, Gid, Mode};
 use sys::tree::{Dir, Kind, Meta};
 
 use super::Cause;
+use super::plan::Medium;
 use crate::facts::NodeFacts;
 use crate::qos;
 
 /// Makes an emptyDir; what is in it stays. In memory it is a tmpfs of at most `size` bytes.
-pub(super) fn empty_dir(path: &Path, memory: bool, size: Option<u64>) -> Result<(), Cause> {
+pub(super) fn empty_dir(path: &Path, medium: Medium, size: Option<u64>) -> Result<(), Cause> {
     make_dir(path)?;
-    if memory && !is_mounted(path)? {
-        let size = size.map(|size| size.to_string());
-        // Upstream leaves a tmpfs the mode that the kernel gives it, with the sticky bit.
-        return mount_tmpfs(path, size.as_deref(), "1777");
+    match medium {
+        Medium::Disk => set_mode(path, 0o777),
+        Medium::Memory | Medium::HugePages { .. } if is_mounted(path)? => Ok(()),
+        Medium::Memory => {
+            let size = size.map(|size| size.to_string());
+            // Upstream leaves a tmpfs the mode that the kernel gives it, with the sticky bit.
+            mount_tmpfs(path, size.as_deref(), "1777")
+        }
+        Medium::HugePages { page_bytes } => {
+            let page = page_bytes.to_string();
+            let mount =
+                sys::mount::new_filesystem("hugetlbfs", &[("pagesize", Some(&page)), ("mode", Some("0777"))], 0)?;
+            Ok(sys::mount::attach_at(mount.as_fd(), path)?)
+        }
     }
-    set_mode(path, 0o777)
 }
 
 /// What all containers of a pod may write to `/etc/hosts` and their termination messages, of which the node reads 4 KiB.
@@ -39,7 +49,7 @@ pub(super) fn written(path: &Path) -> Result<(), Cause> {
 
 /// How large an emptyDir in memory may become: its own limit, the pod's, or what the node leaves to pods.
 pub(super) fn memory_size(pod: &Pod, node: &NodeFacts, limit: Option<u64>) -> Option<u64> {
-    let of_pod = qos::pod_limits(pod, None).memory_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+    let of_pod = qos::pod_limits(pod, &qos::Rules::default()).memory_bytes.and_then(|bytes| u64::try_from(bytes).ok());
     let of_node = node.allocatable.get("memory").and_then(|memory| u64::try_from(memory.units()).ok());
     [limit, of_pod, of_node].into_iter().flatten().filter(|size| *size > 0).min()
 }

@@ -18,8 +18,8 @@ use super::mounts::mounted;
 /// A volume, by how it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind<'a> {
-    /// An empty directory, on disk or in memory.
-    EmptyDir { memory: bool, size: Option<u64> },
+    /// An empty directory.
+    EmptyDir { medium: Medium, size: Option<u64> },
     /// A path of the node; `owned` when it was made for a claim, so that it may be handed to the pod's group.
     HostPath { path: PathBuf, kind: String, owned: bool, read_only: bool },
     /// Files whose content comes from the store.
@@ -30,6 +30,17 @@ pub(super) enum Kind<'a> {
     Csi(Box<CsiVolume>),
     /// An image.
     Image { reference: &'a str },
+}
+
+/// Where the files of an emptyDir are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Medium {
+    /// On the disk of the kubelet.
+    Disk,
+    /// In memory.
+    Memory,
+    /// In memory, in pages of this size.
+    HugePages { page_bytes: u64 },
 }
 
 /// An object whose content files are made from.
@@ -93,7 +104,7 @@ fn names(volume: &Volume, content: Content) -> impl Iterator<Item = &str> {
 /// A kind that this node does not make, a claim without a volume, an invalid path.
 pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<Kind<'a>, Cause> {
     if let Some(source) = &volume.empty_dir {
-        return empty_dir(source);
+        return empty_dir(source, pod);
     }
     if let Some(source) = &volume.host_path {
         let path = host_path(&source.path)?;
@@ -126,7 +137,7 @@ pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<K
     ];
     match content.into_iter().find(|(is_there, ..)| *is_there) {
         Some((_, plugin, in_memory)) => Ok(Kind::Content { plugin, in_memory }),
-        None if is_empty(volume) => Ok(Kind::EmptyDir { memory: false, size: None }),
+        None if is_empty(volume) => Ok(Kind::EmptyDir { medium: Medium::Disk, size: None }),
         None => Err(Cause::Unsupported(format!(
             "{} volumes are not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI, projected, image, csi or a persistentVolumeClaim on a csi, hostPath or local volume",
             unsupported(volume)
@@ -146,16 +157,39 @@ fn is_empty(volume: &Volume) -> bool {
     *volume == Volume { name: volume.name.clone(), ..Volume::default() }
 }
 
-fn empty_dir(source: &EmptyDirVolumeSource) -> Result<Kind<'static>, Cause> {
+fn empty_dir(source: &EmptyDirVolumeSource, pod: &Pod) -> Result<Kind<'static>, Cause> {
     let size = source.size_limit.as_ref().map(|text| Quantity::parse(&text.0)).transpose();
     let size = size.map_err(|error| Cause::Invalid(format!("sizeLimit {error}")))?;
     let size = size.and_then(|size| u64::try_from(size.units()).ok()).filter(|size| *size > 0);
-    match source.medium.as_deref().unwrap_or_default() {
-        "" => Ok(Kind::EmptyDir { memory: false, size }),
-        "Memory" => Ok(Kind::EmptyDir { memory: true, size }),
-        medium => Err(Cause::Unsupported(format!(
-            "emptyDir medium {medium:?} is not supported by this node; use \"\" (disk) or \"Memory\""
+    let medium = match source.medium.as_deref().unwrap_or_default() {
+        "" => Medium::Disk,
+        "Memory" => Medium::Memory,
+        medium => Medium::HugePages { page_bytes: page_size(medium, pod)? },
+    };
+    Ok(Kind::EmptyDir { medium, size })
+}
+
+/// The size of the pages of an emptyDir on `HugePages` or `HugePages-<size>`: one that the pod asks for.
+fn page_size(medium: &str, pod: &Pod) -> Result<u64, Cause> {
+    let bytes = |text: &str| Quantity::parse(text).ok().and_then(|size| u64::try_from(size.units()).ok());
+    let wanted = medium.strip_prefix("HugePages-").and_then(bytes);
+    if medium != "HugePages" && wanted.is_none() {
+        return Err(Cause::Invalid(format!(
+            "emptyDir medium {medium:?} is not one; use \"\" (disk), \"Memory\", \"HugePages\" or \"HugePages-<size>\""
+        )));
+    }
+    let own = spec::containers(pod).filter_map(|(_, container)| container.resources.as_ref());
+    let own = own.flat_map(|resources| [&resources.requests, &resources.limits]);
+    let whole = spec::of(pod).resources.iter().flat_map(|resources| [&resources.requests, &resources.limits]);
+    let names = own.chain(whole).flatten().flat_map(|list| list.keys());
+    let asked: BTreeSet<u64> = names.filter_map(|name| bytes(name.strip_prefix("hugepages-")?)).collect();
+    match (wanted, asked.len()) {
+        (Some(size), _) if asked.contains(&size) => Ok(size),
+        (None, 1) => Ok(asked.into_iter().sum()),
+        (None, 2..) => Err(Cause::Invalid(format!(
+            "medium: {medium} can't be used if container requests multiple huge page sizes"
         ))),
+        _ => Err(Cause::Invalid(format!("medium {medium}: hugepages of that size are not requested by the pod"))),
     }
 }
 
@@ -264,12 +298,13 @@ mod tests {
 
     #[test]
     fn kinds() {
-        check(json!({}), Ok(Kind::EmptyDir { memory: false, size: None }));
+        check(json!({}), Ok(Kind::EmptyDir { medium: Medium::Disk, size: None }));
         check(
             json!({"emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}),
-            Ok(Kind::EmptyDir { memory: true, size: Some(1 << 20) }),
+            Ok(Kind::EmptyDir { medium: Medium::Memory, size: Some(1 << 20) }),
         );
-        check(json!({"emptyDir": {"medium": "HugePages"}}), Err("emptyDir medium \"HugePages\" is not supported"));
+        check(json!({"emptyDir": {"medium": "HugePages"}}), Err("not requested by the pod"));
+        check(json!({"emptyDir": {"medium": "Paper"}}), Err("emptyDir medium \"Paper\" is not one"));
         check(json!({"hostPath": {"path": "/a/../b"}}), Err("'..'"));
         check(json!({"secret": {"secretName": "s"}}), Ok(Kind::Content { plugin: "secret", in_memory: true }));
         check(json!({"nfs": {"server": "s", "path": "/"}}), Err("nfs volumes are not supported"));
@@ -279,6 +314,19 @@ mod tests {
         check(claim("data"), Ok(path));
         check(claim("none"), Err("persistentvolumeclaim \"none\" not found"));
         check(claim("new"), Err("not bound"));
+    }
+
+    #[test]
+    fn huge_pages_are_of_a_size_that_the_pod_asks_for() {
+        let page = |medium: &str, limits: serde_json::Value| {
+            let containers = json!([{"name": "c", "resources": {"limits": limits}}]);
+            let pod = serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap();
+            page_size(medium, &pod).ok()
+        };
+        let (one, two) = (json!({"hugepages-2Mi": "4Mi"}), json!({"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi"}));
+        assert_eq!([page("HugePages", one.clone()), page("HugePages", two.clone())], [Some(2 << 20), None]);
+        assert_eq!([page("HugePages-1Gi", two), page("HugePages-1Gi", one)], [Some(1 << 30), None]);
+        assert_eq!(page("HugePages-", json!({"cpu": "1"})), None);
     }
 
     /// A claim may name any volume, and a pod any claim: whose they are, the other side has to say.

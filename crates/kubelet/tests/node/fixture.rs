@@ -16,7 +16,7 @@ use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
 use kubelet::paths::Paths;
 use kubelet::plugins::Registry;
-use kubelet::qos::Tree;
+use kubelet::qos::{Rules, Tree};
 use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::volumes::{Volumes, VolumesConfig};
@@ -302,7 +302,7 @@ fn paths(dir: &Path) -> Paths {
 fn groups(root: &Path) -> Tree {
     let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
     hierarchy.group(root).create().unwrap();
-    let groups = Tree::new(hierarchy, None).below(root);
+    let groups = Tree::new(hierarchy, Rules::default()).below(root);
     groups.ensure_roots(1000, None).unwrap();
     groups
 }

@@ -22,7 +22,7 @@ use kubelet::node::eviction;
 use kubelet::node::pressure::{Policy, Pressures};
 use kubelet::paths::Paths;
 use kubelet::plugins::Registry;
-use kubelet::qos::Tree;
+use kubelet::qos::{self, Tree};
 use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::server::Api;
@@ -66,10 +66,10 @@ pub(super) struct Config {
 }
 
 /// What holds for all pods.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct PodRules {
-    /// Most processes of one pod.
-    pub(super) pids: Option<i64>,
+    /// What their limits go by.
+    pub(super) limits: qos::Rules,
     /// Most memory of all pods together, bytes.
     pub(super) memory_bytes: Option<i64>,
     /// Containers without a seccomp profile get the runtime's default.
@@ -102,7 +102,7 @@ impl Agent {
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
         let Config { layout, facts, dns, cgroup_root, policies, pods, resolv_conf, proxy, site, csi_node } = config;
         let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
-        let groups = groups_of_pods(&cgroup_root, cpu, pods)?;
+        let groups = groups_of_pods(&cgroup_root, cpu, &pods)?;
         let proxy = proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
         let barrier: Arc<dyn kubelet::Barrier> = match &proxy {
             Some(proxy) => Arc::new(RuleBarrier(proxy.barrier())),
@@ -131,6 +131,7 @@ impl Agent {
             generate: generate::Config {
                 cgroup_root,
                 seccomp_default: pods.seccomp_default,
+                rules: pods.limits,
                 ..generate::Config::of_machine(paths, facts, dns, &resolv_conf)
             },
             records_dir: layout.state_dir.join("pods"),
@@ -242,12 +243,12 @@ async fn be_thrifty(mut changes: watch::Receiver<u64>) {
 }
 
 /// The tree of the pods' groups, in a group that has to exist as upstream wants it: a name that is misspelt shows.
-fn groups_of_pods(root: &Path, cpu_milli: i64, rules: PodRules) -> anyhow::Result<Tree> {
+fn groups_of_pods(root: &Path, cpu_milli: i64, rules: &PodRules) -> anyhow::Result<Tree> {
     let hierarchy = sys::cgroup::Hierarchy::detect()?;
     if !hierarchy.group(root).exists() {
         bail!("the control group {root:?} does not exist; make it, or change `cgroupRoot`");
     }
-    let groups = Tree::new(hierarchy, rules.pids).below(root);
+    let groups = Tree::new(hierarchy, rules.limits.clone()).below(root);
     groups.ensure_roots(cpu_milli, rules.memory_bytes).context("make the control groups of pods")?;
     Ok(groups)
 }

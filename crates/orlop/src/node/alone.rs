@@ -51,7 +51,7 @@ impl Alone {
             dns: ClusterDns { servers: vec![settings.dns.to_string()], domain: settings.domain.clone() },
             cgroup_root: PathBuf::new(),
             policies: Policies::default(),
-            pods: agent::PodRules::default(),
+            pods: agent::PodRules { limits: qos::Rules::of_machine(), ..agent::PodRules::default() },
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             proxy: Some((proxy_config(settings), manifests.clone())),
             site: None,

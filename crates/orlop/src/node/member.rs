@@ -28,6 +28,7 @@ use kubelet::node::machine::Machine;
 use kubelet::node::membership::{self, Membership};
 use kubelet::node::pressure::Pressures;
 use kubelet::node::shutdown;
+use kubelet::qos;
 use kubelet::resources::policies::Policies;
 use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
@@ -252,13 +253,9 @@ fn source_config(settings: &MemberSettings, kubelet: Api) -> anyhow::Result<ApiS
 fn policies(configuration: &Configuration, node: &NodeConfig, machine: &Machine) -> Policies {
     let mut policies = configuration.policies.clone();
     if let Some(memory) = &mut policies.memory {
-        let allocatable = describe::allocatable(node, machine);
-        let counted = machine.capacity.iter().filter(|(name, _)| *name == "memory" || name.starts_with("hugepages-"));
-        let kept = counted.filter_map(|(name, capacity)| {
-            let left = allocatable.get(name).map_or(0, |amount| amount.units());
-            Some((name.clone(), u64::try_from(capacity.units() - left).ok()?))
-        });
-        memory.kept = kept.collect();
+        let counted = |name: &str| name == "memory" || name.starts_with("hugepages-");
+        let kept = describe::reservation(node, machine).into_iter().filter(|(name, _)| counted(name));
+        memory.kept = kept.filter_map(|(name, kept)| Some((name, u64::try_from(kept.units()).ok()?))).collect();
     }
     policies
 }
@@ -291,7 +288,11 @@ fn pod_rules(configuration: &Configuration, node: &NodeConfig, machine: &Machine
     let reserved = node.reserved.get("memory").map_or(0, |amount| amount.units());
     let memory = machine.capacity.get("memory").map(|amount| amount.units().saturating_sub(reserved));
     PodRules {
-        pids: configuration.pod_pids_limit,
+        limits: qos::Rules {
+            pids: configuration.pod_pids_limit,
+            cpu_period_us: configuration.cpu_period_us,
+            ..qos::Rules::of_machine()
+        },
         memory_bytes: memory.filter(|bytes| configuration.enforces_allocatable && *bytes > 0),
         seccomp_default: configuration.seccomp_default,
     }

@@ -94,6 +94,11 @@ pub(super) fn set(roots: &[(String, PathBuf)], path: &Path, limits: &Limits) -> 
     set("pids", "pids.max", limits.pids.map(|pids| if pids < 0 { "max".to_owned() } else { pids.to_string() }))?;
     for (size, bytes) in &limits.hugepages {
         set("hugetlb", &format!("hugetlb.{size}.limit_in_bytes"), Some(bytes.to_string()))?;
+        // With this, who maps too many is told so, and not killed when it touches them. It came with Linux 5.7.
+        let reserved = format!("hugetlb.{size}.rsvd.limit_in_bytes");
+        if file("hugetlb", &reserved).exists() {
+            set("hugetlb", &reserved, Some(bytes.to_string()))?;
+        }
     }
     set("memory", "memory.soft_limit_in_bytes", limits.memory_reservation_bytes.map(|bytes| bytes.to_string()))?;
     set("memory", "memory.swappiness", limits.swappiness.map(|value| value.to_string()))?;

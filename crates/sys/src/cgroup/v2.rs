@@ -81,6 +81,11 @@ pub(super) fn set(dir: &Path, limits: &Limits) -> Result<()> {
     set("pids.max", limits.pids.map(max))?;
     for (size, bytes) in &limits.hugepages {
         set(&format!("hugetlb.{size}.max"), Some(bytes.to_string()))?;
+        // With this, who maps too many is told so, and not killed when it touches them.
+        let reserved = format!("hugetlb.{size}.rsvd.max");
+        if dir.join(&reserved).exists() {
+            set(&reserved, Some(bytes.to_string()))?;
+        }
     }
     set("memory.low", limits.memory_reservation_bytes.map(max))?;
     set("cpu.max.burst", limits.cpu_burst_us.map(|burst| burst.to_string()))?;
