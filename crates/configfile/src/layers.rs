@@ -17,12 +17,14 @@ pub struct Layers {
     schema: &'static Schema,
     written: Value,
     faults: Vec<String>,
+    /// Every file was one.
+    is_whole: bool,
 }
 
 impl Layers {
     /// Nothing is written yet.
     pub fn new(schema: &'static Schema) -> Layers {
-        Layers { schema, written: Value::Object(Map::new()), faults: Vec::new() }
+        Layers { schema, written: Value::Object(Map::new()), faults: Vec::new(), is_whole: true }
     }
 
     /// A document, YAML or JSON, over what is there: a merge patch (RFC 7396).
@@ -35,7 +37,10 @@ impl Layers {
                 self.schema.check(&layer, "", &mut tell);
                 merge::patch(&mut self.written, layer);
             }
-            Err(fault) => self.fault(format!("{}: {fault}", file.display())),
+            Err(fault) => {
+                self.fault(format!("{}: {fault}", file.display()));
+                self.is_whole = false;
+            }
         }
     }
 
@@ -97,6 +102,23 @@ impl Layers {
     pub fn finish(self) -> Result<Value, Faults> {
         if self.faults.is_empty() { Ok(self.written) } else { Err(Faults(self.faults)) }
     }
+
+    /// As [`Layers::finish`], read into something to work with: its faults are told with the others. Of a file that cannot be
+    /// read at all nobody knows what is missing, so then nothing is.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn read<T>(self, read: impl FnOnce(&Value) -> Result<T, Vec<String>>) -> Result<(Value, T), Faults> {
+        let Self { written, mut faults, is_whole, .. } = self;
+        match if is_whole { read(&written) } else { Err(Vec::new()) } {
+            Ok(value) if faults.is_empty() => Ok((written, value)),
+            Ok(_) => Err(Faults(faults)),
+            Err(more) => {
+                faults.extend(more);
+                Err(Faults(faults))
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -151,6 +173,20 @@ mod tests {
             assert!(fault.contains(needle), "{fault}");
         }
         assert_eq!(faults.len(), 5);
+    }
+
+    #[test]
+    fn an_unknown_field_hides_no_other_fault() {
+        let mut layers = Layers::new(&SCHEMA);
+        layers.fault("one".to_owned());
+        let error = layers.read::<()>(|_| Err(vec!["two".to_owned()])).unwrap_err();
+        assert_eq!(error, Faults(vec!["one".to_owned(), "two".to_owned()]));
+        let mut layers = Layers::new(&SCHEMA);
+        layers.file(Path::new("/not/there"));
+        assert_eq!(layers.read::<()>(|_| Err(vec!["two".to_owned()])).unwrap_err().0.len(), 1);
+        let mut layers = Layers::new(&SCHEMA);
+        layers.flag("count", "7");
+        assert_eq!(layers.read(|written| Ok(written["count"].clone())).unwrap().1, json!(7));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Pod;
 use pod::spec::Role;
 use pod::{Note, NoteKind};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::admission::Rejection;
 use crate::admission::Site;
@@ -63,6 +63,8 @@ pub struct Config {
     pub barrier_timeout: Duration,
     /// The runtime's name, which stands before ids of containers in statuses.
     pub runtime_name: String,
+    /// Most pulls of images at a time; as many as there are without.
+    pub pulls_max: Option<usize>,
 }
 
 /// What the kubelet works with.
@@ -96,6 +98,8 @@ pub(crate) struct Context {
     pub(crate) parts: Parts,
     pub(crate) records: Records,
     pub(crate) users: Users,
+    /// Who may pull an image now, where that is limited.
+    pub(crate) pulls: Option<Semaphore>,
     /// Changes whenever a worker has taken a step.
     pub(crate) steps: watch::Sender<()>,
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -63,7 +63,8 @@ impl Kubelet {
         let resources = parts.resources.clone();
         let steps = watch::Sender::new(());
         let heard = steps.subscribe();
-        let context = Arc::new(Context { config, parts, records, users, steps });
+        let pulls = config.pulls_max.map(Semaphore::new);
+        let context = Arc::new(Context { config, parts, records, users, pulls, steps });
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new());
         let manager = Manager::new(context, workers.clone(), stop.clone());
         let (ready, adopted) = tokio::sync::oneshot::channel();

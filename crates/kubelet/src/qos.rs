@@ -320,6 +320,39 @@ impl Tree {
     }
 }
 
+/// Keeps a group that is not the kubelet's to what is reserved for it (`enforceNodeAllocatable`).
+///
+/// # Errors
+/// There is no such group, or the kernel's reason.
+pub fn keep_reserved(
+    group: &Cgroup,
+    reserved: &std::collections::BTreeMap<String, Quantity>,
+    cpu_only: bool,
+) -> Result<(), ReserveError> {
+    if !group.exists() {
+        return Err(ReserveError::Missing(group.path().to_owned()));
+    }
+    let all = |name: &str| reserved.get(name).filter(|_| !cpu_only).map(|amount| amount.units());
+    group.set(&Limits {
+        cpu_shares: reserved.get("cpu").map(|amount| shares(amount.milli())),
+        memory_bytes: all("memory"),
+        pids: all("pid"),
+        ..Limits::default()
+    })?;
+    Ok(())
+}
+
+/// Why a group is not kept to what is reserved for it.
+#[derive(Debug, thiserror::Error)]
+pub enum ReserveError {
+    /// Whoever runs in it has to make it.
+    #[error("the control group {0:?} does not exist; make it, or name another one")]
+    Missing(PathBuf),
+    /// The kernel does not.
+    #[error(transparent)]
+    Kernel(#[from] sys::Error),
+}
+
 fn remove_group(group: &Cgroup) -> sys::Result<()> {
     if group.exists() {
         group.kill()?;

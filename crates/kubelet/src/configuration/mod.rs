@@ -12,12 +12,14 @@ mod typed;
 use std::path::{Path, PathBuf};
 
 use configfile::{Layers, Schema};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use configfile::Faults;
 pub use configfile::spans::parse as parse_duration;
 pub use leaves::LEAVES;
-pub use typed::{Authentication, Authorization, Configuration, ImageGc, LogLimits, parse_taints};
+pub use typed::{
+    Authentication, Authorization, Configuration, Enforced, EnforcedGroup, ImageGc, LogLimits, parse_taints,
+};
 
 /// The document and its fields.
 const SCHEMA: Schema = Schema {
@@ -66,17 +68,37 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
                 Ok(taints) => layers.set("registerWithTaints", taints),
                 Err(fault) => layers.fault(format!("--{flag} {text:?}: {fault}")),
             },
+            "reserved-memory" => match reserved_memory_of_flag(text) {
+                Ok(reserved) => layers.set("reservedMemory", reserved),
+                Err(fault) => layers.fault(format!("--{flag} {text:?}: {fault}")),
+            },
             _ => layers.flag(flag, text),
         }
     }
-    let written = layers.finish()?;
-    let configuration = typed::read(&written).map_err(Faults)?;
+    let (written, configuration) = layers.read(typed::read)?;
     let warnings = SCHEMA.warnings(&written);
     Ok(Loaded { configuration, written, warnings })
 }
 
 fn taints_of_flag(text: &str) -> Result<Value, String> {
     serde_json::to_value(parse_taints(text)?).map_err(|error| error.to_string())
+}
+
+/// `0:memory=1Gi,hugepages-2Mi=4Mi;1:memory=2Gi`, as the field has it.
+fn reserved_memory_of_flag(text: &str) -> Result<Value, String> {
+    let node = |item: &str| {
+        let (node, limits) = item.split_once(':')?;
+        let limit = |limit: &str| {
+            let (name, amount) = limit.split_once('=')?;
+            (name == "memory" || name.starts_with("hugepages-")).then(|| (name.to_owned(), Value::from(amount)))
+        };
+        let limits = limits.split(',').map(limit).collect::<Option<serde_json::Map<_, _>>>()?;
+        Some(json!({"numaNode": node.parse::<u32>().ok()?, "limits": limits}))
+    };
+    let nodes = text.split(';').filter(|item| !item.is_empty());
+    let nodes =
+        nodes.map(|item| node(item).ok_or_else(|| format!("{item:?} is not as 0:memory=1Gi,hugepages-2Mi=4Mi")));
+    nodes.collect::<Result<Vec<_>, _>>().map(Value::Array)
 }
 
 fn drop_ins(dir: Option<&Path>) -> Result<Vec<PathBuf>, String> {
@@ -110,6 +132,16 @@ mod tests {
         paths.sort_unstable();
         paths.dedup();
         assert_eq!(paths.len(), LEAVES.len(), "a field stands twice");
+    }
+
+    #[test]
+    fn memory_that_is_reserved_by_node() {
+        let reserved = reserved_memory_of_flag("0:memory=1Gi,hugepages-2Mi=4Mi;1:memory=2Gi").unwrap();
+        let [zero, one] = [json!({"memory": "1Gi", "hugepages-2Mi": "4Mi"}), json!({"memory": "2Gi"})];
+        assert_eq!(reserved, json!([{"numaNode": 0, "limits": zero}, {"numaNode": 1, "limits": one}]));
+        for wrong in ["0", "x:memory=1", "0:cpu=1", "0:memory"] {
+            assert!(reserved_memory_of_flag(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
@@ -148,16 +180,18 @@ staticPodPath: /etc/kubernetes/manifests
     #[test]
     fn all_faults_at_once_by_field() {
         let Faults(faults) =
-            with("maxPods: many\nclusterDns: []\nauthentication: {x509: 1}\nsyncFrequency: 1 minute\n").unwrap_err();
+            with("maxPods: many\nclusterDns: []\nauthentication: {x509: 1}\nsyncFrequency: 1 minute\nport: 70000\n")
+                .unwrap_err();
         for (fault, needle) in faults.iter().zip([
             "authentication.x509: has fields of its own",
             "clusterDns: there is no such field; clusterDNS is one",
             "maxPods: \"many\" is not a whole number",
             "syncFrequency: \"1 minute\" is not a time span",
+            "port: 70000 is out of range",
         ]) {
             assert!(fault.contains(needle), "{fault}");
         }
-        assert_eq!(faults.len(), 4);
+        assert_eq!(faults.len(), 5, "{faults:?}");
     }
 
     #[test]
@@ -175,7 +209,7 @@ staticPodPath: /etc/kubernetes/manifests
         let loaded = load(&Sources { file: Some(file), dir: Some(dir.path().to_owned()), flags }).unwrap();
         assert_eq!(loaded.configuration.max_pods, 30);
         assert_eq!(loaded.configuration.cluster_domain, "two");
-        assert_eq!(loaded.written["featureGates"], serde_json::json!({"A": true, "B": true}));
+        assert_eq!(loaded.written["featureGates"], json!({"A": true, "B": true}));
         assert_eq!(loaded.configuration.register_with_taints.len(), 2);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use configfile::spans;
@@ -50,6 +50,8 @@ pub struct Configuration {
     pub node_lease_duration_s: i32,
     /// Most pods.
     pub max_pods: u32,
+    /// Most pods for each CPU; 0 is no limit.
+    pub pods_per_core: u32,
     /// The socket of the container runtime.
     pub container_runtime_endpoint: Option<String>,
     /// Where images are pulled, if that is another program still.
@@ -78,6 +80,15 @@ pub struct Configuration {
     pub shutdown: Vec<Period>,
     /// When the logs of containers are rotated.
     pub log_limits: LogLimits,
+    /// Where they are, if not where they always are (`podLogsDir`).
+    pub pod_logs_dir: Option<PathBuf>,
+    /// Most pulls of images at a time (`serializeImagePulls`, `maxParallelImagePulls`); as many as there are without.
+    pub pulls_max: Option<usize>,
+    /// Whether containers get a share of the machine's swap (`memorySwap.swapBehavior: LimitedSwap`).
+    pub limited_swap: bool,
+    /// Whether a machine that swaps is refused. Upstream refuses it unless told not to; here containers get no swap anyway, so
+    /// the operator has to say so.
+    pub fail_swap_on: bool,
     /// Most processes of one pod.
     pub pod_pids_limit: Option<i64>,
     /// The length of a CPU period in microseconds; without one, limits of CPU are not kept (`cpuCFSQuota: false`).
@@ -86,8 +97,8 @@ pub struct Configuration {
     pub seccomp_default: bool,
     /// How many images a node lists; all of them without.
     pub status_images_max: Option<usize>,
-    /// Whether all pods together are kept to what the node can give them (`pods` in `enforceNodeAllocatable`).
-    pub enforces_allocatable: bool,
+    /// Who is kept to what the node can give (`enforceNodeAllocatable`).
+    pub enforced: Enforced,
     /// `systemReserved` and `kubeReserved` together.
     pub reserved: BTreeMap<String, Quantity>,
     /// The cloud's name of the node.
@@ -100,13 +111,39 @@ pub struct Configuration {
     pub static_pod_path: Option<PathBuf>,
 }
 
-/// `containerLogMaxSize` and `containerLogMaxFiles`.
+/// `containerLogMaxSize` and what belongs to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogLimits {
     /// A log that is larger is rotated, in bytes.
     pub bytes_max: u64,
     /// Files of a container, the one that is written included.
     pub files_max: u32,
+    /// How often the logs of another runtime are looked at; orlop's own rotates as it writes.
+    pub look_every: Duration,
+    /// How many of those are rotated at a time.
+    pub workers: usize,
+}
+
+/// Who is kept to what the node can give.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Enforced {
+    /// All pods together.
+    pub pods: bool,
+    /// The groups of others, which exist already.
+    pub groups: Vec<EnforcedGroup>,
+}
+
+/// A group that is kept to what is reserved for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnforcedGroup {
+    /// The field that names it.
+    pub field: &'static str,
+    /// Its path below the root of the hierarchy.
+    pub path: PathBuf,
+    /// What it gets.
+    pub reserved: BTreeMap<String, Quantity>,
+    /// Of that, CPU alone (`…-compressible`).
+    pub cpu_only: bool,
 }
 
 /// When images go that no container uses.
@@ -168,6 +205,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         node_status_report_frequency: report.or(update).unwrap_or(Duration::from_secs(300)),
         node_lease_duration_s: reader.number("nodeLeaseDurationSeconds", 40),
         max_pods: reader.number("maxPods", 110),
+        pods_per_core: reader.number("podsPerCore", 0),
         container_runtime_endpoint: reader.text("containerRuntimeEndpoint"),
         image_service_endpoint: reader.text("imageServiceEndpoint"),
         pod_cidr: reader.text("podCIDR"),
@@ -183,12 +221,16 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         policies: reader.policies(&reserved),
         reserved,
         log_limits: reader.log_limits(),
+        pod_logs_dir: reader.pod_logs_dir(),
+        pulls_max: reader.pulls_max(),
+        limited_swap: reader.limited_swap(),
+        fail_swap_on: reader.flag("failSwapOn", false),
         pod_pids_limit: Some(reader.number("podPidsLimit", -1)).filter(|limit: &i64| *limit > 0),
         cpu_period_us: reader.cpu_period(),
         seccomp_default: reader.flag("seccompDefault", false),
         // -1 is no limit.
         status_images_max: usize::try_from(reader.number("nodeStatusMaxImages", 50i64)).ok(),
-        enforces_allocatable: reader.enforces_allocatable(),
+        enforced: reader.enforced(),
         provider_id: reader.text("providerID"),
         register_with_taints: reader.taints(),
         register_node: reader.flag("registerNode", true),
@@ -199,7 +241,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self { bytes_max: 10 << 20, files_max: 5 }
+        Self { bytes_max: 10 << 20, files_max: 5, look_every: Duration::from_secs(10), workers: 1 }
     }
 }
 
@@ -315,8 +357,18 @@ impl Reader<'_> {
     fn log_limits(&mut self) -> LogLimits {
         let size = self.text("containerLogMaxSize").unwrap_or_else(|| "10Mi".to_owned());
         let bytes = Quantity::parse(&size).ok().and_then(|size| u64::try_from(size.units()).ok());
-        let limits =
-            LogLimits { bytes_max: bytes.unwrap_or_default(), files_max: self.number("containerLogMaxFiles", 5) };
+        let limits = LogLimits {
+            bytes_max: bytes.unwrap_or_default(),
+            files_max: self.number("containerLogMaxFiles", 5),
+            look_every: self.span("containerLogMonitorInterval").unwrap_or(Duration::from_secs(10)),
+            workers: self.number("containerLogMaxWorkers", 1),
+        };
+        if limits.look_every < Duration::from_secs(3) {
+            self.fault("containerLogMonitorInterval", format!("{:?} is less than 3s", limits.look_every));
+        }
+        if limits.workers == 0 {
+            self.fault("containerLogMaxWorkers", "0 is less than 1");
+        }
         if limits.bytes_max == 0 {
             self.fault("containerLogMaxSize", format!("{size:?} is no quantity above 0, such as 10Mi"));
         }
@@ -348,9 +400,89 @@ impl Reader<'_> {
         gc
     }
 
-    fn enforces_allocatable(&self) -> bool {
+    fn pod_logs_dir(&mut self) -> Option<PathBuf> {
+        let dir = self.file("podLogsDir")?;
+        let is_plain = dir.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        if !dir.is_absolute() || !is_plain || !dir.as_os_str().is_ascii() {
+            self.fault("podLogsDir", format!("{} is not an absolute path of ASCII names", dir.display()));
+        }
+        Some(dir)
+    }
+
+    /// Pulls go side by side unless the operator wants them one after the other.
+    fn pulls_max(&mut self) -> Option<usize> {
+        const MOST: &str = "maxParallelImagePulls";
+        let most: Option<usize> = self.get(MOST).is_some().then(|| self.number(MOST, 1));
+        let serial = self.flag("serializeImagePulls", false);
+        match most {
+            Some(0) => self.fault(MOST, "it has to be at least 1"),
+            Some(2..) if serial => self.fault(MOST, "it cannot be more than 1 unless serializeImagePulls is false"),
+            _ => {}
+        }
+        if serial { Some(1) } else { most }
+    }
+
+    fn limited_swap(&mut self) -> bool {
+        const FIELD: &str = "memorySwap.swapBehavior";
+        match self.text(FIELD).as_deref() {
+            None | Some("NoSwap") => false,
+            Some("LimitedSwap") => true,
+            Some(other) => {
+                self.fault(FIELD, format!("{other:?} is neither NoSwap nor LimitedSwap"));
+                false
+            }
+        }
+    }
+
+    fn enforces_pods(&self) -> bool {
         let field = "enforceNodeAllocatable";
         self.get(field).is_none() || self.texts(field).contains(&"pods".to_owned())
+    }
+
+    fn enforced(&mut self) -> Enforced {
+        const FIELD: &str = "enforceNodeAllocatable";
+        let written = self.texts(FIELD);
+        let mut enforced = Enforced { pods: self.enforces_pods(), groups: Vec::new() };
+        if written.contains(&"none".to_owned()) && written.len() > 1 {
+            self.fault(FIELD, "none stands alone");
+        }
+        for item in &written {
+            let (kind, cpu_only) = match item.strip_suffix("-compressible") {
+                Some(kind) => (kind, true),
+                None => (item.as_str(), false),
+            };
+            let (field, amounts) = match kind {
+                "system-reserved" => ("systemReservedCgroup", "systemReserved"),
+                "kube-reserved" => ("kubeReservedCgroup", "kubeReserved"),
+                "none" | "pods" if !cpu_only => continue,
+                _ => {
+                    self.fault(
+                        FIELD,
+                        format!("{item:?} is none of pods, none, system-reserved, kube-reserved, and the latter two with -compressible"),
+                    );
+                    continue;
+                }
+            };
+            if cpu_only && written.iter().any(|other| other == kind) {
+                self.fault(FIELD, format!("{kind} and {item} exclude each other"));
+            }
+            let Some(path) = self.text(field) else {
+                self.fault(field, format!("{item} in {FIELD} needs it"));
+                continue;
+            };
+            if self.text("reservedSystemCPUs").is_some() {
+                self.fault(field, "it cannot be set together with reservedSystemCPUs");
+            }
+            let path = path.trim_start_matches('/').into();
+            enforced.groups.push(EnforcedGroup { field, path, reserved: self.amounts(amounts), cpu_only });
+        }
+        enforced
+    }
+
+    /// Quantities by resource. Those that are none have been told of.
+    fn amounts(&self, path: &str) -> BTreeMap<String, Quantity> {
+        let written = self.map(path).into_iter();
+        written.filter_map(|(resource, text)| Some((resource, Quantity::parse(&text).ok()?))).collect()
     }
 
     fn eviction(&mut self) -> Policy {
@@ -363,7 +495,7 @@ impl Reader<'_> {
         // What all pods together may use runs short as the node's memory does.
         let memory = thresholds.iter().find(|one| one.signal == Signal::Memory && one.is_hard()).copied();
         let has_own = thresholds.iter().any(|one| one.signal == Signal::AllocatableMemory);
-        let enforced = self.enforces_allocatable();
+        let enforced = self.enforces_pods();
         thresholds.extend(
             memory.filter(|_| enforced && !has_own).map(|one| Threshold { signal: Signal::AllocatableMemory, ..one }),
         );
@@ -679,15 +811,53 @@ mod tests {
     fn what_holds_for_all_pods() {
         let plain = read(&json!({})).unwrap();
         assert_eq!((plain.pod_pids_limit, plain.status_images_max), (None, Some(50)));
-        assert_eq!((plain.seccomp_default, plain.enforces_allocatable), (false, true));
+        assert_eq!((plain.seccomp_default, plain.enforced.pods), (false, true));
         assert_eq!(plain.log_limits, LogLimits::default());
         let written = json!({"podPidsLimit": 100, "nodeStatusMaxImages": -1, "seccompDefault": true,
             "enforceNodeAllocatable": ["none"], "containerLogMaxSize": "1Mi", "containerLogMaxFiles": 2});
         let chosen = read(&written).unwrap();
         assert_eq!((chosen.pod_pids_limit, chosen.status_images_max), (Some(100), None));
-        assert_eq!((chosen.seccomp_default, chosen.enforces_allocatable), (true, false));
-        assert_eq!(chosen.log_limits, LogLimits { bytes_max: 1 << 20, files_max: 2 });
-        let wrong = json!({"containerLogMaxSize": "much", "containerLogMaxFiles": 1});
+        assert_eq!((chosen.seccomp_default, chosen.enforced.pods), (true, false));
+        assert_eq!((chosen.log_limits.bytes_max, chosen.log_limits.files_max), (1 << 20, 2));
+        let wrong = json!({"containerLogMaxSize": "much", "containerLogMaxFiles": 1, "containerLogMonitorInterval": "1s",
+            "containerLogMaxWorkers": 0});
+        assert_eq!(read(&wrong).unwrap_err().len(), 4);
+    }
+
+    #[test]
+    fn pulls_one_after_the_other_only_if_wanted() {
+        let most = |written| read(&written).map(|configuration| configuration.pulls_max);
+        assert_eq!(most(json!({})), Ok(None));
+        assert_eq!(most(json!({"serializeImagePulls": true})), Ok(Some(1)));
+        assert_eq!(most(json!({"serializeImagePulls": false, "maxParallelImagePulls": 3})), Ok(Some(3)));
+        for wrong in
+            [json!({"serializeImagePulls": true, "maxParallelImagePulls": 2}), json!({"maxParallelImagePulls": 0})]
+        {
+            assert_eq!(most(wrong.clone()).map_err(|faults| faults.len()), Err(1), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn who_is_kept_to_what_is_reserved_has_a_group() {
+        let written = json!({"enforceNodeAllocatable": ["pods", "system-reserved", "kube-reserved-compressible"],
+            "systemReserved": {"memory": "1Gi"}, "systemReservedCgroup": "/system.slice",
+            "kubeReserved": {"cpu": "100m"}, "kubeReservedCgroup": "kube"});
+        let enforced = read(&written).unwrap().enforced;
+        let groups: Vec<_> = enforced.groups.iter().map(|one| (one.path.to_str().unwrap(), one.cpu_only)).collect();
+        assert_eq!((enforced.pods, groups), (true, vec![("system.slice", false), ("kube", true)]));
+        assert_eq!(enforced.groups[0].reserved["memory"].units(), 1 << 30);
+        assert_eq!(read(&json!({"enforceNodeAllocatable": ["none"]})).unwrap().enforced, Enforced::default());
+        let wrong = json!({"enforceNodeAllocatable":
+            ["none", "system-reserved", "system-reserved-compressible", "pods-compressible", "kube-reserved"],
+            "systemReservedCgroup": "s"});
+        assert_eq!(read(&wrong).unwrap_err().len(), 4);
+    }
+
+    #[test]
+    fn swap_and_logs() {
+        let chosen = read(&json!({"memorySwap": {"swapBehavior": "LimitedSwap"}, "podLogsDir": "/logs"})).unwrap();
+        assert!(chosen.limited_swap && chosen.pod_logs_dir.is_some_and(|dir| dir == PathBuf::from("/logs")));
+        let wrong = json!({"memorySwap": {"swapBehavior": "UnlimitedSwap"}, "podLogsDir": "/var/../logs"});
         assert_eq!(read(&wrong).unwrap_err().len(), 2);
     }
 

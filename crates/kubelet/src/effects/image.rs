@@ -97,6 +97,11 @@ impl Job {
         let tries: Vec<Option<v1::AuthConfig>> =
             if known.is_empty() { vec![None] } else { known.into_iter().map(Some).collect() };
         let mut cause = String::new();
+        let _turn = match &self.context.pulls {
+            // It is never closed.
+            Some(pulls) => pulls.acquire().await.ok(),
+            None => None,
+        };
         for auth in tries {
             let request =
                 v1::PullImageRequest { image: Some(spec(image)), auth, sandbox_config: self.sandbox_config(0).ok() };

@@ -7,7 +7,7 @@
 mod identity;
 mod security;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,10 @@ use std::path::{Path, PathBuf};
 use cluster::Store;
 use cri::v1;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use pod::QosClass;
 use pod::spec::{self, Role};
 
+use crate::admission::is_critical;
 use crate::env::{self, EnvError, Environment, Sources};
 use crate::facts::NodeFacts;
 use crate::hosts::{self, ClusterDns, NameError};
@@ -46,8 +48,10 @@ pub struct Config {
     pub host_dns: v1::DnsConfig,
     /// Containers without a seccomp profile get the runtime's default (`seccompDefault`).
     pub seccomp_default: bool,
-    /// How the kernel limits swap: containers get none.
+    /// How the kernel limits swap.
     pub swap: Swap,
+    /// The machine's swap in bytes, of which Burstable containers get a share (`LimitedSwap`, version 2 only); 0 gives none.
+    pub shared_swap_bytes: u64,
     /// What holds for the limits of all containers.
     pub rules: qos::Rules,
 }
@@ -64,6 +68,7 @@ impl Config {
             host_dns: hosts::parse_resolv_conf(&resolver),
             seccomp_default: false,
             swap: Swap::of_machine(),
+            shared_swap_bytes: 0,
             rules: qos::Rules::of_machine(),
         }
     }
@@ -322,7 +327,7 @@ fn pod_resources(config: &Config, pod: &Pod) -> v1::LinuxContainerResources {
 pub(crate) fn resources(config: &Config, pod: &Pod, role: Role, container: &Container) -> v1::LinuxContainerResources {
     use qos::List;
     // A container without a limit of its own is bounded by the limit of the pod as a whole.
-    let limit = |resource| {
+    let limit = |resource: &str| {
         let own = qos::of_container(container, resource, List::Limits);
         let whole = spec::of(pod).resources.as_ref().and_then(|whole| whole.limits.as_ref());
         let whole = whole.and_then(|list| list.get(resource));
@@ -337,11 +342,31 @@ pub(crate) fn resources(config: &Config, pod: &Pod, role: Role, container: &Cont
         cpu_shares: signed(qos::shares(asked)),
         memory_limit_in_bytes: memory,
         memory_swap_limit_in_bytes: if config.swap == Swap::WithMemory { memory } else { 0 },
-        unified: (config.swap == Swap::Alone).then(|| (SWAP_MAX.to_owned(), "0".to_owned())).into_iter().collect(),
+        unified: (config.swap == Swap::Alone)
+            .then(|| (SWAP_MAX.to_owned(), swap_bytes(config, pod, container).to_string()))
+            .into_iter()
+            .collect(),
         oom_score_adj: qos::oom_score_adj(pod, role, container, config.node.memory_bytes),
         hugepage_limits: hugepages(config, |resource| limit(resource).units()),
         ..v1::LinuxContainerResources::default()
     }
+}
+
+/// What a container may swap: its part of the machine's swap is that of the machine's memory which it asks for, as upstream
+/// gives it; who has its memory for sure, or is critical, swaps nothing.
+fn swap_bytes(config: &Config, pod: &Pod, container: &Container) -> u64 {
+    use qos::List;
+    let asked = qos::of_container(container, "memory", List::Requests);
+    let is_bounded = asked == qos::of_container(container, "memory", List::Limits);
+    if is_bounded || is_critical(pod) || QosClass::of(pod) != QosClass::Burstable {
+        return 0;
+    }
+    let asked = u128::try_from(asked.map_or(0, |amount| amount.units())).unwrap_or(0);
+    let memory = u128::from(config.node.memory_bytes);
+    if asked > memory || memory == 0 {
+        return 0;
+    }
+    u64::try_from(asked * u128::from(config.shared_swap_bytes) / memory).unwrap_or(0)
 }
 
 /// A limit for every page size; sizes that the container does not name are forbidden to it.

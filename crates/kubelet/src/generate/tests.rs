@@ -10,6 +10,7 @@ fn config(root: &Path) -> Config {
         host_dns: v1::DnsConfig::default(),
         seccomp_default: false,
         swap: Swap::WithMemory,
+        shared_swap_bytes: 0,
         rules: qos::Rules { huge_pages: vec!["2MB".into(), "1GB".into()], ..qos::Rules::default() },
     }
 }
@@ -145,4 +146,22 @@ fn files_are_made_and_kept() {
         assert_eq!(earlier.map(|path| path.exists()), [false, true]);
         assert!(config.paths.logs.join("shop_web_u1/c").is_dir());
     });
+}
+
+#[test]
+fn burstable_containers_share_swap_by_what_they_ask_for() {
+    let root = tempfile::tempdir().unwrap();
+    let config = Config { swap: Swap::Alone, shared_swap_bytes: 1 << 29, ..config(root.path()) };
+    let swap = |priority: i32, resources: serde_json::Value| {
+        let pod =
+            pod(json!({"priority": priority, "containers": [{"name": "c", "resources": resources}, {"name": "d"}]}));
+        let (role, container) = spec::containers(&pod).next().unwrap();
+        super::resources(&config, &pod, role, container).unified[SWAP_MAX].clone()
+    };
+    let asking = json!({"requests": {"memory": "256Mi"}});
+    assert_eq!(swap(0, asking.clone()), (128 << 20).to_string());
+    assert_eq!(swap(2_000_000_000, asking), "0", "it is critical");
+    for bounded in [json!({}), json!({"limits": {"memory": "256Mi"}}), json!({"requests": {"memory": "2Gi"}})] {
+        assert_eq!(swap(0, bounded.clone()), "0", "{bounded}");
+    }
 }

@@ -7,20 +7,17 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use cri::{RuntimeService, v1};
+use futures_util::StreamExt as _;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::configuration::LogLimits;
 
-/// `containerLogMonitorInterval`'s default.
-const PERIOD: Duration = Duration::from_secs(10);
-
 pub(super) async fn keep(runtime: Arc<dyn RuntimeService>, limits: LogLimits) {
     let mut paths = Paths::new();
     loop {
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(limits.look_every).await;
         if let Err(error) = rotate_all(&*runtime, limits, &mut paths).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the logs of containers cannot be looked at");
         }
@@ -47,14 +44,16 @@ async fn rotate_all(runtime: &dyn RuntimeService, limits: LogLimits, known: &mut
                 }
             },
         };
-        let size = path.metadata().map_or(0, |facts| facts.len());
-        if size > limits.bytes_max
-            && let Err(error) = rotate(runtime, &id, &path, limits.files_max).await
-        {
-            tracing::warn!(log = %path.display(), %error, "a log cannot be rotated");
-        }
         paths.insert(id, path);
     }
+    let large = paths.iter().filter(|(_, path)| path.metadata().is_ok_and(|facts| facts.len() > limits.bytes_max));
+    let rotations = futures_util::stream::iter(large);
+    let rotations = rotations.for_each_concurrent(limits.workers, async |(id, path)| {
+        if let Err(error) = rotate(runtime, id, path, limits.files_max).await {
+            tracing::warn!(log = %path.display(), %error, "a log cannot be rotated");
+        }
+    });
+    rotations.await;
     *known = paths;
     Ok(())
 }
@@ -161,7 +160,7 @@ mod tests {
     #[tokio::test]
     async fn a_log_over_its_limit_begins_anew_and_the_oldest_goes() {
         let dir = tempfile::tempdir().unwrap();
-        let (limits, mut paths) = (LogLimits { bytes_max: 100, files_max: 3 }, Paths::new());
+        let (limits, mut paths) = (LogLimits { bytes_max: 100, files_max: 3, ..LogLimits::default() }, Paths::new());
         for old in ["20250101-000000", "20250102-000000"] {
             std::fs::write(dir.path().join(format!("0.log.{old}")), old).unwrap();
         }
@@ -180,7 +179,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let writer = Writer::new(dir.path().join("0.log"), true);
         writer.write(101);
-        let limits = LogLimits { bytes_max: 100, files_max: 3 };
+        let limits = LogLimits { bytes_max: 100, files_max: 3, ..LogLimits::default() };
         rotate_all(&writer, limits, &mut Paths::new()).await.unwrap();
         writer.write(1);
         assert_eq!(writer.log.metadata().unwrap().len(), 102);

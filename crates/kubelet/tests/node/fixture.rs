@@ -322,6 +322,7 @@ pub(crate) async fn start_kubelet(
 struct Chosen {
     policies: Policies,
     site: Option<Site>,
+    pulls_max: Option<usize>,
 }
 
 /// A node that stays as it is.
@@ -341,7 +342,7 @@ struct Started {
 
 async fn start_kubelet_in(
     cgroup_root: &Path,
-    Chosen { policies, site }: Chosen,
+    Chosen { policies, site, pulls_max }: Chosen,
     dir: &Path,
     desk: &Arc<Desk>,
     runtime: Arc<dyn RuntimeService>,
@@ -370,6 +371,7 @@ async fn start_kubelet_in(
         records_dir: dir.join("records"),
         barrier_timeout: Duration::ZERO,
         runtime_name: "orlop".to_owned(),
+        pulls_max,
     };
     let parts = kubelet::Parts {
         source: desk.clone(),

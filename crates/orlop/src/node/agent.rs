@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use cluster::{Source, Store};
 use k8s_openapi::api::core::v1::Pod;
+use kubelet::configuration::EnforcedGroup;
 use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
 use kubelet::metrics::Metrics;
@@ -74,6 +75,12 @@ pub(super) struct PodRules {
     pub(super) memory_bytes: Option<i64>,
     /// Containers without a seccomp profile get the runtime's default.
     pub(super) seccomp_default: bool,
+    /// Most pulls of images at a time.
+    pub(super) pulls_max: Option<usize>,
+    /// Swap that containers get a share of, bytes.
+    pub(super) shared_swap_bytes: u64,
+    /// Groups of others that are kept to what is reserved for them.
+    pub(super) enforced: Vec<EnforcedGroup>,
 }
 
 /// Kubelet and proxy at work, over a runtime.
@@ -132,11 +139,13 @@ impl Agent {
                 cgroup_root,
                 seccomp_default: pods.seccomp_default,
                 rules: pods.limits,
+                shared_swap_bytes: pods.shared_swap_bytes,
                 ..generate::Config::of_machine(paths, facts, dns, &resolv_conf)
             },
             records_dir: layout.state_dir.join("pods"),
             barrier_timeout: BARRIER,
             runtime_name: base.identity.name.clone(),
+            pulls_max: pods.pulls_max,
         };
         let parts = kubelet::Parts {
             source: source.clone(),
@@ -247,6 +256,11 @@ fn groups_of_pods(root: &Path, cpu_milli: i64, rules: &PodRules) -> anyhow::Resu
     let hierarchy = sys::cgroup::Hierarchy::detect()?;
     if !hierarchy.group(root).exists() {
         bail!("the control group {root:?} does not exist; make it, or change `cgroupRoot`");
+    }
+    for group in &rules.enforced {
+        let EnforcedGroup { field, path, reserved, cpu_only } = group;
+        let kept = qos::keep_reserved(&hierarchy.group(path), reserved, *cpu_only);
+        kept.with_context(|| format!("keep the group of `{field}` to what is reserved for it"))?;
     }
     let groups = Tree::new(hierarchy, rules.limits.clone()).below(root);
     groups.ensure_roots(cpu_milli, rules.memory_bytes).context("make the control groups of pods")?;

@@ -12,6 +12,7 @@ use kubelet::node::describe::NodeConfig;
 use kubelet::node::eviction;
 use kubelet::node::machine::Machine;
 use kubelet::node::pressure::Policy;
+use kubelet::qos;
 use kubelet::resources::policies::Policies;
 use network::{Network, dns};
 use proxy::configuration::DetectLocal;

@@ -106,7 +106,7 @@ impl Base {
         let parts = runtime::Parts { images: images.clone(), network: network.clone(), zygote: zygote.into() };
         let mut config = runtime::Config::new(&layout.state_dir, &layout.run_dir);
         config.cgroup_parent = layout.group.clone().into();
-        let LogLimits { bytes_max, files_max } = settings.log_limits;
+        let LogLimits { bytes_max, files_max, .. } = settings.log_limits;
         config.log_limits = Some(runtime::LogLimits { bytes_max, files_max });
         let runtime = Runtime::start(config, parts).await?;
         let stopped = CancellationToken::new();

@@ -71,8 +71,8 @@ impl Member {
     pub(crate) async fn start(settings: &MemberSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
         let config = join(settings).await?;
         let api = Api::new(config.clone())?;
-        let machine = Machine::read(&settings.node.layout.kubelet_root);
-        let node = node_config(settings)?;
+        let machine = machine(settings)?;
+        let node = node_config(settings, &machine)?;
         let mut servers = JoinSet::new();
         let registered = settings.configuration.register_node.then(|| {
             let (api, node, machine) = (api.clone(), node.clone(), machine.clone());
@@ -150,7 +150,34 @@ impl api::Node for Member {
     }
 }
 
-fn node_config(settings: &MemberSettings) -> anyhow::Result<NodeConfig> {
+/// The machine, as far as this node gives it to pods.
+fn machine(settings: &MemberSettings) -> anyhow::Result<Machine> {
+    let configuration = &settings.configuration;
+    let mut machine = Machine::read(&settings.node.layout.kubelet_root);
+    if configuration.fail_swap_on && machine.info.swap.is_some() {
+        bail!("this machine swaps, and `failSwapOn` is true; switch swap off (swapoff -a), or set it to false");
+    }
+    if configuration.limited_swap && !sys::cgroup::Hierarchy::detect()?.is_unified() {
+        bail!(
+            "`memorySwap.swapBehavior: LimitedSwap` needs control groups of version 2, which this machine does not have"
+        );
+    }
+    if !configuration.eviction.local_storage {
+        machine.capacity.remove("ephemeral-storage");
+    }
+    Ok(machine)
+}
+
+/// How many pods the node takes: `maxPods`, or fewer where `podsPerCore` says so.
+fn pods_max(configuration: &Configuration, machine: &Machine) -> u32 {
+    let cpus = machine.capacity.get("cpu").and_then(|cpus| u32::try_from(cpus.units()).ok()).unwrap_or(0);
+    match configuration.pods_per_core.saturating_mul(cpus) {
+        0 => configuration.max_pods,
+        most => most.min(configuration.max_pods),
+    }
+}
+
+fn node_config(settings: &MemberSettings, machine: &Machine) -> anyhow::Result<NodeConfig> {
     let configuration = &settings.configuration;
     let mut addresses = settings.addresses.clone();
     if addresses.is_empty() {
@@ -165,7 +192,7 @@ fn node_config(settings: &MemberSettings) -> anyhow::Result<NodeConfig> {
         labels: settings.labels.clone(),
         taints: configuration.register_with_taints.clone(),
         provider_id: configuration.provider_id.clone(),
-        pods_max: configuration.max_pods,
+        pods_max: pods_max(configuration, machine),
         images_max: configuration.status_images_max,
         reserved: configuration.reserved.clone(),
         thresholds: configuration.eviction.thresholds.clone(),
@@ -287,14 +314,21 @@ fn agent_config(
 fn pod_rules(configuration: &Configuration, node: &NodeConfig, machine: &Machine) -> PodRules {
     let reserved = node.reserved.get("memory").map_or(0, |amount| amount.units());
     let memory = machine.capacity.get("memory").map(|amount| amount.units().saturating_sub(reserved));
+    let swap = machine.info.swap.as_ref().and_then(|swap| swap.capacity);
     PodRules {
         limits: qos::Rules {
             pids: configuration.pod_pids_limit,
             cpu_period_us: configuration.cpu_period_us,
             ..qos::Rules::of_machine()
         },
-        memory_bytes: memory.filter(|bytes| configuration.enforces_allocatable && *bytes > 0),
+        memory_bytes: memory.filter(|bytes| configuration.enforced.pods && *bytes > 0),
         seccomp_default: configuration.seccomp_default,
+        pulls_max: configuration.pulls_max,
+        shared_swap_bytes: swap
+            .filter(|_| configuration.limited_swap)
+            .and_then(|bytes| bytes.try_into().ok())
+            .unwrap_or(0),
+        enforced: configuration.enforced.groups.clone(),
     }
 }
 

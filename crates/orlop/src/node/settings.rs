@@ -163,6 +163,9 @@ impl MemberSettings {
         let runtime = loaded.as_ref().and_then(|loaded| faults.endpoint(&loaded.configuration, &own));
         if let Some(loaded) = &loaded {
             (node.image_gc, node.log_limits) = (loaded.configuration.image_gc, loaded.configuration.log_limits);
+            if let Some(dir) = &loaded.configuration.pod_logs_dir {
+                node.layout.pod_logs.clone_from(dir);
+            }
         }
         let services = options.service_cidr.as_deref().map(|text| faults.range("--service-cidr", text));
         match &options.bootstrap_kubeconfig {
