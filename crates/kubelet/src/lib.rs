@@ -10,6 +10,7 @@ pub mod admission;
 mod adopt;
 pub mod configuration;
 mod context;
+mod disk;
 mod effects;
 pub mod env;
 pub mod facts;

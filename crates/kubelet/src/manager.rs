@@ -140,13 +140,16 @@ impl Manager {
                 None => new.push(pod),
             }
         }
+        // Pods that the source has not named yet keep what they were given, though others come meanwhile that want it.
+        let (on_disk, records) = (self.context.parts.volumes.on_disk(), self.context.records.uids());
+        for uid in found.into_keys().chain(on_disk).chain(records) {
+            if self.known(&uid).is_none() {
+                self.remove_unless_wanted(uid);
+            }
+        }
         // The oldest come first: what they take is taken when the next one is asked about.
         new.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         new.into_iter().for_each(|pod| self.see(pod));
-        let (on_disk, records) = (self.context.parts.volumes.on_disk(), self.context.records.uids());
-        for uid in found.into_keys().chain(on_disk).chain(records) {
-            self.remove_unless_wanted(uid);
-        }
         self.share_cpu();
     }
 

@@ -290,7 +290,19 @@ impl Dir {
     /// # Errors
     /// `ResourceBusy` if directories move about faster than it gets on, `QuotaExceeded` for far too many of them.
     pub fn totals(&self) -> io::Result<Totals> {
+        self.totals_while(&|| true)
+    }
+
+    /// As [`Dir::totals`], for as long as `goes_on`: then it is what was found until then.
+    ///
+    /// # Errors
+    /// As [`Dir::totals`].
+    pub fn totals_while(&self, goes_on: &dyn Fn() -> bool) -> io::Result<Totals> {
         let add = |totals: &mut Totals, at: &Self, name: &CStr| {
+            // Names that are still to come are passed over one by one, and no directory is entered any more.
+            if !goes_on() {
+                return Ok(Next::Pass);
+            }
             let Some(meta) = unless_gone(at.meta(name.to_bytes()))? else { return Ok(Next::Pass) };
             totals.inodes += 1;
             totals.bytes += meta.allocated;

@@ -93,7 +93,7 @@ impl Metrics {
 
     /// A pod was not taken.
     pub(crate) fn rejected(&self, reason: &str) {
-        self.rejections.add(&labels(&[("reason", reason)]));
+        self.rejections.add(&labels(&[("reason", rejection(reason))]));
     }
 
     /// A request of the API has been answered.
@@ -183,11 +183,7 @@ impl Metrics {
                 "Cumulative number of runtime operation errors by operation type.",
             ),
             (&self.evictions, "kubelet_evictions", "Cumulative number of pod evictions by eviction signal"),
-            (
-                &self.preemptions,
-                "kubelet_preemptions",
-                "Cumulative number of pod preemptions by preemption resource",
-            ),
+            (&self.preemptions, "kubelet_preemptions", "Cumulative number of pod preemptions by preemption resource"),
             (
                 &self.rejections,
                 "kubelet_admission_rejections_total",
@@ -233,6 +229,40 @@ impl cri::Observer for Metrics {
             self.failed_calls.add(&labels);
         }
         self.call_durations.observe(&labels, took);
+    }
+}
+
+/// The reason as it is counted. Resources have any names, so those that are not Kubernetes' own count as one, as upstream
+/// has it.
+fn rejection(reason: &str) -> &str {
+    const KNOWN: &[&str] = &[
+        "AppArmor",
+        "Evicted",
+        "InvalidNodeInfo",
+        "NodeAffinity",
+        "NodeName",
+        "NodePorts",
+        "NodeShutdown",
+        "OutOfcpu",
+        "OutOfephemeral-storage",
+        "OutOfmemory",
+        "OutOfpods",
+        "PodFeatureUnsupported",
+        "PodLevelResourcesNotSupported",
+        "PodOSNotSupported",
+        "PodOSSelectorNodeLabelDoesNotMatch",
+        "SMTAlignmentError",
+        "SupplementalGroupsPolicyNotSupported",
+        "SysctlForbidden",
+        "TaintToleration",
+        "TopologyAffinityError",
+        "UnexpectedAdmissionError",
+        "VolumeAttachmentLimitExceeded",
+    ];
+    match KNOWN.binary_search(&reason) {
+        Ok(_) => reason,
+        Err(_) if reason.starts_with("OutOf") => "OutOfExtendedResources",
+        Err(_) => "Other",
     }
 }
 
@@ -289,6 +319,21 @@ mod tests {
         let probe = family("prober_probe_total").iter_samples().next().unwrap();
         assert_eq!(probe.get_labelset().unwrap().get_label_value("result"), Some("failed"));
         assert!(text.out.contains("kubelet_certificate_manager_client_expiration_renew_errors 1\n"));
+    }
+
+    #[test]
+    fn reasons_are_of_a_bounded_number() {
+        for (reason, counted) in [
+            ("OutOfcpu", "OutOfcpu"),
+            ("NodePorts", "NodePorts"),
+            ("VolumeAttachmentLimitExceeded", "VolumeAttachmentLimitExceeded"),
+            ("AppArmor", "AppArmor"),
+            ("OutOfhugepages-2Mi", "OutOfExtendedResources"),
+            ("OutOfexample.com/gpu", "OutOfExtendedResources"),
+            ("Whatever", "Other"),
+        ] {
+            assert_eq!(rejection(reason), counted);
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::{NodeSwapStatus, NodeSystemInfo};
 use pod::quantity::Quantity;
-use sys::rustix;
 
+use crate::disk::Disk;
 use crate::resources::cpu::CpuSet;
 
 /// The machine.
@@ -31,8 +31,8 @@ impl Machine {
             ("cpu".to_owned(), amount(cpus as u64)),
             ("memory".to_owned(), amount(kilobytes(&meminfo, "MemTotal") * 1024)),
         ]);
-        if let Some(bytes) = file_system_bytes(root) {
-            capacity.insert("ephemeral-storage".to_owned(), amount(bytes));
+        if let Some(disk) = Disk::to_hold(root) {
+            capacity.insert("ephemeral-storage".to_owned(), amount(disk.capacity));
         }
         capacity.extend(huge_pages(Path::new("/sys/kernel/mm/hugepages")));
         let swap = i64::try_from(kilobytes(&meminfo, "SwapTotal") * 1024).ok().filter(|bytes| *bytes > 0);
@@ -68,13 +68,6 @@ fn amount(units: u64) -> Quantity {
 pub(crate) fn kilobytes(meminfo: &str, name: &str) -> u64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-}
-
-/// The size of the file system that holds `path`, or that will hold it.
-fn file_system_bytes(path: &Path) -> Option<u64> {
-    let there = path.ancestors().find(|path| path.exists())?;
-    let facts = rustix::fs::statvfs(there).ok()?;
-    Some(facts.f_blocks * facts.f_frsize)
 }
 
 /// Sizes of huge pages in bytes: the directories `hugepages-<n>kB` of the kernel.

@@ -127,10 +127,24 @@ async fn try_to_register(api: &Api, config: &NodeConfig, machine: &Machine) -> R
     }
     let key = Key::cluster(&config.name);
     let there: Node = api.get(&key).await?;
-    match missing_labels(&own, &there) {
+    match mended(&own, &there) {
         None => Ok(there),
-        Some(labels) => api.patch(&key, &Patch::merge(json!({"metadata": {"labels": labels}}))).await,
+        Some(metadata) => api.patch(&key, &Patch::merge(json!({"metadata": metadata}))).await,
     }
+}
+
+/// What has to be written over the metadata of a node that is there: labels, and that the controller attaches its volumes.
+fn mended(own: &Node, there: &Node) -> Option<Value> {
+    let mut metadata = serde_json::Map::new();
+    metadata.extend(missing_labels(own, there).map(|labels| ("labels".to_owned(), labels)));
+    let known = there.metadata.annotations.clone().unwrap_or_default();
+    let attaches = own.metadata.annotations.iter().flatten().filter(|(name, value)| known.get(*name) != Some(*value));
+    let attaches: serde_json::Map<String, Value> =
+        attaches.map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect();
+    if !attaches.is_empty() {
+        metadata.insert("annotations".to_owned(), Value::Object(attaches));
+    }
+    (!metadata.is_empty()).then_some(Value::Object(metadata))
 }
 
 /// Labels that a node which is there lacks, or has with another value. Only those that upstream mends: what the operator
@@ -353,6 +367,16 @@ mod tests {
             trouble(&status(&["RuntimeReady", "NetworkReady"])).unwrap(),
             "RuntimeReady: R m; NetworkReady: R m"
         );
+    }
+
+    #[test]
+    fn an_annotation_that_a_node_lacks_is_written() {
+        let node = |annotations: Value| -> Node {
+            serde_json::from_value(json!({"metadata": {"annotations": annotations}})).unwrap()
+        };
+        let own = node(json!({"a": "true"}));
+        assert_eq!(mended(&own, &node(json!({"b": "1"}))), Some(json!({"annotations": {"a": "true"}})));
+        assert_eq!(mended(&own, &node(json!({"a": "true", "b": "1"}))), None);
     }
 
     #[test]

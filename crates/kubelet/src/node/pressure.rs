@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sys::cgroup::Cgroup;
-use sys::rustix;
 
 use super::machine::kilobytes;
+use crate::disk::Disk;
 
 /// What can run short. In the order in which relief is sought: upstream, too, takes memory first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -179,9 +179,9 @@ fn memory(meminfo: &str) -> Option<Room> {
 
 /// Bytes and inodes of a file system; some have no number of inodes.
 fn disk(path: &Path) -> Option<(Room, Option<Room>)> {
-    let facts = rustix::fs::statvfs(existing(path)?).ok()?;
-    let bytes = Room { capacity: facts.f_blocks * facts.f_frsize, available: facts.f_bavail * facts.f_frsize };
-    let inodes = (facts.f_files > 0).then_some(Room { capacity: facts.f_files, available: facts.f_favail });
+    let disk = Disk::to_hold(path)?;
+    let bytes = Room { capacity: disk.capacity, available: disk.available };
+    let inodes = (disk.inodes > 0).then_some(Room { capacity: disk.inodes, available: disk.inodes_available });
     Some((bytes, inodes))
 }
 

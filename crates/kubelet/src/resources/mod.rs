@@ -27,7 +27,7 @@ use cri::service::RuntimeService;
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodStatus, ResourceHealth, ResourceStatus};
 use pod::spec::{self, Role};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -70,8 +70,6 @@ pub struct Resources {
     topology: policies::Topology,
     nodes: Nodes,
     changed: watch::Sender<()>,
-    /// Pods whose devices are not as they were; taken by who tells their workers.
-    unwell: Mutex<mpsc::UnboundedReceiver<BTreeSet<String>>>,
     tasks: TaskTracker,
     stop: DropGuard,
 }
@@ -128,11 +126,10 @@ impl Resources {
         let cpus = pool(config, &machine, runtime).map_err(StartError::Cpu)?;
         let memory = memory_of(config, &machine).map_err(StartError::Memory)?;
         let (stop, tasks, changed) = (CancellationToken::new(), TaskTracker::new(), watch::Sender::new(()));
-        let (tell, unwell) = mpsc::unbounded_channel();
         let dir = config.root.join("device-plugins");
-        let devices = Devices::start(dir, changed.clone(), tell, stop.clone(), &tasks).await?;
-        let (root, unwell, stop) = (config.root.clone(), unwell.into(), stop.drop_guard());
-        let resources = Self { root, devices, cpus, memory, topology, nodes, changed, unwell, tasks, stop };
+        let devices = Devices::start(dir, changed.clone(), stop.clone(), &tasks).await?;
+        let (root, stop) = (config.root.clone(), stop.drop_guard());
+        let resources = Self { root, devices, cpus, memory, topology, nodes, changed, tasks, stop };
         resources.keep_apart();
         Ok(Arc::new(resources))
     }
@@ -444,10 +441,7 @@ impl Resources {
 
     /// Pods of which a device has fallen ill or recovered.
     pub(crate) async fn unwell(&self) -> BTreeSet<String> {
-        match self.unwell.lock().await.recv().await {
-            Some(pods) => pods,
-            None => std::future::pending().await,
-        }
+        self.devices.unwell().await
     }
 
     /// Says in a pod's status how its devices are (`allocatedResourcesStatus`).

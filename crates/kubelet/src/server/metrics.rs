@@ -10,7 +10,7 @@
 //! There is no `kubelet_pleg_*`: nothing is listed again to find out what has happened, so no relist can be late.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use cluster::{Key, Store};
 use cri::{Error, RuntimeService, v1};
 use instruments::{Text, labels};
 use k8s_openapi::api::core::v1::Pod;
-use sys::rustix;
 
 use super::stats::{Host, number};
 use crate::context::uid_of;
+use crate::disk::Disk;
 use crate::metrics::Metrics;
 use crate::paths::Paths;
 
@@ -208,13 +208,13 @@ pub(super) async fn own(
 }
 
 /// The volumes of claims whose file systems answer in time. One that does not holds up no other answer, and one thread.
-async fn measured_volumes(telemetry: &Telemetry, store: &Store, paths: &Paths) -> Vec<(String, VolumeFs)> {
+async fn measured_volumes(telemetry: &Telemetry, store: &Store, paths: &Paths) -> Vec<(String, Disk)> {
     let Ok(turn) = telemetry.measuring.clone().try_lock_owned() else { return Vec::new() };
     let (store, paths) = (store.clone(), paths.clone());
-    let measured = tokio::task::spawn_blocking(move || -> Vec<(String, VolumeFs)> {
+    let measured = tokio::task::spawn_blocking(move || -> Vec<(String, Disk)> {
         let _turn = turn;
         let claimed = claimed_volumes(&store, &paths).into_iter();
-        claimed.filter_map(|(labels, places)| Some((labels, places.iter().find_map(|at| fs_of(at))?))).collect()
+        claimed.filter_map(|(labels, places)| Some((labels, places.iter().find_map(|at| Disk::of(at))?))).collect()
     });
     tokio::time::timeout(MEASURED_WITHIN, measured).await.ok().and_then(Result::ok).unwrap_or_default()
 }
@@ -253,36 +253,14 @@ fn place_of(store: &Store, paths: &Paths, pod: &Pod, volume: &str, claim: &str) 
     Some((labels, places.collect()))
 }
 
-/// Bytes and inodes of a volume: all, free for users, used.
-#[derive(Debug, Clone, Copy, Default)]
-struct VolumeFs {
-    capacity: u64,
-    available: u64,
-    used: u64,
-    inodes: u64,
-    inodes_free: u64,
-}
-
-fn fs_of(at: &Path) -> Option<VolumeFs> {
-    let facts = rustix::fs::statvfs(at).ok()?;
-    Some(VolumeFs {
-        // The numbers are those of whoever serves the file system.
-        capacity: facts.f_blocks.saturating_mul(facts.f_frsize),
-        available: facts.f_bavail.saturating_mul(facts.f_frsize),
-        used: facts.f_blocks.saturating_sub(facts.f_bfree).saturating_mul(facts.f_frsize),
-        inodes: facts.f_files,
-        inodes_free: facts.f_ffree,
-    })
-}
-
 /// A family of a volume: name, help, value.
-type VolumeFamily = (&'static str, &'static str, fn(&VolumeFs) -> u64);
+type VolumeFamily = (&'static str, &'static str, fn(&Disk) -> u64);
 
-fn write_volumes(text: &mut Text, volumes: &[(String, VolumeFs)]) {
+fn write_volumes(text: &mut Text, volumes: &[(String, Disk)]) {
     let families: [VolumeFamily; 6] = [
         ("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume", |fs| fs.capacity),
         ("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume", |fs| fs.available),
-        ("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume", |fs| fs.used),
+        ("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume", |fs| fs.used()),
         ("kubelet_volume_stats_inodes", "Maximum number of inodes in the volume", |fs| fs.inodes),
         ("kubelet_volume_stats_inodes_free", "Number of free inodes in the volume", |fs| fs.inodes_free),
         ("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume", |fs| {
@@ -390,7 +368,7 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].0.as_str(), &found[0].1[0]), (r#"namespace="n",persistentvolumeclaim="data""#, &mount));
         let mut text = Text::default();
-        write_volumes(&mut text, &[(found[0].0.clone(), fs_of(&mount).unwrap())]);
+        write_volumes(&mut text, &[(found[0].0.clone(), Disk::of(&mount).unwrap())]);
         assert!(parse_prometheus(&text.out).unwrap().families.contains_key("kubelet_volume_stats_used_bytes"));
     }
 }

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use cri::{ImageService, RuntimeService, v1};
 
 use crate::configuration::ImageGc;
+use crate::disk::Disk;
 use crate::node::eviction::Reclaim;
 
 /// As often as upstream's kubelet looks.
@@ -97,7 +98,7 @@ impl Images {
         let all = self.images.list_images(v1::ListImagesRequest::default()).await?.images;
         note(seen, &all, &unused, Instant::now());
         let needed = match self.places().await?.iter().filter_map(|place| Disk::of(Path::new(place))).next() {
-            Some(disk) => disk.surplus(policy),
+            Some(disk) => surplus(disk, policy),
             None => 0,
         };
         let chosen = choose(unused, seen, policy, needed, Instant::now());
@@ -156,28 +157,14 @@ fn choose(mut unused: Vec<v1::Image>, seen: &Seen, policy: &ImageGc, needed: u64
     unused
 }
 
-/// A file system's room, in bytes.
-#[derive(Debug, Clone, Copy)]
-struct Disk {
-    capacity: u64,
-    available: u64,
-}
-
-impl Disk {
-    fn of(path: &Path) -> Option<Self> {
-        let facts = sys::rustix::fs::statvfs(path).ok()?;
-        Some(Self { capacity: facts.f_blocks * facts.f_frsize, available: facts.f_bavail * facts.f_frsize })
+/// What has to go so that the usage falls from above the high threshold to the low one.
+fn surplus(disk: Disk, policy: &ImageGc) -> u64 {
+    let used = disk.capacity.saturating_sub(disk.available);
+    let share = |percent: u8| disk.capacity / 100 * u64::from(percent);
+    if policy.high_percent >= 100 || used < share(policy.high_percent) {
+        return 0;
     }
-
-    /// What has to go so that the usage falls from above the high threshold to the low one.
-    fn surplus(self, policy: &ImageGc) -> u64 {
-        let used = self.capacity.saturating_sub(self.available);
-        let share = |percent: u8| self.capacity / 100 * u64::from(percent);
-        if policy.high_percent >= 100 || used < share(policy.high_percent) {
-            return 0;
-        }
-        used - share(policy.low_percent)
-    }
+    used - share(policy.low_percent)
 }
 
 #[cfg(test)]
@@ -197,10 +184,10 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_brought_to_the_low_threshold() {
-        let disk = |available| Disk { capacity: 1000, available };
-        assert_eq!(disk(160).surplus(&POLICY), 0);
-        assert_eq!(disk(150).surplus(&POLICY), 50);
-        assert_eq!(disk(0).surplus(&ImageGc { high_percent: 100, ..POLICY }), 0, "100 switches it off");
+        let disk = |available| Disk { capacity: 1000, available, ..Disk::default() };
+        assert_eq!(surplus(disk(160), &POLICY), 0);
+        assert_eq!(surplus(disk(150), &POLICY), 50);
+        assert_eq!(surplus(disk(0), &ImageGc { high_percent: 100, ..POLICY }), 0, "100 switches it off");
     }
 
     #[test]

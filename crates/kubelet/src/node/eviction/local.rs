@@ -5,11 +5,9 @@
 //! the pod was away from its limit, or a minute has passed, or longer where a walk takes long.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::api::core::v1::Pod;
-use sys::rustix;
 use tokio::time::Instant;
 
 use super::usage::{self, Stored};
@@ -17,6 +15,7 @@ use super::{GRACE_S, Parts, REASON, message};
 use crate::Ending;
 use crate::admission::is_critical;
 use crate::context::uid_of;
+use crate::disk::Disk;
 use crate::qos::{self, List};
 
 /// How old a measurement may become, in looks, if walking is cheap: a minute. What is written while others delete shows by no
@@ -155,7 +154,7 @@ pub(super) async fn keep_limits(parts: &Parts) {
 /// Looks at a pod, with `left` on the disks; measurements from before `since` are too old.
 async fn look(parts: &Parts, pod: &Pod, limits: &Limits, dedicated: bool, (left, since): (u64, u128)) -> Looked {
     let begun = Instant::now();
-    let stored = usage::stored(&*parts.runtime, &parts.paths, pod).await;
+    let stored = usage::stored(&*parts.runtime, &parts.paths, pod, usage::WALK_ONE).await;
     if let Some((signal, message)) = limits.exceeded(&stored, dedicated) {
         let ending = Ending { reason: REASON, message, grace_s: GRACE_S, disrupted: false };
         parts.evict(pod, ending, BTreeMap::new());
@@ -175,12 +174,12 @@ impl Parts {
     /// What is left of the disks that pods write to, together.
     fn left(&self, dedicated: bool) -> u64 {
         let images = dedicated.then_some(&self.image_root);
-        [Some(&self.paths.root), images].into_iter().flatten().map(|path| left(path)).sum()
+        [Some(&self.paths.root), images]
+            .into_iter()
+            .flatten()
+            .map(|path| Disk::of(path).map_or(0, |disk| disk.free))
+            .sum()
     }
-}
-
-fn left(path: &Path) -> u64 {
-    rustix::fs::statvfs(path).map_or(0, |facts| facts.f_bfree * facts.f_frsize)
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@
 //!                                        └─► reclaim (dead containers, unused images) ─► rank ─► evict one pod
 //! timer ─► pods with limits (local) ─► evict those that exceed theirs
 //! ```
+//!
+//! Who uses most of a disk is found out by walking, which takes its time; memory is gone in seconds. So the one does not
+//! wait for the other: each has a loop of its own.
 
 mod local;
 mod message;
@@ -86,21 +89,57 @@ pub trait Reclaim: Send + Sync + 'static {
 
 /// Keeps thresholds and limits from now on. Never returns.
 pub async fn run(parts: Parts) {
-    // A walk through a pod's files must not hold up who looks after memory.
-    tokio::join!(keep_thresholds(&parts), local::keep_limits(&parts));
+    tokio::join!(
+        keep_thresholds(&parts, Kind::Fast),
+        keep_thresholds(&parts, Kind::Storage),
+        local::keep_limits(&parts)
+    );
 }
 
-async fn keep_thresholds(parts: &Parts) {
-    if parts.policy.thresholds == Thresholds::NONE {
+/// Signals by how fast what they are about is gone, and how fast it is known who uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Memory and process ids.
+    Fast,
+    /// Disks.
+    Storage,
+}
+
+impl Kind {
+    fn of(signal: Signal) -> Self {
+        match signal.resource() {
+            Resource::Memory | Resource::Pids => Self::Fast,
+            Resource::Disk | Resource::Inodes => Self::Storage,
+        }
+    }
+
+    /// What is short by `all` that the others have found, and by what those of this kind have.
+    fn merged(self, all: Pressures, own: Pressures) -> Pressures {
+        match self {
+            Self::Fast => Pressures { disk: all.disk, ..own },
+            Self::Storage => Pressures { disk: own.disk, ..all },
+        }
+    }
+}
+
+async fn keep_thresholds(parts: &Parts, kind: Kind) {
+    let Thresholds(thresholds) = parts.policy.thresholds.clone();
+    let own: Vec<Threshold> = thresholds.into_iter().filter(|one| Kind::of(one.signal) == kind).collect();
+    if own.is_empty() {
         return std::future::pending().await;
     }
-    let (mut watcher, mut wake, begun) = (Watcher::new(&parts.policy), Wake::open(), Instant::now());
+    let policy = Policy { thresholds: Thresholds(own), ..parts.policy.clone() };
+    let mut wake = if kind == Kind::Fast { Wake::open() } else { Wake::by_timer() };
+    let (mut watcher, begun) = (Watcher::new(&policy), Instant::now());
     let mut evicted: Option<Evicted> = None;
     loop {
         let (observed, now) = (parts.measure(), begun.elapsed());
         watcher.look(&observed, now);
-        let pressures = watcher.pressures(now);
-        parts.pressures.send_if_modified(|before| std::mem::replace(before, pressures) != pressures);
+        let found = watcher.pressures(now);
+        parts.pressures.send_if_modified(|before| {
+            let pressures = kind.merged(*before, found);
+            std::mem::replace(before, pressures) != pressures
+        });
         evicted = evicted.filter(|one| !one.is_over(&parts.kubelet));
         if evicted.is_none()
             && let Some(threshold) = watcher.wanted()
@@ -221,5 +260,18 @@ impl Parts {
         event.metadata.annotations = (!annotations.is_empty()).then_some(annotations);
         self.source.event(event);
         self.kubelet.end(uid_of(pod), ending);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_tells_of_its_own() {
+        let (all, none) = (Pressures { memory: true, disk: true, pids: true }, Pressures::default());
+        assert_eq!(Kind::Fast.merged(all, none), Pressures { disk: true, ..none });
+        assert_eq!(Kind::Storage.merged(all, none), Pressures { disk: false, ..all });
+        assert_eq!(Kind::Fast.merged(none, all), Pressures { disk: false, ..all });
     }
 }

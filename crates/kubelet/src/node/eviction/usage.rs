@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cri::{Error, RuntimeService, v1};
 use k8s_openapi::api::core::v1::Pod;
@@ -58,34 +59,44 @@ fn sum<'a>(parts: impl Iterator<Item = &'a Totals>) -> Totals {
         .fold(Totals::default(), |sum, part| Totals { bytes: sum.bytes + part.bytes, inodes: sum.inodes + part.inodes })
 }
 
-/// What each of `pods` stores, by uid.
+/// What each of `pods` stores, by uid. All are given the same time.
 pub(super) async fn stored_by(
     runtime: &dyn RuntimeService,
     paths: &Paths,
     pods: &[Arc<Pod>],
 ) -> BTreeMap<String, Stored> {
+    let within = (WALK_ALL / u32::try_from(pods.len()).unwrap_or(u32::MAX).max(1)).max(WALK_LEAST);
     let mut all = BTreeMap::new();
     for pod in pods {
-        all.insert(uid_of(pod).to_owned(), stored(runtime, paths, pod).await);
+        all.insert(uid_of(pod).to_owned(), stored(runtime, paths, pod, within).await);
     }
     all
 }
+
+/// How long it may take to walk through what all pods store, and how long it may for one of them at least: whoever has not
+/// been walked through by then stores as much as has been found, which is more than most others have.
+const WALK_ALL: Duration = Duration::from_secs(60);
+const WALK_LEAST: Duration = Duration::from_secs(1);
+/// How long it may take for a pod that is looked at alone.
+pub(super) const WALK_ONE: Duration = Duration::from_secs(60);
+/// A disk that does not answer is not waited for.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 
 /// More than any disk, and so little that sums stay in range.
 const UNMEASURABLE: Totals = Totals { bytes: 1 << 50, inodes: 1 << 50 };
 
 /// What lies below a directory. Only who moves directories about without end, or has far too many, cannot be measured: it
 /// must not pay.
-fn totals_of(path: &Path) -> Option<Totals> {
-    match Dir::open(path).and_then(|dir| dir.totals()) {
+fn totals_of(path: &Path, until: Instant) -> Option<Totals> {
+    match Dir::open(path).and_then(|dir| dir.totals_while(&|| Instant::now() < until)) {
         Ok(totals) => Some(totals),
         Err(error) if matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::QuotaExceeded) => Some(UNMEASURABLE),
         Err(_) => None,
     }
 }
 
-/// What a pod stores. What cannot be found out is not in it.
-pub(super) async fn stored(runtime: &dyn RuntimeService, paths: &Paths, pod: &Pod) -> Stored {
+/// What a pod stores, as far as it is found `within` a time. What cannot be found out is not in it.
+pub(super) async fn stored(runtime: &dyn RuntimeService, paths: &Paths, pod: &Pod, within: Duration) -> Stored {
     let mut stored = Stored { measured_at: Some(i64::MAX), ..Stored::default() };
     for stats in stats_of(runtime, uid_of(pod)).await {
         let Some(name) = container_name(&stats) else { continue };
@@ -97,11 +108,18 @@ pub(super) async fn stored(runtime: &dyn RuntimeService, paths: &Paths, pod: &Po
     }
     let (logs, volumes) = places(paths, pod);
     let walked = tokio::task::spawn_blocking(move || {
-        let walk = |(name, path): (String, PathBuf)| Some((name, totals_of(&path)?));
+        let until = Instant::now() + within;
+        let walk = |(name, path): (String, PathBuf)| Some((name, totals_of(&path, until)?));
         (logs.into_iter().filter_map(walk).collect::<Vec<_>>(), volumes.into_iter().filter_map(walk).collect())
     });
-    // It fails only when the runtime is ending.
-    let Ok((logs, volumes)) = walked.await else { return stored };
+    let (logs, volumes) = match tokio::time::timeout(within + ANSWERS_WITHIN, walked).await {
+        Ok(Ok(walked)) => walked,
+        Ok(Err(_)) => return stored, // The runtime is ending.
+        Err(_) => {
+            tracing::warn!(uid = uid_of(pod), "the disk does not answer; what a pod stores is not known");
+            return stored;
+        }
+    };
     for (name, totals) in logs {
         stored.containers.entry(name).or_default().1 = totals;
     }
@@ -168,6 +186,17 @@ pub(super) async fn remove_containers_of(runtime: &dyn RuntimeService, uids: &[S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_walk_that_takes_too_long_counts_as_far_as_it_came() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), [1; 5000]).unwrap();
+        let now = Instant::now();
+        let whole = totals_of(dir.path(), now + WALK_ONE).unwrap();
+        assert!(whole.bytes >= 5000 && whole.inodes == 1, "{whole:?}");
+        assert_eq!(totals_of(dir.path(), now), Some(Totals::default()));
+        assert_eq!(totals_of(&dir.path().join("none"), now), None);
+    }
 
     #[test]
     fn what_counts_depends_on_where_images_are() {

@@ -25,6 +25,11 @@ impl Wake {
         Self(registered.ok())
     }
 
+    /// For those whom the kernel has nothing to tell.
+    pub(super) fn by_timer() -> Self {
+        Self(None)
+    }
+
     /// Returns after `pause`, or when processes wait for memory; at most once in two seconds for that.
     pub(super) async fn within(&mut self, pause: Duration) {
         let wait = async {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Container;
 use plugin::device::device_plugin_client::DevicePluginClient;
 use plugin::device::{self, DevicePluginOptions, Empty};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -75,8 +75,10 @@ pub(crate) struct Devices {
     saving: Mutex<()>,
     /// What the node has is not what it was.
     changed: watch::Sender<()>,
-    /// The health of a device that these pods have has changed.
-    unwell: mpsc::UnboundedSender<BTreeSet<String>>,
+    /// Pods of which a device has fallen ill or recovered, until somebody looks: no more than there are pods.
+    unwell: watch::Sender<BTreeSet<String>>,
+    /// What was given out is not as the checkpoint has it.
+    is_stale: Notify,
     stop: CancellationToken,
     /// For the tasks that follow plugins.
     myself: Weak<Self>,
@@ -87,16 +89,25 @@ impl Devices {
     pub(super) async fn start(
         dir: PathBuf,
         changed: watch::Sender<()>,
-        unwell: mpsc::UnboundedSender<BTreeSet<String>>,
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Arc<Self>, cri::server::BindError> {
         let (given, registered) = checkpoint::load(&dir.join(saved::NAME), saved::read).unwrap_or_default();
         let state = State { table: Table::recall(given, registered, Instant::now()), ..State::default() };
-        let (state, saving) = (Mutex::new(state), Mutex::default());
-        let devices =
-            Arc::new_cyclic(|myself| Self { dir, state, saving, changed, unwell, stop, myself: myself.clone() });
+        let (state, saving, unwell, is_stale) =
+            (Mutex::new(state), Mutex::default(), watch::Sender::default(), Notify::new());
+        let devices = Arc::new_cyclic(|myself| Self {
+            dir,
+            state,
+            saving,
+            changed,
+            unwell,
+            is_stale,
+            stop,
+            myself: myself.clone(),
+        });
         server::start(&devices, tasks).await?;
+        tasks.spawn(keep_checkpoint(devices.clone()));
         Ok(devices)
     }
 
@@ -160,12 +171,26 @@ impl Devices {
         let pods = self.lock().table.listed(resource, devices.collect());
         self.changed.send_replace(());
         if !pods.is_empty() {
-            let _ = self.unwell.send(pods); // Nobody hears it when the kubelet stops.
+            self.unwell.send_modify(|unwell| unwell.extend(pods));
         }
-        self.save();
+        self.is_stale.notify_one();
     }
 
-    fn save(&self) {
+    /// Pods of which a device has fallen ill or recovered since this was asked last.
+    pub(super) async fn unwell(&self) -> BTreeSet<String> {
+        let mut unwell = self.unwell.subscribe();
+        // The sender lives as long as this.
+        let _ = unwell.wait_for(|pods| !pods.is_empty()).await;
+        self.unwell.send_replace(BTreeSet::new())
+    }
+
+    /// Writes the checkpoint, on a thread that may wait for the disk. Returns when it is written.
+    async fn save(&self) {
+        let Some(devices) = self.myself.upgrade() else { return };
+        let _ = tokio::task::spawn_blocking(move || devices.save_now()).await; // It fails only when the runtime is ending.
+    }
+
+    fn save_now(&self) {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = {
             let state = self.lock();
@@ -220,7 +245,8 @@ impl Devices {
         let mut answers = answer.container_responses.into_iter();
         let answer = answers.next().ok_or_else(|| DeviceError::NoAnswer { resource: need.resource.to_owned() })?;
         reservation.settle(answer);
-        self.save();
+        // Before the container starts: after a crash nobody else may get them.
+        self.save().await;
         Ok(())
     }
 
@@ -332,7 +358,7 @@ impl Devices {
     /// Takes back what a pod has.
     pub(crate) fn release(&self, uid: &str) {
         if self.lock().table.release(uid) {
-            self.save();
+            self.is_stale.notify_one();
         }
     }
 
@@ -373,6 +399,14 @@ impl Devices {
         };
         resources.map(of).collect()
     }
+}
+
+/// Writes the checkpoint whenever it is stale. What was taken back may be in it a little longer.
+async fn keep_checkpoint(devices: Arc<Devices>) {
+    while devices.stop.run_until_cancelled(devices.is_stale.notified()).await.is_some() {
+        devices.save().await;
+    }
+    devices.save().await;
 }
 
 /// Devices that are given out if their plugin says so, and taken back if not.
