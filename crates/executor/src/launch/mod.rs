@@ -222,6 +222,10 @@ pub fn start(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Starting
                 return container(plan, &fds, &stdio, &reporter);
             }
             join_some(&fds.namespaces, |kind| matches!(kind, NamespaceKind::User | NamespaceKind::Pid))?;
+            if joined & namespace::USER != 0 {
+                // What the kernel makes with a namespace belongs to whoever makes it: the root of its message queues.
+                process::become_root().step(Step::User, "root of the user namespace")?;
+            }
             go_through(make, &reporter, || container(plan, &fds, &stdio, &reporter))
         };
         report(life(), &reporter)

@@ -263,8 +263,9 @@ fn executable(path: &Path) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
     let stat = sys::rustix::fs::fstat(&file)?;
-    match sys::rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-        sys::rustix::fs::FileType::RegularFile if stat.st_mode & 0o111 != 0 => Ok(()),
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if stat.st_mode & 0o111 != 0 => Ok(()),
+        FileType::Directory => Err(Errno::ISDIR),
         _ => Err(Errno::ACCESS),
     }
 }

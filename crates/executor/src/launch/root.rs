@@ -1,5 +1,6 @@
 //! The container's tree: attached mounts, `/dev`, covered paths; then the process moves in.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -82,7 +83,7 @@ fn make(one: &MountPlan, plan: &RootPlan, root: BorrowedFd<'_>, mounts: &[OwnedF
         }
         Mounted::Own => own(root, at),
         Mounted::New(filesystem) => {
-            let fresh = new_filesystem(filesystem, at)?;
+            let fresh = new_filesystem(&with_mode(filesystem, root, at), at)?;
             if filesystem.copy_up {
                 copy_up(root, at, fresh.as_fd())?;
             }
@@ -100,6 +101,20 @@ fn make(one: &MountPlan, plan: &RootPlan, root: BorrowedFd<'_>, mounts: &[OwnedF
             seal(filesystem, fresh.as_fd(), at)
         }
     }
+}
+
+/// A tmpfs without a mode of its own has that of what it covers.
+fn with_mode<'a>(plan: &'a FilesystemPlan, root: BorrowedFd<'_>, at: &str) -> Cow<'a, FilesystemPlan> {
+    if plan.kind != "tmpfs" || plan.options.iter().any(|(name, _)| name == "mode") {
+        return Cow::Borrowed(plan);
+    }
+    let covered = path::open_in_root(root, Path::new(at), OFlags::PATH).ok();
+    let Some(stat) = covered.and_then(|covered| sys::rustix::fs::fstat(covered).ok()) else {
+        return Cow::Borrowed(plan);
+    };
+    let mut plan = plan.clone();
+    plan.options.push(("mode".to_owned(), Some(format!("{:o}", stat.st_mode & 0o7777))));
+    Cow::Owned(plan)
 }
 
 fn fd_at<'a>(mounts: &'a [OwnedFd], index: u32, at: &str) -> Result<BorrowedFd<'a>, LaunchError> {

@@ -69,7 +69,8 @@ fn io_limits(io: Option<&oci::BlockIo>) -> Vec<IoLimit> {
 }
 
 /// Devices that every container may use (config-linux.md, "Default Devices"), and mknod of any, which gives nothing.
-const DEFAULT_DEVICES: [(char, Option<u32>, Option<u32>, &str); 10] = [
+/// `/dev/net/tun`, which every other runtime allows, too: VPNs make the node themselves.
+const DEFAULT_DEVICES: [(char, Option<u32>, Option<u32>, &str); 11] = [
     ('c', None, None, "m"),
     ('b', None, None, "m"),
     ('c', Some(1), Some(3), "rwm"),
@@ -80,6 +81,7 @@ const DEFAULT_DEVICES: [(char, Option<u32>, Option<u32>, &str); 10] = [
     ('c', Some(5), Some(0), "rwm"),
     ('c', Some(5), Some(2), "rwm"),
     ('c', Some(136), None, "rwm"),
+    ('c', Some(10), Some(200), "rwm"),
 ];
 
 /// The device rules of `linux.resources`, those of the default devices included.
