@@ -4,6 +4,8 @@
 #![allow(clippy::disallowed_methods, reason = "it starts itself")]
 
 mod bundle;
+mod compare;
+mod details;
 mod lifecycle;
 
 use std::process::ExitCode;
@@ -14,5 +16,5 @@ fn main() -> ExitCode {
         return oci::main(words);
     }
     let missing = (!sys::rustix::process::geteuid().is_root()).then(|| "root".to_owned());
-    testkit::serial::main(lifecycle::TESTS, missing)
+    testkit::serial::main(&[lifecycle::TESTS, details::TESTS, compare::TESTS].concat(), missing)
 }
