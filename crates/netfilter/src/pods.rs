@@ -3,6 +3,7 @@
 //! ```text
 //! prerouting, output: to an address of this host ─► port in ip_ports or ports? ─► dnat to the pod
 //! postrouting:        pod to itself ─► masquerade          (else it would take the packet for its own and drop it)
+//!                     pod to another node's pod ─► as it is
 //!                     pod to outside the subnet ─► masquerade
 //! ```
 //!
@@ -78,6 +79,8 @@ pub struct PodTable {
     pub name: String,
     /// Pod subnets: address and prefix length, at most one of each family.
     pub subnets: Vec<(IpAddr, u8)>,
+    /// Where the pods of all nodes are: what a pod sends there keeps its address.
+    pub cluster: Vec<(IpAddr, u8)>,
 }
 
 impl PodTable {
@@ -100,7 +103,11 @@ impl PodTable {
             let ip = Ip::of(*address);
             add_sets(&mut batch, ip);
             add_port_rules(&mut batch, ip);
-            add_masquerade_rules(&mut batch, ip, *address, *prefix);
+            add_loop_rule(&mut batch, ip);
+            for (range, prefix) in self.cluster.iter().filter(|(range, _)| range.is_ipv4() == address.is_ipv4()) {
+                add_cluster_rule(&mut batch, ip, *range, *prefix);
+            }
+            add_masquerade_rule(&mut batch, ip, *address, *prefix);
         }
         add_forwards(&mut batch, forwards);
         batch
@@ -181,7 +188,7 @@ fn add_port_rules(batch: &mut Batch, ip: Ip) {
     }
 }
 
-fn add_masquerade_rules(batch: &mut Batch, ip: Ip, subnet: IpAddr, prefix: u8) {
+fn add_loop_rule(batch: &mut Batch, ip: Ip) {
     let [family, is_family] = ip.is_family();
     let loops = loops(ip);
     batch.add_rule(
@@ -195,6 +202,27 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, subnet: IpAddr, prefix: u8) {
             Expr::Masquerade,
         ],
     );
+}
+
+/// Registers: the destination from 0.
+fn add_cluster_rule(batch: &mut Batch, ip: Ip, range: IpAddr, prefix: u8) {
+    let [family, is_family] = ip.is_family();
+    let (network, mask) = ip.network(range, prefix);
+    batch.add_rule(
+        POSTROUTING,
+        &[
+            family,
+            is_family,
+            ip.destination(Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: &mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: &network },
+            Expr::Verdict(Verdict::Accept),
+        ],
+    );
+}
+
+fn add_masquerade_rule(batch: &mut Batch, ip: Ip, subnet: IpAddr, prefix: u8) {
+    let [family, is_family] = ip.is_family();
     let (network, mask) = ip.network(subnet, prefix);
     batch.add_rule(
         POSTROUTING,

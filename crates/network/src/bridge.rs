@@ -96,11 +96,12 @@ impl Bridge {
     /// Opens the sockets in the calling thread's namespace.
     pub(crate) fn open(config: &Config, gateways: Vec<(IpAddr, u8)>) -> Result<Bridge, NetworkError> {
         let name = config.bridge.clone();
+        let cluster = config.cluster.iter().map(|range| (range.network(), range.prefix_len())).collect();
         Ok(Bridge {
             host: netns::current().during(&name, "opening the host's network namespace")?,
             route: Mutex::new(Socket::route().during(&name, "opening a route socket")?),
             filter: Mutex::new(Socket::netfilter().during(&name, "opening a netfilter socket")?),
-            table: PodTable { name: config.table.clone(), subnets: gateways.clone() },
+            table: PodTable { name: config.table.clone(), subnets: gateways.clone(), cluster },
             addresses: config.addresses.clone(),
             routed: config.routed.clone(),
             mtu: config.mtu,

@@ -24,6 +24,8 @@ pub struct Config {
     pub bridge: String,
     /// Pod subnets of the built-in bridge, at most one of each family; the first address of each is the bridge's.
     pub subnets: Vec<IpNet>,
+    /// Where the pods of all nodes are: what a pod sends there keeps its address.
+    pub cluster: Vec<IpNet>,
     /// Further addresses of the host on the bridge: that of the pods' name server.
     pub addresses: Vec<IpAddr>,
     /// Ranges that the host itself reaches by the bridge: the addresses of Services. Without a route there the kernel
@@ -49,6 +51,7 @@ impl Config {
             cni_limit: Duration::from_secs(60),
             bridge: "orlop0".into(),
             subnets: vec![subnet.into()],
+            cluster: Vec::new(),
             addresses: Vec::new(),
             routed: Vec::new(),
             mtu: None,

@@ -154,6 +154,26 @@ fn pods_host_and_outside_reach_each_other() {
 }
 
 #[test]
+fn pods_keep_their_addresses_on_the_way_to_another_nodes_pods() {
+    on_a_host(async |host| {
+        let config = Config { cluster: vec!["10.80.0.0/12".parse().unwrap()], ..host.config() };
+        let network = Network::new(config).unwrap();
+        network.adopt(Vec::new()).await.unwrap();
+        let mut theirs = netns::run_in(host.outside.as_fd(), || Ok(Socket::route()?)).unwrap();
+        let mut setup = Writer::new();
+        setup.add_address(1, ip("10.86.0.1"), 32);
+        let eth0 = theirs.link("eth0").unwrap().unwrap().index;
+        let back = Some((ip("10.85.0.0"), 16));
+        setup.add_route(&Route { destination: back, gateway: Some(ip(HOST)), interface: eth0, ..Route::default() });
+        theirs.request(&setup).unwrap();
+        serve(&host.outside, 80);
+        let pod = network.attach(request("a", &[])).await.unwrap();
+        assert_eq!(ask(&pod.netns, ip("10.86.0.1"), 80).unwrap(), pod.ips[0].to_string());
+        assert_eq!(ask(&pod.netns, ip("192.0.2.2"), 80).unwrap(), HOST, "what is no pod sees the node");
+    });
+}
+
+#[test]
 fn host_ports_lead_to_the_pod_from_everywhere() {
     on_a_host(check_host_ports);
 }

@@ -124,6 +124,9 @@ pub(crate) struct NodeOptions {
     /// Addresses of pods on the built-in bridge [default: what the cluster gives the node, or 10.85.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub(crate) pod_cidr: Option<String>,
+    /// Addresses of the pods of all nodes: what a pod sends there keeps its address, so the network has to know the way
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) cluster_cidr: Option<String>,
     /// What to log: error, warn, info, debug or trace
     #[arg(long, env = "ORLOP_LOG", default_value = "warn", value_name = "LEVEL")]
     pub(crate) log_level: tracing::Level,

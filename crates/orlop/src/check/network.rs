@@ -58,7 +58,7 @@ fn links() -> io::Result<()> {
 /// The tables of pods and Services.
 fn filter() -> io::Result<()> {
     let mut socket = Socket::netfilter()?;
-    let pods = PodTable { name: "pods".to_owned(), subnets: vec![([10, 0, 0, 0].into(), 8)] };
+    let pods = PodTable { name: "pods".to_owned(), subnets: vec![([10, 0, 0, 0].into(), 8)], cluster: Vec::new() };
     socket.commit(pods.replace(&[]))?;
     let services = services::Config { name: "services".to_owned(), network: service::Network::default() };
     Ok(socket.commit(ServiceTable::new(services).probe())?)

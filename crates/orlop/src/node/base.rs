@@ -231,6 +231,7 @@ pub(super) fn network_config(settings: &Settings) -> network::Config {
         cni_state_dir: layout.state_dir.join("cni"),
         bridge: layout.bridge.clone(),
         subnets: settings.pods.to_string().parse().into_iter().collect(),
+        cluster: settings.cluster.iter().filter_map(|range| range.to_string().parse().ok()).collect(),
         table: layout.pod_table.clone(),
         ..network::Config::new(layout.run_dir.join("network"))
     }

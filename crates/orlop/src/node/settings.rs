@@ -31,6 +31,8 @@ pub(crate) struct Settings {
     pub(crate) cni_bin_dir: PathBuf,
     pub(crate) registry_config_dirs: Vec<PathBuf>,
     pub(crate) credentials: CredentialsConfig,
+    /// Where the pods of all nodes are.
+    pub(crate) cluster: Option<Range>,
     pub(crate) pods: Range,
     /// When images go that nobody uses.
     pub(crate) image_gc: ImageGc,
@@ -83,6 +85,7 @@ impl Settings {
                 provider_bin_dir: options.image_credential_provider_bin_dir.clone(),
             },
             pods: faults.range("--pod-cidr", options.pod_cidr.as_deref().unwrap_or(POD_CIDR)),
+            cluster: options.cluster_cidr.as_deref().map(|text| faults.range("--cluster-cidr", text)),
             image_gc: ImageGc::default(),
             log_limits: LogLimits::default(),
         }
