@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use serde_json::json;
 
 /// The repository of the sandboxes' image, which the registry that stands for docker.io has to have.
 pub const PAUSE: &str = "orlop/pause";
@@ -16,17 +17,31 @@ pub fn program(programs: &Path) -> anyhow::Result<PathBuf> {
     program.canonicalize().with_context(|| format!("find {}", program.display()))
 }
 
+/// The network of its pods.
+#[derive(Debug, Clone, Copy)]
+pub struct Network<'a> {
+    /// Their addresses.
+    pub pods: &'a str,
+    /// Whether what they send to others comes from the node's address; where there are routes to pods it need not.
+    pub masquerade: bool,
+}
+
+impl Network<'static> {
+    /// For a node alone.
+    pub const ALONE: Self = Self { pods: "10.88.0.0/16", masquerade: true };
+}
+
 /// Writes its configuration and that of its network, with everything that it makes below `scratch`: registries are
 /// looked up in `certs.d` there. Returns its command line.
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn prepare(programs: &Path, scratch: &Path, socket: &Path) -> anyhow::Result<[String; 2]> {
+pub fn prepare(programs: &Path, scratch: &Path, socket: &Path, network: &Network<'_>) -> anyhow::Result<[String; 2]> {
     let config = scratch.join("containerd.toml");
     std::fs::write(&config, text(programs, scratch, socket))?;
-    let network = scratch.join("cni");
-    std::fs::create_dir_all(&network)?;
-    std::fs::write(network.join("10-bench.conflist"), CNI_CONFIG)?;
+    let dir = scratch.join("cni");
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("10-bench.conflist"), network.config())?;
     Ok(["--config".to_owned(), config.display().to_string()])
 }
 
@@ -66,21 +81,23 @@ disable = true
     )
 }
 
-/// The bridge as clusters without another network have it, host ports included.
-const CNI_CONFIG: &str = r#"{
-  "cniVersion": "1.0.0",
-  "name": "bench",
-  "plugins": [
-    {
-      "type": "bridge",
-      "bridge": "cni0",
-      "isGateway": true,
-      "ipMasq": true,
-      "ipMasqBackend": "nftables",
-      "hairpinMode": true,
-      "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.88.0.0/16" }]], "routes": [{ "dst": "0.0.0.0/0" }] }
-    },
-    { "type": "portmap", "backend": "nftables", "capabilities": { "portMappings": true } }
-  ]
+impl Network<'_> {
+    /// The bridge as clusters without another network have it, host ports included.
+    fn config(&self) -> String {
+        let bridge = json!({
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": true,
+            "ipMasq": self.masquerade,
+            "ipMasqBackend": "nftables",
+            "hairpinMode": true,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{ "subnet": self.pods }]],
+                "routes": [{ "dst": "0.0.0.0/0" }],
+            },
+        });
+        let ports = json!({ "type": "portmap", "backend": "nftables", "capabilities": { "portMappings": true } });
+        json!({ "cniVersion": "1.0.0", "name": "bench", "plugins": [bridge, ports] }).to_string()
+    }
 }
-"#;

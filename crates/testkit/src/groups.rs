@@ -9,16 +9,29 @@ use anyhow::{Context as _, bail};
 /// Where control groups are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// Makes a group called `name` at the top of each hierarchy, as upstream's kubelet wants its `cgroupRoot`.
+/// Makes a group called `name` at the top of each hierarchy, where upstream's kubelet looks for its `cgroupRoot`, and in this
+/// process's own groups, where orlop does.
 ///
 /// # Errors
 /// Those of the kernel.
-pub fn make(name: &OsStr) -> anyhow::Result<()> {
-    for hierarchy in hierarchies(Path::new(MOUNT)) {
-        let group = hierarchy.join(name);
+pub fn make(name: &Path) -> anyhow::Result<()> {
+    let mut places = hierarchies(Path::new(MOUNT));
+    places.extend(own_groups(&std::fs::read_to_string("/proc/self/cgroup")?));
+    for group in places.iter().map(|place| place.join(name)) {
         std::fs::create_dir_all(&group).with_context(|| format!("create {}", group.display()))?;
     }
     Ok(())
+}
+
+/// The directories of the groups that `/proc/self/cgroup` lists, of which each line is `number:controllers:path`
+/// (cgroups(7)).
+fn own_groups(list: &str) -> Vec<PathBuf> {
+    let directory = |line: &str| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        Some(Path::new(MOUNT).join(controllers).join(path.trim_start_matches('/')))
+    };
+    list.lines().filter_map(directory).filter(|dir| dir.join("cgroup.procs").exists()).collect()
 }
 
 /// Version 2 is mounted as one; version 1 with a directory for each controller.

@@ -38,6 +38,8 @@ pub struct Node<'a> {
     pub address: &'a str,
     /// As whom the kubelet speaks to the API server.
     pub kubeconfig: &'a Path,
+    /// The network of its pods.
+    pub network: containerd::Network<'a>,
     /// A KubeletConfiguration, to which the rest is added.
     pub configuration: &'a str,
 }
@@ -50,7 +52,7 @@ impl Node<'_> {
     pub fn daemons(&self) -> anyhow::Result<Vec<Invocation>> {
         spare_the_kernel(self.scratch)?;
         let socket = self.scratch.join("cri.sock");
-        let runtime = containerd::prepare(self.programs, self.scratch, &socket)?;
+        let runtime = containerd::prepare(self.programs, self.scratch, &socket, &self.network)?;
         let config = self.scratch.join("kubelet.yaml");
         std::fs::write(&config, format!("{}{}", self.configuration, settings(&socket)))?;
         let pairs = [

@@ -12,7 +12,7 @@ use testkit::daemon::{Daemon, Nursery};
 
 use crate::arguments::{Common, SideName};
 use crate::processes::Crew;
-use testkit::upstream;
+use testkit::{containerd, upstream};
 
 use super::{ADDRESS, NODE};
 
@@ -132,6 +132,7 @@ impl Place<'_> {
             name: NODE,
             address: &ADDRESS.to_string(),
             kubeconfig: &self.plane.node_kubeconfig(NODE)?,
+            network: containerd::Network::ALONE,
             configuration: &self.configuration()?,
         };
         node.daemons()

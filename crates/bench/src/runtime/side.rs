@@ -116,6 +116,6 @@ fn reference(arguments: &Common, scratch: &Path, socket: &Path) -> anyhow::Resul
     let programs = arguments.reference()?;
     let program = containerd::program(programs)?;
     let mut command = Command::new(&program);
-    command.args(containerd::prepare(programs, scratch, socket)?);
+    command.args(containerd::prepare(programs, scratch, socket, &containerd::Network::ALONE)?);
     Ok((program, command))
 }

@@ -1,4 +1,4 @@
-//! What the suite runs against: a control plane, a registry with the suite's images, and one node.
+//! What the suite runs against: a control plane, a registry with the suite's images, and nodes.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use testkit::control_plane::{ControlPlane, Options, Part};
+use testkit::daemon::Daemon;
 use testkit::host::{self, Tool};
 use testkit::registry::Registry;
-use testkit::{containerd, netns, suite};
+use testkit::{containerd, go, netns, suite};
 
-use super::node::{self, Kind, Node};
+use super::machine::{self, Machine};
+use super::node::{Kind, Node};
 use crate::images;
 use crate::member::condition;
 
@@ -22,16 +24,18 @@ pub(super) const TOOLS: &[Tool] = &[
     testkit::registry::TOOL,
 ];
 
-/// The address of node, API server and registry, inside the private network (RFC 5737).
-pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The address of API server and registry, and of a node that shares it, inside the private network (RFC 5737).
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Where the registry listens.
 const REGISTRY_PORT: u16 = 5000;
-/// How long the node may take to be Ready.
+/// How long a node may take to be Ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
 /// All of it; fields end in this order.
 pub(super) struct Cluster {
-    node: Node,
+    nodes: Vec<Node>,
+    /// The way to Services from where the suite and the API server are, if no node is there.
+    _proxy: Option<Daemon>,
     _registry: Registry,
     plane: ControlPlane,
     /// Where the control plane's logs are to be found afterwards.
@@ -39,14 +43,27 @@ pub(super) struct Cluster {
     dir: PathBuf,
 }
 
+/// What a cluster is made from.
+pub(super) struct Plan<'a> {
+    pub(super) kind: &'a Kind,
+    /// How many nodes.
+    pub(super) nodes: u8,
+    /// The directory of the control plane's programs.
+    pub(super) programs: &'a Path,
+    /// Everything but the logs of nodes is written below it.
+    pub(super) dir: &'a Path,
+    /// Those are written there.
+    pub(super) output: &'a Path,
+}
+
 impl Cluster {
-    /// Starts everything in a network namespace that the calling thread enters, with all it writes in `dir`, and waits until
-    /// the node is Ready.
-    pub(super) fn start(kind: &Kind, programs: &Path, dir: &Path, output: &Path) -> anyhow::Result<Self> {
+    /// Starts everything in a network namespace that the calling thread enters, and waits until the nodes are Ready.
+    pub(super) fn start(plan: &Plan<'_>) -> anyhow::Result<Self> {
+        let Plan { dir, output, .. } = *plan;
         netns::enter_private()?;
         netns::add_address(IpAddr::V4(ADDRESS))?;
         let options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
-        let mut plane = ControlPlane::start(programs, &dir.join("plane"), options)?;
+        let mut plane = ControlPlane::start(plan.programs, &dir.join("plane"), options)?;
         for part in [Part::ControllerManager, Part::Scheduler, Part::Dns] {
             plane.run(part)?;
         }
@@ -54,25 +71,37 @@ impl Cluster {
         suite::publish(suite::ALL, &registry)?;
         registry.push(&images::pause()?, containerd::PAUSE, "latest")?;
         suite::write_hosts(&dir.join("certs.d"), registry.address())?;
-        let node = Node::new(kind, &plane, dir, output)?;
+        let (machines, proxy) = match plan.nodes {
+            1 => (vec![Machine::shared(ADDRESS.into(), plane.nursery())], None),
+            more => {
+                (Machine::apart(more, matches!(plan.kind, Kind::Upstream(_)))?, Some(way_to_services(&plane, output)?))
+            }
+        };
+        let nodes = machines.iter().map(|machine| {
+            let own = dir.join(&machine.name);
+            std::fs::create_dir_all(&own)?;
+            Node::new(plan.kind, machine, &plane, &own, output)
+        });
+        let nodes = nodes.collect::<anyhow::Result<_>>()?;
         let (output, dir) = (output.to_owned(), dir.to_owned());
-        let mut cluster = Self { node, _registry: registry, plane, output, dir };
-        cluster.start_node()?;
+        let mut cluster = Self { nodes, _proxy: proxy, _registry: registry, plane, output, dir };
+        cluster.start_nodes()?;
         Ok(cluster)
     }
 
-    fn start_node(&mut self) -> anyhow::Result<()> {
+    fn start_nodes(&mut self) -> anyhow::Result<()> {
         let api = self.plane.api();
-        self.node.start(READY_LIMIT, || {
-            let node = api.get(&format!("/api/v1/nodes/{}", node::NAME));
-            node.is_ok_and(|node| condition(&node, "Ready") == Some("True"))
-        })
+        for node in &mut self.nodes {
+            let path = format!("/api/v1/nodes/{}", node.name);
+            node.start(READY_LIMIT, || api.get(&path).is_ok_and(|node| condition(&node, "Ready") == Some("True")))?;
+        }
+        Ok(())
     }
 
     /// Whether all programs still run.
     pub(super) fn check(&mut self) -> anyhow::Result<()> {
         self.plane.check()?;
-        self.node.check()
+        self.nodes.iter_mut().try_for_each(Node::check)
     }
 
     /// A kubeconfig with all rights.
@@ -80,16 +109,18 @@ impl Cluster {
         self.plane.admin_kubeconfig()
     }
 
-    /// Where the node keeps what it prepares for pods.
-    pub(super) fn kubelet_root(&self) -> PathBuf {
-        self.node.kubelet_root()
+    /// Where the first node keeps what it prepares for pods.
+    pub(super) fn kubelet_root(&self) -> Option<PathBuf> {
+        self.nodes.first().map(Node::kubelet_root)
     }
 
-    /// Ends the node with all pods that are left, then the rest, and keeps the logs. What does not go is told.
+    /// Ends the nodes with all pods that are left, then the rest, and keeps the logs. What does not go is told.
     pub(super) fn end(mut self) {
         let removed = self.remove_pods();
-        if let Err(error) = self.node.end(removed) {
-            println!("the node did not end cleanly: {error:#}");
+        let is_removed = removed.is_ok();
+        let ends = self.nodes.iter_mut().map(|node| node.end(is_removed));
+        for error in std::iter::once(removed).chain(ends).filter_map(Result::err) {
+            println!("the nodes did not end cleanly: {error:#}");
         }
         let logs = self.dir.join("plane/logs");
         if let Err(error) = copy_files(&logs, &self.output) {
@@ -97,11 +128,29 @@ impl Cluster {
         }
     }
 
-    /// By the API server, while the node serves: an interrupted suite leaves pods behind.
+    /// By the API server, while the nodes serve: an interrupted suite leaves pods behind.
     fn remove_pods(&self) -> anyhow::Result<()> {
         let words = ["delete", "pods", "--all", "--all-namespaces", "--grace-period=1", "--timeout=60s"];
         host::run(self.plane.kubectl()?.args(words))
     }
+}
+
+/// Upstream's kube-proxy, as on the machine of a control plane: the API server calls webhooks by their Services.
+fn way_to_services(plane: &ControlPlane, output: &Path) -> anyhow::Result<Daemon> {
+    let arguments = [
+        format!("--kubeconfig={}", plane.proxy_kubeconfig()?.display()),
+        "--hostname-override=plane".to_owned(),
+        "--proxy-mode=iptables".to_owned(),
+        format!("--cluster-cidr={}", machine::PODS),
+        "--conntrack-max-per-core=0".to_owned(),
+        "--conntrack-tcp-timeout-established=0".to_owned(),
+        "--conntrack-tcp-timeout-close-wait=0".to_owned(),
+        "--oom-score-adj=0".to_owned(),
+    ];
+    let program = go::build(&go::KUBE_PROXY)?;
+    let mut proxy = Daemon::new(plane.nursery(), &program, arguments.into(), output.join("plane.kube-proxy.log"));
+    proxy.start()?;
+    Ok(proxy)
 }
 
 fn copy_files(from: &Path, to: &Path) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use rustix::mount::{MountFlags, mount};
+use rustix::thread::UnshareFlags;
 use testkit::groups;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -49,6 +50,13 @@ fn outside(dir: &Path) -> anyhow::Result<()> {
         bail!("the run failed: {status}");
     }
     Ok(())
+}
+
+/// As [`cover`], for the calling thread and what it starts from now on.
+pub(super) fn cover_apart() -> anyhow::Result<()> {
+    #[expect(deprecated, reason = "the replacement is unsafe for flags that this call does not pass")]
+    rustix::thread::unshare(UnshareFlags::NEWNS | UnshareFlags::FS).context("unshare the mount namespace")?;
+    cover()
 }
 
 /// Covers what the machine itself needs; called inside, before anything starts.

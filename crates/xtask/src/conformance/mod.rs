@@ -6,6 +6,7 @@
 
 mod cluster;
 mod contained;
+mod machine;
 mod node;
 mod outcome;
 pub(crate) mod proxy;
@@ -14,12 +15,12 @@ mod suite;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use testkit::host;
 use testkit::{control_plane, go};
+use testkit::{groups, host};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::workspace::{build_release, root};
-use cluster::{Cluster, TOOLS};
+use cluster::{Cluster, Plan, TOOLS};
 use node::Kind;
 use outcome::Outcome;
 use suite::{Run, Suite};
@@ -54,6 +55,9 @@ pub(crate) struct NodeOptions {
     /// The directory of a run with --upstream: what passed there and fails here is shown apart
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
+    /// How many nodes; more than one have network namespaces of their own
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    nodes: u8,
     /// Where the report and all logs go, emptied before [default: target/conformance/node, or …/upstream]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -98,7 +102,9 @@ fn node(options: &NodeOptions) -> anyhow::Result<()> {
         contained::run()?;
     } else {
         let dir = tempfile::Builder::new().prefix("orlop-conformance-").tempdir()?;
-        grade(&kind, &suite, &programs, dir.path(), options)?;
+        let graded = grade(&kind, &suite, &programs, dir.path(), options);
+        groups::remove(dir.path().file_name().context("a directory has a name")?)?;
+        graded?;
     }
     report(&output, options.against.as_deref())
 }
@@ -113,7 +119,8 @@ impl NodeOptions {
 /// Runs the suite against a fresh cluster; it leaves its report.
 fn grade(kind: &Kind, suite: &Suite, programs: &Path, dir: &Path, options: &NodeOptions) -> anyhow::Result<()> {
     let output = options.output();
-    let mut cluster = Cluster::start(kind, programs, dir, &output)?;
+    let plan = Plan { kind, nodes: options.nodes, programs, dir, output: &output };
+    let mut cluster = Cluster::start(&plan)?;
     let run = suite.start(&cluster, options, &output)?;
     let outcome = until_done(run, &mut cluster);
     cluster.end();

@@ -1,5 +1,6 @@
 //! The node that the suite grades: orlop's, or upstream's as the measure.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -7,14 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use testkit::control_plane::ControlPlane;
 use testkit::daemon::Daemon;
-use testkit::{groups, host, upstream};
+use testkit::{containerd, groups, host, upstream};
 
-use super::cluster::ADDRESS;
+use super::machine::{self, Machine};
 
-/// The node's name.
-pub(super) const NAME: &str = "node-1";
-/// Where containerd's bridge gives addresses to pods.
-const UPSTREAM_PODS: &str = "10.88.0.0/16";
 /// How long it may take to end; pods go on.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -29,6 +26,7 @@ pub(super) enum Kind {
 
 /// A node's daemons.
 pub(super) struct Node {
+    pub(super) name: String,
     kind: Kind,
     /// In the order in which they start.
     daemons: Vec<Daemon>,
@@ -36,18 +34,25 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Prepares everything; nothing runs yet.
-    pub(super) fn new(kind: &Kind, plane: &ControlPlane, dir: &Path, output: &Path) -> anyhow::Result<Self> {
+    /// Prepares everything, with what it writes in `dir`; nothing runs yet.
+    pub(super) fn new(
+        kind: &Kind,
+        machine: &Machine,
+        plane: &ControlPlane,
+        dir: &Path,
+        output: &Path,
+    ) -> anyhow::Result<Self> {
+        let place = Place { machine, plane, dir };
         let invocations = match kind {
-            Kind::Orlop(program) => vec![(program.clone(), orlop_arguments(plane, dir)?)],
-            Kind::Upstream(programs) => upstream_daemons(programs, plane, dir)?,
+            Kind::Orlop(program) => vec![(program.clone(), place.orlop_arguments()?)],
+            Kind::Upstream(programs) => place.upstream_daemons(programs)?,
         };
         let daemon = |(program, arguments): upstream::Invocation| {
-            let name = program.file_name().unwrap_or_default().to_string_lossy();
-            Daemon::new(plane.nursery(), &program, arguments, output.join(format!("{name}.log")))
+            let log = format!("{}.{}.log", machine.name, program.file_name().unwrap_or_default().display());
+            Daemon::new(&machine.nursery, &program, arguments, output.join(log))
         };
         let daemons = invocations.into_iter().map(daemon).collect();
-        Ok(Self { kind: kind.clone(), daemons, dir: dir.to_owned() })
+        Ok(Self { name: machine.name.clone(), kind: kind.clone(), daemons, dir: dir.to_owned() })
     }
 
     /// Starts the daemons and waits until the node `is_ready`.
@@ -69,18 +74,18 @@ impl Node {
         }
     }
 
-    /// Ends it after the pods were `removed`, or were not.
-    pub(super) fn end(&mut self, removed: anyhow::Result<()>) -> anyhow::Result<()> {
+    /// Ends it; its pods are `removed`, or it removes them.
+    pub(super) fn end(&mut self, removed: bool) -> anyhow::Result<()> {
         let orlop = match &self.kind {
             Kind::Orlop(program) => Some(program.clone()),
             Kind::Upstream(_) => None,
         };
-        let removed = removed.and_then(|()| orlop.as_deref().map_or(Ok(()), |orlop| self.nothing_is_left(orlop)));
+        let left = orlop.as_deref().filter(|_| removed).map_or(Ok(()), |orlop| self.nothing_is_left(orlop));
         self.daemons.iter_mut().rev().try_for_each(|daemon| daemon.stop(STOP_LIMIT))?;
-        if let (Err(_), Some(orlop)) = (&removed, orlop) {
+        if let Some(orlop) = orlop.filter(|_| !removed || left.is_err()) {
             self.remove_what_is_left(&orlop)?;
         }
-        removed
+        left
     }
 
     fn nothing_is_left(&self, orlop: &Path) -> anyhow::Result<()> {
@@ -105,41 +110,69 @@ impl Node {
     }
 }
 
-fn orlop_arguments(plane: &ControlPlane, dir: &Path) -> anyhow::Result<Vec<String>> {
-    let config = dir.join("kubelet.yaml");
-    std::fs::write(&config, plane.kubelet_configuration()?)?;
-    let file = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
-    let flags = [
-        "node".to_owned(),
-        file("kubeconfig", &plane.node_kubeconfig(NAME)?),
-        file("proxy-kubeconfig", &plane.proxy_kubeconfig()?),
-        file("config", &config),
-        file("registry-config-dir", &dir.join("certs.d")),
-        format!("--service-cidr={}", plane.options().service_range),
-        format!("--hostname-override={NAME}"),
-        format!("--node-ip={ADDRESS}"),
-        "--log-level=info".to_owned(),
-    ];
-    Ok(flags.into_iter().chain(places(dir)).collect())
-}
-
 /// Where orlop keeps its things.
 fn places(dir: &Path) -> [String; 2] {
     ["state", "run"].map(|place| format!("--{place}-dir={}", dir.join(place).display()))
 }
 
-fn upstream_daemons(programs: &Path, plane: &ControlPlane, dir: &Path) -> anyhow::Result<Vec<upstream::Invocation>> {
-    let name = dir.file_name().context("the run has a name")?;
-    groups::make(name)?;
-    let node = upstream::Node {
-        programs,
-        scratch: dir,
-        name: NAME,
-        address: &ADDRESS.to_string(),
-        kubeconfig: &plane.node_kubeconfig(NAME)?,
-        configuration: &format!("{}cgroupRoot: /{}\n", plane.kubelet_configuration()?, name.display()),
-    };
-    let mut daemons = node.daemons()?;
-    daemons.push(node.proxy(&plane.proxy_kubeconfig()?, "iptables", UPSTREAM_PODS)?);
-    Ok(daemons)
+/// What a node is made from.
+struct Place<'a> {
+    machine: &'a Machine,
+    plane: &'a ControlPlane,
+    dir: &'a Path,
+}
+
+impl Place<'_> {
+    fn orlop_arguments(&self) -> anyhow::Result<Vec<String>> {
+        let Self { machine, plane, dir } = self;
+        let config = dir.join("kubelet.yaml");
+        std::fs::write(&config, self.configuration()?)?;
+        let file = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
+        let flags = [
+            "node".to_owned(),
+            file("kubeconfig", &plane.node_kubeconfig(&machine.name)?),
+            file("proxy-kubeconfig", &plane.proxy_kubeconfig()?),
+            file("config", &config),
+            file("registry-config-dir", &self.registries()?),
+            format!("--service-cidr={}", plane.options().service_range),
+            format!("--pod-cidr={}", machine.pods),
+            format!("--cluster-cidr={}", machine::PODS),
+            format!("--hostname-override={}", machine.name),
+            format!("--node-ip={}", machine.address),
+            "--log-level=info".to_owned(),
+        ];
+        Ok(flags.into_iter().chain(places(dir)).collect())
+    }
+
+    fn upstream_daemons(&self, programs: &Path) -> anyhow::Result<Vec<upstream::Invocation>> {
+        let Self { machine, plane, dir } = self;
+        self.registries()?;
+        let node = upstream::Node {
+            programs,
+            scratch: dir,
+            name: &machine.name,
+            address: &machine.address.to_string(),
+            network: containerd::Network { pods: &machine.pods, masquerade: machine.pods == machine::PODS },
+            kubeconfig: &plane.node_kubeconfig(&machine.name)?,
+            configuration: &self.configuration()?,
+        };
+        let mut daemons = node.daemons()?;
+        daemons.push(node.proxy(&plane.proxy_kubeconfig()?, "iptables", machine::PODS)?);
+        Ok(daemons)
+    }
+
+    /// Groups of its own for each node, since all of them are on one machine.
+    fn configuration(&self) -> anyhow::Result<String> {
+        let run = self.dir.parent().and_then(Path::file_name).context("the run has a name")?;
+        groups::make(&Path::new(run).join(&self.machine.name))?;
+        let group = Path::new("/").join(run).join(&self.machine.name);
+        Ok(format!("{}cgroupRoot: {}\n", self.plane.kubelet_configuration()?, group.display()))
+    }
+
+    /// The directory that says where registries are, which all nodes of the run share.
+    fn registries(&self) -> anyhow::Result<PathBuf> {
+        let shared = self.dir.with_file_name("certs.d");
+        symlink(&shared, self.dir.join("certs.d")).context("link the registries")?;
+        Ok(shared)
+    }
 }

@@ -52,7 +52,7 @@ impl Suite {
         }
         command.arg(&self.tests).arg("--").args(["--provider=skeleton", "--minStartupPods=0"]);
         command.arg("--kubeconfig").arg(cluster.admin_kubeconfig()?);
-        command.arg("--kubelet-root-dir").arg(cluster.kubelet_root());
+        command.args(cluster.kubelet_root().iter().flat_map(|dir| ["--kubelet-root-dir".as_ref(), dir.as_os_str()]));
         command.arg("--e2e-output-dir").arg(output);
         // Not in the terminal's group: Ctrl-C is for the one who started it, who decides in which order things end.
         command.current_dir(output).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);

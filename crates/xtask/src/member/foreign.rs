@@ -77,7 +77,7 @@ impl Guest {
     fn start(stage: Stage, plane: ControlPlane, reference: &Path) -> anyhow::Result<Self> {
         let dir = stage.dir.path();
         let socket = dir.join("containerd.sock");
-        let arguments = containerd::prepare(reference, dir, &socket)?;
+        let arguments = containerd::prepare(reference, dir, &socket, &containerd::Network::ALONE)?;
         let log = dir.join("containerd.log");
         let mut runtime =
             Daemon::new(&Arc::new(Nursery::new()), &containerd::program(reference)?, arguments.into(), log);
