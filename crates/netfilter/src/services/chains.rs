@@ -5,7 +5,7 @@
 
 use ipnet::IpNet;
 use service::{Local, Network};
-use sys::netlink::nft::{Base, Batch, Cmp, Ct, DynsetOp, Expr, Hook, Meta, Reg, Verdict};
+use sys::netlink::nft::{Base, Batch, Cmp, Ct, DynsetOp, Expr, From, Hook, Meta, Reg, Verdict};
 
 use super::elements::{Kind, SetName, Side};
 use super::{Balancer, Config};
@@ -14,6 +14,8 @@ use crate::key::{self, Ip, V4, V6};
 const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
+/// Beside IPVS only.
+const REDIRECTS: &str = "redirects";
 /// The kind of a route to an address of this host (`linux/rtnetlink.h`).
 const RTN_LOCAL: &[u8] = &2u32.to_ne_bytes();
 
@@ -26,6 +28,11 @@ pub(super) const REFUSE: &str = "refuse";
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 const TCP: u8 = 6;
+/// Protocols, and the type of their messages that tell a shorter way (`linux/icmp.h`, RFC 4861).
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+const ICMP_REDIRECT: u8 = 5;
+const NDISC_REDIRECT: u8 = 137;
 
 /// A chain that leads to one of `count` endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -189,6 +196,35 @@ pub(super) fn add_base(batch: &mut Batch, config: &Config, balancer: Balancer) {
     for ip in [V4, V6] {
         add_paths(batch, ip, &config.network, balancer);
         add_masquerade_rules(batch, ip, &config.network, balancer);
+    }
+    if balancer == Balancer::Ipvs {
+        add_redirect_rules(batch);
+    }
+}
+
+/// Keeps this host from telling its endpoints a shorter way to their clients. IPVS puts back the service's address after
+/// the kernel has found that an answer leaves where it came from, so the endpoint would be told, and answer past IPVS.
+fn add_redirect_rules(batch: &mut Batch) {
+    const FILTER: i32 = 0;
+    batch.add_chain(REDIRECTS, Some(Base { kind: "filter", hook: Hook::Output, priority: FILTER }));
+    for (ip, protocol, kind) in [(V4, ICMP, ICMP_REDIRECT), (V6, ICMPV6, NDISC_REDIRECT)] {
+        let [family, is_family] = ip.is_family();
+        let hairpins = address_set(Kind::Hairpins, ip);
+        batch.add_rule(
+            REDIRECTS,
+            &[
+                family,
+                is_family,
+                key::protocol(Reg(0)),
+                Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: &[protocol] },
+                Expr::Payload { dreg: Reg(0), from: From::Transport, offset: 0, len: 1 },
+                Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: &[kind] },
+                ip.destination(Reg(0)),
+                ip.destination(Reg(ip.words())),
+                Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: false },
+                Expr::Verdict(Verdict::Drop),
+            ],
+        );
     }
 }
 
