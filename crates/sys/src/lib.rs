@@ -23,6 +23,7 @@ pub mod schedule;
 pub mod signals;
 pub mod tree;
 pub mod xattr;
+pub mod xtables;
 pub mod zygote;
 
 pub use error::{Context, Error, Result};

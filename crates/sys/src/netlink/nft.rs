@@ -653,6 +653,24 @@ impl Socket {
         self.names(GETCHAIN, CHAIN_NAME, family, table)
     }
 
+    /// How often a chain is used: by rules in it, and by rules that jump to it. `None`: there is no such chain.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn chain_uses(&mut self, family: Family, table: &str, chain: &str) -> Result<Option<u32>> {
+        const USE: u16 = 6;
+        let mut request = Writer::new();
+        request.message(GETCHAIN, ACK, &header(family as u8, 0), |w| {
+            w.str(1, table);
+            w.str(3, chain);
+        });
+        let mut uses = None;
+        match self.list(&request, |message| uses = message.attributes(HEADER_BYTES).get(USE).map(|uses| uses.be32())) {
+            Err(Error { errno: Errno::NOENT, .. }) => Ok(None),
+            other => other.map(|()| uses),
+        }
+    }
+
     /// Names of the sets and maps of a table; none if it does not exist.
     ///
     /// # Errors
