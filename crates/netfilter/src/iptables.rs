@@ -22,13 +22,14 @@ mod base;
 mod names;
 mod port;
 mod save;
+mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
-use service::{Change, Difference, Entry, Frontend, Rules};
+use service::{Change, Difference, Entry, Frontend, Local, Network, Rules};
 
 use port::{PortKey, PortRules, Shared};
 pub use save::Remains;
@@ -70,18 +71,12 @@ impl Table {
 /// How the rules are to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Addresses of pods: what comes from them is inside.
-    pub pod_cidrs: Vec<IpNet>,
-    /// Addresses of Services: what no Service takes is refused.
-    pub service_cidrs: Vec<IpNet>,
+    /// What is known of pods, Services and this node.
+    pub network: Network,
     /// The bit of the packet's mark that says "masquerade", from 0 to 31.
     pub masquerade_bit: u8,
-    /// Masquerade everything that goes to a cluster IP.
-    pub masquerade_all: bool,
     /// Whether node ports answer on 127.0.0.0/8.
     pub localhost_node_ports: bool,
-    /// Addresses that node ports answer on; `None`: all of this node.
-    pub node_port_addresses: Option<Vec<IpAddr>>,
     /// Drop what connection tracking takes for invalid instead of letting it through untranslated.
     pub drop_invalid: bool,
 }
@@ -89,37 +84,38 @@ pub struct Config {
 impl Config {
     /// Upstream's defaults.
     pub fn new() -> Config {
-        Config {
-            pod_cidrs: Vec::new(),
-            service_cidrs: Vec::new(),
-            masquerade_bit: 14,
-            masquerade_all: false,
-            localhost_node_ports: true,
-            node_port_addresses: None,
-            drop_invalid: true,
-        }
+        Config { network: Network::default(), masquerade_bit: 14, localhost_node_ports: true, drop_invalid: true }
     }
 
     fn mark(&self) -> String {
         format!("{:#x}", 1u32 << (self.masquerade_bit & 31))
     }
 
-    fn pod_ranges(&self, ipv6: bool) -> impl Iterator<Item = &IpNet> {
-        self.pod_cidrs.iter().filter(move |range| range.addr().is_ipv6() == ipv6)
+    /// Whether node ports answer on loopback addresses. Those of IPv6 cannot be translated.
+    fn opens_loopback(&self, ipv6: bool) -> bool {
+        self.localhost_node_ports && !ipv6 && self.network.node_ports.include(Ipv4Addr::LOCALHOST.into())
+    }
+
+    fn pod_ranges(&self, ipv6: bool) -> Vec<IpNet> {
+        let Local::Sources(ranges) = &self.network.local else { return Vec::new() };
+        ranges.iter().filter(|range| range.addr().is_ipv6() == ipv6).copied().collect()
     }
 
     /// What begins a rule about what comes from a pod; one rule for each.
     fn pod_matches(&self, ipv6: bool) -> Vec<String> {
-        self.pod_ranges(ipv6).map(|range| format!("-s {range}")).collect()
+        match &self.network.local {
+            Local::Sources(_) => self.pod_ranges(ipv6).iter().map(|range| format!("-s {range}")).collect(),
+            Local::Bridge(name) => vec![format!("-i {name}")],
+            Local::InterfacePrefix(prefix) => vec![format!("-i {prefix}+")],
+        }
     }
 
     /// What begins a rule about what comes from no pod, and where it is to jump to be masqueraded. `None`: nobody knows
     /// what comes from a pod.
     fn outside_match(&self, ipv6: bool) -> Option<(String, &'static str)> {
-        let ranges: Vec<&IpNet> = self.pod_ranges(ipv6).collect();
-        match ranges.as_slice() {
+        match self.pod_matches(ipv6).as_slice() {
             [] => None,
-            [range] => Some((format!("! -s {range} "), names::MARK_MASQ)),
+            [pods] => Some((format!("! {pods} "), names::MARK_MASQ)),
             _ => Some((String::new(), names::MARK_MASQ_OUTSIDE)),
         }
     }
@@ -148,7 +144,8 @@ impl<T> Families<T> {
         &self.0[usize::from(ipv6)]
     }
 
-    fn of_mut(&mut self, ipv6: bool) -> &mut T {
+    /// That of one family, to be changed.
+    pub fn of_mut(&mut self, ipv6: bool) -> &mut T {
         &mut self.0[usize::from(ipv6)]
     }
 }
@@ -171,8 +168,10 @@ impl ServiceRules {
         ServiceRules { config, ports: BTreeMap::new(), endpoints: Families::default() }
     }
 
-    /// Writes these rules in place of all that there is of a proxy's.
-    pub fn replace(&mut self, rules: &Rules, remains: &Families<Remains>) -> Scripts {
+    /// Writes these rules in place of all that there is of a proxy's, and lets this hold for them and for all that come by
+    /// differences.
+    pub fn replace(&mut self, rules: &Rules, network: &Network, remains: &Families<Remains>) -> Scripts {
+        self.config.network.clone_from(network);
         self.ports.clear();
         self.endpoints = Families::default();
         for (frontend, entry) in rules.iter() {
@@ -185,46 +184,82 @@ impl ServiceRules {
     }
 
     fn replacement(&self, ipv6: bool, remains: &Remains) -> String {
-        let style = self.style(ipv6);
-        let mut shared: BTreeSet<(Shared, String)> = BTreeSet::new();
-        let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (key, entries) in self.ports.iter().filter(|(key, _)| key.ipv6 == ipv6) {
-            let mut rules = PortRules::of(key, entries, &self.config, style);
-            shared.append(&mut rules.shared);
-            chains.append(&mut rules.chains);
-        }
+        let whole = self.whole(ipv6);
         let mut script = String::new();
         for table in Table::ALL {
-            let of_ports = if table == Table::Nat { Some(&chains) } else { None };
             let mut section = Section::default();
-            for chain in base::chains(&self.config, table, ipv6) {
-                section.declare(chain);
-            }
-            for (chain, rule) in base::first_rules(&self.config, table, ipv6) {
-                section.append(chain, &rule);
-            }
-            shared.iter().filter(|(chain, _)| chain.table() == table).for_each(|(chain, rule)| {
-                section.append(chain.name(), rule);
-            });
-            for (chain, rule) in base::last_rules(&self.config, table, ipv6) {
-                section.append(chain.name(), &rule);
-            }
-            for (chain, rules) in of_ports.into_iter().flatten() {
+            for (chain, rules) in
+                whole.iter().filter(|((of, _), _)| *of == table).map(|((_, chain), rules)| (chain, rules))
+            {
                 section.declare(chain);
                 rules.iter().for_each(|rule| section.append(chain, rule));
             }
-            for jump in base::jumps(&self.config, table, ipv6) {
-                let mut present = remains.jumps(table);
-                if !present.any(|(from, rule)| from == jump.from && save::target(rule) == Some(jump.to)) {
-                    section.insert(jump.from, &jump.rule());
-                }
+            for jump in base::jumps(&self.config, table, ipv6).filter(|jump| !remains.has_jump(jump)) {
+                section.insert(jump.from, &jump.rule());
             }
-            if table == Table::Nat {
-                remains.of_ports().filter(|chain| !chains.contains_key(*chain)).for_each(|chain| section.drop(chain));
-            }
+            let stale = remains.chains(table).filter(|chain| base::is_of_proxy(table, chain));
+            stale
+                .filter(|chain| !whole.contains_key(&(table, (*chain).to_owned())))
+                .for_each(|chain| section.drop(chain));
             section.write(table, &mut script);
         }
         script
+    }
+
+    /// All chains that there are to be, and their rules.
+    fn whole(&self, ipv6: bool) -> BTreeMap<(Table, String), Vec<String>> {
+        let style = self.style(ipv6);
+        let mut whole: BTreeMap<(Table, String), Vec<String>> = BTreeMap::new();
+        for table in Table::ALL {
+            for chain in base::chains(&self.config, table, ipv6) {
+                whole.insert((table, chain.to_owned()), Vec::new());
+            }
+        }
+        let mut append = |table, chain: &str, rule| whole.entry((table, chain.to_owned())).or_default().push(rule);
+        for table in Table::ALL {
+            for (chain, rule) in base::first_rules(&self.config, table, ipv6) {
+                append(table, chain, rule);
+            }
+        }
+        for (key, entries) in self.ports.iter().filter(|(key, _)| key.ipv6 == ipv6) {
+            let rules = PortRules::of(key, entries, &self.config, style);
+            for (chain, rule) in rules.shared {
+                append(chain.table(), chain.name(), rule);
+            }
+            for (chain, rules) in rules.chains {
+                rules.into_iter().for_each(|rule| append(Table::Nat, &chain, rule));
+            }
+        }
+        for table in Table::ALL {
+            for (chain, rule) in base::last_rules(&self.config, table, ipv6) {
+                append(table, chain.name(), rule);
+            }
+        }
+        whole
+    }
+
+    /// Whether nothing is missing from what has been written.
+    pub fn is_whole(&self, remains: &Remains, ipv6: bool) -> bool {
+        let whole = self.whole(ipv6);
+        let mut chains = whole.iter();
+        let mut jumps = Table::ALL.into_iter().flat_map(|table| base::jumps(&self.config, table, ipv6));
+        chains.all(|((table, chain), rules)| remains.rules(*table, chain) >= Some(rules.len()))
+            && jumps.all(|jump| remains.has_jump(jump))
+    }
+
+    /// The chains that ports share, and chains of ports that nobody knows: table and name, and whether it is known.
+    pub fn chains(&self, remains: &Remains, ipv6: bool) -> Vec<(String, bool)> {
+        let whole = self.whole(ipv6);
+        let mut chains = Vec::new();
+        for table in Table::ALL {
+            for chain in remains.chains(table).filter(|chain| base::is_of_proxy(table, chain)) {
+                let is_known = whole.contains_key(&(table, chain.to_owned()));
+                if !(is_known && names::is_of_port(chain)) {
+                    chains.push((format!("{} {chain}", table.name()), is_known));
+                }
+            }
+        }
+        chains
     }
 
     /// Carries out a difference from the rules that were written last.
@@ -272,6 +307,14 @@ impl ServiceRules {
     fn style(&self, ipv6: bool) -> Style {
         if *self.endpoints.of(ipv6) > COMMENTED_ENDPOINTS_MAX { Style::Short } else { Style::Full }
     }
+}
+
+/// Scripts that use all that rules may need, but for SCTP, which few Services need and not every kernel has. They are for
+/// tables of a network namespace that nobody uses.
+pub fn trial(config: &Config) -> Scripts {
+    let mut rules = Rules::default();
+    rules.apply(Difference { changes: trial::changes() });
+    ServiceRules::new(config.clone()).replace(&rules, &config.network, &Families::default())
 }
 
 /// Removes from one address family what there is of a proxy's. What protects the loopback addresses stays: the kubelet owns

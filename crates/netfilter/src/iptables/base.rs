@@ -1,7 +1,5 @@
 //! Chains that are always there, and the jumps that lead to them.
 
-use ipnet::IpNet;
-
 use super::port::Shared;
 use super::{Config, Table, names};
 
@@ -53,24 +51,19 @@ impl Jump {
 
 /// The jumps of one table.
 pub(super) fn jumps(config: &Config, table: Table, ipv6: bool) -> impl Iterator<Item = &'static Jump> {
-    let guard = guards_loopback(config, ipv6);
+    let guard = config.opens_loopback(ipv6);
     JUMPS.iter().filter(move |jump| jump.table == table && (guard || jump.to != names::KUBELET_FIREWALL))
 }
 
 /// Chains of a table that are always there.
 pub(super) fn chains(config: &Config, table: Table, ipv6: bool) -> impl Iterator<Item = &'static str> {
-    let (guard, several) = (guards_loopback(config, ipv6), config.pod_ranges(ipv6).count() > 1);
+    let (guard, several) = (config.opens_loopback(ipv6), config.pod_ranges(ipv6).len() > 1);
     let is_needed = move |chain: &&str| match *chain {
         names::KUBELET_FIREWALL => guard,
         names::MARK_MASQ_OUTSIDE => several,
         _ => true,
     };
     all_chains(table).iter().copied().filter(is_needed)
-}
-
-/// Whether the loopback addresses need protection: where they are opened.
-fn guards_loopback(config: &Config, ipv6: bool) -> bool {
-    config.localhost_node_ports && !ipv6
 }
 
 fn all_chains(table: Table) -> &'static [&'static str] {
@@ -118,7 +111,7 @@ pub(super) fn first_rules(config: &Config, table: Table, ipv6: bool) -> Vec<(&'s
 
 fn first_filter_rules(config: &Config, ipv6: bool) -> Vec<(&'static str, String)> {
     let mut rules = Vec::new();
-    if guards_loopback(config, ipv6) {
+    if config.opens_loopback(ipv6) {
         // `route_localnet` opens the loopback addresses to the neighbours of this host (CVE-2020-8558).
         let rule = "! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment \"block incoming localnet connections\" \
                     -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP";
@@ -148,7 +141,7 @@ fn first_nat_rules(config: &Config, ipv6: bool) -> Vec<(&'static str, String)> {
         (names::POSTROUTING, masquerade.to_owned()),
         (names::MARK_MASQ, format!("-j MARK --or-mark {mark}")),
     ];
-    let ranges: Vec<&IpNet> = config.pod_ranges(ipv6).collect();
+    let ranges = config.pod_ranges(ipv6);
     if ranges.len() > 1 {
         rules.extend(ranges.iter().map(|range| (names::MARK_MASQ_OUTSIDE, format!("-s {range} -j RETURN"))));
         rules.push((names::MARK_MASQ_OUTSIDE, format!("-j {}", names::MARK_MASQ)));
@@ -166,28 +159,25 @@ pub(super) fn last_rules(config: &Config, table: Table, ipv6: bool) -> Vec<(Shar
 }
 
 fn to_node_ports(config: &Config, ipv6: bool) -> Vec<String> {
-    let to = "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
+    let to = "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\" \
+              -m addrtype --dst-type LOCAL";
     let node_ports = names::NODE_PORTS;
-    match &config.node_port_addresses {
-        None => {
-            let loopback = match (ipv6, config.localhost_node_ports) {
-                (true, _) => "! -d ::1/128 ",
-                (false, false) => "! -d 127.0.0.0/8 ",
-                (false, true) => "",
-            };
-            vec![format!("{loopback}{to} -m addrtype --dst-type LOCAL -j {node_ports}")]
-        }
-        Some(addresses) => {
-            let of_family = addresses.iter().filter(|address| address.is_ipv6() == ipv6);
-            let open = of_family.filter(|address| !address.is_loopback() || (!ipv6 && config.localhost_node_ports));
-            open.map(|address| format!("-d {address}/{} {to} -j {node_ports}", if ipv6 { 128 } else { 32 })).collect()
-        }
+    let limits = config.network.node_ports.limits(ipv6);
+    if limits.is_empty() {
+        let but_loopback = match (ipv6, config.opens_loopback(ipv6)) {
+            (true, _) => "! -d ::1/128 ",
+            (false, false) => "! -d 127.0.0.0/8 ",
+            (false, true) => "",
+        };
+        return vec![format!("{but_loopback}{to} -j {node_ports}")];
     }
+    let open = limits.into_iter().filter(|range| !range.addr().is_loopback() || config.opens_loopback(ipv6));
+    open.map(|range| format!("-d {range} {to} -j {node_ports}")).collect()
 }
 
 /// An address of a Service's range that is still untranslated here belongs to no Service, or is another port of one.
 fn refusals(config: &Config, ipv6: bool) -> impl Iterator<Item = String> {
-    let ranges = config.service_cidrs.iter().filter(move |range| range.addr().is_ipv6() == ipv6);
+    let ranges = config.network.service_cidrs.iter().filter(move |range| range.addr().is_ipv6() == ipv6);
     ranges.map(|range| {
         format!(
             "-d {range} -m comment --comment \"no service has this address and port\" -m addrtype ! --dst-type LOCAL \

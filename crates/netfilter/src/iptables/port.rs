@@ -168,7 +168,7 @@ impl<'a> Writer<'a> {
         let matching = self.matching(frontend, &self.comment("cluster IP"));
         self.share(Shared::Services, format!("{matching} -j {chain}"));
         let mark = names::MARK_MASQ;
-        if self.config.masquerade_all {
+        if self.config.network.masquerade_all {
             self.append(chain, format!("{matching} -j {mark}"));
         } else if let Some((from_outside, mark)) = self.config.outside_match(self.ipv6) {
             self.append(chain, format!("{from_outside}{matching} -j {mark}"));

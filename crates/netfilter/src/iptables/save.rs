@@ -1,18 +1,19 @@
 //! What `iptables-save` prints, as far as it matters here.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use service::{Frontend, Protocol};
 
+use super::base::Jump;
 use super::{Table, names};
 
 /// What one address family's tables hold of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Remains {
-    /// Table and name of each chain, the built-in ones as well.
-    chains: BTreeSet<(Table, String)>,
+    /// Table and name of each chain, the built-in ones as well, and how many rules it has.
+    chains: BTreeMap<(Table, String), usize>,
     /// Table, chain and rest of each rule of a chain that is not ours but jumps to ours.
     jumps: Vec<(Table, String, String)>,
     /// UDP frontends that some rule leads somewhere.
@@ -36,10 +37,13 @@ impl Remains {
 
     fn read_line(&mut self, table: Table, line: &str, ipv6: bool) {
         if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
-            self.chains.insert((table, chain.to_owned()));
+            self.chains.insert((table, chain.to_owned()), 0);
             return;
         }
         let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) else { return };
+        if let Some(count) = self.chains.get_mut(&(table, chain.to_owned())) {
+            *count += 1;
+        }
         if names::is_of_port(chain) {
             return;
         }
@@ -55,12 +59,17 @@ impl Remains {
 
     /// Names of a table's chains.
     pub(super) fn chains(&self, table: Table) -> impl Iterator<Item = &str> {
-        self.chains.iter().filter(move |(of, _)| *of == table).map(|(_, chain)| chain.as_str())
+        self.chains.keys().filter(move |(of, _)| *of == table).map(|(_, chain)| chain.as_str())
     }
 
-    /// Chains of ports.
-    pub(super) fn of_ports(&self) -> impl Iterator<Item = &str> {
-        self.chains(Table::Nat).filter(|chain| names::is_of_port(chain))
+    /// How many rules a chain has; `None`: there is no such chain.
+    pub(super) fn rules(&self, table: Table, chain: &str) -> Option<usize> {
+        self.chains.get(&(table, chain.to_owned())).copied()
+    }
+
+    /// Whether a rule leads from one chain to the other.
+    pub(super) fn has_jump(&self, jump: &Jump) -> bool {
+        self.jumps(jump.table).any(|(from, rule)| from == jump.from && target(rule) == Some(jump.to))
     }
 
     /// Rules of chains that are not ours which jump to ours: chain and rest.
@@ -76,13 +85,13 @@ impl Remains {
 
     /// Whether there is anything that only a proxy makes.
     pub fn is_of_proxy(&self) -> bool {
-        self.chains.iter().any(|(table, chain)| super::base::is_of_proxy(*table, chain))
+        self.chains.keys().any(|(table, chain)| super::base::is_of_proxy(*table, chain))
     }
 
     /// Whether something says that Kubernetes uses these tables: a canary of the kubelet or of a proxy.
     pub fn has_hint(&self) -> bool {
         let hint = |chain: &str| super::HINTS.contains(&chain);
-        self.chains.iter().any(|(table, chain)| *table == Table::Mangle && hint(chain))
+        self.chains.keys().any(|(table, chain)| *table == Table::Mangle && hint(chain))
     }
 }
 
@@ -139,7 +148,8 @@ COMMIT
     fn a_listing_is_read() {
         let remains = Remains::read(LISTING, false);
         assert!(remains.has_hint() && remains.is_of_proxy());
-        assert_eq!(remains.of_ports().collect::<Vec<_>>(), ["KUBE-SVC-ABC"]);
+        assert_eq!(remains.rules(Table::Nat, "KUBE-SERVICES"), Some(2));
+        assert_eq!(remains.rules(Table::Filter, "KUBE-SERVICES"), None);
         assert_eq!(remains.chains(Table::Nat).count(), 4);
         let jumps: Vec<_> = remains.jumps(Table::Nat).collect();
         assert_eq!(jumps, [("PREROUTING", "-m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES")]);

@@ -109,11 +109,19 @@ impl Tables {
 }
 
 fn config() -> Config {
-    Config {
-        pod_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()],
+    with(Network {
+        local: sources(&["10.0.0.0/8", "fd00::/16"]),
         service_cidrs: vec!["172.30.0.0/16".parse().unwrap(), "fd30::/112".parse().unwrap()],
-        ..Config::new()
-    }
+        ..Network::default()
+    })
+}
+
+fn with(network: Network) -> Config {
+    Config { network, ..Config::new() }
+}
+
+fn sources(ranges: &[&str]) -> Local {
+    Local::Sources(ranges.iter().map(|range| range.parse().unwrap()).collect())
 }
 
 fn service(name: &str, spec: Value, ingress: &[&str]) -> Service {
@@ -135,7 +143,8 @@ fn slice(name: &str, endpoints: &[(String, &str)]) -> EndpointSlice {
 }
 
 fn tables_of(config: Config, model: &Model, ipv6: bool) -> Tables {
-    let scripts = ServiceRules::new(config).replace(model.rules(), &Families::default());
+    let network = config.network.clone();
+    let scripts = ServiceRules::new(config).replace(model.rules(), &network, &Families::default());
     let mut tables = Tables::new();
     tables.restore(scripts.of(ipv6));
     tables
@@ -204,14 +213,13 @@ fn a_cluster_ip() {
             ),
         ],
     );
-    let all = Config { masquerade_all: true, service_cidrs: Vec::new(), ..config() };
+    let all = with(Network { masquerade_all: true, ..Network::default() });
     let refusal =
         "-d 172.30.0.41/32 -p tcp -m comment --comment \"ns/web:p80 has no endpoints\" -m tcp --dport 80 -j REJECT";
     check(all.clone(), spec.clone(), &[], &[], &[("filter/KUBE-SERVICES", &[refusal]), (&svc, &[])]);
     let tail = format!("-m comment --comment \"ns/web:p80 -> 10.180.0.1:8080\" -j {near}");
     check(all, spec.clone(), &[], &[NEAR], &[(&svc, &[&format!("{to} -j KUBE-MARK-MASQ"), &tail])]);
-    let several =
-        Config { pod_cidrs: vec!["10.1.0.0/16".parse().unwrap(), "10.2.0.0/16".parse().unwrap()], ..config() };
+    let several = with(Network { local: sources(&["10.1.0.0/16", "10.2.0.0/16"]), ..Network::default() });
     check(
         several,
         spec.clone(),
@@ -222,6 +230,13 @@ fn a_cluster_ip() {
             ("KUBE-MARK-MASQ-OUTSIDE", &["-s 10.1.0.0/16 -j RETURN", "-s 10.2.0.0/16 -j RETURN", "-j KUBE-MARK-MASQ"]),
         ],
     );
+    for (local, outside) in
+        [(Local::Bridge("cni0".into()), "! -i cni0"), (Local::InterfacePrefix("lxc".into()), "! -i lxc+")]
+    {
+        let config = with(Network { local, ..Network::default() });
+        let mark = format!("{outside} {to} -j KUBE-MARK-MASQ");
+        check(config, spec.clone(), &[], &[NEAR], &[(&svc, &[&mark, &tail])]);
+    }
     check(Config::new(), spec, &[], &[NEAR], &[(&svc, &[&tail])]);
 }
 
@@ -379,13 +394,12 @@ impl PortNames {
 #[test]
 fn node_ports_keep_to_their_addresses() {
     let spec = json!({"type": "NodePort", "clusterIP": "172.30.0.41", "ports": [{"name": "p80", "port": 80, "nodePort": 30080}]});
-    let last = |before: &str, behind: &str| {
+    let last = |before: &str| {
         format!(
             "{before}-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this \
-             chain\"{behind} -j KUBE-NODEPORTS"
+             chain\" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
         )
     };
-    let local = " -m addrtype --dst-type LOCAL";
     let check = |config: Config, ipv6: bool, expect: &[String]| {
         let mut model = Model::new("here");
         model.set_service(&service("web", spec.clone(), &[]));
@@ -396,15 +410,19 @@ fn node_ports_keep_to_their_addresses() {
         tables
     };
     let guarded = |tables: &Tables| tables.chain("filter", "INPUT").iter().any(|rule| rule == "-j KUBE-FIREWALL");
-    assert!(guarded(&check(Config::new(), false, &[last("", local)])));
-    assert!(!guarded(&check(Config::new(), true, &[last("! -d ::1/128 ", local)])));
+    assert!(guarded(&check(Config::new(), false, &[last("")])));
+    assert!(!guarded(&check(Config::new(), true, &[last("! -d ::1/128 ")])));
     let closed = Config { localhost_node_ports: false, ..Config::new() };
-    assert!(!guarded(&check(closed.clone(), false, &[last("! -d 127.0.0.0/8 ", local)])));
-    let addresses = ["127.0.0.1", "192.0.2.1", "2001:db8::1", "::1"].map(|text| text.parse().unwrap()).to_vec();
-    let some = Config { node_port_addresses: Some(addresses), ..Config::new() };
-    check(some.clone(), false, &[last("-d 127.0.0.1/32 ", ""), last("-d 192.0.2.1/32 ", "")]);
-    check(some.clone(), true, &[last("-d 2001:db8::1/128 ", "")]);
-    check(Config { localhost_node_ports: false, ..some }, false, &[last("-d 192.0.2.1/32 ", "")]);
+    assert!(!guarded(&check(closed, false, &[last("! -d 127.0.0.0/8 ")])));
+    let within = |ranges: &[&str]| {
+        let ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        with(Network { node_ports: service::NodePorts::In(ranges), ..Network::default() })
+    };
+    let some = within(&["127.0.0.0/8", "192.0.2.0/24", "2001:db8::/64"]);
+    assert!(guarded(&check(some.clone(), false, &[last("-d 127.0.0.0/8 "), last("-d 192.0.2.0/24 ")])));
+    check(some.clone(), true, &[last("-d 2001:db8::/64 ")]);
+    check(Config { localhost_node_ports: false, ..some }, false, &[last("-d 192.0.2.0/24 ")]);
+    assert!(!guarded(&check(within(&["192.0.2.0/24"]), false, &[last("-d 192.0.2.0/24 ")])));
 }
 
 #[test]
@@ -437,7 +455,7 @@ fn what_is_not_ours_stays() {
     );
     let foreign = tables.clone();
     let remains = Families([Remains::read(&tables.listing(), false), Remains::default()]);
-    let scripts = ServiceRules::new(config()).replace(model.rules(), &remains);
+    let scripts = ServiceRules::new(config()).replace(model.rules(), &config().network, &remains);
     tables.restore(scripts.of(false));
     assert_eq!(tables.chain("nat", "PREROUTING"), foreign.chain("nat", "PREROUTING"), "there is such a jump already");
     assert_eq!(tables.chain("filter", "INPUT").iter().filter(|rule| rule.ends_with("-j KUBE-FIREWALL")).count(), 1);
@@ -507,7 +525,7 @@ proptest! {
         let mut model = Model::new("here");
         let mut rules = ServiceRules::new(config());
         let mut tables = Families([Tables::new(), Tables::new()]);
-        let scripts = rules.replace(model.rules(), &Families::default());
+        let scripts = rules.replace(model.rules(), &config().network, &Families::default());
         for ipv6 in [false, true] {
             tables.of_mut(ipv6).restore(scripts.of(ipv6));
         }
