@@ -1,5 +1,6 @@
 //! The modes: what carries rules out, behind one trait. All of it blocks for as long as the kernel works.
 
+mod iptables;
 mod ipvs;
 mod nftables;
 
@@ -17,18 +18,21 @@ pub enum Mode {
     /// A table of nftables of our own.
     #[default]
     Nftables,
+    /// Chains of iptables as upstream's kube-proxy makes them, by the programs `iptables-restore` and `iptables-save`.
+    Iptables,
     /// The kernel's load balancer IPVS, with a table of nftables beside it.
     Ipvs,
 }
 
 impl Mode {
     /// All modes.
-    pub const ALL: &'static [Mode] = &[Mode::Nftables, Mode::Ipvs];
+    pub const ALL: &'static [Mode] = &[Mode::Nftables, Mode::Iptables, Mode::Ipvs];
 
     /// As `--proxy-mode` spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             Mode::Nftables => "nftables",
+            Mode::Iptables => "iptables",
             Mode::Ipvs => "ipvs",
         }
     }
@@ -70,7 +74,7 @@ pub(crate) trait Backend: fmt::Debug + Send {
     /// Connections that are open stay open.
     fn replace(&mut self, rules: &Rules, network: &Network) -> Result<(), RulesError>;
 
-    /// Carries out a difference, all of it or nothing.
+    /// Carries out a difference. What has failed may have been carried out in part.
     fn update(&mut self, difference: &Difference) -> Result<(), RulesError>;
 
     /// Whether nobody has removed the rules. Asked every few seconds, so cheap.
@@ -90,8 +94,21 @@ pub(crate) trait Backend: fmt::Debug + Send {
 pub(crate) fn open(config: &Config) -> Result<Box<dyn Backend>, StartError> {
     match config.mode {
         Mode::Nftables => Ok(Box::new(nftables::Nftables::open(config)?)),
+        Mode::Iptables => Ok(Box::new(iptables::Iptables::open(config)?)),
         Mode::Ipvs => Ok(Box::new(ipvs::IpvsBackend::open(config)?)),
     }
+}
+
+/// Removes what the other modes have left. Where they have left nothing, nothing is done.
+pub(crate) fn remove_other_modes(config: &Config) -> Result<(), RulesError> {
+    Mode::ALL.iter().try_for_each(|mode| match mode {
+        // The table of nftables is the same one.
+        Mode::Nftables if matches!(config.mode, Mode::Nftables | Mode::Ipvs) => Ok(()),
+        Mode::Nftables => nftables::remove_leftovers(&config.table),
+        Mode::Ipvs if config.mode == Mode::Ipvs => Ok(()),
+        Mode::Ipvs => ipvs::remove_leftovers(config),
+        Mode::Iptables => iptables::remove_leftovers((config.mode == Mode::Iptables).then_some(config.iptables.kind)),
+    })
 }
 
 #[cfg(test)]

@@ -23,6 +23,11 @@ pub struct Config {
     /// Addresses of Services: one that no Service has, or a port that its Service has not, is refused at once instead of
     /// being routed away, unless it is this host's own address. Those of the source's ServiceCIDRs are added.
     pub service_cidrs: Vec<IpNet>,
+    /// What only the mode `iptables` asks for.
+    pub iptables: IptablesOptions,
+    /// Whether rules of the other modes are removed once those of this one are in place. Rules of iptables and IPVS have no
+    /// name of ours: they may be those of another proxy, which a node has only one of.
+    pub remove_other_modes: bool,
     /// What only the mode `ipvs` asks for.
     pub ipvs: IpvsOptions,
     /// On which addresses of this node node ports answer.
@@ -50,6 +55,8 @@ impl Config {
             node_name: node_name.into(),
             local: DetectLocal::Cluster(Vec::new()),
             service_cidrs: Vec::new(),
+            iptables: IptablesOptions::default(),
+            remove_other_modes: true,
             ipvs: IpvsOptions::default(),
             node_ports: vec![NodePortAddress::All],
             masquerade_all: false,
@@ -89,4 +96,34 @@ impl Default for IpvsOptions {
             udp_timeout: Duration::ZERO,
         }
     }
+}
+
+/// Options of the mode `iptables`, as `KubeProxyConfiguration` has them below `iptables`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IptablesOptions {
+    /// The bit of a packet's mark that says "masquerade", from 0 to 31.
+    pub masquerade_bit: u8,
+    /// Whether node ports answer on 127.0.0.0/8. This lets packets to it be routed (`route_localnet`); a rule keeps those
+    /// of others out.
+    pub localhost_node_ports: bool,
+    /// Which of the two kinds of iptables.
+    pub kind: IptablesKind,
+}
+
+impl Default for IptablesOptions {
+    fn default() -> IptablesOptions {
+        IptablesOptions { masquerade_bit: 14, localhost_node_ports: true, kind: IptablesKind::AsFound }
+    }
+}
+
+/// Where the host has its rules of iptables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IptablesKind {
+    /// Where others have theirs.
+    #[default]
+    AsFound,
+    /// In nftables (`iptables-nft`).
+    Nft,
+    /// In the kernel's own tables (`iptables-legacy`).
+    Legacy,
 }

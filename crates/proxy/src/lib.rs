@@ -26,7 +26,7 @@ mod web;
 
 pub use backend::{Mode, UnknownMode};
 pub use barrier::Barrier;
-pub use config::{Config, IpvsOptions};
+pub use config::{Config, IptablesKind, IptablesOptions, IpvsOptions};
 pub use health::{Answer, Health};
 pub use ipnet::IpNet;
 pub use metrics::Metrics;
@@ -37,7 +37,7 @@ pub use service::Refusals;
 /// A kernel object that the proxy owns; see [`Proxy::fsck`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owned {
-    /// `table`.
+    /// `table` or `chain`.
     pub kind: &'static str,
     /// Its name.
     pub name: String,

@@ -127,12 +127,31 @@ pub(crate) fn resumed<T>(result: Result<T, tokio::task::JoinError>) -> T {
 }
 
 /// Why rules could not be read or written.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RulesError {
     /// The kernel's answer.
     #[error(transparent)]
     Kernel(#[from] netlink::Error),
+    /// A program of iptables did not do what it was started for.
+    #[error("{program}: {words}{}", line.as_ref().map(|line| format!("; it is about: {line}")).unwrap_or_default())]
+    Program {
+        /// Where it is.
+        program: String,
+        /// What it said.
+        words: String,
+        /// The rule that it complained about.
+        line: Option<String>,
+    },
+    /// Rules are missing that were written.
+    #[error("somebody else has removed service rules")]
+    Removed,
+    /// The tables of iptables could not be asked.
+    #[error("the tables of iptables cannot be looked at")]
+    Tables(#[source] std::io::Error),
+    /// The proxy's network namespace could not be entered.
+    #[error("the network namespace of the service rules cannot be entered")]
+    Namespace(#[source] std::io::Error),
 }
 
 /// Why the proxy could not start.
@@ -180,6 +199,35 @@ pub enum StartError {
     /// The program may not change the packet filter.
     #[error("service rules need CAP_NET_ADMIN; run as root")]
     NotPermitted(#[source] netlink::Error),
+    /// No programs of iptables.
+    #[error(
+        "the proxy mode iptables needs the programs iptables-restore and iptables-save of iptables 1.6.2 or later, in PATH or \
+         in /usr/sbin; install the package iptables, or take the proxy mode nftables, which needs no program"
+    )]
+    NoIptables,
+    /// Programs and kernel do not have all that rules need.
+    #[error(
+        "the proxy mode iptables cannot work on this host: rules need iptables 1.6.2 or later, and in the kernel \
+         CONFIG_NETFILTER_XT_MATCH_{{ADDRTYPE,COMMENT,CONNTRACK,MARK,RECENT,STATISTIC}}, NETFILTER_XT_NAT and \
+         NETFILTER_XT_TARGET_{{MARK,MASQUERADE}} with IP_NF_{{FILTER,MANGLE,NAT,TARGET_REJECT}} or NFT_COMPAT; load these \
+         modules, or take the proxy mode nftables"
+    )]
+    IptablesUnusable(#[source] RulesError),
+    /// Which kind of iptables this host uses could not be found out.
+    #[error("cannot find out whether this host uses iptables-nft or iptables-legacy")]
+    Iptables(#[source] RulesError),
+    /// No network namespace for a trial.
+    #[error("the proxy mode iptables needs CAP_SYS_ADMIN and CAP_NET_ADMIN; run as root")]
+    IptablesNotPermitted(#[source] std::io::Error),
+    /// A part of the kernel could not be used.
+    #[error("cannot work in this network namespace")]
+    Namespace(#[source] std::io::Error),
+    /// `route_localnet` cannot be set.
+    #[error(
+        "node ports on 127.0.0.1 need the sysctl net.ipv4.conf.all.route_localnet = 1, which cannot be set here; set it on the \
+         host, or give --iptables-localhost-nodeports=false"
+    )]
+    LocalhostNodePorts(#[source] std::io::Error),
     /// Another answer of the kernel.
     #[error("cannot talk to the kernel about service rules")]
     Kernel(#[source] netlink::Error),

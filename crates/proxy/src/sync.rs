@@ -116,6 +116,8 @@ pub(crate) struct Sync {
     next_sync: Instant,
     /// When to look whether the rules are still there.
     next_look: Instant,
+    /// Other modes may have left rules.
+    other_modes: bool,
 }
 
 /// What the loop tells of itself. A handle.
@@ -171,6 +173,7 @@ impl Sync {
             blocked: BTreeSet::new(),
             model: Model::new(&config.node_name),
             source,
+            other_modes: config.remove_other_modes,
             place: kernel.rules.place(),
             config,
             requests,
@@ -416,6 +419,7 @@ impl Sync {
                 self.step = Step::In;
                 self.telemetry.metrics.synced(Extent::All, begun.elapsed());
                 tracing::info!(place = self.place, frontends, "service rules are in place");
+                self.remove_other_modes().await;
             }
             Err(error) => {
                 self.telemetry.metrics.failed(Extent::All);
@@ -423,6 +427,20 @@ impl Sync {
                 let next = (backoff * 2).min(BACKOFF_MAX);
                 self.step = Step::Out { due: Instant::now() + backoff, backoff: next };
             }
+        }
+    }
+
+    /// Once this mode's rules are in place: connections that are open do not depend on rules, new ones meet either.
+    async fn remove_other_modes(&mut self) {
+        if !std::mem::take(&mut self.other_modes) {
+            return;
+        }
+        let config = self.config.clone();
+        if let Err(error) = self.with_kernel(move |_| backend::remove_other_modes(&config)).await {
+            // The next replacement tries again.
+            self.other_modes = true;
+            let mode = self.config.mode;
+            tracing::warn!(%error, "rules of other proxy modes than {mode} cannot be removed; they stay beside the new ones");
         }
     }
 

@@ -142,6 +142,8 @@ fn proxy_config(settings: &UpSettings) -> proxy::Config {
         table: settings.node.layout.service_table.clone(),
         local: DetectLocal::Cluster(range(settings.node.pods)),
         service_cidrs: range(settings.services),
+        // A cluster's proxy may be at work on this machine, too.
+        remove_other_modes: false,
         ..proxy::Config::new(&settings.name)
     }
 }

@@ -81,6 +81,11 @@ impl Settings {
             node_ports: configuration.node_port_addresses.clone(),
             masquerade_all: configuration.masquerade_all,
             ipvs: configuration.ipvs.clone(),
+            iptables: proxy::IptablesOptions {
+                masquerade_bit: configuration.masquerade_bit,
+                localhost_node_ports: configuration.localhost_node_ports,
+                ..proxy::IptablesOptions::default()
+            },
             bind_address: configuration.bind_address,
             pace: configuration.sync_pace.unwrap_or(default.pace),
             sync_period: configuration.sync_period,

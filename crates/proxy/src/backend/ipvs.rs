@@ -157,6 +157,21 @@ impl IpvsBackend {
     }
 }
 
+/// Removes what this mode has left beside the table of nftables, if it has. Its interface says so: a virtual service alone
+/// may be anybody's. Connections that IPVS leads end with their service.
+pub(super) fn remove_leftovers(config: &Config) -> Result<(), RulesError> {
+    let mut route = Socket::route()?;
+    let Some(link) = route.link(LINK)? else { return Ok(()) };
+    let mut ipvs = Ipvs::open()?;
+    let services = again(|| ipvs.services())?.into_iter().map(|(service, _)| service);
+    let is_excluded = |address| config.ipvs.exclude_cidrs.iter().any(|range| range.contains(&address));
+    let ours = services.filter(|service| !is_excluded(service.address)).map(Command::DeleteService);
+    ipvs.apply(&ours.collect::<Vec<_>>())?;
+    let mut request = Writer::new();
+    request.delete_link(link.index);
+    Ok(route.request(&request)?)
+}
+
 impl Backend for IpvsBackend {
     fn place(&self) -> String {
         format!("IPVS and {}", self.rules.place())

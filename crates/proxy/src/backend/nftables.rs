@@ -126,6 +126,18 @@ impl Backend for Nftables {
     }
 }
 
+/// Removes a table of this name, if there is one.
+pub(super) fn remove_leftovers(name: &str) -> Result<(), RulesError> {
+    // A kernel without nftables has none.
+    let Ok(mut netfilter) = Socket::netfilter() else { return Ok(()) };
+    if !netfilter.tables(ServiceTable::FAMILY).is_ok_and(|tables| tables.iter().any(|table| table == name)) {
+        return Ok(());
+    }
+    let mut batch = Batch::new(ServiceTable::FAMILY, name);
+    batch.delete_table();
+    Ok(netfilter.commit(batch)?)
+}
+
 fn udp_frontend(map: &str, key: &[u8]) -> Option<Frontend> {
     let (address, protocol, port) = services::frontend(map, key)?;
     (protocol == Protocol::Udp.number()).then_some(Frontend { address, protocol: Protocol::Udp, port })

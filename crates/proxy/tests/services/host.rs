@@ -18,7 +18,7 @@ use cluster::k8s_openapi::api::discovery::v1::EndpointSlice;
 use cluster::{Key, Source, SourceError, Store};
 use network::{AttachRequest, Attachment, Network};
 use proxy::configuration::DetectLocal;
-use proxy::{Config, Proxy};
+use proxy::{Config, IptablesKind, Mode, Proxy};
 use serde_json::{Value, json};
 use sys::netlink::route::{Route, VethPair};
 use sys::netlink::{Socket, Writer};
@@ -31,15 +31,63 @@ pub(crate) const FAR: &str = "203.0.113.2";
 /// How long something may take that is to happen. Never waited for in full by a test that passes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How rules are carried out in a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Nftables,
+    IptablesNft,
+    IptablesLegacy,
+}
+
+impl Way {
+    pub(crate) const ALL: [Way; 3] = [Way::Nftables, Way::IptablesNft, Way::IptablesLegacy];
+
+    pub(crate) fn is_iptables(self) -> bool {
+        self != Way::Nftables
+    }
+
+    /// What a pod of this node sees of a client that is no pod and comes to an address for the outside, or of this node.
+    /// nftables keeps the client's address where answers come back through this node anyway; iptables masquerades, as
+    /// upstream does.
+    pub(crate) fn seen(self, client: &str) -> IpAddr {
+        ip(if self.is_iptables() { "10.85.0.1" } else { client })
+    }
+
+    /// Runs a program of iptables of this kind, in the calling thread's network namespace: `-save`, or none of them.
+    pub(crate) fn iptables(self, verb: &str, arguments: &str) -> String {
+        let kind = if self == Way::IptablesLegacy { "legacy" } else { "nft" };
+        #[expect(clippy::disallowed_methods, reason = "what another program makes or lists is the point")]
+        let mut command = std::process::Command::new(format!("iptables-{kind}{verb}"));
+        let output = testkit::host::output(command.args(arguments.split_whitespace())).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
+    pub(crate) fn set(self, config: &mut Config) {
+        (config.mode, config.iptables.kind) = match self {
+            Way::Nftables => (Mode::Nftables, IptablesKind::AsFound),
+            Way::IptablesNft => (Mode::Iptables, IptablesKind::Nft),
+            Way::IptablesLegacy => (Mode::Iptables, IptablesKind::Legacy),
+        };
+    }
+}
+
+/// Runs a test in each way, each time on a thread of its own in a private host namespace.
+pub(crate) fn on_hosts<F: Future<Output = ()>>(test: impl Fn(Host) -> F + Copy + Send + 'static) {
+    for way in Way::ALL {
+        println!("{way:?}");
+        on_a_host(way, test);
+    }
+}
+
 /// Runs a test on a thread of its own in a private host namespace.
-pub(crate) fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F + Send + 'static) {
+pub(crate) fn on_a_host<F: Future<Output = ()>>(way: Way, test: impl FnOnce(Host) -> F + Send + 'static) {
     let run = move || {
         if let Err(error) = testkit::netns::enter_private() {
             println!("skipped: needs CAP_SYS_ADMIN for a network namespace ({error:#})");
             return;
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { test(Host::new().await).await });
+        runtime.block_on(async { test(Host::new(way).await).await });
     };
     std::thread::spawn(run).join().unwrap();
 }
@@ -88,6 +136,7 @@ pub(crate) fn ready(address: IpAddr) -> End {
 }
 
 pub(crate) struct Host {
+    pub(crate) way: Way,
     pub(crate) here: OwnedFd,
     pub(crate) outside: OwnedFd,
     pub(crate) far: OwnedFd,
@@ -119,7 +168,7 @@ fn up(link: &str, address: &str, theirs: &[&str]) -> OwnedFd {
 }
 
 impl Host {
-    async fn new() -> Host {
+    async fn new(way: Way) -> Host {
         let outside = up("up0", HOST, &[OUTSIDE, "2001:db8::2"]);
         let far = up("up1", "203.0.113.1", &[FAR]);
         let mut route = Socket::route().unwrap();
@@ -140,11 +189,12 @@ impl Host {
         let node: Node = serde_json::from_value(json!({"metadata": {"name": NODE, "uid": "node"}})).unwrap();
         desired.store.nodes().put(node);
         desired.store.set_synced();
-        Host { here: netns::current().unwrap(), outside, far, network, desired, _dir: dir }
+        Host { way, here: netns::current().unwrap(), outside, far, network, desired, _dir: dir }
     }
 
     pub(crate) fn config(&self) -> Config {
         let mut config = Config::new(NODE);
+        self.way.set(&mut config);
         config.local = DetectLocal::Cluster(vec!["10.85.0.0/16".parse().unwrap(), "fd00:85::/64".parse().unwrap()]);
         config.service_cidrs = vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()];
         config

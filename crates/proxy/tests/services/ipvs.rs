@@ -3,7 +3,7 @@
 use proxy::{Config, Mode, Proxy, StartError};
 use sys::netlink::ipvs::Ipvs;
 
-use crate::host::on_a_host;
+use crate::host::{Way, on_a_host};
 
 /// Whether this kernel has IPVS, which it loads when it is asked for.
 pub(crate) fn is_there() -> bool {
@@ -12,7 +12,7 @@ pub(crate) fn is_there() -> bool {
 
 #[test]
 fn a_kernel_that_cannot_is_told_with_the_remedy() {
-    on_a_host(async |host| {
+    on_a_host(Way::Nftables, async |host| {
         let mut config = Config { mode: Mode::Ipvs, ..host.config() };
         config.ipvs.scheduler = "orlop".to_owned();
         let error = Proxy::start(config, host.desired.clone()).unwrap_err();

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use service::{Endpoint, Entry, Frontend, Model, Target};
 
-use crate::host::{Host, NODE};
+use crate::host::{Host, NODE, Way};
 
 /// The rules that the store asks for, computed afresh.
 fn wanted(host: &Host) -> Model {
@@ -94,6 +94,13 @@ impl Listing {
         }
         expect.strip_prefix("goto ").map(str::to_owned)
     }
+}
+
+/// Chains and rules as `iptables-save` lists them. The order is left out: it does not matter between Services, and within one
+/// it is the text's, which is checked where that is made.
+pub(crate) fn rules_of_iptables(way: Way) -> BTreeSet<String> {
+    let listing = way.iptables("-save", "");
+    listing.lines().filter(|line| line.contains("KUBE-")).map(str::to_owned).collect()
 }
 
 /// Checks that the kernel has the rules, and nothing but the rules.

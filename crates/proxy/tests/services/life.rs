@@ -10,7 +10,9 @@ use serde_json::json;
 use sys::netlink::Socket;
 use sys::netlink::nft::{Batch, Family};
 
-use crate::host::{End, HOST, Host, answers, ask, ask_udp, ip, is_alive, on_a_host, open, ready, serve_udp, udp};
+use crate::host::{
+    End, HOST, Host, Way, answers, ask, ask_udp, ip, is_alive, on_a_host, on_hosts, open, ready, serve_udp, udp,
+};
 use crate::{NODE_PORT, VIP};
 
 fn tables() -> Vec<String> {
@@ -19,7 +21,7 @@ fn tables() -> Vec<String> {
 
 #[test]
 fn an_endpoint_that_leaves_gets_nothing_new_and_keeps_what_it_has() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let (client, a, b) = (host.pod("client").await, host.server("a").await, host.server("b").await);
         host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
@@ -48,7 +50,7 @@ fn an_endpoint_that_leaves_gets_nothing_new_and_keeps_what_it_has() {
 
 #[test]
 fn the_barrier_opens_when_the_kernel_no_longer_leads_to_the_pod() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let barrier = proxy.barrier();
         let (client, a, b) = (host.pod("client").await, host.server("a").await, host.server("b").await);
@@ -76,7 +78,7 @@ fn the_barrier_opens_when_the_kernel_no_longer_leads_to_the_pod() {
 
 #[test]
 fn affinity_leads_a_client_back_as_long_as_its_endpoint_is_there() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let clients = [host.pod("client1").await, host.pod("client2").await];
         let servers = [host.server("a").await, host.server("b").await, host.server("c").await, host.server("d").await];
@@ -117,7 +119,7 @@ fn affinity_leads_a_client_back_as_long_as_its_endpoint_is_there() {
 
 #[test]
 fn udp_clients_follow_their_service() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let (client, a, b) = (host.pod("client").await, host.pod("a").await, host.pod("b").await);
         serve_udp(&a.netns, "a");
@@ -173,7 +175,7 @@ fn connected(socket: std::net::UdpSocket, server: &str, port: u16) -> std::net::
 
 #[test]
 fn a_restart_is_not_felt() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let (client, a, b) = (host.pod("client").await, host.server("a").await, host.server("b").await);
         let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
@@ -211,21 +213,30 @@ fn a_restart_is_not_felt() {
     });
 }
 
+/// What a proxy may have left: tables, or chains.
+fn left(way: Way) -> Vec<String> {
+    if !way.is_iptables() {
+        return tables();
+    }
+    let listing = way.iptables("-save", "");
+    let chains = listing.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
+    // This one is the kubelet's as well.
+    chains.filter(|chain| chain.starts_with("KUBE-") && *chain != "KUBE-FIREWALL").map(str::to_owned).collect()
+}
+
 #[test]
 fn a_start_waits_for_the_source_and_cleanup_leaves_nothing() {
-    on_a_host(async |host| {
-        let before = tables();
+    on_hosts(async |host| {
+        let before = left(host.way);
         let proxy = host.proxy().await;
         let pod = host.server("a").await;
         host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
         host.endpoints("web", &[ready(pod.ips[0])]);
         proxy.settled().await;
         let owned = proxy.fsck().await.unwrap();
-        assert_eq!(owned.len(), 1);
-        assert_eq!(
-            (owned[0].kind, owned[0].name.as_str(), owned[0].owner.as_deref()),
-            ("table", "orlop-proxy", Some("services"))
-        );
+        let name = if host.way.is_iptables() { "iptables nat KUBE-SERVICES" } else { "orlop-proxy" };
+        assert!(owned.iter().any(|owned| owned.name == name), "{owned:?}");
+        assert!(owned.iter().all(|owned| owned.owner.as_deref() == Some("services")), "{owned:?}");
         proxy.stop().await;
         ask(&host.here, ip(VIP), 80).expect("the rules stay");
 
@@ -234,36 +245,97 @@ fn a_start_waits_for_the_source_and_cleanup_leaves_nothing() {
         tokio::task::yield_now().await;
         ask(&host.here, ip(VIP), 80).expect("an empty store that is not synced says nothing");
         proxy.cleanup().await.unwrap();
-        assert_eq!(tables(), before);
+        assert_eq!(left(host.way), before);
     });
+}
+
+/// Does what a firewall does that is reloaded.
+fn flush(way: Way, chains_too: bool) {
+    if !way.is_iptables() {
+        let mut flush = Batch::new(Family::Inet, "orlop-proxy");
+        flush.delete_table();
+        return Socket::netfilter().unwrap().commit(flush).unwrap();
+    }
+    for table in ["filter", "nat", "mangle"] {
+        way.iptables("", &format!("-w -t {table} -F"));
+        if chains_too {
+            way.iptables("", &format!("-w -t {table} -X"));
+        }
+    }
+}
+
+/// Whether the rules are there. A listing that the other side disturbs says nothing.
+fn is_written(way: Way) -> bool {
+    match way.is_iptables() {
+        true => way.iptables("-save", "-t nat").contains("-A PREROUTING -m comment"),
+        false => {
+            matches!(Socket::netfilter().unwrap().chains(Family::Inet, "orlop-proxy"), Ok(chains) if !chains.is_empty())
+        }
+    }
 }
 
 #[test]
 fn a_table_that_somebody_removed_is_made_again() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let config = proxy::Config { look_every: Duration::from_millis(20), ..host.config() };
         let proxy = proxy::Proxy::start(config, host.desired.clone()).unwrap();
         let pod = host.server("a").await;
         host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
         host.endpoints("web", &[ready(pod.ips[0])]);
         proxy.settled().await;
-        let flush = || {
-            let mut flush = Batch::new(Family::Inet, "orlop-proxy");
-            flush.delete_table();
-            Socket::netfilter().unwrap().commit(flush).unwrap();
-        };
-        flush();
-        host.service("other", json!({"clusterIP": "10.96.0.11", "ports": [{"port": 80}]}));
-        proxy.settled().await;
-        ask(&host.here, ip(VIP), 80).expect("the next change brings all rules back");
-        flush();
-        // A listing that the other side disturbs says nothing.
-        while !matches!(Socket::netfilter().unwrap().chains(Family::Inet, "orlop-proxy"), Ok(chains) if !chains.is_empty())
-        {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        for chains_too in [true, false] {
+            flush(host.way, chains_too);
+            let name = format!("other-{chains_too}");
+            host.service(
+                &name,
+                json!({"clusterIP": format!("10.96.1.{}", u8::from(chains_too)), "ports": [{"port": 80}]}),
+            );
+            proxy.settled().await;
+            ask(&host.here, ip(VIP), 80).expect("the next change brings all rules back");
+            flush(host.way, chains_too);
+            while !is_written(host.way) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            ask(&host.here, ip(VIP), 80).expect("and so does a look at what is there");
         }
-        ask(&host.here, ip(VIP), 80).expect("and so does a look at what is there");
     });
+}
+
+/// Keeps a proxy from writing its rules.
+enum Obstacle {
+    /// Holds our table, so that nobody else may change it.
+    Thief(Thief),
+    /// Refers to a chain that is to be removed.
+    Jump(Way),
+}
+
+impl Obstacle {
+    fn new(way: Way) -> Obstacle {
+        if way.is_iptables() {
+            way.iptables("", "-w -t nat -N KUBE-SVC-STALE");
+            way.iptables("", "-w -t nat -A POSTROUTING -j KUBE-SVC-STALE");
+            return Obstacle::Jump(way);
+        }
+        let thief = Thief::new();
+        let mut netfilter = Socket::netfilter().unwrap();
+        // A listing that is disturbed by what it waits for says nothing.
+        while netfilter.chains(Family::Inet, "orlop-proxy").map_or(true, |chains| chains.is_empty()) {
+            std::thread::yield_now();
+        }
+        Obstacle::Thief(thief)
+    }
+
+    fn remove(self) {
+        match self {
+            Obstacle::Thief(mut thief) => {
+                thief.nft.kill().unwrap();
+                thief.nft.wait().unwrap();
+            }
+            Obstacle::Jump(way) => {
+                way.iptables("", "-w -t nat -D POSTROUTING -j KUBE-SVC-STALE");
+            }
+        }
+    }
 }
 
 /// Holds our table, so that nobody else may change it.
@@ -287,13 +359,8 @@ impl Thief {
 
 #[test]
 fn what_the_kernel_refuses_is_told_and_tried_again() {
-    on_a_host(async |host: Host| {
-        let mut thief = Thief::new();
-        let mut netfilter = Socket::netfilter().unwrap();
-        // A listing that is disturbed by what it waits for says nothing.
-        while netfilter.chains(Family::Inet, "orlop-proxy").map_or(true, |chains| chains.is_empty()) {
-            tokio::task::yield_now().await;
-        }
+    on_hosts(async |host: Host| {
+        let obstacle = Obstacle::new(host.way);
         let pod = host.server("a").await;
         host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
         host.endpoints("web", &[ready(pod.ips[0])]);
@@ -302,9 +369,49 @@ fn what_the_kernel_refuses_is_told_and_tried_again() {
             tokio::task::yield_now().await;
         }
         assert_eq!(host.event_reasons()[0], "ServiceRulesFailed");
-        thief.nft.kill().unwrap();
-        thief.nft.wait().unwrap();
+        obstacle.remove();
         proxy.settled().await;
         ask(&host.here, ip(VIP), 80).expect("the rules are there in the end");
     });
+}
+
+#[test]
+fn a_change_of_mode_leaves_no_rule_and_closes_no_connection() {
+    for before in Way::ALL {
+        for after in Way::ALL.into_iter().filter(|after| *after != before) {
+            println!("from {before:?} to {after:?}");
+            on_a_host(before, move |host| async move {
+                let proxy = host.proxy().await;
+                let (client, pod) = (host.pod("client").await, host.server("a").await);
+                serve_udp(&pod.netns, "a");
+                let ports =
+                    json!([{"port": 80, "nodePort": NODE_PORT}, {"name": "udp", "port": 80, "protocol": "UDP"}]);
+                host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+                host.endpoints("web", &[ready(pod.ips[0])]);
+                proxy.settled().await;
+                let (mut inside, ..) = open(&client.netns, ip(VIP), 80).unwrap();
+                let (mut outside, ..) = open(&host.outside, ip(HOST), NODE_PORT).unwrap();
+                let datagrams = udp(&client.netns, 4000);
+                assert_eq!(ask_udp(&datagrams, VIP, 80).unwrap(), "a");
+                let flows =
+                    || Socket::netfilter().unwrap().flows(false, |flow| flow.original.source_port == 4000).unwrap();
+                let of_client: Vec<_> = flows().into_iter().map(|flow| (flow.original, flow.reply)).collect();
+                proxy.stop().await;
+
+                let mut config = host.config();
+                after.set(&mut config);
+                let proxy = proxy::Proxy::start(config, host.desired.clone()).unwrap();
+                proxy.settled().await;
+                assert!(is_alive(&mut inside) && is_alive(&mut outside));
+                assert_eq!(ask_udp(&datagrams, VIP, 80).unwrap(), "a");
+                assert_eq!(flows().into_iter().map(|flow| (flow.original, flow.reply)).collect::<Vec<_>>(), of_client);
+                ask(&client.netns, ip(VIP), 80).expect("from a pod");
+                ask(&host.outside, ip(HOST), NODE_PORT).expect("from outside");
+                let ours: Vec<String> = left(before).into_iter().filter(|name| name != "orlop-net").collect();
+                assert_eq!(ours, Vec::<String>::new(), "what the old mode had is gone");
+                assert!(is_alive(&mut inside) && is_alive(&mut outside));
+                proxy.cleanup().await.unwrap();
+            });
+        }
+    }
 }

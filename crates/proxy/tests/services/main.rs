@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::json;
 use sys::netns;
 
-use host::{End, FAR, HOST, OUTSIDE, answers, ask, ip, on_a_host, ready, serve, udp};
+use host::{End, FAR, HOST, OUTSIDE, answers, ask, ip, on_hosts, ready, serve, udp};
 
 const VIP: &str = "10.96.0.10";
 const NODE_PORT: u16 = 30080;
@@ -35,7 +35,7 @@ fn dropped(netns: &OwnedFd, server: &str, port: u16) {
 
 #[test]
 fn a_cluster_ip_leads_to_all_endpoints() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let client = host.pod("client").await;
         let (a, b, c) = (host.server("a").await, host.server("b").await, host.server("c").await);
@@ -51,14 +51,14 @@ fn a_cluster_ip_leads_to_all_endpoints() {
         let (_, seen) = ask(&client.netns, ip(VIP), 80).unwrap();
         assert_eq!(seen, client.ips[0], "pods are not masqueraded");
         let (_, seen) = ask(&host.here, ip(VIP), 80).unwrap();
-        assert_eq!(seen, ip(HOST), "nor is the host on its way to its own pods");
+        assert_eq!(seen, host.way.seen(HOST), "nor is the host on its way to its own pods");
         proxy.cleanup().await.unwrap();
     });
 }
 
 #[test]
 fn connections_spread_evenly() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let servers = [host.server("a").await, host.server("b").await, host.server("c").await, host.server("d").await];
         host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
@@ -75,7 +75,7 @@ fn connections_spread_evenly() {
 
 #[test]
 fn a_pod_reaches_itself_through_its_service() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let pod = host.server("self").await;
         let addresses = json!([VIP, "fd00:96::10"]);
@@ -93,7 +93,7 @@ fn a_pod_reaches_itself_through_its_service() {
 
 #[test]
 fn the_host_may_be_an_endpoint_itself() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let client = host.pod("client").await;
         serve(&host.here, "host", 8080);
@@ -109,7 +109,7 @@ fn the_host_may_be_an_endpoint_itself() {
 
 #[test]
 fn node_ports_answer_on_the_hosts_addresses() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let (client, pod) = (host.pod("client").await, host.server("a").await);
         let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
@@ -117,10 +117,14 @@ fn node_ports_answer_on_the_hosts_addresses() {
         host.endpoints("web", &[ready(pod.ips[0])]);
         proxy.settled().await;
         let (_, seen) = ask(&host.outside, ip(HOST), NODE_PORT).unwrap();
-        assert_eq!(seen, ip(OUTSIDE), "the client's address is kept where the answer comes back anyway");
+        assert_eq!(seen, host.way.seen(OUTSIDE));
         ask(&host.here, ip(HOST), NODE_PORT).expect("from the host itself");
         ask(&client.netns, ip("10.85.0.1"), NODE_PORT).expect("from a pod to the bridge's address");
-        refused(ask(&host.here, ip("127.0.0.1"), NODE_PORT));
+        let on_loopback = ask(&host.here, ip("127.0.0.1"), NODE_PORT);
+        match host.way.is_iptables() {
+            true => assert_eq!(on_loopback.unwrap().1, ip("10.85.0.1")),
+            false => refused(on_loopback),
+        }
         refused(ask(&host.outside, ip(HOST), NODE_PORT + 1));
         host.endpoints("web", &[]);
         proxy.settled().await;
@@ -130,7 +134,7 @@ fn node_ports_answer_on_the_hosts_addresses() {
 
 #[test]
 fn what_nobody_serves_is_refused_at_once() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let client = host.pod("client").await;
         let ports = json!([{"name": "web", "port": 80}, {"name": "udp", "port": 53, "protocol": "UDP"}]);
@@ -157,7 +161,7 @@ fn what_nobody_serves_is_refused_at_once() {
 
 #[test]
 fn who_comes_from_outside_to_an_endpoint_elsewhere_is_masqueraded() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let client = host.pod("client").await;
         // It has no route back to anybody but its neighbour, the host.
@@ -175,7 +179,7 @@ fn who_comes_from_outside_to_an_endpoint_elsewhere_is_masqueraded() {
 
 #[test]
 fn local_traffic_policies_keep_to_this_node() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let (client, near) = (host.pod("client").await, host.server("near").await);
         serve(&host.far, "far", 8080);
@@ -214,7 +218,7 @@ fn local_traffic_policies_keep_to_this_node() {
 
 #[test]
 fn load_balancers_and_external_addresses_are_taken_up() {
-    on_a_host(async |host| {
+    on_hosts(async |host| {
         let proxy = host.proxy().await;
         let pod = host.server("a").await;
         let mut theirs = sys::netns::route_socket(host.outside.as_fd()).unwrap();
@@ -232,7 +236,7 @@ fn load_balancers_and_external_addresses_are_taken_up() {
         host.endpoints("web", &[ready(pod.ips[0])]);
         proxy.settled().await;
         for address in ["198.51.100.8", "198.51.100.9"] {
-            assert_eq!(ask(&host.outside, ip(address), 80).unwrap().1, ip(OUTSIDE));
+            assert_eq!(ask(&host.outside, ip(address), 80).unwrap().1, host.way.seen(OUTSIDE));
             ask(&host.here, ip(address), 80).expect("from the host");
         }
         declare(&["203.0.113.0/24"]);

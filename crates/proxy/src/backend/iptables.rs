@@ -1,0 +1,180 @@
+//! iptables: the chains that upstream's kube-proxy makes, by the programs that operators use.
+//!
+//! ```text
+//! open:     which programs ─► which address families ─► a trial in a network namespace of its own
+//! replace:  iptables-save ─► text ─► iptables-restore     for each family
+//! update:                    text ─► iptables-restore
+//! is_there: the kernel is asked directly, no program is started
+//! ```
+
+mod programs;
+mod watch;
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use netfilter::iptables::{self, Families, Remains, ServiceRules};
+use service::{Difference, Frontend, Network, Rules};
+use sys::netns;
+
+use self::programs::Programs;
+use self::watch::Watch;
+use super::Backend;
+use crate::{Config, IptablesKind, Owned, RulesError, StartError};
+
+/// Both address families, or IPv4 alone.
+#[derive(Debug)]
+pub(super) struct Iptables {
+    programs: Programs,
+    namespace: OwnedFd,
+    rules: ServiceRules,
+    /// What was there when it was looked at last; whoever replaces it takes it.
+    remains: Option<Families<Remains>>,
+    watch: Watch,
+}
+
+impl Iptables {
+    /// Finds the programs, and tries in a network namespace of its own whether they and the kernel have all that rules need.
+    pub(super) fn open(config: &Config) -> Result<Iptables, StartError> {
+        let options = iptables::Config {
+            network: Network::default(),
+            masquerade_bit: config.iptables.masquerade_bit,
+            localhost_node_ports: config.iptables.localhost_node_ports,
+            drop_invalid: !is_liberal(),
+        };
+        let mut programs = Programs::find(config.iptables.kind)?;
+        programs.try_out(&options)?;
+        if config.iptables.localhost_node_ports {
+            open_loopback()?;
+        }
+        Ok(Iptables {
+            watch: Watch::new(programs.kind, programs.families())?,
+            programs,
+            namespace: netns::current().map_err(StartError::Namespace)?,
+            rules: ServiceRules::new(options),
+            remains: None,
+        })
+    }
+
+    /// What of ours is there. A table of ten thousand Services takes a while.
+    fn look(&self) -> Result<Families<Remains>, RulesError> {
+        let mut remains = Families::<Remains>::default();
+        for family in self.programs.families() {
+            let listing = self.inside(|| self.programs.save(*family, &[]))?;
+            *remains.of_mut(family.is_ipv6()) = Remains::read(&listing, family.is_ipv6());
+        }
+        Ok(remains)
+    }
+
+    fn restore(&mut self, scripts: &Families<String>) -> Result<(), RulesError> {
+        for family in self.programs.families() {
+            let script = scripts.of(family.is_ipv6());
+            if !script.is_empty() {
+                self.inside(|| self.programs.restore(*family, script))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Programs inherit the namespace of the thread that starts them.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T, RulesError> + Send) -> Result<T, RulesError> {
+        let entered = netns::run_in(self.namespace.as_fd(), || Ok(work()));
+        entered.map_err(RulesError::Namespace)?
+    }
+}
+
+impl Backend for Iptables {
+    fn place(&self) -> String {
+        format!("{}, chains KUBE-*", self.programs)
+    }
+
+    fn replace(&mut self, rules: &Rules, network: &Network) -> Result<(), RulesError> {
+        let remains = match self.remains.take() {
+            Some(remains) => remains,
+            None => self.look()?,
+        };
+        let scripts = self.rules.replace(rules, network, &remains);
+        self.restore(&scripts)?;
+        self.watch.remember()
+    }
+
+    fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
+        // A chain that somebody has emptied would take the change, and nothing would tell any more that the rest is missing.
+        if !self.watch.is_untouched()? {
+            return Err(RulesError::Removed);
+        }
+        let scripts = self.rules.update(difference);
+        self.restore(&scripts)?;
+        self.watch.remember()
+    }
+
+    fn is_there(&mut self) -> Result<bool, RulesError> {
+        if self.watch.is_untouched()? {
+            return Ok(true);
+        }
+        let remains = self.look()?;
+        let whole = self
+            .programs
+            .families()
+            .iter()
+            .all(|family| self.rules.is_whole(remains.of(family.is_ipv6()), family.is_ipv6()));
+        if whole {
+            self.watch.remember()?;
+        }
+        Ok(whole)
+    }
+
+    fn udp_frontends(&mut self) -> Result<Vec<Frontend>, RulesError> {
+        let remains = self.look()?;
+        let frontends = remains.0.iter().flat_map(|remains| remains.udp_frontends()).copied().collect();
+        self.remains = Some(remains);
+        Ok(frontends)
+    }
+
+    fn remove(&mut self) -> Result<(), RulesError> {
+        let remains = self.look()?;
+        self.restore(&Families(remains.0.each_ref().map(iptables::removal)))
+    }
+
+    fn owned(&mut self) -> Result<Vec<Owned>, RulesError> {
+        let remains = self.look()?;
+        let mut owned = Vec::new();
+        for family in self.programs.families() {
+            for (chain, is_known) in self.rules.chains(remains.of(family.is_ipv6()), family.is_ipv6()) {
+                let owner = is_known.then(|| "services".to_owned());
+                owned.push(Owned { kind: "chain", name: format!("{} {chain}", family.program()), owner });
+            }
+        }
+        Ok(owned)
+    }
+}
+
+/// Removes what this mode has left, if it has, but for rules of the kind that is in use. Nothing is started where there is
+/// nothing.
+pub(super) fn remove_leftovers(in_use: Option<IptablesKind>) -> Result<(), RulesError> {
+    for programs in Programs::with_leftovers(in_use) {
+        for family in programs.families() {
+            let listing = programs.save(*family, &[])?;
+            let script = iptables::removal(&Remains::read(&listing, family.is_ipv6()));
+            if !script.is_empty() {
+                programs.restore(*family, &script)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether connection tracking takes segments outside of the window for valid.
+fn is_liberal() -> bool {
+    let value = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal");
+    value.is_ok_and(|value| value.trim() != "0")
+}
+
+/// Lets packets to 127.0.0.0/8 be routed. The chain KUBE-FIREWALL keeps those of others out.
+fn open_loopback() -> Result<(), StartError> {
+    const SWITCH: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
+    if std::fs::read_to_string(SWITCH).is_ok_and(|value| value.trim() == "1") {
+        return Ok(());
+    }
+    std::fs::write(Path::new(SWITCH), "1").map_err(StartError::LocalhostNodePorts)
+}
