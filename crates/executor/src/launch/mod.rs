@@ -337,6 +337,9 @@ fn container(
     }
     // What is certain to fail does so before, where callers look for it.
     program::look_for(&plan.process)?;
+    // Nor does it hold what the launcher speaks to its caller by: who reads that to its end would wait for the start.
+    process::set_standard_streams(last.streams.three.each_ref().map(|stream| stream.as_fd()))
+        .step(Step::Streams, "")?;
     match reporter.wait_at_gate(fds.gate.as_ref()) {
         Opened::ByLauncher => program::become_program(&last, reporter),
         Opened::By(opener) => process::exit_now(report(program::become_program(&last, &opener), &opener)),

@@ -128,7 +128,9 @@ fn terminal() {
     });
     let path = bundle.path().join("console.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    bundle.create(&["--console-socket", path.to_str().unwrap()]);
+    // The caller reads the command's output to its end, as containerd's shim does: the process must not hold it.
+    let bundle_path = bundle.path().to_str().unwrap();
+    bundle.done(&["create", "--bundle", bundle_path, "--console-socket", path.to_str().unwrap(), &bundle.id]);
     let (name, master) = receive(&listener);
     assert_eq!(name, b"/dev/ptmx");
     bundle.done(&["start", &bundle.id]);
