@@ -5,6 +5,7 @@ mod default;
 mod engine;
 mod events;
 mod files;
+mod go_print;
 mod kinds;
 mod path;
 mod problem;

@@ -1,17 +1,19 @@
 //! Static pods: manifests of a node that run there whatever an API server says.
 //!
-//! What a pod is called, and what makes it another one, is decided here as upstream's kubelet does. Its uid is made from the
-//! same things and has the same form, but is another number: upstream hashes how Go prints its own types.
+//! What a pod is called, what its uid is, and what makes it another one, is decided here as upstream's kubelet does: a node
+//! that changes from one to the other keeps its static pods.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::decode::{FieldError, decode_known};
 use super::default::SetDefaults;
 use super::files::{Files, Names};
+use super::go_print;
 use super::kinds::to_problem;
 use super::path::FieldPath;
 use super::problem::{Problem, Said, Severity};
@@ -19,7 +21,7 @@ use super::validate::{Errors, Validate};
 use super::yaml::{self, Node, Value};
 use crate::Key;
 
-/// Where a pod comes from: `file`, or `api`.
+/// Where a pod comes from: `file`, `http`, or `api`.
 const SOURCE: &str = "kubernetes.io/config.source";
 /// The uid that the pod has on its node.
 const HASH: &str = "kubernetes.io/config.hash";
@@ -41,21 +43,25 @@ pub(crate) struct Declared {
 
 /// The static pods of a node.
 pub(crate) struct StaticPods {
-    files: Files,
+    files: Option<Files>,
     path: PathBuf,
+    page: Option<Page>,
     node: String,
     said: Said,
     /// What is declared, by the name on the API server. What a file said before it had faults stays in force.
     declared: BTreeMap<Key, Declared>,
 }
 
+/// A document of a server: its URL, and what it is now.
+type Page = (String, watch::Receiver<Option<String>>);
+
 impl StaticPods {
-    /// The pods of a file or directory, which may appear later.
-    pub(crate) fn open(path: &Path, node: &str) -> Result<Self, Box<Problem>> {
-        let files = Files::open(&[path.to_owned()], Names::All)?;
+    /// The pods of a file or directory, which may appear later, and of a server.
+    pub(crate) fn open(path: Option<&Path>, page: Option<Page>, node: &str) -> Result<Self, Box<Problem>> {
         let mut pods = Self {
-            files,
-            path: path.to_owned(),
+            files: path.map(|path| Files::open(&[path.to_owned()], Names::All)).transpose()?,
+            path: path.unwrap_or(Path::new("")).to_owned(),
+            page,
             node: node.to_owned(),
             said: Said::default(),
             declared: BTreeMap::new(),
@@ -69,14 +75,32 @@ impl StaticPods {
         &self.declared
     }
 
-    /// Waits until some file has changed, and reads them all. Cancel-safe, as [`Files::changed`] is.
+    /// Waits until something has changed, and reads it all. Cancel-safe, as [`Files::changed`] is.
     pub(crate) async fn changed(&mut self) {
-        self.files.changed().await;
+        let files = async {
+            match &mut self.files {
+                Some(files) => files.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let page = async {
+            if let Some((_, text)) = &mut self.page
+                && text.changed().await.is_ok()
+            {
+                return;
+            }
+            // There is none, or who follows it has ended with the node.
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = files => {}
+            () = page => {}
+        }
         self.read();
     }
 
     fn read(&mut self) {
-        let mut scan = self.files.scan();
+        let mut scan = self.files.as_mut().map(Files::scan).unwrap_or_default();
         if !self.path.exists() {
             // Many nodes have none; it is read as soon as it exists.
             scan.problems.clear();
@@ -85,8 +109,14 @@ impl StaticPods {
         let before = std::mem::take(&mut self.declared);
         let mut faulty: Vec<PathBuf> = scan.unreadable.into_iter().collect();
         let mut problems = scan.problems;
-        for (file, text) in &scan.files {
-            let (pods, faults) = read_file(file, text, &self.node);
+        let files = scan.files.iter().map(|(file, text)| (file.clone(), Origin::File, text.to_string()));
+        let page = self.page.as_mut().and_then(|(url, text)| {
+            let text = text.borrow_and_update().clone()?;
+            Some((PathBuf::from(&*url), Origin::Url, text))
+        });
+        for (file, origin, text) in files.chain(page) {
+            let file = &file;
+            let (pods, faults) = read_file(file, origin, &text, &self.node);
             if faults.iter().any(|fault| fault.severity == Severity::Error) {
                 faulty.push(file.clone());
             }
@@ -121,8 +151,15 @@ fn problem(file: &Path, message: String) -> Problem {
     Problem { severity: Severity::Error, file: file.into(), line: 0, object: None, field: None, message, remedy: None }
 }
 
+/// What kind of place a manifest comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    File,
+    Url,
+}
+
 /// The pods of one file, and what is wrong with it.
-fn read_file(file: &Path, text: &str, node: &str) -> (Vec<Pod>, Vec<Problem>) {
+fn read_file(file: &Path, origin: Origin, text: &str, node: &str) -> (Vec<Pod>, Vec<Problem>) {
     let (mut pods, mut problems) = (Vec::new(), Vec::new());
     for document in yaml::parse(text) {
         let documents = match document {
@@ -134,10 +171,10 @@ fn read_file(file: &Path, text: &str, node: &str) -> (Vec<Pod>, Vec<Problem>) {
         };
         for document in documents {
             match read_pod(&document) {
-                Ok((pod, unknown)) => {
+                Ok(Read { pod, unknown, printed }) => {
                     let warning = |error| Problem { severity: Severity::Warning, ..to_problem(file, &document, error) };
                     problems.extend(unknown.into_iter().map(warning));
-                    pods.push(of_node(pod, &document, file, node));
+                    pods.push(of_node(pod, &document, &uid_of(&printed, origin, file, node), origin, node));
                 }
                 Err(errors) => problems.extend(errors.into_iter().map(|error| to_problem(file, &document, error))),
             }
@@ -163,8 +200,17 @@ fn items(document: Node) -> Vec<Node> {
     items.into_iter().map(kinded).collect()
 }
 
-/// Decodes, defaults and validates; also what nobody here knows.
-fn read_pod(document: &Node) -> Result<(Pod, Vec<FieldError>), Vec<FieldError>> {
+/// A pod as a file has it.
+struct Read {
+    pod: Pod,
+    /// What nobody here knows.
+    unknown: Vec<FieldError>,
+    /// What its uid is made from.
+    printed: String,
+}
+
+/// Decodes, defaults and validates.
+fn read_pod(document: &Node) -> Result<Read, Vec<FieldError>> {
     let kind = document.get("kind").and_then(Node::as_str).unwrap_or_default();
     if kind != "Pod" {
         let message = format!("kind {kind:?} is no static pod");
@@ -172,15 +218,20 @@ fn read_pod(document: &Node) -> Result<(Pod, Vec<FieldError>), Vec<FieldError>> 
     }
     let (mut pod, unknown) = decode_known::<Pod>(document)?;
     let referring = references(&pod);
-    pod.metadata.namespace.get_or_insert_with(|| "default".to_owned());
+    let whole = pod.spec.as_ref().and_then(|spec| spec.resources.clone());
     pod.set_defaults();
     let spec = pod.spec.get_or_insert_default();
     (spec.service_account_name, spec.service_account) = (None, None);
+    // Upstream's kubelet knows no defaults for a pod as a whole (`PodLevelResourcesFixDefaulting`).
+    let defaulted = std::mem::replace(&mut spec.resources, whole);
+    let printed = go_print::print(&pod);
+    pod.spec.get_or_insert_default().resources = defaulted;
+    pod.metadata.namespace.get_or_insert_with(|| "default".to_owned());
     let mut errors = Errors::default();
     pod.validate(&mut errors);
     let mut errors = errors.into_vec();
     errors.extend(referring);
-    if errors.is_empty() { Ok((pod, unknown)) } else { Err(errors) }
+    if errors.is_empty() { Ok(Read { pod, unknown, printed }) } else { Err(errors) }
 }
 
 fn fault(field: &'static str, message: String, remedy: Option<&str>) -> FieldError {
@@ -200,7 +251,7 @@ fn references(pod: &Pod) -> Option<FieldError> {
 }
 
 /// Gives a pod what makes it one of this node.
-fn of_node(mut pod: Pod, document: &Node, file: &Path, node: &str) -> Pod {
+fn of_node(mut pod: Pod, document: &Node, uid: &str, origin: Origin, node: &str) -> Pod {
     let written = document.get("metadata").and_then(|metadata| metadata.get("uid")).and_then(Node::as_str);
     pod.status = None;
     let metadata = &mut pod.metadata;
@@ -208,11 +259,11 @@ fn of_node(mut pod: Pod, document: &Node, file: &Path, node: &str) -> Pod {
     (metadata.creation_timestamp, metadata.deletion_timestamp) = (None, None);
     (metadata.deletion_grace_period_seconds, metadata.managed_fields) = (None, None);
     (metadata.owner_references, metadata.self_link) = (None, None);
-    let uid = written.filter(|uid| !uid.is_empty()).map_or_else(|| uid_of(&pod, file, node), str::to_owned);
+    let uid = written.filter(|uid| !uid.is_empty()).unwrap_or(uid).to_owned();
     let metadata = &mut pod.metadata;
     metadata.name = Some(format!("{}-{}", metadata.name.as_deref().unwrap_or_default(), node.to_lowercase()));
     let annotations = metadata.annotations.get_or_insert_default();
-    annotations.insert(SOURCE.to_owned(), "file".to_owned());
+    annotations.insert(SOURCE.to_owned(), if origin == Origin::File { "file" } else { "http" }.to_owned());
     annotations.insert(HASH.to_owned(), uid.clone());
     annotations.insert(SEEN.to_owned(), Timestamp::now().to_string());
     metadata.uid = Some(uid);
@@ -220,17 +271,24 @@ fn of_node(mut pod: Pod, document: &Node, file: &Path, node: &str) -> Pod {
     spec.node_name = Some(node.to_owned());
     let toleration =
         Toleration { operator: Some("Exists".into()), effect: Some("NoExecute".into()), ..Toleration::default() };
-    let tolerations = spec.tolerations.get_or_insert_default();
-    if !tolerations.contains(&toleration) {
-        tolerations.push(toleration);
+    // As upstream: those of a server are not kept from being evicted.
+    if origin == Origin::File {
+        let tolerations = spec.tolerations.get_or_insert_default();
+        if !tolerations.contains(&toleration) {
+            tolerations.push(toleration);
+        }
     }
     pod
 }
 
 /// A uid that is another as soon as the pod, its file or its node is: 32 hexadecimal digits of FNV-1a.
-fn uid_of(pod: &Pod, file: &Path, node: &str) -> String {
-    let content = serde_json::to_string(pod).unwrap_or_default();
-    format!("{:032x}", fnv1a(format!("{content}host:{node}file:{}", file.display()).as_bytes()))
+fn uid_of(printed: &str, origin: Origin, file: &Path, node: &str) -> String {
+    let file = file.display();
+    let place = match origin {
+        Origin::File => format!("host:{node}file:{file}"),
+        Origin::Url => format!("url:{file}"),
+    };
+    format!("{:032x}", fnv1a(format!("{printed}{place}").as_bytes()))
 }
 
 fn fnv1a(bytes: &[u8]) -> u128 {
@@ -247,7 +305,7 @@ mod tests {
                        spec:\n  containers:\n  - name: c\n    image: i:1\nstatus: {}\n";
 
     fn read(text: &str) -> (Vec<Pod>, Vec<String>) {
-        let (pods, problems) = read_file(Path::new("/m/etcd.yaml"), text, "Node1");
+        let (pods, problems) = read_file(Path::new("/m/etcd.yaml"), Origin::File, text, "Node1");
         (pods, problems.iter().map(ToString::to_string).collect())
     }
 
@@ -255,6 +313,21 @@ mod tests {
     fn hashes_are_fnv() {
         assert_eq!(fnv1a(b""), 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
         assert_eq!(fnv1a(b"a"), 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964);
+    }
+
+    /// The numbers are those of upstream's kubelet of 1.37.2 for these files.
+    #[test]
+    fn uids_are_upstreams() {
+        for (text, expect) in [
+            (POD, "d3c699677224d73e8767f7aeac8cde20"),
+            (include_str!("samples/apiserver.yaml"), "b58fcc6be5a0da2045a8e474daab8b19"),
+            (include_str!("samples/rich.yaml"), "9eb3ac34fb2749a49ae56a03b2978984"),
+        ] {
+            let (pods, problems) = read_file(Path::new("/m/pod.yaml"), Origin::File, text, "node1");
+            assert_eq!(pods.len(), 1, "{problems:?}");
+            let printed = read_pod(&yaml::parse(text).remove(0).unwrap()).unwrap().printed;
+            assert_eq!(pods[0].metadata.uid.as_deref(), Some(expect), "{printed}");
+        }
     }
 
     #[test]
@@ -273,6 +346,27 @@ mod tests {
         assert_ne!(read(&POD.replace("i:1", "i:2")).0[0].metadata.uid, Some(uid));
         let own = POD.replace("name: etcd,", "name: etcd, uid: mine,");
         assert_eq!(read(&own).0[0].metadata.uid.as_deref(), Some("mine"));
+    }
+
+    #[tokio::test]
+    async fn a_server_has_pods_too() {
+        let (tell, told) = watch::channel(None);
+        let mut pods = StaticPods::open(None, Some(("http://s/p".to_owned(), told)), "node1").unwrap();
+        assert!(pods.declared().is_empty());
+        let list =
+            |items: &str| Some(format!("{{\"kind\": \"PodList\", \"apiVersion\": \"v1\", \"items\": [{items}]}}"));
+        let pod = r#"{"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}"#;
+        tell.send_replace(list(pod));
+        pods.changed().await;
+        let found = &pods.declared()[&Key::new("default", "a-node1")].pod;
+        assert_eq!(found.metadata.annotations.as_ref().unwrap()[SOURCE], "http");
+        assert_eq!((is_static(found), found.spec.as_ref().unwrap().tolerations.clone()), (true, None));
+        tell.send_replace(Some("kind: [".to_owned()));
+        pods.changed().await;
+        assert_eq!(pods.declared().len(), 1, "what is wrong changes nothing");
+        tell.send_replace(list(""));
+        pods.changed().await;
+        assert!(pods.declared().is_empty());
     }
 
     #[test]
@@ -294,7 +388,7 @@ mod tests {
     async fn a_fault_leaves_what_ran_and_the_other_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("manifests");
-        let mut pods = StaticPods::open(&path, "n").unwrap();
+        let mut pods = StaticPods::open(Some(&path), None, "n").unwrap();
         assert!(pods.declared().is_empty(), "it need not be there");
         std::fs::create_dir(&path).unwrap();
         std::fs::write(path.join("a"), POD).unwrap();

@@ -76,6 +76,7 @@ impl Lab {
             event_rate: None,
             sealed,
             static_pods: None,
+            static_pods_url: None,
         };
         ApiSource::start(config).unwrap()
     }

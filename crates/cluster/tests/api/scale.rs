@@ -37,6 +37,7 @@ fn ten_thousand_services() {
             event_rate: None,
             sealed: None,
             static_pods: None,
+            static_pods_url: None,
         };
         let source = ApiSource::start(config).unwrap();
         let store = source.store();

@@ -128,6 +128,7 @@ fn a_server_that_refuses_is_not_away() {
             event_rate: None,
             sealed: Some(sealed),
             static_pods: None,
+            static_pods_url: None,
         });
         let source = source.unwrap();
         let ready = tokio::time::timeout(std::time::Duration::from_secs(2), source.ready()).await;

@@ -423,6 +423,7 @@ fn a_proxy_sees_services_and_slices() {
             event_rate: None,
             sealed: None,
             static_pods: None,
+            static_pods_url: None,
         };
         let source = ApiSource::start(config).unwrap();
         let store = source.store();

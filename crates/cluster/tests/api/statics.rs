@@ -40,6 +40,7 @@ fn source(lab: &Lab) -> std::sync::Arc<ApiSource> {
         event_rate: None,
         sealed: None,
         static_pods: Some(lab.dir.path().join("manifests")),
+        static_pods_url: None,
     };
     ApiSource::start(config).unwrap()
 }

@@ -273,6 +273,7 @@ fn source_config(settings: &MemberSettings, kubelet: Api) -> anyhow::Result<ApiS
         event_rate,
         sealed,
         static_pods,
+        static_pods_url: None,
     })
 }
 

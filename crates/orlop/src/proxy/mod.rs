@@ -67,6 +67,7 @@ fn follow(settings: &Settings) -> anyhow::Result<Arc<dyn Source>> {
         event_rate: None,
         sealed: None,
         static_pods: None,
+        static_pods_url: None,
     })?;
     Ok(source)
 }

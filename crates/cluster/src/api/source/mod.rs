@@ -45,6 +45,7 @@ use super::config::Rate;
 use super::error::ApiError;
 use super::follow::{Following, Progress, Selection, Sink, follow, follow_from};
 use super::verbs::{Deletion, Kind, Patch};
+use crate::api::manifest_url::{ManifestUrl, Page};
 use crate::manifests::{Problem, StaticPods, is_static};
 use crate::source::{Source, SourceError, Token};
 use crate::{Key, Store, Table};
@@ -73,6 +74,8 @@ pub struct ApiSourceConfig {
     pub sealed: Option<SealConfig>,
     /// The file or directory of static pods (`staticPodPath`).
     pub static_pods: Option<PathBuf>,
+    /// Where more of them are, on an HTTP server (`staticPodURL`).
+    pub static_pods_url: Option<ManifestUrl>,
 }
 
 /// A source that follows a kube-apiserver.
@@ -123,6 +126,9 @@ pub enum StartError {
     /// The static pods cannot be followed.
     #[error("{0}")]
     StaticPods(Box<Problem>),
+    /// Their URL is none, or a header.
+    #[error("static pods of a server: {0}; correct staticPodURL or staticPodURLHeader")]
+    StaticPodsUrl(String),
 }
 
 impl ApiSource {
@@ -132,8 +138,16 @@ impl ApiSource {
     /// # Errors
     /// A configuration without a client, or a directory that cannot be used.
     pub fn start(config: ApiSourceConfig) -> Result<Arc<Self>, StartError> {
-        let ApiSourceConfig { node_name, kubelet, proxy, event_rate, sealed, static_pods } = config;
-        let static_pods = static_pods.map(|path| StaticPods::open(&path, &node_name)).transpose();
+        let ApiSourceConfig { node_name, kubelet, proxy, event_rate, sealed, static_pods, static_pods_url } = config;
+        let mut tasks = JoinSet::new();
+        let page = static_pods_url.as_ref().map(Page::new).transpose().map_err(StartError::StaticPodsUrl)?;
+        let page = page.zip(static_pods_url).map(|(page, at)| {
+            let (tell, told) = watch::channel(None);
+            tasks.spawn(page.follow(tell));
+            (at.url, told)
+        });
+        let has_any = static_pods.is_some() || page.is_some();
+        let static_pods = has_any.then(|| StaticPods::open(static_pods.as_deref(), page, &node_name)).transpose();
         let static_pods = static_pods.map_err(StartError::StaticPods)?;
         let has_static_pods = static_pods.as_ref().is_some_and(|pods| !pods.declared().is_empty());
         let api = kubelet.clone().or_else(|| proxy.clone()).ok_or(StartError::NoClient)?;
@@ -143,7 +157,6 @@ impl ApiSource {
         let tokens = vault.as_ref().map(Tokens::load);
         let store = Store::new();
         let (finished, restored) = (Finished::default(), watch::Sender::new(false));
-        let mut tasks = JoinSet::new();
         // Headless Services are of no use to proxies and environments.
         let mut addressed = Selection::all().fields("spec.clusterIP!=None");
         if kubelet.is_none() {
