@@ -193,6 +193,16 @@ async fn answers() {
 }
 
 #[tokio::test]
+async fn who_may_not_reach_into_pods_sees_the_rest() {
+    let mut node = Fixture::new().await;
+    node.api = node.api.with_debugging(false);
+    for path in ["/containerLogs/shop/web/c", "/runningpods/", "/exec/shop/web/c?command=ls", "/debug/pprof/heap"] {
+        assert_eq!(node.get(path).await, (StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.".to_owned()));
+    }
+    assert_eq!(node.get("/healthz").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn logs_are_streamed() {
     let node = Fixture::new().await;
     let missing = node.get("/containerLogs/shop/web/other").await;

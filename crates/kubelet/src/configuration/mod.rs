@@ -9,6 +9,7 @@
 mod leaves;
 mod typed;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use configfile::{Layers, Schema};
@@ -62,8 +63,15 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
         Ok(files) => files.iter().for_each(|file| layers.file(file)),
         Err(fault) => layers.fault(fault),
     }
+    let headers = sources.flags.iter().filter(|(flag, _)| flag == HEADERS).map(|(_, text)| headers_of_flag(text));
+    match headers.collect::<Result<Vec<_>, _>>() {
+        Ok(headers) if headers.is_empty() => {}
+        Ok(headers) => layers.set("staticPodURLHeader", by_name(headers.into_iter().flatten())),
+        Err(fault) => layers.fault(format!("--{HEADERS} {fault}")),
+    }
     for (flag, text) in &sources.flags {
         match flag.as_str() {
+            HEADERS => {}
             "register-with-taints" => match taints_of_flag(text) {
                 Ok(taints) => layers.set("registerWithTaints", taints),
                 Err(fault) => layers.fault(format!("--{flag} {text:?}: {fault}")),
@@ -82,6 +90,24 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
 
 fn taints_of_flag(text: &str) -> Result<Value, String> {
     serde_json::to_value(parse_taints(text)?).map_err(|error| error.to_string())
+}
+
+/// A header may have several values, and the flag be given several times.
+const HEADERS: &str = "manifest-url-header";
+
+/// `a:one,a:two,b:three`.
+fn headers_of_flag(text: &str) -> Result<Vec<(String, String)>, String> {
+    let header = |item: &str| {
+        let (name, value) = item.split_once(':').ok_or_else(|| format!("{item:?} is not name:value"))?;
+        Ok((name.trim().to_owned(), value.trim().to_owned()))
+    };
+    text.split(',').filter(|item| !item.is_empty()).map(header).collect()
+}
+
+fn by_name(headers: impl Iterator<Item = (String, String)>) -> Value {
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    headers.for_each(|(name, value)| all.entry(name).or_default().push(value));
+    json!(all)
 }
 
 /// `0:memory=1Gi,hugepages-2Mi=4Mi;1:memory=2Gi`, as the field has it.
@@ -132,6 +158,15 @@ mod tests {
         paths.sort_unstable();
         paths.dedup();
         assert_eq!(paths.len(), LEAVES.len(), "a field stands twice");
+    }
+
+    #[test]
+    fn headers_of_a_url_add_up() {
+        let flag = |text: &str| (HEADERS.to_owned(), text.to_owned());
+        let load = |flags: Vec<(String, String)>| load(&Sources { flags, ..Sources::default() });
+        let loaded = load(vec![flag("a:one,b:http://x"), flag("a:two")]).unwrap();
+        assert_eq!(loaded.written["staticPodURLHeader"], json!({"a": ["one", "two"], "b": ["http://x"]}));
+        assert!(load(vec![flag("a")]).is_err());
     }
 
     #[test]

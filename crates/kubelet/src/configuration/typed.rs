@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Component, PathBuf};
 use std::time::Duration;
 
+use cluster::api::ManifestUrl;
 use configfile::spans;
 use k8s_openapi::api::core::v1::Taint;
 use pod::quantity::Quantity;
@@ -16,12 +17,15 @@ use crate::resources::cpu::{self, CpuSet, Reserved};
 use crate::resources::memory;
 use crate::resources::policies::{Policies, Scope, Topology};
 use crate::resources::topology;
+use crate::server::secure::Holds;
 
 /// What the operator wants of this kubelet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Configuration {
     /// Whether the API is served on the network at all.
     pub enable_server: bool,
+    /// Whether it reaches into pods.
+    pub enable_debugging_handlers: bool,
     /// Address of the API.
     pub address: IpAddr,
     /// Port of the API.
@@ -36,6 +40,8 @@ pub struct Configuration {
     pub authentication: Authentication,
     /// Who may do what.
     pub authorization: Authorization,
+    /// For how long what the API server says about callers holds.
+    pub holds: Holds,
     /// Address and port of `/healthz`; port 0 is none.
     pub healthz: (IpAddr, u16),
     /// Domain of the cluster's names.
@@ -109,6 +115,8 @@ pub struct Configuration {
     pub register_node: bool,
     /// The file or directory of the node's static pods.
     pub static_pod_path: Option<PathBuf>,
+    /// Where more of them are.
+    pub static_pod_url: Option<ManifestUrl>,
 }
 
 /// `containerLogMaxSize` and what belongs to it.
@@ -187,6 +195,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
     let reserved = reader.reserved();
     let configuration = Configuration {
         enable_server: reader.flag("enableServer", true),
+        enable_debugging_handlers: reader.flag("enableDebuggingHandlers", true),
         address: reader.address("address", "0.0.0.0"),
         port: reader.number("port", 10250),
         tls: reader.file("tlsCertFile").zip(reader.file("tlsPrivateKeyFile")),
@@ -198,6 +207,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
             client_ca_file: reader.file("authentication.x509.clientCAFile"),
         },
         authorization: reader.authorization(),
+        holds: reader.holds(),
         healthz: (reader.address("healthzBindAddress", "127.0.0.1"), reader.number("healthzPort", 10248)),
         cluster_domain: reader.text("clusterDomain").unwrap_or_default(),
         cluster_dns: reader.texts("clusterDNS"),
@@ -235,6 +245,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         register_with_taints: reader.taints(),
         register_node: reader.flag("registerNode", true),
         static_pod_path: reader.file("staticPodPath"),
+        static_pod_url: reader.static_pod_url(),
     };
     if reader.faults.is_empty() { Ok(configuration) } else { Err(reader.faults) }
 }
@@ -312,6 +323,16 @@ impl Reader<'_> {
                 self.fault("authorization.mode", format!("{other:?} is neither Webhook nor AlwaysAllow"));
                 Authorization::Webhook
             }
+        }
+    }
+
+    fn holds(&self) -> Holds {
+        let upstream = Holds::default();
+        let span = |path: &str, default| self.span(path).unwrap_or(default);
+        Holds {
+            token: span("authentication.webhook.cacheTTL", upstream.token),
+            allowed: span("authorization.webhook.cacheAuthorizedTTL", upstream.allowed),
+            denied: span("authorization.webhook.cacheUnauthorizedTTL", upstream.denied),
         }
     }
 
@@ -398,6 +419,20 @@ impl Reader<'_> {
             self.fault("imageMaximumGCAge", "it has to be longer than imageMinimumGCAge");
         }
         gc
+    }
+
+    fn static_pod_url(&mut self) -> Option<ManifestUrl> {
+        const HEADERS: &str = "staticPodURLHeader";
+        let url = self.text("staticPodURL")?;
+        let every = self.span("httpCheckFrequency").unwrap_or(Duration::from_secs(20));
+        let written = self.get(HEADERS).cloned().unwrap_or_default();
+        let headers: Result<BTreeMap<String, Vec<String>>, _> =
+            serde_json::from_value(if written.is_null() { Value::Object(serde_json::Map::new()) } else { written });
+        let headers = headers.unwrap_or_else(|_| {
+            self.fault(HEADERS, "its values are not lists of texts");
+            BTreeMap::new()
+        });
+        Some(ManifestUrl { url, headers, every })
     }
 
     fn pod_logs_dir(&mut self) -> Option<PathBuf> {
@@ -851,6 +886,26 @@ mod tests {
             ["none", "system-reserved", "system-reserved-compressible", "pods-compressible", "kube-reserved"],
             "systemReservedCgroup": "s"});
         assert_eq!(read(&wrong).unwrap_err().len(), 4);
+    }
+
+    #[test]
+    fn answers_about_callers_hold_as_long_as_is_written() {
+        assert_eq!(read(&json!({})).unwrap().holds, Holds::default());
+        let written = json!({"authentication": {"webhook": {"cacheTTL": "1s"}},
+            "authorization": {"webhook": {"cacheAuthorizedTTL": "2s", "cacheUnauthorizedTTL": "0s"}}});
+        let (token, allowed) = (Duration::from_secs(1), Duration::from_secs(2));
+        assert_eq!(read(&written).unwrap().holds, Holds { token, allowed, ..Holds::default() });
+    }
+
+    #[test]
+    fn static_pods_of_a_server() {
+        assert_eq!(read(&json!({"staticPodURLHeader": {"a": ["b"]}})).unwrap().static_pod_url, None);
+        let written = json!({"staticPodURL": "http://s/p", "staticPodURLHeader": {"a": ["b", "c"]},
+            "httpCheckFrequency": "5s"});
+        let headers = [("a".to_owned(), vec!["b".to_owned(), "c".to_owned()])].into();
+        let expect = ManifestUrl { url: "http://s/p".to_owned(), headers, every: Duration::from_secs(5) };
+        assert_eq!(read(&written).unwrap().static_pod_url, Some(expect));
+        assert!(read(&json!({"staticPodURL": "http://s/p", "staticPodURLHeader": {"a": "b"}})).is_err());
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Api {
     telemetry: Telemetry,
     /// Whose figures `/stats/summary` shows.
     volumes: Option<Arc<Volumes>>,
+    /// Whether it reaches into pods.
+    debugging: bool,
     /// The open exec, attach and port-forward sessions.
     streams: TaskTracker,
 }
@@ -90,6 +92,13 @@ impl From<cri::Error> for Failure {
 
 type Answer = Result<Response<Body>, Failure>;
 
+/// Whether a path is one of those that reach into pods, as upstream counts them.
+fn is_debugging(parts: &[&str]) -> bool {
+    const DEBUGGING: [&str; 8] =
+        ["run", "exec", "attach", "portForward", "containerLogs", "runningpods", "logs", "debug"];
+    parts.first().is_some_and(|first| DEBUGGING.contains(first))
+}
+
 impl Api {
     /// The API of the node called `node`, which reads logs below `paths`.
     pub fn new(source: Arc<dyn Source>, runtime: Arc<dyn RuntimeService>, paths: Paths, node: &str) -> Self {
@@ -101,8 +110,15 @@ impl Api {
             configuration: Arc::default(),
             telemetry: Telemetry::default(),
             volumes: None,
+            debugging: true,
             streams: TaskTracker::new(),
         }
+    }
+
+    /// Without what reaches into pods (`enableDebuggingHandlers: false`): logs, exec, attach, port-forward.
+    #[must_use]
+    pub fn with_debugging(self, debugging: bool) -> Self {
+        Self { debugging, ..self }
     }
 
     /// With what `/configz` shows.
@@ -147,6 +163,9 @@ impl Api {
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let query = Query::parse(request.uri().query().unwrap_or_default());
         self.telemetry.metrics.requested(method_of(&request), known(&parts));
+        if !self.debugging && is_debugging(&parts) {
+            return Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled."));
+        }
         match (request.method(), parts.as_slice()) {
             (&Method::GET, ["healthz"] | ["healthz", "ping" | "log" | "syncloop"]) => {
                 Ok(with_body(StatusCode::OK, "text/plain; charset=utf-8", "ok"))

@@ -266,6 +266,7 @@ fn source_config(settings: &MemberSettings, kubelet: Api) -> anyhow::Result<ApiS
     let (dir, key) = (state_dir.join("sealed"), state_dir.join("sealed.key"));
     let sealed = Some(SealConfig { dir, key, patience: ALONE_AFTER });
     let static_pods = configuration.static_pod_path.clone();
+    let static_pods_url = configuration.static_pod_url.clone();
     Ok(ApiSourceConfig {
         node_name: settings.name.clone(),
         kubelet: Some(kubelet),
@@ -273,7 +274,7 @@ fn source_config(settings: &MemberSettings, kubelet: Api) -> anyhow::Result<ApiS
         event_rate,
         sealed,
         static_pods,
-        static_pods_url: None,
+        static_pods_url,
     })
 }
 
@@ -464,6 +465,7 @@ async fn serve_kubelet_api(
         anonymous: authentication.anonymous,
         tokens: authentication.webhook,
         always_allow: configuration.authorization == Authorization::AlwaysAllow,
+        holds: configuration.holds,
     };
     if configuration.server_tls_bootstrap && configuration.tls.is_none() {
         let holder = Holder { addresses: node.addresses.clone(), ..holder(settings) };
@@ -479,6 +481,7 @@ async fn serve_kubelet_api(
     let certificates = [Purpose::Client, Purpose::Serving].map(|purpose| Files::new(&settings.cert_dir, purpose));
     let more = MemberMetrics { api: api.clone(), certificates };
     let kubelet_api = agent.kubelet_api.clone().with_configuration(settings.written.clone());
+    let kubelet_api = kubelet_api.with_debugging(configuration.enable_debugging_handlers);
     let kubelet_api = kubelet_api.with_collector(Arc::new(more));
     servers.spawn(secure::serve(listener, kubelet_api, config, Arc::new(api), agent.stopped()));
     Ok(())

@@ -10,10 +10,24 @@ use http::{Method, Request};
 use super::identity::{self, User};
 use super::{Authority, Refusal, SecureConfig};
 
-/// Upstream's times for which an answer holds (`cacheTTL`, `cacheAuthorizedTTL`, `cacheUnauthorizedTTL`).
-const TOKEN_HOLDS: Duration = Duration::from_secs(120);
-const ALLOWED_HOLDS: Duration = Duration::from_secs(300);
-const DENIED_HOLDS: Duration = Duration::from_secs(30);
+/// For how long an answer of the authority holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holds {
+    /// Who a token belongs to (`authentication.webhook.cacheTTL`).
+    pub token: Duration,
+    /// That somebody may do something (`authorization.webhook.cacheAuthorizedTTL`).
+    pub allowed: Duration,
+    /// That he may not (`authorization.webhook.cacheUnauthorizedTTL`).
+    pub denied: Duration,
+}
+
+impl Default for Holds {
+    /// Upstream's.
+    fn default() -> Self {
+        Self { token: Duration::from_secs(120), allowed: Duration::from_secs(300), denied: Duration::from_secs(30) }
+    }
+}
+
 /// Most answers that are kept of each kind.
 const ANSWERS_MAX: usize = 1024;
 
@@ -103,7 +117,7 @@ impl Gate {
             return Ok(user);
         }
         let user = self.authority.user_of(token).await.map_err(|error| Refusal::Unknown(error.to_string()))?;
-        self.users.put(token.to_owned(), user.clone(), TOKEN_HOLDS);
+        self.users.put(token.to_owned(), user.clone(), self.config.holds.token);
         Ok(user)
     }
 
@@ -113,7 +127,7 @@ impl Gate {
             return Ok(allowed);
         }
         let allowed = self.authority.allows(user, access).await.map_err(|error| Refusal::Unknown(error.to_string()))?;
-        self.allowed.put(key, allowed, if allowed { ALLOWED_HOLDS } else { DENIED_HOLDS });
+        self.allowed.put(key, allowed, if allowed { self.config.holds.allowed } else { self.config.holds.denied });
         Ok(allowed)
     }
 }
@@ -168,7 +182,7 @@ mod tests {
     fn answers_are_bounded_and_end() {
         let answers = Answers::default();
         for number in 0..3 * ANSWERS_MAX {
-            answers.put(number, true, ALLOWED_HOLDS);
+            answers.put(number, true, Holds::default().allowed);
         }
         assert!(answers.0.lock().unwrap().len() <= ANSWERS_MAX);
         answers.put(1, true, Duration::ZERO);

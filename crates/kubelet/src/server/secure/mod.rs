@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-pub use access::Access;
+pub use access::{Access, Holds};
 pub use identity::User;
 
 use self::access::Gate;
@@ -71,6 +71,8 @@ pub struct SecureConfig {
     pub tokens: bool,
     /// Whether everybody who is known may do everything (`authorization.mode: AlwaysAllow`).
     pub always_allow: bool,
+    /// For how long answers about callers hold.
+    pub holds: Holds,
 }
 
 /// Serves until `stop`. Open sessions are cut then: who calls is told by the end of the connection.
