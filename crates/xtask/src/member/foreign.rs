@@ -1,6 +1,7 @@
-//! The kubelet alone: containerd is the runtime, as on a node that was one before.
+//! The kubelet alone: containerd is the runtime, as on a node that was one before; then orlop is its runc, too.
 
 use std::net::IpAddr;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -45,7 +46,7 @@ struct Guest {
     stage: Stage,
 }
 
-/// Runs the one point that there is, and returns 1.
+/// Runs the two points that there are, and returns 2.
 ///
 /// # Errors
 /// Something of it did not work; the node's log is printed before.
@@ -60,7 +61,11 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
     let mut plane = ControlPlane::start(&programs, &stage.dir.path().join("plane"), options)?;
     plane.run(Part::ControllerManager)?;
     let mut guest = Guest::start(stage, plane, &reference)?;
-    let done = guest.points();
+    let done = guest.points().and_then(|done| {
+        println!("ok   containerd as the runtime: {done}");
+        guest.replace_runc(&reference)?;
+        guest.points()
+    });
     if done.is_err() {
         for line in [&["get", "nodes", "-o", "yaml"][..], &["get", "pods", "-o", "yaml"], &["get", "events"]] {
             println!("$ kubectl {}\n{}", line.join(" "), guest.kubectl(line).unwrap_or_default());
@@ -69,8 +74,8 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
             println!("$ cat {log}\n{}", std::fs::read_to_string(guest.file(log)).unwrap_or_default());
         }
     }
-    println!("ok   containerd as the runtime: {}", done?);
-    Ok(1)
+    println!("ok   containerd as the runtime, with orlop as its runc: {}", done?);
+    Ok(2)
 }
 
 impl Guest {
@@ -85,6 +90,23 @@ impl Guest {
         runtime.wait_ready(SOON, || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
         let node = spawn(&stage, &plane)?;
         Ok(Self { node, containerd: runtime, plane, stage })
+    }
+
+    /// Starts containerd again with programs among which orlop is the one that is called runc.
+    fn replace_runc(&mut self, reference: &Path) -> anyhow::Result<()> {
+        let programs = self.file("programs");
+        std::fs::create_dir(&programs)?;
+        for entry in std::fs::read_dir(reference)? {
+            let entry = entry?;
+            let is_runc = entry.file_name() == "runc";
+            let program = if is_runc { self.stage.orlop.canonicalize()? } else { entry.path().canonicalize()? };
+            symlink(program, programs.join(entry.file_name()))?;
+        }
+        self.containerd.stop(SOON)?;
+        let socket = self.file("containerd.sock");
+        containerd::prepare(&programs, self.stage.dir.path(), &socket, &containerd::Network::ALONE)?;
+        self.containerd.start()?;
+        self.containerd.wait_ready(SOON, || std::os::unix::net::UnixStream::connect(&socket).is_ok())
     }
 
     fn file(&self, name: &str) -> PathBuf {
