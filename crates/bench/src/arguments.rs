@@ -30,7 +30,7 @@ pub(crate) struct RuntimeArguments {
     #[arg(long)]
     pub(crate) large: PathBuf,
     /// Only these sections
-    #[arg(long, value_enum, default_values = ["pod", "exec", "stop", "many", "idle", "pull"])]
+    #[arg(long, value_enum, default_values = ["pod", "exec", "stop", "many", "idle", "pull", "bundle"])]
     pub(crate) section: Vec<Section>,
 }
 
@@ -135,6 +135,8 @@ pub(crate) enum Section {
     Idle,
     /// Pulling and unpacking an image
     Pull,
+    /// A container by the command line of the OCI runtime alone
+    Bundle,
 }
 
 /// A part of a node's work.

@@ -1,5 +1,6 @@
 //! Container runtimes over their CRI sockets.
 
+mod bundle;
 mod sections;
 mod side;
 mod work;
@@ -8,7 +9,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use crate::arguments::{RuntimeArguments, SideName};
+use crate::arguments::{RuntimeArguments, Section, SideName};
 use crate::inside::IMAGE;
 use crate::measure::Results;
 
@@ -30,7 +31,11 @@ async fn measure(name: SideName, arguments: &RuntimeArguments, scratch: &Path) -
     let measured = async {
         side.wait_ready(&work).await?;
         work.pull(IMAGE).await?;
-        sections::run(side.crew(), &work, &arguments.section).await
+        let mut results = sections::run(side.crew(), &work, &arguments.section).await?;
+        if arguments.section.contains(&Section::Bundle) {
+            bundle::run(name, &arguments.common, scratch, &mut results)?;
+        }
+        anyhow::Ok(results)
     };
     match measured.await {
         Ok(results) => side.stop().map(|()| results),
