@@ -3,6 +3,7 @@
 mod iptables;
 mod ipvs;
 mod nftables;
+mod userspace;
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,11 +23,13 @@ pub enum Mode {
     Iptables,
     /// The kernel's load balancer IPVS, with a table of nftables beside it.
     Ipvs,
+    /// This process carries the bytes itself, for kernels without a packet filter and for user namespaces.
+    Userspace,
 }
 
 impl Mode {
     /// All modes.
-    pub const ALL: &'static [Mode] = &[Mode::Nftables, Mode::Iptables, Mode::Ipvs];
+    pub const ALL: &'static [Mode] = &[Mode::Nftables, Mode::Iptables, Mode::Ipvs, Mode::Userspace];
 
     /// As `--proxy-mode` spells it.
     pub fn as_str(self) -> &'static str {
@@ -34,6 +37,7 @@ impl Mode {
             Mode::Nftables => "nftables",
             Mode::Iptables => "iptables",
             Mode::Ipvs => "ipvs",
+            Mode::Userspace => "userspace",
         }
     }
 }
@@ -96,6 +100,7 @@ pub(crate) fn open(config: &Config) -> Result<Box<dyn Backend>, StartError> {
         Mode::Nftables => Ok(Box::new(nftables::Nftables::open(config)?)),
         Mode::Iptables => Ok(Box::new(iptables::Iptables::open(config)?)),
         Mode::Ipvs => Ok(Box::new(ipvs::IpvsBackend::open(config)?)),
+        Mode::Userspace => Ok(Box::new(userspace::Userspace::open()?)),
     }
 }
 
@@ -107,6 +112,8 @@ pub(crate) fn remove_other_modes(config: &Config) -> Result<(), RulesError> {
         Mode::Nftables => nftables::remove_leftovers(&config.table),
         Mode::Ipvs if config.mode == Mode::Ipvs => Ok(()),
         Mode::Ipvs => ipvs::remove_leftovers(config),
+        Mode::Userspace if config.mode == Mode::Userspace => Ok(()),
+        Mode::Userspace => userspace::remove_leftovers(),
         Mode::Iptables => iptables::remove_leftovers((config.mode == Mode::Iptables).then_some(config.iptables.kind)),
     })
 }

@@ -175,6 +175,14 @@ pub enum StartError {
          CONFIG_IP_VS_PROTO_TCP, CONFIG_IP_VS_PROTO_UDP and CONFIG_IP_VS_NFCT, or take another mode"
     )]
     NoIpvs(#[source] netlink::Error),
+    /// The kernel has no interface that could hold addresses.
+    #[error(
+        "proxy mode userspace needs an interface for addresses of Services; load one (`modprobe dummy` or `modprobe bridge`)"
+    )]
+    NoLink(#[source] netlink::Error),
+    /// No threads for the mode userspace.
+    #[error("cannot start the threads that carry connections; raise the limit of processes")]
+    Threads(#[source] std::io::Error),
     /// The kernel has no such scheduler.
     #[error(
         "IPVS of this kernel has no scheduler \"{scheduler}\"; load it (`modprobe ip_vs_{scheduler}`) or take another, as rr"

@@ -35,7 +35,7 @@ use crate::health_ports::{Blocked, HealthPorts};
 use crate::metrics::{Extent, Metrics};
 use crate::proxy::resumed;
 use crate::surroundings::Surroundings;
-use crate::{Config, Owned, RulesError, StartError};
+use crate::{Config, Mode, Owned, RulesError, StartError};
 
 /// As upstream's events name themselves.
 const COMPONENT: &str = "kube-proxy";
@@ -70,13 +70,16 @@ pub(crate) enum Request {
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) rules: Box<dyn Backend>,
-    flows: Conntrack,
+    /// None where no connection is led by the kernel.
+    flows: Option<Conntrack>,
 }
 
 impl Kernel {
     /// Opens both in the calling thread's namespace.
     pub(crate) fn open(config: &Config) -> Result<Kernel, StartError> {
-        Ok(Kernel { rules: backend::open(config)?, flows: Conntrack::open().map_err(StartError::Kernel)? })
+        let rules = backend::open(config)?;
+        let tracks = config.mode != Mode::Userspace;
+        Ok(Kernel { rules, flows: tracks.then(Conntrack::open).transpose().map_err(StartError::Kernel)? })
     }
 }
 
@@ -450,7 +453,8 @@ impl Sync {
             return;
         }
         let begun = Instant::now();
-        let deleted = self.with_kernel(move |kernel| kernel.flows.delete_stale(&suspects)).await;
+        let delete = move |flows: &mut Conntrack| flows.delete_stale(&suspects);
+        let deleted = self.with_kernel(move |kernel| kernel.flows.as_mut().map_or(Ok([0; 2]), delete)).await;
         match deleted {
             Ok(deleted) => {
                 self.suspicious.clear();

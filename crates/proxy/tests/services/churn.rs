@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::host::{End, Host, ip, on_hosts, ready};
+use crate::host::{End, Host, Way, ip, on_hosts, ready};
 use crate::kernel;
 
 /// A small generator, so that a failure can be repeated (xorshift, Marsaglia 2003).
@@ -76,6 +76,10 @@ fn the_kernel_follows_the_rules() {
                     continue;
                 }
                 println!("seed {seed}, round {round}");
+                if host.way == Way::Ipvs {
+                    crate::ipvs::check(&host);
+                    continue;
+                }
                 if !host.way.is_iptables() {
                     kernel::check(&host);
                     continue;

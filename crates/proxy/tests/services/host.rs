@@ -37,20 +37,37 @@ pub(crate) enum Way {
     Nftables,
     IptablesNft,
     IptablesLegacy,
+    Ipvs,
 }
 
 impl Way {
     pub(crate) const ALL: [Way; 3] = [Way::Nftables, Way::IptablesNft, Way::IptablesLegacy];
 
+    /// All that this kernel has, also the one that ends connections when it is left.
+    fn all() -> Vec<Way> {
+        let ipvs = crate::ipvs::is_there();
+        if !ipvs {
+            println!("skipped: Ipvs needs IPVS in the kernel");
+        }
+        Way::ALL.into_iter().chain(ipvs.then_some(Way::Ipvs)).collect()
+    }
+
     pub(crate) fn is_iptables(self) -> bool {
-        self != Way::Nftables
+        matches!(self, Way::IptablesNft | Way::IptablesLegacy)
+    }
+
+    /// What this host's own server sees of this host as a client of a Service: IPVS makes the Service's address local.
+    pub(crate) fn host_itself(self, service: &str) -> IpAddr {
+        ip(if self == Way::Ipvs { service } else { HOST })
     }
 
     /// What a pod of this node sees of a client that is no pod and comes to an address for the outside, or of this node.
     /// nftables keeps the client's address where answers come back through this node anyway; iptables masquerades, as
     /// upstream does.
     pub(crate) fn seen(self, client: &str) -> IpAddr {
-        ip(if self.is_iptables() { "10.85.0.1" } else { client })
+        // With IPVS this host comes from the Service's own address, which has to be masqueraded.
+        let masquerades = self.is_iptables() || self == Way::Ipvs && client == HOST;
+        ip(if masquerades { "10.85.0.1" } else { client })
     }
 
     /// Runs a program of iptables of this kind, in the calling thread's network namespace: `-save`, or none of them.
@@ -67,13 +84,14 @@ impl Way {
             Way::Nftables => (Mode::Nftables, IptablesKind::AsFound),
             Way::IptablesNft => (Mode::Iptables, IptablesKind::Nft),
             Way::IptablesLegacy => (Mode::Iptables, IptablesKind::Legacy),
+            Way::Ipvs => (Mode::Ipvs, IptablesKind::AsFound),
         };
     }
 }
 
 /// Runs a test in each way, each time on a thread of its own in a private host namespace.
 pub(crate) fn on_hosts<F: Future<Output = ()>>(test: impl Fn(Host) -> F + Copy + Send + 'static) {
-    for way in Way::ALL {
+    for way in Way::all() {
         println!("{way:?}");
         on_a_host(way, test);
     }

@@ -9,7 +9,7 @@ use service::{Endpoint, Entry, Frontend, Model, Target};
 use crate::host::{Host, NODE, Way};
 
 /// The rules that the store asks for, computed afresh.
-fn wanted(host: &Host) -> Model {
+pub(crate) fn wanted(host: &Host) -> Model {
     let mut model = Model::new(NODE);
     host.store().services().list().iter().for_each(|service| model.set_service(service));
     host.store().endpoint_slices().list().iter().for_each(|slice| model.set_slice(slice));

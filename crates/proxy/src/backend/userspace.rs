@@ -1,0 +1,346 @@
+//! Userspace: this process takes connections and carries their bytes, for kernels without a packet filter and for user
+//! namespaces without privileges.
+//!
+//! ```text
+//! addresses on orlop-services ─► a socket for each frontend ─► endpoint, the next one if it refuses ─► bytes both ways
+//! ```
+//!
+//! It needs nothing but CAP_NET_ADMIN in its network namespace, to have the addresses of Services on an interface of its
+//! own. What it cannot do, as the kernel has shaken hands before anybody is asked: drop in silence what must not come
+//! here, which is reset instead; keep the client's address, as endpoints see this node's; carry SCTP; refuse addresses
+//! that no Service has. Connections end with the process.
+
+mod choose;
+mod relay;
+mod tcp;
+mod udp;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+
+use service::{Difference, Entry, Frontend, Network, Protocol, Rules, Target};
+use sys::netlink::{self, Socket, Writer};
+use sys::rustix::io::Errno;
+use tokio::runtime::Runtime;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::choose::{Balance, Surroundings, Terms};
+use super::Backend;
+use crate::conntrack::again;
+use crate::{Owned, RulesError, StartError};
+
+/// The interface of the Services' addresses.
+const LINK: &str = "orlop-services";
+/// Connections and flows at a time: a budget. Each takes up to six descriptors, and twice 64 KiB in the kernel.
+const CONNECTIONS_MAX: usize = 4096;
+const DESCRIPTORS_EACH: usize = 8;
+
+/// The sockets, and who serves them.
+#[derive(Debug)]
+pub(super) struct Userspace {
+    /// Threads of its own, in the network namespace of the thread that opened it. Taken only at the end.
+    runtime: Option<Runtime>,
+    budget: Arc<Semaphore>,
+    route: Socket,
+    link: u32,
+    /// Frontends with an address.
+    explicit: BTreeMap<Frontend, Entry>,
+    node_ports: BTreeMap<Frontend, Entry>,
+    network: Network,
+    own: BTreeSet<IpAddr>,
+    surroundings: Arc<Surroundings>,
+    serving: BTreeMap<Frontend, Serving>,
+    /// Addresses that somebody uses: with the address of a Service that has gone, its connections would go as well.
+    holds: BTreeMap<IpAddr, Hold>,
+    /// Sockets that could not be had, and why; they are tried again.
+    failed: BTreeMap<Frontend, io::ErrorKind>,
+}
+
+/// Whoever uses an address has a copy.
+type Hold = Arc<()>;
+
+/// A socket at work; dropped, it takes nothing new.
+#[derive(Debug)]
+struct Serving {
+    terms: watch::Sender<Arc<Terms>>,
+    stop: DropGuard,
+    task: JoinHandle<Option<()>>,
+}
+
+impl Serving {
+    /// Tells it to end.
+    fn end(self) -> JoinHandle<Option<()>> {
+        drop(self.stop);
+        self.task
+    }
+}
+
+impl Userspace {
+    /// Makes the interface in the calling thread's namespace, and the threads.
+    pub(super) fn open() -> Result<Userspace, StartError> {
+        let mut route = Socket::route().map_err(StartError::Kernel)?;
+        let link = make_link(&mut route).map_err(|error| match error.errno {
+            Errno::PERM => StartError::NotPermitted(error),
+            Errno::OPNOTSUPP => StartError::NoLink(error),
+            _ => StartError::Kernel(error),
+        })?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("services")
+            .enable_all()
+            .build()
+            .map_err(StartError::Threads)?;
+        Ok(Userspace {
+            runtime: Some(runtime),
+            budget: Arc::new(Semaphore::new(connections_max())),
+            route,
+            link,
+            explicit: BTreeMap::new(),
+            node_ports: BTreeMap::new(),
+            network: Network::default(),
+            own: BTreeSet::new(),
+            surroundings: Arc::default(),
+            serving: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            failed: BTreeMap::new(),
+        })
+    }
+
+    /// Addresses of the node's other interfaces, and those of Services.
+    fn addresses(&mut self) -> netlink::Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
+        let link = self.link;
+        let all = again(|| self.route.addresses())?.into_iter().filter(|(_, address, _)| is_usable(*address));
+        let (bound, own): (Vec<_>, Vec<_>) = all.partition(|(index, ..)| *index == link);
+        let addresses = |list: Vec<(u32, IpAddr, u8)>| list.into_iter().map(|(_, address, _)| address).collect();
+        Ok((addresses(own), addresses(bound)))
+    }
+
+    /// Brings addresses and sockets to what is wanted.
+    fn settle(&mut self) -> Result<(), RulesError> {
+        let (own, bound) = self.addresses()?;
+        self.surroundings = Arc::new(Surroundings { local: self.network.local.clone(), own: own.clone() });
+        self.own = own;
+        let wanted: BTreeSet<IpAddr> = self.explicit.keys().map(|frontend| frontend.address).collect();
+        let wanted: BTreeSet<IpAddr> = wanted.difference(&self.own).copied().collect();
+        self.change_addresses(wanted.difference(&bound).copied(), Writer::add_address)?;
+        let places = self.places();
+        self.close(|place| !places.contains_key(place));
+        self.failed.retain(|place, _| places.contains_key(place));
+        for (place, entry) in places {
+            self.serve(place, entry);
+        }
+        self.holds.retain(|_, hold| Arc::strong_count(hold) > 1);
+        let unused = |address: &&IpAddr| self.own.contains(*address) || !self.holds.contains_key(*address);
+        let gone: Vec<IpAddr> = bound.difference(&wanted).filter(unused).copied().collect();
+        self.change_addresses(gone.into_iter(), Writer::delete_address)
+    }
+
+    fn change_addresses(
+        &mut self,
+        addresses: impl Iterator<Item = IpAddr>,
+        change: fn(&mut Writer, u32, IpAddr, u8),
+    ) -> Result<(), RulesError> {
+        let mut requests = Writer::new();
+        addresses
+            .for_each(|address| change(&mut requests, self.link, address, if address.is_ipv4() { 32 } else { 128 }));
+        Ok(self.route.request(&requests)?)
+    }
+
+    /// Frontends with somebody to lead to, a node port at each address of this node.
+    fn places(&self) -> BTreeMap<Frontend, Entry> {
+        let mut places = BTreeMap::new();
+        let answering = self.own.iter().filter(|address| self.network.node_ports.include(**address));
+        for address in answering {
+            let of_family = self.node_ports.iter().filter(|(port, _)| port.address.is_ipv6() == address.is_ipv6());
+            places.extend(of_family.map(|(port, entry)| (Frontend { address: *address, ..*port }, entry.clone())));
+        }
+        places.extend(self.explicit.iter().map(|(frontend, entry)| (*frontend, entry.clone())));
+        places.retain(|_, entry| leads_somewhere(entry));
+        places
+    }
+
+    fn serve(&mut self, place: Frontend, entry: Entry) {
+        let terms = Arc::new(Terms { entry, surroundings: self.surroundings.clone() });
+        if let Some(serving) = self.serving.get(&place) {
+            serving.terms.send_replace(terms);
+            return;
+        }
+        match self.start(place, terms) {
+            Ok(serving) => {
+                self.failed.remove(&place);
+                self.serving.insert(place, serving);
+            }
+            Err(error) => {
+                if self.failed.insert(place, error.kind()) != Some(error.kind()) {
+                    tracing::warn!(frontend = %place, %error, "this frontend is not served; it is tried again");
+                }
+            }
+        }
+    }
+
+    /// Closes sockets, and returns when they are closed: whoever waits for rules may rely on it.
+    fn close(&mut self, gone: impl Fn(&Frontend) -> bool) {
+        let Some(runtime) = &self.runtime else { return };
+        let tasks: Vec<_> = self.serving.extract_if(.., |place, _| gone(place)).map(|(_, one)| one.end()).collect();
+        for task in tasks {
+            // It ends by being told so; one that has panicked has closed its socket as well.
+            let _ = runtime.block_on(task);
+        }
+    }
+
+    fn start(&mut self, place: Frontend, terms: Arc<Terms>) -> io::Result<Serving> {
+        let hold = self.holds.entry(place.address).or_default().clone();
+        let runtime = self.runtime.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let _inside = runtime.enter();
+        let address = SocketAddr::new(place.address, place.port);
+        let (sender, terms) = watch::channel(terms);
+        let stop = CancellationToken::new();
+        let (budget, balance) = (self.budget.clone(), Arc::<Balance>::default());
+        let task = match place.protocol {
+            Protocol::Tcp => {
+                let work = tcp::accept(listen(address)?, terms, balance, budget, hold);
+                runtime.spawn(stop.clone().run_until_cancelled_owned(work))
+            }
+            Protocol::Udp => {
+                let work = udp::serve(receive(address)?, terms, balance, budget, hold);
+                runtime.spawn(stop.clone().run_until_cancelled_owned(work))
+            }
+            Protocol::Sctp => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "SCTP is not carried in the mode userspace"));
+            }
+        };
+        Ok(Serving { terms: sender, stop: stop.drop_guard(), task })
+    }
+
+    fn want(&mut self, frontend: Frontend, entry: Option<Entry>) {
+        let entries = if frontend.is_node_port() { &mut self.node_ports } else { &mut self.explicit };
+        match entry {
+            Some(entry) => entries.insert(frontend, entry),
+            None => entries.remove(&frontend),
+        };
+    }
+}
+
+impl Backend for Userspace {
+    fn place(&self) -> String {
+        format!("sockets of this process and link {LINK}")
+    }
+
+    fn replace(&mut self, rules: &Rules, network: &Network) -> Result<(), RulesError> {
+        self.link = self.route.link(LINK)?.map_or(self.link, |link| link.index);
+        (self.explicit, self.node_ports) = (BTreeMap::new(), BTreeMap::new());
+        self.network.clone_from(network);
+        for (frontend, entry) in rules.iter() {
+            self.want(*frontend, Some(entry.clone()));
+        }
+        self.settle()
+    }
+
+    fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
+        for change in &difference.changes {
+            self.want(change.frontend, change.new.clone());
+        }
+        self.settle()
+    }
+
+    /// Sockets are nobody else's, so only the interface can be gone. Addresses of this node may have changed, and ports
+    /// that others held may be free.
+    fn is_there(&mut self) -> Result<bool, RulesError> {
+        match self.route.link(LINK)? {
+            Some(link) if link.index == self.link => self.settle().map(|()| true),
+            Some(_) => Ok(false),
+            None => {
+                make_link(&mut self.route)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Flows end with their endpoint here, and the kernel tracks none that lead there.
+    fn udp_frontends(&mut self) -> Result<Vec<Frontend>, RulesError> {
+        Ok(Vec::new())
+    }
+
+    fn remove(&mut self) -> Result<(), RulesError> {
+        self.close(|_| true);
+        remove_leftovers()
+    }
+
+    fn owned(&mut self) -> Result<Vec<Owned>, RulesError> {
+        let there = self.route.link(LINK)?.map(|_| Owned {
+            kind: "link",
+            name: LINK.to_owned(),
+            owner: Some("services".to_owned()),
+        });
+        Ok(there.into_iter().collect())
+    }
+}
+
+impl Drop for Userspace {
+    fn drop(&mut self) {
+        // Waiting for threads is not for who may be on one of another runtime.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Removes the interface, if it is there.
+pub(super) fn remove_leftovers() -> Result<(), RulesError> {
+    let mut route = Socket::route()?;
+    if let Some(link) = route.link(LINK)? {
+        let mut request = Writer::new();
+        request.delete_link(link.index);
+        route.request(&request)?;
+    }
+    Ok(())
+}
+
+/// A dummy interface, or a bridge without ports on kernels that have only that: both do nothing but hold addresses.
+fn make_link(route: &mut Socket) -> netlink::Result<u32> {
+    /// Locally administered; nobody sees it.
+    const MAC: [u8; 6] = [0x0a, 0x58, 0, 0, 0, 1];
+    if route.link(LINK)?.is_none() {
+        let (mut dummy, mut bridge) = (Writer::new(), Writer::new());
+        dummy.create_dummy(LINK);
+        bridge.create_bridge(LINK, MAC, 1500);
+        match route.request(&dummy) {
+            Err(error) if error.errno == Errno::OPNOTSUPP => route.request(&bridge)?,
+            made => made?,
+        }
+    }
+    Ok(route.link(LINK)?.map_or(0, |link| link.index))
+}
+
+fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(listener)
+}
+
+fn receive(address: SocketAddr) -> io::Result<tokio::net::UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    socket.set_nonblocking(true)?;
+    tokio::net::UdpSocket::from_std(socket)
+}
+
+fn connections_max() -> usize {
+    let limit = sys::rustix::process::getrlimit(sys::rustix::process::Resource::Nofile).current;
+    let each = limit.map_or(CONNECTIONS_MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX) / DESCRIPTORS_EACH);
+    each.clamp(1, CONNECTIONS_MAX)
+}
+
+fn leads_somewhere(entry: &Entry) -> bool {
+    let leads = |target: &Target| !target.endpoints().is_empty();
+    leads(&entry.inside) || entry.outside.as_ref().is_some_and(leads)
+}
+
+/// Whether node ports answer on it: not on loopback, nor where the same address is on every link.
+fn is_usable(address: IpAddr) -> bool {
+    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    !address.is_loopback() && !link_local
+}
