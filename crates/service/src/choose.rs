@@ -53,9 +53,10 @@ impl Candidate<'_> {
     }
 }
 
-/// Each place once. While an endpoint moves from one slice to another it may stand in both: the better word counts.
+/// Each place once. While an endpoint moves from one slice to another it may stand in both: the better word counts. But an
+/// address that a pod which ends shares with one that does not has been given to the latter.
 fn distinct(mut candidates: Vec<Candidate<'_>>) -> Vec<Candidate<'_>> {
-    candidates.sort_by_key(|one| (one.place(), one.rank(), !one.endpoint.local));
+    candidates.sort_by_key(|one| (one.place(), one.endpoint.conditions.terminating, one.rank(), !one.endpoint.local));
     candidates.dedup_by_key(|one| one.place());
     candidates
 }
@@ -233,6 +234,12 @@ mod tests {
     fn the_better_word_counts() {
         check(&[one(1, true, ENDING), one(1, true, READY), one(1, false, STARTING)], &[1], &[1]);
         check(&[one(1, false, READY), one(1, true, READY)], &[1], &[1]);
+    }
+
+    #[test]
+    fn an_address_has_passed_from_who_ends_to_who_does_not() {
+        check(&[one(1, true, ENDING), one(1, true, STARTING)], &[], &[]);
+        check(&[one(1, true, STARTING), one(1, true, ENDING), one(2, false, ENDING)], &[2], &[]);
     }
 
     #[test]

@@ -284,10 +284,14 @@ impl State {
         entries
     }
 
+    /// A pod has an address of each family: it counts once.
     fn local_endpoints(&self) -> usize {
-        let endpoints = self.slices().flat_map(|slice| slice.endpoints.iter());
-        let ready = endpoints.filter(|endpoint| endpoint.local && endpoint.conditions.ready);
-        ready.map(|endpoint| endpoint.address).collect::<BTreeSet<IpAddr>>().len()
+        let of_family = |ipv6| {
+            let endpoints = self.slices().filter(|slice| slice.ipv6 == ipv6).flat_map(|slice| slice.endpoints.iter());
+            let ready = endpoints.filter(|endpoint| endpoint.local && endpoint.conditions.ready);
+            ready.map(|endpoint| endpoint.address).collect::<BTreeSet<IpAddr>>().len()
+        };
+        of_family(false).max(of_family(true))
     }
 }
 

@@ -346,10 +346,11 @@ fn fate(world: &World, node_port: bool, address: u8, port: u8, outside: bool) ->
     let (name, spec) = claims.min_by_key(|(name, spec)| (spec.created, **name))?;
     let ends: Vec<&End> =
         world.slices.values().filter(|slice| slice.service == *name).flat_map(|slice| &slice.endpoints).collect();
-    // Of several words on one address the best counts, of equal ones the first.
+    // Of several words on one address that of who does not end counts, else the best, of equal ones the first.
     let rank = |end: &End| if end.ready { 2 } else { u8::from(end.serving && end.terminating) };
-    let best =
-        |address: u8| ends.iter().rev().filter(|end| end.address == address).max_by_key(|end| rank(end)).copied();
+    let best = |address: u8| {
+        ends.iter().rev().filter(|end| end.address == address).max_by_key(|end| (!end.terminating, rank(end))).copied()
+    };
     let addresses: BTreeSet<u8> = ends.iter().map(|end| end.address).collect();
     let ranked = |wanted: u8, local: bool| -> BTreeSet<u8> {
         let fits = |end: &End| rank(end) == wanted && (!local || end.local);
@@ -462,6 +463,23 @@ fn check_fates(world: &World, rules: &Rules) -> Result<(), TestCaseError> {
     }
     prop_assert_eq!(known, rules.len());
     Ok(())
+}
+
+#[test]
+fn a_health_check_counts_pods_not_addresses() {
+    let mut model = Model::new("here");
+    model.set_service(&web(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 30500, "ports": [{"name": "", "port": 80, "nodePort": 30080}]})));
+    model.set_slice(&web_slice(
+        "web-4",
+        &[(1, "here", true, false), (2, "here", true, false), (3, "there", true, false)],
+    ));
+    let endpoint = |n| json!({"addresses": [format!("fd00::{n}")], "nodeName": "here", "conditions": {"ready": true}});
+    model.set_slice(&slice(json!({"metadata": {"namespace": "d", "name": "web-6",
+        "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv6",
+        "ports": [{"name": "", "port": 8080}], "endpoints": [endpoint(1), endpoint(2)]})));
+    model.update();
+    assert_eq!(model.health_checks()[0].local_endpoints, 2);
 }
 
 #[test]
