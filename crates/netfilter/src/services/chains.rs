@@ -455,7 +455,7 @@ fn add_cidr_rule(
 /// Masquerades where the answer would not come back through this node otherwise.
 fn add_masquerade_rules(batch: &mut Batch, ip: Ip, network: &Network, balancer: Balancer) {
     let set = |kind| SetName { kind, ipv6: ip.is_v6() }.name();
-    let (hairpins, masquerade) = (set(Kind::Hairpins), set(Kind::Masquerade));
+    let hairpins = set(Kind::Hairpins);
     let concerned = concerned(ip, balancer);
     let mut to_itself = concerned.clone();
     to_itself.extend([
@@ -470,22 +470,24 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, network: &Network, balancer: 
     batch.add_rule(POSTROUTING, &to_itself);
 
     let pods = Pods::of(network, ip);
-    let mut from_outside = concerned.clone();
-    from_outside.extend(pods.unless_from());
-    from_outside.extend([
-        // Both halves the same address: whether the endpoint is on this node.
-        ip.destination(Reg(0)),
-        ip.destination(Reg(ip.words())),
-        Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: true },
-    ]);
     let original = Expr::Ct { dreg: Reg(0), key: ip.original_destination() };
     let own = address_set(Kind::Own, ip);
-    for address in [original, Expr::Load { dreg: Reg(0), value: ip.unspecified() }] {
-        let mut rule = from_outside.clone();
-        if balancer == Balancer::Ipvs && address != original {
-            rule.extend(is_in(&own, original));
+    for (kind, unless_from) in [(Kind::Masquerade, pods.unless_from()), (Kind::MasqueradeAway, Vec::new())] {
+        let mut away = concerned.clone();
+        away.extend(unless_from);
+        away.extend([
+            // Both halves the same address: whether the endpoint is on this node.
+            ip.destination(Reg(0)),
+            ip.destination(Reg(ip.words())),
+            Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: true },
+        ]);
+        for address in [original, Expr::Load { dreg: Reg(0), value: ip.unspecified() }] {
+            let mut rule = away.clone();
+            if balancer == Balancer::Ipvs && address != original {
+                rule.extend(is_in(&own, original));
+            }
+            add_masquerade_rule(batch, ip, &rule, address, &set(kind));
         }
-        add_masquerade_rule(batch, ip, &rule, address, &masquerade);
     }
     if network.masquerade_all {
         add_masquerade_rule(batch, ip, &concerned, original, &set(Kind::MasqueradeAll));

@@ -52,6 +52,9 @@ pub(super) enum Kind {
     Firewall,
     /// Frontends with endpoints on other nodes.
     Masquerade,
+    /// The same, of those that are masqueraded on the way there whoever connects: the pods that are known as such may be
+    /// those of other nodes, and what an endpoint answers to them would go past this node.
+    MasqueradeAway,
     /// Frontends that are masqueraded whoever connects to whichever endpoint.
     MasqueradeAll,
     /// Endpoint . endpoint, of those on this node.
@@ -90,8 +93,8 @@ impl SetName {
             kinds.map(|kind| kind(side))
         });
         let beside_ipvs = [Kind::Own, Kind::Vips].into_iter().filter(move |_| balancer == Balancer::Ipvs);
-        let kinds =
-            of_sides.chain([Kind::Firewall, Kind::Masquerade, Kind::MasqueradeAll, Kind::Hairpins]).chain(beside_ipvs);
+        let masquerade = [Kind::Masquerade, Kind::MasqueradeAway, Kind::MasqueradeAll];
+        let kinds = of_sides.chain([Kind::Firewall]).chain(masquerade).chain([Kind::Hairpins]).chain(beside_ipvs);
         kinds.flat_map(|kind| [false, true].map(|ipv6| SetName { kind, ipv6 }))
     }
 
@@ -105,6 +108,7 @@ impl SetName {
             Kind::Affinity(side) => (side, "affinity"),
             Kind::Firewall => (Side::Inside, "firewall"),
             Kind::Masquerade => (Side::Inside, "masquerade"),
+            Kind::MasqueradeAway => (Side::Inside, "masquerade-away"),
             Kind::MasqueradeAll => (Side::Inside, "masquerade-all"),
             Kind::Hairpins => (Side::Inside, "hairpins"),
             Kind::Own => (Side::Inside, "own"),
@@ -129,7 +133,7 @@ impl SetName {
             }
             Kind::Numbers(_) => (&[address, InetProto, InetService, Mark], &[Mark]),
             Kind::Affinity(_) => (&[address, address, InetProto, InetService], &[Mark]),
-            Kind::Masquerade | Kind::MasqueradeAll => (&[address, InetProto, InetService], &[]),
+            Kind::Masquerade | Kind::MasqueradeAway | Kind::MasqueradeAll => (&[address, InetProto, InetService], &[]),
             Kind::Hairpins => (&[address, address], &[]),
             Kind::Own | Kind::Vips => (&[address], &[]),
         };
@@ -273,8 +277,13 @@ pub(super) fn list(
         visit(Kind::Firewall, key(frontend), Value::Jump(chains::sources_name(number)));
     }
     let remote = |endpoint: &Endpoint| !endpoint.local;
-    if (entry.is_external() || pods_known) && entry.inside.endpoints().iter().any(remote) {
-        visit(Kind::Masquerade, key(frontend), Value::None);
+    if entry.inside.endpoints().iter().any(remote) {
+        // With `externalTrafficPolicy: Local` pods have a way of their own, and nobody else gets to other nodes.
+        if entry.is_external() && entry.outside.is_none() {
+            visit(Kind::MasqueradeAway, key(frontend), Value::None);
+        } else if entry.is_external() || pods_known {
+            visit(Kind::Masquerade, key(frontend), Value::None);
+        }
     }
     if masquerade_all && !entry.is_external() && !entry.inside.endpoints().is_empty() {
         visit(Kind::MasqueradeAll, key(frontend), Value::None);
