@@ -7,6 +7,7 @@ use k8s_openapi::Metadata;
 use k8s_openapi::api::authentication::v1::TokenRequestSpec;
 use k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use k8s_openapi::api::core::v1::{Event, NodeStatus, ObjectReference, Pod, PodStatus};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -78,6 +79,22 @@ pub trait Source: Send + Sync {
     /// It is not, or the source cannot tell now.
     async fn volume_attachment(&self, name: &str) -> Result<VolumeAttachment, SourceError> {
         Err(SourceError::NotFound { kind: "VolumeAttachment", name: name.to_owned() })
+    }
+
+    /// A claim of pods for devices, as it is now.
+    ///
+    /// # Errors
+    /// There is none of this name, or the source cannot tell now.
+    async fn resource_claim(&self, claim: &Key) -> Result<ResourceClaim, SourceError> {
+        Err(SourceError::NotFound { kind: "ResourceClaim", name: claim.to_string() })
+    }
+
+    /// Takes back what drivers have said that this node has: of one driver, or of all. Nobody counts on it any more then.
+    ///
+    /// # Errors
+    /// The source does not do it now.
+    async fn remove_resource_slices(&self, _driver: Option<&str>) -> Result<(), SourceError> {
+        Ok(())
     }
 
     /// Tells that the volume of a claim has this size on its node now: what waited for that has happened.

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::client::{Api, Call};
 use super::error::ApiError;
+use super::follow::Selection;
 use crate::{Key, Object};
 
 /// A kind that the API server has: what a table can hold and JSON can carry.
@@ -128,6 +129,20 @@ impl Api {
         };
         // The answer is the object, or a Status: neither says more than that it worked.
         self.call(Call::json(Method::DELETE, path_of::<T>(key, None), body(&options)?)).await.map(drop)
+    }
+
+    /// Deletes all objects that are selected.
+    ///
+    /// # Errors
+    /// All. That there is none is no error.
+    pub async fn delete_all<T: Kind>(&self, selection: &Selection) -> Result<(), ApiError> {
+        let options = DeleteOptions {
+            api_version: Some("v1".into()),
+            kind: Some("DeleteOptions".into()),
+            ..DeleteOptions::default()
+        };
+        // The answer lists what was deleted.
+        self.call(Call::json(Method::DELETE, selection.path::<T>(&[]), body(&options)?)).await.map(drop)
     }
 
     /// Creates a subresource of an object: `eviction` and `binding` of a pod, `approval` of a request, ….

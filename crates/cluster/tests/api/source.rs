@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("finalizers_do_not_bring_a_pod_back", finalizers_do_not_bring_a_pod_back),
     ("events_are_counted", events_are_counted),
     ("classes_name_handlers", classes_name_handlers),
+    ("a_node_reads_its_claims_and_removes_its_slices", a_node_reads_its_claims_and_removes_its_slices),
     ("without_http2_it_works_as_well", without_http2_it_works_as_well),
     ("a_proxy_sees_services_and_slices", a_proxy_sees_services_and_slices),
 ];
@@ -372,6 +373,45 @@ fn classes_name_handlers() {
         assert_eq!(source.runtime_handler("sandboxed").await.unwrap(), "runsc");
         let missing = source.runtime_handler("other").await.unwrap_err();
         assert_eq!(missing.to_string(), "RuntimeClass other does not exist");
+    });
+}
+
+fn a_node_reads_its_claims_and_removes_its_slices() {
+    const API: &str = "/apis/resource.k8s.io/v1";
+    let lab = Lab::new();
+    let version = "resource.k8s.io/v1";
+    let request = json!({"name": "r", "exactly": {"deviceClassName": "c"}});
+    let claim = json!({"apiVersion": version, "kind": "ResourceClaim", "metadata": {"name": "gpu"},
+        "spec": {"devices": {"requests": [request]}}});
+    lab.others().create(&format!("{API}/namespaces/default/resourceclaims"), &claim).unwrap();
+    for (name, node, driver) in [("a", NODE, "v.com"), ("b", NODE, "w.com"), ("c", "n2", "v.com")] {
+        let pool = json!({"name": name, "generation": 1, "resourceSliceCount": 1});
+        let spec = json!({"nodeName": node, "driver": driver, "pool": pool, "devices": [{"name": "one"}]});
+        let slice = json!({"apiVersion": version, "kind": "ResourceSlice", "metadata": {"name": name}, "spec": spec});
+        lab.others().create(&format!("{API}/resourceslices"), &slice).unwrap();
+    }
+    let slices = || -> Vec<String> {
+        let all = lab.others().get(&format!("{API}/resourceslices")).unwrap()["items"].take();
+        let names = all.as_array().unwrap().iter().map(|one| one["metadata"]["name"].as_str().unwrap().to_owned());
+        names.collect()
+    };
+    lab.pod("p", json!({"spec": {"resourceClaims": [{"name": "x", "resourceClaimName": "gpu"}]}}));
+    run(async {
+        let source = lab.kubelet();
+        // The server learns a moment later that the node may read it.
+        let deadline = Instant::now() + LIMIT;
+        let claim = loop {
+            match source.resource_claim(&key("gpu")).await {
+                Ok(claim) => break claim,
+                Err(error) => assert!(error.is_passing() && Instant::now() < deadline, "{error}"),
+            }
+        };
+        assert_eq!(claim.metadata.name.as_deref(), Some("gpu"));
+        source.remove_resource_slices(Some("v.com")).await.unwrap();
+        assert_eq!(slices(), ["b", "c"]);
+        source.remove_resource_slices(None).await.unwrap();
+        source.remove_resource_slices(None).await.unwrap();
+        assert_eq!(slices(), ["c"], "those of another node stay");
     });
 }
 

@@ -87,7 +87,7 @@ impl Selection {
         Self { labels: Some(selector.to_owned()), ..self }
     }
 
-    fn path<T: Kind>(&self, parameters: &[(&str, &str)]) -> String {
+    pub(super) fn path<T: Kind>(&self, parameters: &[(&str, &str)]) -> String {
         let own = [("fieldSelector", &self.fields), ("labelSelector", &self.labels)];
         let own = own.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
         let all = own.chain(parameters.iter().copied()).map(|(name, value)| format!("{name}={}", escape(value)));

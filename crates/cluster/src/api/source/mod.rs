@@ -28,6 +28,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use k8s_openapi::api::core::v1::{Event, Node, NodeStatus, PersistentVolumeClaim, Pod, PodStatus, ServiceAccount};
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
@@ -451,6 +452,17 @@ impl Source for ApiSource {
 
     async fn volume_attachment(&self, name: &str) -> Result<VolumeAttachment, SourceError> {
         self.read(&Key::cluster(name)).await
+    }
+
+    async fn resource_claim(&self, claim: &Key) -> Result<ResourceClaim, SourceError> {
+        self.read(claim).await
+    }
+
+    async fn remove_resource_slices(&self, driver: Option<&str>) -> Result<(), SourceError> {
+        let own = format!("spec.nodeName={}", self.node_name);
+        let fields = driver.map_or_else(|| own.clone(), |driver| format!("{own},spec.driver={driver}"));
+        let removed = self.api.delete_all::<ResourceSlice>(&Selection::all().fields(&fields)).await;
+        removed.map_err(|error| failed("remove the node's ResourceSlices".to_owned(), error))
     }
 
     async fn claim_was_expanded(&self, claim: &Key, size: &Quantity) -> Result<(), SourceError> {
