@@ -87,6 +87,7 @@ impl Manager {
         let mut certificates = store.pod_certificate_requests().watch();
         let mut bundles = store.cluster_trust_bundles().watch();
         let mut drivers = self.context.parts.volumes.news();
+        let mut claim_drivers = self.context.parts.resources.drivers();
         let mut events = self.subscribe().await;
         self.adopt().await;
         let _ = ready.send(()); // Nobody may be waiting.
@@ -101,8 +102,9 @@ impl Manager {
                 change = claims.next() => self.retry(|namespace| namespace == change.key.namespace()),
                 change = certificates.next() => self.retry(|namespace| namespace == change.key.namespace()),
                 _ = bundles.next() => self.retry(|_| true),
-                // The sender lives as long as the volumes.
+                // The senders live as long as volumes and resources.
                 _ = drivers.changed() => self.retry(|_| true),
+                _ = claim_drivers.changed() => self.retry(|_| true),
                 event = events.next() => match event {
                     Some(Ok(event)) => self.dispatch(event),
                     Some(Err(error)) => tracing::warn!(%error, "the runtime's events"),
@@ -142,7 +144,8 @@ impl Manager {
         }
         // Pods that the source has not named yet keep what they were given, though others come meanwhile that want it.
         let (on_disk, records) = (self.context.parts.volumes.on_disk(), self.context.records.uids());
-        for uid in found.into_keys().chain(on_disk).chain(records) {
+        let claimants = self.context.parts.resources.claimants();
+        for uid in found.into_keys().chain(on_disk).chain(records).chain(claimants) {
             if self.known(&uid).is_none() {
                 self.remove_unless_wanted(uid);
             }

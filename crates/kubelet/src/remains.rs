@@ -1,4 +1,4 @@
-//! What is left of a pod: sandboxes, volumes, groups, logs. A worker removes it with its pod. What turns up without a
+//! What is left of a pod: sandboxes, claims, volumes, groups, logs. A worker removes it with its pod. What turns up without a
 //! worker, because it appeared too late or did not go in time, is removed here.
 
 use std::collections::HashMap;
@@ -23,6 +23,7 @@ pub(crate) async fn remove(context: Arc<Context>, uid: String) {
 
 async fn removed(context: &Context, uid: &str) -> Result<(), String> {
     remove_sandboxes(context, uid).await?;
+    context.parts.resources.release_claims(uid).await?;
     context.parts.volumes.tear_down(uid).await.map_err(|cause| format!("volumes: {cause}"))?;
     let (groups, logs, owner) =
         (context.parts.groups.clone(), context.config.generate.paths.logs.clone(), uid.to_owned());

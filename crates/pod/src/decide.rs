@@ -15,7 +15,7 @@ use crate::view::{Left, Outage, Running, Sandbox, Setup, View};
 pub enum Action {
     /// Mount the pod's volumes.
     MountVolumes,
-    /// Make the sandbox.
+    /// Have the pod's claims for devices made ready, and make the sandbox.
     CreateSandbox {
         /// How many there were before.
         attempt: u32,
@@ -62,7 +62,7 @@ pub enum Action {
     },
     /// Wait, within bounds, until the pod's endpoints have left the service rules.
     LeaveServices,
-    /// Stop the sandbox of a finished pod, unmount its volumes, remove its groups. Its containers stay for their logs.
+    /// Stop the sandbox of a finished pod, give back its claims, unmount its volumes, remove its groups. Its containers stay for their logs.
     CleanUp,
     /// Remove everything of a deleted pod.
     Purge,
@@ -473,9 +473,10 @@ impl<'a> Planner<'a> {
         self.plan.aborts = self.view.busy.iter().filter(wanted_by_starts).cloned().collect();
     }
 
-    /// A finished pod keeps its containers for their logs; its sandbox and volumes go.
+    /// A finished pod keeps its containers for their logs; its sandbox, volumes and claims go.
     fn has_remains(&self) -> bool {
-        self.view.sandbox != Sandbox::Absent || self.view.volumes == Setup::Ready
+        let is_ready = |setup| setup == Setup::Ready;
+        self.view.sandbox != Sandbox::Absent || is_ready(self.view.volumes) || is_ready(self.view.claims)
     }
 
     fn any_running(&self) -> bool {

@@ -12,6 +12,9 @@ use crate::probe::{Kind, Outcome, States};
 use crate::resize::{self, Allocation, Pending, Resize, Sizes, Step};
 use crate::spec;
 
+/// The reason for which a sandbox waits for its pod's claims, as the API spells it.
+const CLAIMS_FAILED: &str = "FailedPrepareDynamicResources";
+
 /// Everything that is known of a pod beside its spec.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct View {
@@ -19,6 +22,8 @@ pub struct View {
     pub record: Record,
     /// The pod's volumes.
     pub volumes: Setup,
+    /// What drivers have made ready, or may have, for the pod's claims for devices.
+    pub claims: Setup,
     /// The pod's sandbox.
     pub sandbox: Sandbox,
     /// Containers by name, as they run now. In boxes, because a node of the map has room for eleven, and pods have one or two.
@@ -242,6 +247,13 @@ pub enum Change {
         /// The cause.
         message: String,
     },
+    /// Drivers are asked to make the pod's claims for devices ready: there may be something to undo from now on.
+    ClaimsBegun,
+    /// The pod's claims for devices could not be made ready; there is no sandbox without them.
+    ClaimsFailed {
+        /// The cause.
+        message: String,
+    },
     /// The sandbox stands.
     SandboxReady {
         /// Its id.
@@ -409,7 +421,14 @@ impl View {
     /// Whether a step has failed that the appearance of an object may heal.
     pub fn waits_for_objects(&self) -> bool {
         let failed = |outage: &Outage| outage.error.is_some();
-        failed(&self.record.volumes) || self.record.containers.values().any(|container| failed(&container.create))
+        failed(&self.record.volumes)
+            || self.waits_for_claims()
+            || self.record.containers.values().any(|container| failed(&container.create))
+    }
+
+    /// Whether the sandbox is not made because claims are not ready.
+    fn waits_for_claims(&self) -> bool {
+        self.record.sandbox.error.as_ref().is_some_and(|(reason, _)| reason == CLAIMS_FAILED)
     }
 
     /// Takes in a change; returns what the operator is to be told. The same change twice changes nothing more.
@@ -423,6 +442,9 @@ impl View {
             Change::Ended(action) => drop(self.busy.remove(&action.key())),
             Change::Retry => {
                 self.record.volumes.retry();
+                if self.waits_for_claims() {
+                    self.record.sandbox.retry();
+                }
                 self.record.containers.values_mut().for_each(|container| container.create.retry());
             }
             Change::RetryPulls => self.record.containers.values_mut().for_each(|container| container.pull.retry()),
@@ -433,6 +455,12 @@ impl View {
             Change::VolumesFailed { message } => {
                 self.record.volumes.fail("FailedMount", &message, now);
                 return vec![Note::warning("FailedMount", message, None)];
+            }
+            Change::ClaimsBegun => self.claims = Setup::Ready,
+            Change::ClaimsFailed { message } => {
+                self.record.sandbox.fail(CLAIMS_FAILED, &message, now);
+                let message = format!("Failed to prepare dynamic resources: {message}");
+                return vec![Note::warning(CLAIMS_FAILED, message, None)];
             }
             Change::SandboxReady { id, addresses } => {
                 self.sandbox = Sandbox::Ready { id, addresses };
@@ -515,11 +543,16 @@ impl View {
                 return done.map(note).into_iter().collect();
             }
             Change::LeftServices => self.left_services = true,
-            Change::Cleaned => self.left = Left::Logs,
-            Change::Purged => self.left = Left::Object,
+            Change::Cleaned => self.taken_down(Left::Logs),
+            Change::Purged => self.taken_down(Left::Object),
             Change::Forgotten => self.left = Left::Nothing,
         }
         Vec::new()
+    }
+
+    fn taken_down(&mut self, left: Left) {
+        self.left = left;
+        self.claims = Setup::Absent;
     }
 
     /// What begins now begins with what is granted now.

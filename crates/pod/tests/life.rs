@@ -237,6 +237,26 @@ fn a_pod_that_was_never_started_ends_as_failed() {
 }
 
 #[test]
+fn a_pod_that_ends_before_its_sandbox_gives_back_its_claims() {
+    let mut world = World::new(json!({ "restartPolicy": "Never", "containers": [{ "name": "a" }] }));
+    world.apply(Change::Begun(Action::CreateSandbox { attempt: 0 }));
+    world.apply(Change::ClaimsBegun);
+    world.apply(Change::ClaimsFailed { message: "no driver".into() });
+    world.apply(Change::Ended(Action::CreateSandbox { attempt: 0 }));
+    world.view.busy.insert("volumes".into());
+    assert!(world.view.waits_for_objects());
+    assert_eq!(decide(&world.pod, &world.view, world.now).actions.len(), 1, "the image: the sandbox rests");
+    world.apply(Change::Retry);
+    let actions = decide(&world.pod, &world.view, world.now).actions;
+    assert!(actions.contains(&Action::CreateSandbox { attempt: 0 }), "a driver came: {actions:?}");
+    world.view.busy.clear();
+    world.apply(Change::Fail { reason: "Evicted".into(), message: String::new(), grace_s: None, disrupted: false });
+    world.settle();
+    assert_eq!(world.log, ["cleanup"]);
+    assert_eq!(world.view.claims, pod::Setup::Absent);
+}
+
+#[test]
 fn a_deletion_aborts_what_a_start_waits_for() {
     let mut world = World::new(json!({ "containers": [{ "name": "a", "image": "i" }] }));
     let begun = decide(&world.pod, &world.view, world.now).actions;

@@ -14,6 +14,7 @@ pub mod control_plane;
 pub mod csi;
 pub mod daemon;
 pub mod debian;
+pub mod dra;
 pub mod go;
 pub mod groups;
 pub mod host;

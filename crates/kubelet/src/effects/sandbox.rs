@@ -1,18 +1,31 @@
-//! Making a pod's sandbox.
+//! Making a pod's sandbox, and having ready what has to be before it.
 
 use cri::v1;
 use pod::Change;
 
 use super::Job;
 use crate::context::chain;
+use crate::resources::Resources;
 use crate::{generate, remains};
 
 impl Job {
     pub(super) async fn create_sandbox(&self, attempt: u32) {
+        if let Err(message) = self.prepare_claims().await {
+            return self.change(Change::ClaimsFailed { message });
+        }
         match self.made_sandbox(attempt).await {
             Ok((id, addresses)) => self.change(Change::SandboxReady { id, addresses }),
             Err(message) => self.change(Change::SandboxFailed { message }),
         }
+    }
+
+    /// Devices that drivers make ready may be what the sandbox itself needs, as network interfaces are.
+    async fn prepare_claims(&self) -> Result<(), String> {
+        if !Resources::has_claims(&self.pod) {
+            return Ok(());
+        }
+        self.change(Change::ClaimsBegun);
+        self.context.parts.resources.prepare_claims(&self.pod).await
     }
 
     async fn made_sandbox(&self, attempt: u32) -> Result<(String, Vec<String>), String> {

@@ -92,6 +92,7 @@ impl Job {
             let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() };
             gone_is_fine(self.context.parts.runtime.stop_pod_sandbox(request).await.map(drop))?;
         }
+        self.context.parts.resources.release_claims(self.uid()).await?;
         self.shared.set_volumes(None);
         self.context.parts.volumes.tear_down(self.uid()).await.map_err(|cause| format!("volumes: {cause}"))?;
         self.remove_group().await?;
@@ -117,6 +118,7 @@ impl Job {
 
     async fn purged(&self) -> Result<(), String> {
         remains::remove_sandboxes(&self.context, self.uid()).await?;
+        self.context.parts.resources.release_claims(self.uid()).await?;
         self.remove_group().await?;
         self.context.parts.resources.release(self.uid());
         let text = |value: &Option<String>| value.clone().unwrap_or_default();

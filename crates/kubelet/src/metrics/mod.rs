@@ -34,6 +34,11 @@ const STARTS: &[f64] = &[
     0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0,
     360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
 ];
+/// `ExponentialBucketsRange(0.1, 40, 15)`, upstream's for claims and their drivers, in whole microseconds.
+const CLAIMS: &[f64] = &[
+    0.1, 0.153413, 0.235355, 0.361064, 0.553918, 0.849781, 1.303673, 2.0, 3.068255, 4.707094, 7.221282, 11.078366,
+    16.995625, 26.073454, 40.0,
+];
 /// Upstream's for volumes.
 const STORAGE: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
 
@@ -54,6 +59,9 @@ pub struct Metrics {
     rejections: Counts,
     requests: Counts,
     failed_renewals: Counts,
+    claims: Histograms,
+    driver_calls: Histograms,
+    claims_in_use: Mutex<BTreeMap<String, usize>>,
     probes: Mutex<BTreeMap<String, Probes>>,
 }
 
@@ -75,6 +83,9 @@ impl Default for Metrics {
             rejections: Counts::default(),
             requests: Counts::default(),
             failed_renewals: Counts::default(),
+            claims: Histograms::new(CLAIMS),
+            driver_calls: Histograms::new(CLAIMS),
+            claims_in_use: Mutex::default(),
             probes: Mutex::default(),
         }
     }
@@ -124,6 +135,27 @@ impl Metrics {
             false => "kubelet_server_expiration_renew_errors",
         };
         self.failed_renewals.add(name);
+    }
+
+    /// The claims of a pod were made ready, or that was undone.
+    pub(crate) fn claims_done(&self, operation: &str, failed: bool, took: Duration) {
+        let failed = if failed { "true" } else { "false" };
+        self.claims.observe(&labels(&[("is_error", failed), ("operation_name", operation)]), took);
+    }
+
+    /// A driver of claims has answered, or not in time.
+    pub(crate) fn asked_driver(&self, driver: &str, method: &str, code: tonic::Code, took: Duration) {
+        let code = match code {
+            tonic::Code::Ok => "OK".to_owned(),
+            code => format!("{code:?}"),
+        };
+        let pairs = [("driver_name", driver), ("grpc_status_code", &code), ("method_name", method)];
+        self.driver_calls.observe(&labels(&pairs), took);
+    }
+
+    /// How many claims are ready, of each driver.
+    pub(crate) fn claims_in_use(&self, counts: BTreeMap<String, usize>) {
+        *self.claims_in_use.lock().unwrap_or_else(PoisonError::into_inner) = counts;
     }
 
     /// A probe was answered.
@@ -209,8 +241,32 @@ impl Metrics {
                 "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync",
             ),
             (&self.storage, "storage_operation_duration_seconds", "Storage operation duration"),
+            (
+                &self.claims,
+                "dra_operations_duration_seconds",
+                "Latency histogram in seconds for the duration of handling all ResourceClaims referenced by a pod when the pod \
+                 starts or stops. Identified by the name of the operation (PrepareResources or UnprepareResources) and separated \
+                 by the success of the operation. The number of failed operations is provided through the histogram's overall \
+                 count.",
+            ),
+            (
+                &self.driver_calls,
+                "dra_grpc_operations_duration_seconds",
+                "Duration in seconds of the DRA gRPC operations",
+            ),
         ] {
             histograms.write(text, name, help);
+        }
+        const IN_USE: &str = "dra_resource_claims_in_use";
+        text.family(
+            IN_USE,
+            "gauge",
+            "The number of ResourceClaims that are currently in use on the node, by driver name",
+        );
+        let in_use = self.claims_in_use.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (driver, count) in in_use {
+            let driver = if driver.is_empty() { "<any>" } else { &driver };
+            text.sample(IN_USE, &labels(&[("driver_name", driver)]), count);
         }
         let start = "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run";
         self.pod_start.write(text, "kubelet_pod_start_duration_seconds", start);

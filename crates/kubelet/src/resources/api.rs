@@ -106,7 +106,7 @@ fn of_container(resources: &Resources, pod: &Pod, container: &Container) -> Cont
             .memory()
             .and_then(|memory| memory.of(uid, name).map(|all| memory_of(all)))
             .unwrap_or_default(),
-        ..ContainerResources::default()
+        dynamic_resources: resources.claims.resources(pod, container),
     }
 }
 

@@ -13,6 +13,7 @@
 
 mod api;
 mod checkpoint;
+pub mod claims;
 pub mod cpu;
 mod devices;
 pub mod memory;
@@ -23,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use cluster::Source;
 use cri::service::RuntimeService;
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodStatus, ResourceHealth, ResourceStatus};
@@ -33,7 +35,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::Rejection;
 use crate::context::uid_of;
+use crate::metrics::Metrics;
 use crate::plugins::Handler;
+use claims::{Claims, Patience};
 use cpu::live::Live;
 use cpu::{CpuError, CpuSet, Cpus};
 use devices::{Devices, Extras, Need};
@@ -50,12 +54,14 @@ pub struct Config {
     pub sys: PathBuf,
     /// What the operator wants.
     pub policies: Policies,
+    /// How long drivers of claims may take.
+    pub patience: Patience,
 }
 
 impl Config {
     /// A node that gives nothing out but devices.
     pub fn plain(root: PathBuf) -> Self {
-        Self { root, sys: "/sys".into(), policies: Policies::default() }
+        Self { root, sys: "/sys".into(), policies: Policies::default(), patience: Patience::default() }
     }
 }
 
@@ -63,6 +69,7 @@ impl Config {
 pub struct Resources {
     root: PathBuf,
     devices: Arc<Devices>,
+    claims: Arc<Claims>,
     /// CPUs, where some can be a container's own.
     cpus: Option<Arc<Pool>>,
     /// Memory, where some is taken from certain nodes. Short sections only, never over an await.
@@ -117,7 +124,12 @@ impl Resources {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(config: &Config, runtime: Arc<dyn RuntimeService>) -> Result<Arc<Self>, StartError> {
+    pub async fn start(
+        config: &Config,
+        runtime: Arc<dyn RuntimeService>,
+        source: Arc<dyn Source>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, StartError> {
         let topology = config.policies.topology.clone();
         let Policies { cpu, memory, .. } = &config.policies;
         let is_plain = cpu.is_none() && memory.is_none() && topology.policy == Policy::None;
@@ -128,8 +140,9 @@ impl Resources {
         let (stop, tasks, changed) = (CancellationToken::new(), TaskTracker::new(), watch::Sender::new(()));
         let dir = config.root.join("device-plugins");
         let devices = Devices::start(dir, changed.clone(), stop.clone(), &tasks).await?;
+        let claims = Claims::start(&config.root, source, config.patience, metrics);
         let (root, stop) = (config.root.clone(), stop.drop_guard());
-        let resources = Self { root, devices, cpus, memory, topology, nodes, changed, tasks, stop };
+        let resources = Self { root, devices, claims, cpus, memory, topology, nodes, changed, tasks, stop };
         resources.keep_apart();
         Ok(Arc::new(resources))
     }
@@ -158,9 +171,46 @@ impl Resources {
         Ok(())
     }
 
-    /// Who takes the device plugins that register as other plugins do.
-    pub fn handler(&self) -> Arc<dyn Handler> {
-        self.devices.clone()
+    /// Who takes the device plugins that register as other plugins do, and the drivers of claims.
+    pub fn handlers(&self) -> [Arc<dyn Handler>; 2] {
+        [self.devices.clone(), self.claims.clone()]
+    }
+
+    /// Whether a pod has claims for devices.
+    pub(crate) fn has_claims(pod: &Pod) -> bool {
+        claims::has_any(pod)
+    }
+
+    /// Has the claims of a pod made ready. Done again, it does what is missing. It may be dropped at any time.
+    ///
+    /// # Errors
+    /// What is missing, or which driver does not do it.
+    pub(crate) async fn prepare_claims(&self, pod: &Pod) -> Result<(), String> {
+        self.claims.prepare(pod).await.map_err(|error| error.to_string())
+    }
+
+    /// Has undone what drivers did for the claims of a pod; after a failure it can be repeated.
+    ///
+    /// # Errors
+    /// What is not undone, and why.
+    pub(crate) async fn release_claims(&self, uid: &str) -> Result<(), String> {
+        let released = self.claims.release(uid).await;
+        released.map_err(|error| format!("unprepare dynamic resources: {error}"))
+    }
+
+    /// Whether drivers have something to undo for a pod.
+    pub(crate) fn holds_claims(&self, uid: &str) -> bool {
+        self.claims.holds(uid)
+    }
+
+    /// The pods for which they have.
+    pub(crate) fn claimants(&self) -> BTreeSet<String> {
+        self.claims.pods()
+    }
+
+    /// Changes when a driver comes that pods may have waited for.
+    pub(crate) fn drivers(&self) -> watch::Receiver<u64> {
+        self.claims.news()
     }
 
     /// The manager that gives a resource to Guaranteed pods for good, if there is one.
@@ -368,7 +418,8 @@ impl Resources {
     /// # Errors
     /// Why its devices are not ready.
     pub(crate) async fn prepare(&self, pod: &Pod, container: &Container) -> Result<Extras, String> {
-        let extras = self.devices.prepare(uid_of(pod), container).await.map_err(|error| error.to_string())?;
+        let mut extras = self.devices.prepare(uid_of(pod), container).await.map_err(|error| error.to_string())?;
+        extras.cdi.extend(self.claims.cdi(pod, container).await.map_err(|error| error.to_string())?);
         let (uid, name) = (uid_of(pod), container.name.as_str());
         let nodes = self.memory().map(|memory| memory.nodes_of(uid, name).nodes().collect::<CpuSet>());
         let extras = Extras { memory_nodes: nodes.filter(|nodes| !nodes.is_empty()), ..extras };
@@ -441,7 +492,10 @@ impl Resources {
 
     /// Pods of which a device has fallen ill or recovered.
     pub(crate) async fn unwell(&self) -> BTreeSet<String> {
-        self.devices.unwell().await
+        tokio::select! {
+            pods = self.devices.unwell() => pods,
+            pods = self.claims.unwell() => pods,
+        }
     }
 
     /// Says in a pod's status how its devices are (`allocatedResourcesStatus`).
@@ -449,6 +503,7 @@ impl Resources {
         for status in status.container_statuses.iter_mut().flatten() {
             self.describe_container(uid_of(pod), status);
         }
+        self.claims.describe(pod, status);
     }
 
     fn describe_container(&self, uid: &str, status: &mut ContainerStatus) {

@@ -25,6 +25,7 @@ use crate::adopt::{self, Found};
 use crate::context::{Context, name_of, uid_of};
 use crate::effects::{self, Shared};
 use crate::publish::Publisher;
+use crate::resources::Resources;
 use crate::timeline::Timeline;
 
 use early::Early;
@@ -118,7 +119,10 @@ impl Worker {
 
     /// Begins with what runs of the pod; what happened to it while nobody looked.
     fn take_over(&mut self, found: Found) -> Vec<Change> {
-        let (view, changes) = adopt::view_of(&self.context, &self.pod, found);
+        let (mut view, changes) = adopt::view_of(&self.context, &self.pod, found);
+        if self.holds_claims() {
+            view.claims = pod::Setup::Ready;
+        }
         self.saved = view.record.clone();
         self.view = Arc::new(view);
         // A pod is taken with what it asks for; of one that was taken before, this is on record.
@@ -382,10 +386,17 @@ impl Worker {
         }
     }
 
+    fn holds_claims(&self) -> bool {
+        Resources::has_claims(&self.pod) && self.context.parts.resources.holds_claims(uid_of(&self.pod))
+    }
+
     fn publish(&mut self) {
         let before = self.status.as_deref();
         let mut status = pod::status::compute(&self.pod, &self.view, &self.host, before, Timestamp::now());
         self.context.parts.resources.describe(&self.pod, &mut status);
+        if self.holds_claims() {
+            hold_back_end(&mut status, before);
+        }
         if before != Some(&status) {
             let status = Arc::new(status);
             self.count_start(&status);
@@ -437,6 +448,17 @@ fn ending(pod: &Pod, now: Timestamp) -> Pod {
         pod.metadata.deletion_grace_period_seconds = Some(grace_s);
     }
     pod
+}
+
+/// Who reads that a pod has ended gives its devices to others: that is not said before drivers have undone what they did for
+/// it.
+fn hold_back_end(status: &mut PodStatus, before: Option<&PodStatus>) {
+    let has_ended = |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    if has_ended(status) && !before.is_some_and(has_ended) {
+        status.phase = before.and_then(|before| before.phase.clone()).or_else(|| Some("Pending".to_owned()));
+        status.reason = before.and_then(|before| before.reason.clone());
+        status.message = before.and_then(|before| before.message.clone());
+    }
 }
 
 /// The time that a pod has to end; without bounds while nobody wants it to.

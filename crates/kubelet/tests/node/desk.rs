@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cluster::{Key, Source, SourceError, Store};
 use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -26,6 +27,10 @@ pub(crate) struct Desk {
     askers: watch::Sender<Option<usize>>,
     /// Whether statuses are taken, and how many were not.
     statuses: watch::Sender<(bool, usize)>,
+    /// Claims for devices, by name.
+    claims: Mutex<HashMap<String, ResourceClaim>>,
+    /// The drivers whose ResourceSlices were removed; none for all.
+    slices: watch::Sender<Vec<Option<String>>>,
     /// The last phase of each pod that was deleted, by name.
     last: Mutex<HashMap<String, String>>,
 }
@@ -46,6 +51,8 @@ impl Desk {
             alive: watch::Sender::new(()),
             askers: watch::Sender::new(None),
             statuses: watch::Sender::new((true, 0)),
+            claims: Mutex::default(),
+            slices: watch::Sender::default(),
             last: Mutex::default(),
         }
     }
@@ -75,6 +82,19 @@ impl Desk {
     /// The last phase of a pod that was deleted.
     pub(crate) fn last_phase(&self, name: &str) -> Option<String> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// There is a claim for devices.
+    pub(crate) fn claim(&self, claim: ResourceClaim) {
+        let name = claim.metadata.name.clone().unwrap_or_default();
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).insert(name, claim);
+    }
+
+    /// Waits until ResourceSlices of these drivers, and no others, were removed.
+    pub(crate) async fn slices_removed(&self, of: &[Option<&str>]) {
+        let mut slices = self.slices.subscribe();
+        let removed = slices.wait_for(|slices| slices.iter().map(Option::as_deref).eq(of.iter().copied()));
+        tokio::time::timeout(LIMIT, removed).await.expect("they are removed").unwrap();
     }
 
     /// Waits until somebody wants to know.
@@ -210,6 +230,17 @@ impl Source for Desk {
             "metadata": { "name": name }, "spec": { "attacher": "a", "nodeName": "n", "source": {} },
             "status": { "attached": true, "attachmentMetadata": { "device": "/dev/one" } } });
         Ok(serde_json::from_value(found).unwrap())
+    }
+
+    async fn resource_claim(&self, claim: &Key) -> Result<ResourceClaim, SourceError> {
+        let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = || SourceError::NotFound { kind: "ResourceClaim", name: claim.to_string() };
+        claims.get(claim.name()).cloned().ok_or_else(missing)
+    }
+
+    async fn remove_resource_slices(&self, driver: Option<&str>) -> Result<(), SourceError> {
+        self.slices.send_modify(|slices| slices.push(driver.map(str::to_owned)));
+        Ok(())
     }
 
     async fn request_deletion(&self, _: &str, _: Option<i64>) -> Result<(), SourceError> {

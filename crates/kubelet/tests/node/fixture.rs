@@ -14,9 +14,11 @@ use keeper::Zygote;
 use kubelet::admission::Site;
 use kubelet::facts::NodeFacts;
 use kubelet::hosts::ClusterDns;
+use kubelet::metrics::Metrics;
 use kubelet::paths::Paths;
 use kubelet::plugins::Registry;
 use kubelet::qos::{Rules, Tree};
+use kubelet::resources::claims::Patience;
 use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::volumes::{Volumes, VolumesConfig};
@@ -33,8 +35,11 @@ use crate::desk::Desk;
 /// Longer than anything here takes on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// So long the volumes' drivers may take for a call: long enough for those that answer.
-const CSI_CALL_WITHIN: Duration = Duration::from_secs(3);
+/// So long a driver, of volumes or of claims, may take for a call: long enough for those that answer.
+const CALL_WITHIN: Duration = Duration::from_secs(3);
+
+/// So long a driver of claims may be away.
+const DRIVER_AWAY: Duration = Duration::from_secs(2);
 
 /// Namespaces in which a test can leave nothing behind.
 pub(crate) fn enter_private() -> Result<(), String> {
@@ -349,18 +354,21 @@ async fn start_kubelet_in(
     images: Arc<dyn ImageService>,
 ) -> Started {
     let paths = paths(dir);
-    let given = resources::Config { policies, ..resources::Config::plain(paths.root.clone()) };
-    let resources = Resources::start(&given, runtime.clone()).await.unwrap();
+    let patience = Patience { call_within: CALL_WITHIN, away: DRIVER_AWAY };
+    let given = resources::Config { policies, patience, ..resources::Config::plain(paths.root.clone()) };
+    let metrics: Arc<Metrics> = Arc::default();
+    let resources = Resources::start(&given, runtime.clone(), desk.clone(), metrics.clone()).await.unwrap();
     let node = NodeFacts { name: "n".to_owned(), memory_bytes: 1 << 30, ..NodeFacts::default() };
     let groups = groups(cgroup_root);
     let volumes = VolumesConfig {
         paths: paths.clone(),
         node: node.clone(),
         recursive_read_only: true,
-        csi_call_within: CSI_CALL_WITHIN,
+        csi_call_within: CALL_WITHIN,
     };
     let volumes = Volumes::new(volumes, desk.clone());
-    let handlers = vec![volumes.driver_handler(None), resources.handler()];
+    let [devices, claims] = resources.handlers();
+    let handlers = vec![volumes.driver_handler(None), devices, claims];
     let plugins = Registry::start(&paths.plugins_registry(), handlers).unwrap();
     let dns = ClusterDns { servers: Vec::new(), domain: "cluster.local".to_owned() };
     let config = kubelet::Config {
@@ -383,7 +391,7 @@ async fn start_kubelet_in(
         groups,
         resources,
         site: site.map(|site| Arc::new(Fixed(site)) as _),
-        metrics: Arc::default(),
+        metrics,
     };
     let kubelet = Kubelet::start(config, parts).await.unwrap();
     Started { kubelet, volumes, plugins }

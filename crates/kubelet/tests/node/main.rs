@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod changes;
+mod claims;
 mod cpus;
 mod csi;
 mod desk;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         shutdown::TESTS,
         sources::TESTS,
         devices::TESTS,
+        claims::TESTS,
         cpus::TESTS,
         csi::TESTS,
     ];

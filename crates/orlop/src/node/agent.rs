@@ -117,7 +117,9 @@ impl Agent {
         };
         let paths = Paths { root: layout.kubelet_root.clone(), logs: layout.pod_logs.clone() };
         let given = resources::Config { policies, ..resources::Config::plain(paths.root.clone()) };
-        let resources = Resources::start(&given, base.runtime.clone()).await.context("start the resource managers")?;
+        let metrics: Arc<Metrics> = Arc::default();
+        let resources = Resources::start(&given, base.runtime.clone(), source.clone(), metrics.clone()).await;
+        let resources = resources.context("start the resource managers")?;
         let volumes = VolumesConfig {
             paths: paths.clone(),
             node: facts.clone(),
@@ -125,9 +127,9 @@ impl Agent {
             csi_call_within: CSI_CALL_WITHIN,
         };
         let volumes = Volumes::new(volumes, source.clone());
-        let handlers = vec![volumes.driver_handler(csi_node), resources.handler()];
+        let [devices, claims] = resources.handlers();
+        let handlers = vec![volumes.driver_handler(csi_node), devices, claims];
         let plugins = Registry::start(&paths.plugins_registry(), handlers)?;
-        let metrics: Arc<Metrics> = Arc::default();
         // Another program's containers are its own to measure.
         let containers = base.own().ok().map(|own| Containers { runtime: own.runtime.clone(), groups: groups.clone() });
         let containers = containers.map(|one| Arc::new(one) as Arc<dyn ContainerMetrics>);
