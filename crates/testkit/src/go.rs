@@ -156,6 +156,8 @@ pub const NNP: Program = test_image("nnp", "test/images/nonewprivs");
 pub const REGRESSION_74839: Program = test_image("regression-issue-74839", "test/images/regression-issue-74839");
 /// A device plugin without devices.
 pub const SAMPLE_DEVICE_PLUGIN: Program = test_image("sampledeviceplugin", "test/images/sample-device-plugin");
+/// A driver of claims for devices: each of its devices is a variable, by CDI.
+pub const DRA_TEST_DRIVER: Program = KUBERNETES.program("test-driver", "test/e2e/dra/test-driver");
 /// An API server to aggregate.
 pub const SAMPLE_APISERVER: Program =
     Module::new("k8s.io/sample-apiserver", "v0.29.2").program("sample-apiserver", "").for_images();

@@ -80,6 +80,49 @@ spec:
     readinessProbe: { exec: { command: [test, -s, /hold/manifest] }, periodSeconds: 1 }
 ";
 
+/// A class of devices, a pod that claims one of it, and one that asks for it by a resource.
+pub(super) const RIGGING: &str = "apiVersion: resource.k8s.io/v1
+kind: DeviceClass
+metadata: { name: winch }
+spec:
+  extendedResourceName: rigging.example/winch
+  selectors: [{ cel: { expression: \"device.driver == 'rigging.dra.example'\" } }]
+---
+apiVersion: resource.k8s.io/v1
+kind: ResourceClaimTemplate
+metadata: { name: winch }
+spec:
+  spec:
+    devices:
+      requests: [{ name: pull, exactly: { deviceClassName: winch } }]
+      config: [{ opaque: { driver: rigging.dra.example, parameters: { rope: hemp } } }]
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: bosun, labels: { app: rigger } }
+spec:
+  terminationGracePeriodSeconds: 1
+  resourceClaims: [{ name: winch, resourceClaimTemplateName: winch }]
+  containers:
+  - name: c
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'test $user_rope = hemp && exec sleep 100000']
+    resources: { claims: [{ name: winch }] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: mate, labels: { app: rigger } }
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'env | grep ^claim_.*=true$ && exec sleep 100000']
+    resources: { limits: { rigging.example/winch: 1 } }
+";
+
 /// A web server of two replicas, its settings and its Service.
 pub(super) const WEB: &str = "apiVersion: v1
 kind: ConfigMap

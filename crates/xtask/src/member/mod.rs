@@ -41,6 +41,8 @@ pub(crate) struct Fleet {
     node: Child,
     bootstrap_kubeconfig: PathBuf,
     proxy_kubeconfig: PathBuf,
+    /// The program of a driver of claims.
+    claim_driver: PathBuf,
 }
 
 /// A point of the voyage: its title and its check.
@@ -54,6 +56,7 @@ const POINTS: &[Point] = &[
     ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
     ("an edited ConfigMap arrives", points::edits),
     ("a volume of a CSI driver is attached, mounted and taken down", points::volumes),
+    ("pods have the devices that they claim", points::claims),
     ("a pod gets a certificate and knows whom to trust", points::certified),
     ("a deleted pod ends in time and is replaced", points::deletes),
     ("a static pod runs by its file and shows itself as a mirror", points::static_pod),
@@ -75,7 +78,8 @@ const POINTS: &[Point] = &[
 /// The first point that failed, with what helps to understand it printed before.
 pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
     let programs = control_plane::build()?;
-    let mut fleet = Fleet::start(orlop, &programs)?;
+    let claim_driver = testkit::go::build(&testkit::go::DRA_TEST_DRIVER)?;
+    let mut fleet = Fleet::start(orlop, &programs, claim_driver)?;
     for (number, (title, check)) in (1..).zip(POINTS) {
         let begin = Instant::now();
         match check(&mut fleet) {
@@ -91,7 +95,7 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
 }
 
 impl Fleet {
-    fn start(orlop: &Path, programs: &Path) -> anyhow::Result<Self> {
+    fn start(orlop: &Path, programs: &Path, claim_driver: PathBuf) -> anyhow::Result<Self> {
         let stage = Stage::set_up(orlop, false)?;
         netns::add_address(IpAddr::V4(ADDRESS))?;
         let options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
@@ -104,7 +108,7 @@ impl Fleet {
         }
         let proxy_kubeconfig = plane.proxy_kubeconfig()?;
         let node = spawn(&stage, &plane, &bootstrap_kubeconfig, &proxy_kubeconfig, &[])?;
-        Ok(Self { stage, plane, node, bootstrap_kubeconfig, proxy_kubeconfig })
+        Ok(Self { stage, plane, node, bootstrap_kubeconfig, proxy_kubeconfig, claim_driver })
     }
 
     /// Starts the daemon again over what runs.

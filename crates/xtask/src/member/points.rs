@@ -10,6 +10,7 @@ use serde_json::Value;
 use testkit::certificates;
 use testkit::control_plane::Part;
 use testkit::csi::{Ability, Call, Driver, DriverConfig};
+use testkit::daemon::Daemon;
 
 use super::{Fleet, NODE, SOON, manifests, wait};
 use crate::voyage::{http_text, keepers_in};
@@ -221,6 +222,56 @@ pub(super) fn volumes(fleet: &mut Fleet) -> anyhow::Result<String> {
     })?;
     fleet.kubectl("delete pvc,pv,csidriver --all --wait=false")?;
     Ok("by Kubernetes' attach/detach controller and a driver over gRPC".to_owned())
+}
+
+/// The driver is the one of Kubernetes' own tests, made with the helper that vendors use; the claims are the scheduler's.
+pub(super) fn claims(fleet: &mut Fleet) -> anyhow::Result<String> {
+    const DRIVER: &str = "rigging.dra.example";
+    let root = fleet.stage.dir.path().join("state/kubelet");
+    let flag = |name: &str, value: &std::path::Path| format!("--{name}={}", value.display());
+    let words = ["kubelet-plugin".to_owned(), format!("--drivername={DRIVER}"), format!("--node-name={NODE}")];
+    let places = [
+        flag("kubeconfig", &fleet.plane.admin_kubeconfig()?),
+        flag("plugin-registration-path", &root.join("plugins_registry")),
+        flag("datadir", &root.join("plugins")),
+        flag("cdi-dir", std::path::Path::new(DESCRIPTIONS)),
+    ];
+    let (words, log) = ([&words[..], &places].concat(), fleet.stage.dir.path().join("rigging.log"));
+    let mut driver = Daemon::new(fleet.plane.nursery(), &fleet.claim_driver, words, log);
+    driver.start()?;
+    let slices = |fleet: &Fleet| -> anyhow::Result<usize> {
+        let all = fleet.get("resourceslices")?;
+        let own = all["items"].as_array().into_iter().flatten();
+        Ok(own.filter(|slice| slice["spec"]["driver"] == DRIVER && slice["spec"]["nodeName"] == NODE).count())
+    };
+    wait("the driver tells of its devices", SOON, || {
+        driver.check()?;
+        Ok((slices(fleet)? > 0).then_some(()))
+    })?;
+    fleet.apply("rigging.yaml", manifests::RIGGING)?;
+    let pods = fleet.until_ready("rigger", 2)?;
+    let bosun = pods.iter().find(|pod| name(pod) == "bosun").context("the pod")?;
+    let told = &container(bosun)["allocatedResourcesStatus"][0];
+    let device = told["resources"][0]["resourceID"].as_str().unwrap_or_default();
+    ensure!(told["name"] == "claim:winch" && device.starts_with(DRIVER), "its status tells of {told}");
+    ensure!(described(DRIVER)? == 2, "{} descriptions", described(DRIVER)?);
+    let claims = |fleet: &Fleet| anyhow::Ok(fleet.get("resourceclaims")?["items"].as_array().map_or(0, Vec::len));
+    ensure!(claims(fleet)? == 2, "the cluster has {} claims", claims(fleet)?);
+    fleet.kubectl("delete pod bosun mate")?;
+    ensure!(described(DRIVER)? == 0, "a pod went before its devices");
+    wait("the claims go", SOON, || Ok((claims(fleet)? == 0).then_some(())))?;
+    fleet.kubectl("delete deviceclass,resourceclaimtemplate --all")?;
+    driver.stop(SOON)?;
+    Ok("by a template and by a resource, through CDI; given back before the pods went".to_owned())
+}
+
+/// Where the driver describes its devices for CDI.
+const DESCRIPTIONS: &str = "/var/run/cdi";
+
+/// How many devices a driver describes now.
+fn described(driver: &str) -> anyhow::Result<usize> {
+    let files = std::fs::read_dir(DESCRIPTIONS)?.collect::<Result<Vec<_>, _>>()?;
+    Ok(files.iter().filter(|file| file.file_name().to_string_lossy().starts_with(driver)).count())
 }
 
 /// The test is the signer.
