@@ -10,6 +10,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::context::{Config, Context, Parts, uid_of};
 use crate::manager::Manager;
+use crate::pods_api;
 use crate::records::Records;
 use crate::resources::Resources;
 use crate::timeline::Step;
@@ -26,6 +27,8 @@ pub struct Kubelet {
     resources: Arc<Resources>,
     /// Taken by the first who stops it.
     manager: Mutex<Option<JoinHandle<()>>>,
+    /// As above.
+    pods_api: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What a pod waits for, and how its start went.
@@ -54,7 +57,7 @@ impl Kubelet {
     /// Adopts what runs and begins to work; returns when every pod of the source has a worker.
     ///
     /// # Errors
-    /// The directory of records cannot be made.
+    /// The directory of records cannot be made, or a socket.
     pub async fn start(config: Config, mut parts: Parts) -> io::Result<Self> {
         parts.runtime = Arc::new(cri::Observed::new(parts.runtime, parts.metrics.clone()));
         parts.images = Arc::new(cri::Observed::new(parts.images, parts.metrics.clone()));
@@ -63,6 +66,7 @@ impl Kubelet {
         let resources = parts.resources.clone();
         let steps = watch::Sender::new(());
         let heard = steps.subscribe();
+        let root = config.generate.paths.root.clone();
         let pulls = config.pulls_max.map(Semaphore::new);
         let context = Arc::new(Context { config, parts, records, users, pulls, steps });
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new());
@@ -72,10 +76,12 @@ impl Kubelet {
         let shown = workers.clone();
         let serving = resources.serve(Box::new(move || active(&shown))).await;
         serving.map_err(io::Error::other)?;
-        let kubelet = Self { workers, steps: heard, stop: stop.drop_guard(), resources, manager };
         // An error means that the manager has died; its panic has been told.
         let _ = adopted.await;
-        Ok(kubelet)
+        // Only now are all pods there.
+        let pods_api = pods_api::serve(&root, workers.clone(), heard.clone(), stop.clone()).await?;
+        let (stop, pods_api) = (stop.drop_guard(), Mutex::new(Some(pods_api)));
+        Ok(Self { workers, steps: heard, stop, resources, manager, pods_api })
     }
 
     fn look<T>(&self, uid: &str, at: impl FnOnce(&Shown) -> T) -> Option<T> {
@@ -176,6 +182,10 @@ impl Kubelet {
         for (_, worker) in workers {
             worker.task.abort();
             let _ = worker.task.await; // It was told to end.
+        }
+        let pods_api = self.pods_api.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(pods_api) = pods_api {
+            let _ = pods_api.await; // As the manager.
         }
         self.resources.stop().await;
     }

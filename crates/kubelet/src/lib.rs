@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod node;
 pub mod paths;
 pub mod plugins;
+mod pods_api;
 mod probing;
 mod publish;
 pub mod qos;

@@ -364,6 +364,7 @@ impl Manager {
     /// too late.
     fn bury(&mut self, uid: &str) {
         let was_gone = self.lock().remove(uid).is_some_and(|worker| worker.is_gone);
+        self.context.steps.send_replace(());
         self.grants.forget(uid);
         self.rooms.forget(uid);
         self.share_cpu();

@@ -23,7 +23,6 @@ pub(crate) async fn remove(context: Arc<Context>, uid: String) {
 
 async fn removed(context: &Context, uid: &str) -> Result<(), String> {
     remove_sandboxes(context, uid).await?;
-    context.parts.resources.release_claims(uid).await?;
     context.parts.volumes.tear_down(uid).await.map_err(|cause| format!("volumes: {cause}"))?;
     let (groups, logs, owner) =
         (context.parts.groups.clone(), context.config.generate.paths.logs.clone(), uid.to_owned());
@@ -32,6 +31,8 @@ async fn removed(context: &Context, uid: &str) -> Result<(), String> {
         remove_logs(&logs, &owner).map_err(|error| format!("logs: {error}"))
     });
     removed.await.map_err(|error| error.to_string())??;
+    // Last: their driver may never come back.
+    context.parts.resources.release_claims(uid).await?;
     context.users.release(uid);
     context.parts.resources.release(uid);
     context.records.remove(uid);

@@ -17,6 +17,7 @@ mod eviction;
 mod fixture;
 mod images;
 mod metrics;
+mod pods_api;
 mod preemption;
 mod shutdown;
 mod sources;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         eviction::TESTS,
         images::TESTS,
         metrics::TESTS,
+        pods_api::TESTS,
         preemption::TESTS,
         shutdown::TESTS,
         sources::TESTS,
