@@ -46,6 +46,9 @@ fn pods_start_again_without_a_server() {
     let service =
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}});
     lab.others().create("/api/v1/namespaces/default/services", &service).unwrap();
+    let driver = json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": "d.example"},
+        "spec": {"attachRequired": false}});
+    lab.others().create("/apis/storage.k8s.io/v1/csidrivers", &driver).unwrap();
     let env = json!([{"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
         {"name": "N", "valueFrom": {"configMapKeyRef": {"name": "none", "key": "k", "optional": true}}}]);
     let needs = json!({"spec": {"containers": [{"name": "c", "image": "i", "env": env}]}});
@@ -56,7 +59,9 @@ fn pods_start_again_without_a_server() {
         let pod = source.store().pods().get(&key("stays")).unwrap();
         source.look_up(&pod).await.unwrap();
         let first = token(&source, &pod).await.unwrap();
+        assert!(source.csi_driver("d.example").await.unwrap().is_some());
         for file in [
+            "drivers/d.example".to_owned(),
             format!("pods/{stays}"),
             format!("pods/{goes}"),
             format!("tokens/{stays}"),
@@ -85,11 +90,17 @@ fn pods_start_again_without_a_server() {
         assert_eq!(value(store.secrets().get(&key("s")).as_deref()).unwrap(), b"top secret");
         assert!(store.services().get(&key("web")).is_some());
         assert!(token(&source, &pod).await.unwrap() == first);
+        let driver = source.csi_driver("d.example").await.unwrap().unwrap();
+        assert_eq!(driver.spec.attach_required, Some(false));
+        assert!(begun.elapsed().as_secs() < 1);
+        let attachment = source.volume_attachment("csi-1").await.unwrap_err();
+        assert!(attachment.is_passing(), "nobody knows whether it is attached still: {attachment}");
         let status = serde_json::from_value(json!({"phase": "Running", "message": "without a server"})).unwrap();
         source.update_pod_status(&stays, status).await.unwrap();
 
         // Meanwhile the world has changed.
         Etcd.delete("pods/default/goes");
+        Etcd.delete("csidrivers/d.example");
         let meta =
             json!({"name": "s", "namespace": "default", "uid": "s", "creationTimestamp": "2026-01-02T03:04:05Z"});
         let changed =
@@ -97,6 +108,7 @@ fn pods_start_again_without_a_server() {
         Etcd.put(&[("secrets/default/s".into(), changed)]);
         lab.plane.run(Part::ApiServer).unwrap();
         when(store.pods(), &key("goes"), |pod| pod.is_none()).await;
+        when(store.csi_drivers(), &cluster::Key::cluster("d.example"), |driver| driver.is_none()).await;
         tokio::time::timeout(LIMIT, synced).await.unwrap();
         when(store.secrets(), &key("s"), |secret| value(secret).as_deref() == Some(b"new")).await;
         let said = |pod: &Value| pod["status"]["message"] == "without a server";

@@ -288,13 +288,23 @@ impl ApiSource {
         table: &Table<T>,
         wanted: &str,
     ) -> Result<(), SourceError> {
-        let following = kind.get_or_init(|| follow(&self.api, selection, table.clone()));
+        let following = self.begin(kind, selection, table);
         if tokio::time::timeout(LOOK_UP_LIMIT, following.known()).await.is_ok() {
             return Ok(());
         }
         let failure = following.progress().borrow().failure.clone();
         let source = failure.map_or_else(|| "the API server has not answered".into(), Into::into);
         Err(SourceError::Unavailable { action: format!("look up {wanted}"), source })
+    }
+
+    /// Follows these from now on; what the table has of them was kept.
+    fn begin<'a, T: Kind>(
+        &self,
+        kind: &'a OnceLock<Following>,
+        selection: Selection,
+        table: &Table<T>,
+    ) -> &'a Following {
+        kind.get_or_init(|| follow_from(&self.api, selection, table.clone(), table.keys()))
     }
 
     /// One object that a node may read, but not watch.
@@ -445,9 +455,14 @@ impl Source for ApiSource {
     }
 
     async fn csi_driver(&self, name: &str) -> Result<Option<Arc<CSIDriver>>, SourceError> {
-        let table = self.store.csi_drivers();
-        self.all_of(&self.drivers, table, &format!("CSIDriver {name}")).await?;
-        Ok(table.get(&Key::cluster(name)))
+        let (table, key) = (self.store.csi_drivers(), Key::cluster(name));
+        self.begin(&self.drivers, Selection::all(), table);
+        // What was kept is enough; that nothing was kept means nothing.
+        let is_kept = *self.restored.borrow() && table.get(&key).is_some();
+        if !is_kept {
+            self.all_of(&self.drivers, table, &format!("CSIDriver {name}")).await?;
+        }
+        Ok(table.get(&key))
     }
 
     async fn volume_attachment(&self, name: &str) -> Result<VolumeAttachment, SourceError> {

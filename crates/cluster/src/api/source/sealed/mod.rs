@@ -4,12 +4,17 @@
 //! dir/pods/UID           a pod with all that it refers to
 //! dir/tokens/UID         its service account tokens
 //! dir/services/NAMESPACE the Services of a namespace that has pods here
+//! dir/drivers/NAME       what the cluster says of a CSI driver, since a pod here has asked for one
 //! dir/node/NAME          the Node
 //! ```
 //!
 //! Files follow the tables. After a start the API server's word is waited for; when there is no server for
 //! [`SealConfig::patience`], the files fill the tables, and what the server says later counts again. Tables that were filled so
 //! are not synced: nobody ends a pod because it was not kept.
+//!
+//! A VolumeAttachment is not kept. The controller may have taken the volume away since, and given it to another node: that it is
+//! attached here has to be the server's word of today, or two nodes would write to one disk. Volumes of drivers that attach
+//! nothing need no such word.
 
 mod seal;
 
@@ -20,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::storage::v1::CSIDriver;
 use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -30,7 +36,7 @@ use super::objects::Objects;
 use super::references::{self, Referred};
 use crate::api::error::ApiError;
 use crate::api::follow::Progress;
-use crate::{Key, Object, Store, Table, Watch};
+use crate::{Change, Key, Object, Store, Table, Watch};
 
 /// Changes gather so long before they are written.
 const COALESCE: Duration = Duration::from_secs(1);
@@ -72,6 +78,7 @@ pub(super) struct Kept {
     bundles: Vec<Bundle>,
     services: Vec<Service>,
     nodes: Vec<Node>,
+    drivers: Vec<CSIDriver>,
 }
 
 impl Kept {
@@ -95,6 +102,7 @@ impl Kept {
         objects.believe_services();
         put_all(store.nodes(), self.nodes);
         put_all(store.services(), self.services);
+        put_all(store.csi_drivers(), self.drivers);
         for bundle in self.bundles {
             put_all(store.config_maps(), bundle.config_maps);
             put_all(store.secrets(), bundle.secrets);
@@ -122,6 +130,7 @@ const POD: &str = "pods";
 const TOKEN: &str = "tokens";
 const SERVICE: &str = "services";
 const NODE: &str = "node";
+const DRIVER: &str = "drivers";
 
 impl Vault {
     pub(super) fn open(config: &SealConfig) -> Result<Self, SealError> {
@@ -129,7 +138,7 @@ impl Vault {
             let path = path.to_owned();
             move |source| SealError { path, source }
         };
-        for kind in [POD, TOKEN, SERVICE, NODE] {
+        for kind in [POD, TOKEN, SERVICE, NODE, DRIVER] {
             let dir = config.dir.join(kind);
             make_private(&dir).map_err(failed(&dir))?;
         }
@@ -142,6 +151,7 @@ impl Vault {
             bundles: self.read_all(POD).into_values().collect(),
             services: self.read_all::<Vec<Service>>(SERVICE).into_values().flatten().collect(),
             nodes: self.read_all(NODE).into_values().collect(),
+            drivers: self.read_all(DRIVER).into_values().collect(),
         }
     }
 
@@ -267,6 +277,7 @@ struct Keeper {
     volumes: Watch<PersistentVolume>,
     services: Watch<Service>,
     nodes: Watch<Node>,
+    drivers: Watch<CSIDriver>,
     /// Pods whose files may be old, by name.
     dirty: HashSet<Key>,
     /// Namespaces whose Services may be others.
@@ -291,6 +302,7 @@ impl Keeper {
             volumes: store.persistent_volumes().watch(),
             services: store.services().watch(),
             nodes: store.nodes().watch(),
+            drivers: store.csi_drivers().watch(),
             dirty: HashSet::new(),
             moved: HashSet::new(),
             written: HashMap::new(),
@@ -353,11 +365,10 @@ impl Keeper {
             self.moved.insert(change.key.namespace().to_owned());
         }
         while let Some(change) = self.nodes.try_next() {
-            let (vault, name) = (self.vault.clone(), change.key.name().to_owned());
-            writes.push(Box::new(move || match change.object {
-                Some(node) => vault.write(NODE, &name, &*node),
-                None => vault.remove(NODE, &name),
-            }));
+            writes.push(keep(&self.vault, NODE, change));
+        }
+        while let Some(change) = self.drivers.try_next() {
+            writes.push(keep(&self.vault, DRIVER, change));
         }
     }
 
@@ -424,6 +435,15 @@ impl Keeper {
             false => vault.write(SERVICE, &namespace, &kept),
         }));
     }
+}
+
+/// An object that has a file of its own.
+fn keep<T: Object + Serialize>(vault: &Vault, kind: &'static str, change: Change<T>) -> Write {
+    let (vault, name) = (vault.clone(), change.key.name().to_owned());
+    Box::new(move || match change.object {
+        Some(object) => vault.write(kind, &name, &*object),
+        None => vault.remove(kind, &name),
+    })
 }
 
 impl Bundle {
