@@ -16,6 +16,8 @@ pub struct HostFacts {
     pub cgroup_hierarchies: Vec<(String, Vec<String>)>,
     /// The root of the host's mounts is the initramfs, which cannot be pivoted away.
     pub root_is_initramfs: bool,
+    /// This process itself is in a user namespace: it makes no device nodes.
+    pub in_user_namespace: bool,
     /// The kernel confines programs by AppArmor profiles.
     pub apparmor: bool,
     /// The kernel labels processes by SELinux.
@@ -34,6 +36,7 @@ impl HostFacts {
             unified_cgroups: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
             cgroup_hierarchies: cgroup_hierarchies(&mounts),
             root_is_initramfs: root_is_initramfs(&mounts),
+            in_user_namespace: in_user_namespace(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default()),
             apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y")),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         })
@@ -67,6 +70,11 @@ fn names_hierarchy(option: &str) -> bool {
     !matches!(option, "rw" | "ro" | "xattr" | "noprefix" | "clone_children") && !option.starts_with("release_agent=")
 }
 
+/// Only in the first namespace all ids mean themselves.
+fn in_user_namespace(uid_map: &str) -> bool {
+    !uid_map.is_empty() && uid_map.split_whitespace().ne(["0", "0", "4294967295"])
+}
+
 fn root_is_initramfs(mountinfo: &str) -> bool {
     mounts(mountinfo).filter(|(at, ..)| *at == "/").last().is_some_and(|(_, kind, _)| kind == "rootfs")
 }
@@ -87,6 +95,12 @@ mod tests {
         let found = cgroup_hierarchies(MOUNTINFO);
         let cpu = ("cpu,cpuacct".to_owned(), vec!["cpu".to_owned(), "cpuacct".to_owned()]);
         assert_eq!(found, [cpu, ("systemd".to_owned(), vec!["name=systemd".to_owned()])]);
+    }
+
+    #[test]
+    fn a_user_namespace_is_known_by_its_mapping() {
+        assert!(!in_user_namespace("         0          0 4294967295\n"));
+        assert!(in_user_namespace("         0       1000          1\n"));
     }
 
     #[test]

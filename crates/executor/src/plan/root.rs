@@ -29,7 +29,8 @@ pub(super) fn root(
     sources: &mut Vec<Source>,
 ) -> Result<RootPlan, PlanError> {
     let root = spec.root.as_ref().ok_or(PlanError::Missing("root"))?;
-    let in_user_namespace = linux.namespaces.iter().any(|one| one.kind == NamespaceKind::User);
+    let in_user_namespace =
+        facts.in_user_namespace || linux.namespaces.iter().any(|one| one.kind == NamespaceKind::User);
     let mut mounts = Vec::with_capacity(spec.mounts.len());
     for mount in &spec.mounts {
         mounts.extend(mount_plans(mount, facts, sources)?);
