@@ -30,7 +30,7 @@ pub(crate) fn make(context: &Context, id: &str, spec: &oci::Spec) -> Result<Opti
     }
     let path = spec.linux.as_ref().map(|linux| linux.cgroups_path.as_str()).unwrap_or_default();
     let cgroup = place(id, path)?;
-    match fill(&cgroup, spec) {
+    match fill(&cgroup, spec, context.rootless) {
         Ok(()) => Ok(Some(Group { cgroup, unit: None })),
         Err(Error::System(error)) if context.rootless && is_forbidden(error.errno) => Ok(None),
         Err(error) => {
@@ -75,7 +75,7 @@ fn clean(path: &str) -> PathBuf {
     clean
 }
 
-fn fill(cgroup: &Cgroup, spec: &oci::Spec) -> Result<(), Error> {
+fn fill(cgroup: &Cgroup, spec: &oci::Spec, rootless: bool) -> Result<(), Error> {
     let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
     let (limits, rules) = (executor::limits(&resources)?, executor::device_rules(&resources)?);
     if cgroup.exists() {
@@ -83,8 +83,11 @@ fn fill(cgroup: &Cgroup, spec: &oci::Spec) -> Result<(), Error> {
     }
     cgroup.create()?;
     cgroup.set(&limits)?;
-    cgroup.allow_devices(&rules)?;
-    Ok(())
+    match cgroup.allow_devices(&rules) {
+        // Who has no devices of his own to give away has none to forbid, either.
+        Err(error) if rootless && is_forbidden(error.errno) => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 /// Processes of somebody else would be limited, and killed, with the container's.

@@ -85,9 +85,15 @@ pub(crate) fn make(
 }
 
 fn inherited(count: u32) -> Result<Inherited, Error> {
-    // Descriptors of socket activation (sd_listen_fds(3)) are before those that the caller counts.
-    let activated = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
-    Ok(Inherited::after_standard(activated + count)?)
+    // Those of socket activation are before those that the caller counts.
+    Ok(Inherited::after_standard(activated().saturating_add(count))?)
+}
+
+/// How many descriptors a service manager has given to this process (sd_listen_fds(3)).
+fn activated() -> u32 {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let ours = number("LISTEN_PID") == Some(std::process::id());
+    number("LISTEN_FDS").filter(|_| ours).unwrap_or(0)
 }
 
 fn record(id: &str, bundle: &Bundle, group: Option<&Group>) -> Record {
@@ -118,6 +124,9 @@ fn plan(
     if let Some(root) = &mut spec.root {
         // Hooks look for the root at its path of the host. Where there are none it goes where any user may look.
         root.path = if has_hooks { bundle.rootfs.clone() } else { "rootfs".into() };
+    }
+    if let (count @ 1.., Some(process)) = (activated(), &mut spec.process) {
+        process.env.extend([format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()]);
     }
     cgroups::show_own_group(&mut spec, unfinished.group.as_ref().map(|group| &group.cgroup));
     let mut plan = executor::plan(&spec, &HostFacts::read()?)?;

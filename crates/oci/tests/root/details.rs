@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[testkit::serial::Test] = &[
     ("a_filter_reports_to_its_listener", listener),
     ("mounts_map_ids", id_maps),
     ("processes_beside_the_first_are_ended", shared_pids),
+    ("in_a_user_namespace_it_does_without_what_only_root_may", in_user_namespace),
 ];
 
 /// A hook that notes its stage, what it is told, and what it sees.
@@ -255,6 +256,27 @@ fn id_maps() {
     });
     let (code, text) = bundle.run();
     assert_eq!((code, text.as_str()), (Some(0), "1000 1000\n2000 2000\n"));
+}
+
+/// As Podman starts it for a user: as the root of a namespace, with mounts of its own.
+fn in_user_namespace() {
+    let bundle = Bundle::new(
+        "rootless",
+        "cat /proc/self/uid_map | tr -s ' '; echo x > /dev/null && echo null; ls -l /dev/zero | cut -c1",
+    );
+    bundle.change(|spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| mount["type"] != "cgroup");
+        // A group that is not mapped owns no terminals.
+        let terminals = mounts.iter_mut().find(|mount| mount["type"] == "devpts").unwrap();
+        terminals["options"].as_array_mut().unwrap().retain(|option| option != "gid=5");
+    });
+    let command = bundle.runtime(&["run", "--bundle", bundle.path().to_str().unwrap(), &bundle.id]);
+    let mut shell = std::process::Command::new("unshare");
+    shell.args(["--user", "--map-root-user", "--mount", "bash", "-c", "exec -a runc \"$@\"", "sh"]);
+    let output = shell.arg(command.get_program()).args(command.get_args()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    assert_eq!(String::from_utf8_lossy(&text), " 0 0 1\nnull\nc\n");
 }
 
 fn shared_pids() {
