@@ -63,6 +63,15 @@ impl Table {
         }
     }
 
+    /// How many built-in chains it has.
+    fn hooks(self) -> usize {
+        match self {
+            Table::Mangle => 5,
+            Table::Filter => 3,
+            Table::Nat => 4,
+        }
+    }
+
     fn named(name: &str) -> Option<Table> {
         Table::ALL.into_iter().find(|table| table.name() == name)
     }
@@ -160,17 +169,72 @@ pub struct ServiceRules {
     config: Config,
     ports: BTreeMap<PortKey, BTreeMap<Frontend, Entry>>,
     endpoints: Families<usize>,
+    sizes: Families<Size>,
+}
+
+/// How much there is of ports' rules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Size {
+    /// In the chain KUBE-SERVICES of the table `nat`.
+    services: usize,
+    /// In that of the table `filter`.
+    refusals: usize,
+    /// In all chains of the table `filter` that ports share.
+    filter: usize,
+    /// In all chains of the table `nat`.
+    nat: usize,
+    /// Chains of ports.
+    chains: usize,
+}
+
+impl Size {
+    fn more(&mut self, rules: &PortRules) {
+        let count = |shared| rules.shared.iter().filter(|(chain, _)| *chain == shared).count();
+        self.services += count(Shared::Services);
+        self.refusals += count(Shared::FilterServices);
+        let filter = rules.shared.iter().filter(|(chain, _)| chain.table() == Table::Filter).count();
+        self.filter += filter;
+        self.nat += rules.shared.len() - filter + rules.chains.values().map(Vec::len).sum::<usize>();
+        self.chains += rules.chains.len();
+    }
+
+    fn less(&mut self, rules: &PortRules) {
+        let mut gone = Size::default();
+        gone.more(rules);
+        self.services -= gone.services;
+        self.refusals -= gone.refusals;
+        self.filter -= gone.filter;
+        self.nat -= gone.nat;
+        self.chains -= gone.chains;
+    }
+}
+
+/// What the kernel has at least as long as nobody has removed anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Least {
+    /// How often a chain is used, by its own rules and by rules that jump to it.
+    pub uses: Vec<(Table, &'static str, usize)>,
+    /// Entries of a table of `ip_tables`: rules, two for each chain, and what ends built-in chains and the table.
+    pub entries: Vec<(Table, usize)>,
 }
 
 impl ServiceRules {
     /// Nothing has been written.
     pub fn new(config: Config) -> ServiceRules {
-        ServiceRules { config, ports: BTreeMap::new(), endpoints: Families::default() }
+        ServiceRules { config, ports: BTreeMap::new(), endpoints: Families::default(), sizes: Families::default() }
     }
 
     /// Writes these rules in place of all that there is of a proxy's, and lets this hold for them and for all that come by
-    /// differences.
-    pub fn replace(&mut self, rules: &Rules, network: &Network, remains: &Families<Remains>) -> Scripts {
+    /// differences. A script has about as many lines as `lines_max` says: `iptables-nft-restore` compares each line with
+    /// all chains of its input. All chains of one port are in one script, and what leads to them is in the last one, so
+    /// packets never meet a port half-written. `iptables-legacy-restore` writes a whole table each time and takes it at once.
+    pub fn replace(
+        &mut self,
+        rules: &Rules,
+        network: &Network,
+        remains: &Families<Remains>,
+        lines_max: usize,
+    ) -> Families<Vec<String>> {
         self.config.network.clone_from(network);
         self.ports.clear();
         self.endpoints = Families::default();
@@ -180,30 +244,70 @@ impl ServiceRules {
         for (key, entries) in &self.ports {
             *self.endpoints.of_mut(key.ipv6) += endpoints(entries);
         }
-        Families([false, true].map(|ipv6| self.replacement(ipv6, remains.of(ipv6))))
+        self.sizes = Families::default();
+        Families([false, true].map(|ipv6| self.replacement(ipv6, remains.of(ipv6), lines_max)))
     }
 
-    fn replacement(&self, ipv6: bool, remains: &Remains) -> String {
-        let whole = self.whole(ipv6);
+    fn replacement(&mut self, ipv6: bool, remains: &Remains, lines_max: usize) -> Vec<String> {
+        let mut size = Size::default();
+        let mut scripts = Vec::new();
+        let mut sections: BTreeMap<Table, Section> = BTreeMap::new();
+        let mut shared: BTreeSet<(Shared, String)> = BTreeSet::new();
+        let mut stale: BTreeSet<&str> = remains.chains(Table::Nat).filter(|chain| names::is_of_port(chain)).collect();
+        let mut nat = Section::default();
+        for (chain, rule) in self.declared(&mut nat, Table::Nat, ipv6) {
+            nat.append(chain, &rule);
+        }
+        for (key, entries) in self.ports.iter().filter(|(key, _)| key.ipv6 == ipv6) {
+            let mut rules = PortRules::of(key, entries, &self.config, self.style(ipv6));
+            size.more(&rules);
+            shared.append(&mut rules.shared);
+            for (chain, rules) in rules.chains {
+                stale.remove(chain.as_str());
+                nat.fill(&chain, &rules);
+            }
+            if nat.lines >= lines_max {
+                let mut script = String::new();
+                std::mem::take(&mut nat).write(Table::Nat, &mut script);
+                scripts.push(script);
+            }
+        }
+        *self.sizes.of_mut(ipv6) = size;
+        sections.insert(Table::Nat, nat);
         let mut script = String::new();
         for table in Table::ALL {
-            let mut section = Section::default();
-            for (chain, rules) in
-                whole.iter().filter(|((of, _), _)| *of == table).map(|((_, chain), rules)| (chain, rules))
-            {
-                section.declare(chain);
-                rules.iter().for_each(|rule| section.append(chain, rule));
+            let mut section = sections.remove(&table).unwrap_or_default();
+            if table != Table::Nat {
+                for (chain, rule) in self.declared(&mut section, table, ipv6) {
+                    section.append(chain, &rule);
+                }
+            }
+            Shared::of(table).for_each(|chain| section.declare(chain.name()));
+            for (chain, rule) in shared.iter().filter(|(chain, _)| chain.table() == table) {
+                section.append(chain.name(), rule);
+            }
+            for (chain, rule) in base::last_rules(&self.config, table, ipv6) {
+                section.append(chain.name(), &rule);
             }
             for jump in base::jumps(&self.config, table, ipv6).filter(|jump| !remains.has_jump(jump)) {
                 section.insert(jump.from, &jump.rule());
             }
-            let stale = remains.chains(table).filter(|chain| base::is_of_proxy(table, chain));
-            stale
-                .filter(|chain| !whole.contains_key(&(table, (*chain).to_owned())))
-                .for_each(|chain| section.drop(chain));
+            if table == Table::Nat {
+                stale.iter().for_each(|chain| section.drop(chain));
+            }
             section.write(table, &mut script);
         }
-        script
+        scripts.push(script);
+        scripts
+    }
+
+    /// Declares chains of a table that have nothing of ports; returns their rules.
+    fn declared(&self, section: &mut Section, table: Table, ipv6: bool) -> Vec<(&'static str, String)> {
+        let of_ports = |chain: &str| Shared::of(table).any(|shared| shared.name() == chain);
+        base::chains(&self.config, table, ipv6)
+            .filter(|chain| !of_ports(chain))
+            .for_each(|chain| section.declare(chain));
+        base::first_rules(&self.config, table, ipv6)
     }
 
     /// All chains that there are to be, and their rules.
@@ -236,6 +340,32 @@ impl ServiceRules {
             }
         }
         whole
+    }
+
+    /// What the kernel has at least of what has been written.
+    pub fn least(&self, ipv6: bool) -> Least {
+        let size = self.sizes.of(ipv6);
+        let last = |table| base::last_rules(&self.config, table, ipv6).len();
+        let jumps = |table, to: &str| base::jumps(&self.config, table, ipv6).filter(|jump| jump.to == to).count();
+        let mut uses: Vec<_> = Table::ALL.into_iter().map(|table| (table, CANARY, 0)).collect();
+        let of_ports = [(Table::Nat, size.services), (Table::Filter, size.refusals)];
+        let services = names::SERVICES;
+        uses.extend(of_ports.map(|(table, count)| (table, services, count + last(table) + jumps(table, services))));
+        let masquerading = base::first_rules(&self.config, Table::Nat, ipv6);
+        let masquerading = masquerading.iter().filter(|(chain, _)| *chain == names::POSTROUTING).count();
+        uses.push((Table::Nat, names::POSTROUTING, masquerading + jumps(Table::Nat, names::POSTROUTING)));
+        let entries = Table::ALL.map(|table| {
+            let (rules, chains) = match table {
+                Table::Mangle => (0, 0),
+                Table::Filter => (size.filter, 0),
+                Table::Nat => (size.nat, size.chains),
+            };
+            let fixed = base::first_rules(&self.config, table, ipv6).len() + last(table);
+            let jumps = base::jumps(&self.config, table, ipv6).count();
+            let chains = chains + base::chains(&self.config, table, ipv6).count();
+            (table, rules + fixed + jumps + 2 * chains + table.hooks() + 1)
+        });
+        Least { uses, entries: entries.to_vec() }
     }
 
     /// Whether nothing is missing from what has been written.
@@ -283,7 +413,10 @@ impl ServiceRules {
             // Both in the style that holds now: what has other comments only is left as it is.
             let style = self.style(key.ipv6);
             let rules = |entries| PortRules::of(key, entries, &self.config, style);
-            edits.of_mut(key.ipv6).add(rules(before), rules(self.ports.get(key).unwrap_or(&nothing)));
+            let (old, new) = (rules(before), rules(self.ports.get(key).unwrap_or(&nothing)));
+            self.sizes.of_mut(key.ipv6).less(&old);
+            self.sizes.of_mut(key.ipv6).more(&new);
+            edits.of_mut(key.ipv6).add(old, new);
         }
         Families(edits.0.map(|edit| edit.script()))
     }
@@ -311,15 +444,18 @@ impl ServiceRules {
 
 /// Scripts that use all that rules may need, but for SCTP, which few Services need and not every kernel has. They are for
 /// tables of a network namespace that nobody uses.
-pub fn trial(config: &Config) -> Scripts {
+pub fn trial(config: &Config) -> Families<Vec<String>> {
     let mut rules = Rules::default();
     rules.apply(Difference { changes: trial::changes() });
-    ServiceRules::new(config.clone()).replace(&rules, &config.network, &Families::default())
+    ServiceRules::new(config.clone()).replace(&rules, &config.network, &Families::default(), usize::MAX)
 }
 
-/// Removes from one address family what there is of a proxy's. What protects the loopback addresses stays: the kubelet owns
-/// it, and `route_localnet` may still be set.
-pub fn removal(remains: &Remains) -> String {
+/// Removes from one address family what there is of a proxy's, in scripts of about so many lines. What protects the loopback
+/// addresses stays: the kubelet owns it, and `route_localnet` may still be set.
+pub fn removal(remains: &Remains, lines_max: usize) -> Vec<String> {
+    /// Chains of ports lead to these, and the second one to the first.
+    const MARKS: [&str; 2] = [names::MARK_MASQ, names::MARK_MASQ_OUTSIDE];
+    let mut scripts = Vec::new();
     let mut script = String::new();
     for table in Table::ALL {
         let mut section = Section::default();
@@ -328,10 +464,24 @@ pub fn removal(remains: &Remains) -> String {
                 section.delete(from, rule);
             }
         }
-        remains.chains(table).filter(|chain| base::is_of_proxy(table, chain)).for_each(|chain| section.drop(chain));
+        let shared = remains.chains(table).filter(|chain| base::is_shared_of_proxy(table, chain));
+        shared.filter(|chain| !MARKS.contains(chain)).for_each(|chain| section.drop(chain));
         section.write(table, &mut script);
     }
-    script
+    scripts.extend(Some(script).filter(|script| !script.is_empty()));
+    let mut of_ports: Vec<&str> = remains.chains(Table::Nat).filter(|chain| names::is_of_port(chain)).collect();
+    // Who leads to others goes before them.
+    of_ports.sort_by_key(|chain| names::rank(chain));
+    let mut marks: Vec<&str> = remains.chains(Table::Nat).filter(|chain| MARKS.contains(chain)).collect();
+    marks.reverse();
+    of_ports.extend(marks);
+    for some in of_ports.chunks(lines_max) {
+        let (mut section, mut script) = (Section::default(), String::new());
+        some.iter().for_each(|chain| section.drop(chain));
+        section.write(Table::Nat, &mut script);
+        scripts.push(script);
+    }
+    scripts
 }
 
 /// How many endpoints a port has.
@@ -370,8 +520,7 @@ impl Edit {
             section.delete(chain.name(), rule);
         }
         for (chain, rules) in &self.chains {
-            nat.declare(chain);
-            rules.iter().for_each(|rule| nat.append(chain, rule));
+            nat.fill(chain, rules);
         }
         self.dropped.iter().for_each(|chain| nat.drop(chain));
         let mut script = String::new();
@@ -385,6 +534,7 @@ impl Edit {
 /// What happens to one table.
 #[derive(Debug, Default)]
 struct Section {
+    lines: usize,
     declarations: String,
     rules: String,
     drops: String,
@@ -396,10 +546,18 @@ const WRITTEN: &str = "a text takes all";
 impl Section {
     /// A chain that is there and empty, before rules come into it.
     fn declare(&mut self, chain: &str) {
+        self.lines += 1;
         writeln!(self.declarations, ":{chain} - [0:0]").expect(WRITTEN);
     }
 
+    /// A chain with exactly these rules.
+    fn fill(&mut self, chain: &str, rules: &[String]) {
+        self.declare(chain);
+        rules.iter().for_each(|rule| self.append(chain, rule));
+    }
+
     fn append(&mut self, chain: &str, rule: &str) {
+        self.lines += 1;
         writeln!(self.rules, "-A {chain} {rule}").expect(WRITTEN);
     }
 
@@ -418,7 +576,7 @@ impl Section {
     }
 
     fn write(self, table: Table, script: &mut String) {
-        let Section { declarations, rules, drops } = self;
+        let Section { declarations, rules, drops, .. } = self;
         if !(declarations.is_empty() && rules.is_empty()) {
             write!(script, "*{}\n{declarations}{rules}{drops}COMMIT\n", table.name()).expect(WRITTEN);
         }

@@ -1,6 +1,6 @@
 //! How long service rules take: all of them at a start, and one change among many. In a network namespace of its own.
 //!
-//!     cargo xtask bench services [SERVICES] [ENDPOINTS]
+//!     cargo xtask bench services [SERVICES] [ENDPOINTS] [--mode MODE]...
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measuring program")]
 
 use std::net::Ipv4Addr;
@@ -11,7 +11,8 @@ use async_trait::async_trait;
 use cluster::k8s_openapi::api::core::v1::{Event, NodeStatus, PodStatus, Service};
 use cluster::k8s_openapi::api::discovery::v1::EndpointSlice;
 use cluster::{Key, Source, SourceError, Store};
-use proxy::{Config, Proxy};
+use proxy::configuration::DetectLocal;
+use proxy::{Config, IptablesKind, Mode, Proxy};
 use serde_json::json;
 
 /// Changes that are measured one by one.
@@ -94,7 +95,19 @@ async fn changes(proxy: &Proxy, change: impl Fn(u32)) -> Vec<Duration> {
     times
 }
 
-async fn run(services: u32, endpoints: u32) {
+/// How rules are carried out: a mode of the proxy, and which kind of iptables.
+fn config(mode: &str) -> Config {
+    let mut config = Config::new("here");
+    (config.mode, config.iptables.kind) = match mode {
+        "iptables-nft" => (Mode::Iptables, IptablesKind::Nft),
+        "iptables-legacy" => (Mode::Iptables, IptablesKind::Legacy),
+        other => (other.parse().unwrap(), IptablesKind::AsFound),
+    };
+    config.local = DetectLocal::Cluster(vec!["11.0.0.0/8".parse().unwrap()]);
+    config
+}
+
+async fn run(mode: &str, services: u32, endpoints: u32) {
     let desired = Arc::new(Desired::default());
     let store = &desired.0;
     // What a start takes ends with the first answer, what a change takes with the kernel's: both include the scheduler.
@@ -103,11 +116,11 @@ async fn run(services: u32, endpoints: u32) {
         store.endpoint_slices().put(slice(n, 0, endpoints));
     }
     store.set_synced();
-    println!("{services} services with {endpoints} endpoints each");
+    println!("{mode}: {services} services with {endpoints} endpoints each");
     let before = memory_mb("VmRSS");
     for (at, what) in ["start, no rules there", "start, all rules there"].into_iter().enumerate() {
         let begun = Instant::now();
-        let proxy = Proxy::start(Config::new("here"), desired.clone()).unwrap();
+        let proxy = Proxy::start(config(mode), desired.clone()).unwrap();
         proxy.settled().await;
         println!("{what}: {:.0} ms", begun.elapsed().as_secs_f64() * 1000.0);
         if at == 0 {
@@ -118,7 +131,7 @@ async fn run(services: u32, endpoints: u32) {
         }
         proxy.stop().await;
     }
-    let proxy = Proxy::start(Config::new("here"), desired.clone()).unwrap();
+    let proxy = Proxy::start(config(mode), desired.clone()).unwrap();
     proxy.settled().await;
     let leaves = changes(&proxy, |n| drop(store.endpoint_slices().put(slice(n, 1, endpoints)))).await;
     show("an endpoint leaves", leaves);
@@ -137,9 +150,11 @@ async fn run(services: u32, endpoints: u32) {
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1).map(|number| number.parse().unwrap());
-    let (services, endpoints) = (arguments.next().unwrap_or(10_000), arguments.next().unwrap_or(10));
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default| arguments.next().map_or(default, |number| number.parse().unwrap());
+    let (services, endpoints) = (number(10_000), number(10));
+    let mode = arguments.next().unwrap_or_else(|| Mode::default().to_string());
     testkit::netns::enter_private().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(run(services, endpoints));
+    runtime.block_on(run(&mode, services, endpoints));
 }

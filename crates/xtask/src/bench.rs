@@ -44,6 +44,10 @@ enum Only {
         /// How many endpoints each of them has
         #[arg(default_value_t = 10)]
         endpoints: u32,
+        /// How rules are carried out: nftables, iptables-nft, iptables-legacy, or another mode of the proxy; may be given
+        /// several times, and each has its turn
+        #[arg(long, default_values = ["nftables", "iptables-nft", "iptables-legacy"])]
+        mode: Vec<String>,
     },
 }
 
@@ -93,11 +97,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         bail!("the benchmark makes namespaces, control groups and mounts: run it as root");
     }
     match &options.only {
-        Some(Only::Services { services, endpoints }) => {
-            let numbers = [services, endpoints].map(ToString::to_string);
+        Some(Only::Services { services, endpoints, mode }) => mode.iter().try_for_each(|mode| {
+            // A process each: what the kernel is still tidying up for the one before ends with its network namespace.
             let load = ["run", "--release", "--quiet", "-p", "proxy", "--example", "load", "--"];
-            workspace::run(workspace::cargo(&load).args(numbers))
-        }
+            workspace::run(workspace::cargo(&load).args([&services.to_string(), &endpoints.to_string(), mode]))
+        }),
         Some(Only::Node(options)) => node(options),
         None => runtime(options),
     }

@@ -94,10 +94,14 @@ pub(super) fn is_shared(table: Table, chain: &str) -> bool {
     all_chains(table).contains(&chain)
 }
 
+/// Whether a chain is one that ports share, and a proxy owns it and nobody else.
+pub(super) fn is_shared_of_proxy(table: Table, chain: &str) -> bool {
+    is_shared(table, chain) && chain != names::KUBELET_FIREWALL
+}
+
 /// Whether a proxy owns a chain, and nobody else.
 pub(super) fn is_of_proxy(table: Table, chain: &str) -> bool {
-    let of_kubelet = chain == names::KUBELET_FIREWALL;
-    (is_shared(table, chain) && !of_kubelet) || (table == Table::Nat && names::is_of_port(chain))
+    is_shared_of_proxy(table, chain) || (table == Table::Nat && names::is_of_port(chain))
 }
 
 /// Rules of the chains that are always there, in front of those of ports: chain and rest.

@@ -26,12 +26,17 @@ pub(super) const KUBELET_FIREWALL: &str = "KUBE-FIREWALL";
 /// Does nothing but be there: who removes it has removed the rest.
 pub(super) const CANARY: &str = "KUBE-PROXY-CANARY";
 
-/// What begins the name of a chain that belongs to one port.
-const PORT_PREFIXES: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"];
+/// What begins the name of a chain that belongs to one port; each leads to later ones only.
+const PORT_PREFIXES: [&str; 5] = ["KUBE-FW-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-"];
 
 /// Whether a chain of this name belongs to a port of a Service.
 pub(super) fn is_of_port(chain: &str) -> bool {
     PORT_PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
+}
+
+/// In this order no chain of a port leads to one before it.
+pub(super) fn rank(chain: &str) -> Option<usize> {
+    PORT_PREFIXES.iter().position(|prefix| chain.starts_with(prefix))
 }
 
 /// Names of the chains of one port in both address families.

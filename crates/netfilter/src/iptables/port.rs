@@ -48,6 +48,20 @@ pub(super) enum Shared {
 }
 
 impl Shared {
+    const ALL: [Shared; 6] = [
+        Shared::Services,
+        Shared::NodePorts,
+        Shared::FilterServices,
+        Shared::FilterExternal,
+        Shared::FilterNodePorts,
+        Shared::FilterFirewall,
+    ];
+
+    /// Those of one table.
+    pub(super) fn of(table: Table) -> impl Iterator<Item = Shared> {
+        Shared::ALL.into_iter().filter(move |chain| chain.table() == table)
+    }
+
     pub(super) fn table(self) -> Table {
         match self {
             Shared::Services | Shared::NodePorts => Table::Nat,

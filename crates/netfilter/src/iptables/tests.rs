@@ -144,9 +144,10 @@ fn slice(name: &str, endpoints: &[(String, &str)]) -> EndpointSlice {
 
 fn tables_of(config: Config, model: &Model, ipv6: bool) -> Tables {
     let network = config.network.clone();
-    let scripts = ServiceRules::new(config).replace(model.rules(), &network, &Families::default());
+    let scripts = ServiceRules::new(config).replace(model.rules(), &network, &Families::default(), usize::MAX);
     let mut tables = Tables::new();
-    tables.restore(scripts.of(ipv6));
+    scripts.of(ipv6).iter().for_each(|script| tables.restore(script));
+    assert_eq!(scripts.of(ipv6).len(), 1);
     tables
 }
 
@@ -455,17 +456,19 @@ fn what_is_not_ours_stays() {
     );
     let foreign = tables.clone();
     let remains = Families([Remains::read(&tables.listing(), false), Remains::default()]);
-    let scripts = ServiceRules::new(config()).replace(model.rules(), &config().network, &remains);
-    tables.restore(scripts.of(false));
+    let scripts = ServiceRules::new(config()).replace(model.rules(), &config().network, &remains, usize::MAX);
+    tables.restore(&scripts.of(false)[0]);
     assert_eq!(tables.chain("nat", "PREROUTING"), foreign.chain("nat", "PREROUTING"), "there is such a jump already");
     assert_eq!(tables.chain("filter", "INPUT").iter().filter(|rule| rule.ends_with("-j KUBE-FIREWALL")).count(), 1);
     assert!(!tables.0.contains_key(&("nat".to_owned(), "KUBE-SVC-OLD".to_owned())));
-    tables.restore(&removal(&Remains::read(&tables.listing(), false)));
+    for script in removal(&Remains::read(&tables.listing(), false), 1) {
+        tables.restore(&script);
+    }
     let left: Vec<&str> =
         tables.0.keys().map(|(_, chain)| chain.as_str()).filter(|name| name.contains("KUBE")).collect();
     assert_eq!(left, ["KUBE-FIREWALL"]);
     assert_eq!(tables.chain("nat", "PREROUTING"), ["-j DOCKER"]);
-    assert_eq!(removal(&Remains::read(&tables.listing(), false)), "", "nothing is left to do");
+    assert!(removal(&Remains::read(&tables.listing(), false), usize::MAX).is_empty(), "nothing is left to do");
 }
 
 /// One step of a history.
@@ -520,14 +523,15 @@ fn take(model: &mut Model, step: &Step) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn changes_lead_where_a_replacement_does(history in prop::collection::vec(prop::collection::vec(step(), 1..4), 1..12)) {
         let mut model = Model::new("here");
         let mut rules = ServiceRules::new(config());
         let mut tables = Families([Tables::new(), Tables::new()]);
-        let scripts = rules.replace(model.rules(), &config().network, &Families::default());
+        let scripts = rules.replace(model.rules(), &config().network, &Families::default(), usize::MAX);
         for ipv6 in [false, true] {
-            tables.of_mut(ipv6).restore(scripts.of(ipv6));
+            tables.of_mut(ipv6).restore(&scripts.of(ipv6)[0]);
         }
         for steps in history {
             steps.iter().for_each(|step| take(&mut model, step));
@@ -537,6 +541,17 @@ proptest! {
                 let anew = tables_of(config(), &model, ipv6);
                 prop_assert_eq!(tables.of(ipv6).clone().sorted(), anew.sorted());
             }
+        }
+        // In small pieces over what is there, something stale included.
+        for ipv6 in [false, true] {
+            tables.of_mut(ipv6).restore("*nat\n:KUBE-SEP-STALE - [0:0]\n:KUBE-SVC-STALE - [0:0]\n-A KUBE-SVC-STALE -j KUBE-SEP-STALE\nCOMMIT\n");
+        }
+        let remains = Families([false, true].map(|ipv6| Remains::read(&tables.of(ipv6).listing(), ipv6)));
+        let pieces = rules.replace(model.rules(), &config().network, &remains, 5);
+        for ipv6 in [false, true] {
+            pieces.of(ipv6).iter().for_each(|piece| tables.of_mut(ipv6).restore(piece));
+            prop_assert_eq!(tables.of(ipv6), &tables_of(config(), &model, ipv6));
+            prop_assert!(rules.is_whole(&Remains::read(&tables.of(ipv6).listing(), ipv6), ipv6));
         }
     }
 }

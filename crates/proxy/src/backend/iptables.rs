@@ -93,23 +93,27 @@ impl Backend for Iptables {
             Some(remains) => remains,
             None => self.look()?,
         };
-        let scripts = self.rules.replace(rules, network, &remains);
-        self.restore(&scripts)?;
-        self.watch.remember()
+        let scripts = self.rules.replace(rules, network, &remains, self.programs.lines_max());
+        for family in self.programs.families() {
+            for script in scripts.of(family.is_ipv6()) {
+                self.inside(|| self.programs.restore(*family, script))?;
+            }
+        }
+        self.watch.written(&self.rules)
     }
 
     fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
         // A chain that somebody has emptied would take the change, and nothing would tell any more that the rest is missing.
-        if !self.watch.is_untouched()? {
+        if !self.watch.is_untouched(&self.rules)? {
             return Err(RulesError::Removed);
         }
         let scripts = self.rules.update(difference);
         self.restore(&scripts)?;
-        self.watch.remember()
+        self.watch.written(&self.rules)
     }
 
     fn is_there(&mut self) -> Result<bool, RulesError> {
-        if self.watch.is_untouched()? {
+        if self.watch.is_untouched(&self.rules)? {
             return Ok(true);
         }
         let remains = self.look()?;
@@ -119,7 +123,7 @@ impl Backend for Iptables {
             .iter()
             .all(|family| self.rules.is_whole(remains.of(family.is_ipv6()), family.is_ipv6()));
         if whole {
-            self.watch.remember()?;
+            self.watch.written(&self.rules)?;
         }
         Ok(whole)
     }
@@ -132,8 +136,7 @@ impl Backend for Iptables {
     }
 
     fn remove(&mut self) -> Result<(), RulesError> {
-        let remains = self.look()?;
-        self.restore(&Families(remains.0.each_ref().map(iptables::removal)))
+        self.inside(|| remove(&self.programs))
     }
 
     fn owned(&mut self) -> Result<Vec<Owned>, RulesError> {
@@ -152,14 +155,15 @@ impl Backend for Iptables {
 /// Removes what this mode has left, if it has, but for rules of the kind that is in use. Nothing is started where there is
 /// nothing.
 pub(super) fn remove_leftovers(in_use: Option<IptablesKind>) -> Result<(), RulesError> {
-    for programs in Programs::with_leftovers(in_use) {
-        for family in programs.families() {
-            let listing = programs.save(*family, &[])?;
-            let script = iptables::removal(&Remains::read(&listing, family.is_ipv6()));
-            if !script.is_empty() {
-                programs.restore(*family, &script)?;
-            }
-        }
+    Programs::with_leftovers(in_use).iter().try_for_each(remove)
+}
+
+/// Removes what a proxy has made in the calling thread's namespace.
+fn remove(programs: &Programs) -> Result<(), RulesError> {
+    for family in programs.families() {
+        let listing = programs.save(*family, &[])?;
+        let scripts = iptables::removal(&Remains::read(&listing, family.is_ipv6()), programs.lines_max());
+        scripts.iter().try_for_each(|script| programs.restore(*family, script))?;
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ impl Family {
         }
     }
 
-    fn of_nft(self) -> nft::Family {
+    pub(super) fn of_nft(self) -> nft::Family {
         match self {
             Family::Ipv4 => nft::Family::Ipv4,
             Family::Ipv6 => nft::Family::Ipv6,
@@ -142,6 +142,15 @@ impl Programs {
         self.families
     }
 
+    /// How many lines a script of a whole replacement should have.
+    pub(super) fn lines_max(&self) -> usize {
+        match self.kind {
+            // A start of the program takes as long as comparing this many lines with each other.
+            Kind::Nft => 4000,
+            Kind::Legacy => usize::MAX,
+        }
+    }
+
     /// Lists tables; all of them if none is named.
     pub(super) fn save(&self, family: Family, table: &[&str]) -> Result<String, RulesError> {
         // `iptables-legacy-save` makes the table that it is asked for.
@@ -162,10 +171,11 @@ impl Programs {
         let scripts = tables::trial(config);
         let this = &*self;
         let tried = netns::create(|| {
-            Ok(Family::BOTH
-                .iter()
-                .map(|family| this.restore(*family, scripts.of(family.is_ipv6())))
-                .collect::<Vec<_>>())
+            let all = |family: &Family| {
+                let mut scripts = scripts.of(family.is_ipv6()).iter();
+                scripts.try_for_each(|script| this.restore(*family, script))
+            };
+            Ok(Family::BOTH.iter().map(all).collect::<Vec<_>>())
         });
         let results = match tried {
             Ok((_, results)) => results,
