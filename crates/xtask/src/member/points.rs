@@ -236,6 +236,8 @@ pub(super) fn claims(fleet: &mut Fleet) -> anyhow::Result<String> {
         flag("datadir", &root.join("plugins")),
         flag("cdi-dir", std::path::Path::new(DESCRIPTIONS)),
     ];
+    // As an operator's manifest makes it for the driver.
+    std::fs::create_dir_all(root.join("plugins").join(DRIVER))?;
     let (words, log) = ([&words[..], &places].concat(), fleet.stage.dir.path().join("rigging.log"));
     let mut driver = Daemon::new(fleet.plane.nursery(), &fleet.claim_driver, words, log);
     driver.start()?;
