@@ -149,12 +149,10 @@ fn exec() {
     bundle.create(&[]);
     bundle.done(&["start", &bundle.id]);
     let id = bundle.id.as_str();
-    let look = "id -u; id -g; pwd; echo $WORD; cat /proc/self/cgroup | grep -c $GROUP";
-    let options = ["--user", "7:8", "--cwd", "/bin", "--env", "WORD=w", "--env", &format!("GROUP={id}")];
+    let look = "id -u; id -g; pwd; echo $WORD";
+    let options = ["--user", "7:8", "--cwd", "/bin", "--env", "WORD=w"];
     let said = bundle.done(&[&["exec"][..], &options, &[id, "sh", "-c", look]].concat());
-    let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(&lines[..4], ["7", "8", "/bin", "w"], "{said}");
-    assert_ne!(lines[4], "0", "it is in the container's group");
+    assert_eq!(said, "7\n8\n/bin\nw\n");
 
     let process = bundle.path().join("process.json");
     let with_process = json!({ "args": ["sh", "-c", "echo out; exec sleep 1000"], "cwd": "/", "user": {},
@@ -182,19 +180,22 @@ fn exec() {
     bundle.wait(pid);
 }
 
+/// This program by the name that makes it the runtime, for programs that start it.
+fn called_runc(bundle: &Bundle) -> std::path::PathBuf {
+    let path = bundle.path().join("runc");
+    std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &path).unwrap();
+    path
+}
+
 fn descriptors() {
     let bundle = Bundle::new("descriptors", "cat <&3; ls /proc/self/fd | wc -l");
     let file = bundle.path().join("data");
     std::fs::write(&file, "handed on\n").unwrap();
-    let command =
-        bundle.runtime(&["run", "--preserve-fds", "1", "--bundle", bundle.path().to_str().unwrap(), &bundle.id]);
+    let words = ["run", "--preserve-fds", "1", "--bundle", bundle.path().to_str().unwrap(), &bundle.id];
     // A shell gives it number 3.
-    let words: Vec<String> = std::iter::once(command.get_program().display().to_string())
-        .chain(command.get_args().map(|word| word.display().to_string()))
-        .collect();
-    let mut shell = std::process::Command::new("bash");
-    shell.args(["-c", "program=$1; file=$2; shift 2; exec 3<$file; exec -a runc $program \"$@\"", "sh"]);
-    shell.arg(&words[0]).arg(&file).args(&words[1..]);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "file=$1; shift; exec 3<$file; exec \"$@\"", "sh"]).arg(&file);
+    shell.arg(called_runc(&bundle)).args(bundle.runtime(&words).get_args());
     let output = shell.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     // Three streams, the one handed on, and that of the directory that `ls` reads.
@@ -271,10 +272,10 @@ fn in_user_namespace() {
         let terminals = mounts.iter_mut().find(|mount| mount["type"] == "devpts").unwrap();
         terminals["options"].as_array_mut().unwrap().retain(|option| option != "gid=5");
     });
-    let command = bundle.runtime(&["run", "--bundle", bundle.path().to_str().unwrap(), &bundle.id]);
-    let mut shell = std::process::Command::new("unshare");
-    shell.args(["--user", "--map-root-user", "--mount", "bash", "-c", "exec -a runc \"$@\"", "sh"]);
-    let output = shell.arg(command.get_program()).args(command.get_args()).output().unwrap();
+    let words = ["run", "--bundle", bundle.path().to_str().unwrap(), &bundle.id];
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--mount"]).arg(called_runc(&bundle));
+    let output = unshare.args(bundle.runtime(&words).get_args()).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     assert_eq!(String::from_utf8_lossy(&text), " 0 0 1\nnull\nc\n");
 }

@@ -8,11 +8,12 @@ mod compare;
 mod details;
 mod lifecycle;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let words: Vec<std::ffi::OsString> = std::env::args_os().collect();
-    if words.first().is_some_and(|name| name == "runc") {
+    if words.first().map(Path::new).and_then(Path::file_name).is_some_and(|name| name == "runc") {
         return oci::main(words);
     }
     let missing = (!sys::rustix::process::geteuid().is_root()).then(|| "root".to_owned());
