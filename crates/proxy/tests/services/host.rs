@@ -41,15 +41,32 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) const ALL: [Way; 3] = [Way::Nftables, Way::IptablesNft, Way::IptablesLegacy];
+    const ALL: [Way; 3] = [Way::Nftables, Way::IptablesNft, Way::IptablesLegacy];
 
-    /// All that this kernel has, also the one that ends connections when it is left.
+    /// Those that this host can, but IPVS: it ends connections when it is left.
+    pub(crate) fn rules() -> Vec<Way> {
+        let has = |program| testkit::host::find(program).is_some();
+        let can = |way: &Way| match way {
+            Way::IptablesNft => has("iptables-nft-restore"),
+            Way::IptablesLegacy => has("iptables-legacy-restore"),
+            _ => true,
+        };
+        let told = |way: &Way| {
+            can(way) || {
+                println!("skipped: {way:?} needs the programs of iptables");
+                false
+            }
+        };
+        Way::ALL.into_iter().filter(told).collect()
+    }
+
+    /// All that this host can.
     fn all() -> Vec<Way> {
         let ipvs = crate::ipvs::is_there();
         if !ipvs {
             println!("skipped: Ipvs needs IPVS in the kernel");
         }
-        Way::ALL.into_iter().chain(ipvs.then_some(Way::Ipvs)).collect()
+        Way::rules().into_iter().chain(ipvs.then_some(Way::Ipvs)).collect()
     }
 
     pub(crate) fn is_iptables(self) -> bool {

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use proxy::{Config, Mode, Proxy, StartError};
+use serde_json::json;
 use service::Target;
-use sys::netlink::Socket;
-use sys::netlink::ipvs::Ipvs;
+use sys::netlink::ipvs::{Command, HASH_PORT, Ipvs, PERSISTENT, Settings, Virtual};
+use sys::netlink::{Socket, Writer};
 
-use crate::host::{Host, Way, on_a_host};
+use crate::host::{Host, PATIENCE, Way, ask, ip, is_alive, on_a_host, open, ready};
+use crate::{NODE_PORT, VIP, refused};
 
 /// Whether this kernel has IPVS, which it loads when it is asked for.
 pub(crate) fn is_there() -> bool {
@@ -60,5 +63,122 @@ fn a_kernel_that_cannot_is_told_with_the_remedy() {
         }
         let remedy = if is_there() { "`modprobe ip_vs_orlop`" } else { "`modprobe ip_vs`" };
         assert!(error.to_string().contains(remedy), "{error}");
+    });
+}
+
+fn weights(service: &Virtual) -> Vec<u32> {
+    let servers = Ipvs::open().unwrap().servers(service).unwrap();
+    let mut weights: Vec<u32> = servers.iter().map(|status| status.weight).collect();
+    weights.sort_unstable();
+    weights
+}
+
+fn virtual_service(address: &str, port: u16) -> Virtual {
+    Virtual { address: ip(address), protocol: 6, port }
+}
+
+/// A proxy in the mode `ipvs` that looks often; none on a kernel that cannot.
+async fn start(host: &Host, change: impl FnOnce(&mut Config)) -> Option<Proxy> {
+    if !is_there() {
+        println!("skipped: needs IPVS in the kernel");
+        return None;
+    }
+    let mut config = Config { mode: Mode::Ipvs, look_every: Duration::from_millis(20), ..host.config() };
+    change(&mut config);
+    let proxy = Proxy::start(config, host.desired.clone()).unwrap();
+    proxy.settled().await;
+    Some(proxy)
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < 6 * PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn a_server_goes_with_its_last_connection_and_so_does_its_service() {
+    on_a_host(Way::Nftables, async |host| {
+        let Some(proxy) = start(&host, |_| ()).await else { return };
+        let (client, a, b) = (host.pod("client").await, host.server("a").await, host.server("b").await);
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(a.ips[0])]);
+        proxy.settled().await;
+        let (mut to_a, name, _) = open(&client.netns, ip(VIP), 80).unwrap();
+        assert_eq!(name, "a");
+        host.endpoints("web", &[ready(b.ips[0])]);
+        proxy.settled().await;
+        let web = virtual_service(VIP, 80);
+        assert_eq!(weights(&web), [0, 1]);
+        host.remove_service("web");
+        proxy.settled().await;
+        // Some looks later it is still there.
+        until("nobody waits for a server without connections", || weights(&web) == [0]).await;
+        refused(ask(&client.netns, ip(VIP), 80));
+        assert!(is_alive(&mut to_a));
+        // A reset is forgotten after 10 s, an end after two minutes.
+        sys::rustix::net::sockopt::set_socket_linger(&to_a, Some(Duration::ZERO)).unwrap();
+        drop(to_a);
+        until("the service goes", || Ipvs::open().unwrap().services().unwrap().is_empty()).await;
+        proxy.cleanup().await.unwrap();
+    });
+}
+
+#[test]
+fn what_is_excluded_is_left_alone_and_what_is_cleared_comes_back() {
+    on_a_host(Way::Nftables, async |host| {
+        if !is_there() {
+            return println!("skipped: needs IPVS in the kernel");
+        }
+        let settings = || Settings { scheduler: "wlc".to_owned(), flags: 0, timeout_s: 0 };
+        let (theirs, stale) = (virtual_service("172.16.0.1", 80), virtual_service("172.17.0.1", 80));
+        let mut ipvs = Ipvs::open().unwrap();
+        ipvs.apply(&[theirs, stale].map(|service| Command::AddService(service, settings()))).unwrap();
+        let exclude = |config: &mut Config| {
+            config.ipvs.exclude_cidrs = vec!["172.16.0.0/16".parse().unwrap()];
+            config.ipvs.scheduler = "mh".to_owned();
+            config.ipvs.tcp_timeout = Duration::from_secs(1234);
+        };
+        let proxy = start(&host, exclude).await.unwrap();
+        let pod = host.server("a").await;
+        host.service("web", json!({"clusterIP": VIP, "sessionAffinity": "ClientIP", "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        let web = virtual_service(VIP, 80);
+        let services =
+            |ipvs: &mut Ipvs| ipvs.services().unwrap().into_iter().map(|(one, _)| one).collect::<BTreeSet<_>>();
+        assert_eq!(services(&mut ipvs), BTreeSet::from([theirs, web]));
+        let ours = ipvs.services().unwrap().into_iter().find(|(one, _)| *one == web).unwrap().1;
+        assert_eq!((ours.scheduler.as_str(), ours.flags, ours.timeout_s), ("mh", PERSISTENT | HASH_PORT, 10_800));
+        assert_eq!(ipvs.timeouts().unwrap().tcp_s, 1234);
+        ipvs.apply(&[Command::Flush]).unwrap();
+        until("the service is made anew", || weights(&web) == [1]).await;
+        ask(&host.here, ip(VIP), 80).expect("and leads there");
+        ipvs.apply(&[Command::AddService(theirs, settings())]).unwrap();
+        proxy.cleanup().await.unwrap();
+        assert_eq!(services(&mut ipvs), BTreeSet::from([theirs]));
+        assert!(Socket::route().unwrap().link("kube-ipvs0").unwrap().is_none());
+    });
+}
+
+#[test]
+fn node_ports_answer_on_an_address_that_comes() {
+    on_a_host(Way::Nftables, async |host| {
+        let Some(proxy) = start(&host, |_| ()).await else { return };
+        let (client, pod) = (host.pod("client").await, host.server("a").await);
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        let mut route = Socket::route().unwrap();
+        let up0 = route.link("up0").unwrap().unwrap().index;
+        let mut setup = Writer::new();
+        setup.add_address(up0, ip("192.0.2.7"), 24);
+        route.request(&setup).unwrap();
+        until("a node port at the new address", || ask(&client.netns, ip("192.0.2.7"), NODE_PORT).is_ok()).await;
+        ask(&host.outside, ip("192.0.2.7"), NODE_PORT).expect("from outside");
+        proxy.cleanup().await.unwrap();
     });
 }

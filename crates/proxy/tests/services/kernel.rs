@@ -121,7 +121,8 @@ pub(crate) fn check(host: &Host) {
         }
         let key = format!("{} {} {}", frontend.address, frontend.protocol.number(), frontend.port);
         if entry.inside.endpoints().iter().any(|endpoint| !endpoint.local) {
-            listing.take(&format!("masquerade{family}"), &key);
+            let away = if entry.is_external() && entry.outside.is_none() { "-away" } else { "" };
+            listing.take(&format!("masquerade{away}{family}"), &key);
         }
         if let Some(admitted) = &entry.sources {
             let verdict = listing.take(&format!("firewall{family}"), &key);
