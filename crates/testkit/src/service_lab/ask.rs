@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,8 +17,11 @@ use tokio::time::timeout;
 
 use super::{echo, sctp};
 
-/// So many connections are open at once, however many are asked for.
-const OPEN_MAX: usize = 400;
+/// So many connections of a client are open at once: more at the same moment overrun the queues between namespaces.
+const OPEN_MAX: usize = 64;
+
+/// A client of UDP or SCTP sends again when nothing has come for so long: a full buffer is no answer.
+const AGAIN: Duration = Duration::from_millis(80);
 
 /// Local ports of connections without a state of their own: none that Kubernetes gives to somebody. They are taken in
 /// turn, so that hardly two are one flow.
@@ -81,8 +85,8 @@ pub enum Answer {
     },
     /// It was refused (ECONNREFUSED).
     Refused,
-    /// The kernel said something else.
-    Failed(io::ErrorKind),
+    /// The kernel said something else: its number of the error.
+    Failed(i32),
     /// Something came that makes no sense.
     Broken,
     /// Nothing came.
@@ -94,7 +98,7 @@ impl Answer {
         match result {
             Ok(text) => echo::read(&text).map_or(Self::Broken, |(by, seen)| Self::Served { by, seen }),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Self::Refused,
-            Err(error) => Self::Failed(error.kind()),
+            Err(error) => error.raw_os_error().map_or(Self::Broken, Self::Failed),
         }
     }
 
@@ -109,7 +113,7 @@ impl fmt::Display for Answer {
         match self {
             Self::Served { by, seen } => write!(to, "{by} (saw {seen})"),
             Self::Refused => to.write_str("refused"),
-            Self::Failed(kind) => write!(to, "{kind}"),
+            Self::Failed(errno) => write!(to, "{}", io::Error::from_raw_os_error(*errno)),
             Self::Broken => to.write_str("broken"),
             Self::Silent => to.write_str("nothing"),
         }
@@ -197,8 +201,12 @@ async fn connect(to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream
 
 async fn udp(question: &Question) -> io::Result<String> {
     let socket = udp_socket(question.to, question.source).await?;
-    socket.send(b"?").await?;
-    receive(&socket).await
+    loop {
+        socket.send(b"?").await?;
+        if let Ok(received) = timeout(AGAIN, receive(&socket)).await {
+            return received;
+        }
+    }
 }
 
 async fn udp_socket(to: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
@@ -223,13 +231,18 @@ async fn sctp(question: &Question) -> io::Result<String> {
     let source_port = next_port();
     let socket = sctp::Socket::bind(question.source.unwrap_or(any(question.to)))?;
     socket.connect(question.to.ip()).await?;
-    socket.send(&sctp::Packet::init(source_port, question.to.port())).await?;
-    loop {
+    let answer = async || loop {
         let (packet, _) = socket.receive().await?;
         if (packet.source_port, packet.destination_port) == (question.to.port(), source_port)
             && let Some(text) = packet.text()
         {
             return Ok(text);
+        }
+    };
+    loop {
+        socket.send(&sctp::Packet::init(source_port, question.to.port())).await?;
+        if let Ok(received) = timeout(AGAIN, answer()).await {
+            return received;
         }
     }
 }
@@ -239,9 +252,11 @@ fn any(to: SocketAddr) -> IpAddr {
 }
 
 fn next_port() -> u16 {
+    // A thread is a namespace. Each begins elsewhere: masquerading makes one address of theirs, and the kernel drops
+    // packets that would be one flow by that.
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
-        // A thread is a namespace.
-        static PASSED: Cell<usize> = const { Cell::new(0) };
+        static PASSED: Cell<usize> = Cell::new(THREADS.fetch_add(4801, Ordering::Relaxed));
     }
     let passed = PASSED.replace(PASSED.get().wrapping_add(1));
     let [low, high] = PORTS;

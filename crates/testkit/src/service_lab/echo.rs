@@ -20,7 +20,9 @@ pub(super) async fn serve(addresses: Vec<IpAddr>, ports: Vec<u16>) -> io::Result
         for port in &ports {
             let here = SocketAddr::new(address, *port);
             tokio::spawn(serve_tcp(TcpListener::bind(here).await?, here));
-            tokio::spawn(serve_udp(UdpSocket::bind(here).await?, here));
+            let socket = UdpSocket::bind(here).await?;
+            sctp::widen(&socket)?;
+            tokio::spawn(serve_udp(socket, here));
         }
         let socket = sctp::Socket::bind(address)?;
         tokio::spawn(serve_sctp(socket, address, ports.clone()));

@@ -18,6 +18,7 @@ mod place;
 mod sctp;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::Context as _;
 
@@ -175,11 +176,11 @@ pub struct Side {
 
 impl Side {
     /// Makes one. The calling thread's namespace becomes the one of the API server, which the node reaches at
-    /// [`API_ADDRESS`] by a link of its own; `number` tells these links apart.
+    /// [`API_ADDRESS`] by a link of its own.
     ///
     /// # Errors
     /// Needs CAP_SYS_ADMIN and `ip`.
-    pub fn new(number: u8) -> anyhow::Result<Self> {
+    pub fn new() -> anyhow::Result<Self> {
         let [node, client, outside] = [Place::new()?, Place::new()?, Place::new()?];
         let [remote, remote_pod, wire] = [Place::new()?, Place::new()?, Place::new()?];
         let local = BACKENDS.iter().filter(|backend| backend.is_local && backend.address != NODE);
@@ -187,7 +188,7 @@ impl Side {
         let side = Self { node, client, pods, outside, remote, remote_pod, wire };
         side.prepare_node()?;
         side.link_wire()?;
-        side.link_api(number)?;
+        side.link_api()?;
         side.link_pod("client", CLIENT, &side.client)?;
         for (place, backend) in side.pods.iter().zip(local) {
             side.link_pod(backend.name, backend.address, place)?;
@@ -246,7 +247,10 @@ impl Side {
         self.node.ip(own + &routes("default", OUTSIDE) + &theirs + &neighbour(REMOTE_CLIENT, "up0"))
     }
 
-    fn link_api(&self, number: u8) -> anyhow::Result<()> {
+    fn link_api(&self) -> anyhow::Result<()> {
+        // The link of a node that has ended goes a moment later than its node.
+        static MADE: AtomicU8 = AtomicU8::new(0);
+        let number = 1 + MADE.fetch_add(1, Ordering::Relaxed) % 250;
         let mine = format!("198.18.{number}.1");
         let link = format!("api{number}");
         place::ip(&format!(

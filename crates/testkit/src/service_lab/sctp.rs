@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use tokio::net::UdpSocket;
@@ -99,6 +100,7 @@ impl Socket {
         let family = if local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = net::socket_with(family, SocketType::RAW, flags, Some(net::ipproto::SCTP))?;
+        widen(&socket)?;
         net::bind(&socket, &SocketAddr::new(local, 0))?;
         Ok(Self(UdpSocket::from_std(socket.into())?))
     }
@@ -127,6 +129,12 @@ impl Socket {
             }
         }
     }
+}
+
+/// Gives a socket room for what all clients send at once. What does not fit into that of a raw socket is refused.
+pub(super) fn widen(socket: impl AsFd) -> io::Result<()> {
+    const ROOM: usize = 16 << 20;
+    Ok(net::sockopt::set_socket_recv_buffer_size_force(socket, ROOM)?)
 }
 
 /// Raw sockets of IPv4 deliver the header too.

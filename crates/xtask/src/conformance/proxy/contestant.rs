@@ -162,7 +162,7 @@ pub(super) struct Running {
 impl Running {
     /// Starts one on a node that is made for it.
     pub(super) fn start(who: Contestant, number: u8, options: &Options, programs: &Programs) -> anyhow::Result<Self> {
-        let side = Side::new(number)?;
+        let side = Side::new()?;
         let name = format!("{number}-{who}");
         let config = programs.dir.join(format!("{name}.json"));
         std::fs::write(&config, options.config(who.mode, &programs.kubeconfig).to_string())?;

@@ -14,7 +14,8 @@ use tokio::sync::Mutex;
 
 use super::dice::Dice;
 use super::history;
-use super::stage::{Stage, inquiries};
+use super::known;
+use super::stage::{Inquiry, Stage, inquiries};
 use super::world::{Service, Slice, World, cluster_ips, end};
 
 /// How long the rules may take to be right again, on a machine that does other things too.
@@ -136,20 +137,21 @@ fn killed_at_random(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<Stri
 /// Somebody else empties all tables.
 fn rules_deleted(stage: &mut Stage<'_>, _: &Doses) -> anyhow::Result<String> {
     let held = Held::open(stage)?;
-    let before = stage.answers(&inquiries(&stage.world))?;
     flush(stage.sides[OURS].side.node())?;
-    let took = until_again(stage, &before[OURS])?;
+    let took = until_alike(stage)?;
     stage.compare("after a flush", inquiries(&stage.world))?;
     // Packets that came while there were no rules may have ended one; that is not the proxy's doing.
     let lost = held.lost(stage)?;
     Ok(format!("right again after {} ms; {lost} connections lost", took.as_millis()))
 }
 
+/// Everything that the program `nft` sees, and what it does not: tables of the old interface.
 fn flush(node: &Place) -> anyhow::Result<()> {
     let flush = || -> anyhow::Result<()> {
         host::run(std::process::Command::new("nft").args(["flush", "ruleset"]))?;
-        for program in ["iptables-legacy", "ip6tables-legacy"] {
-            for table in ["filter", "nat", "mangle"] {
+        for (program, names) in [("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")] {
+            let tables = std::fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
+            for table in tables.lines() {
                 for how in ["-F", "-X"] {
                     host::run(std::process::Command::new(program).args(["-w", "-t", table, how]))?;
                 }
@@ -160,11 +162,13 @@ fn flush(node: &Place) -> anyhow::Result<()> {
     node.run(async move { flush() })?
 }
 
-/// Waits until our side answers as before.
-fn until_again(stage: &Stage<'_>, before: &[Answers]) -> anyhow::Result<Duration> {
+/// Waits until both sides answer alike again.
+fn until_alike(stage: &Stage<'_>) -> anyhow::Result<Duration> {
     let begun = Instant::now();
-    let inquiries = inquiries(&stage.world);
-    while stage.answers(&inquiries)?[OURS] != before {
+    let differs = |(inquiry, answers): &(Inquiry, [Answers; 2])| {
+        known::reason_for(inquiry, answers.each_ref(), stage.pair()).is_none()
+    };
+    while stage.differing(inquiries(&stage.world))?.iter().any(differs) {
         ensure!(begun.elapsed() < LIMIT, "the rules have not come back within {} s", LIMIT.as_secs());
     }
     Ok(begun.elapsed())

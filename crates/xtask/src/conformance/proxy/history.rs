@@ -78,36 +78,28 @@ fn ranges(dice: &mut Dice) -> Value {
 fn set_slices(world: &mut World, number: u8, dice: &mut Dice) {
     world.slices.retain(|slice| slice.service != number);
     let hints = dice.one_in(3);
+    let mut backends = BACKENDS.to_vec();
     for slice in 0..u8::from(dice.one_in(3)) + u8::from(!dice.one_in(8)) {
-        let endpoints: Vec<Endpoint> = (0..dice.below(4)).map(|_| endpoint(hints, dice)).collect();
+        // Upstream leaves to chance what holds for an endpoint of which two slices say different things.
+        let chosen = (0..dice.below(4).min(backends.len())).map(|_| backends.remove(dice.below(backends.len())).name);
+        let chosen: Vec<&'static str> = chosen.collect();
+        let endpoints: Vec<Endpoint> = chosen.into_iter().map(|name| endpoint(name, hints, dice)).collect();
         let ports = [
             ("tcp", Protocol::Tcp, Some(8080)),
             ("udp", Protocol::Udp, Some(8081)),
             ("more", Protocol::Tcp, Some(8081)),
         ];
-        world.slices.push(Slice::new(number, &distinct(endpoints)).ports(&ports).number(slice));
+        world.slices.push(Slice::new(number, &endpoints).ports(&ports).number(slice));
     }
 }
 
-fn endpoint(hints: bool, dice: &mut Dice) -> Endpoint {
+fn endpoint(backend: &'static str, hints: bool, dice: &mut Dice) -> Endpoint {
     use Conditions::{Ended, Ready, Serving, Unknown, Unready};
-    let backend = dice.pick(&BACKENDS).name;
     let endpoint = end(backend).is(dice.pick(&[Ready, Ready, Ready, Ready, Unknown, Unready, Serving, Serving, Ended]));
     match hints {
         true => endpoint.for_zones(&[dice.pick(&[ZONE, "far"])]).for_nodes(&[dice.pick(&[NODE, OTHER_NODE])]),
         false => endpoint,
     }
-}
-
-/// One slice names nobody twice.
-fn distinct(endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
-    let mut kept: Vec<Endpoint> = Vec::new();
-    for endpoint in endpoints {
-        if kept.iter().all(|other| other.backend != endpoint.backend) {
-            kept.push(endpoint);
-        }
-    }
-    kept
 }
 
 /// What a history showed.

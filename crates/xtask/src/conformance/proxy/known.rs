@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use testkit::service_lab::{Answer, Answers, BACKENDS};
+use testkit::service_lab::{Answer, Answers, BACKENDS, Client, Protocol};
 
 use super::contestant::{Contestant, Make, Mode};
 use super::stage::{Difference, Inquiry};
+
+/// What the call that sends says when rules refuse the packet.
+const EPERM: i32 = rustix::io::Errno::PERM.raw_os_error();
 
 /// A difference that is meant.
 struct Known {
@@ -14,17 +17,42 @@ struct Known {
     is_it: fn(Contestant, &Inquiry, [&Answers; 2]) -> bool,
 }
 
-const ALL: &[Known] = &[Known {
-    reason: "orlop with nftables or IPVS shows an endpoint on this node who asks from outside; kube-proxy shows it the \
-             node's address, which is needed for endpoints elsewhere only",
-    is_it: source_is_kept,
-}];
+const ALL: &[Known] = &[
+    Known {
+        reason: "orlop with nftables or IPVS shows an endpoint on this node who asks; kube-proxy shows it the node's address, \
+                 which is needed for endpoints elsewhere only",
+        is_it: source_is_kept,
+    },
+    Known {
+        reason: "orlop refuses at once what goes to the range of Services and is no Service's; kube-proxy lets the client \
+                 wait (nftables drops it, iptables routes it away)",
+        is_it: refused_instead_of_dropped,
+    },
+    Known {
+        reason: "what orlop with nftables refuses to the node's own UDP and SCTP clients is an error of the call that sends \
+                 (EPERM); kube-proxy's refusal for node ports comes back as a packet",
+        is_it: told_to_the_sender,
+    },
+    Known {
+        reason: "loadBalancerSourceRanges of one family admit nobody of the other family; kube-proxy admits everybody of it",
+        is_it: other_family_is_closed,
+    },
+];
 
 /// Why they differ here, if that is meant.
-pub(super) fn reason(difference: &Difference, [one, other]: [Contestant; 2]) -> Option<&'static str> {
-    let (inquiry, [theirs, ours]) = difference.found.as_ref()?;
+pub(super) fn reason(difference: &Difference, pair: [Contestant; 2]) -> Option<&'static str> {
+    let (inquiry, answers) = difference.found.as_ref()?;
+    reason_for(inquiry, answers.each_ref(), pair)
+}
+
+/// Why these answers differ, if that is meant.
+pub(super) fn reason_for(
+    inquiry: &Inquiry,
+    answers: [&Answers; 2],
+    [one, other]: [Contestant; 2],
+) -> Option<&'static str> {
     let compared = (one.make, other.make) == (Make::Upstream, Make::Orlop);
-    ALL.iter().find(|known| compared && (known.is_it)(other, inquiry, [theirs, ours])).map(|known| known.reason)
+    ALL.iter().find(|known| compared && (known.is_it)(other, inquiry, answers)).map(|known| known.reason)
 }
 
 /// The same endpoints answer and nothing else happens; those of this node see more of us.
@@ -32,6 +60,47 @@ fn source_is_kept(ours: Contestant, _: &Inquiry, [upstream, own]: [&Answers; 2])
     matches!(ours.mode, Mode::Nftables | Mode::Ipvs)
         && who(upstream) == who(own)
         && own.difference(upstream).all(|answer| matches!(answer, Answer::Served { by, .. } if is_local(by.ip())))
+}
+
+fn refused_instead_of_dropped(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    let refused = if inquiry.client == Client::Node { own.iter().all(is_refusal) } else { only(own, Answer::Refused) };
+    ours.mode != Mode::Userspace
+        && is_service_range(inquiry.question.to.ip())
+        && only(upstream, Answer::Silent)
+        && refused
+}
+
+fn told_to_the_sender(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    matches!(ours.mode, Mode::Nftables | Mode::Ipvs)
+        && inquiry.client == Client::Node
+        && inquiry.question.protocol != Protocol::Tcp
+        && only(upstream, Answer::Refused)
+        && only(own, Answer::Failed(EPERM))
+}
+
+/// Addresses of load balancers, all in one range of IPv6; no scenario drops there for another reason.
+fn other_family_is_closed(_: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    let to = inquiry.question.to.ip();
+    is_balancer_v6(to) && upstream.iter().all(Answer::is_served) && only(own, Answer::Silent)
+}
+
+fn only(answers: &Answers, one: Answer) -> bool {
+    answers.len() == 1 && answers.contains(&one)
+}
+
+fn is_refusal(answer: &Answer) -> bool {
+    matches!(answer, Answer::Refused | Answer::Failed(EPERM))
+}
+
+fn is_service_range(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.octets()[..2] == [10, 96],
+        IpAddr::V6(v6) => v6.segments()[..3] == [0xfd00, 0x10, 0x96],
+    }
+}
+
+fn is_balancer_v6(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.segments()[..3] == [0x2001, 0xdb8, 5])
 }
 
 /// Endpoints, and what else came.

@@ -1,11 +1,12 @@
 //! Scenarios made by hand: each takes one thing that the API can say and looks at what packets meet.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use testkit::service_lab::{Client, Flow, NODE, Pair, Protocol, backend, get};
+use testkit::service_lab::{Answer, Client, Flow, NODE, Pair, Protocol, backend, get};
 
 use super::contestant::{Locality, Options};
 use super::stage::{Stage, inquiry};
@@ -334,9 +335,17 @@ fn duplicates(stage: &mut Stage<'_>) -> anyhow::Result<()> {
         services: vec![Service::new(26)],
         slices: vec![Slice::new(26, &ends(&["a", "b"])), Slice::new(26, &[second, end("r")]).number(1)],
     };
+    // Of two that do not end, one ready, upstream takes either.
     stage.see("in two slices", world(end("a")))?;
-    stage.see("ready here, not there", world(end("a").is(Conditions::Unready)))?;
-    stage.see("ready here, ending there", world(end("a").is(Conditions::Serving)))
+    stage.see("ready here, ending there", world(end("a").is(Conditions::Serving)))?;
+    let successor = World {
+        services: vec![Service::new(26)],
+        slices: vec![
+            Slice::new(26, &[end("a").is(Conditions::Unready)]),
+            Slice::new(26, &[end("a").is(Conditions::Serving)]).number(1),
+        ],
+    };
+    stage.see("its address has passed to one that is not ready", successor)
 }
 
 fn hairpin(stage: &mut Stage<'_>) -> anyhow::Result<()> {
@@ -344,8 +353,8 @@ fn hairpin(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     stage.see("only itself", one(service.clone(), &["a"]))?;
     let local = service.with("externalTrafficPolicy", json!("Local")).with("healthCheckNodePort", json!(32_027));
     stage.see("with policy Local", one(local, &["a"]))?;
-    let udp = Service::new(28).ports(&[("", Udp, 80), ("sctp", Sctp, 80)]);
-    let slice = Slice::new(28, &ends(&["a"])).ports(&[("", Udp, Some(8080)), ("sctp", Sctp, Some(8080))]);
+    let udp = Service::new(28).ports(&[("udp", Udp, 80), ("sctp", Sctp, 80)]);
+    let slice = Slice::new(28, &ends(&["a"])).ports(&[("udp", Udp, Some(8080)), ("sctp", Sctp, Some(8080))]);
     stage.see("other protocols", World { services: vec![udp], slices: vec![slice] })
 }
 
@@ -452,51 +461,46 @@ fn udp_flow(stage: &mut Stage<'_>) -> anyhow::Result<()> {
         stage.write(world(names))?;
         for (number, (client, address, _)) in targets.iter().enumerate() {
             let wanted = names.first().map(|name| backend(name)).transpose()?.map(|end| end.address.like(*address));
-            settle_flow(stage, step, &format!("flow to {address} from {}", client.name()), &flows[number], wanted)?;
+            let what = format!("flow to {address} from {}", client.name());
+            let mut led = settle_flow(stage, &flows[number], wanted)?;
+            // Upstream lets flows to a node port go on to an endpoint that has left, if nobody else came.
+            if wanted.is_none() && *address == IpAddr::from(NODE.v4) {
+                "nowhere".clone_into(&mut led[0]);
+            }
+            stage.note(step, &what, led);
         }
     }
     Ok(())
 }
 
-type Flows = [std::sync::Arc<Flow>; 2];
+type Flows = [Arc<Flow>; 2];
 
 fn open(stage: &Stage<'_>, client: Client, to: SocketAddr) -> anyhow::Result<Flows> {
-    let open = |number: usize| -> anyhow::Result<std::sync::Arc<Flow>> {
+    let open = |number: usize| -> anyhow::Result<Arc<Flow>> {
         let place = stage.sides[number].side.place(client);
-        Ok(std::sync::Arc::new(place.run(Flow::open(to))??))
+        Ok(Arc::new(place.run(Flow::open(to))??))
     };
     Ok([open(0)?, open(1)?])
 }
 
-/// Asks until the flow leads where it should, and notes where it led last.
-fn settle_flow(
-    stage: &mut Stage<'_>,
-    step: &str,
-    what: &str,
-    flows: &Flows,
-    wanted: Option<IpAddr>,
-) -> anyhow::Result<()> {
-    use testkit::service_lab::Answer;
-    let mut last = [String::new(), String::new()];
-    for (number, flow) in flows.iter().enumerate() {
-        let place = stage.sides[number].side.node();
+/// Asks until the flow leads where it should, and tells where it led last.
+fn settle_flow(stage: &Stage<'_>, flows: &Flows, wanted: Option<IpAddr>) -> anyhow::Result<[String; 2]> {
+    let lead = |number: usize| -> anyhow::Result<String> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let flow = std::sync::Arc::clone(flow);
+            let flow = Arc::clone(&flows[number]);
             // The socket stays in its namespace, whoever uses it.
-            let answer = place.run(async move { flow.ask(Duration::from_millis(300)).await })?;
-            last[number] = answer.to_string();
-            let led = match answer {
+            let place = stage.sides[number].side.node();
+            let led = match place.run(async move { flow.ask(Duration::from_millis(300)).await })? {
                 Answer::Served { by, .. } => Some(by.ip()),
                 _ => None,
             };
             if led == wanted || Instant::now() > deadline {
-                break;
+                return Ok(led.map_or("nowhere".to_owned(), |address| address.to_string()));
             }
         }
-    }
-    stage.note(step, what, last);
-    Ok(())
+    };
+    Ok([lead(0)?, lead(1)?])
 }
 
 /// What may change in the life of a service.

@@ -14,7 +14,7 @@ use super::world::{Service, World};
 /// What has not come by now is taken to be dropped, at first.
 const SHORT: Duration = Duration::from_millis(250);
 /// Where answers differ it is asked again, with more patience: chance and load may have done it.
-const PATIENT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+const PATIENT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(8)];
 
 /// Two of them at work, and all that came of it.
 pub(super) struct Stage<'a> {
@@ -150,8 +150,8 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Those that are answered differently.
-    fn differing(&self, inquiries: Vec<Inquiry>) -> anyhow::Result<Vec<(Inquiry, [Answers; 2])>> {
+    /// Those that are answered differently at this moment.
+    pub(super) fn differing(&self, inquiries: Vec<Inquiry>) -> anyhow::Result<Vec<(Inquiry, [Answers; 2])>> {
         let [one, other] = self.answers(&inquiries)?;
         let answered = inquiries.into_iter().zip(one.into_iter().zip(other));
         let differ = answered.map(|(inquiry, (one, other))| (inquiry, [one, other]));
