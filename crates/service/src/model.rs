@@ -296,4 +296,6 @@ impl State {
 }
 
 #[cfg(test)]
+mod histories;
+#[cfg(test)]
 mod tests;

@@ -395,7 +395,7 @@ fn fate_in(rules: &Rules, frontend: &Frontend, outside: bool) -> Option<(Fate, b
 }
 
 /// Rules without the history that slots have.
-fn sorted(rules: &Rules) -> Rules {
+pub(super) fn sorted(rules: &Rules) -> Rules {
     let sort = |target: &Target| match target {
         Target::Endpoints(slots) => {
             let mut slots = slots.to_vec();
