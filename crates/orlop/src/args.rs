@@ -226,6 +226,9 @@ pub(crate) struct ProxyOptions {
     /// Remove the rules of all modes from this machine and end
     #[arg(long)]
     pub(crate) cleanup: bool,
+    /// Ask the running proxy what a packet to a Service meets, print it and end
+    #[arg(long, value_name = "[NAMESPACE/]SERVICE")]
+    pub(crate) explain: Option<String>,
     /// Only set what needs more than CAP_NET_ADMIN, connection tracking's sysctls, and end
     #[arg(long)]
     pub(crate) init_only: bool,

@@ -118,6 +118,17 @@ pub(crate) fn remove_other_modes(config: &Config) -> Result<(), RulesError> {
     })
 }
 
+/// Removes what all modes have left; goes on after a failure and returns them all.
+pub(crate) fn remove_all_modes(config: &Config) -> Vec<RulesError> {
+    let removed = Mode::ALL.iter().map(|mode| match mode {
+        Mode::Nftables => nftables::remove_leftovers(&config.table),
+        Mode::Ipvs => ipvs::remove_leftovers(config),
+        Mode::Userspace => userspace::remove_leftovers(),
+        Mode::Iptables => iptables::remove_leftovers(None),
+    });
+    removed.filter_map(Result::err).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

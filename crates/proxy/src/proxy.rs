@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::backend;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::sync::{Kernel, Request, Sync, Telemetry};
@@ -54,6 +55,16 @@ impl Proxy {
     /// What the proxy counts.
     pub fn metrics(&self) -> Arc<Metrics> {
         self.telemetry.metrics.clone()
+    }
+
+    /// Removes the rules of all modes from the calling thread's network namespace, whoever of us made them. What is not there
+    /// is no error. Blocks; no proxy may run meanwhile.
+    ///
+    /// # Errors
+    /// Everything that could not be removed.
+    pub fn remove_all_modes(config: &Config) -> Result<(), Vec<RulesError>> {
+        let failures = backend::remove_all_modes(config);
+        if failures.is_empty() { Ok(()) } else { Err(failures) }
     }
 
     /// What the kubelet waits at before it stops a pod.

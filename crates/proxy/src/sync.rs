@@ -522,14 +522,21 @@ impl Sync {
         let problems: BTreeSet<Problem> = self.model.problems().into_iter().collect();
         for problem in problems.difference(&self.said) {
             tracing::warn!(service = %problem.service, %problem, "a service does not work as written");
-            let key = Key::new(&problem.service.namespace, &problem.service.name);
-            if let Some(service) = self.source.store().services().get(&key) {
-                let event =
-                    event_about(&*service, EventKind::Warning, "ServiceNotProxied", problem.to_string(), COMPONENT);
-                self.source.event(event);
-            }
+            self.tell_of(&problem.service, "ServiceNotProxied", problem.to_string());
         }
         self.said = problems;
+    }
+
+    /// An event about a Service: by its name alone if the store keeps no more of it.
+    fn tell_of(&self, service: &Name, reason: &str, message: String) {
+        let key = Key::new(&service.namespace, &service.name);
+        let object = self.source.store().services().get(&key).unwrap_or_else(|| {
+            let mut named = Service::default();
+            named.metadata.namespace = Some((*service.namespace).into());
+            named.metadata.name = Some((*service.name).into());
+            named.into()
+        });
+        self.source.event(event_about(&*object, EventKind::Warning, reason, message, COMPONENT));
     }
 
     fn tell_failure(&self, error: &RulesError, retry_in: Duration) {

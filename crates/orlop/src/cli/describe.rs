@@ -23,6 +23,13 @@ pub(crate) async fn run(client: &Client, options: &DescribeOptions) -> anyhow::R
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         hide(object, kind);
         print(&format!("{}\n", serde_saphyr::to_string(object)?.trim_end()));
+        if plural(kind) == "services" {
+            // A node that leaves Services to another proxy says so, and shows the rest.
+            match client.get::<Option<String>>(&crate::proxy::explain_path(namespace, &name)).await {
+                Ok(explained) => print(&format!("rules:\n{}", indent(&explained.unwrap_or_else(|| "none\n".into())))),
+                Err(error) => print(&format!("rules: {error:#}\n")),
+            }
+        }
         let mut about: Vec<_> =
             all_events.iter().filter(|event| events::is_about(event, kind, &name)).cloned().collect();
         about.sort_by_key(events::last_seen);

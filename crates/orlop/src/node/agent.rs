@@ -238,6 +238,28 @@ impl Agent {
         self.store().pods().keys().iter().map(ToString::to_string).collect()
     }
 
+    /// Who answers questions about the rules.
+    pub(super) fn proxy_questions(&self) -> Option<proxy::Questions> {
+        self.proxy.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Proxy::questions)
+    }
+
+    /// What the proxy tells of itself, if this node is its own.
+    pub(super) fn proxy_telling(&self, node: &str, more: Arc<proxy::More>) -> Option<proxy::Telling> {
+        let proxy = self.proxy.lock().unwrap_or_else(PoisonError::into_inner);
+        let proxy = proxy.as_ref()?;
+        Some(proxy::Telling {
+            node_name: node.to_owned(),
+            store: self.store().clone(),
+            mode: proxy::Mode::default(),
+            health: proxy.health(),
+            metrics: proxy.metrics(),
+            questions: proxy.questions(),
+            configuration: Arc::new(proxy::configuration::document(&serde_json::Value::Null)),
+            flags: Arc::default(),
+            more: Some(more),
+        })
+    }
+
     /// For whoever removes the rules.
     pub(super) fn take_proxy(&self) -> Option<Proxy> {
         self.proxy.lock().unwrap_or_else(PoisonError::into_inner).take()

@@ -72,6 +72,13 @@ impl Agent {
         Ok(Why { waiting, steps: steps.collect() })
     }
 
+    /// What a packet to a Service meets, in words; none if the proxy knows no such Service.
+    pub(super) async fn explain_service(&self, namespace: &str, service: &str) -> anyhow::Result<Option<String>> {
+        let questions = self.proxy_questions();
+        let questions = questions.context("Services are left to a kube-proxy here (--proxy-kubeconfig)")?;
+        Ok(questions.explain(namespace, service).await.map(|explained| explained.to_string()))
+    }
+
     /// All images.
     pub(super) async fn images(&self) -> anyhow::Result<Vec<ImageRow>> {
         let row = |image: cri::v1::Image| ImageRow {

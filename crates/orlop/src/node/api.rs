@@ -115,6 +115,7 @@ async fn route(node: &dyn Node, method: &Method, path: &str, query: &Query) -> a
             json(&usages.into_iter().filter(wanted).collect::<Vec<_>>())
         }
         ("GET", ["why", namespace, pod]) => json(&node.agent().why(namespace, pod).await?),
+        ("GET", ["explain", namespace, service]) => json(&node.agent().explain_service(namespace, service).await?),
         ("GET", ["images"]) => json(&node.agent().images().await?),
         ("DELETE", ["images"]) => json(&node.agent().remove_image(query.need("image")?).await?),
         ("POST", ["pull"]) => Ok(lines(node.agent().pull(query.need("image")?.to_owned())?)),

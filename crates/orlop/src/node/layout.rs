@@ -69,6 +69,11 @@ impl Layout {
         self.run_dir.join("proxy")
     }
 
+    /// Where the proxy alone answers the local command line.
+    pub(crate) fn proxy_socket(&self) -> PathBuf {
+        self.proxy().join("proxy.sock")
+    }
+
     /// The name server's socket lies here.
     pub(crate) fn dns(&self) -> PathBuf {
         self.run_dir.join("dns")

@@ -8,7 +8,7 @@
 //! A node that starts while there is no API server goes by what it has kept of its pods (`cluster::api::SealConfig`), and
 //! registers when there is one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ use super::agent::{self, Agent, PodRules};
 use super::base::{self, Base, Forked};
 use super::member_metrics::MemberMetrics;
 use super::settings::{MemberSettings, Settings, parse_range};
-use super::{api, fsck, node_status};
+use super::{api, client_metrics, fsck, node_status};
 
 /// How long a cluster that gives addresses to its nodes may take for that.
 const ADDRESSES_WITHIN: Duration = Duration::from_secs(20);
@@ -51,6 +51,12 @@ const ADDRESSES_WITHIN: Duration = Duration::from_secs(20);
 const ALONE_AFTER: Duration = Duration::from_secs(15);
 /// A renewal of the lease that takes longer is given up and tried again.
 const HEARTBEAT_WITHIN: Duration = Duration::from_secs(10);
+
+/// Where upstream's kube-proxy answers: `/healthz`, and `/metrics`.
+const PROXY_ADDRESSES: (SocketAddr, SocketAddr) = (
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 10256),
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249),
+);
 
 /// How long statuses that wait to be written may hold up the end.
 const SETTLE_WITHIN: Duration = Duration::from_secs(2);
@@ -101,6 +107,7 @@ impl Member {
         let membership = Arc::default();
         let parts = parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats, findings.heard());
         servers.spawn(belong(registered, parts, Arc::clone(&membership)));
+        serve_proxy(settings, &agent, api.clone(), &mut servers);
         if settings.configuration.rotate_certificates && client_files(settings).is_usable() {
             let (holder, files) = (holder(settings), client_files(settings));
             let metrics = agent.metrics.clone();
@@ -485,6 +492,26 @@ async fn serve_kubelet_api(
     let kubelet_api = kubelet_api.with_collector(Arc::new(more));
     servers.spawn(secure::serve(listener, kubelet_api, config, Arc::new(api), agent.stopped()));
     Ok(())
+}
+
+/// What a kube-proxy on this node would do beside its rules: connection tracking's settings, and its addresses.
+fn serve_proxy(settings: &MemberSettings, agent: &Agent, api: Api, servers: &mut JoinSet<()>) {
+    let more = move |text: &mut instruments::Text| client_metrics::write(text, &api);
+    let Some(telling) = agent.proxy_telling(&settings.name, Arc::new(more)) else { return };
+    let tracking = proxy::configuration::Conntrack::default();
+    if let Err(error) = proxy::sysctls::apply(&tracking, &proxy::sysctls::Places::default()) {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, "connection tracking stays as it is");
+    }
+    let (healthz, metrics) = PROXY_ADDRESSES;
+    let copy = telling.clone();
+    servers.spawn(async move {
+        // Without the last argument it waits for its address instead of failing.
+        let _ = copy.serve_healthz(healthz, false).await;
+    });
+    servers.spawn(async move {
+        let _ = telling.serve_metrics(metrics, false).await;
+    });
 }
 
 fn holder(settings: &MemberSettings) -> Holder {

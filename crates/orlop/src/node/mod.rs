@@ -5,6 +5,7 @@ mod alone;
 mod answers;
 pub(crate) mod api;
 mod base;
+pub(crate) mod client_metrics;
 mod detach;
 mod foreign;
 mod fsck;
@@ -22,7 +23,7 @@ pub(crate) mod objects;
 pub(crate) mod process;
 pub(crate) mod runtime_only;
 pub(crate) mod settings;
-mod socket;
+pub(crate) mod socket;
 mod tasks;
 pub(crate) mod up;
 

@@ -24,6 +24,11 @@ pub(super) struct Settings {
     pub(super) log_level: tracing::Level,
     /// One proxy per directory: two would write the same table.
     pub(super) lock_dir: PathBuf,
+    /// The configuration's file.
+    pub(super) file: Option<PathBuf>,
+    /// The flags that were given, for `/flagz`.
+    pub(super) flags: Vec<(String, String)>,
+    socket: PathBuf,
     /// The nftables table.
     table: String,
     master: Option<String>,
@@ -45,12 +50,20 @@ impl Settings {
             name: configuration.hostname_override.clone().unwrap_or_else(host_name),
             log_level: options.verbosity.or(written).map_or(options.log_level, level_of),
             lock_dir: layout.proxy(),
+            socket: layout.proxy_socket(),
+            file: options.config.clone(),
+            flags: sources.flags,
             table: layout.service_table,
             master: options.master.clone(),
             written: loaded.written,
             warnings: loaded.warnings,
             configuration,
         })
+    }
+
+    /// Where the proxy answers the local command line.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.socket.clone()
     }
 
     /// How to reach the API server.
@@ -81,11 +94,7 @@ impl Settings {
             node_ports: configuration.node_port_addresses.clone(),
             masquerade_all: configuration.masquerade_all,
             ipvs: configuration.ipvs.clone(),
-            iptables: proxy::IptablesOptions {
-                masquerade_bit: configuration.masquerade_bit,
-                localhost_node_ports: configuration.localhost_node_ports,
-                ..proxy::IptablesOptions::default()
-            },
+            iptables: configuration.iptables.clone(),
             bind_address: configuration.bind_address,
             pace: configuration.sync_pace.unwrap_or(default.pace),
             sync_period: configuration.sync_period,

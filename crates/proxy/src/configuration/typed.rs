@@ -8,7 +8,7 @@ use configfile::Reader;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::{IpvsOptions, Mode};
+use crate::{IptablesOptions, IpvsOptions, Mode};
 
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
@@ -40,12 +40,8 @@ pub struct Configuration {
     pub detect_local: DetectLocal,
     /// On which addresses of the node node ports answer.
     pub node_port_addresses: Vec<NodePortAddress>,
-    /// Whether they answer on loopback addresses, too (IPv4, iptables).
-    pub localhost_node_ports: bool,
     /// Whether what goes to an address of a Service is always masqueraded.
     pub masquerade_all: bool,
-    /// The bit of the packet's mark by which iptables knows what to masquerade.
-    pub masquerade_bit: u8,
     /// The least time between two syncs, if the operator wants one.
     pub sync_pace: Option<Duration>,
     /// After twice this time without the sync that is due the proxy is unhealthy.
@@ -55,6 +51,8 @@ pub struct Configuration {
     /// Connection tracking.
     pub conntrack: Conntrack,
     /// The mode of this name.
+    pub iptables: IptablesOptions,
+    /// And this one.
     pub ipvs: IpvsOptions,
 }
 
@@ -135,13 +133,16 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         bind_address_hard_fail: reader.flag("bindAddressHardFail", false),
         detect_local: detect_local(&mut reader),
         node_port_addresses: node_port_addresses(&mut reader),
-        localhost_node_ports: reader.flag("iptables.localhostNodePorts", true),
         masquerade_all: reader.flag(&format!("{}.masqueradeAll", masquerade_section(mode)), false),
-        masquerade_bit: u8::try_from(reader.bounded("iptables.masqueradeBit", 14, 0, 31)).unwrap_or(14),
         sync_pace: reader.span(&format!("{section}.minSyncPeriod")),
         sync_period: reader.span(&format!("{section}.syncPeriod")).unwrap_or(SYNC_PERIOD),
         oom_score_adj: i32::try_from(reader.bounded("oomScoreAdj", -999, -1000, 1000)).unwrap_or_default(),
         conntrack: conntrack(&mut reader),
+        iptables: IptablesOptions {
+            masquerade_bit: u8::try_from(reader.bounded("iptables.masqueradeBit", 14, 0, 31)).unwrap_or(14),
+            localhost_node_ports: reader.flag("iptables.localhostNodePorts", true),
+            ..IptablesOptions::default()
+        },
         ipvs: ipvs(&mut reader),
         mode,
     };
@@ -168,8 +169,8 @@ pub(super) fn warnings(configuration: &Configuration, written: &Value) -> Vec<St
             }
         }
     }
-    if configuration.node_port_addresses.contains(&NodePortAddress::Localhost) {
-        warnings.push("nodePortAddresses: node ports do not answer on loopback addresses in this mode".to_owned());
+    if configuration.node_port_addresses.contains(&NodePortAddress::Localhost) && mode != Mode::Iptables {
+        warnings.push(format!("nodePortAddresses: node ports do not answer on loopback addresses in the mode {mode}"));
     }
     warnings
 }

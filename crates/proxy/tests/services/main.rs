@@ -6,6 +6,7 @@ mod host;
 mod ipvs;
 mod kernel;
 mod life;
+mod options;
 mod userspace;
 
 use std::io;

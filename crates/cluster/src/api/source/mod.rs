@@ -162,6 +162,8 @@ impl ApiSource {
         let mut addressed = Selection::all().fields("spec.clusterIP!=None");
         if kubelet.is_none() {
             addressed = addressed.labels(&format!("!{PROXY_NAME}"));
+            // A proxy alone keeps of them what it needs.
+            store.services().let_pass();
         }
         let sink = Cut { table: store.services().clone(), cut: trim::service };
         let services = follow_from(&api, addressed, sink, kept.services());
