@@ -415,3 +415,49 @@ fn a_change_of_mode_leaves_no_rule_and_closes_no_connection() {
         }
     }
 }
+
+/// Which kind of iptables has a proxy's chains after a start that was told nothing, in a host where something has been done.
+#[track_caller]
+fn check_kind(done: &'static [(Way, &'static str)], expect: Way) {
+    on_a_host(Way::Nftables, move |host| async move {
+        for (way, arguments) in done {
+            way.iptables("", arguments);
+        }
+        let config = proxy::Config { mode: proxy::Mode::Iptables, ..host.config() };
+        let proxy = proxy::Proxy::start(config, host.desired.clone()).unwrap();
+        proxy.settled().await;
+        for way in [Way::IptablesNft, Way::IptablesLegacy] {
+            assert_eq!(left(way).iter().any(|chain| chain == "KUBE-SERVICES"), way == expect, "{done:?}, {way:?}");
+        }
+        proxy.stop().await;
+    });
+}
+
+#[test]
+fn the_kind_of_iptables_is_the_one_that_the_host_uses() {
+    const HINT: &str = "-w -t mangle -N KUBE-KUBELET-CANARY";
+    const RULE: &str = "-w -A FORWARD -s 192.0.2.99";
+    check_kind(&[], Way::IptablesNft);
+    check_kind(&[(Way::IptablesLegacy, HINT)], Way::IptablesLegacy);
+    check_kind(&[(Way::IptablesLegacy, HINT), (Way::IptablesNft, HINT)], Way::IptablesNft);
+    check_kind(&[(Way::IptablesLegacy, RULE)], Way::IptablesLegacy);
+    check_kind(&[(Way::IptablesLegacy, RULE), (Way::IptablesNft, RULE)], Way::IptablesNft);
+}
+
+#[test]
+fn a_change_waits_for_who_holds_the_lock_of_iptables() {
+    on_a_host(Way::IptablesLegacy, async |host: Host| {
+        let proxy = host.proxy().await;
+        let pod = host.server("a").await;
+        let lock = std::fs::File::create("/run/xtables.lock").unwrap();
+        lock.lock().unwrap();
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        // That nothing is written can only be seen by waiting.
+        let early = tokio::time::timeout(Duration::from_millis(300), proxy.settled()).await;
+        assert!(early.is_err(), "somebody else is at work");
+        drop(lock);
+        proxy.settled().await;
+        ask(&host.here, ip(VIP), 80).expect("the change has waited");
+    });
+}

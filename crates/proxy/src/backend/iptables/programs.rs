@@ -21,6 +21,8 @@ const DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 /// How long a program waits for others to release the lock of iptables-legacy, in seconds. Upstream gives up after 5; then
 /// everything is written anew, which takes the lock for longer.
 const LOCK_WAIT_S: &str = "30";
+/// Where iptables-legacy looks for the name of its lock.
+const LOCK_FILE: &str = "XTABLES_LOCKFILE";
 /// Of what a program says, as much as an operator reads.
 const WORDS_MAX: usize = 500;
 
@@ -269,7 +271,7 @@ fn find_in_path(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Runs a program to its end. Its environment is empty but for where programs are.
+/// Runs a program to its end. Its environment is empty but for where programs and the lock are.
 fn run<'a>(program: &Path, arguments: impl IntoIterator<Item = &'a str>, input: &str) -> Result<Output, RulesError> {
     let failed = |error: io::Error| RulesError::Program {
         program: program.display().to_string(),
@@ -279,6 +281,7 @@ fn run<'a>(program: &Path, arguments: impl IntoIterator<Item = &'a str>, input: 
     #[expect(clippy::disallowed_methods, reason = "the operator has chosen the mode that works by this program")]
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("PATH", env::var_os("PATH").unwrap_or_default()).env("LC_ALL", "C");
+    command.envs(env::var_os(LOCK_FILE).map(|file| (LOCK_FILE, file)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let mut stdin = child.stdin.take().expect("it is piped");
