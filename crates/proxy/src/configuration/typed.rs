@@ -163,7 +163,7 @@ pub(super) fn warnings(configuration: &Configuration, written: &Value) -> Vec<St
     for section in ["iptables", "ipvs", "nftables"] {
         let of_other = section != section_of_mode && section != masquerade_section(mode);
         for (field, value) in written.get(section).and_then(Value::as_object).into_iter().flatten() {
-            let is_set = !value.is_null() && *value != Value::Bool(false) && *value != Value::from("0s");
+            let is_set = !value.is_null() && *value != Value::Bool(false) && value.as_str() != Some("0s");
             if of_other && is_set {
                 warnings.push(format!("{section}.{field} = {value} has no effect in the mode {mode}"));
             }
