@@ -123,6 +123,24 @@ spec:
     resources: { limits: { rigging.example/winch: 1 } }
 ";
 
+/// A pod whose start has parts that are over for good.
+pub(super) const CREW: &str = "apiVersion: v1
+kind: Pod
+metadata: { name: crew, labels: { app: crew } }
+spec:
+  terminationGracePeriodSeconds: 1
+  nodeSelector: { deck: lower }
+  initContainers:
+  - { name: muster, image: busybox, imagePullPolicy: IfNotPresent, command: [\"true\"] }
+  containers:
+  - name: c
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, \"trap exit TERM; sleep 100000 & wait\"]
+    startupProbe: { exec: { command: [sh, -c, \"echo one >> /startups\"] }, periodSeconds: 1 }
+    readinessProbe: { exec: { command: [sh, -c, \"echo one >> /probes\"] }, periodSeconds: 1 }
+";
+
 /// A web server of two replicas, its settings and its Service.
 pub(super) const WEB: &str = "apiVersion: v1
 kind: ConfigMap

@@ -416,18 +416,70 @@ fn ids(pods: &[Value]) -> Vec<(String, String)> {
     ids
 }
 
+/// What would show that a daemon went and another came: of pods their sandboxes, containers and readiness, of the node its
+/// readiness, and what was told of either.
+fn seen(fleet: &Fleet) -> anyhow::Result<Value> {
+    const TOLD: [&str; 8] =
+        ["Pulling", "Pulled", "Created", "Started", "Killing", "Unhealthy", "NodeNotReady", "SandboxChanged"];
+    let since = |object: &Value| {
+        let conditions = object["status"]["conditions"].as_array()?;
+        Some(conditions.iter().find(|one| one["type"] == "Ready")?["lastTransitionTime"].clone())
+    };
+    let pods = [fleet.pods("web")?, fleet.pods("crew")?].concat();
+    let mut pods: Vec<Value> = pods
+        .iter()
+        .map(|pod| {
+            let status = &pod["status"];
+            let runs = [&status["initContainerStatuses"], &status["containerStatuses"]];
+            let runs = runs.into_iter().filter_map(Value::as_array).flatten();
+            let runs: Vec<_> = runs.map(|one| (one["containerID"].clone(), one["restartCount"].clone())).collect();
+            serde_json::json!([name(pod), status["podIP"], status["phase"], since(pod), runs])
+        })
+        .collect();
+    pods.sort_by_key(ToString::to_string);
+    let events = fleet.get("events -A")?;
+    let events = events["items"].as_array().into_iter().flatten();
+    let ours = |one: &&Value| {
+        let about = one["involvedObject"]["name"].as_str().unwrap_or_default();
+        about.starts_with("web-") || about == "crew" || about == NODE
+    };
+    let told = events.filter(ours).filter(|one| one["reason"].as_str().is_some_and(|reason| TOLD.contains(&reason)));
+    let told: i64 = told.map(|one| one["count"].as_i64().unwrap_or(1)).sum();
+    Ok(serde_json::json!({ "pods": pods, "node": since(&fleet.get(&format!("node {NODE}"))?), "events": told }))
+}
+
+/// What Kubernetes documents of a restart of the kubelet, none of which is felt here: the node stays Ready, pods stay Ready
+/// and are not admitted anew, nothing is pulled or begun again, init containers and startup probes are over for good.
 pub(super) fn killed_daemon(fleet: &mut Fleet) -> anyhow::Result<String> {
-    let before = ids(&fleet.pods("web")?);
+    fleet.apply("crew.yaml", manifests::CREW)?;
+    fleet.until_ready("crew", 1)?;
+    let lines = |fleet: &Fleet, file: &str| -> anyhow::Result<usize> {
+        Ok(fleet.kubectl(&format!("exec crew -c c -- cat {file}"))?.lines().count())
+    };
+    let renewed = |fleet: &Fleet| -> anyhow::Result<Value> {
+        Ok(fleet.get(&format!("lease {NODE} -n kube-node-lease"))?["spec"]["renewTime"].clone())
+    };
+    // No pod that wants it would be admitted now.
+    fleet.kubectl(&format!("label node {NODE} deck-"))?;
+    let (before, startups) = (seen(fleet)?, lines(fleet, "/startups")?);
     fleet.node.kill()?;
     fleet.node.wait()?;
+    let (answers, lease) = (fleet.orlop(&["ps"]).is_ok(), renewed(fleet)?);
+    ensure!(!answers, "somebody answers for a daemon that is dead");
     fleet.start_again()?;
     wait("the new daemon answers", SOON, || fleet.orlop(&["ps"]).map(Some))?;
+    wait("it renews the lease", SOON, || Ok((renewed(fleet)? != lease).then_some(())))?;
+    let probed = lines(fleet, "/probes")?;
+    wait("it probes", SOON, || Ok((lines(fleet, "/probes")? > probed + 1).then_some(())))?;
+    let after = seen(fleet)?;
+    ensure!(before == after, "it was felt: {before} became {after}");
+    ensure!(startups == lines(fleet, "/startups")?, "the startup probe ran again");
     let pods = fleet.until_ready("web", 2)?;
-    ensure!(ids(&pods) == before, "containers were replaced: {:?} became {:?}", before, ids(&pods));
-    ensure!(pods.iter().all(|pod| container(pod)["restartCount"] == 0), "containers were restarted");
     let node = fleet.get(&format!("node {NODE}"))?;
     ensure!(condition(&node, "Ready") == Some("True"), "the node is not Ready");
-    Ok(format!("{} containers went on", before.len()))
+    fleet.kubectl(&format!("label node {NODE} deck=lower"))?;
+    fleet.kubectl("delete pod crew --wait=false")?;
+    Ok(format!("{} containers went on, Ready all the time, though nobody would admit them now", pods.len() + 1))
 }
 
 pub(super) fn api_server_away(fleet: &mut Fleet) -> anyhow::Result<String> {
