@@ -306,6 +306,8 @@ impl<F: Fields> Args for ConfigurationFlags<F> {
             let arg = clap::Arg::new(leaf.flag)
                 .long(leaf.flag)
                 .value_name("VALUE")
+                // As upstream: some add up, of the others the last counts.
+                .action(clap::ArgAction::Append)
                 .help(format!("{} [default: {default}]", leaf.path))
                 .help_heading(F::HEADING)
                 .hide_short_help(true);
@@ -324,9 +326,9 @@ impl<F: Fields> Args for ConfigurationFlags<F> {
 
 impl<F: Fields> FromArgMatches for ConfigurationFlags<F> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = Self::leaves().filter_map(|leaf| {
-            let value = matches.get_one::<String>(leaf.flag)?;
-            Some((leaf.flag.to_owned(), value.clone()))
+        let given = Self::leaves().flat_map(|leaf| {
+            let values = matches.get_many::<String>(leaf.flag).into_iter().flatten();
+            values.map(|value| (leaf.flag.to_owned(), value.clone()))
         });
         Ok(Self { given: given.collect(), of: PhantomData })
     }

@@ -63,51 +63,62 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
         Ok(files) => files.iter().for_each(|file| layers.file(file)),
         Err(fault) => layers.fault(fault),
     }
-    let headers = sources.flags.iter().filter(|(flag, _)| flag == HEADERS).map(|(_, text)| headers_of_flag(text));
-    match headers.collect::<Result<Vec<_>, _>>() {
-        Ok(headers) if headers.is_empty() => {}
-        Ok(headers) => layers.set("staticPodURLHeader", by_name(headers.into_iter().flatten())),
-        Err(fault) => layers.fault(format!("--{HEADERS} {fault}")),
-    }
-    for (flag, text) in &sources.flags {
-        match flag.as_str() {
-            HEADERS => {}
-            "register-with-taints" => match taints_of_flag(text) {
-                Ok(taints) => layers.set("registerWithTaints", taints),
-                Err(fault) => layers.fault(format!("--{flag} {text:?}: {fault}")),
-            },
-            "reserved-memory" => match reserved_memory_of_flag(text) {
-                Ok(reserved) => layers.set("reservedMemory", reserved),
-                Err(fault) => layers.fault(format!("--{flag} {text:?}: {fault}")),
-            },
-            _ => layers.flag(flag, text),
+    let given =
+        |name: &'static str| sources.flags.iter().filter(move |(flag, _)| flag == name).map(|(_, text)| text.as_str());
+    let fault = |name: &str, fault: String| format!("--{name} {fault}");
+    for (flag, field, read) in ADD_UP {
+        match given(flag).map(read).collect::<Result<Vec<_>, _>>() {
+            Ok(values) if values.is_empty() => {}
+            Ok(values) => layers.set(field, together(values)),
+            Err(error) => layers.fault(fault(flag, error)),
         }
+    }
+    for (flag, text) in sources.flags.iter().filter(|(flag, _)| ADD_UP.iter().all(|(name, ..)| flag != name)) {
+        layers.flag(flag, text);
     }
     let (written, configuration) = layers.read(typed::read)?;
     let warnings = SCHEMA.warnings(&written);
     Ok(Loaded { configuration, written, warnings })
 }
 
+/// Flags with a form of their own, which add up where they are given several times: their fields, and what one says.
+type Reads = fn(&str) -> Result<Value, String>;
+const ADD_UP: [(&str, &str, Reads); 3] = [
+    ("register-with-taints", "registerWithTaints", taints_of_flag),
+    ("reserved-memory", "reservedMemory", reserved_memory_of_flag),
+    ("manifest-url-header", "staticPodURLHeader", headers_of_flag),
+];
+
+/// Lists one after the other, mappings of lists by their names.
+fn together(values: Vec<Value>) -> Value {
+    values.into_iter().fold(Value::Null, |all, one| match (all, one) {
+        (Value::Array(mut all), Value::Array(one)) => {
+            all.extend(one);
+            Value::Array(all)
+        }
+        (Value::Object(mut all), Value::Object(one)) => {
+            for (name, value) in one {
+                let before = all.remove(&name).unwrap_or_default();
+                all.insert(name, together(vec![before, value]));
+            }
+            Value::Object(all)
+        }
+        (_, one) => one,
+    })
+}
+
 fn taints_of_flag(text: &str) -> Result<Value, String> {
     serde_json::to_value(parse_taints(text)?).map_err(|error| error.to_string())
 }
 
-/// A header may have several values, and the flag be given several times.
-const HEADERS: &str = "manifest-url-header";
-
 /// `a:one,a:two,b:three`.
-fn headers_of_flag(text: &str) -> Result<Vec<(String, String)>, String> {
-    let header = |item: &str| {
+fn headers_of_flag(text: &str) -> Result<Value, String> {
+    let mut all: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for item in text.split(',').filter(|item| !item.is_empty()) {
         let (name, value) = item.split_once(':').ok_or_else(|| format!("{item:?} is not name:value"))?;
-        Ok((name.trim().to_owned(), value.trim().to_owned()))
-    };
-    text.split(',').filter(|item| !item.is_empty()).map(header).collect()
-}
-
-fn by_name(headers: impl Iterator<Item = (String, String)>) -> Value {
-    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    headers.for_each(|(name, value)| all.entry(name).or_default().push(value));
-    json!(all)
+        all.entry(name.trim()).or_default().push(value.trim());
+    }
+    Ok(json!(all))
 }
 
 /// `0:memory=1Gi,hugepages-2Mi=4Mi;1:memory=2Gi`, as the field has it.
@@ -161,12 +172,19 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_a_url_add_up() {
-        let flag = |text: &str| (HEADERS.to_owned(), text.to_owned());
-        let load = |flags: Vec<(String, String)>| load(&Sources { flags, ..Sources::default() });
-        let loaded = load(vec![flag("a:one,b:http://x"), flag("a:two")]).unwrap();
-        assert_eq!(loaded.written["staticPodURLHeader"], json!({"a": ["one", "two"], "b": ["http://x"]}));
-        assert!(load(vec![flag("a")]).is_err());
+    fn some_flags_add_up() {
+        let load = |flags: &[(&str, &str)]| {
+            let flags = flags.iter().map(|(flag, text)| ((*flag).to_owned(), (*text).to_owned())).collect();
+            load(&Sources { flags, ..Sources::default() })
+        };
+        let (header, reserved) = ("manifest-url-header", "reserved-memory");
+        let all = [(header, "a:one,b:http://x"), (reserved, "0:memory=1"), (header, "a:two"), (reserved, "1:memory=2")];
+        let written = load(&all).unwrap().written;
+        assert_eq!(written["staticPodURLHeader"], json!({"a": ["one", "two"], "b": ["http://x"]}));
+        assert_eq!(written["reservedMemory"][1], json!({"numaNode": 1, "limits": {"memory": "2"}}));
+        assert_eq!(load(&[("max-pods", "1"), ("max-pods", "2")]).unwrap().configuration.max_pods, 2);
+        let Faults(faults) = load(&[(header, "a"), (reserved, "x"), ("register-with-taints", "y")]).unwrap_err();
+        assert_eq!(faults.len(), 3, "{faults:?}");
     }
 
     #[test]
