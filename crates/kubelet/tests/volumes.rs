@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -416,5 +417,99 @@ fn a_hung_path_delays_its_own_pod_only() {
         let error = slow.await.unwrap().unwrap_err();
         assert!(error.contains("hung/x"), "{error}");
         sys::mount::detach(&hung).unwrap();
+    });
+}
+
+/// A directory that this machine exports to itself (NFS 4), by the kernel's server and without its programs: what they would
+/// answer, which client is who and which directory is what, the kernel is told before it asks.
+struct Exported {
+    control: PathBuf,
+}
+
+impl Exported {
+    /// In the calling thread's network namespace; none on a kernel without NFS.
+    fn new(dir: &Path, export: &Path) -> Option<Self> {
+        let control = dir.join("nfsd");
+        fs::create_dir(&control).unwrap();
+        let server = sys::mount::new_filesystem("nfsd", &[], 0).ok()?;
+        sys::mount::attach_at(server.as_fd(), &control).unwrap();
+        let tell = |file: PathBuf, text: &str| {
+            fs::write(&file, format!("{text}\n")).unwrap_or_else(|error| panic!("{}: {text}: {error}", file.display()));
+        };
+        tell(control.join("versions"), "-3 +4 +4.1 +4.2");
+        // Nobody has files open from before: the least that it waits for them.
+        tell(control.join("nfsv4leasetime"), "10");
+        tell(control.join("nfsv4gracetime"), "10");
+        tell(control.join("portlist"), "tcp 2049");
+        // Long after this test (seconds since 1970).
+        let until = i32::MAX;
+        let cache = |name: &str| Path::new("/proc/thread-self/net/rpc").join(name).join("channel");
+        tell(cache("auth.unix.ip"), &format!("nfsd 127.0.0.1 {until} here"));
+        // Any port, asynchronous, no subtree check, with a number: linux/nfsd/export.h.
+        let flags = 0x2 | 0x10 | 0x400 | 0x2000;
+        tell(cache("nfsd.export"), &format!("here {} {until} {flags} 65534 65534 0", export.display()));
+        tell(cache("nfsd.fh"), &format!("here 1 \\x00000000 {until} {}", export.display()));
+        tell(control.join("threads"), "2");
+        Some(Self { control })
+    }
+}
+
+impl Drop for Exported {
+    fn drop(&mut self) {
+        fs::write(self.control.join("threads"), "0").unwrap();
+        sys::mount::detach(&self.control).unwrap();
+    }
+}
+
+#[test]
+fn a_directory_of_an_nfs_server() {
+    with_mounts(async |mut fixture| {
+        testkit::netns::enter_private().unwrap();
+        let export = fixture.host("export");
+        fs::create_dir(&export).unwrap();
+        fs::write(export.join("file"), "from afar").unwrap();
+        let uses = json!([{"name": "v", "mountPath": "/v"}]);
+        let volume = |read_only: bool| json!({"server": "127.0.0.1", "path": "/", "readOnly": read_only});
+        let Some(server) = Exported::new(fixture.dir.path(), &export) else {
+            let refused = fixture.volumes.set_up(&mounting(uses, json!([{"name": "v", "nfs": volume(true)}]))).await;
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains("modprobe nfs"), "{refused}");
+            return println!("skipped: needs a kernel with NFS for more than its refusal");
+        };
+        let pod = mounting(uses.clone(), json!([{"name": "v", "nfs": volume(true)}]));
+        let made = fixture.volumes.set_up(&pod).await.unwrap();
+        let place = fixture.host("kubelet/pods/u1/volumes/kubernetes.io~nfs/v");
+        assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "from afar");
+        assert_eq!(fs::write(place.join("new"), "").unwrap_err().raw_os_error(), Some(30), "it is read-only");
+        let shown = mounts(&made, &pod, &Environment::default()).await.unwrap();
+        assert!(shown[0].readonly && Path::new(&shown[0].host_path) == place);
+        // Nothing is mounted again, also not by the next daemon.
+        fixture.restart();
+        fixture.volumes.set_up(&pod).await.unwrap();
+        assert_eq!(mounted_below(&place), 1);
+        fixture.volumes.tear_down("u1").await.unwrap();
+        assert!(!place.exists() && export.join("file").exists());
+        // By a claim, with options; and one that the server does not have.
+        let store = &fixture.store;
+        let spec = json!({"nfs": {"server": "127.0.0.1", "path": "/"}, "mountOptions": ["nfsvers=4.1", "noatime"]});
+        let about = json!({"metadata": {"name": "pv1"}, "spec": spec});
+        store.persistent_volumes().put(serde_json::from_value(about).unwrap());
+        let about = json!({"metadata": {"name": "data", "namespace": "shop"}, "spec": {"volumeName": "pv1"}});
+        store.persistent_volume_claims().put(serde_json::from_value(about).unwrap());
+        let claim = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]);
+        fixture.volumes.set_up(&mounting(uses.clone(), claim)).await.unwrap();
+        let place = fixture.host("kubelet/pods/u1/volumes/kubernetes.io~nfs/pv1");
+        fs::write(place.join("new"), "written").unwrap();
+        assert_eq!(fs::read_to_string(export.join("new")).unwrap(), "written");
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let line = table.lines().find(|line| line.contains("kubernetes.io~nfs/pv1")).unwrap();
+        assert!(line.contains("vers=4.1") && line.contains("noatime"), "{line}");
+        fixture.volumes.tear_down("u1").await.unwrap();
+        let missing = json!({"server": "127.0.0.1", "path": "/none"});
+        let refused = fixture.volumes.set_up(&mounting(uses, json!([{"name": "v", "nfs": missing}]))).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("the server has no such directory"), "{refused}");
+        fixture.volumes.tear_down("u1").await.unwrap();
+        drop(server);
     });
 }

@@ -92,6 +92,16 @@ pub enum Cause {
     /// A CSI driver.
     #[error(transparent)]
     Driver(#[from] DriverError),
+    /// An NFS server, or the way to it.
+    #[error("nfs {server}:{path}: {reason}")]
+    Nfs {
+        /// As the volume names it.
+        server: String,
+        /// The directory that it exports.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The volume is not where the pod is.
     #[error(
         "volume {volume} is not attached to this node yet, according to the node's status; see the events of the \

@@ -10,9 +10,10 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use super::csi::CsiVolume;
 use super::ground::Ground;
 use super::mounts::Ready;
+use super::nfs::{self, Share};
 use super::place::{self, FsGroup, Writable};
 use super::plan::{self, Kind};
-use super::{Cause, Credentials, VolumeError, VolumesConfig, atomic, payload};
+use super::{Cause, Credentials, VolumeError, VolumesConfig, atomic, payload, remove};
 use crate::context::uid_of;
 
 /// Makes the volumes of one version of a pod.
@@ -48,6 +49,15 @@ impl Maker {
         Ok(all.into_iter().filter_map(|(name, volume)| Some((name, volume?))).collect())
     }
 
+    /// The shares of NFS servers that are not mounted yet, by their names in the pod.
+    pub(super) fn shares(&self) -> Result<BTreeMap<String, Share>, VolumeError> {
+        let all = self.each(|_, kind| match kind {
+            Kind::Nfs(share) if !remove::is_mountpoint(&self.dir("nfs", &share.name))? => Ok(Some(share.clone())),
+            _ => Ok(None),
+        })?;
+        Ok(all.into_iter().filter_map(|(name, share)| Some((name, share?))).collect())
+    }
+
     /// Looks at the paths of the node that the pod uses, makes those that it is to make, and gives those that are made for
     /// claims to its group. Any of them may be on a file system that does not answer.
     pub(super) fn look_outside(&self, ground: &Ground) -> Result<(), VolumeError> {
@@ -57,14 +67,14 @@ impl Maker {
                 if *owned { self.group().apply(path, Writable::Yes, &|| ground.is_over()) } else { Ok(()) }
             }
             Kind::Device { path, .. } => place::host_path(path, "BlockDevice", false),
-            Kind::EmptyDir { .. } | Kind::Content { .. } | Kind::Csi(_) | Kind::Image { .. } => Ok(()),
+            Kind::EmptyDir { .. } | Kind::Content { .. } | Kind::Csi(_) | Kind::Nfs(_) | Kind::Image { .. } => Ok(()),
         })
         .map(drop)
     }
 
     /// Makes every used volume, and the place of what its containers write for the node; paths of the node have been looked
-    /// at.
-    pub(super) fn make(&self, ground: &Ground) -> Result<BTreeMap<String, Ready>, VolumeError> {
+    /// at. Shares that were not there before are attached.
+    pub(super) fn make(&self, ground: &Ground, shares: &nfs::Mounted) -> Result<BTreeMap<String, Ready>, VolumeError> {
         let written = place::written(&self.config.paths.written(uid_of(&self.pod)));
         written.map_err(|cause| VolumeError { volume: "etc-hosts".to_owned(), cause })?;
         self.each(|name, kind| match kind {
@@ -88,6 +98,11 @@ impl Maker {
             Kind::Csi(volume) => {
                 let (path, read_only) = (volume.target(&self.config.paths, uid_of(&self.pod)), volume.read_only);
                 Ok(if volume.is_block() { Ready::Device { path, read_only } } else { Ready::Path { path, read_only } })
+            }
+            Kind::Nfs(share) => {
+                let (path, read_only) = (self.dir("nfs", &share.name), share.read_only);
+                nfs::attach(&path, shares.get(name))?;
+                Ok(Ready::Path { path, read_only })
             }
             Kind::Image { reference } => Ok(Ready::Image { reference: (*reference).to_owned() }),
         })

@@ -18,6 +18,7 @@ mod fresh;
 mod ground;
 mod make;
 mod mounts;
+mod nfs;
 mod payload;
 mod place;
 mod plan;
@@ -107,6 +108,7 @@ impl Volumes {
         let ground = self.lock().entry(uid.clone()).or_default().clone();
         let maker = Arc::new(self.maker(pod.clone(), credentials));
         self.publish(&pod, maker.csi_volumes()?, &ground).await?;
+        let shares = self.mount_shares(maker.shares()?).await?;
         if maker.looks_outside() {
             let (maker, ground) = (maker.clone(), ground.clone());
             patient(move || maker.look_outside(&ground)).await.map_err(|error| over(error.into()))??;
@@ -116,7 +118,7 @@ impl Volumes {
             // What changes from now on is written when this is done; what has changed already is in the store.
             let maker = maker.of_latest();
             shown.show(maker.pod.clone());
-            Ok(maker.make(&shown).inspect_err(|_| shown.hide()))
+            Ok(maker.make(&shown, &shares).inspect_err(|_| shown.hide()))
         });
         Ok(PodVolumes {
             volumes: made.await.map_err(over)??,
@@ -145,6 +147,15 @@ impl Volumes {
             published.map_err(|cause| VolumeError { volume: name.clone(), cause })
         });
         futures_util::future::join_all(published).await.into_iter().collect()
+    }
+
+    /// Mounts the shares that are not there from before, side by side, each on a thread of its own.
+    async fn mount_shares(&self, shares: BTreeMap<String, nfs::Share>) -> Result<nfs::Mounted, VolumeError> {
+        let mounted = shares.into_iter().map(|(volume, share)| async move {
+            let mounted = share.mount().await.map_err(|cause| VolumeError { volume: volume.clone(), cause })?;
+            Ok((volume, mounted))
+        });
+        futures_util::future::join_all(mounted).await.into_iter().collect()
     }
 
     /// What takes CSI drivers that register; `node` is told of them.

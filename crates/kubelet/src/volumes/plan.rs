@@ -14,6 +14,7 @@ use pod::spec;
 use super::Cause;
 use super::csi::{self, CsiVolume};
 use super::mounts::mounted;
+use super::nfs::Share;
 
 /// A volume, by how it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(super) enum Kind<'a> {
     Content { plugin: &'static str, in_memory: bool },
     /// A device of the node.
     Device { path: PathBuf, read_only: bool },
+    /// A directory of an NFS server.
+    Nfs(Share),
     /// What a CSI driver mounts.
     Csi(Box<CsiVolume>),
     /// An image.
@@ -123,6 +126,9 @@ pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<K
     if let Some(source) = &volume.csi {
         return Ok(Kind::Csi(Box::new(CsiVolume::inline(&volume.name, source, pod))));
     }
+    if let Some(source) = &volume.nfs {
+        return Ok(Kind::Nfs(Share::inline(&volume.name, source)));
+    }
     if let Some(source) = &volume.image {
         let reference = source.reference.as_deref().filter(|reference| !reference.is_empty());
         let reference = reference.ok_or_else(|| Cause::Invalid("an image volume needs a reference".into()))?;
@@ -139,7 +145,7 @@ pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<K
         Some((_, plugin, in_memory)) => Ok(Kind::Content { plugin, in_memory }),
         None if is_empty(volume) => Ok(Kind::EmptyDir { medium: Medium::Disk, size: None }),
         None => Err(Cause::Unsupported(format!(
-            "{} volumes are not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI, projected, image, csi or a persistentVolumeClaim on a csi, hostPath or local volume",
+            "{} volumes are not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI, projected, image, nfs, csi or a persistentVolumeClaim on a csi, nfs, hostPath or local volume",
             unsupported(volume)
         ))),
     }
@@ -243,6 +249,9 @@ fn claim(claim: &PersistentVolumeClaim, read_only: bool, store: &Store) -> Resul
     if let Some(source) = spec.and_then(|spec| spec.csi.as_ref()) {
         return Ok(Kind::Csi(Box::new(CsiVolume::of_claim(&volume, source, claim, read_only))));
     }
+    if let Some(source) = spec.and_then(|spec| spec.nfs.as_ref()) {
+        return Ok(Kind::Nfs(Share::of_claim(&volume, source, read_only)));
+    }
     let (path, kind) = on_node(&volume)?;
     let path = host_path(&path)?;
     if spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
@@ -261,7 +270,7 @@ fn on_node(volume: &PersistentVolume) -> Result<(String, String), Cause> {
     }
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     Err(Cause::Unsupported(format!(
-        "persistentvolume {name:?} is neither csi, hostPath nor local; this node supports no others"
+        "persistentvolume {name:?} is neither csi, nfs, hostPath nor local; this node supports no others"
     )))
 }
 
@@ -307,7 +316,10 @@ mod tests {
         check(json!({"emptyDir": {"medium": "Paper"}}), Err("emptyDir medium \"Paper\" is not one"));
         check(json!({"hostPath": {"path": "/a/../b"}}), Err("'..'"));
         check(json!({"secret": {"secretName": "s"}}), Ok(Kind::Content { plugin: "secret", in_memory: true }));
-        check(json!({"nfs": {"server": "s", "path": "/"}}), Err("nfs volumes are not supported"));
+        let source = json!({"server": "s", "path": "/", "readOnly": true});
+        let share = Share::inline("v", &serde_json::from_value(source.clone()).unwrap());
+        check(json!({ "nfs": source }), Ok(Kind::Nfs(share)));
+        check(json!({"iscsi": {"targetPortal": "s", "iqn": "i", "lun": 0}}), Err("iscsi volumes are not supported"));
         check(json!({"image": {"reference": "r"}}), Ok(Kind::Image { reference: "r" }));
         let claim = |name: &str| json!({"persistentVolumeClaim": {"claimName": name}});
         let path = Kind::HostPath { path: "/data".into(), kind: String::new(), owned: true, read_only: false };
