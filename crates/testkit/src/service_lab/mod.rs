@@ -218,6 +218,12 @@ impl Side {
         self.node.set("ipv4/conf/all/rp_filter", "0")?;
         self.node.set("ipv4/conf/default/rp_filter", "0")?;
         self.node.set("ipv4/ip_forward", "1")?;
+        // What comes from the wire and goes back there would make clients look for services elsewhere.
+        self.node.set("ipv4/conf/all/send_redirects", "0")?;
+        self.node.set("ipv4/conf/default/send_redirects", "0")?;
+        for place in [&self.outside, &self.remote, &self.remote_pod] {
+            place.set("ipv6/conf/default/accept_redirects", "0")?;
+        }
         // A refusal is an answer here, and not to be missed because there were many.
         self.node.set("ipv4/icmp_ratemask", "0")?;
         self.node.set("ipv6/icmp/ratelimit", "0")?;

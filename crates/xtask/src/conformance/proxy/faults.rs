@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use super::dice::Dice;
 use super::history;
 use super::known;
-use super::stage::{Inquiry, Stage, inquiries};
+use super::stage::{Inquiry, Stage, inquiries, shown};
 use super::world::{Service, Slice, World, cluster_ips, end};
 
 /// How long the rules may take to be right again, on a machine that does other things too.
@@ -168,8 +168,11 @@ fn until_alike(stage: &Stage<'_>) -> anyhow::Result<Duration> {
     let differs = |(inquiry, answers): &(Inquiry, [Answers; 2])| {
         known::reason_for(inquiry, answers.each_ref(), stage.pair()).is_none()
     };
-    while stage.differing(inquiries(&stage.world))?.iter().any(differs) {
-        ensure!(begun.elapsed() < LIMIT, "the rules have not come back within {} s", LIMIT.as_secs());
+    loop {
+        let open = stage.differing(inquiries(&stage.world))?;
+        let Some((inquiry, answers)) = open.iter().find(|found| differs(found)) else { break };
+        let [_, own] = answers.each_ref().map(shown);
+        ensure!(begun.elapsed() < LIMIT, "not right again after {} s: {inquiry}: {own}", LIMIT.as_secs());
     }
     Ok(begun.elapsed())
 }
