@@ -4,6 +4,7 @@ pub(crate) mod foreign;
 pub(crate) mod kubeadm;
 mod manifests;
 mod points;
+mod proxy;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -53,6 +54,7 @@ const POINTS: &[Point] = &[
     ("its certificates come from the cluster", points::certificates),
     ("a Deployment runs with its settings and its token", points::runs),
     ("Services lead to its pods", points::serves),
+    ("beside another node, orlop proxy leads to Services", proxy::serves_alone),
     ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
     ("an edited ConfigMap arrives", points::edits),
     ("a volume of a CSI driver is attached, mounted and taken down", points::volumes),
