@@ -307,7 +307,7 @@ fn paths(dir: &Path) -> Paths {
 fn groups(root: &Path) -> Tree {
     let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
     hierarchy.group(root).create().unwrap();
-    let groups = Tree::new(hierarchy, Rules::default()).below(root);
+    let groups = Tree::new(hierarchy, Rules::of_machine()).below(root);
     groups.ensure_roots(1000, None).unwrap();
     groups
 }

@@ -15,6 +15,7 @@ mod devices;
 mod endings;
 mod eviction;
 mod fixture;
+mod hugepages;
 mod images;
 mod metrics;
 mod pods_api;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         workers::TESTS,
         endings::TESTS,
         eviction::TESTS,
+        hugepages::TESTS,
         images::TESTS,
         metrics::TESTS,
         pods_api::TESTS,
