@@ -133,14 +133,24 @@ impl ServiceTable {
 
     /// Makes the table with these rules in place of what it consists of; `remains` must be complete. Clients keep the
     /// endpoints that affinity gave them.
+    ///
+    /// Sets and chains that are there under the name that they should have are emptied and filled, not made anew: a packet
+    /// on its way through the old rules looks elements up as they are at that moment, and finds those of the new rules in
+    /// the same set, but nothing any more in a set that is gone.
     pub fn replace(&mut self, rules: &Rules, remains: &Remains) -> Batch {
         let mut batch = self.batch();
         batch.add_table();
         batch.flush_rules();
-        let kept = |name: &str| SetName::all(self.balancer).any(|set| set.is_dynamic() && set.name() == name);
-        remains.sets.iter().filter(|name| !kept(name)).for_each(|name| batch.delete_set(name));
-        remains.chains.iter().for_each(|name| batch.delete_chain(name));
+        for name in &remains.sets {
+            match SetName::all(self.balancer).find(|set| set.name() == *name) {
+                Some(set) if set.is_dynamic() => {}
+                Some(_) => batch.flush_set(name),
+                None => batch.delete_set(name),
+            }
+        }
         self.fill(&mut batch, rules);
+        let unused: Vec<&String> = remains.chains.iter().filter(|name| !batch.chains().contains(*name)).collect();
+        unused.into_iter().for_each(|name| batch.delete_chain(name));
         batch
     }
 
@@ -224,7 +234,7 @@ impl ServiceTable {
         Batch::new(Self::FAMILY, &self.config.name)
     }
 
-    /// Fills a table without chains, and without sets but those of affinity.
+    /// Fills a table without rules, and without elements but those of affinity.
     fn fill(&mut self, batch: &mut Batch, rules: &Rules) {
         *self = ServiceTable::with_balancer(self.config.clone(), self.balancer);
         rules.iter().for_each(|(frontend, entry)| self.count(frontend, entry, Step::More));

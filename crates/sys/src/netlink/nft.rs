@@ -3,6 +3,8 @@
 //! A [`Batch`] collects changes; [`Socket::commit`] applies all or none of them, in one step for the packets.
 //! Names and numbers are those of `linux/netfilter/nf_tables.h`.
 
+use std::collections::BTreeSet;
+
 use rustix::io::Errno;
 
 use super::{ACK, APPEND, CREATE, DUMP, Error, Message, Result, Socket, Writer};
@@ -259,6 +261,7 @@ pub struct Batch {
     table: String,
     family: Family,
     set_id: u32,
+    chains: BTreeSet<String>,
 }
 
 fn header(family: u8, resource: u16) -> [u8; HEADER_BYTES] {
@@ -271,7 +274,7 @@ impl Batch {
     pub fn new(family: Family, table: &str) -> Self {
         let mut writer = Writer::new();
         writer.message(BATCH_BEGIN, 0, &header(0, SUBSYSTEM >> 8), |_| ());
-        Batch { writer, table: table.into(), family, set_id: 0 }
+        Batch { writer, table: table.into(), family, set_id: 0, chains: BTreeSet::new() }
     }
 
     /// Whether nothing has been added.
@@ -282,6 +285,11 @@ impl Batch {
     /// Size of the transaction so far.
     pub fn len_bytes(&self) -> usize {
         self.writer.bytes().len()
+    }
+
+    /// The chains that it creates or leaves.
+    pub fn chains(&self) -> &BTreeSet<String> {
+        &self.chains
     }
 
     fn message(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Writer, &str)) {
@@ -309,6 +317,7 @@ impl Batch {
 
     /// Creates a chain; leaves it if it exists.
     pub fn add_chain(&mut self, name: &str, base: Option<Base>) {
+        self.chains.insert(name.to_owned());
         self.message(NEWCHAIN, CREATE, |w, table| {
             w.str(1, table);
             w.str(3, name);
