@@ -911,7 +911,7 @@ mod tests {
     #[test]
     fn swap_and_logs() {
         let chosen = read(&json!({"memorySwap": {"swapBehavior": "LimitedSwap"}, "podLogsDir": "/logs"})).unwrap();
-        assert!(chosen.limited_swap && chosen.pod_logs_dir.is_some_and(|dir| dir == PathBuf::from("/logs")));
+        assert!(chosen.limited_swap && chosen.pod_logs_dir.is_some_and(|dir| dir == std::path::Path::new("/logs")));
         let wrong = json!({"memorySwap": {"swapBehavior": "UnlimitedSwap"}, "podLogsDir": "/var/../logs"});
         assert_eq!(read(&wrong).unwrap_err().len(), 2);
     }
