@@ -15,6 +15,8 @@ use super::driver::Driver;
 
 /// What is known of a device holds so long, unless its driver says otherwise (upstream's `DefaultHealthTimeout`).
 const LASTS: Duration = Duration::from_secs(30);
+/// It holds no longer than that, whatever its driver says: a driver may say any number.
+const LASTS_MAX: Duration = Duration::from_secs(24 * 3600);
 /// So many devices of one driver are remembered (upstream's `maxDevicesPerDriver`).
 const DEVICES_MAX: usize = 16_384;
 /// The longest message of a status (`ResourceHealthMessageMaxLength`).
@@ -90,7 +92,7 @@ impl Table {
                 continue;
             }
             let lasts = u64::try_from(one.health_check_timeout_seconds).ok().filter(|seconds| *seconds > 0);
-            let lasts = lasts.map_or(LASTS, Duration::from_secs);
+            let lasts = lasts.map_or(LASTS, |seconds| Duration::from_secs(seconds).min(LASTS_MAX));
             let told = Told { health: Health { status: one.health(), message: short(one.message) }, lasts, at: now };
             let before = known.insert(device.clone(), told.clone());
             if before.is_none_or(|before| before.is_over(now) || before.health != told.health) {
@@ -106,7 +108,7 @@ impl Table {
 
     /// When the first thing that a driver has told does not hold any more.
     fn ends(&self, driver: &str) -> Option<Instant> {
-        self.drivers.get(driver)?.values().map(|told| told.at + told.lasts).min()
+        self.drivers.get(driver)?.values().filter_map(|told| told.at.checked_add(told.lasts)).min()
     }
 
     /// Nothing holds any more that a driver has told.
@@ -241,6 +243,16 @@ mod tests {
         table.take("v", report("d", HealthStatus::Healthy, 0), at(130));
         assert_eq!(table.clear("v"), d);
         assert_eq!((table.clear("v"), table.ends("v")), (BTreeSet::new(), None));
+    }
+
+    #[test]
+    fn nothing_holds_for_ever() {
+        let (mut table, begin) = (Table::default(), Instant::now());
+        table.take("v", report("d", HealthStatus::Healthy, i64::MAX), begin);
+        assert_eq!(table.ends("v"), Some(begin + LASTS_MAX));
+        assert_eq!(table.of("v", "p", "d", begin + LASTS_MAX).status, HealthStatus::Healthy);
+        let after = begin + LASTS_MAX + Duration::from_secs(1);
+        assert_eq!(table.of("v", "p", "d", after).status, HealthStatus::Unknown);
     }
 
     #[test]
