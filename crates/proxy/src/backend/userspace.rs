@@ -10,6 +10,7 @@
 //! here, which is reset instead; keep the client's address, as endpoints see this node's; carry SCTP; refuse addresses
 //! that no Service has. Connections end with the process.
 
+mod budget;
 mod choose;
 mod relay;
 mod tcp;
@@ -24,10 +25,11 @@ use service::{Difference, Entry, Frontend, Network, Protocol, Rules, Target};
 use sys::netlink::{self, Socket, Writer};
 use sys::rustix::io::Errno;
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::budget::Budget;
 use self::choose::{Balance, Surroundings, Terms};
 use super::Backend;
 use crate::conntrack::again;
@@ -35,16 +37,18 @@ use crate::{Owned, RulesError, StartError};
 
 /// The interface of the Services' addresses.
 const LINK: &str = "orlop-services";
-/// Connections and flows at a time: a budget. Each takes up to six descriptors, and twice 64 KiB in the kernel.
+/// Connections at a time: a budget. Each takes twice 64 KiB in the kernel.
 const CONNECTIONS_MAX: usize = 4096;
-const DESCRIPTORS_EACH: usize = 8;
+/// Flows of UDP at a time: a budget.
+const FLOWS_MAX: usize = 1 << 14;
 
 /// The sockets, and who serves them.
 #[derive(Debug)]
 pub(super) struct Userspace {
     /// Threads of its own, in the network namespace of the thread that opened it. Taken only at the end.
     runtime: Option<Runtime>,
-    budget: Arc<Semaphore>,
+    connections: Arc<Budget>,
+    flows: Arc<Budget>,
     route: Socket,
     link: u32,
     /// Frontends with an address.
@@ -94,9 +98,11 @@ impl Userspace {
             .enable_all()
             .build()
             .map_err(StartError::Threads)?;
+        let budgets = Budgets::within(descriptors_max());
         Ok(Userspace {
             runtime: Some(runtime),
-            budget: Arc::new(Semaphore::new(connections_max())),
+            connections: Budget::new("connections", budgets.connections),
+            flows: Budget::new("flows of UDP", budgets.flows),
             route,
             link,
             explicit: BTreeMap::new(),
@@ -199,14 +205,14 @@ impl Userspace {
         let address = SocketAddr::new(place.address, place.port);
         let (sender, terms) = watch::channel(terms);
         let stop = CancellationToken::new();
-        let (budget, balance) = (self.budget.clone(), Arc::<Balance>::default());
+        let balance = Arc::<Balance>::default();
         let task = match place.protocol {
             Protocol::Tcp => {
-                let work = tcp::accept(listen(address)?, terms, balance, budget, hold);
+                let work = tcp::accept(listen(address)?, terms, balance, self.connections.clone(), hold);
                 runtime.spawn(stop.clone().run_until_cancelled_owned(work))
             }
             Protocol::Udp => {
-                let work = udp::serve(receive(address)?, terms, balance, budget, hold);
+                let work = udp::serve(receive(address)?, terms, balance, self.flows.clone(), hold);
                 runtime.spawn(stop.clone().run_until_cancelled_owned(work))
             }
             Protocol::Sctp => {
@@ -328,10 +334,27 @@ fn receive(address: SocketAddr) -> io::Result<tokio::net::UdpSocket> {
     tokio::net::UdpSocket::from_std(socket)
 }
 
-fn connections_max() -> usize {
+/// What this process's descriptors are spent on. An eighth is left for everything else.
+#[derive(Debug, PartialEq, Eq)]
+struct Budgets {
+    connections: usize,
+    flows: usize,
+}
+
+impl Budgets {
+    fn within(descriptors: usize) -> Budgets {
+        /// Two sockets and two pipes.
+        const OF_A_CONNECTION: usize = 6;
+        Budgets {
+            connections: (descriptors / 2 / OF_A_CONNECTION).clamp(1, CONNECTIONS_MAX),
+            flows: (descriptors / 8).clamp(1, FLOWS_MAX),
+        }
+    }
+}
+
+fn descriptors_max() -> usize {
     let limit = sys::rustix::process::getrlimit(sys::rustix::process::Resource::Nofile).current;
-    let each = limit.map_or(CONNECTIONS_MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX) / DESCRIPTORS_EACH);
-    each.clamp(1, CONNECTIONS_MAX)
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
 fn leads_somewhere(entry: &Entry) -> bool {

@@ -103,3 +103,32 @@ impl Balance {
 fn place(endpoint: &Endpoint) -> SocketAddr {
     SocketAddr::new(endpoint.address, endpoint.port)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::Arc;
+
+    use service::{Kind, Name, ServicePort, Target};
+
+    use super::*;
+
+    /// An entry of a Service with these endpoints.
+    pub(crate) fn entry(endpoints: &[SocketAddr]) -> Entry {
+        let endpoint = |at: &SocketAddr| Endpoint { address: at.ip(), port: at.port(), local: true };
+        let service = Name { namespace: "default".into(), name: "web".into() };
+        Entry {
+            port: Arc::new(ServicePort { service, name: "".into(), health_check_port: None }),
+            kind: Kind::ClusterIp,
+            inside: Target::Endpoints(endpoints.iter().map(endpoint).collect()),
+            inside_local: false,
+            outside: None,
+            affinity_s: None,
+            sources: None,
+        }
+    }
+
+    /// Everybody is led to one endpoint.
+    pub(crate) fn leading_to(endpoint: SocketAddr) -> Arc<Terms> {
+        Arc::new(Terms { entry: entry(&[endpoint]), surroundings: Arc::default() })
+    }
+}

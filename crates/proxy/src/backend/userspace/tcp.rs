@@ -6,49 +6,60 @@ use std::time::Duration;
 
 use sys::rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::Hold;
+use super::budget::Budget;
 use super::choose::{Balance, Terms};
 use super::relay::relay;
 
 /// How long an endpoint may take to answer before the next one is tried.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// How long a client waits for any of them, however many there are: it uses the budget up meanwhile.
+const CONNECT_ALL_MAX: Duration = Duration::from_secs(6);
 /// After a connection could not be taken, as there was no descriptor left.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// Takes connections until it is dropped; those that it has taken go on. When the budget is used up the others wait in the
-/// kernel's queue.
+/// Takes connections until it is dropped; those that it has taken go on. When the budget is used up the one that came first
+/// waits here and the others in the kernel's queue; who has his share is reset.
 pub(super) async fn accept(
     listener: TcpListener,
     terms: watch::Receiver<Arc<Terms>>,
     balance: Arc<Balance>,
-    budget: Arc<Semaphore>,
+    budget: Arc<Budget>,
     hold: Hold,
 ) {
-    while let Ok(permit) = budget.clone().acquire_owned().await {
-        match listener.accept().await {
-            Ok((client, peer)) => {
-                let terms = terms.borrow().clone();
-                let serve = serve(client, peer.ip(), terms, balance.clone());
-                let hold = hold.clone();
-                tokio::spawn(async move {
-                    serve.await;
-                    drop((permit, hold));
-                });
-            }
+    loop {
+        let (client, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%error, "a connection could not be taken");
                 tokio::time::sleep(BREATH).await;
+                continue;
             }
-        }
+        };
+        let Some(permit) = budget.take(peer.ip()).await else {
+            reset(&client);
+            continue;
+        };
+        let terms = terms.borrow().clone();
+        let serve = serve(client, peer.ip(), terms, balance.clone());
+        let hold = hold.clone();
+        tokio::spawn(async move {
+            serve.await;
+            drop((permit, hold));
+        });
     }
+}
+
+/// Says at its end that nobody is here; without it a peer hears that all has been said.
+fn reset(stream: &TcpStream) {
+    let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO)); // else it hears an end
 }
 
 async fn serve(client: TcpStream, peer: IpAddr, terms: Arc<Terms>, balance: Arc<Balance>) {
     let Some(endpoint) = connect(&client, peer, &terms, &balance).await else {
-        // A reset says that nobody is here.
-        let _ = sockopt::set_socket_linger(&client, Some(Duration::ZERO)); // else it hears an end
+        reset(&client);
         return;
     };
     drop(terms);
@@ -59,9 +70,7 @@ async fn serve(client: TcpStream, peer: IpAddr, terms: Arc<Terms>, balance: Arc<
     }
     if let Err(error) = relay(&client, &endpoint).await {
         // The other side hears of it as it would have from its peer.
-        for stream in [&client, &endpoint] {
-            let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
-        }
+        [&client, &endpoint].into_iter().for_each(reset);
         tracing::trace!(%error, "a connection broke");
     }
 }
@@ -69,13 +78,27 @@ async fn serve(client: TcpStream, peer: IpAddr, terms: Arc<Terms>, balance: Arc<
 /// The first endpoint that answers.
 async fn connect(client: &TcpStream, peer: IpAddr, terms: &Terms, balance: &Balance) -> Option<TcpStream> {
     let at = client.local_addr().ok()?.ip();
-    for endpoint in balance.order(terms, peer, terms.endpoints(peer, at)) {
-        if let Some(stream) = try_one(endpoint).await {
-            balance.remember(terms, peer, endpoint);
-            return Some(stream);
+    let order = balance.order(terms, peer, terms.endpoints(peer, at));
+    let (endpoint, stream) = first(order, CONNECT_ALL_MAX, try_one).await?;
+    balance.remember(terms, peer, endpoint);
+    Some(stream)
+}
+
+/// The first that an attempt succeeds at, if one does in time.
+async fn first<T>(
+    order: Vec<SocketAddr>,
+    within: Duration,
+    attempt: impl AsyncFn(SocketAddr) -> Option<T>,
+) -> Option<(SocketAddr, T)> {
+    let all = async {
+        for endpoint in order {
+            if let Some(found) = attempt(endpoint).await {
+                return Some((endpoint, found));
+            }
         }
-    }
-    None
+        None
+    };
+    tokio::time::timeout(within, all).await.ok().flatten()
 }
 
 async fn try_one(endpoint: SocketAddr) -> Option<TcpStream> {
@@ -89,5 +112,43 @@ async fn try_one(endpoint: SocketAddr) -> Option<TcpStream> {
             tracing::debug!(%endpoint, "an endpoint does not answer; the next one is tried");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::super::choose::tests::leading_to;
+    use super::*;
+
+    #[tokio::test]
+    async fn listeners_that_nobody_uses_take_nothing_from_the_budget() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (_sender, terms) = watch::channel(leading_to(server.local_addr().unwrap()));
+        let budget = Budget::new("connections", 4);
+        let mut at = None;
+        for _ in 0..5 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            at = listener.local_addr().ok();
+            tokio::spawn(accept(listener, terms.clone(), Arc::default(), budget.clone(), Hold::default()));
+            tokio::task::yield_now().await;
+        }
+        let mut client = TcpStream::connect(at.unwrap()).await.unwrap();
+        let (mut served, _) = server.accept().await.unwrap();
+        served.write_all(b"here").await.unwrap();
+        let mut heard = [0; 4];
+        client.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"here");
+        let mut second = TcpStream::connect(at.unwrap()).await.unwrap();
+        let reset = second.read(&mut heard).await.unwrap_err();
+        assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset, "the client has its share");
+    }
+
+    #[tokio::test]
+    async fn endpoints_that_do_not_answer_are_not_waited_for_one_by_one() {
+        let order = vec![([192, 0, 2, 1], 80).into(); 100];
+        let found = first(order, Duration::from_millis(1), async |_| std::future::pending::<Option<()>>().await);
+        assert_eq!(found.await, None);
     }
 }

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Hold;
+use super::budget::{Budget, Permit};
 use super::choose::{Balance, Terms};
 
 /// A flow ends when nobody has sent for between one and two of these. The kernel's own time for flows with answers is 120 s
@@ -35,7 +36,7 @@ struct Flow {
 struct Server {
     socket: Arc<UdpSocket>,
     balance: Arc<Balance>,
-    budget: Arc<Semaphore>,
+    budget: Arc<Budget>,
     flows: HashMap<SocketAddr, Flow>,
     ended: mpsc::Sender<(SocketAddr, SocketAddr)>,
 }
@@ -45,7 +46,7 @@ pub(super) async fn serve(
     socket: UdpSocket,
     terms: watch::Receiver<Arc<Terms>>,
     balance: Arc<Balance>,
-    budget: Arc<Semaphore>,
+    budget: Arc<Budget>,
     _hold: Hold,
 ) {
     let (ended, mut endings) = mpsc::channel(ENDED_MAX);
@@ -92,7 +93,7 @@ impl Server {
 
     async fn open(&self, client: SocketAddr, terms: &Terms) -> Option<Flow> {
         let at = self.socket.local_addr().ok()?.ip();
-        let permit = self.budget.clone().try_acquire_owned().ok()?;
+        let permit = self.budget.try_take(client.ip())?;
         let endpoints = terms.endpoints(client.ip(), at);
         let endpoint = *self.balance.order(terms, client.ip(), endpoints).first()?;
         let socket = Arc::new(towards(endpoint).await.ok()?);
@@ -128,7 +129,7 @@ struct Answers {
 }
 
 impl Answers {
-    async fn carry(&self, _permit: OwnedSemaphorePermit) {
+    async fn carry(&self, _permit: Permit) {
         loop {
             match tokio::time::timeout(IDLE, self.from.readable()).await {
                 Ok(Ok(())) => {
