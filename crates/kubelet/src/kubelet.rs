@@ -69,8 +69,9 @@ impl Kubelet {
         let root = config.generate.paths.root.clone();
         let pulls = config.pulls_max.map(Semaphore::new);
         let context = Arc::new(Context { config, parts, records, users, pulls, steps });
-        let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new());
-        let manager = Manager::new(context, workers.clone(), stop.clone());
+        // A start that is given up leaves nobody at work.
+        let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new().drop_guard());
+        let manager = Manager::new(context, workers.clone(), stop.token().clone());
         let (ready, adopted) = tokio::sync::oneshot::channel();
         let manager = Mutex::new(Some(tokio::spawn(manager.run(ready))));
         let shown = workers.clone();
@@ -79,8 +80,8 @@ impl Kubelet {
         // An error means that the manager has died; its panic has been told.
         let _ = adopted.await;
         // Only now are all pods there.
-        let pods_api = pods_api::serve(&root, workers.clone(), heard.clone(), stop.clone()).await?;
-        let (stop, pods_api) = (stop.drop_guard(), Mutex::new(Some(pods_api)));
+        let pods_api = pods_api::serve(&root, workers.clone(), heard.clone(), stop.token().clone()).await?;
+        let pods_api = Mutex::new(Some(pods_api));
         Ok(Self { workers, steps: heard, stop, resources, manager, pods_api })
     }
 
