@@ -121,6 +121,16 @@ fn receive(listener: &UnixListener) -> (Vec<u8>, OwnedFd) {
     (buffer, fds.pop().unwrap())
 }
 
+/// Reads what a terminal says; whether there was more.
+fn more(master: &mut std::fs::File, text: &mut String) -> bool {
+    let mut buffer = [0; 256];
+    match master.read(&mut buffer) {
+        Ok(count @ 1..) => text.push_str(&String::from_utf8_lossy(&buffer[..count])),
+        _ => return false,
+    }
+    true
+}
+
 fn terminal() {
     let bundle = Bundle::new("terminal", "tty; stty size; read line; echo \"read $line\"");
     bundle.change(|spec| {
@@ -136,12 +146,13 @@ fn terminal() {
     assert_eq!(name, b"/dev/ptmx");
     bundle.done(&["start", &bundle.id]);
     let mut master = std::fs::File::from(master);
+    let mut text = String::new();
+    // What is typed before the size is told is echoed in between.
+    while !text.contains("33 99\r\n") && more(&mut master, &mut text) {}
+    assert_eq!(text, "/dev/pts/0\r\n33 99\r\n");
     master.write_all(b"word\n").unwrap();
-    let (mut text, mut buffer) = (String::new(), [0; 256]);
-    while let Ok(count @ 1..) = master.read(&mut buffer) {
-        text.push_str(&String::from_utf8_lossy(&buffer[..count]));
-    }
-    assert!(text.contains("/dev/pts/0\r\n33 99\r\n") && text.ends_with("read word\r\n"), "{text:?}");
+    while more(&mut master, &mut text) {}
+    assert!(text.ends_with("read word\r\n"), "{text:?}");
 }
 
 fn exec() {
