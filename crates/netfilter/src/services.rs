@@ -8,6 +8,7 @@
 //!                         └─► dispatch4 ─── in services4 or node-ports4 ─► lb4-N, refuse or drop
 //!
 //! lb4-N:  slot = a random number below N;  address . protocol . port . slot in endpoints4 ─► dnat
+//! prerouting-last, output-last: to a Service's address that nobody has taken ─► refuse
 //! postrouting: from a pod to itself, or from outside to an endpoint of another node ─► masquerade
 //! ```
 //!
@@ -124,6 +125,11 @@ impl ServiceTable {
             next_number: 0,
             hairpins: Tally::default(),
         }
+    }
+
+    /// Chains that are there whatever the rules are, and whose number of rules does not change with them.
+    pub fn fixed_chains() -> Vec<String> {
+        chains::fixed()
     }
 
     /// What holds from the next replacement on.

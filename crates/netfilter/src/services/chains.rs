@@ -14,6 +14,8 @@ use crate::key::{self, Ip, V4, V6};
 const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
+const PREROUTING_LAST: &str = "prerouting-last";
+const OUTPUT_LAST: &str = "output-last";
 /// Beside IPVS only.
 const REDIRECTS: &str = "redirects";
 /// The kind of a route to an address of this host (`linux/rtnetlink.h`).
@@ -27,6 +29,8 @@ pub(super) const REFUSE: &str = "refuse";
 /// The priorities that nft calls `dstnat` and `srcnat`.
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
+/// After everybody's translations of destinations: the kernel comes here with what none of them took.
+const DSTNAT_LAST: i32 = DSTNAT + 10;
 const TCP: u8 = 6;
 /// Protocols, and the type of their messages that tell a shorter way (`linux/icmp.h`, RFC 4861).
 const ICMP: u8 = 1;
@@ -183,6 +187,14 @@ pub(super) fn add_sources(batch: &mut Batch, number: u32, sources: &[IpNet]) {
     batch.add_rule(&name, &[Expr::Verdict(Verdict::Drop)]);
 }
 
+/// See [`super::ServiceTable::fixed_chains`].
+pub(super) fn fixed() -> Vec<String> {
+    let of_families =
+        ["inbound", "outbound", "dispatch"].into_iter().flat_map(|name| [V4, V6].map(|ip| (name, ip.suffix)));
+    let hooks = [PREROUTING, OUTPUT, POSTROUTING, PREROUTING_LAST, OUTPUT_LAST];
+    hooks.map(str::to_owned).into_iter().chain(of_families.map(|(name, suffix)| format!("{name}{suffix}"))).collect()
+}
+
 /// The chains that are always there.
 pub(super) fn add_base(batch: &mut Batch, config: &Config, balancer: Balancer) {
     batch.add_chain(PREROUTING, Some(Base { kind: "nat", hook: Hook::Prerouting, priority: DSTNAT }));
@@ -197,8 +209,20 @@ pub(super) fn add_base(batch: &mut Batch, config: &Config, balancer: Balancer) {
         add_paths(batch, ip, &config.network, balancer);
         add_masquerade_rules(batch, ip, &config.network, balancer);
     }
+    add_refusals(batch, &config.network);
     if balancer == Balancer::Ipvs {
         add_redirect_rules(batch);
+    }
+}
+
+/// Refuses what goes to an address of the Services' ranges that no Service has: neither ours, nor one that is left to
+/// another proxy (label `service.kubernetes.io/service-proxy-name`).
+fn add_refusals(batch: &mut Batch, network: &Network) {
+    for (chain, hook) in [(PREROUTING_LAST, Hook::Prerouting), (OUTPUT_LAST, Hook::Output)] {
+        batch.add_chain(chain, Some(Base { kind: "nat", hook, priority: DSTNAT_LAST }));
+        for range in &network.service_cidrs {
+            add_refusal(batch, chain, *range);
+        }
     }
 }
 
@@ -250,9 +274,6 @@ fn add_paths(batch: &mut Batch, ip: Ip, network: &Network, balancer: Balancer) {
     add_verdict_rule(batch, &dispatch, &[], ip, Kind::Services(Side::Inside));
     if balancer == Balancer::Ipvs {
         add_vip_refusal(batch, &dispatch, ip);
-    }
-    for range in of_family(&network.service_cidrs, ip) {
-        add_refusal(batch, &dispatch, range);
     }
     add_node_port_rules(batch, &dispatch, &[], ip, Side::Inside, &node_ports);
 }
@@ -417,10 +438,13 @@ fn add_vip_refusal(batch: &mut Batch, chain: &str, ip: Ip) {
 /// Refuses what goes to a range, but for addresses that are this host's own: the pods' name server has one there.
 fn add_refusal(batch: &mut Batch, chain: &str, range: IpNet) {
     let ip = Ip::of(range.addr());
+    let [family, is_family] = ip.is_family();
     let (network, mask) = ip.network(range.addr(), range.prefix_len());
     batch.add_rule(
         chain,
         &[
+            family,
+            is_family,
             Expr::FibType { dreg: Reg(0), destination: true },
             Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: RTN_LOCAL },
             ip.destination(Reg(0)),
@@ -472,6 +496,7 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, network: &Network, balancer: 
     let pods = Pods::of(network, ip);
     let original = Expr::Ct { dreg: Reg(0), key: ip.original_destination() };
     let own = address_set(Kind::Own, ip);
+    let services: Vec<_> = of_family(&network.service_cidrs, ip).map(|range| masked(ip, range)).collect();
     for (kind, unless_from) in [(Kind::Masquerade, pods.unless_from()), (Kind::MasqueradeAway, Vec::new())] {
         let mut away = concerned.clone();
         away.extend(unless_from);
@@ -483,8 +508,12 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, network: &Network, balancer: 
         ]);
         for address in [original, Expr::Load { dreg: Reg(0), value: ip.unspecified() }] {
             let mut rule = away.clone();
-            if balancer == Balancer::Ipvs && address != original {
-                rule.extend(is_in(&own, original));
+            if address != original {
+                match balancer {
+                    Balancer::Ipvs => rule.extend(is_in(&own, original)),
+                    // What went to a Service's address is none of a node port of the same number.
+                    Balancer::Rules => rule.extend(services.iter().flat_map(|range| outside_of(range, original))),
+                }
             }
             add_masquerade_rule(batch, ip, &rule, address, &set(kind));
         }
@@ -495,6 +524,15 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, network: &Network, balancer: 
     if balancer == Balancer::Ipvs {
         add_vip_masquerade(batch, ip);
     }
+}
+
+/// Goes on if an address, loaded so, is not in a network.
+fn outside_of<'s>((network, mask): &'s (Vec<u8>, Vec<u8>), address: Expr<'s>) -> [Expr<'s>; 3] {
+    [
+        address,
+        Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
+        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: network },
+    ]
 }
 
 /// Masquerades what went to a frontend of this set; `address` loads the frontend's.

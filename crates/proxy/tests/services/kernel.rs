@@ -107,8 +107,8 @@ pub(crate) fn rules_of_iptables(way: Way) -> BTreeSet<String> {
 pub(crate) fn check(host: &Host) {
     let mut listing = Listing::read();
     let model = wanted(host);
-    let mut chains: BTreeSet<String> =
-        ["prerouting", "output", "postrouting", "refuse"].map(str::to_owned).into_iter().collect();
+    let fixed = ["prerouting", "output", "postrouting", "prerouting-last", "output-last", "refuse"];
+    let mut chains: BTreeSet<String> = fixed.map(str::to_owned).into_iter().collect();
     for family in [4, 6] {
         chains.extend(["inbound", "outbound", "dispatch"].map(|name| format!("{name}{family}")));
     }

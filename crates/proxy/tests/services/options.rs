@@ -3,14 +3,16 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
+use cluster::Source as _;
 use k8s_openapi::api::core::v1::Node;
 use proxy::configuration::{DetectLocal, NodePortAddress};
 use proxy::{Config, Proxy};
 use serde_json::json;
 use sys::netns;
 
-use crate::host::{End, FAR, HOST, Host, NODE, PATIENCE, Way, answers, ask, ip, on_a_host, ready, serve};
+use crate::host::{Desired, End, FAR, HOST, Host, NODE, PATIENCE, Way, answers, ask, ip, on_a_host, ready, serve};
 use crate::{NODE_PORT, VIP, refused};
 
 /// The host's other address.
@@ -59,6 +61,28 @@ fn pods_are_known_by_ranges_of_the_node_or_by_their_interface() {
         }
         let proxy = proxy_with(&host, |config| config.local = DetectLocal::Bridge("other0".to_owned())).await;
         assert_eq!(answers(&client.netns, ip("10.85.0.1"), NODE_PORT, 30), ["near"], "nobody comes from there");
+        proxy.stop().await;
+    });
+}
+
+#[test]
+fn addresses_that_another_proxy_serves_are_not_refused() {
+    on_a_host(Way::Nftables, async |host| {
+        let (client, pod) = (host.pod("client").await, host.server("a").await);
+        // Of the Services of the other one this proxy knows nothing. It comes first: its chains are before the other's.
+        let nothing = Arc::new(Desired::default());
+        nothing.store().set_synced();
+        let proxy = Proxy::start(host.config(), nothing).unwrap();
+        proxy.settled().await;
+        refused(ask(&client.netns, ip(VIP), 80));
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        let change = |config: &mut Config| (config.table, config.service_cidrs) = ("other".to_owned(), Vec::new());
+        let other = proxy_with(&host, change).await;
+        ask(&client.netns, ip(VIP), 80).unwrap();
+        ask(&host.here, ip(VIP), 80).unwrap();
+        refused(ask(&client.netns, ip("10.96.0.99"), 80));
+        other.stop().await;
         proxy.stop().await;
     });
 }
