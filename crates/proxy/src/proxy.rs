@@ -241,12 +241,6 @@ pub enum StartError {
     /// A part of the kernel could not be used.
     #[error("cannot work in this network namespace")]
     Namespace(#[source] std::io::Error),
-    /// `route_localnet` cannot be set.
-    #[error(
-        "node ports on 127.0.0.1 need the sysctl net.ipv4.conf.all.route_localnet = 1, which cannot be set here; set it on the \
-         host, or give --iptables-localhost-nodeports=false"
-    )]
-    LocalhostNodePorts(#[source] std::io::Error),
     /// Another answer of the kernel.
     #[error("cannot talk to the kernel about service rules")]
     Kernel(#[source] netlink::Error),

@@ -89,6 +89,16 @@ fn all_chains(table: Table) -> &'static [&'static str] {
     }
 }
 
+/// Chains that upstream's mode `ipvs` makes beside those of its mode `iptables` (kubernetes: `pkg/proxy/ipvs`). They are
+/// never written here, only removed.
+fn chains_of_ipvs(table: Table) -> &'static [&'static str] {
+    match table {
+        Table::Filter => &["KUBE-NODE-PORT", "KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER", "KUBE-SOURCE-RANGES-FIREWALL"],
+        Table::Nat => &["KUBE-NODE-PORT", "KUBE-LOAD-BALANCER"],
+        Table::Mangle => &[],
+    }
+}
+
 /// Whether a chain of this name is one that ports share.
 pub(super) fn is_shared(table: Table, chain: &str) -> bool {
     all_chains(table).contains(&chain)
@@ -96,7 +106,7 @@ pub(super) fn is_shared(table: Table, chain: &str) -> bool {
 
 /// Whether a chain is one that ports share, and a proxy owns it and nobody else.
 pub(super) fn is_shared_of_proxy(table: Table, chain: &str) -> bool {
-    is_shared(table, chain) && chain != names::KUBELET_FIREWALL
+    (is_shared(table, chain) && chain != names::KUBELET_FIREWALL) || chains_of_ipvs(table).contains(&chain)
 }
 
 /// Whether a proxy owns a chain, and nobody else.

@@ -10,8 +10,8 @@
 mod programs;
 mod watch;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
 
 use netfilter::iptables::{self, Families, Remains, ServiceRules};
 use service::{Difference, Frontend, Network, Rules};
@@ -20,7 +20,21 @@ use sys::netns;
 use self::programs::Programs;
 use self::watch::Watch;
 use super::Backend;
+use crate::configuration::NodePortAddress;
 use crate::{Config, IptablesKind, Owned, RulesError, StartError};
+
+/// The switch that lets packets to 127.0.0.0/8 be routed.
+const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
+
+/// Whether packets to 127.0.0.0/8 are routed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loopback {
+    /// Node ports do not answer there.
+    Unused,
+    /// Not yet.
+    Closed,
+    Open,
+}
 
 /// Both address families, or IPv4 alone.
 #[derive(Debug)]
@@ -28,6 +42,7 @@ pub(super) struct Iptables {
     programs: Programs,
     namespace: OwnedFd,
     rules: ServiceRules,
+    loopback: Loopback,
     /// What was there when it was looked at last; whoever replaces it takes it.
     remains: Option<Families<Remains>>,
     watch: Watch,
@@ -36,18 +51,17 @@ pub(super) struct Iptables {
 impl Iptables {
     /// Finds the programs, and tries in a network namespace of its own whether they and the kernel have all that rules need.
     pub(super) fn open(config: &Config) -> Result<Iptables, StartError> {
+        let localhost_node_ports = opens_loopback(config);
         let options = iptables::Config {
             network: Network::default(),
             masquerade_bit: config.iptables.masquerade_bit,
-            localhost_node_ports: config.iptables.localhost_node_ports,
+            localhost_node_ports,
             drop_invalid: !is_liberal(),
         };
         let mut programs = Programs::find(config.iptables.kind)?;
         programs.try_out(&options)?;
-        if config.iptables.localhost_node_ports {
-            open_loopback()?;
-        }
         Ok(Iptables {
+            loopback: if localhost_node_ports { Loopback::Closed } else { Loopback::Unused },
             watch: Watch::new(programs.kind, programs.families())?,
             programs,
             namespace: netns::current().map_err(StartError::Namespace)?,
@@ -99,12 +113,22 @@ impl Backend for Iptables {
                 self.inside(|| self.programs.restore(*family, script))?;
             }
         }
-        self.watch.written(&self.rules)
+        self.watch.written(&self.rules)?;
+        // Not before the rule that keeps others out.
+        if self.loopback == Loopback::Closed {
+            self.inside(|| {
+                open_loopback();
+                Ok(())
+            })?;
+            self.loopback = Loopback::Open;
+        }
+        Ok(())
     }
 
     fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
         // A chain that somebody has emptied would take the change, and nothing would tell any more that the rest is missing.
-        if !self.watch.is_untouched(&self.rules)? {
+        // Where rules are only counted, somebody may as well have removed his own.
+        if !self.is_there()? {
             return Err(RulesError::Removed);
         }
         let scripts = self.rules.update(difference);
@@ -174,11 +198,27 @@ fn is_liberal() -> bool {
     value.is_ok_and(|value| value.trim() != "0")
 }
 
+/// Whether node ports are to answer on 127.0.0.0/8: only then there is a rule that keeps others out.
+fn opens_loopback(config: &Config) -> bool {
+    let includes = |address: &NodePortAddress| match address {
+        NodePortAddress::All | NodePortAddress::Localhost => true,
+        NodePortAddress::Primary => false,
+        NodePortAddress::Range(range) => range.contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)),
+    };
+    config.iptables.localhost_node_ports && config.node_ports.iter().any(includes)
+}
+
 /// Lets packets to 127.0.0.0/8 be routed. The chain KUBE-FIREWALL keeps those of others out.
-fn open_loopback() -> Result<(), StartError> {
-    const SWITCH: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
-    if std::fs::read_to_string(SWITCH).is_ok_and(|value| value.trim() == "1") {
-        return Ok(());
+fn open_loopback() {
+    let opened = match std::fs::read_to_string(ROUTE_LOCALNET) {
+        Ok(value) if value.trim() == "1" => Ok(()),
+        _ => std::fs::write(ROUTE_LOCALNET, "1"),
+    };
+    if let Err(error) = opened {
+        tracing::warn!(
+            %error,
+            "node ports do not answer on 127.0.0.0/8: {ROUTE_LOCALNET} cannot be set; set it to 1, or \
+             iptables.localhostNodePorts to false"
+        );
     }
-    std::fs::write(Path::new(SWITCH), "1").map_err(StartError::LocalhostNodePorts)
 }
