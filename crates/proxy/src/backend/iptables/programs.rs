@@ -7,12 +7,16 @@
 use std::env;
 use std::fmt;
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use netfilter::iptables::{self as tables, Remains};
 use sys::netlink::{Socket, nft};
 use sys::netns;
+use sys::rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sys::rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::{IptablesKind, RulesError, StartError};
 
@@ -21,6 +25,9 @@ const DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 /// How long a program waits for others to release the lock of iptables-legacy, in seconds. Upstream gives up after 5; then
 /// everything is written anew, which takes the lock for longer.
 const LOCK_WAIT_S: &str = "30";
+/// How long a program may take, lock and all: a table of ten thousand Services takes seconds. One that hangs would keep
+/// everybody waiting who waits for rules.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(180);
 /// Where iptables-legacy looks for the name of its lock.
 const LOCK_FILE: &str = "XTABLES_LOCKFILE";
 /// Of what a program says, as much as an operator reads.
@@ -285,9 +292,11 @@ fn run<'a>(program: &Path, arguments: impl IntoIterator<Item = &'a str>, input: 
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let mut stdin = child.stdin.take().expect("it is piped");
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(|errno| failed(errno.into()))?;
     let (written, output) = std::thread::scope(|scope| {
         // A program that has said enough reads no more: what it said matters, not that.
         let writer = scope.spawn(move || stdin.write_all(input.as_bytes()));
+        scope.spawn(|| end_in_time(&process));
         let output = child.wait_with_output();
         (writer.join(), output)
     });
@@ -297,6 +306,16 @@ fn run<'a>(program: &Path, arguments: impl IntoIterator<Item = &'a str>, input: 
         return written.map(|()| output).map_err(failed);
     }
     Err(refusal(program, input, &output))
+}
+
+/// Kills a process that has not ended in time.
+fn end_in_time(process: &OwnedFd) {
+    let limit = Timespec::try_from(PROGRAM_LIMIT).ok();
+    // It is ready when the process has ended; an error is as good as time that has passed.
+    let has_ended = poll(&mut [PollFd::new(process, PollFlags::IN)], limit.as_ref()).is_ok_and(|ready| ready > 0);
+    if !has_ended {
+        let _ = pidfd_send_signal(process, Signal::KILL); // It may have ended just now.
+    }
 }
 
 fn refusal(program: &Path, input: &str, output: &Output) -> RulesError {
