@@ -104,8 +104,9 @@ pub(crate) fn open(config: &Config) -> Result<Box<dyn Backend>, StartError> {
     }
 }
 
-/// Removes what the other modes have left. Where they have left nothing, nothing is done.
+/// Removes what the other modes have left, and upstream's kube-proxy in any mode. Where they have left nothing, nothing is done.
 pub(crate) fn remove_other_modes(config: &Config) -> Result<(), RulesError> {
+    nftables::remove_upstreams()?;
     Mode::ALL.iter().try_for_each(|mode| match mode {
         // The table of nftables is the same one.
         Mode::Nftables if matches!(config.mode, Mode::Nftables | Mode::Ipvs) => Ok(()),
@@ -126,7 +127,7 @@ pub(crate) fn remove_all_modes(config: &Config) -> Vec<RulesError> {
         Mode::Userspace => userspace::remove_leftovers(),
         Mode::Iptables => iptables::remove_leftovers(None),
     });
-    removed.filter_map(Result::err).collect()
+    removed.chain([nftables::remove_upstreams()]).filter_map(Result::err).collect()
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::jiff::Timestamp;
 use service::{Explanation, Frontend, Model, Name, Network, Problem, Refusals};
+use sys::rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -323,6 +324,7 @@ impl Sync {
             Ok(false) => {
                 tracing::warn!(place = self.place, "somebody has removed the service rules; they are written anew");
                 self.step = Step::Out { due: now, backoff: BACKOFF_FIRST };
+                self.telemetry.queued();
             }
             Err(error) => tracing::warn!(%error, "the kernel does not tell whether the service rules are there"),
         }
@@ -369,6 +371,7 @@ impl Sync {
         }
         tracing::info!(?network, "what is known of the network has changed");
         self.network = network;
+        self.telemetry.queued();
         if self.step == Step::In {
             self.step = Step::Out { due: now, backoff: BACKOFF_FIRST };
         }
@@ -413,7 +416,10 @@ impl Sync {
         self.suspicious.extend(flows::all(&rules));
         let replaced = self.with_kernel(move |kernel| {
             // Those that went while nobody looked: their clients must not stay where they are.
-            let left = kernel.rules.udp_frontends().unwrap_or_default();
+            let left = kernel.rules.udp_frontends().unwrap_or_else(|error| {
+                tracing::warn!(%error, "UDP clients of Services that went meanwhile stay where they are until they pause");
+                Vec::new()
+            });
             kernel.rules.replace(&rules, &network).map(|()| left)
         });
         match replaced.await {
@@ -464,12 +470,17 @@ impl Sync {
                     tracing::debug!(deleted, "flows of UDP endpoints that left are gone");
                 }
             }
-            // The next sync looks again.
-            Err(error) => tracing::warn!(
-                %error,
-                "flows of UDP endpoints that left cannot be removed: their clients go on to send there until they pause; \
-                 the kernel needs CONFIG_NF_CT_NETLINK"
-            ),
+            // The next sync looks again, if that can help.
+            Err(error) => {
+                if is_lacking(error.errno) {
+                    self.suspicious.clear();
+                }
+                tracing::warn!(
+                    %error,
+                    "flows of UDP endpoints that left cannot be removed: their clients go on to send there until they \
+                     pause; the kernel needs CONFIG_NF_CT_NETLINK"
+                );
+            }
         }
     }
 
@@ -549,6 +560,11 @@ impl Sync {
             self.source.event(event_about(&*node, EventKind::Warning, "ServiceRulesFailed", message, COMPONENT));
         }
     }
+}
+
+/// Whether the kernel has no such part.
+fn is_lacking(errno: Errno) -> bool {
+    matches!(errno, Errno::INVAL | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT)
 }
 
 impl Request {

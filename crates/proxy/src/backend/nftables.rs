@@ -4,11 +4,15 @@ use netfilter::Batch;
 use netfilter::services::{self, Balancer, Remains, ServiceTable};
 use service::{Difference, Frontend, Network, Protocol, Rules};
 use sys::netlink::Socket;
+use sys::netlink::nft::Family;
 use sys::rustix::io::Errno;
 
 use super::Backend;
 use crate::conntrack::again;
 use crate::{Config, Owned, RulesError, StartError};
+
+/// The table of upstream's kube-proxy, in the families `ip` and `ip6` (kubernetes: `pkg/proxy/nftables`).
+const UPSTREAMS_TABLE: &str = "kube-proxy";
 
 /// A socket in the host's network namespace, and what has been written there.
 #[derive(Debug)]
@@ -18,6 +22,8 @@ pub(super) struct Nftables {
     table: ServiceTable,
     /// Of nftables, when it was looked at last.
     generation: u32,
+    /// How often the fixed chains were used after the last replacement: by their rules and by those that lead to them.
+    uses: Vec<(String, u32)>,
 }
 
 impl Nftables {
@@ -34,6 +40,7 @@ impl Nftables {
             netfilter: Socket::netfilter().map_err(StartError::NoNftables)?,
             table: ServiceTable::with_balancer(table, balancer),
             generation: 0,
+            uses: Vec::new(),
         };
         again(|| nftables.netfilter.tables(ServiceTable::FAMILY)).map_err(StartError::NoNftables)?;
         nftables.netfilter.commit(nftables.table.probe()).map_err(|error| match error.errno {
@@ -59,13 +66,27 @@ impl Nftables {
         };
         let mut batch = self.table.replace(rules, &remains);
         more(&mut batch);
-        let kept = self.netfilter.commit(batch);
-        Ok(kept.or_else(|error| {
-            tracing::warn!(table = self.name, %error, "the table is made anew from nothing: session affinity begins anew");
-            let mut batch = self.table.replace_all(rules);
-            more(&mut batch);
-            self.netfilter.commit(batch)
-        })?)
+        match self.netfilter.commit(batch) {
+            Err(error) if is_of_layout(error.errno) => {
+                tracing::warn!(table = self.name, %error, "the table is made anew from nothing: session affinity begins anew");
+                let mut batch = self.table.replace_all(rules);
+                more(&mut batch);
+                self.netfilter.commit(batch)?;
+            }
+            other => other?,
+        }
+        self.uses = self.count_uses()?;
+        Ok(())
+    }
+
+    /// How often the fixed chains that are there are used.
+    fn count_uses(&mut self) -> Result<Vec<(String, u32)>, RulesError> {
+        let mut counts = Vec::new();
+        for chain in ServiceTable::fixed_chains() {
+            let uses = again(|| self.netfilter.chain_uses(ServiceTable::FAMILY, &self.name, &chain))?;
+            counts.extend(uses.map(|uses| (chain, uses)));
+        }
+        Ok(counts)
     }
 
     /// As [`Backend::update`], with more in the same transaction.
@@ -74,6 +95,10 @@ impl Nftables {
         difference: &Difference,
         more: impl FnOnce(&mut Batch),
     ) -> Result<(), RulesError> {
+        // Maps whose rules somebody has flushed would take the change, and nothing would tell any more what is missing.
+        if !self.is_there()? {
+            return Err(RulesError::Removed);
+        }
         let mut batch = self.table.update(difference);
         more(&mut batch);
         Ok(self.netfilter.commit(batch)?)
@@ -98,7 +123,8 @@ impl Backend for Nftables {
         if generation == self.generation {
             return Ok(true);
         }
-        let there = !again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?.is_empty();
+        // `nft delete table` removes the chains, `nft flush table` what is in them.
+        let there = self.count_uses()? == self.uses;
         if there {
             self.generation = generation;
         }
@@ -126,14 +152,28 @@ impl Backend for Nftables {
     }
 }
 
+/// Whether a refusal says that what is there does not fit to what is to be there. Others pass, or would come again.
+fn is_of_layout(errno: Errno) -> bool {
+    matches!(errno, Errno::EXIST | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOENT | Errno::BUSY)
+}
+
 /// Removes a table of this name, if there is one.
 pub(super) fn remove_leftovers(name: &str) -> Result<(), RulesError> {
+    remove_table(ServiceTable::FAMILY, name)
+}
+
+/// Removes what upstream's kube-proxy has left in its mode `nftables`, if it has.
+pub(super) fn remove_upstreams() -> Result<(), RulesError> {
+    [Family::Ipv4, Family::Ipv6].into_iter().try_for_each(|family| remove_table(family, UPSTREAMS_TABLE))
+}
+
+fn remove_table(family: Family, name: &str) -> Result<(), RulesError> {
     // A kernel without nftables has none.
     let Ok(mut netfilter) = Socket::netfilter() else { return Ok(()) };
-    if !netfilter.tables(ServiceTable::FAMILY).is_ok_and(|tables| tables.iter().any(|table| table == name)) {
+    if !netfilter.tables(family).is_ok_and(|tables| tables.iter().any(|table| table == name)) {
         return Ok(());
     }
-    let mut batch = Batch::new(ServiceTable::FAMILY, name);
+    let mut batch = Batch::new(family, name);
     batch.delete_table();
     Ok(netfilter.commit(batch)?)
 }

@@ -249,11 +249,49 @@ fn a_start_waits_for_the_source_and_cleanup_leaves_nothing() {
     });
 }
 
+#[test]
+fn what_upstreams_proxy_has_left_is_removed() {
+    on_a_host(Way::Nftables, async |host| {
+        for family in [Family::Ipv4, Family::Ipv6] {
+            let mut upstreams = Batch::new(family, "kube-proxy");
+            upstreams.add_table();
+            upstreams.add_chain("services", None);
+            Socket::netfilter().unwrap().commit(upstreams).unwrap();
+        }
+        let has_ipvs = Way::rules().contains(&Way::IptablesNft);
+        if has_ipvs {
+            for line in [
+                "-N KUBE-MARK-MASQ",
+                "-N KUBE-LOAD-BALANCER",
+                "-A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ",
+                "-N KUBE-SERVICES",
+                "-A PREROUTING -j KUBE-SERVICES",
+                "-A KUBE-SERVICES -j KUBE-LOAD-BALANCER",
+            ] {
+                Way::IptablesNft.iptables("", &format!("-w -t nat {line}"));
+            }
+            Way::IptablesNft.iptables("", "-w -t mangle -N KUBE-PROXY-CANARY");
+        }
+        let proxy = host.proxy().await;
+        for family in [Family::Ipv4, Family::Ipv6] {
+            assert!(!Socket::netfilter().unwrap().tables(family).unwrap().contains(&"kube-proxy".to_owned()));
+        }
+        if has_ipvs {
+            assert_eq!(left(Way::IptablesNft), [""; 0]);
+        }
+        proxy.stop().await;
+    });
+}
+
 /// Does what a firewall does that is reloaded.
 fn flush(way: Way, chains_too: bool) {
     if !way.is_iptables() {
         let mut flush = Batch::new(Family::Inet, "orlop-proxy");
-        flush.delete_table();
+        if chains_too {
+            flush.delete_table();
+        } else {
+            flush.flush_rules();
+        }
         return Socket::netfilter().unwrap().commit(flush).unwrap();
     }
     for table in ["filter", "nat", "mangle"] {
@@ -269,7 +307,8 @@ fn is_written(way: Way) -> bool {
     match way.is_iptables() {
         true => way.iptables("-save", "-t nat").contains("-A PREROUTING -m comment"),
         false => {
-            matches!(Socket::netfilter().unwrap().chains(Family::Inet, "orlop-proxy"), Ok(chains) if !chains.is_empty())
+            let uses = Socket::netfilter().unwrap().chain_uses(Family::Inet, "orlop-proxy", "postrouting");
+            uses.is_ok_and(|uses| uses > Some(0))
         }
     }
 }
