@@ -21,7 +21,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 
-use service::{Difference, Entry, Frontend, Network, Protocol, Rules, Target};
+use service::{Difference, Endpoint, Entry, Frontend, Network, Protocol, Rules, Target};
 use sys::netlink::{self, Socket, Writer};
 use sys::rustix::io::Errno;
 use tokio::runtime::Runtime;
@@ -165,8 +165,24 @@ impl Userspace {
             places.extend(of_family.map(|(port, entry)| (Frontend { address: *address, ..*port }, entry.clone())));
         }
         places.extend(self.explicit.iter().map(|(frontend, entry)| (*frontend, entry.clone())));
+        self.cut_loops(&mut places);
         places.retain(|_, entry| leads_somewhere(entry));
         places
+    }
+
+    /// Leaves endpoints out that are this process: a frontend of its own, or an address that is here only because a
+    /// Service has it. A connection there would come back here, and so on until no descriptor is left, or meet a program of
+    /// this host that no Service is about.
+    fn cut_loops(&self, places: &mut BTreeMap<Frontend, Entry>) {
+        let ours: BTreeSet<Frontend> = places.keys().copied().collect();
+        let services: BTreeSet<IpAddr> = self.explicit.keys().map(|frontend| frontend.address).collect();
+        for (place, entry) in places {
+            leave_out(entry, |endpoint| {
+                let address = endpoint.address.to_canonical();
+                let at = Frontend { address, protocol: place.protocol, port: endpoint.port };
+                ours.contains(&at) || services.contains(&address) && !self.own.contains(&address)
+            });
+        }
     }
 
     fn serve(&mut self, place: Frontend, entry: Entry) {
@@ -355,6 +371,17 @@ impl Budgets {
 fn descriptors_max() -> usize {
     let limit = sys::rustix::process::getrlimit(sys::rustix::process::Resource::Nofile).current;
     limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+fn leave_out(entry: &mut Entry, ends: impl Fn(&Endpoint) -> bool) {
+    let narrow = |target: &mut Target| {
+        if target.endpoints().iter().any(&ends) {
+            let left: Vec<Endpoint> = target.endpoints().iter().filter(|one| !ends(one)).copied().collect();
+            *target = if left.is_empty() { Target::Refuse } else { Target::Endpoints(left.into()) };
+        }
+    };
+    narrow(&mut entry.inside);
+    entry.outside.iter_mut().for_each(narrow);
 }
 
 fn leads_somewhere(entry: &Entry) -> bool {

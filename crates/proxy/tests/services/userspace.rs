@@ -129,6 +129,23 @@ fn flows_of_udp_follow_their_service() {
 }
 
 #[test]
+fn an_endpoint_that_is_a_frontend_is_no_endpoint() {
+    on_a_host(Way::Nftables, async |host| {
+        let proxy = start(&host).await;
+        let (client, pod, good) = (host.pod("client").await, host.server("pod").await, host.server("good").await);
+        let externals = json!([pod.ips[0].to_string()]);
+        host.service("web", json!({"clusterIP": VIP, "externalIPs": externals, "ports": [{"port": 8080}]}));
+        host.endpoints("web", &[ready(pod.ips[0]), ready(good.ips[0])]);
+        proxy.settled().await;
+        assert_eq!(answers(&client.netns, ip(VIP), 8080, 10), ["good"]);
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        refused(ask(&client.netns, ip(VIP), 8080));
+        proxy.cleanup().await.unwrap();
+    });
+}
+
+#[test]
 fn who_must_not_come_is_reset() {
     on_a_host(Way::Nftables, async |host| {
         let proxy = start(&host).await;
