@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Service, ServicePort as ApiPort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointHints, EndpointPort, EndpointSlice};
 
+use crate::addresses;
 use crate::names::Interner;
 use crate::{Frontend, Name, Protocol};
 
@@ -170,15 +171,14 @@ impl Reader<'_> {
     }
 
     fn addresses(&mut self, field: &'static str, texts: &[String]) -> Vec<IpAddr> {
-        let mut addresses = Vec::new();
+        let mut read = Vec::new();
         for text in texts {
-            // The unspecified address would stand for all of this node.
-            match text.parse::<IpAddr>().ok().filter(|address| !address.is_unspecified()) {
-                Some(address) => addresses.push(address),
+            match addresses::parse(text).filter(|address| addresses::is_servable(*address)) {
+                Some(address) => read.push(address),
                 None => self.unusable(field, text),
             }
         }
-        addresses
+        read
     }
 
     fn cluster_ips(&mut self, spec: &ServiceSpec) -> Vec<IpAddr> {
@@ -230,9 +230,9 @@ impl Reader<'_> {
         };
         let mut ranges = Vec::new();
         for text in texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
-            match text.parse::<IpNet>() {
-                Ok(range) => ranges.push(range.trunc()),
-                Err(_) => self.unusable(FIELD, text),
+            match addresses::parse_range(text) {
+                Some(range) => ranges.push(range.trunc()),
+                None => self.unusable(FIELD, text),
             }
         }
         ranges.sort_unstable();
@@ -344,7 +344,7 @@ fn read_port(port: &EndpointPort, names: &mut Interner) -> Option<SlicePort> {
 
 fn read_endpoint(endpoint: &ApiEndpoint, ipv6: bool, node: &str, names: &mut Interner) -> Option<SliceEndpoint> {
     // The API: consumers use the first address.
-    let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
+    let address = addresses::parse(endpoint.addresses.first()?)?;
     if address.is_ipv6() != ipv6 || address.is_unspecified() {
         return None;
     }

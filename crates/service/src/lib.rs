@@ -12,6 +12,7 @@
 //! Which endpoints take connections follows KEP-1669 (ending endpoints that still serve are better than none), KEP-2086
 //! (traffic policies) and KEP-4444 (hints).
 
+mod addresses;
 mod choose;
 mod claims;
 mod explain;

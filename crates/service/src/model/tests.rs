@@ -84,6 +84,34 @@ fn kinds_of_services() {
 }
 
 #[test]
+fn an_address_that_no_service_can_have_is_a_problem_of_its_own() {
+    let mut model = Model::new("here");
+    let special = ["127.0.0.1", "224.0.0.1", "255.255.255.255", "169.254.0.1", "::1", "fe80::1", "ff0e::1"];
+    let externals: Vec<&str> = special.into_iter().chain(["192.000.002.009"]).collect();
+    model.set_service(&web(json!({"clusterIP": "10.96.0.1", "externalIPs": externals, "ports": [{"port": 80}]})));
+    model.set_slice(&web_slice("web-1", FAR));
+    model.update();
+    assert_eq!(shown(&model), ["10.96.0.1:80/TCP -> 2:8080", "192.0.2.9:80/TCP -> 2:8080"]);
+    let text = model.explain("d", "web").unwrap().to_string();
+    for address in special {
+        assert!(text.contains(&format!("  spec.externalIPs is left out: \"{address}\" cannot be used")), "{text}");
+    }
+}
+
+#[test]
+fn sources_may_have_leading_zeros() {
+    let mut model = Model::new("here");
+    let mut balanced = web(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}],
+        "loadBalancerSourceRanges": ["010.001.0.0/16"]}));
+    balanced.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}})).unwrap();
+    model.set_service(&balanced);
+    model.set_slice(&web_slice("web-1", FAR));
+    model.update();
+    let text = model.explain("d", "web").unwrap().to_string();
+    assert!(text.contains("only from 10.1.0.0/16"), "{text}");
+}
+
+#[test]
 fn traffic_policies() {
     let internal = json!({"clusterIP": "10.96.0.1", "internalTrafficPolicy": "Local", "ports": [{"port": 80}]});
     check(internal.clone(), NEAR_AND_FAR, &["10.96.0.1:80/TCP -> 1:8080"]);
