@@ -1,22 +1,59 @@
 //! The container's control group: where it is, and what it limits.
 
+use std::os::fd::AsFd as _;
 use std::path::{Component, Path, PathBuf};
 
 use executor::oci;
 use sys::cgroup::{Cgroup, Hierarchy};
+use sys::process;
 use sys::rustix::io::Errno;
+use sys::rustix::process::Pid;
 
 use crate::context::Context;
 use crate::error::Error;
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// A control group that was made for a container.
+/// The control group of a container.
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) cgroup: Cgroup,
+    pub(crate) origin: Origin,
     /// systemd's unit that it belongs to.
     pub(crate) unit: Option<String>,
+}
+
+/// Who made a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It was made for the container: so was all that is below it.
+    Container,
+    /// It was there. What is below it now may be somebody else's, and so is the group itself.
+    Other,
+}
+
+impl Origin {
+    /// The processes of a container in its group.
+    pub(crate) fn processes(self, group: &Cgroup) -> Vec<Pid> {
+        match self {
+            Self::Container => group.processes_below(),
+            Self::Other => group.processes(),
+        }
+    }
+
+    /// Ends them.
+    pub(crate) fn kill(self, group: &Cgroup) -> Result<(), Error> {
+        if self == Self::Container {
+            return Ok(group.kill()?);
+        }
+        for pidfd in group.processes().into_iter().filter_map(|pid| process::pidfd_open(pid).ok()) {
+            match process::send_signal(pidfd.as_fd(), 9) {
+                Err(error) if error.errno == Errno::SRCH => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Makes the control group of `spec` with its limits. None for a user who may not make one and has said so.
@@ -30,11 +67,17 @@ pub(crate) fn make(context: &Context, id: &str, spec: &oci::Spec) -> Result<Opti
     }
     let path = spec.linux.as_ref().map(|linux| linux.cgroups_path.as_str()).unwrap_or_default();
     let cgroup = place(id, path)?;
+    let origin = if cgroup.exists() { Origin::Other } else { Origin::Container };
+    if origin == Origin::Other {
+        check_unused(&cgroup)?;
+    }
     match fill(&cgroup, spec, context.rootless) {
-        Ok(()) => Ok(Some(Group { cgroup, unit: None })),
+        Ok(()) => Ok(Some(Group { cgroup, origin, unit: None })),
         Err(Error::System(error)) if context.rootless && is_forbidden(error.errno) => Ok(None),
         Err(error) => {
-            let _ = cgroup.delete(); // The first error says more.
+            if origin == Origin::Container {
+                let _ = cgroup.delete(); // The first error says more.
+            }
             Err(error)
         }
     }
@@ -78,9 +121,6 @@ fn clean(path: &str) -> PathBuf {
 fn fill(cgroup: &Cgroup, spec: &oci::Spec, rootless: bool) -> Result<(), Error> {
     let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
     let (limits, rules) = (executor::limits(&resources)?, executor::device_rules(&resources)?);
-    if cgroup.exists() {
-        check_unused(cgroup)?;
-    }
     cgroup.create()?;
     cgroup.set(&limits)?;
     match cgroup.allow_devices(&rules) {
@@ -90,15 +130,24 @@ fn fill(cgroup: &Cgroup, spec: &oci::Spec, rootless: bool) -> Result<(), Error> 
     }
 }
 
-/// Processes of somebody else would be limited, and killed, with the container's.
+/// Processes of somebody else, now or later, would be limited, and killed, with the container's: a group with others below it
+/// is one of a system.
 fn check_unused(cgroup: &Cgroup) -> Result<(), Error> {
     if cgroup.is_frozen() {
         return Err(Error::State("container's cgroup unexpectedly frozen".to_owned()));
     }
-    match cgroup.processes().len() {
+    match cgroup.processes_below().len() {
+        0 if cgroup.directories().iter().any(|dir| has_groups(dir)) => {
+            Err(Error::State("container's cgroup is not empty: there are groups below it".to_owned()))
+        }
         0 => Ok(()),
         count => Err(Error::State(format!("container's cgroup is not empty: {count} process(es) found"))),
     }
+}
+
+fn has_groups(dir: &Path) -> bool {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 /// Without a cgroup namespace of its own a container sees its group, not all, at the place of a mount of type `cgroup`: its

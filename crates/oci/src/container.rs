@@ -8,6 +8,7 @@ use sys::cgroup::Cgroup;
 use sys::process;
 use sys::rustix::process::Pid;
 
+use crate::cgroups::Origin;
 use crate::context::Context;
 use crate::error::Error;
 use crate::record::{Place, Record};
@@ -65,6 +66,11 @@ impl Container {
 
     pub(crate) fn group(&self) -> Option<Cgroup> {
         (!self.record.cgroup.is_empty()).then(|| Cgroup::at(self.record.cgroup.clone()))
+    }
+
+    /// Who made its group.
+    pub(crate) fn group_origin(&self) -> Origin {
+        if self.record.group_was_there { Origin::Other } else { Origin::Container }
     }
 
     /// Whether the kernel ends all of its processes with the first one.

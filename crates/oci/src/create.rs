@@ -8,7 +8,7 @@ use executor::{HooksPlan, HostFacts, Inherited, LaunchFds, LaunchPlan, Launched,
 use sys::process;
 
 use crate::args::CreateOptions;
-use crate::cgroups::{self, Group};
+use crate::cgroups::{self, Group, Origin};
 use crate::console::{self, Callers, Terminal};
 use crate::container::{Container, started_ticks, state_json};
 use crate::context::Context;
@@ -105,6 +105,7 @@ fn record(id: &str, bundle: &Bundle, group: Option<&Group>) -> Record {
         pid: 0,
         started_ticks: 0,
         cgroup: group.map(|group| group.cgroup.places()).unwrap_or_default(),
+        group_was_there: group.is_some_and(|group| group.origin == Origin::Other),
         unit: group.and_then(|group| group.unit.clone()),
         spec: bundle.spec.clone(),
     }
@@ -235,7 +236,7 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         // The error that led here is the one to tell; what could not be removed `delete --force` removes.
         if let Some(group) = &self.group {
-            let _ = crate::delete::remove_group(&group.cgroup);
+            let _ = crate::delete::remove_group(&group.cgroup, group.origin);
         }
         if let Some(place) = &self.place {
             let _ = place.remove();

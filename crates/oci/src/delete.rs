@@ -9,6 +9,7 @@ use sys::rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sys::rustix::io::Errno;
 
 use crate::args::DeleteOptions;
+use crate::cgroups::Origin;
 use crate::container::{Container, Status};
 use crate::context::Context;
 use crate::error::Error;
@@ -52,24 +53,27 @@ fn end(container: &Container) -> Result<(), Error> {
 /// Removes a container whose first process has ended, and runs its last hooks.
 pub(crate) fn destroy(container: &Container) -> Result<(), Error> {
     if let Some(group) = container.group() {
-        remove_group(&group)?;
+        remove_group(&group, container.group_origin())?;
     }
     container.place.remove()?;
     let hooks = container.hooks();
     hooks::run("poststop", &hooks.poststop, &container.state(), 0, "stopped")
 }
 
-/// Ends what is in a group, and removes it.
-pub(crate) fn remove_group(group: &Cgroup) -> Result<(), Error> {
+/// Ends what is in a group, and removes it if it was made for the container.
+pub(crate) fn remove_group(group: &Cgroup, origin: Origin) -> Result<(), Error> {
     let deadline = Instant::now() + END_MAX;
     loop {
-        let left = group.processes_below();
+        let left = origin.processes(group);
         if !left.is_empty() {
-            group.kill()?;
+            origin.kill(group)?;
             let pidfds: Vec<OwnedFd> = left.into_iter().filter_map(|pid| process::pidfd_open(pid).ok()).collect();
             if !wait(&pidfds, deadline)? {
                 return Err(Error::StillRunning);
             }
+        }
+        if origin == Origin::Other {
+            return Ok(());
         }
         match group.delete() {
             // Something has begun meanwhile, or the last has not been counted off yet.

@@ -28,7 +28,7 @@ pub(crate) fn signal(container: &Container, number: i32) -> Result<(), Error> {
         && !container.has_own_pids()
         && let Some(group) = &group
     {
-        return Ok(group.kill()?);
+        return container.group_origin().kill(group);
     }
     let pidfd = container.process().ok_or(Error::NotRunning)?;
     match process::send_signal(pidfd.as_fd(), number) {

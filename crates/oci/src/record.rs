@@ -31,6 +31,9 @@ pub(crate) struct Record {
     /// Directories of the control group with their controllers; none without a group.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) cgroup: Vec<(String, PathBuf)>,
+    /// The group was there before the container.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) group_was_there: bool,
     /// systemd's unit that the group belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unit: Option<String>,

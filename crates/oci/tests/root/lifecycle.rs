@@ -1,6 +1,11 @@
 //! From `create` to `delete`, and what is refused on the way.
 
+use std::path::Path;
+use std::process::Command;
+
 use serde_json::json;
+use sys::cgroup::Hierarchy;
+use sys::rustix::process::Pid;
 
 use crate::bundle::Bundle;
 
@@ -8,6 +13,7 @@ pub(crate) const TESTS: &[testkit::serial::Test] = &[
     ("a_container_is_created_started_and_deleted", lifecycle),
     ("what_cannot_be_is_refused_in_runcs_words", refusals),
     ("a_failed_creation_leaves_nothing", failures),
+    ("groups_of_others_stay", groups_of_others),
     ("run_ends_as_its_process_does", run),
 ];
 
@@ -102,6 +108,45 @@ fn failures() {
         "no such file or directory",
     );
     fails(|spec| spec["mounts"][0]["type"] = json!("nofs"), "no such device");
+}
+
+fn groups_of_others() {
+    let bundle = Bundle::new("others", "sleep 1000");
+    let id = bundle.id.as_str();
+    let group = Hierarchy::whole(Path::new("/sys/fs/cgroup")).unwrap().group(id);
+    let (inner, empty) = (group.child("inner"), group.child("empty"));
+    inner.create().unwrap();
+    empty.create().unwrap();
+    let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+    inner.add(Pid::from_child(&other)).unwrap();
+    let create = ["create", "--bundle", bundle.path().to_str().unwrap(), id];
+    assert!(bundle.refused(&create).contains("container's cgroup is not empty: 1 process(es) found"));
+    assert!(empty.exists() && inner.processes() == [Pid::from_child(&other)]);
+    assert!(other.try_wait().unwrap().is_none());
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(bundle.refused(&create).contains("there are groups below it"));
+    assert!(empty.exists() && inner.exists());
+    // The kernel would still count what was just below it.
+    group.delete().unwrap();
+    group.create().unwrap();
+
+    // Nothing is in it: it is used, and left.
+    bundle.change(|spec| spec["hooks"] = json!({ "createRuntime": [{ "path": "/bin/false" }] }));
+    let refused = bundle.refused(&create);
+    assert!(refused.contains("createRuntime hook #0"), "{refused}");
+    assert!(group.exists());
+    bundle.change(|spec| spec["hooks"] = json!({}));
+    bundle.create(&[]);
+    assert_eq!(group.processes().len(), 1);
+    inner.create().unwrap();
+    let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+    inner.add(Pid::from_child(&other)).unwrap();
+    bundle.done(&["delete", "--force", id]);
+    assert!(group.processes().is_empty() && other.try_wait().unwrap().is_none());
+    other.kill().unwrap();
+    other.wait().unwrap();
+    group.delete().unwrap();
 }
 
 fn run() {
