@@ -142,10 +142,15 @@ impl Place {
     }
 }
 
-/// Writes a file that nobody else may read halfway.
+/// Writes a file that nobody else may read halfway. It is always a new one: where others may write to the directory, what
+/// has its name could be a link to any file.
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     use std::io::Write as _;
-    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::file("remove", path)(error)),
+        _ => {}
+    }
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     file.and_then(|mut file| file.write_all(bytes)).map_err(Error::file("write", path))
 }
 
@@ -172,6 +177,18 @@ mod tests {
         for id in ["", ".", "..", "a/b", "a b", "ä"] {
             assert!(check_id(id).is_err(), "{id}");
         }
+    }
+
+    #[test]
+    fn a_file_is_written_to_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        std::fs::write(&other, "theirs").unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        write_file(&path, b"ours", 0o600).unwrap();
+        write_file(&path, b"again", 0o600).unwrap();
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "theirs");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "again");
     }
 
     #[test]
