@@ -11,6 +11,7 @@ use sys::rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sys::rustix::fs::{MemfdFlags, memfd_create};
 use sys::rustix::io::Errno;
 
+use crate::launch::LaunchError;
 use crate::plan::HookPlan;
 
 /// What is kept of a hook's output for the message about its failure.
@@ -73,17 +74,35 @@ pub fn with_status(state: &str, pid: u32, status: &str) -> serde_json::Result<St
 /// # Errors
 /// The first that fails; those after it are not run.
 pub fn run_all(stage: &'static str, hooks: &[HookPlan], state: &str) -> Result<(), HookError> {
+    run_confined(stage, hooks, state, None)
+}
+
+/// What the process of a hook does before its program is executed.
+pub(crate) struct Confinement<'a> {
+    /// While it still has the descriptors of its parent.
+    pub(crate) enter: &'a dyn Fn() -> Result<(), LaunchError>,
+    /// The last thing, as few calls follow as can.
+    pub(crate) last: &'a dyn Fn() -> Result<(), LaunchError>,
+}
+
+/// As [`run_all`], for hooks that are to have other privileges than the caller.
+pub(crate) fn run_confined(
+    stage: &'static str,
+    hooks: &[HookPlan],
+    state: &str,
+    confinement: Option<&Confinement<'_>>,
+) -> Result<(), HookError> {
     hooks.iter().enumerate().try_for_each(|(index, hook)| {
-        run(hook, state).map_err(|(cause, output)| HookError { stage, index, cause, output })
+        run(hook, state, confinement).map_err(|(cause, output)| HookError { stage, index, cause, output })
     })
 }
 
 /// Files instead of pipes: nobody has to read or write while the hook runs, and what it leaves behind holds nobody up.
-fn run(hook: &HookPlan, state: &str) -> Result<(), (HookFailure, String)> {
+fn run(hook: &HookPlan, state: &str, confinement: Option<&Confinement<'_>>) -> Result<(), (HookFailure, String)> {
     let failed = |errno| (HookFailure::Start(errno), String::new());
     let stdin = memory(state).map_err(failed)?;
     let output = memory("").map_err(failed)?;
-    let child = spawn(hook, &stdin, &output).map_err(failed)?;
+    let child = spawn(hook, &stdin, &output, confinement).map_err(failed)?;
     let end = wait(&child, hook.timeout_s);
     match end {
         Ok(Exit::Code(0)) => Ok(()),
@@ -111,15 +130,31 @@ fn text_of(output: OwnedFd) -> String {
 /// Exit code of a hook that could not be executed; shells use the same.
 const NOT_EXECUTED: i32 = 127;
 
-fn spawn(hook: &HookPlan, stdin: &OwnedFd, output: &OwnedFd) -> Result<Child, Errno> {
-    let how = Clone { keep: Some(&[stdin.as_fd(), output.as_fd()]), ..Clone::default() };
+fn spawn(
+    hook: &HookPlan,
+    stdin: &OwnedFd,
+    output: &OwnedFd,
+    confinement: Option<&Confinement<'_>>,
+) -> Result<Child, Errno> {
+    let streams = [stdin.as_fd(), output.as_fd()];
+    let how = Clone { keep: confinement.is_none().then_some(&streams), ..Clone::default() };
     let child = process::spawn(&how, || {
         let ready = process::reset_signals()
             .and_then(|()| process::set_standard_streams([stdin.as_fd(), output.as_fd(), output.as_fd()]));
         if let Err(error) = ready {
             return error.errno.raw_os_error();
         }
+        let say = |error: LaunchError| {
+            let _ = write!(io::stderr(), "{error}");
+            NOT_EXECUTED
+        };
+        if let Some(Err(error)) = confinement.map(|confinement| (confinement.enter)()) {
+            return say(error);
+        }
         process::keep_only(&[], || {
+            if let Some(Err(error)) = confinement.map(|confinement| (confinement.last)()) {
+                return say(error);
+            }
             let errno = process::execute(&hook.program, &hook.arguments, &hook.environment);
             let text = format!("exec {}: {errno}", hook.program.to_string_lossy());
             let _ = io::stderr().write_all(text.as_bytes());

@@ -28,7 +28,7 @@ use sys::rustix::io::Errno;
 use sys::schedule::Inherited;
 use sys::{mount, path};
 
-use crate::hook;
+use crate::hook::{self, Confinement};
 use crate::oci::NamespaceKind;
 use crate::plan::{HookPlan, HooksPlan, LaunchPlan, ProcessPlan, Warning, mask_of};
 use channel::{Message, Opened};
@@ -330,7 +330,7 @@ fn container(
         labels,
         inherited: &fds.inherited,
         dies_with_parent: plan.dies_with_parent,
-        hooks: Some(&plan.hooks),
+        hooks: Some((&plan.hooks, proc.as_fd())),
     };
     if !plan.gate {
         return program::become_program(&last, reporter);
@@ -352,22 +352,23 @@ fn halt_for_hooks(plan: &LaunchPlan, reporter: &Reporter) -> Result<(), LaunchEr
     if plan.halts && !reporter.halt() {
         process::exit_now(1);
     }
-    run_hooks("createContainer", &plan.hooks.create_container, &plan.hooks, "creating")
+    run_hooks("createContainer", &plan.hooks.create_container, &plan.hooks, "creating", None)
 }
 
-/// Runs hooks in the calling process's namespaces.
+/// Runs hooks in the calling process's namespaces, as confined as they are to be.
 pub(crate) fn run_hooks(
     stage: &'static str,
     hooks: &[HookPlan],
     all: &HooksPlan,
     status: &'static str,
+    confinement: Option<&Confinement<'_>>,
 ) -> Result<(), LaunchError> {
     if hooks.is_empty() {
         return Ok(());
     }
     let failed = |detail: String| LaunchError { step: Step::Hook, errno: 0, detail };
     let state = hook::with_status(&all.state, std::process::id(), status).map_err(|error| failed(error.to_string()))?;
-    hook::run_all(stage, hooks, &state).map_err(|error| failed(error.to_string()))
+    hook::run_confined(stage, hooks, &state, confinement).map_err(|error| failed(error.to_string()))
 }
 
 fn names(plan: &LaunchPlan) -> Result<(), LaunchError> {

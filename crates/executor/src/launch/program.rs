@@ -16,6 +16,7 @@ use sys::{caps, process};
 
 use super::streams::Streams;
 use super::{InStep as _, LaunchError, Reporter, Step, report};
+use crate::hook::Confinement;
 use crate::plan::{CapabilitySets, HooksPlan, ProcessPlan};
 
 /// What the last part of a launch needs.
@@ -27,8 +28,8 @@ pub(crate) struct Last<'a> {
     /// Descriptors that the program keeps.
     pub(crate) inherited: &'a Inherited,
     pub(crate) dies_with_parent: bool,
-    /// Those of a container's first process.
-    pub(crate) hooks: Option<&'a HooksPlan>,
+    /// Those of a container's first process, and the host's `/proc`.
+    pub(crate) hooks: Option<(&'a HooksPlan, BorrowedFd<'a>)>,
 }
 
 /// Turns the calling process, which is in the container already, into the program. Returns only on failure.
@@ -37,30 +38,13 @@ pub(crate) fn become_program(last: &Last<'_>, reporter: &Reporter) -> Result<Inf
     if let Some(name) = &plan.keyring {
         join_keyring(name)?;
     }
-    if let Some(hooks) = last.hooks {
-        super::run_hooks("startContainer", &hooks.start_container, hooks, "created")?;
+    if let Some((hooks, proc)) = last.hooks {
+        start_hooks(plan, hooks, proc)?;
     }
-    let early = enter_directory(&plan.cwd);
-    umask(Mode::from_raw_mode(plan.umask));
-    for limit in &plan.rlimits {
-        process::set_limit(limit.resource, limit.soft, limit.hard).step(Step::Rlimit, limit.resource)?;
-    }
-    set_scheduling(plan)?;
-    last.labels.set(plan)?;
     if plan.owns_streams {
         own_streams(streams, plan.uid)?;
     }
-    // Without no_new_privs the filter needs CAP_SYS_ADMIN, which goes away next.
-    if !plan.no_new_privileges {
-        set_filter(plan, reporter)?;
-    }
-    become_user(plan)?;
-    if early.is_err() {
-        enter_directory(&plan.cwd)?;
-    }
-    if plan.no_new_privileges {
-        process::set_no_new_privileges().step(Step::NoNewPrivileges, "")?;
-    }
+    confine(plan, &last.labels, &|listener| reporter.listener(listener))?;
     process::reset_signals().step(Step::Execute, "signals")?;
     process::set_standard_streams(streams.three.each_ref().map(|stream| stream.as_fd())).step(Step::Streams, "")?;
     if last.dies_with_parent {
@@ -70,6 +54,40 @@ pub(crate) fn become_program(last: &Last<'_>, reporter: &Reporter) -> Result<Inf
     let environment = environment(plan)?;
     let keep: Vec<BorrowedFd<'_>> = last.inherited.borrowed().chain([reporter.0.as_fd()]).collect();
     process::keep_only(&keep, || report(execute(plan, &program, &environment, reporter), reporter))
+}
+
+/// Their programs are the image's: each takes on what the container's program does before it is executed.
+fn start_hooks(plan: &ProcessPlan, hooks: &HooksPlan, proc: BorrowedFd<'_>) -> Result<(), LaunchError> {
+    // Nobody answers for a hook: what its filter would report fails.
+    let unheard = |_: BorrowedFd<'_>| ();
+    let confinement = Confinement {
+        enter: &|| confine(plan, &Labels::open(plan, proc)?, &unheard),
+        last: &|| if plan.no_new_privileges { set_filter(plan, &unheard) } else { Ok(()) },
+    };
+    super::run_hooks("startContainer", &hooks.start_container, hooks, "created", Some(&confinement))
+}
+
+/// What the plan says of the calling process, down to the program's privileges; `tell` is given where its filter reports.
+fn confine(plan: &ProcessPlan, labels: &Labels, tell: Tell<'_>) -> Result<(), LaunchError> {
+    let early = enter_directory(&plan.cwd);
+    umask(Mode::from_raw_mode(plan.umask));
+    for limit in &plan.rlimits {
+        process::set_limit(limit.resource, limit.soft, limit.hard).step(Step::Rlimit, limit.resource)?;
+    }
+    set_scheduling(plan)?;
+    labels.set(plan)?;
+    // Without no_new_privs the filter needs CAP_SYS_ADMIN, which goes away next.
+    if !plan.no_new_privileges {
+        set_filter(plan, tell)?;
+    }
+    become_user(plan)?;
+    if early.is_err() {
+        enter_directory(&plan.cwd)?;
+    }
+    if plan.no_new_privileges {
+        process::set_no_new_privileges().step(Step::NoNewPrivileges, "")?;
+    }
+    Ok(())
 }
 
 /// The program by its path, though a descriptor of it was looked at: executed by descriptor, a script would be told a name
@@ -84,7 +102,7 @@ fn execute(
         process::exit_now(1);
     }
     if plan.no_new_privileges {
-        set_filter(plan, reporter)?;
+        set_filter(plan, &|listener| reporter.listener(listener))?;
     }
     let errno = process::execute(program, &plan.arguments, environment);
     Err(LaunchError::new(Step::Execute, errno, program.to_string_lossy()))
@@ -97,12 +115,15 @@ fn enter_directory(path: &str) -> Result<(), LaunchError> {
     entered.map_err(|errno| LaunchError::new(Step::WorkingDirectory, errno, path))
 }
 
-fn set_filter(plan: &ProcessPlan, reporter: &Reporter) -> Result<(), LaunchError> {
+/// Takes where a filter reports.
+type Tell<'a> = &'a dyn Fn(BorrowedFd<'_>);
+
+fn set_filter(plan: &ProcessPlan, tell: Tell<'_>) -> Result<(), LaunchError> {
     match &plan.seccomp {
         Some(filter) if filter.notifies => {
             let listener =
                 process::set_notifying_filter(&filter.program.0, filter.flags).step(Step::Seccomp, "a listener")?;
-            reporter.listener(listener.as_fd());
+            tell(listener.as_fd());
             Ok(())
         }
         Some(filter) => process::set_seccomp_filter(&filter.program.0, filter.flags).step(Step::Seccomp, ""),

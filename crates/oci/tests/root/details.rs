@@ -10,6 +10,7 @@ use crate::bundle::Bundle;
 
 pub(crate) const TESTS: &[testkit::serial::Test] = &[
     ("hooks_run_in_their_order_and_places", hooks),
+    ("a_hook_of_the_image_is_confined_as_its_program", confined_hooks),
     ("a_hook_that_fails_ends_the_container", failing_hooks),
     ("a_terminal_goes_to_the_callers_socket", terminal),
     ("exec_starts_what_it_is_told", exec),
@@ -82,6 +83,47 @@ fn hooks() {
     let inside = std::fs::read_to_string(bundle.path().join("rootfs/notes/all")).unwrap();
     assert!(inside.contains("\"status\":\"created\"") && !inside.contains(&ours), "{inside}");
     assert_eq!(bundle.said(), "ran\n");
+}
+
+/// What a process is and may, and whether the filter lets it make a directory.
+const CONFINEMENT: &str = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/self/status; ulimit -n; pwd; umask; \
+    mkdir /tmp/made 2>&1 | sed 's/.*: //'";
+
+fn confined_hooks() {
+    let bundle = Bundle::new("confined", &format!("{{ {CONFINEMENT}; }} > /notes/program"));
+    let notes = bundle.path().join("rootfs/notes");
+    std::fs::create_dir(&notes).unwrap();
+    std::fs::create_dir(bundle.path().join("rootfs/home")).unwrap();
+    std::fs::set_permissions(&notes, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    bundle.change(|spec| {
+        let script = format!("{{ {CONFINEMENT}; }} > /notes/hook");
+        let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"] });
+        spec["hooks"] = json!({ "startContainer": [hook] });
+        spec["root"]["readonly"] = json!(true);
+        spec["process"]["user"] = json!({ "uid": 1234, "gid": 1235, "additionalGids": [1236] });
+        spec["process"]["cwd"] = json!("/home");
+        spec["mounts"].as_array_mut().unwrap().extend([
+            json!({ "destination": "/notes", "type": "bind", "source": notes, "options": ["bind"] }),
+            json!({ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" }),
+        ]);
+        spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [
+                { "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 39 },
+                // As common profiles have it: whoever runs hooks must not be filtered, too.
+                { "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 },
+            ],
+        });
+    });
+    for no_new_privileges in [true, false] {
+        bundle.change(|spec| spec["process"]["noNewPrivileges"] = json!(no_new_privileges));
+        assert_eq!(bundle.run(), (Some(0), String::new()));
+        let read = |name: &str| std::fs::read_to_string(notes.join(name)).unwrap();
+        assert_eq!(read("hook"), read("program"));
+        for part in ["1234\t1234", "CapEff:", "Seccomp:\t2", "/home", "not empty"] {
+            assert!(read("hook").contains(part), "{part}: {}", read("hook"));
+        }
+    }
 }
 
 fn failing_hooks() {
