@@ -225,7 +225,20 @@ fn read_profile(path: &Path) -> Result<oci::Seccomp, SpecError> {
     if profile.default_action.is_empty() {
         return Err(malformed("the seccomp profile has no defaultAction".to_owned()));
     }
+    if !profile.listener_path.is_empty() || notifies(&profile) {
+        return Err(malformed(
+            "the seccomp profile reports system calls (SCMP_ACT_NOTIFY, listenerPath), and nobody here would answer; \
+             remove that, or let the pod use another profile"
+                .to_owned(),
+        ));
+    }
     Ok(profile)
+}
+
+/// Whether a process would wait for somebody who decides about its system calls.
+fn notifies(profile: &oci::Seccomp) -> bool {
+    let actions = profile.syscalls.iter().map(|rule| &rule.action).chain([&profile.default_action]);
+    actions.into_iter().any(|action| action == "SCMP_ACT_NOTIFY")
 }
 
 /// The image that a name means now.
@@ -349,6 +362,10 @@ mod tests {
         fs::write(at("good"), r#"{"defaultAction":"SCMP_ACT_ALLOW","unknown":1}"#).unwrap();
         fs::write(at("bad"), "{").unwrap();
         fs::write(at("empty"), "{}").unwrap();
+        let notify =
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]}"#;
+        fs::write(at("notify"), notify).unwrap();
+        fs::write(at("listener"), r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/run/x"}"#).unwrap();
         fs::File::create(at("long")).unwrap().set_len(PROFILE_BYTES_MAX + 1).unwrap();
         let fifo = CString::new(at("fifo")).unwrap();
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -361,6 +378,8 @@ mod tests {
             (at("bad"), "EOF"),
             (at("empty"), "defaultAction"),
             (at("long"), "longer than"),
+            (at("notify"), "nobody here would answer"),
+            (at("listener"), "nobody here would answer"),
             (at("fifo"), "not a regular file"),
             (at("none"), "seccomp profile"),
             ("relative".to_owned(), "absolute path"),
