@@ -74,6 +74,8 @@ pub struct Volumes {
     tokens: Tokens,
     certificates: Certificates,
     csi: Arc<Csi>,
+    /// What waits for NFS servers.
+    attempts: Arc<nfs::Attempts>,
     /// Guards the pods that have volumes, by uid. Never held over `.await`.
     pods: Mutex<HashMap<String, Arc<Ground>>>,
     /// Keeps volumes up to date; ends with this value.
@@ -89,7 +91,8 @@ impl Volumes {
         let csi = Arc::new(Csi::new(config.clone(), source.clone()));
         let certificates = Certificates::new(source.clone(), &config.node.name);
         let (pods, refresher) = (Mutex::default(), Mutex::default());
-        let volumes = Arc::new(Self { config, source, tokens, certificates, csi, pods, refresher });
+        let attempts = nfs::Attempts::new(nfs::POD_MAX, nfs::NODE_MAX);
+        let volumes = Arc::new(Self { config, source, tokens, certificates, csi, attempts, pods, refresher });
         let task = tokio::spawn(fresh::keep(Arc::downgrade(&volumes), store));
         let task = AbortOnDropHandle::new(task);
         *volumes.refresher.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
@@ -108,7 +111,7 @@ impl Volumes {
         let ground = self.lock().entry(uid.clone()).or_default().clone();
         let maker = Arc::new(self.maker(pod.clone(), credentials));
         self.publish(&pod, maker.csi_volumes()?, &ground).await?;
-        let shares = self.mount_shares(maker.shares()?).await?;
+        let shares = self.mount_shares(&uid, maker.shares()?).await?;
         if maker.looks_outside() {
             let (maker, ground) = (maker.clone(), ground.clone());
             patient(move || maker.look_outside(&ground)).await.map_err(|error| over(error.into()))??;
@@ -150,9 +153,12 @@ impl Volumes {
     }
 
     /// Mounts the shares that are not there from before, side by side, each on a thread of its own.
-    async fn mount_shares(&self, shares: BTreeMap<String, nfs::Share>) -> Result<nfs::Mounted, VolumeError> {
+    async fn mount_shares(&self, uid: &str, shares: BTreeMap<String, nfs::Share>) -> Result<nfs::Mounted, VolumeError> {
         let mounted = shares.into_iter().map(|(volume, share)| async move {
-            let mounted = share.mount().await.map_err(|cause| VolumeError { volume: volume.clone(), cause })?;
+            let mounted = share
+                .mount(uid, &self.attempts)
+                .await
+                .map_err(|cause| VolumeError { volume: volume.clone(), cause })?;
             Ok((volume, mounted))
         });
         futures_util::future::join_all(mounted).await.into_iter().collect()

@@ -8,17 +8,19 @@
 //! these are here, so that the daemon starts no program. A server that does not answer holds up the thread that mounts, and the
 //! pod that waits for it. What is mounted in the end, when nobody waits any more, is attached to nothing and goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NFSVolumeSource, PersistentVolume};
 use sys::rustix::io::Errno;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Cause;
-use crate::threads::patient;
+use crate::threads::{ThreadError, patient};
 
 /// How long a pod waits for a server before it says that it waits. The kernel itself gives up after some minutes.
 const ANSWER_WITHIN: Duration = Duration::from_secs(120);
@@ -48,6 +50,102 @@ pub(super) struct Share {
     options: Vec<String>,
 }
 
+/// The most attempts of a pod that may wait for servers at a time.
+pub(super) const POD_MAX: usize = 4;
+/// The most of all pods.
+pub(super) const NODE_MAX: usize = 64;
+
+/// What a pod has waited for in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum Waits {
+    #[error("the server has not answered yet, and may still do")]
+    Server,
+    #[error("an earlier attempt to mount it has not ended: the server does not answer")]
+    Earlier,
+    #[error("other volumes of the pod wait for servers that do not answer")]
+    Pod,
+    #[error("too many volumes of this node wait for servers that do not answer")]
+    Node,
+}
+
+/// Attempts to mount. Each has a thread, which nobody can end while its server does not answer: there is a limit of them, for
+/// each pod and for the node, and one at a time for what is the same. A place is free when the thread has ended.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    pod_max: usize,
+    node: Arc<Semaphore>,
+    /// By pod, and by server and path: those that somebody holds or waits for.
+    others: Mutex<HashMap<Subject, Arc<Semaphore>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Subject {
+    Pod(String),
+    Share(String, String),
+}
+
+/// The places of an attempt; they are free when it is dropped.
+struct Places {
+    attempts: Arc<Attempts>,
+    held: Vec<OwnedSemaphorePermit>,
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        self.held.clear();
+        // Whoever comes gets a new one while this is locked.
+        self.attempts.lock().retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
+    }
+}
+
+impl Attempts {
+    pub(super) fn new(pod_max: usize, node_max: usize) -> Arc<Self> {
+        Arc::new(Self { pod_max, node: Arc::new(Semaphore::new(node_max)), others: Mutex::default() })
+    }
+
+    /// Runs `work` on a thread when there is a place for it, for a pod, a server and a path of that.
+    async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        (pod, server, path): (&str, &str, &str),
+        within: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Result<T, ThreadError>, Waits> {
+        let end = tokio::time::Instant::now() + within;
+        let mut places = Places { attempts: self.clone(), held: Vec::new() };
+        // Who waits for his own pod holds up nobody, and who waits for the node all the same.
+        for (subject, max, waits) in [
+            (Subject::Pod(pod.to_owned()), self.pod_max, Waits::Pod),
+            (Subject::Share(server.to_owned(), path.to_owned()), 1, Waits::Earlier),
+        ] {
+            let semaphore = self.lock().entry(subject).or_insert_with(|| Arc::new(Semaphore::new(max))).clone();
+            places.held.push(place(semaphore, end, waits).await?);
+        }
+        places.held.push(place(self.node.clone(), end, Waits::Node).await?);
+        let thread = patient(move || {
+            let _places = places;
+            work()
+        });
+        tokio::time::timeout_at(end, thread).await.map_err(|_| Waits::Server)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Subject, Arc<Semaphore>>> {
+        // Every section leaves the map whole.
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn place(
+    semaphore: Arc<Semaphore>,
+    end: tokio::time::Instant,
+    waits: Waits,
+) -> Result<OwnedSemaphorePermit, Waits> {
+    match tokio::time::timeout_at(end, semaphore.acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        // None of them is ever closed.
+        Ok(Err(_)) | Err(_) => Err(waits),
+    }
+}
+
 /// One call of the kernel.
 #[derive(Debug, PartialEq, Eq)]
 struct Attempt {
@@ -75,13 +173,13 @@ impl Share {
         Self { read_only: inline.read_only || read_only, options, ..inline }
     }
 
-    /// Mounts it, attached to nothing. Nobody else waits for the server.
-    pub(super) async fn mount(&self) -> Result<OwnedFd, Cause> {
+    /// Mounts it for a pod, attached to nothing. Others wait for the server only if they want the same of it.
+    pub(super) async fn mount(&self, pod: &str, attempts: &Arc<Attempts>) -> Result<OwnedFd, Cause> {
         let share = self.clone();
-        let mounted = patient(move || share.mounted());
-        match tokio::time::timeout(ANSWER_WITHIN, mounted).await {
+        let mounted = attempts.run((pod, &self.server, &self.path), ANSWER_WITHIN, move || share.mounted());
+        match mounted.await {
             Ok(mounted) => mounted?,
-            Err(_) => Err(self.failed(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
+            Err(waits) => Err(self.failed(waits)),
         }
     }
 
@@ -282,6 +380,31 @@ mod tests {
         assert!(attempts(&["vers=3"], false)[0].0.ends_with("vers=3"));
         let refused = share(&["bg"], false).attempts("192.0.2.7".parse().unwrap()).unwrap_err();
         assert!(refused.to_string().contains("\"bg\""), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn servers_that_do_not_answer_get_no_more_threads() {
+        const LONG: Duration = Duration::from_secs(60);
+        const SHORT: Duration = Duration::from_millis(20);
+        let attempts = Attempts::new(2, 3);
+        let mut hung = Vec::new();
+        for (pod, path) in [("a", "/1"), ("a", "/2"), ("b", "/3")] {
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let waits = attempts.run((pod, "s", path), SHORT, move || released.recv().is_ok()).await;
+            assert_eq!(waits.unwrap_err(), Waits::Server);
+            hung.push(release);
+        }
+        let never = || unreachable!("there is no place for it");
+        assert_eq!(attempts.run(("c", "s", "/1"), SHORT, never).await.unwrap_err(), Waits::Earlier);
+        assert_eq!(attempts.run(("a", "s", "/4"), SHORT, never).await.unwrap_err(), Waits::Pod);
+        assert_eq!(attempts.run(("c", "other", "/"), SHORT, never).await.unwrap_err(), Waits::Node);
+        hung.remove(0);
+        assert_eq!(attempts.run(("c", "s", "/1"), LONG, || 7).await.unwrap().unwrap(), 7);
+        assert_eq!(attempts.run(("a", "s", "/4"), LONG, || 8).await.unwrap().unwrap(), 8);
+        hung.clear();
+        assert_eq!(attempts.run(("a", "s", "/2"), LONG, || 9).await.unwrap().unwrap(), 9);
+        assert_eq!(attempts.run(("b", "s", "/3"), LONG, || 9).await.unwrap().unwrap(), 9);
+        assert_eq!(attempts.lock().len(), 0, "nothing is kept of them");
     }
 
     #[test]
