@@ -6,7 +6,10 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
 
 /// Why a file is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,25 @@ pub(super) fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(temporary, path)
 }
 
+/// A file that is replaced by one after the other, on a thread. A disk that does not answer holds up those who wait for this,
+/// and one thread.
+#[derive(Debug)]
+pub(super) struct Saver(Arc<Mutex<PathBuf>>);
+
+impl Saver {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self(Arc::new(Mutex::new(path)))
+    }
+
+    /// Asks for the content when it is its turn, so that the newest is written last.
+    pub(super) async fn save(&self, bytes: impl FnOnce() -> Vec<u8>) -> io::Result<()> {
+        let path = self.0.clone().lock_owned().await;
+        let bytes = bytes();
+        let written = tokio::task::spawn_blocking(move || save(&path, &bytes)).await;
+        written.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+}
+
 /// Go's words for a list: its items between brackets.
 pub(super) fn list<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
@@ -92,6 +114,29 @@ mod tests {
     fn the_sum_is_gos() {
         // hash/fnv.New32a over the same text.
         assert_eq!(sum("(string){\"a\":\"b\\\"\"}"), 2_900_376_996);
+    }
+
+    /// This runtime has one thread. A pipe without a reader stands for a disk that does not answer.
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_holds_up_no_other() {
+        use sys::rustix::fs::{CWD, FileType, Mode, mknodat};
+        let dir = tempfile::tempdir().unwrap();
+        let (path, pipe) = (dir.path().join("state"), dir.path().join("state.new"));
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            let others_go_on = receiver.recv_timeout(std::time::Duration::from_secs(60));
+            (others_go_on.is_ok(), fs::read(pipe).unwrap())
+        });
+        let saver = Saver::new(path.clone());
+        let others = async {
+            tokio::task::yield_now().await;
+            sender.send(()).unwrap();
+        };
+        let (old, new, ()) = tokio::join!(saver.save(|| b"old".into()), saver.save(|| b"new".into()), others);
+        assert!(old.is_ok() && new.is_ok());
+        assert_eq!(reader.join().unwrap(), (true, b"old".to_vec()));
+        assert_eq!(fs::read(path).unwrap(), b"new");
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) enum ClaimError {
     Failed { call: &'static str, claim: String, cause: String },
     #[error("{call} skipped {count} ResourceClaims")]
     Skipped { call: &'static str, count: usize },
+    #[error("DRA driver {driver}: {call} returned {count} {what} for ResourceClaim {claim}; at most {max} are taken")]
+    TooMany { driver: String, call: &'static str, claim: String, what: &'static str, count: usize, max: usize },
     /// The driver said no to the whole.
     #[error("DRA driver {driver}: {call}: rpc error: code = {:?} desc = {}", status.code(), status.message())]
     Refused { driver: String, call: &'static str, status: Box<tonic::Status> },

@@ -20,7 +20,6 @@ mod slices;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,7 +33,7 @@ use plugin::resources::{CdiDevice, ClaimResource, DynamicResource};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::checkpoint;
+use super::checkpoint::{self, Saver};
 use crate::context::uid_of;
 use crate::metrics::Metrics;
 use crate::plugins::{Handler, Plugin, Refusal};
@@ -64,7 +63,7 @@ impl Default for Patience {
 
 /// The claims of a node's pods. The drivers are followed until this is dropped.
 pub(super) struct Claims {
-    file: PathBuf,
+    file: Saver,
     source: Arc<dyn Source>,
     shared: Arc<Shared>,
     drivers: Arc<Drivers>,
@@ -116,7 +115,7 @@ impl Claims {
         let shared = Arc::new(Shared { table, health: Mutex::default(), unwell: watch::Sender::default() });
         let slices = Slices::new(source.clone(), patience.away);
         let drivers = Drivers::new(slices, patience.call_within, metrics.clone());
-        Arc::new(Self { file, source, shared, drivers, metrics })
+        Arc::new(Self { file: Saver::new(file), source, shared, drivers, metrics })
     }
 
     /// Pods of which a device has fallen ill or recovered.
@@ -167,21 +166,16 @@ impl Claims {
         if wanted.is_empty() {
             return Ok(());
         }
-        let batches = {
-            let mut table = self.shared.lock();
-            let batches = table.begin(uid_of(pod), &wanted)?;
-            self.save(&table)?;
-            batches
-        };
+        let batches = self.shared.lock().begin(uid_of(pod), &wanted)?;
+        self.save().await?;
         if batches.is_empty() && self.are_ready(&wanted) {
             return Ok(());
         }
         let asked = batches.iter().map(|(driver, batch)| self.ask(driver, batch));
         let answered: Result<Vec<()>, ClaimError> = futures_util::future::join_all(asked).await.into_iter().collect();
         answered?;
-        let mut table = self.shared.lock();
-        table.settle(&wanted);
-        self.save(&table)
+        self.shared.lock().settle(&wanted);
+        self.save().await
     }
 
     fn are_ready(&self, wanted: &[Claim]) -> bool {
@@ -230,15 +224,17 @@ impl Claims {
         let (batches, names) = self.shared.lock().release(uid);
         let asked = batches.iter().map(|(driver, batch)| self.undo(driver, batch));
         let undone: Vec<_> = batches.keys().zip(futures_util::future::join_all(asked).await).collect();
-        let mut table = self.shared.lock();
         let failed =
             |claim: &Claim| undone.iter().any(|(driver, one)| one.is_err() && claim.parts.contains_key(*driver));
-        for name in names {
-            if table.claims().get(&name).is_some_and(|claim| claim.is_released && !failed(claim)) {
-                table.forget(&name);
+        {
+            let mut table = self.shared.lock();
+            for name in names {
+                if table.claims().get(&name).is_some_and(|claim| claim.is_released && !failed(claim)) {
+                    table.forget(&name);
+                }
             }
         }
-        let saved = self.save(&table);
+        let saved = self.save().await;
         undone.into_iter().try_for_each(|(_, one)| one)?;
         saved
     }
@@ -248,10 +244,10 @@ impl Claims {
         table::check(batch, Call::Unprepare, answer.claims.iter().map(|(uid, one)| (uid, &one.error)))
     }
 
-    /// Called with the table locked, so that the newest is written last.
-    fn save(&self, table: &Table) -> Result<(), ClaimError> {
-        let bytes = saved::write(table.claims());
-        checkpoint::save(&self.file, &bytes).map_err(ClaimError::Save)
+    /// Writes down what the table says.
+    async fn save(&self) -> Result<(), ClaimError> {
+        let saved = self.file.save(|| saved::write(self.shared.lock().claims()));
+        saved.await.map_err(ClaimError::Save)
     }
 
     fn count(&self) {

@@ -20,6 +20,11 @@ pub(super) type Claims = BTreeMap<Name, Claim>;
 /// What is asked of each driver.
 pub(super) type Batches = BTreeMap<String, Vec<dra::Claim>>;
 
+/// The most devices that a driver may make ready for a claim. The cluster allocates 32 (`AllocationResultsMaxSize`).
+const DEVICES_MAX: usize = 128;
+/// The most CDI ids of these.
+const CDI_MAX: usize = 1024;
+
 const ALL: &str = "All";
 
 /// A claim.
@@ -181,7 +186,7 @@ impl Table {
     /// Takes in what a driver has made of the claims of its batch: its answer replaces an earlier one.
     ///
     /// # Errors
-    /// The first claim that it could not make ready, or did not tell of.
+    /// The first claim that it could not make ready, or did not tell of, or told too much of.
     pub(super) fn take_devices(
         &mut self,
         driver: &str,
@@ -193,6 +198,7 @@ impl Table {
             let Some(claim) = self.claims.get_mut(&(asked.namespace.clone(), asked.name.clone())) else { continue };
             let made = answer.claims.get(&asked.uid).filter(|_| claim.uid == asked.uid);
             if let (Some(part), Some(made)) = (claim.parts.get_mut(driver), made) {
+                check_size(driver, asked, &made.devices)?;
                 part.devices = made.devices.iter().map(Device::of).collect();
             }
         }
@@ -245,6 +251,18 @@ impl Table {
         }
         counts
     }
+}
+
+/// All of it is kept, written, and given to the runtime.
+fn check_size(driver: &str, claim: &dra::Claim, devices: &[dra::Device]) -> Result<(), ClaimError> {
+    let ids = devices.iter().map(|device| device.cdi_device_ids.len()).sum();
+    for (what, count, max) in [("devices", devices.len(), DEVICES_MAX), ("CDI ids", ids, CDI_MAX)] {
+        if count > max {
+            let (driver, claim) = (driver.to_owned(), claim.name.clone());
+            return Err(ClaimError::TooMany { driver, call: Call::Prepare.name(), claim, what, count, max });
+        }
+    }
+    Ok(())
 }
 
 /// Whether an answer tells of each claim that was asked about, of no other, and of no failure.
@@ -329,6 +347,27 @@ mod tests {
         assert_eq!(table.get("shop", "a").unwrap().devices("r/alternative").count(), 2);
         assert!(table.begin("u", &wanted).unwrap().is_empty(), "they are ready");
         assert_eq!(table.in_use(), BTreeMap::from([("".into(), 2), ("one".into(), 1), ("two".into(), 2)]));
+    }
+
+    #[test]
+    fn a_driver_makes_no_claim_too_large() {
+        let mut table = Table::default();
+        let batches = table.begin("u", &[claim("a", &["one"])]).unwrap();
+        let mut take = |devices: usize, ids: usize| {
+            let mut answer = answer(&[("uid-a", "")]);
+            let made = answer.claims.get_mut("uid-a").unwrap();
+            made.devices =
+                vec![dra::Device { cdi_device_ids: vec!["v.com/c=d".into(); ids], ..made.devices[0].clone() }];
+            made.devices.resize(devices, made.devices[0].clone());
+            table.take_devices("one", &batches["one"], &answer).map_err(|error| error.to_string())
+        };
+        assert_eq!(take(DEVICES_MAX, CDI_MAX / DEVICES_MAX), Ok(()));
+        let start = "DRA driver one: NodePrepareResources returned";
+        let many = format!("{start} 129 devices for ResourceClaim a; at most 128 are taken");
+        assert_eq!(take(DEVICES_MAX + 1, 1), Err(many));
+        let many = format!("{start} 1025 CDI ids for ResourceClaim a; at most 1024 are taken");
+        assert_eq!(take(1, CDI_MAX + 1), Err(many));
+        assert_eq!(table.get("shop", "a").unwrap().devices("").count(), DEVICES_MAX, "what was taken before");
     }
 
     #[test]
