@@ -10,6 +10,7 @@
 
 mod backend;
 mod barrier;
+mod bind;
 mod config;
 pub mod configuration;
 mod conntrack;

@@ -9,12 +9,13 @@
 
 mod sysctl;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netfilter::ipvs::{self as plan, Observed, Steps, Turnover, VirtualTable};
 use netfilter::services::{Addresses, Balancer, ServiceTable};
-use service::{Difference, Frontend, Network, NodePorts, Rules};
+use service::{Change, Difference, Frontend, Network, NodePorts, Rules};
 use sys::netlink::ipvs::{Command, Ipvs, Settings, Timeouts, Virtual};
 use sys::netlink::{self, Socket, Writer};
 use sys::netns;
@@ -23,12 +24,10 @@ use sys::rustix::io::Errno;
 use super::Backend;
 use super::nftables::Nftables;
 use crate::conntrack::again;
-use crate::{Config, IpvsOptions, Owned, RulesError, StartError};
+use crate::{Config, IpvsOptions, Owned, RulesError, StartError, bind};
 
 /// The interface of the Services' addresses, named as upstream's: other programs know it by that.
 const LINK: &str = "kube-ipvs0";
-/// Requests that are sent at once: their confirmations have to fit into the socket's buffer.
-const REQUESTS_AT_ONCE: usize = 512;
 
 /// Sockets in the host's network namespace, and what has been written there.
 #[derive(Debug)]
@@ -40,6 +39,9 @@ pub(super) struct IpvsBackend {
     /// Which of this node's addresses have node ports.
     node_ports: NodePorts,
     link: u32,
+    /// Addresses that the kernel does not let this node have; tried again with every replacement. Their frontends are no
+    /// virtual services.
+    refused: BTreeSet<IpAddr>,
 }
 
 impl IpvsBackend {
@@ -61,7 +63,7 @@ impl IpvsBackend {
             scheduler: options.scheduler.clone(),
             excluded: options.exclude_cidrs.clone(),
         });
-        Ok(IpvsBackend { rules, ipvs, route, virtuals, node_ports: NodePorts::All, link: 0 })
+        Ok(IpvsBackend { rules, ipvs, route, virtuals, node_ports: NodePorts::All, link: 0, refused: BTreeSet::new() })
     }
 
     fn observe(&mut self) -> netlink::Result<Observed> {
@@ -98,25 +100,36 @@ impl IpvsBackend {
         if steps.cut > 0 {
             tracing::warn!(servers = steps.cut, "more servers end than can be waited for: connections to some are cut");
         }
-        let link = self.link;
-        self.change_link(&steps.bind, |request, address| request.add_address(link, address, whole(address)))?;
+        if let Some((_, error)) = bind::add(&mut self.route, self.link, &steps.bind)?.into_iter().next() {
+            return Err(error); // a replacement does without it
+        }
         self.ipvs.apply(&steps.make)
     }
 
     /// What goes when the rules no longer lead there.
     fn after(&mut self, steps: &Steps) -> netlink::Result<()> {
         self.ipvs.apply(&steps.unmake)?;
-        let link = self.link;
-        self.change_link(&steps.unbind, |request, address| request.delete_address(link, address, whole(address)))
+        bind::delete(&mut self.route, self.link, &steps.unbind)
     }
 
-    fn change_link(&mut self, addresses: &[IpAddr], change: impl Fn(&mut Writer, IpAddr)) -> netlink::Result<()> {
-        for some in addresses.chunks(REQUESTS_AT_ONCE) {
-            let mut requests = Writer::new();
-            some.iter().for_each(|address| change(&mut requests, *address));
-            self.route.request(&requests)?;
+    /// Puts addresses of Services on the interface before anything relies on them, and remembers which the kernel refuses.
+    fn take_addresses<'f>(
+        &mut self,
+        frontends: impl Iterator<Item = &'f Frontend>,
+        there: &[&BTreeSet<IpAddr>],
+    ) -> netlink::Result<BTreeSet<IpAddr>> {
+        let explicit = frontends.filter(|frontend| !frontend.is_node_port()).map(|frontend| frontend.address);
+        let new: BTreeSet<IpAddr> =
+            explicit.filter(|address| !there.iter().any(|known| known.contains(address))).collect();
+        let new: Vec<IpAddr> = new.into_iter().collect();
+        let mut refused = BTreeSet::new();
+        for (address, error) in bind::add(&mut self.route, self.link, &new)? {
+            if !self.refused.contains(&address) {
+                tracing::warn!(%address, %error, "the kernel refuses this address of a Service: it is not served");
+            }
+            refused.insert(address);
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Carries out steps that change no rule.
@@ -181,7 +194,8 @@ impl Backend for IpvsBackend {
         self.node_ports.clone_from(&network.node_ports);
         self.make_link()?;
         let observed = self.observe()?;
-        let steps = self.virtuals.replace(rules, observed);
+        self.refused = self.take_addresses(rules.iter().map(|(one, _)| one), &[&observed.bound, &observed.own])?;
+        let steps = self.virtuals.replace(&without(rules, &self.refused), observed);
         self.before(&steps)?;
         let all = |addresses: &BTreeSet<IpAddr>| addresses.iter().copied().collect::<Vec<_>>();
         let (own, bound) = (all(self.virtuals.own()), all(self.virtuals.bound()));
@@ -193,7 +207,11 @@ impl Backend for IpvsBackend {
     }
 
     fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
-        let steps = self.virtuals.update(difference);
+        let there = [self.virtuals.bound().clone(), self.virtuals.own().clone(), self.refused.clone()];
+        let come = difference.changes.iter().filter(|change| change.new.is_some()).map(|change| &change.frontend);
+        let refused = self.take_addresses(come, &there.each_ref())?;
+        self.refused.extend(refused);
+        let steps = self.virtuals.update(&narrowed(difference, &self.refused));
         self.before(&steps)?;
         self.rules.update_with(difference, |batch| {
             ServiceTable::change_addresses(batch, Addresses::Vips, &steps.unbind, &steps.bind);
@@ -275,9 +293,27 @@ fn timeouts(options: &IpvsOptions) -> Timeouts {
     }
 }
 
-/// The prefix that holds one address.
-fn whole(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
+/// Rules without the frontends of addresses that cannot be had.
+fn without<'r>(rules: &'r Rules, refused: &BTreeSet<IpAddr>) -> Cow<'r, Rules> {
+    let gone = rules.iter().filter(|(frontend, _)| refused.contains(&frontend.address));
+    let changes: Vec<Change> =
+        gone.map(|(frontend, entry)| Change { frontend: *frontend, old: Some(entry.clone()), new: None }).collect();
+    if changes.is_empty() {
+        return Cow::Borrowed(rules);
+    }
+    let mut rules = rules.clone();
+    rules.apply(Difference { changes });
+    Cow::Owned(rules)
+}
+
+/// A difference that brings no frontends of addresses that cannot be had.
+fn narrowed<'d>(difference: &'d Difference, refused: &BTreeSet<IpAddr>) -> Cow<'d, Difference> {
+    if refused.is_empty() {
+        return Cow::Borrowed(difference);
+    }
+    let mut difference = difference.clone();
+    difference.changes.retain(|change| change.new.is_none() || !refused.contains(&change.frontend.address));
+    Cow::Owned(difference)
 }
 
 /// Whether node ports answer on it: not on loopback, nor where the same address is on every link.
@@ -288,4 +324,28 @@ fn is_usable(address: IpAddr) -> bool {
 
 fn name(service: &Virtual) -> String {
     format!("{} protocol {}", std::net::SocketAddr::new(service.address, service.port), service.protocol)
+}
+
+#[cfg(test)]
+mod tests {
+    use service::Protocol;
+
+    use super::super::userspace::tests::entry;
+    use super::*;
+
+    #[test]
+    fn frontends_of_refused_addresses_are_left_out() {
+        let at = |address: [u8; 4]| Frontend { address: address.into(), protocol: Protocol::Tcp, port: 80 };
+        let change = |frontend| Change { frontend, old: None, new: Some(entry(&[([10, 0, 0, 1], 80).into()])) };
+        let (good, bad) = (at([10, 96, 0, 1]), at([10, 96, 0, 2]));
+        let difference = Difference { changes: vec![change(good), change(bad)] };
+        let mut rules = Rules::default();
+        rules.apply(difference.clone());
+        let refused = BTreeSet::from([bad.address]);
+        assert_eq!(without(&rules, &refused).iter().map(|(one, _)| *one).collect::<Vec<_>>(), [good]);
+        assert_eq!(*without(&rules, &BTreeSet::new()), rules);
+        assert_eq!(narrowed(&difference, &refused).changes, [change(good)]);
+        let gone = Difference { changes: vec![Change { new: None, ..change(bad) }] };
+        assert_eq!(*narrowed(&gone, &refused), gone, "what goes may go");
+    }
 }

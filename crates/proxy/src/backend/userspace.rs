@@ -33,7 +33,7 @@ use self::budget::Budget;
 use self::choose::{Balance, Surroundings, Terms};
 use super::Backend;
 use crate::conntrack::again;
-use crate::{Owned, RulesError, StartError};
+use crate::{Owned, RulesError, StartError, bind};
 
 /// The interface of the Services' addresses.
 const LINK: &str = "orlop-services";
@@ -60,6 +60,8 @@ pub(super) struct Userspace {
     serving: BTreeMap<Frontend, Serving>,
     /// Addresses that somebody uses: with the address of a Service that has gone, its connections would go as well.
     holds: BTreeMap<IpAddr, Hold>,
+    /// Addresses that the kernel does not let this node have, and why; they are tried again.
+    refused: BTreeMap<IpAddr, Errno>,
     /// Sockets that could not be had, and why; they are tried again.
     failed: BTreeMap<Frontend, io::ErrorKind>,
 }
@@ -112,6 +114,7 @@ impl Userspace {
             surroundings: Arc::default(),
             serving: BTreeMap::new(),
             holds: BTreeMap::new(),
+            refused: BTreeMap::new(),
             failed: BTreeMap::new(),
         })
     }
@@ -132,7 +135,7 @@ impl Userspace {
         self.own = own;
         let wanted: BTreeSet<IpAddr> = self.explicit.keys().map(|frontend| frontend.address).collect();
         let wanted: BTreeSet<IpAddr> = wanted.difference(&self.own).copied().collect();
-        self.change_addresses(wanted.difference(&bound).copied(), Writer::add_address)?;
+        self.take_addresses(wanted.difference(&bound).copied().collect())?;
         let places = self.places();
         self.close(|place| !places.contains_key(place));
         self.failed.retain(|place, _| places.contains_key(place));
@@ -142,18 +145,20 @@ impl Userspace {
         self.holds.retain(|_, hold| Arc::strong_count(hold) > 1);
         let unused = |address: &&IpAddr| self.own.contains(*address) || !self.holds.contains_key(*address);
         let gone: Vec<IpAddr> = bound.difference(&wanted).filter(unused).copied().collect();
-        self.change_addresses(gone.into_iter(), Writer::delete_address)
+        Ok(bind::delete(&mut self.route, self.link, &gone)?)
     }
 
-    fn change_addresses(
-        &mut self,
-        addresses: impl Iterator<Item = IpAddr>,
-        change: fn(&mut Writer, u32, IpAddr, u8),
-    ) -> Result<(), RulesError> {
-        let mut requests = Writer::new();
-        addresses
-            .for_each(|address| change(&mut requests, self.link, address, if address.is_ipv4() { 32 } else { 128 }));
-        Ok(self.route.request(&requests)?)
+    /// Takes addresses for this node's own. Frontends of those that the kernel refuses are not served.
+    fn take_addresses(&mut self, addresses: Vec<IpAddr>) -> Result<(), RulesError> {
+        let mut refused = BTreeMap::new();
+        for (address, error) in bind::add(&mut self.route, self.link, &addresses)? {
+            if self.refused.get(&address) != Some(&error.errno) {
+                tracing::warn!(%address, %error, "the kernel refuses this address of a Service; it is tried again");
+            }
+            refused.insert(address, error.errno);
+        }
+        self.refused = refused;
+        Ok(())
     }
 
     /// Frontends with somebody to lead to, a node port at each address of this node.
@@ -166,7 +171,7 @@ impl Userspace {
         }
         places.extend(self.explicit.iter().map(|(frontend, entry)| (*frontend, entry.clone())));
         self.cut_loops(&mut places);
-        places.retain(|_, entry| leads_somewhere(entry));
+        places.retain(|place, entry| leads_somewhere(entry) && !self.refused.contains_key(&place.address));
         places
     }
 
@@ -393,4 +398,9 @@ fn leads_somewhere(entry: &Entry) -> bool {
 fn is_usable(address: IpAddr) -> bool {
     let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
     !address.is_loopback() && !link_local
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    pub(crate) use super::choose::tests::entry;
 }

@@ -146,6 +146,37 @@ fn an_endpoint_that_is_a_frontend_is_no_endpoint() {
 }
 
 #[test]
+fn an_address_that_the_kernel_refuses_costs_only_itself() {
+    on_a_host(Way::Nftables, async |host| {
+        let config =
+            Config { mode: Mode::Userspace, look_every: std::time::Duration::from_millis(20), ..host.config() };
+        let proxy = Proxy::start(config, host.desired.clone()).unwrap();
+        proxy.settled().await;
+        let disable = "/proc/sys/net/ipv6/conf/orlop-services/disable_ipv6";
+        if let Err(error) = std::fs::write(disable, "1") {
+            return println!("skipped: needs {disable} ({error})");
+        }
+        let pod = host.server("a").await;
+        let addresses = json!([VIP, "fd00:96::10"]);
+        host.service("web", json!({"clusterIP": VIP, "clusterIPs": addresses, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(pod.ips[0]), ready(pod.ips[1])]);
+        proxy.settled().await;
+        ask(&host.here, ip(VIP), 80).expect("the address that can be had is served");
+        host.service("more", json!({"clusterIP": "10.96.0.11", "ports": [{"port": 80}]}));
+        host.endpoints("more", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        ask(&host.here, ip("10.96.0.11"), 80).expect("what comes later is served");
+        std::fs::write(disable, "0").unwrap();
+        let begun = std::time::Instant::now();
+        while ask(&host.here, ip("fd00:96::10"), 80).is_err() {
+            assert!(begun.elapsed() < 6 * PATIENCE, "nobody tries again");
+            tokio::task::yield_now().await;
+        }
+        proxy.cleanup().await.unwrap();
+    });
+}
+
+#[test]
 fn who_must_not_come_is_reset() {
     on_a_host(Way::Nftables, async |host| {
         let proxy = start(&host).await;
