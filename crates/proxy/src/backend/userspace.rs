@@ -49,6 +49,7 @@ pub(super) struct Userspace {
     runtime: Option<Runtime>,
     connections: Arc<Budget>,
     flows: Arc<Budget>,
+    listeners_max: usize,
     route: Socket,
     link: u32,
     /// Frontends with an address.
@@ -105,6 +106,7 @@ impl Userspace {
             runtime: Some(runtime),
             connections: Budget::new("connections", budgets.connections),
             flows: Budget::new("flows of UDP", budgets.flows),
+            listeners_max: budgets.listeners,
             route,
             link,
             explicit: BTreeMap::new(),
@@ -196,7 +198,11 @@ impl Userspace {
             serving.terms.send_replace(terms);
             return;
         }
-        match self.start(place, terms) {
+        let started = match self.serving.len() < self.listeners_max {
+            true => self.start(place, terms),
+            false => Err(no_descriptor_left()),
+        };
+        match started {
             Ok(serving) => {
                 self.failed.remove(&place);
                 self.serving.insert(place, serving);
@@ -360,17 +366,26 @@ fn receive(address: SocketAddr) -> io::Result<tokio::net::UdpSocket> {
 struct Budgets {
     connections: usize,
     flows: usize,
+    listeners: usize,
 }
 
 impl Budgets {
     fn within(descriptors: usize) -> Budgets {
         /// Two sockets and two pipes.
         const OF_A_CONNECTION: usize = 6;
+        /// Its own, and that of a connection that waits until others have ended.
+        const OF_A_LISTENER: usize = 2;
         Budgets {
             connections: (descriptors / 2 / OF_A_CONNECTION).clamp(1, CONNECTIONS_MAX),
             flows: (descriptors / 8).clamp(1, FLOWS_MAX),
+            listeners: (descriptors / 4 / OF_A_LISTENER).max(1),
         }
     }
+}
+
+fn no_descriptor_left() -> io::Error {
+    let remedy = "all descriptors for frontends are in use; raise the limit of open files";
+    io::Error::new(io::ErrorKind::QuotaExceeded, remedy)
 }
 
 fn descriptors_max() -> usize {
@@ -402,5 +417,43 @@ fn is_usable(address: IpAddr) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use service::Change;
+
     pub(crate) use super::choose::tests::entry;
+    use super::*;
+
+    #[test]
+    fn budgets_stay_within_the_descriptors() {
+        for descriptors in [64, 1024, 1 << 16, 1 << 20] {
+            let Budgets { connections, flows, listeners } = Budgets::within(descriptors);
+            let spent = 6 * connections + flows + 2 * listeners;
+            assert!(spent <= descriptors * 7 / 8, "{spent} of {descriptors}");
+        }
+        let all = Budgets { connections: CONNECTIONS_MAX, flows: FLOWS_MAX, listeners: 1 << 17 };
+        assert_eq!(Budgets::within(1 << 20), all);
+    }
+
+    #[test]
+    fn frontends_beyond_the_descriptors_fail_until_others_go() {
+        let run = || {
+            if let Err(error) = testkit::netns::enter_private() {
+                return eprintln!("skipped: needs CAP_SYS_ADMIN for a network namespace ({error:#})");
+            }
+            let mut userspace = Userspace::open().unwrap();
+            userspace.listeners_max = 2;
+            let at = |last| Frontend { address: [10, 96, 0, last].into(), protocol: Protocol::Tcp, port: 80 };
+            let new = || Some(entry(&[([10, 0, 0, 1], 80).into()]));
+            let changes: Vec<Change> =
+                (1..=3).map(|last| Change { frontend: at(last), old: None, new: new() }).collect();
+            userspace.update(&Difference { changes }).unwrap();
+            let serving = |userspace: &Userspace| userspace.serving.keys().copied().collect::<Vec<_>>();
+            assert_eq!(serving(&userspace), [at(1), at(2)]);
+            assert_eq!(userspace.failed.get(&at(3)), Some(&io::ErrorKind::QuotaExceeded));
+            let gone = Change { frontend: at(1), old: new(), new: None };
+            userspace.update(&Difference { changes: vec![gone] }).unwrap();
+            assert_eq!(serving(&userspace), [at(2), at(3)]);
+            assert!(userspace.failed.is_empty());
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
 }
