@@ -5,7 +5,10 @@ use std::time::Duration;
 const UNITS: [(&str, f64); 7] =
     [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
 
-/// `1h15m30.5s`; none if it is not one. A negative span is not one here.
+/// The longest that Go knows, 292 years: times that lie so far away can still be told.
+const MAX: Duration = Duration::from_nanos(u64::MAX / 2);
+
+/// `1h15m30.5s`; none if it is not one. A negative span is not one here, nor is one that Go cannot tell.
 pub fn parse(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
@@ -21,7 +24,8 @@ pub fn parse(text: &str) -> Option<Duration> {
         seconds += number.parse::<f64>().ok()? * factor;
         rest = tail;
     }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
+    let span = (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten();
+    span.filter(|span| *span <= MAX)
 }
 
 #[cfg(test)]
@@ -38,10 +42,11 @@ mod tests {
             ("4h0m0s", 14_400_000),
             ("1.5s", 1500),
             ("100ms", 100),
+            ("2562047h", 2_562_047 * 3_600_000),
         ] {
             assert_eq!(parse(text), Some(Duration::from_millis(milliseconds)), "{text}");
         }
-        for none in ["", "10", "s", "-1s", "1 minute", "1d", "1..5s"] {
+        for none in ["", "10", "s", "-1s", "1 minute", "1d", "1..5s", "2562048h", "4999999999999999h"] {
             assert_eq!(parse(none), None, "{none}");
         }
     }
