@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// The lab is ours for as long as this lives.
 #[derive(Debug)]
 pub(super) struct Claim {
-    _file: File,
+    file: File,
 }
 
 /// The process that has the lab.
@@ -48,7 +48,13 @@ impl Claim {
         file.set_len(0)?;
         file.rewind()?;
         write!(file, "{}", std::process::id())?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let _ = self.file.unlock(); // It ends with the file; but a process that is just being started has that, too.
     }
 }
 
@@ -60,7 +66,12 @@ impl Running {
         }
         let mut file = open(dir)?;
         match file.try_lock() {
-            Ok(()) => clear(dir).map(|()| None),
+            Ok(()) => {
+                clear(dir)?;
+                // As in `Claim::drop`.
+                file.unlock()?;
+                Ok(None)
+            }
             Err(error) => holder(&mut file, error),
         }
     }
