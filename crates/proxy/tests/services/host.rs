@@ -53,7 +53,7 @@ impl Way {
         };
         let told = |way: &Way| {
             can(way) || {
-                println!("skipped: {way:?} needs the programs of iptables");
+                println!("without {way:?}, which needs the programs of iptables");
                 false
             }
         };
@@ -64,7 +64,7 @@ impl Way {
     fn all() -> Vec<Way> {
         let ipvs = crate::ipvs::is_there();
         if !ipvs {
-            println!("skipped: Ipvs needs IPVS in the kernel");
+            println!("without Ipvs, which needs it in the kernel");
         }
         Way::rules().into_iter().chain(ipvs.then_some(Way::Ipvs)).collect()
     }
