@@ -1,6 +1,7 @@
 //! `orlop proxy --explain`: the running proxy says what a packet to a Service meets.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -19,6 +20,8 @@ use crate::cli::format::print;
 use crate::node::layout::Layout;
 
 const PATH: &str = "/orlop/v1/explain/";
+/// After a client could not be accepted, as there was no descriptor left.
+const BREATH: Duration = Duration::from_millis(100);
 
 /// Where the running proxy is asked for a Service.
 pub(crate) fn path(namespace: &str, name: &str) -> String {
@@ -60,7 +63,7 @@ pub(super) async fn serve(listener: UnixListener, questions: Questions) {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a local client");
-                    tokio::task::yield_now().await;
+                    tokio::time::sleep(BREATH).await;
                 }
             }
         }
