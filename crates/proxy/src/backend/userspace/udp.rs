@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use sys::rustix::io::Errno;
+use sys::rustix::net::SendFlags;
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -60,7 +62,7 @@ pub(super) async fn serve(
                 // An error is one of an answer that nobody took.
                 let Ok((length, client)) = received else { continue };
                 let terms = terms.borrow().clone();
-                server.carry(client, &datagram[..length], &terms).await;
+                server.carry(client, &datagram[..length], &terms);
             }
         }
     }
@@ -73,30 +75,33 @@ impl Server {
         }
     }
 
-    /// Carries one datagram. As everywhere with UDP, one that cannot be carried is lost.
-    async fn carry(&mut self, client: SocketAddr, datagram: &[u8], terms: &Terms) {
+    /// Carries one datagram. As everywhere with UDP, one that cannot be carried is lost. Nothing is waited for here: an
+    /// endpoint that takes nothing would hold up the flows of all others.
+    fn carry(&mut self, client: SocketAddr, datagram: &[u8], terms: &Terms) {
         if self.flows.get(&client).is_some_and(|flow| !terms.leads_to(flow.endpoint)) {
             self.flows.remove(&client);
         }
         if !self.flows.contains_key(&client)
-            && let Some(flow) = self.open(client, terms).await
+            && let Some(flow) = self.open(client, terms)
         {
             self.flows.insert(client, flow);
         }
         let Some(flow) = self.flows.get(&client) else { return };
         flow.active.store(true, Ordering::Relaxed);
-        if flow.socket.send(datagram).await.is_err() {
+        // The socket itself is asked: tokio knows of a new one only later that it can be written to.
+        match sys::rustix::net::send(&flow.socket, datagram, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(_) | Err(Errno::WOULDBLOCK) => {}
             // It refused what came before; the next datagram finds another.
-            self.flows.remove(&client);
+            Err(_) => drop(self.flows.remove(&client)),
         }
     }
 
-    async fn open(&self, client: SocketAddr, terms: &Terms) -> Option<Flow> {
+    fn open(&self, client: SocketAddr, terms: &Terms) -> Option<Flow> {
         let at = self.socket.local_addr().ok()?.ip();
         let permit = self.budget.try_take(client.ip())?;
         let endpoints = terms.endpoints(client.ip(), at);
         let endpoint = *self.balance.order(terms, client.ip(), endpoints).first()?;
-        let socket = Arc::new(towards(endpoint).await.ok()?);
+        let socket = Arc::new(towards(endpoint).ok()?);
         self.balance.remember(terms, client.ip(), endpoint);
         let active = Arc::new(AtomicBool::new(true));
         let answers = Answers { to: self.socket.clone(), client, from: socket.clone(), active: active.clone() };
@@ -110,14 +115,15 @@ impl Server {
     }
 }
 
-async fn towards(endpoint: SocketAddr) -> io::Result<UdpSocket> {
+fn towards(endpoint: SocketAddr) -> io::Result<UdpSocket> {
     let any: SocketAddr = match endpoint {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(endpoint).await?;
-    Ok(socket)
+    let socket = std::net::UdpSocket::bind(any)?;
+    socket.connect(endpoint)?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
 }
 
 /// The way back of a flow.
@@ -147,5 +153,67 @@ impl Answers {
                 Err(_) => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sys::netlink::{Socket, Writer};
+    use sys::rustix::net::sockopt;
+
+    use super::super::choose::tests::leading_to;
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_takes_nothing_holds_nobody_up() {
+        let run = || {
+            if let Err(error) = testkit::netns::enter_private() {
+                return eprintln!("skipped: needs CAP_SYS_ADMIN for a network namespace ({error:#})");
+            }
+            make_neighbourhood();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(check_a_slow_endpoint());
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
+
+    /// A link on which nobody answers.
+    fn make_neighbourhood() {
+        let mut route = Socket::route().unwrap();
+        let mut request = Writer::new();
+        request.create_bridge("quiet", [0x0a, 0x58, 0, 0, 0, 1], 1500);
+        route.request(&request).unwrap();
+        let link = route.link("quiet").unwrap().unwrap().index;
+        let mut request = Writer::new();
+        request.set_up(1);
+        request.set_up(link);
+        request.add_address(link, [192, 0, 2, 1].into(), 24);
+        route.request(&request).unwrap();
+    }
+
+    async fn check_a_slow_endpoint() {
+        let endpoint = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (ended, _endings) = mpsc::channel(ENDED_MAX);
+        let mut server = Server {
+            socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
+            balance: Arc::default(),
+            budget: Budget::new("flows", 8),
+            flows: HashMap::new(),
+            ended,
+        };
+        let (slow, other): (SocketAddr, SocketAddr) = (([127, 0, 0, 1], 9).into(), ([127, 0, 0, 2], 9).into());
+        let to_slow = leading_to(([192, 0, 2, 9], 9).into());
+        let datagram = [0; 1024];
+        server.carry(slow, &datagram, &to_slow);
+        // What waits for the neighbour fills the least buffer that a socket can have.
+        let socket = server.flows[&slow].socket.clone();
+        sockopt::set_socket_send_buffer_size(&socket, 1).unwrap();
+        while sys::rustix::net::send(&socket, &datagram, SendFlags::DONTWAIT).is_ok() {}
+        server.carry(slow, &datagram, &to_slow);
+        assert!(server.flows.contains_key(&slow), "what is lost ends no flow");
+        server.carry(other, b"other", &leading_to(endpoint.local_addr().unwrap()));
+        let mut heard = [0; 16];
+        let (length, _) = endpoint.recv_from(&mut heard).await.unwrap();
+        assert_eq!(&heard[..length], b"other", "nor is the first datagram of a flow lost");
     }
 }
