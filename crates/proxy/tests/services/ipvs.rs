@@ -52,6 +52,34 @@ pub(crate) fn check(host: &Host) {
 }
 
 #[test]
+fn an_address_that_the_kernel_refuses_costs_only_itself() {
+    if !is_there() {
+        return println!("skipped: needs IPVS in the kernel");
+    }
+    on_a_host(Way::Ipvs, async |host| {
+        let proxy = host.proxy().await;
+        let disable = "/proc/sys/net/ipv6/conf/kube-ipvs0/disable_ipv6";
+        if let Err(error) = std::fs::write(disable, "1") {
+            return println!("skipped: needs {disable} ({error})");
+        }
+        let pod = host.server("a").await;
+        let addresses = json!([VIP, "fd00:96::10"]);
+        host.service("web", json!({"clusterIP": VIP, "clusterIPs": addresses, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(pod.ips[0]), ready(pod.ips[1])]);
+        proxy.settled().await;
+        ask(&host.here, ip(VIP), 80).expect("the address that can be had is served");
+        host.service("more", json!({"clusterIP": "10.96.0.11", "ports": [{"port": 80}]}));
+        host.endpoints("more", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        ask(&host.here, ip("10.96.0.11"), 80).expect("what comes later is served");
+        host.remove_service("web");
+        proxy.settled().await;
+        ask(&host.here, ip("10.96.0.11"), 80).expect("what goes costs nothing either");
+        proxy.cleanup().await.unwrap();
+    });
+}
+
+#[test]
 fn a_kernel_that_cannot_is_told_with_the_remedy() {
     on_a_host(Way::Nftables, async |host| {
         let mut config = Config { mode: Mode::Ipvs, ..host.config() };
