@@ -1,7 +1,7 @@
 //! From `create` to `delete`, and what is refused on the way.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 use sys::cgroup::Hierarchy;
@@ -110,6 +110,12 @@ fn failures() {
     fails(|spec| spec["mounts"][0]["type"] = json!("nofs"), "no such device");
 }
 
+/// A process that holds nothing of this one's, whose failure it outlives.
+fn sleeper() -> std::process::Child {
+    let mut sleep = Command::new("sleep");
+    sleep.arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
 fn groups_of_others() {
     let bundle = Bundle::new("others", "sleep 1000");
     let id = bundle.id.as_str();
@@ -117,7 +123,7 @@ fn groups_of_others() {
     let (inner, empty) = (group.child("inner"), group.child("empty"));
     inner.create().unwrap();
     empty.create().unwrap();
-    let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut other = sleeper();
     inner.add(Pid::from_child(&other)).unwrap();
     let create = ["create", "--bundle", bundle.path().to_str().unwrap(), id];
     assert!(bundle.refused(&create).contains("container's cgroup is not empty: 1 process(es) found"));
@@ -140,7 +146,7 @@ fn groups_of_others() {
     bundle.create(&[]);
     assert_eq!(group.processes().len(), 1);
     inner.create().unwrap();
-    let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut other = sleeper();
     inner.add(Pid::from_child(&other)).unwrap();
     bundle.done(&["delete", "--force", id]);
     assert!(group.processes().is_empty() && other.try_wait().unwrap().is_none());
