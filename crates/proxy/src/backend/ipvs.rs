@@ -12,6 +12,7 @@ mod sysctl;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use netfilter::ipvs::{self as plan, Observed, Steps, Turnover, VirtualTable};
 use netfilter::services::{Addresses, Balancer, ServiceTable};
@@ -26,6 +27,8 @@ use super::nftables::Nftables;
 use crate::conntrack::again;
 use crate::{Config, IpvsOptions, Owned, RulesError, StartError, bind};
 
+/// How many looks at the rules, each a question to the kernel, for one at addresses and servers, which takes listings.
+const LOOKS_PER_KEEPING: u32 = 10;
 /// The interface of the Services' addresses, named as upstream's: other programs know it by that.
 const LINK: &str = "kube-ipvs0";
 
@@ -42,6 +45,9 @@ pub(super) struct IpvsBackend {
     /// Addresses that the kernel does not let this node have; tried again with every replacement. Their frontends are no
     /// virtual services.
     refused: BTreeSet<IpAddr>,
+    /// How often to look after addresses and servers, which takes listings, and when it was done last.
+    keep_up_every: Duration,
+    kept_up: Option<Instant>,
 }
 
 impl IpvsBackend {
@@ -63,7 +69,17 @@ impl IpvsBackend {
             scheduler: options.scheduler.clone(),
             excluded: options.exclude_cidrs.clone(),
         });
-        Ok(IpvsBackend { rules, ipvs, route, virtuals, node_ports: NodePorts::All, link: 0, refused: BTreeSet::new() })
+        Ok(IpvsBackend {
+            rules,
+            ipvs,
+            route,
+            virtuals,
+            node_ports: NodePorts::All,
+            link: 0,
+            refused: BTreeSet::new(),
+            keep_up_every: config.look_every * LOOKS_PER_KEEPING,
+            kept_up: None,
+        })
     }
 
     fn observe(&mut self) -> netlink::Result<Observed> {
@@ -223,6 +239,10 @@ impl Backend for IpvsBackend {
         if !self.rules.is_there()? {
             return Ok(false);
         }
+        if self.kept_up.is_some_and(|at| at.elapsed() < self.keep_up_every) {
+            return Ok(true);
+        }
+        self.kept_up = Some(Instant::now());
         self.keep_up().or_else(|error| {
             tracing::warn!(%error, "IPVS could not be brought up to date; it is compared with the rules anew");
             Ok(false)
