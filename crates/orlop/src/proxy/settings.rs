@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use cluster::api::{Identity, Rate, Server, Trust};
 use proxy::configuration::{self, Configuration};
 use serde_json::Value;
@@ -42,7 +42,7 @@ impl Settings {
             hostname: options.hostname_override.clone(),
         };
         let loaded = configuration::load(&sources);
-        let loaded = loaded.map_err(|faults| anyhow::anyhow!("{}", faults.0.join("\norlop: ")))?;
+        let loaded = loaded.map_err(|faults| anyhow!("{}", faults.0.join("\norlop: ")))?;
         let configuration = loaded.configuration;
         let written = Some(configuration.verbosity).filter(|number| *number > 0);
         let layout = Layout::new(places);
@@ -71,7 +71,8 @@ impl Settings {
         let (per_second, burst) = self.configuration.rate;
         let mut config = match (&self.configuration.kubeconfig, &self.master) {
             (Some(path), _) => cluster::api::Config::from_kubeconfig(path)
-                .with_context(|| format!("--kubeconfig {}", path.display()))?,
+                // It names its cause itself.
+                .map_err(|error| anyhow!("--kubeconfig {}: {error}", path.display()))?,
             (None, None) => cluster::api::Config::in_cluster()?,
             (None, Some(url)) => cluster::api::Config::new(server(url)?, Trust::Host, Identity::default()),
         };

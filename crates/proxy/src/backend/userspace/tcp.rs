@@ -45,6 +45,8 @@ pub(super) async fn accept(
         let terms = terms.borrow().clone();
         let serve = serve(client, peer.ip(), terms, balance.clone());
         let hold = hold.clone();
+        // Owned by nobody: a connection outlives the frontend that it came by. It ends with either peer, or with the process, and
+        // until then holds its permit and the frontend's address.
         tokio::spawn(async move {
             serve.await;
             drop((permit, hold));
