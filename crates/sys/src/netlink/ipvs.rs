@@ -64,6 +64,8 @@ const ADDRESS_BYTES: usize = 16;
 const FLAG_HASHED: u32 = 0x2;
 /// Messages that are sent at once: their confirmations have to fit into the socket's buffer.
 const COMMANDS_AT_ONCE: usize = 512;
+/// How often a listing that never rests is read anew.
+const READINGS: usize = 8;
 
 /// A client gets the server that it had (`IP_VS_SVC_F_PERSISTENT`).
 pub const PERSISTENT: u32 = 0x1;
@@ -184,12 +186,26 @@ impl Ipvs {
         Ok(info)
     }
 
-    /// All virtual services; those of firewall marks are left out. One may be missing when services change meanwhile, also
-    /// in another network namespace: the kernel counts its place in the table of all (`ip_vs_genl_dump_services`).
+    /// All virtual services; those of firewall marks are left out.
+    ///
+    /// The kernel counts its place in the table of all network namespaces (`ip_vs_genl_dump_services`), so a listing passes
+    /// over some when others vanish meanwhile. It is read until two readings are alike; one that never rests is taken as it is.
     ///
     /// # Errors
     /// See [`Socket::list`].
     pub fn services(&mut self) -> Result<Vec<(Virtual, Settings)>> {
+        let mut services = self.read_services()?;
+        for _ in 0..READINGS {
+            let again = self.read_services()?;
+            if again == services {
+                break;
+            }
+            services = again;
+        }
+        Ok(services)
+    }
+
+    fn read_services(&mut self) -> Result<Vec<(Virtual, Settings)>> {
         let mut services = Vec::new();
         let request = self.ask(CMD_GET_SERVICE, DUMP, |_| ());
         self.socket.list(&request, |message| services.extend(parse_service(message)))?;
