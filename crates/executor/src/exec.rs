@@ -125,7 +125,7 @@ pub fn start_exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Sta
     })
     .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
     drop(reporter);
-    Starting::new(first, ours, false, Vec::new())
+    Starting::new(first, true, ours, false, Vec::new())
 }
 
 /// Streams that are opened before the container's files are all there is.

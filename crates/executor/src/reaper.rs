@@ -51,7 +51,7 @@ pub fn start(pod: &[(NamespaceKind, OwnedFd)]) -> Result<Child, LaunchError> {
     })
     .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
     drop(reporter);
-    Starting::new(first, ours, false, Vec::new())?.wait(START_MAX).map(|launched| launched.child)
+    Starting::new(first, mapped, ours, false, Vec::new())?.wait(START_MAX).map(|launched| launched.child)
 }
 
 /// Its life. Root of a user namespace needs no other user, and the namespace may map none.

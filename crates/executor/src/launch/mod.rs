@@ -232,7 +232,7 @@ pub fn start(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Starting
     })
     .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
     drop(reporter);
-    Starting::new(first, ours, plan.gate, plan.warnings.clone())
+    Starting::new(first, through, ours, plan.gate, plan.warnings.clone())
 }
 
 impl LaunchFds {

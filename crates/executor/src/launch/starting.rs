@@ -26,6 +26,8 @@ pub struct Starting {
     channel: OwnedFd,
     /// The process that was made; where it makes the final one, that is its sibling.
     first: Child,
+    /// The first process makes a final one.
+    through: bool,
     last: Option<Child>,
     terminal: Option<OwnedFd>,
     listener: Option<OwnedFd>,
@@ -57,6 +59,7 @@ impl AsFd for Starting {
 impl Starting {
     pub(crate) fn new(
         first: Child,
+        through: bool,
         channel: OwnedFd,
         gated: bool,
         warnings: Vec<Warning>,
@@ -66,6 +69,7 @@ impl Starting {
         Ok(Self {
             channel,
             first,
+            through,
             last: None,
             terminal: None,
             listener: None,
@@ -79,6 +83,9 @@ impl Starting {
     }
 
     /// Takes what the process has said so far; whether it is known what became of it. Does not wait.
+    ///
+    /// The final process may speak before the one that made it has said who that is, and nobody else would reap it: an
+    /// unreaped process holds up the end of its pid namespace, and with it that of the container.
     pub fn hear(&mut self) -> bool {
         loop {
             match channel::receive(self.channel.as_fd()) {
@@ -94,9 +101,11 @@ impl Starting {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return false,
                 Err(error) => {
                     self.failure = Some(LaunchError::io(Step::Protocol, &error, "the channel to the new process"));
+                    return true;
                 }
             }
-            if self.at_gate || self.halted || self.failure.is_some() {
+            let all_are_known = !self.through || self.last.is_some();
+            if all_are_known && (self.at_gate || self.halted || self.failure.is_some()) {
                 return true;
             }
         }
@@ -132,6 +141,7 @@ impl Starting {
 
     /// Ends it, whatever it does.
     pub fn give_up(mut self, errno: Errno) -> Outcome {
+        self.hear(); // Who else has to be ended.
         let detail = format!("its state is {}", state_of(self.child()));
         self.failure = Some(LaunchError::new(Step::Waiting, errno, detail));
         self.finish()
@@ -201,4 +211,30 @@ fn state_of(child: &Child) -> String {
     let status = std::fs::read_to_string(path).unwrap_or_default();
     let state = status.lines().find_map(|line| line.strip_prefix("State:"));
     state.map_or_else(|| "X (dead)".to_owned(), |state| state.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::channel::{Reporter, pair};
+    use super::*;
+
+    #[test]
+    fn nobody_is_forgotten_who_speaks_early() {
+        let own = || {
+            let pid = sys::rustix::process::getpid();
+            Child { pid, pidfd: process::pidfd_open(pid).unwrap() }
+        };
+        let (channel, theirs) = pair().unwrap();
+        let (first, last) = (Reporter(theirs.try_clone().unwrap()), Reporter(theirs));
+        let mut starting = Starting::new(own(), true, channel, false, Vec::new()).unwrap();
+        last.error(&LaunchError { step: Step::Execute, errno: 2, detail: "none".to_owned() });
+        assert!(!starting.hear(), "who it was is not known");
+        first.child(own().pid.as_raw_nonzero().get(), own().pidfd.as_fd());
+        assert!(starting.hear() && starting.last.is_some() && starting.failure.is_some());
+
+        let (channel, theirs) = pair().unwrap();
+        let mut starting = Starting::new(own(), true, channel, false, Vec::new()).unwrap();
+        Reporter(theirs).error(&LaunchError { step: Step::JoinNamespace, errno: 1, detail: "user".to_owned() });
+        assert!(starting.hear() && starting.last.is_none(), "it came to make none");
+    }
 }
