@@ -169,7 +169,7 @@ fn inside(
     if let Some(master) = &terminal {
         reporter.terminal(master.as_fd());
     }
-    let streams = launch::connect_streams(&keep.stdio, terminal.as_ref())?;
+    let streams = launch::connect_streams(&keep.stdio, terminal.as_ref(), None)?;
     let dies_with_parent = plan.dies_with_parent;
     let last = Last { plan: &plan.process, streams, labels, inherited, dies_with_parent, hooks: None };
     launch::become_program(&last, reporter)

@@ -315,6 +315,7 @@ fn container(
     sys::fork::new_session().map_err(|error| LaunchError::io(Step::Session, &error, "setsid"))?;
     names(plan)?;
     sysctls(&plan.sysctls)?;
+    let null = streams::null_for(stdio)?;
     let before_entry = || halt_for_hooks(plan, reporter);
     let terminal = match (&plan.root, &fds.rootfs) {
         (Some(root), Some(mount)) => root::enter(root, plan, mount.as_fd(), &fds.mounts, stdio, before_entry)?,
@@ -323,7 +324,7 @@ fn container(
     if let Some(terminal) = &terminal {
         reporter.terminal(terminal.as_fd());
     }
-    let streams = streams::connect(stdio, terminal.as_ref())?;
+    let streams = streams::connect(stdio, terminal.as_ref(), null.as_ref())?;
     let last = Last {
         plan: &plan.process,
         streams,
