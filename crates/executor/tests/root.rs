@@ -3,41 +3,40 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 
 use executor::oci::{self, Linux, Mount, Namespace, NamespaceKind, Process, Root, Spec};
 use executor::{ExecFds, ExecOptions, HostFacts, LaunchFds, Launched, Stdio, Step};
 use sys::process::{self, Exit};
+use testkit::serial::Test;
+
+#[path = "root/attacks.rs"]
+mod attacks;
 
 fn main() -> ExitCode {
     let missing = (!sys::rustix::process::geteuid().is_root()).then(|| "root".to_owned());
-    testkit::serial::main(
-        &[
-            ("a_process_is_alone_in_its_container", alone),
-            ("devices_links_masks_and_sysctls", tree),
-            ("the_user_and_its_capabilities", user),
-            ("binds_are_read_only_and_follow_no_link_out", binds),
-            ("a_filter_of_the_default_profile_holds", filter),
-            ("what_fails_is_named", failures),
-            ("a_terminal_is_the_containers_own", terminal),
-            ("exec_joins_what_the_container_has", exec),
-            ("a_terminal_is_opened_on_a_devpts_only", false_devpts),
-            ("a_user_namespace_maps_root", user_namespace),
-            ("a_shared_pid_namespace_is_joined", shared_pid),
-            ("a_gate_holds_until_it_is_opened", gate),
-            ("who_stops_a_new_process_holds_nobody_up", stopped),
-            ("a_control_group_is_entered", control_group),
-            ("only_allowed_devices_can_be_used", allowed_devices),
-            ("a_volume_of_the_root_stays_writable", own_volume),
-            ("links_of_an_image_move_no_mount_and_no_directory", hostile_links),
-            ("a_script_reaches_no_descriptor_of_the_launcher", inherited),
-        ],
-        missing,
-    )
+    testkit::serial::main(&[TESTS, attacks::TESTS].concat(), missing)
 }
+
+const TESTS: &[Test] = &[
+    ("a_process_is_alone_in_its_container", alone),
+    ("devices_links_masks_and_sysctls", tree),
+    ("the_user_and_its_capabilities", user),
+    ("binds_are_read_only_and_follow_no_link_out", binds),
+    ("a_filter_of_the_default_profile_holds", filter),
+    ("what_fails_is_named", failures),
+    ("a_terminal_is_the_containers_own", terminal),
+    ("exec_joins_what_the_container_has", exec),
+    ("a_user_namespace_maps_root", user_namespace),
+    ("a_shared_pid_namespace_is_joined", shared_pid),
+    ("a_gate_holds_until_it_is_opened", gate),
+    ("who_stops_a_new_process_holds_nobody_up", stopped),
+    ("a_control_group_is_entered", control_group),
+    ("only_allowed_devices_can_be_used", allowed_devices),
+    ("a_volume_of_the_root_stays_writable", own_volume),
+];
 
 fn mount(destination: &str, kind: &str, options: &[&str]) -> Mount {
     let options = options.iter().map(|word| (*word).to_owned()).collect();
@@ -224,71 +223,6 @@ fn failures() {
     assert_eq!((error.step, error.errno), (Step::Filesystem, 19), "{error}");
 }
 
-/// What a hostile image tries with links: to move `/proc` away from its masks, to enter a descriptor of the launcher, to
-/// lay a volume over the root.
-fn hostile_links() {
-    let refused = |prepare: fn(&Path), change: fn(&mut Spec)| {
-        let tree = Tree::new();
-        prepare(tree.dir.path());
-        let mut spec = spec("true");
-        change(&mut spec);
-        start(&tree, &spec, LaunchFds::default()).map(|run| run.end()).unwrap_err()
-    };
-    let moved_proc = |root: &Path| {
-        std::fs::remove_dir(root.join("proc")).ok();
-        std::fs::create_dir(root.join("real")).unwrap();
-        std::os::unix::fs::symlink("/real", root.join("proc")).unwrap();
-    };
-    let error = refused(moved_proc, |_| {});
-    assert_eq!((error.step, error.errno), (Step::Mount, 40), "{error}");
-    assert!(error.to_string().contains("symbolic link"), "{error}");
-
-    let error = refused(|_| {}, |spec| spec.process.as_mut().unwrap().cwd = "/proc/self/fd/3".to_owned());
-    assert_eq!((error.step, error.errno), (Step::WorkingDirectory, 40), "{error}");
-
-    let linked_root = |root: &Path| std::os::unix::fs::symlink("/", root.join("all")).unwrap();
-    let error = refused(linked_root, |spec| spec.mounts.push(mount("/all", "bind", &["rbind", "rprivate"])));
-    assert_eq!((error.step, error.errno), (Step::Mount, 16), "{error}");
-}
-
-/// The kernel opens the interpreter of a script before it closes descriptors that are closed on exec: one of a directory of
-/// the host's would lead to the host's programs, and by `/proc/<pid>/exe` to their files (CVE-2019-5736, CVE-2024-21626).
-fn inherited() {
-    let tree = Tree::new();
-    let host = std::fs::File::open(tree.dir.path()).unwrap();
-    let interpreter = format!("/proc/self/fd/{}/bin/sh", host.as_raw_fd());
-    let script = |name: &str, first: &str| {
-        let path = tree.dir.path().join(name);
-        std::fs::write(&path, format!("#!{first}\necho reached\n")).unwrap();
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    };
-    script("plain", "/bin/sh");
-    script("hostile", &interpreter);
-    let mut spec = spec("");
-    let mut of = |program: &str| {
-        spec.process.as_mut().unwrap().args = vec![program.to_owned()];
-        start(&tree, &spec, LaunchFds::default())
-    };
-    assert_eq!(of("/plain").unwrap().end().0, "reached\n");
-    let error = of("/hostile").map(Run::end).unwrap_err();
-    assert_eq!((error.step, error.errno), (Step::Execute, 2), "{error}");
-
-    spec.process.as_mut().unwrap().args = ["sleep", "1000"].map(str::to_owned).to_vec();
-    let run = start(&tree, &spec, LaunchFds::default()).unwrap();
-    let mut extra = spec.process.clone().unwrap();
-    extra.args = vec!["/hostile".to_owned()];
-    let facts = HostFacts::read().unwrap();
-    let plan = executor::exec_plan(&extra, ExecOptions { container: &spec, facts: &facts }).unwrap();
-    let target = run.launched.child.pidfd.as_fd();
-    let none = Stdio::Streams { stdin: None, stdout: None, stderr: None };
-    let error =
-        executor::exec(&plan, ExecFds { target, cgroup: None, inherited: executor::Inherited::default() }, none)
-            .unwrap_err();
-    assert_eq!((error.step, error.errno), (Step::Execute, 2), "{error}");
-    process::send_signal(target, 9).unwrap();
-    run.end();
-}
-
 fn terminal() {
     let tree = Tree::new();
     let mut spec = spec("tty; stty size; test -c /dev/console && echo console");
@@ -330,29 +264,6 @@ fn exec() {
     assert_eq!(lines(&text), ["inside", "sleep", "5"], "root's links are closed to user 5");
     process::send_signal(target, 9).unwrap();
     assert_eq!(process::reap(target).unwrap(), Exit::Signal(9));
-}
-
-/// A container may put anything in the place of its terminals.
-fn false_devpts() {
-    let tree = Tree::new();
-    let mut spec = spec("mkdir /dev/pts; echo > /dev/pts/ptmx; echo up; sleep 1000");
-    spec.mounts.retain(|one| one.kind != "devpts");
-    let mut run = start(&tree, &spec, LaunchFds::default()).unwrap();
-    run.output.read_exact(&mut [0; 3]).unwrap();
-    let facts = HostFacts::read().unwrap();
-    let mut extra = spec.process.clone().unwrap();
-    extra.terminal = true;
-    let plan = executor::exec_plan(&extra, ExecOptions { container: &spec, facts: &facts }).unwrap();
-    let target = run.launched.child.pidfd.as_fd();
-    let error = executor::exec(
-        &plan,
-        ExecFds { target, cgroup: None, inherited: executor::Inherited::default() },
-        Stdio::Terminal { rows: 0, columns: 0 },
-    );
-    let error = error.unwrap_err();
-    assert_eq!((error.step, error.errno), (Step::Terminal, 19), "{error}");
-    process::send_signal(target, 9).unwrap();
-    process::reap(target).unwrap();
 }
 
 fn user_namespace() {

@@ -8,11 +8,15 @@ use std::process::ExitCode;
 pub type Test = (&'static str, fn());
 
 /// Runs those of `tests` whose names contain one of the program's arguments, and prints what the usual harness would.
-/// `missing` names what this machine lacks for all of them.
+/// `missing` names what this machine lacks for all of them. With `--list` it prints their names only.
 pub fn main(tests: &[Test], missing: Option<String>) -> ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let chosen: Vec<&Test> = tests.iter().filter(|(name, _)| wanted(name)).collect();
+    if std::env::args().any(|argument| argument == "--list") {
+        chosen.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
     if let Some(missing) = missing {
         println!("skipped: needs {missing}");
         println!("test result: ok. 0 passed; 0 failed; {} ignored", chosen.len());
