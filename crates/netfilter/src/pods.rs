@@ -1,25 +1,31 @@
 //! The table of the pods' network: masquerading and host ports.
 //!
 //! ```text
+//! guard:              from another interface to 127.0.0.0/8 ─► drop
 //! prerouting, output: to an address of this host ─► port in ip_ports or ports? ─► dnat to the pod
 //! postrouting:        pod to itself ─► masquerade          (else it would take the packet for its own and drop it)
+//!                     127.0.0.0/8 to pod ─► masquerade     (nobody else has a way back to there)
 //!                     pod to another node's pod ─► as it is
 //!                     pod to outside the subnet ─► masquerade
 //! ```
 //!
-//! Host ports do not answer on 127.0.0.0/8: that would need `route_localnet`, which opens the host's loopback to the
-//! neighbours (CVE-2020-8558).
+//! Host ports answer on 127.0.0.0/8, too. That needs `route_localnet` on the pods' interface, which alone would open the
+//! host's loopback to the pods (CVE-2020-8558): the guard drops what no translation has led there. IPv6 has no such
+//! setting, so nothing can be led away from `::1`.
 
 use std::net::IpAddr;
 
-use sys::netlink::nft::{Base, Batch, Cmp, Data, Element, Expr, Family, Hook, Reg, Set, Type, Verdict};
+use sys::netlink::nft::{Base, Batch, Cmp, Data, Element, Expr, Family, Hook, Meta, Reg, Set, Type, Verdict};
 
 use crate::key::{self, Ip, Part};
 
+const GUARD: &str = "guard";
 const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
 const PORTS: &str = "host-ports";
+/// The priority of `raw`, before connection tracking: answers have not been led back to the loopback yet.
+const RAW: i32 = -300;
 /// Before the priority of `dstnat` (-100), so that a Service's node port of the same number does not win.
 const BEFORE_DSTNAT: i32 = -105;
 /// The priority of `srcnat`.
@@ -91,6 +97,8 @@ impl PodTable {
     pub fn replace(&self, forwards: &[Forward]) -> Batch {
         let mut batch = self.remove_table();
         batch.add_table();
+        batch.add_chain(GUARD, Some(Base { kind: "filter", hook: Hook::Prerouting, priority: RAW }));
+        add_guard_rule(&mut batch);
         for (chain, hook) in [(PREROUTING, Hook::Prerouting), (OUTPUT, Hook::Output)] {
             batch.add_chain(chain, Some(Base { kind: "nat", hook, priority: BEFORE_DSTNAT }));
         }
@@ -104,6 +112,7 @@ impl PodTable {
             add_sets(&mut batch, ip);
             add_port_rules(&mut batch, ip);
             add_loop_rule(&mut batch, ip);
+            add_loopback_rule(&mut batch, ip, *address, *prefix);
             for (range, prefix) in self.cluster.iter().filter(|(range, _)| range.is_ipv4() == address.is_ipv4()) {
                 add_cluster_rule(&mut batch, ip, *range, *prefix);
             }
@@ -141,6 +150,26 @@ impl PodTable {
     }
 }
 
+fn add_guard_rule(batch: &mut Batch) {
+    const LOOPBACK: &[u8] = b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let ip = key::V4;
+    let [family, is_family] = ip.is_family();
+    let (loopback, mask) = ip.loopback;
+    batch.add_rule(
+        GUARD,
+        &[
+            family,
+            is_family,
+            Expr::Meta { dreg: Reg(0), key: Meta::IifName },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: LOOPBACK },
+            ip.destination(Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: loopback },
+            Expr::Verdict(Verdict::Drop),
+        ],
+    );
+}
+
 fn add_local_rule(batch: &mut Batch, chain: &str) {
     const RTN_LOCAL: &[u8] = &2u32.to_ne_bytes();
     batch.add_rule(
@@ -169,22 +198,22 @@ fn add_port_rules(batch: &mut Batch, ip: Ip) {
     let (target, port) = (Reg(8), Reg(8 + ip.words()));
     let (loopback, mask) = ip.loopback;
     for (set, key) in [(&ip_ports, address), (&ports, Reg(4))] {
-        let [family, is_family] = ip.is_family();
-        batch.add_rule(
-            PORTS,
-            &[
-                family,
-                is_family,
+        let mut expressions = ip.is_family().to_vec();
+        if ip.is_v6() {
+            expressions.extend([
                 ip.destination(target),
                 Expr::Mask { sreg: target, dreg: target, mask },
                 Expr::Compare { sreg: target, op: Cmp::Neq, value: loopback },
-                ip.destination(address),
-                key::protocol(Reg(4)),
-                key::destination_port(Reg(5)),
-                Expr::Map { set, sreg: key, dreg: target },
-                Expr::Dnat { family: ip.family, address: target, port },
-            ],
-        );
+            ]);
+        }
+        expressions.extend([
+            ip.destination(address),
+            key::protocol(Reg(4)),
+            key::destination_port(Reg(5)),
+            Expr::Map { set, sreg: key, dreg: target },
+            Expr::Dnat { family: ip.family, address: target, port },
+        ]);
+        batch.add_rule(PORTS, &expressions);
     }
 }
 
@@ -199,6 +228,26 @@ fn add_loop_rule(batch: &mut Batch, ip: Ip) {
             ip.source(Reg(0)),
             ip.destination(Reg(ip.words())),
             Expr::Lookup { set: &loops, sreg: Reg(0), invert: false },
+            Expr::Masquerade,
+        ],
+    );
+}
+
+fn add_loopback_rule(batch: &mut Batch, ip: Ip, subnet: IpAddr, prefix: u8) {
+    let [family, is_family] = ip.is_family();
+    let (network, mask) = ip.network(subnet, prefix);
+    let (loopback, loopback_mask) = ip.loopback;
+    batch.add_rule(
+        POSTROUTING,
+        &[
+            family,
+            is_family,
+            ip.source(Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: loopback_mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: loopback },
+            ip.destination(Reg(0)),
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask: &mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: &network },
             Expr::Masquerade,
         ],
     );

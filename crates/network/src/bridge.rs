@@ -158,7 +158,12 @@ impl Bridge {
             });
         }
         self.route().request(&addresses).during(&self.name, "setting the bridge's addresses and routes")?;
-        self.filter().commit(self.table.replace(forwards)).during(&self.table.name, "writing the nftables table")
+        self.filter().commit(self.table.replace(forwards)).during(&self.table.name, "writing the nftables table")?;
+        if self.gateways.iter().any(|(address, _)| address.is_ipv4()) {
+            // From 127.0.0.1 to a host port. The table, which comes first, keeps pods from going the other way.
+            self.set_sysctl(&format!("ipv4/conf/{}/route_localnet", self.name), "1")?;
+        }
+        Ok(())
     }
 
     fn ensure_link(&self) -> Result<u32, NetworkError> {

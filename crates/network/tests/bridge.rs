@@ -5,10 +5,12 @@
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+#![allow(clippy::disallowed_methods, reason = "it starts ip and nft")]
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -198,6 +200,7 @@ async fn check_host_ports(host: Host) {
     assert_eq!(ask(&host.outside, ip(HOST), 8080).unwrap(), "192.0.2.2", "the client's address is kept");
     assert_eq!(ask(&host.outside, ip("2001:db8::1"), 8080).unwrap(), "2001:db8::2");
     ask(&host.here, ip(HOST), 8080).expect("from the host");
+    assert_eq!(ask(&host.here, ip("127.0.0.1"), 8080).unwrap(), "10.85.0.1", "from the host's loopback");
     assert_eq!(ask(&other.netns, ip(HOST), 8080).unwrap(), other.ips[0].to_string());
     assert_eq!(ask(&server.netns, ip(HOST), 8080).unwrap(), "10.85.0.1", "to itself, through the host");
 
@@ -215,6 +218,37 @@ async fn check_host_ports(host: Host) {
     serve(&next.netns, 80);
     ask(&host.outside, ip(HOST), 8080).expect("the port is free again");
     network.shutdown().await.unwrap();
+}
+
+/// To answer on 127.0.0.1 the host routes packets to and from there; a pod that sends some gets nowhere (CVE-2020-8558).
+#[test]
+fn the_hosts_loopback_is_closed_to_pods() {
+    on_a_host(async |host| {
+        let network = host.network(&[]).await;
+        let pod = network.attach(request("pod", &[(Protocol::Tcp, 8080, 80)])).await.unwrap();
+        let service = netns::run_in(host.here.as_fd(), || UdpSocket::bind("0.0.0.0:5300")).unwrap();
+        service.set_read_timeout(Some(PATIENCE)).unwrap();
+        let ip = |words: &str| testkit::host::run(Command::new("ip").args(words.split(' ')));
+        let there = || {
+            ip("route del local 127.0.0.0/8 dev lo table local").map_err(io::Error::other)?;
+            ip("route add 127.0.0.9/32 via 10.85.0.1 dev eth0 onlink").map_err(io::Error::other)?;
+            UdpSocket::bind("0.0.0.0:0")
+        };
+        let sender = netns::run_in(pod.netns.as_fd(), there).unwrap();
+        // Both go the same way, so the first that is let through is the first to come.
+        let first = || {
+            sender.send_to(b"loopback", "127.0.0.9:5300").unwrap();
+            sender.send_to(b"address", "10.85.0.1:5300").unwrap();
+            let mut buffer = [0; 16];
+            let (length, _) = service.recv_from(&mut buffer).unwrap();
+            String::from_utf8(buffer[..length].to_vec()).unwrap()
+        };
+        assert_eq!(first(), "address");
+        let open = || testkit::host::run(Command::new("nft").args(["flush", "chain", "inet", "orlop-net", "guard"]));
+        netns::run_in(host.here.as_fd(), || open().map_err(io::Error::other)).unwrap();
+        assert_eq!(first(), "loopback", "without the guard it would be open");
+        network.shutdown().await.unwrap();
+    });
 }
 
 #[test]
