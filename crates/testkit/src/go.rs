@@ -29,6 +29,8 @@ enum Kind {
     Tests,
     /// The program of another package, in the version that this one needs.
     Needed(&'static str),
+    /// A program of the project itself, which uses the package: its source.
+    Own(&'static str),
 }
 
 /// What a program needs where it runs.
@@ -164,6 +166,13 @@ pub const SAMPLE_APISERVER: Program =
 /// etcd once more, for an image.
 pub const ETCD_FOR_IMAGES: Program = ETCD.for_images();
 
+/// A client of CRI in all ways in which Go programs name a socket.
+pub const CRI_CALLER: Program = Program {
+    kind: Kind::Own(include_str!("callers/main.go")),
+    ..Module::new("k8s.io/cri-api", "v0.37.2").program("cri-caller", "pkg/apis/runtime/v1")
+}
+.for_images();
+
 const fn test_image(name: &'static str, package: &'static str) -> Program {
     KUBERNETES.program(name, package).for_images()
 }
@@ -273,7 +282,9 @@ fn key(program: &Program) -> String {
     let Module { path, version, stamps, .. } = program.module;
     let stamps = stamps.iter().flat_map(|(variable, value)| [*variable, *value]);
     let linkage = (program.linkage == Linkage::Static).then_some("static");
-    cache::key([path, version, program.name].into_iter().chain(stamps).chain(linkage).map(str::as_bytes))
+    let source = if let Kind::Own(source) = program.kind { Some(source) } else { None };
+    let words = [path, version, program.name].into_iter().chain(stamps).chain(linkage).chain(source);
+    cache::key(words.map(str::as_bytes))
 }
 
 fn build_into(dir: &Path, program: &Program) -> anyhow::Result<()> {
@@ -293,10 +304,14 @@ fn build_into(dir: &Path, program: &Program) -> anyhow::Result<()> {
     let package = package.trim_end_matches('/');
     let output = dir.join(name).display().to_string();
     go(&["get", &format!("{package}@{}", module.version)])?;
+    if let Kind::Own(text) = kind {
+        std::fs::write(source.path().join("main.go"), text)?;
+    }
     let (make, package) = match kind {
         Kind::Command => (&["build"][..], package),
         Kind::Tests => (&["test", "-c"][..], package),
         Kind::Needed(other) => (&["build"][..], *other),
+        Kind::Own(_) => (&["build"][..], "."),
     };
     let flags = module.linker_flags();
     let how = ["-trimpath", "-tags", module.tags, "-ldflags", &flags, "-o", &output, package];

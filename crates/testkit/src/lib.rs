@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod cache;
+pub mod callers;
 pub mod certificates;
 pub mod containerd;
 pub mod control_plane;

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use testkit::host::{self, Tool};
-use testkit::{go, suite};
+use testkit::{callers, go, suite};
 
 use count::Count;
 
@@ -115,6 +115,8 @@ fn crates(count: &mut Count) -> anyhow::Result<()> {
     testkit::control_plane::build_with(&[go::KUBEADM, go::COREDNS])?;
     suite::build(suite::BASIC)?;
     go::build(&go::SAMPLE_DEVICE_PLUGIN)?;
+    callers::in_go()?;
+    callers::in_python()?;
     let binaries = cargo(&["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     let ok = counted(in_private_network(binaries), count)?;
     if !ok {
