@@ -1,14 +1,8 @@
 //! TLS to an API server.
 
-use std::sync::Arc;
-
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 
 use super::config::{ConfigError, Pem, Trust};
 
@@ -24,12 +18,7 @@ pub(super) struct ClientPair<'a> {
 
 /// Settings that believe `trust` and show `pair`.
 pub(super) fn client_config(trust: &Trust, pair: Option<ClientPair<'_>>) -> Result<ClientConfig, ConfigError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = verifier(trust, &provider)?;
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| fault("TLS", &error))?;
-    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let builder = trust::client(verifier(trust)?).map_err(|error| fault("TLS", &error))?;
     let mut config = match pair {
         None => builder.with_no_client_auth(),
         Some(pair) => {
@@ -77,28 +66,20 @@ fn fault(what: &str, error: &dyn std::fmt::Display) -> ConfigError {
     ConfigError::Pem { what: what.to_owned(), message: error.to_string() }
 }
 
-fn certificates(pem: &[u8], from: &str) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    let found: Vec<_> =
-        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| fault(from, &error))?;
-    if found.is_empty() {
-        return Err(fault(from, &"there is no certificate in it"));
-    }
-    Ok(found)
+fn certificates(text: &[u8], from: &str) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    trust::certificates(text).map_err(|error| match error {
+        pem::Error::NoItemsFound => fault(from, &"there is no certificate in it"),
+        error => fault(from, &error),
+    })
 }
 
-fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, ConfigError> {
+fn verifier(trust: &Trust) -> Result<trust::Verifier, ConfigError> {
     let (roots, pinned, from) = match trust {
-        Trust::Anything => return Ok(Arc::new(Anything(provider.clone()))),
+        Trust::Anything => return Ok(trust::anything()),
         Trust::Authorities(pem) => authorities(pem)?,
-        Trust::Host => {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            (roots, Vec::new(), "the host's certificate authorities".to_owned())
-        }
+        Trust::Host => (trust::of_the_host(), Vec::new(), "the host's certificate authorities".to_owned()),
     };
-    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-    let inner = inner.map_err(|error| fault(&from, &error))?;
-    Ok(Arc::new(Trusting { inner, pinned }))
+    trust::authorities(roots, pinned).map_err(|error| fault(&from, &error))
 }
 
 fn authorities(pem: &Pem) -> Result<(RootCertStore, Vec<CertificateDer<'static>>, String), ConfigError> {
@@ -109,94 +90,4 @@ fn authorities(pem: &Pem) -> Result<(RootCertStore, Vec<CertificateDer<'static>>
         roots.add(certificate.clone()).map_err(|error| fault(&from, &error))?;
     }
     Ok((roots, pinned, from))
-}
-
-/// The usual checks, and one more case: a server that shows the very certificate the kubeconfig names as its authority.
-/// webpki refuses it when it is marked as an authority; small clusters are made so, and Go's clients accept them.
-#[derive(Debug)]
-struct Trusting {
-    inner: Arc<WebPkiServerVerifier>,
-    pinned: Vec<CertificateDer<'static>>,
-}
-
-impl ServerCertVerifier for Trusting {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.inner.verify_server_cert(leaf, chain, name, ocsp, now) {
-            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
-                if self.pinned.iter().any(|known| known == leaf) =>
-            {
-                rustls::client::verify_server_name(&ParsedCertificate::try_from(leaf)?, name)?;
-                Ok(ServerCertVerified::assertion())
-            }
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
-/// `insecure-skip-tls-verify: true`: whoever answers is believed.
-#[derive(Debug)]
-struct Anything(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anything {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
