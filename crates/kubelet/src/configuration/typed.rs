@@ -1,22 +1,23 @@
 //! The fields that this kubelet honours, as values to work with.
 
+mod eviction;
+mod resources;
+mod upkeep;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Component, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cluster::api::ManifestUrl;
-use configfile::spans;
+use configfile::Reader;
 use k8s_openapi::api::core::v1::Taint;
 use pod::quantity::Quantity;
 use serde_json::Value;
 
-use crate::node::pressure::{Level, Policy, Signal, Threshold, Thresholds};
-use crate::node::shutdown::{self, Period};
-use crate::resources::cpu::{self, CpuSet, Reserved};
-use crate::resources::memory;
-use crate::resources::policies::{Policies, Scope, Topology};
-use crate::resources::topology;
+use crate::node::pressure::Policy;
+use crate::node::shutdown::Period;
+use crate::resources::policies::Policies;
 use crate::server::secure::Holds;
 
 /// What the operator wants of this kubelet.
@@ -189,10 +190,10 @@ pub enum Authorization {
 
 /// Reads the merged configuration, whose leaves are of their kinds already; returns all faults.
 pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
-    let mut reader = Reader { written, faults: Vec::new() };
+    let mut reader = Reader::new(written);
     let update = reader.span("nodeStatusUpdateFrequency");
     let report = reader.span("nodeStatusReportFrequency");
-    let reserved = reader.reserved();
+    let reserved = resources::reserved(&mut reader);
     let configuration = Configuration {
         enable_server: reader.flag("enableServer", true),
         enable_debugging_handlers: reader.flag("enableDebuggingHandlers", true),
@@ -206,8 +207,8 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
             webhook: reader.flag("authentication.webhook.enabled", true),
             client_ca_file: reader.file("authentication.x509.clientCAFile"),
         },
-        authorization: reader.authorization(),
-        holds: reader.holds(),
+        authorization: authorization(&mut reader),
+        holds: holds(&reader),
         healthz: (reader.address("healthzBindAddress", "127.0.0.1"), reader.number("healthzPort", 10248)),
         cluster_domain: reader.text("clusterDomain").unwrap_or_default(),
         cluster_dns: reader.texts("clusterDNS"),
@@ -225,27 +226,27 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         kube_api_burst: reader.number("kubeAPIBurst", 100),
         event_rate: (reader.number("eventRecordQPS", 50), reader.number("eventBurst", 100)),
         sysctls: reader.texts("allowedUnsafeSysctls"),
-        eviction: reader.eviction(),
-        image_gc: reader.image_gc(),
-        shutdown: reader.shutdown(),
-        policies: reader.policies(&reserved),
+        eviction: eviction::eviction(&mut reader),
+        image_gc: upkeep::image_gc(&mut reader),
+        shutdown: upkeep::shutdown(&mut reader),
+        policies: resources::policies(&mut reader, &reserved),
         reserved,
-        log_limits: reader.log_limits(),
-        pod_logs_dir: reader.pod_logs_dir(),
-        pulls_max: reader.pulls_max(),
-        limited_swap: reader.limited_swap(),
+        log_limits: upkeep::log_limits(&mut reader),
+        pod_logs_dir: upkeep::pod_logs_dir(&mut reader),
+        pulls_max: pulls_max(&mut reader),
+        limited_swap: limited_swap(&mut reader),
         fail_swap_on: reader.flag("failSwapOn", false),
         pod_pids_limit: Some(reader.number("podPidsLimit", -1)).filter(|limit: &i64| *limit > 0),
-        cpu_period_us: reader.cpu_period(),
+        cpu_period_us: resources::cpu_period(&mut reader),
         seccomp_default: reader.flag("seccompDefault", false),
         // -1 is no limit.
         status_images_max: usize::try_from(reader.number("nodeStatusMaxImages", 50i64)).ok(),
-        enforced: reader.enforced(),
+        enforced: resources::enforced(&mut reader),
         provider_id: reader.text("providerID"),
-        register_with_taints: reader.taints(),
+        register_with_taints: taints(&mut reader),
         register_node: reader.flag("registerNode", true),
         static_pod_path: reader.file("staticPodPath"),
-        static_pod_url: reader.static_pod_url(),
+        static_pod_url: static_pod_url(&mut reader),
     };
     if reader.faults.is_empty() { Ok(configuration) } else { Err(reader.faults) }
 }
@@ -262,469 +263,72 @@ impl Default for ImageGc {
     }
 }
 
-struct Reader<'a> {
-    written: &'a Value,
-    faults: Vec<String>,
-}
-
-impl Reader<'_> {
-    fn get(&self, path: &str) -> Option<&Value> {
-        path.split('.').try_fold(self.written, |value, name| value.get(name)).filter(|value| !value.is_null())
-    }
-
-    fn fault(&mut self, path: &str, fault: impl std::fmt::Display) {
-        self.faults.push(format!("{path}: {fault}"));
-    }
-
-    fn flag(&self, path: &str, default: bool) -> bool {
-        self.get(path).and_then(Value::as_bool).unwrap_or(default)
-    }
-
-    /// Empty text is unset.
-    fn text(&self, path: &str) -> Option<String> {
-        self.get(path).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
-    }
-
-    fn file(&self, path: &str) -> Option<PathBuf> {
-        self.text(path).map(PathBuf::from)
-    }
-
-    fn texts(&self, path: &str) -> Vec<String> {
-        let items = self.get(path).and_then(Value::as_array).into_iter().flatten();
-        items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
-    }
-
-    /// Zero is unset, as the API has it.
-    fn span(&self, path: &str) -> Option<Duration> {
-        self.text(path).and_then(|text| spans::parse(&text)).filter(|span| !span.is_zero())
-    }
-
-    fn number<T: TryFrom<i64>>(&mut self, path: &str, default: T) -> T {
-        let Some(written) = self.get(path).and_then(Value::as_i64) else { return default };
-        T::try_from(written).unwrap_or_else(|_| {
-            self.fault(path, format!("{written} is out of range"));
-            default
-        })
-    }
-
-    fn address(&mut self, path: &str, default: &str) -> IpAddr {
-        let text = self.text(path).unwrap_or_else(|| default.to_owned());
-        text.parse().unwrap_or_else(|_| {
-            self.fault(path, format!("{text:?} is not an IP address"));
-            IpAddr::from([0, 0, 0, 0])
-        })
-    }
-
-    fn authorization(&mut self) -> Authorization {
-        match self.text("authorization.mode").as_deref() {
-            None | Some("Webhook") => Authorization::Webhook,
-            Some("AlwaysAllow") => Authorization::AlwaysAllow,
-            Some(other) => {
-                self.fault("authorization.mode", format!("{other:?} is neither Webhook nor AlwaysAllow"));
-                Authorization::Webhook
-            }
+fn authorization(reader: &mut Reader<'_>) -> Authorization {
+    match reader.text("authorization.mode").as_deref() {
+        None | Some("Webhook") => Authorization::Webhook,
+        Some("AlwaysAllow") => Authorization::AlwaysAllow,
+        Some(other) => {
+            reader.fault("authorization.mode", format!("{other:?} is neither Webhook nor AlwaysAllow"));
+            Authorization::Webhook
         }
-    }
-
-    fn holds(&self) -> Holds {
-        let upstream = Holds::default();
-        let span = |path: &str, default| self.span(path).unwrap_or(default);
-        Holds {
-            token: span("authentication.webhook.cacheTTL", upstream.token),
-            allowed: span("authorization.webhook.cacheAuthorizedTTL", upstream.allowed),
-            denied: span("authorization.webhook.cacheUnauthorizedTTL", upstream.denied),
-        }
-    }
-
-    fn shutdown(&mut self) -> Vec<Period> {
-        const BY_PRIORITY: &str = "shutdownGracePeriodByPodPriority";
-        let total = self.span("shutdownGracePeriod").unwrap_or_default();
-        let critical = self.span("shutdownGracePeriodCriticalPods").unwrap_or_default();
-        if critical > total {
-            self.fault("shutdownGracePeriodCriticalPods", "it is part of shutdownGracePeriod, and longer");
-        }
-        let written = self.get(BY_PRIORITY).and_then(Value::as_array).cloned().unwrap_or_default();
-        if written.is_empty() {
-            return shutdown::periods(total, critical);
-        }
-        if !total.is_zero() || !critical.is_zero() {
-            self.fault(BY_PRIORITY, "it cannot be set together with shutdownGracePeriod");
-        }
-        let mut periods: Vec<Period> = Vec::new();
-        for item in written {
-            let number = |name: &str| item.get(name).and_then(Value::as_i64);
-            let priority = number("priority").and_then(|number| i32::try_from(number).ok());
-            let seconds = number("shutdownGracePeriodSeconds").and_then(|number| u32::try_from(number).ok());
-            match priority.zip(seconds) {
-                Some((priority, seconds)) if periods.iter().all(|one| one.priority != priority) => {
-                    periods.push(Period { priority, seconds });
-                }
-                _ => self.fault(BY_PRIORITY, format!("{item} has no priority and seconds of its own")),
-            }
-        }
-        periods
-    }
-
-    fn cpu_period(&mut self) -> Option<u64> {
-        const FIELD: &str = "cpuCFSQuotaPeriod";
-        let period = self.span(FIELD).unwrap_or(Duration::from_millis(100));
-        if !(Duration::from_millis(1)..=Duration::from_secs(1)).contains(&period) {
-            self.fault(FIELD, format!("{period:?} is not between 1ms and 1s"));
-        }
-        let period = u64::try_from(period.as_micros()).unwrap_or(u64::MAX);
-        self.flag("cpuCFSQuota", true).then_some(period)
-    }
-
-    fn log_limits(&mut self) -> LogLimits {
-        let size = self.text("containerLogMaxSize").unwrap_or_else(|| "10Mi".to_owned());
-        let bytes = Quantity::parse(&size).ok().and_then(|size| u64::try_from(size.units()).ok());
-        let limits = LogLimits {
-            bytes_max: bytes.unwrap_or_default(),
-            files_max: self.number("containerLogMaxFiles", 5),
-            look_every: self.span("containerLogMonitorInterval").unwrap_or(Duration::from_secs(10)),
-            workers: self.number("containerLogMaxWorkers", 1),
-        };
-        if limits.look_every < Duration::from_secs(3) {
-            self.fault("containerLogMonitorInterval", format!("{:?} is less than 3s", limits.look_every));
-        }
-        if limits.workers == 0 {
-            self.fault("containerLogMaxWorkers", "0 is less than 1");
-        }
-        if limits.bytes_max == 0 {
-            self.fault("containerLogMaxSize", format!("{size:?} is no quantity above 0, such as 10Mi"));
-        }
-        if limits.files_max < 2 {
-            self.fault("containerLogMaxFiles", format!("{} is less than 2", limits.files_max));
-        }
-        limits
-    }
-
-    fn image_gc(&mut self) -> ImageGc {
-        let (high, low) = ("imageGCHighThresholdPercent", "imageGCLowThresholdPercent");
-        let gc = ImageGc {
-            high_percent: self.number(high, 85),
-            low_percent: self.number(low, 80),
-            minimum_age: self.span("imageMinimumGCAge").unwrap_or(Duration::from_secs(120)),
-            maximum_age: self.span("imageMaximumGCAge"),
-        };
-        for (path, percent) in [(high, gc.high_percent), (low, gc.low_percent)] {
-            if percent > 100 {
-                self.fault(path, format!("{percent} is not between 0 and 100"));
-            }
-        }
-        if gc.low_percent >= gc.high_percent {
-            self.fault(low, format!("{} is not below {high} {}", gc.low_percent, gc.high_percent));
-        }
-        if gc.maximum_age.is_some_and(|most| most <= gc.minimum_age) {
-            self.fault("imageMaximumGCAge", "it has to be longer than imageMinimumGCAge");
-        }
-        gc
-    }
-
-    fn static_pod_url(&mut self) -> Option<ManifestUrl> {
-        const HEADERS: &str = "staticPodURLHeader";
-        let url = self.text("staticPodURL")?;
-        let every = self.span("httpCheckFrequency").unwrap_or(Duration::from_secs(20));
-        let written = self.get(HEADERS).cloned().unwrap_or_default();
-        let headers: Result<BTreeMap<String, Vec<String>>, _> =
-            serde_json::from_value(if written.is_null() { Value::Object(serde_json::Map::new()) } else { written });
-        let headers = headers.unwrap_or_else(|_| {
-            self.fault(HEADERS, "its values are not lists of texts");
-            BTreeMap::new()
-        });
-        Some(ManifestUrl { url, headers, every })
-    }
-
-    fn pod_logs_dir(&mut self) -> Option<PathBuf> {
-        let dir = self.file("podLogsDir")?;
-        let is_plain = dir.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-        if !dir.is_absolute() || !is_plain || !dir.as_os_str().is_ascii() {
-            self.fault("podLogsDir", format!("{} is not an absolute path of ASCII names", dir.display()));
-        }
-        Some(dir)
-    }
-
-    /// Pulls go side by side unless the operator wants them one after the other.
-    fn pulls_max(&mut self) -> Option<usize> {
-        const MOST: &str = "maxParallelImagePulls";
-        let most: Option<usize> = self.get(MOST).is_some().then(|| self.number(MOST, 1));
-        let serial = self.flag("serializeImagePulls", false);
-        match most {
-            Some(0) => self.fault(MOST, "it has to be at least 1"),
-            Some(2..) if serial => self.fault(MOST, "it cannot be more than 1 unless serializeImagePulls is false"),
-            _ => {}
-        }
-        if serial { Some(1) } else { most }
-    }
-
-    fn limited_swap(&mut self) -> bool {
-        const FIELD: &str = "memorySwap.swapBehavior";
-        match self.text(FIELD).as_deref() {
-            None | Some("NoSwap") => false,
-            Some("LimitedSwap") => true,
-            Some(other) => {
-                self.fault(FIELD, format!("{other:?} is neither NoSwap nor LimitedSwap"));
-                false
-            }
-        }
-    }
-
-    fn enforces_pods(&self) -> bool {
-        let field = "enforceNodeAllocatable";
-        self.get(field).is_none() || self.texts(field).contains(&"pods".to_owned())
-    }
-
-    fn enforced(&mut self) -> Enforced {
-        const FIELD: &str = "enforceNodeAllocatable";
-        let written = self.texts(FIELD);
-        let mut enforced = Enforced { pods: self.enforces_pods(), groups: Vec::new() };
-        if written.contains(&"none".to_owned()) && written.len() > 1 {
-            self.fault(FIELD, "none stands alone");
-        }
-        for item in &written {
-            let (kind, cpu_only) = match item.strip_suffix("-compressible") {
-                Some(kind) => (kind, true),
-                None => (item.as_str(), false),
-            };
-            let (field, amounts) = match kind {
-                "system-reserved" => ("systemReservedCgroup", "systemReserved"),
-                "kube-reserved" => ("kubeReservedCgroup", "kubeReserved"),
-                "none" | "pods" if !cpu_only => continue,
-                _ => {
-                    self.fault(
-                        FIELD,
-                        format!("{item:?} is none of pods, none, system-reserved, kube-reserved, and the latter two with -compressible"),
-                    );
-                    continue;
-                }
-            };
-            if cpu_only && written.iter().any(|other| other == kind) {
-                self.fault(FIELD, format!("{kind} and {item} exclude each other"));
-            }
-            let Some(path) = self.text(field) else {
-                self.fault(field, format!("{item} in {FIELD} needs it"));
-                continue;
-            };
-            if self.text("reservedSystemCPUs").is_some() {
-                self.fault(field, "it cannot be set together with reservedSystemCPUs");
-            }
-            let path = path.trim_start_matches('/').into();
-            enforced.groups.push(EnforcedGroup { field, path, reserved: self.amounts(amounts), cpu_only });
-        }
-        enforced
-    }
-
-    /// Quantities by resource. Those that are none have been told of.
-    fn amounts(&self, path: &str) -> BTreeMap<String, Quantity> {
-        let written = self.map(path).into_iter();
-        written.filter_map(|(resource, text)| Some((resource, Quantity::parse(&text).ok()?))).collect()
-    }
-
-    fn eviction(&mut self) -> Policy {
-        let mut thresholds = self.hard_thresholds();
-        thresholds.extend(self.soft_thresholds());
-        for (signal, reclaim) in self.levels("evictionMinimumReclaim") {
-            let own = thresholds.iter_mut().filter(|one| one.signal == signal);
-            own.for_each(|one| one.reclaim = Some(reclaim));
-        }
-        // What all pods together may use runs short as the node's memory does.
-        let memory = thresholds.iter().find(|one| one.signal == Signal::Memory && one.is_hard()).copied();
-        let has_own = thresholds.iter().any(|one| one.signal == Signal::AllocatableMemory);
-        let enforced = self.enforces_pods();
-        thresholds.extend(
-            memory.filter(|_| enforced && !has_own).map(|one| Threshold { signal: Signal::AllocatableMemory, ..one }),
-        );
-        Policy {
-            thresholds: Thresholds(thresholds),
-            transition: self.span("evictionPressureTransitionPeriod").unwrap_or(Duration::from_secs(300)),
-            pod_grace_max_s: self.number("evictionMaxPodGracePeriod", 0),
-            local_storage: self.flag("localStorageCapacityIsolation", true),
-        }
-    }
-
-    /// A map that is written in part drops the defaults of the rest, unless `mergeDefaultEvictionSettings` says otherwise.
-    fn hard_thresholds(&mut self) -> Vec<Threshold> {
-        let written = self.levels("evictionHard");
-        let is_empty = self.get("evictionHard").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
-        let mut thresholds = match is_empty || self.flag("mergeDefaultEvictionSettings", false) {
-            true => Thresholds::upstream().0,
-            false => Vec::new(),
-        };
-        thresholds.retain(|default| !written.iter().any(|(signal, _)| *signal == default.signal));
-        thresholds.extend(written.into_iter().map(|(signal, level)| Threshold::hard(signal, level)));
-        // A threshold of nothing is how one is switched off.
-        thresholds.retain(|one| !matches!(one.level, Level::Amount(0) | Level::Share(0.0)));
-        thresholds
-    }
-
-    fn soft_thresholds(&mut self) -> Vec<Threshold> {
-        let mut thresholds = Vec::new();
-        for (signal, level) in self.levels("evictionSoft") {
-            // The names of signals have dots, so they are no paths.
-            let periods = self.get("evictionSoftGracePeriod").and_then(Value::as_object);
-            let grace = periods.and_then(|periods| spans::parse(periods.get(signal.name())?.as_str()?));
-            match grace.filter(|grace| !grace.is_zero()) {
-                Some(grace) => thresholds.push(Threshold { grace, ..Threshold::hard(signal, level) }),
-                None => self.fault(
-                    "evictionSoftGracePeriod",
-                    format!("grace period must be specified for the soft eviction threshold {}", signal.name()),
-                ),
-            }
-        }
-        thresholds
-    }
-
-    /// Amounts by signal.
-    fn levels(&mut self, path: &str) -> Vec<(Signal, Level)> {
-        let map = self.get(path).and_then(Value::as_object).cloned().unwrap_or_default();
-        let mut levels = Vec::new();
-        for (name, text) in map {
-            let text = text.as_str().unwrap_or_default();
-            match (Signal::named(&name), level(text)) {
-                // What containers write lies beside the images: its thresholds are theirs.
-                (Some(Signal::ContainerDisk | Signal::ContainerInodes), Some(_)) => {}
-                (Some(signal), Some(level)) => levels.push((signal, level)),
-                (None, _) => self.fault(path, format!("there is no signal {name:?}")),
-                (_, None) => self.fault(path, format!("{name}: {text:?} is neither a quantity nor a percentage")),
-            }
-        }
-        levels
-    }
-
-    fn reserved(&mut self) -> BTreeMap<String, Quantity> {
-        let mut reserved: BTreeMap<String, Quantity> = BTreeMap::new();
-        for path in ["systemReserved", "kubeReserved"] {
-            let map = self.get(path).and_then(Value::as_object).cloned().unwrap_or_default();
-            for (resource, text) in map {
-                match text.as_str().map(Quantity::parse) {
-                    Some(Ok(amount)) => {
-                        let before = reserved.get(&resource).map_or(0, |before| before.milli());
-                        reserved.insert(resource, Quantity::from_milli(before.saturating_add(amount.milli())));
-                    }
-                    _ => self.fault(path, format!("{resource}: {text} is not a quantity")),
-                }
-            }
-        }
-        if let Some(named) = self.reserved_cpus() {
-            let count = i64::try_from(named.len()).unwrap_or(i64::MAX);
-            reserved.insert("cpu".to_owned(), Quantity::from_units(count));
-        }
-        reserved
-    }
-
-    fn reserved_cpus(&mut self) -> Option<CpuSet> {
-        let text = self.text("reservedSystemCPUs")?;
-        text.parse().map_err(|error: cpu::ParseError| self.fault("reservedSystemCPUs", error)).ok()
-    }
-
-    fn policies(&mut self, reserved: &BTreeMap<String, Quantity>) -> Policies {
-        let cpu = match self.text("cpuManagerPolicy").as_deref() {
-            None | Some("none") => None,
-            Some("static") => {
-                let milli = reserved.get("cpu").map_or(0, |amount| amount.milli());
-                let count = usize::try_from(milli).unwrap_or(0).div_ceil(1000);
-                let named = self.text("reservedSystemCPUs").and_then(|text| text.parse().ok());
-                let reserved = named.map_or(Reserved::Count(count), Reserved::Named);
-                Some(cpu::Static { options: self.cpu_options(), reserved })
-            }
-            Some(other) => {
-                self.fault("cpuManagerPolicy", format!("{other:?} is neither none nor static"));
-                None
-            }
-        };
-        Policies { cpu, memory: self.memory(), topology: self.topology() }
-    }
-
-    /// The policy of memory; what the node keeps of the whole machine is the node's to say.
-    fn memory(&mut self) -> Option<memory::Static> {
-        match self.text("memoryManagerPolicy").as_deref() {
-            None | Some("None") => None,
-            Some("Static") => Some(memory::Static { reserved: self.reserved_memory(), ..memory::Static::default() }),
-            Some(other) => {
-                self.fault("memoryManagerPolicy", format!("{other:?} is neither None nor Static"));
-                None
-            }
-        }
-    }
-
-    fn reserved_memory(&mut self) -> BTreeMap<usize, memory::Bytes> {
-        let written = self.get("reservedMemory").and_then(Value::as_array).cloned().unwrap_or_default();
-        let mut reserved: BTreeMap<usize, memory::Bytes> = BTreeMap::new();
-        for one in &written {
-            let node = one["numaNode"].as_u64().and_then(|node| usize::try_from(node).ok());
-            let limits = one["limits"].as_object().cloned().unwrap_or_default();
-            for (resource, text) in limits {
-                let amount = text.as_str().and_then(|text| Quantity::parse(text).ok());
-                let bytes = amount.and_then(|amount| u64::try_from(amount.units()).ok());
-                match node.zip(bytes) {
-                    Some((node, bytes)) => drop(reserved.entry(node).or_default().insert(resource, bytes)),
-                    None => self.fault("reservedMemory", format!("{one} is not a numaNode with limits")),
-                }
-            }
-        }
-        reserved
-    }
-
-    fn cpu_options(&mut self) -> cpu::Options {
-        let written = self.map("cpuManagerPolicyOptions");
-        cpu::Options::parse(&written).unwrap_or_else(|fault| {
-            self.fault("cpuManagerPolicyOptions", fault);
-            cpu::Options::default()
-        })
-    }
-
-    fn topology(&mut self) -> Topology {
-        let mut wanted = Topology::default();
-        let policy = self.text("topologyManagerPolicy").unwrap_or_default();
-        match topology::Policy::parse(&policy) {
-            Some(policy) => wanted.policy = policy,
-            None => self.fault(
-                "topologyManagerPolicy",
-                format!("{policy:?} is none of none, best-effort, restricted, single-numa-node"),
-            ),
-        }
-        match self.text("topologyManagerScope").as_deref() {
-            None | Some("container") => {}
-            Some("pod") => wanted.scope = Scope::Pod,
-            Some(other) => self.fault("topologyManagerScope", format!("{other:?} is neither container nor pod")),
-        }
-        for (name, value) in self.map("topologyManagerPolicyOptions") {
-            let is_read = match name.as_str() {
-                "prefer-closest-numa-nodes" => value.parse().map(|closest| wanted.closest = closest).is_ok(),
-                "max-allowable-numa-nodes" => value.parse().map(|most| wanted.nodes_max = most).is_ok(),
-                _ => false,
-            };
-            if !is_read {
-                self.fault("topologyManagerPolicyOptions", format!("{name}: {value:?} is no option with such a value"));
-            }
-        }
-        wanted
-    }
-
-    /// Texts by name.
-    fn map(&self, path: &str) -> BTreeMap<String, String> {
-        let pairs = self.get(path).and_then(Value::as_object).into_iter().flatten();
-        pairs.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
-    }
-
-    fn taints(&mut self) -> Vec<Taint> {
-        let Some(written) = self.get("registerWithTaints").cloned() else { return Vec::new() };
-        serde_json::from_value(written).unwrap_or_else(|error| {
-            self.fault("registerWithTaints", error);
-            Vec::new()
-        })
     }
 }
 
-/// `100Mi` or `10%`.
-fn level(text: &str) -> Option<Level> {
-    match text.strip_suffix('%') {
-        Some(percent) => {
-            let percent: f64 = percent.parse().ok()?;
-            (0.0..=100.0).contains(&percent).then_some(Level::Share(percent / 100.0))
-        }
-        None => u64::try_from(Quantity::parse(text).ok()?.units()).ok().map(Level::Amount),
+fn holds(reader: &Reader<'_>) -> Holds {
+    let upstream = Holds::default();
+    let span = |path: &str, default| reader.span(path).unwrap_or(default);
+    Holds {
+        token: span("authentication.webhook.cacheTTL", upstream.token),
+        allowed: span("authorization.webhook.cacheAuthorizedTTL", upstream.allowed),
+        denied: span("authorization.webhook.cacheUnauthorizedTTL", upstream.denied),
     }
+}
+
+fn static_pod_url(reader: &mut Reader<'_>) -> Option<ManifestUrl> {
+    const HEADERS: &str = "staticPodURLHeader";
+    let url = reader.text("staticPodURL")?;
+    let every = reader.span("httpCheckFrequency").unwrap_or(Duration::from_secs(20));
+    let written = reader.get(HEADERS).cloned().unwrap_or_default();
+    let headers: Result<BTreeMap<String, Vec<String>>, _> =
+        serde_json::from_value(if written.is_null() { Value::Object(serde_json::Map::new()) } else { written });
+    let headers = headers.unwrap_or_else(|_| {
+        reader.fault(HEADERS, "its values are not lists of texts");
+        BTreeMap::new()
+    });
+    Some(ManifestUrl { url, headers, every })
+}
+
+/// Pulls go side by side unless the operator wants them one after the other.
+fn pulls_max(reader: &mut Reader<'_>) -> Option<usize> {
+    const MOST: &str = "maxParallelImagePulls";
+    let most: Option<usize> = reader.get(MOST).is_some().then(|| reader.number(MOST, 1));
+    let serial = reader.flag("serializeImagePulls", false);
+    match most {
+        Some(0) => reader.fault(MOST, "it has to be at least 1"),
+        Some(2..) if serial => reader.fault(MOST, "it cannot be more than 1 unless serializeImagePulls is false"),
+        _ => {}
+    }
+    if serial { Some(1) } else { most }
+}
+
+fn limited_swap(reader: &mut Reader<'_>) -> bool {
+    const FIELD: &str = "memorySwap.swapBehavior";
+    match reader.text(FIELD).as_deref() {
+        None | Some("NoSwap") => false,
+        Some("LimitedSwap") => true,
+        Some(other) => {
+            reader.fault(FIELD, format!("{other:?} is neither NoSwap nor LimitedSwap"));
+            false
+        }
+    }
+}
+
+fn taints(reader: &mut Reader<'_>) -> Vec<Taint> {
+    let Some(written) = reader.get("registerWithTaints").cloned() else { return Vec::new() };
+    serde_json::from_value(written).unwrap_or_else(|error| {
+        reader.fault("registerWithTaints", error);
+        Vec::new()
+    })
 }
 
 /// `key=value:Effect,key:Effect`, as `--register-with-taints` has it.
@@ -751,6 +355,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::node::pressure::{Level, Signal, Threshold, Thresholds};
+    use crate::resources::cpu::Reserved;
+    use crate::resources::policies::Scope;
+    use crate::resources::topology;
 
     #[test]
     fn nothing_written_is_upstreams_defaults() {
