@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
+mod attacks;
 mod faults;
 mod fixture;
 mod hosts;
@@ -24,8 +25,16 @@ fn main() -> ExitCode {
         return code;
     }
     let missing = testkit::netns::enter_private().err().map(|error| format!("root for a private network ({error:#})"));
-    let all: Vec<Test> =
-        [faults::TESTS, hosts::TESTS, loads::TESTS, logins::TESTS, malicious::TESTS, pulls::TESTS, stores::TESTS]
-            .concat();
+    let all: Vec<Test> = [
+        attacks::TESTS,
+        faults::TESTS,
+        hosts::TESTS,
+        loads::TESTS,
+        logins::TESTS,
+        malicious::TESTS,
+        pulls::TESTS,
+        stores::TESTS,
+    ]
+    .concat();
     testkit::serial::main(&all, missing)
 }

@@ -34,23 +34,23 @@ const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 const BLOCK: usize = 512;
 
 /// One member of an archive, header and data, as no honest writer would make it.
-struct Member {
-    name: Vec<u8>,
-    kind: u8,
-    link: Vec<u8>,
-    data: Vec<u8>,
+pub(super) struct Member {
+    pub(super) name: Vec<u8>,
+    pub(super) kind: u8,
+    pub(super) link: Vec<u8>,
+    pub(super) data: Vec<u8>,
     /// What the size field says instead of the length of the data.
-    size: Option<[u8; 12]>,
-    device: (u8, u8),
-    mode: u32,
+    pub(super) size: Option<[u8; 12]>,
+    pub(super) device: (u8, u8),
+    pub(super) mode: u32,
 }
 
 impl Member {
-    fn new(kind: u8, name: impl AsRef<[u8]>) -> Self {
+    pub(super) fn new(kind: u8, name: impl AsRef<[u8]>) -> Self {
         Self { name: name.as_ref().to_vec(), kind, link: vec![], data: vec![], size: None, device: (0, 0), mode: 0o755 }
     }
 
-    fn bytes(self) -> Vec<u8> {
+    pub(super) fn bytes(self) -> Vec<u8> {
         let mut header = vec![0; BLOCK];
         header[..self.name.len()].copy_from_slice(&self.name);
         header[100..108].copy_from_slice(format!("{:07o}\0", self.mode).as_bytes());
@@ -74,19 +74,19 @@ impl Member {
     }
 }
 
-fn file(name: &str, text: &str) -> Vec<u8> {
+pub(super) fn file(name: &str, text: &str) -> Vec<u8> {
     Member { data: text.into(), ..Member::new(b'0', name) }.bytes()
 }
 
-fn directory(name: &str) -> Vec<u8> {
+pub(super) fn directory(name: &str) -> Vec<u8> {
     Member::new(b'5', name).bytes()
 }
 
-fn symlink(name: &str, target: &str) -> Vec<u8> {
+pub(super) fn symlink(name: &str, target: &str) -> Vec<u8> {
     Member { link: target.into(), ..Member::new(b'2', name) }.bytes()
 }
 
-fn hard_link(name: &str, target: &str) -> Vec<u8> {
+pub(super) fn hard_link(name: &str, target: &str) -> Vec<u8> {
     Member { link: target.into(), ..Member::new(b'1', name) }.bytes()
 }
 
@@ -131,7 +131,7 @@ async fn take_in(scene: &Scene, layers: &[(Vec<u8>, Vec<u8>)]) -> Result<Arc<Ima
     Ok(scene.images.load(layout.dir(), &Silent).await?.remove(0))
 }
 
-async fn take_in_plain(scene: &Scene, layers: &[&[Vec<u8>]]) -> Result<Arc<Image>, Error> {
+pub(super) async fn take_in_plain(scene: &Scene, layers: &[&[Vec<u8>]]) -> Result<Arc<Image>, Error> {
     let layers: Vec<_> = layers.iter().map(|members| (archive(members), archive(members))).collect();
     take_in(scene, &layers).await
 }
