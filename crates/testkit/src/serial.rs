@@ -7,11 +7,20 @@ use std::process::ExitCode;
 /// A name and what it tests; a panic is a failure.
 pub type Test = (&'static str, fn());
 
-/// Runs those of `tests` whose names contain one of the program's arguments, and prints what the usual harness would.
-/// `missing` names what this machine lacks for all of them. With `--list` it prints their names only.
+/// Runs those of `tests` whose names contain one of the program's arguments, and none that follows a `--skip`; prints what
+/// the usual harness would. `missing` names what this machine lacks for all of them. With `--list` it prints their names only.
 pub fn main(tests: &[Test], missing: Option<String>) -> ExitCode {
-    let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let (mut filters, mut skipped) = (Vec::new(), Vec::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--skip" => skipped.extend(arguments.next()),
+            option if option.starts_with('-') => {}
+            _ => filters.push(argument),
+        }
+    }
+    let in_any = |name: &str, words: &[String]| words.iter().any(|word| name.contains(word.as_str()));
+    let wanted = |name: &str| (filters.is_empty() || in_any(name, &filters)) && !in_any(name, &skipped);
     let chosen: Vec<&Test> = tests.iter().filter(|(name, _)| wanted(name)).collect();
     if std::env::args().any(|argument| argument == "--list") {
         chosen.iter().for_each(|(name, _)| println!("{name}: test"));
