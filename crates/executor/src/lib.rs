@@ -15,6 +15,8 @@
 //! targets are found by `openat2` below the root's descriptor.
 
 mod exec;
+#[cfg(test)]
+mod fuzz;
 pub mod hook;
 mod launch;
 pub mod namespaces;
@@ -24,6 +26,11 @@ pub mod prepare;
 pub mod reaper;
 pub mod seccomp;
 pub mod wire;
+
+/// Tests hold parsers to a bound of memory.
+#[cfg(test)]
+#[global_allocator]
+static METER: sys::meter::Meter = sys::meter::Meter;
 
 pub use exec::{ExecFds, ExecOptions, ExecPlan, exec, exec_plan, start_exec};
 pub use launch::{Gate, LaunchError, LaunchFds, Launched, Outcome, START_MAX, Starting, Stdio, Step, launch, start};

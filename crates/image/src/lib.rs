@@ -16,6 +16,8 @@ mod digest;
 mod duration;
 mod error;
 mod flights;
+#[cfg(test)]
+mod fuzz;
 mod index;
 mod layers;
 mod load;
@@ -28,6 +30,11 @@ pub mod spec;
 mod store;
 mod unpack;
 pub mod worker;
+
+/// Tests hold parsers to a bound of memory.
+#[cfg(test)]
+#[global_allocator]
+static METER: sys::meter::Meter = sys::meter::Meter;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;

@@ -11,6 +11,11 @@ pub mod protocol;
 mod record;
 pub mod zygote;
 
+/// Tests hold parsers to a bound of memory.
+#[cfg(test)]
+#[global_allocator]
+static METER: sys::meter::Meter = sys::meter::Meter;
+
 pub use config::{IdMapping, KeeperConfig, KeeperFds, Network, UserNamespace};
 pub use record::read_record;
 pub use zygote::{HELPER, Zygote};

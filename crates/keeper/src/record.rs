@@ -34,7 +34,7 @@ fn encode(snapshot: &Snapshot) -> Vec<u8> {
     [MAGIC, &VERSION.to_le_bytes(), &wire::encode(snapshot)].concat()
 }
 
-fn decode(bytes: &[u8]) -> Option<Snapshot> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<Snapshot> {
     let (version, body) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<2>()?;
     (u16::from_le_bytes(*version) == VERSION).then(|| wire::decode(body).ok())?
 }

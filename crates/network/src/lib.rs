@@ -15,6 +15,8 @@ mod cni;
 mod config;
 pub mod dns;
 mod errand;
+#[cfg(test)]
+mod fuzz;
 mod ipam;
 mod network;
 mod node;
@@ -22,6 +24,11 @@ mod ports;
 mod record;
 mod slots;
 mod types;
+
+/// Tests hold parsers to a bound of memory.
+#[cfg(test)]
+#[global_allocator]
+static METER: sys::meter::Meter = sys::meter::Meter;
 
 pub use cni::is_configured as is_cni_configured;
 pub use config::Config;

@@ -9,6 +9,7 @@ pub mod fdpass;
 pub mod fork;
 pub mod inotify;
 pub mod kernel;
+pub mod meter;
 pub mod mntns;
 pub mod mount;
 pub mod netlink;
@@ -28,3 +29,8 @@ pub mod zygote;
 
 pub use error::{Context, Error, Result};
 pub use rustix;
+
+/// Tests hold parsers to a bound of memory.
+#[cfg(test)]
+#[global_allocator]
+static METER: meter::Meter = meter::Meter;

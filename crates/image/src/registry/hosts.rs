@@ -164,7 +164,7 @@ enum Client {
 }
 
 /// The hosts of the file in its order, then `server` (or the registry itself).
-fn parse(text: &str, base: &Path, registry: &str) -> Result<Vec<Host>, String> {
+pub(crate) fn parse(text: &str, base: &Path, registry: &str) -> Result<Vec<Host>, String> {
     let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
     let mut entries: Vec<_> = file.host.into_iter().collect();
     entries.sort_by_key(|(url, _)| url.span().start);

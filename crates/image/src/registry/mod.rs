@@ -4,7 +4,7 @@
 //! nobody pulls with another's credentials.
 
 mod blob;
-mod challenge;
+pub(crate) mod challenge;
 mod connection;
 pub(crate) mod hosts;
 mod tls;

@@ -52,7 +52,7 @@ pub(crate) fn list(root: &Dir, limits: &Limits) -> Result<Listing, Failure> {
     Ok(Listing { spooled: true, members: members(Spooled::new(inflated, spool))? })
 }
 
-fn members(source: impl Positioned) -> Result<Vec<Member>, Failure> {
+pub(crate) fn members(source: impl Positioned) -> Result<Vec<Member>, Failure> {
     let mut archive = Archive::new(source);
     let mut found = BTreeMap::new();
     let mut names_bytes = 0;

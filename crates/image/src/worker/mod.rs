@@ -6,12 +6,12 @@
 //! target, no network, six capabilities, a memory limit and a short list of system calls.
 
 pub(crate) mod inflate;
-mod input;
-mod listing;
-mod path;
+pub(crate) mod input;
+pub(crate) mod listing;
+pub(crate) mod path;
 pub(crate) mod protocol;
 mod stream;
-mod tar;
+pub(crate) mod tar;
 mod tree;
 
 use std::io::{self, Write as _};

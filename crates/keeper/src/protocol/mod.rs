@@ -46,6 +46,8 @@
 //! only ever appends messages; a message never changes its fields within a kind.
 
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod messages;
 pub mod wire;
 

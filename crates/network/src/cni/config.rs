@@ -161,7 +161,7 @@ fn read(path: &Path) -> Result<Map<String, Value>, ConfigError> {
     serde_json::from_slice(&text).map_err(|error| invalid(format!("no JSON object: {error}")))
 }
 
-fn parse_list(mut object: Map<String, Value>) -> Result<(NetworkList, bool), String> {
+pub(crate) fn parse_list(mut object: Map<String, Value>) -> Result<(NetworkList, bool), String> {
     let plugins = match object.remove("plugins") {
         None => Vec::new(),
         Some(Value::Array(plugins)) => plugins,
@@ -184,7 +184,7 @@ fn parse_list(mut object: Map<String, Value>) -> Result<(NetworkList, bool), Str
     Ok((list, flag(&object, "loadOnlyInlinedPlugins")?))
 }
 
-fn parse_single(object: Map<String, Value>) -> Result<NetworkList, String> {
+pub(crate) fn parse_single(object: Map<String, Value>) -> Result<NetworkList, String> {
     if !object.contains_key("type") && object.contains_key("plugins") {
         return Err("it has a list of plugins; rename it to *.conflist".into());
     }

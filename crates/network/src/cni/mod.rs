@@ -6,9 +6,9 @@
 //! ADD forwards, DEL backwards with the configuration and the result of ADD, which are kept with the sandbox
 //! ```
 
-mod answer;
+pub(crate) mod answer;
 mod args;
-mod config;
+pub(crate) mod config;
 mod invoke;
 mod janitor;
 mod sandboxes;

@@ -13,7 +13,7 @@ mod control;
 mod forward;
 mod link;
 mod listen;
-mod message;
+pub(crate) mod message;
 mod process;
 mod server;
 mod snapshot;

@@ -91,7 +91,7 @@ fn header(ipv6: bool) -> [u8; HEADER_BYTES] {
     [u8::try_from(family).unwrap_or(0), 0, 0, 0]
 }
 
-fn parse_flow(message: &Message<'_>) -> Option<Flow> {
+pub(super) fn parse_flow(message: &Message<'_>) -> Option<Flow> {
     let attributes = message.attributes(HEADER_BYTES);
     let original = attributes.get(CTA_TUPLE_ORIG)?.nested();
     Some(Flow {

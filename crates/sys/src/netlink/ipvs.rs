@@ -362,7 +362,7 @@ fn number(attributes: &Attributes<'_>, kind: u16) -> u32 {
     attributes.get(kind).map_or(0, |attribute| attribute.u32())
 }
 
-fn parse_service(message: &Message<'_>) -> Option<(Virtual, Settings)> {
+pub(super) fn parse_service(message: &Message<'_>) -> Option<(Virtual, Settings)> {
     let service = message.attributes(HEADER_BYTES).get(ATTR_SERVICE)?.nested();
     if service.get(SVC_FWMARK).is_some() {
         return None;
@@ -377,7 +377,7 @@ fn parse_service(message: &Message<'_>) -> Option<(Virtual, Settings)> {
     Some((Virtual { address, protocol, port: service.get(SVC_PORT)?.be16() }, settings))
 }
 
-fn parse_server(message: &Message<'_>, service: &Virtual) -> Option<ServerStatus> {
+pub(super) fn parse_server(message: &Message<'_>, service: &Virtual) -> Option<ServerStatus> {
     let server = message.attributes(HEADER_BYTES).get(ATTR_DEST)?.nested();
     // Kernels before 3.18 do not tell the family: it is the service's then.
     let family = server.get(DEST_ADDR_FAMILY).map_or(address_family(service.address), |family| family.u16());
@@ -391,13 +391,13 @@ fn parse_server(message: &Message<'_>, service: &Virtual) -> Option<ServerStatus
     })
 }
 
-fn parse_info(message: &Message<'_>) -> Info {
+pub(super) fn parse_info(message: &Message<'_>) -> Info {
     let attributes = message.attributes(HEADER_BYTES);
     let [_, major, minor, patch] = number(&attributes, INFO_VERSION).to_be_bytes();
     Info { version: (major, minor, patch), table_size: number(&attributes, INFO_CONN_TAB_SIZE) }
 }
 
-fn parse_timeouts(message: &Message<'_>) -> Timeouts {
+pub(super) fn parse_timeouts(message: &Message<'_>) -> Timeouts {
     let attributes = message.attributes(HEADER_BYTES);
     Timeouts {
         tcp_s: number(&attributes, ATTR_TIMEOUT_TCP),

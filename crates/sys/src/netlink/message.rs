@@ -188,7 +188,10 @@ impl<'a> Message<'a> {
         if code == 0 {
             return Ok(());
         }
-        Err(Error { errno: Errno::from_raw_os_error(-code), explanation: self.explanation(), sequence: self.sequence })
+        // The kernel's error numbers are from 1 to 4095 (MAX_ERRNO).
+        let errno = code.checked_neg().filter(|number| (1..4096).contains(number));
+        let errno = errno.map_or(Errno::PROTO, Errno::from_raw_os_error);
+        Err(Error { errno, explanation: self.explanation(), sequence: self.sequence })
     }
 
     fn explanation(&self) -> Option<String> {

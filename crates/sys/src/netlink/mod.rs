@@ -5,6 +5,8 @@
 //! The kernel answers requests inside `sendmsg`, so a request blocks for as long as the kernel works, never on a peer.
 
 pub mod conntrack;
+#[cfg(test)]
+mod fuzz;
 mod generic;
 pub mod ipvs;
 mod message;

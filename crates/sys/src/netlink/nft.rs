@@ -724,7 +724,7 @@ impl Socket {
     }
 }
 
-fn collect_elements(message: &Message<'_>, elements: &mut Vec<(Vec<u8>, Vec<u8>)>) {
+pub(super) fn collect_elements(message: &Message<'_>, elements: &mut Vec<(Vec<u8>, Vec<u8>)>) {
     let Some(list) = message.attributes(HEADER_BYTES).get(3) else { return };
     for element in list.nested() {
         let value = |kind| {

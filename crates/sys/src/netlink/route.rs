@@ -211,7 +211,7 @@ impl Socket {
     }
 }
 
-fn parse_link(message: &Message<'_>) -> Link {
+pub(super) fn parse_link(message: &Message<'_>) -> Link {
     let attributes = message.attributes(IFINFO_BYTES);
     let text = |kind| attributes.get(kind).map(|a| a.text()).unwrap_or_default();
     let number = |kind| attributes.get(kind).map_or(0, |a| a.u32());
@@ -248,14 +248,14 @@ fn parse_stats(attributes: &Attributes<'_>) -> LinkStats {
     }
 }
 
-fn parse_address(message: &Message<'_>) -> Option<(u32, IpAddr, u8)> {
+pub(super) fn parse_address(message: &Message<'_>) -> Option<(u32, IpAddr, u8)> {
     let attributes = message.attributes(IFADDR_BYTES);
     // IFA_LOCAL is the own address on point-to-point links; IPv6 has only IFA_ADDRESS.
     let address = attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS))?.address()?;
     Some((word(message.payload, 4), address, *message.payload.get(1)?))
 }
 
-fn parse_route(message: &Message<'_>) -> Option<Route> {
+pub(super) fn parse_route(message: &Message<'_>) -> Option<Route> {
     let header: &[u8; ROUTE_BYTES] = message.payload.first_chunk()?;
     if header[4] != RT_TABLE_MAIN || header[7] != RTN_UNICAST {
         return None;
