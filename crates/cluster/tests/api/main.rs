@@ -6,6 +6,7 @@ mod client;
 mod etcd;
 mod following;
 mod lab;
+mod rough;
 mod scale;
 mod sealed;
 mod source;
@@ -17,7 +18,7 @@ use testkit::serial::{self, Test};
 use testkit::{control_plane, netns};
 
 const TESTS: &[&[Test]] =
-    &[client::TESTS, following::TESTS, source::TESTS, sealed::TESTS, statics::TESTS, scale::TESTS];
+    &[client::TESTS, following::TESTS, source::TESTS, rough::TESTS, sealed::TESTS, statics::TESTS, scale::TESTS];
 
 fn main() -> ExitCode {
     // Built, or found in the cache, before the way to the module proxy is gone.

@@ -138,12 +138,12 @@ fn claims_lead_to_their_volumes() {
     });
 }
 
-fn status(value: Value) -> PodStatus {
+pub(crate) fn status(value: Value) -> PodStatus {
     serde_json::from_value(value).unwrap()
 }
 
 /// Waits until the server has this of a pod.
-fn server_has(lab: &Lab, name: &str, what: &str, holds: impl FnMut(&Value) -> bool) -> Value {
+pub(crate) fn server_has(lab: &Lab, name: &str, what: &str, holds: impl FnMut(&Value) -> bool) -> Value {
     lab.others().wait(PODS, name, LIMIT, holds).unwrap_or_else(|error| panic!("{what}: {error:#}"))
 }
 
