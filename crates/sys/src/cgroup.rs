@@ -212,6 +212,25 @@ impl Cgroup {
         }
     }
 
+    /// Its path below the mount points of all hierarchies, beginning with a slash, as others name groups. None where this
+    /// process, below whose groups it is, is in groups of different names, as version 1 allows.
+    ///
+    /// # Errors
+    /// No usable hierarchy.
+    pub fn path_for_others(&self) -> Result<Option<PathBuf>> {
+        let whole = Hierarchy::whole(Path::new("/sys/fs/cgroup"))?.group("").places();
+        let below = self.places().into_iter().map(|(names, dir)| {
+            let root = whole.iter().find(|(known, _)| *known == names)?;
+            dir.strip_prefix(&root.1).ok().map(|path| Path::new("/").join(path))
+        });
+        let mut paths: Vec<Option<PathBuf>> = below.collect();
+        paths.dedup();
+        Ok(match paths.as_mut_slice() {
+            [only] => only.take(),
+            _ => None,
+        })
+    }
+
     /// The processes in the group and in all groups below it.
     pub fn processes_below(&self) -> Vec<Pid> {
         let mut all = Vec::new();

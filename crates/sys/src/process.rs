@@ -330,6 +330,24 @@ pub fn reap_any() -> Option<(Pid, Exit)> {
     Some((pid, exit))
 }
 
+/// A child that has ended and was not reaped yet, if there is one; it is not reaped (waitid(2) with `WNOWAIT`).
+pub fn ended_child() -> Option<Pid> {
+    // SAFETY: siginfo_t is plain data, which the call fills; without an ended child it stays zero.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        if libc::waitid(libc::P_ALL, 0, &raw mut info, options) < 0 {
+            return None;
+        }
+        Pid::from_raw(info.si_pid())
+    }
+}
+
+/// Whether a process is the caller's own child, ended or not.
+pub fn is_child(pidfd: BorrowedFd<'_>) -> bool {
+    reap_with(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
+}
+
 /// Lets orphaned descendants become the caller's children (prctl(2) `PR_SET_CHILD_SUBREAPER`).
 ///
 /// # Errors

@@ -29,13 +29,36 @@ impl Signals {
     /// # Errors
     /// `EMFILE`.
     pub fn catch() -> io::Result<Self> {
-        // SAFETY: the set is initialised by sigfillset before it is used; the calls read it and touch nothing else.
-        let number = unsafe {
+        // SAFETY: the set is initialised by sigfillset before it is used; the calls touch nothing else.
+        let set = unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::sigfillset(&raw mut set);
             for signal in LEFT {
                 libc::sigdelset(&raw mut set, signal);
             }
+            set
+        };
+        Self::of(set)
+    }
+
+    /// As [`Signals::catch`], for the ends of children alone (`SIGCHLD`). One tells of any number of them.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn of_children() -> io::Result<Self> {
+        // SAFETY: the set is initialised by sigemptyset before it is used; the calls touch nothing else.
+        let set = unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, libc::SIGCHLD);
+            set
+        };
+        Self::of(set)
+    }
+
+    fn of(set: libc::sigset_t) -> io::Result<Self> {
+        // SAFETY: the set is initialised; the calls read it and touch nothing else.
+        let number = unsafe {
             if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) < 0 {
                 return Err(io::Error::last_os_error());
             }

@@ -59,4 +59,5 @@ steps! {
     Scheduling = 30, "setting how it is scheduled";
     Label = 31, "setting the security label";
     Keyring = 32, "making a session keyring";
+    Runtime = 33, "the OCI runtime";
 }
