@@ -11,6 +11,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use sys::process::{self, Exit as Ended};
+use sys::rustix::process::Pid;
+use sys::signals::Signals;
 
 use crate::clock;
 use crate::connection::Connection;
@@ -70,6 +72,8 @@ struct Keeper {
     start_max: Duration,
     /// Processes that are of no use any more.
     rest: Vec<Rest>,
+    /// Present once another OCI runtime was driven: the keeper then gets orphans of processes that it never knew.
+    children: Option<Signals>,
     buffers: Buffers,
     key_last: u32,
     over: bool,
@@ -103,6 +107,7 @@ impl Keeper {
             starts: Vec::new(),
             start_max,
             rest: Vec::new(),
+            children: None,
             buffers: Buffers::new(),
             key_last: 0,
             over: false,
@@ -118,6 +123,7 @@ impl Keeper {
                 self.handle(token);
             }
             self.give_up_late();
+            self.reap_orphans();
         }
         Ok(())
     }
@@ -135,6 +141,10 @@ impl Keeper {
             Token::Exec(key) => self.session_ended(key),
             Token::Start(key) => self.progress(key),
             Token::Rest(key) => self.reap_rest(key),
+            Token::Children => {
+                // Whatever it says, all of them are looked at.
+                while self.children.as_mut().is_some_and(|children| matches!(children.take(), Ok(Some(_)))) {}
+            }
             Token::Stdout(key) => self.pump(key, Stream::Stdout),
             Token::Stderr(key) => self.pump(key, Stream::Stderr),
             Token::Stdin(key) => {
@@ -287,6 +297,38 @@ impl Keeper {
         session.exit = Some(exit.clone());
         let id = session.id.clone();
         self.tell(Event::ExecExited(Exited { id, exit }));
+    }
+
+    /// From now on what a runtime leaves behind, the containers' processes first of all, are children of the keeper.
+    fn adopt_orphans(&mut self) -> io::Result<()> {
+        if self.children.is_none() {
+            process::become_subreaper().map_err(|error| error.errno)?;
+            let children = Signals::of_children()?;
+            self.poller.add(&children, Token::Children, Interest::Read)?;
+            self.children = Some(children);
+        }
+        Ok(())
+    }
+
+    /// Reaps what has ended and is nobody's. While a runtime is at work any of them may be the process that it makes.
+    fn reap_orphans(&mut self) {
+        if self.children.is_none() || !self.starts.is_empty() {
+            return;
+        }
+        while let Some(pid) = process::ended_child() {
+            // One that is known is told by its own descriptor, and then it is looked again.
+            if self.knows(pid) || process::pidfd_open(pid).and_then(|pidfd| process::reap(pidfd.as_fd())).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn knows(&self, pid: Pid) -> bool {
+        let pid = pid.as_raw_nonzero().get().unsigned_abs();
+        let containers = self.containers.iter().filter(|one| one.pidfd.is_some()).map(|one| one.process.pid);
+        let sessions = self.sessions.iter().filter(|one| one.pidfd.is_some()).map(|one| one.process.pid);
+        let rest = self.rest.iter().map(Rest::pid).chain(self.sandbox.reaper_pid());
+        containers.chain(sessions).chain(rest).any(|known| known == pid)
     }
 
     fn snapshot(&self, version: u16) -> Snapshot {

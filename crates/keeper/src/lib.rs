@@ -4,6 +4,7 @@ mod clock;
 mod config;
 mod connection;
 mod container;
+mod driven;
 mod keeper;
 mod log;
 mod poll;

@@ -32,6 +32,8 @@ pub(crate) enum Token {
     Start(u32),
     /// The end of a process that nobody needs.
     Rest(u32),
+    /// The end of any child, told by signal.
+    Children,
 }
 
 impl Token {
@@ -48,6 +50,7 @@ impl Token {
             Self::ClientSink(key) => (8, key),
             Self::Start(key) => (9, key),
             Self::Rest(key) => (10, key),
+            Self::Children => (11, 0),
         };
         EventData::new_u64(tag << 32 | u64::from(key))
     }
@@ -67,6 +70,7 @@ impl Token {
             8 => Self::ClientSink(key),
             9 => Self::Start(key),
             10 => Self::Rest(key),
+            11 => Self::Children,
             _ => Self::Listener,
         }
     }
@@ -143,7 +147,7 @@ mod tests {
         let key = u32::MAX;
         let keyed = [Connection, Init, Exec, Stdout, Stderr, Stdin, ClientStdin, ClientSink, Start, Rest];
         let keyed = keyed.map(|token| token(key));
-        for token in keyed.into_iter().chain([Listener]) {
+        for token in keyed.into_iter().chain([Listener, Children]) {
             assert_eq!(Token::unpack(token.pack()), token);
         }
     }

@@ -9,13 +9,15 @@ use executor::{ExecFds, ExecPlan, Inherited, LaunchFds, LaunchPlan};
 use sys::cgroup::Entry;
 use sys::{process, pty, rustix};
 
-use super::starts::{Asked, Ours, Parts, What};
+use super::starts::{Asked, Ours, Parts, Way, What};
 use super::{Answer, Keeper, failure, state};
 use crate::container::{Client, Container};
+use crate::driven::{Driven, Tree};
 use crate::log::LogFile;
 use crate::protocol::{
-    Attach, CgroupEntry, CloseStdin, Exec, Failure, Forget, GetNamespace, Hello, JoinFrom, Launch, NamespaceKind,
-    Reason, ReopenLog, Reply, Request, Resize, Role, Shutdown, Signal, Stdio, VERSION, VERSION_OLDEST, WindowSize,
+    Attach, CgroupEntry, CloseStdin, Drive, DriveExec, Exec, Failure, Forget, GetNamespace, Hello, Join, JoinFrom,
+    Launch, Log, NamespaceKind, Reason, ReopenLog, Reply, Request, Resize, Role, Shutdown, Signal, Stdio, VERSION,
+    VERSION_OLDEST, WindowSize,
 };
 
 /// SIGKILL.
@@ -66,6 +68,8 @@ impl Keeper {
             Request::Snapshot => Ok((Reply::Snapshot(self.snapshot(VERSION)), Vec::new())),
             Request::Launch(launch) => return self.launch(asked, launch, fds).err().map(Err),
             Request::Exec(exec) => return self.exec(asked, exec, fds).err().map(Err),
+            Request::Drive(drive) => return self.drive(asked, drive, fds).err().map(Err),
+            Request::DriveExec(exec) => return self.drive_exec(asked, exec, fds).err().map(Err),
             Request::Signal(signal) => self.signal(&signal),
             Request::Resize(resize) => self.resize(&resize),
             Request::ReopenLog(reopen) => self.reopen_log(&reopen, fds),
@@ -107,19 +111,35 @@ impl Keeper {
     }
 
     fn launch(&mut self, asked: Asked, launch: Launch, mut fds: Fds) -> Result<(), Failure> {
-        if self.starts(&launch.id) || self.containers.iter().any(|one| one.id == launch.id) {
-            return Err(state(format!("container {} is there already", launch.id)));
-        }
+        self.must_be_new(&launch.id)?;
         let plan = LaunchPlan::decode(&launch.plan.0).map_err(invalid)?;
-        let log = match launch.log {
-            Some(log) => Some(LogFile::open(fds.take()?, log.name, log.rotate).map_err(system("log file"))?),
-            None => None,
-        };
+        let log = open_log(launch.log, &mut fds)?;
         let rootfs = fds.take_if(launch.root)?;
         let mounts = fds.take_some(launch.mounts)?;
         let cgroup = cgroup(&launch.cgroup, fds.take_some(launch.cgroups)?);
-        let mut namespaces = Vec::with_capacity(launch.joins.len());
-        for join in &launch.joins {
+        let namespaces = self.joined(&launch.joins, &mut fds)?;
+        let pipes = Pipes::new(&launch.stdio).map_err(system("pipe"))?;
+        let kept = cgroup.as_ref().map(clone_entry).transpose().map_err(system("cgroup"))?;
+        let started = executor::start(
+            &plan,
+            LaunchFds { rootfs, mounts, namespaces, cgroup, ..LaunchFds::default() },
+            pipes.theirs,
+        );
+        let parts = Parts { stdio: launch.stdio, ours: pipes.ours, cgroup: kept, log };
+        self.follow(asked, launch.id, What::Container(Box::new(parts)), started.map(Way::Own))
+    }
+
+    fn must_be_new(&self, id: &str) -> Result<(), Failure> {
+        if self.starts(id) || self.containers.iter().any(|one| one.id == id) {
+            return Err(state(format!("container {id} is there already")));
+        }
+        Ok(())
+    }
+
+    /// The namespaces that a container joins.
+    fn joined(&self, joins: &[Join], fds: &mut Fds) -> Result<Vec<(Kind, OwnedFd)>, Failure> {
+        let mut namespaces = Vec::with_capacity(joins.len());
+        for join in joins {
             let kind = kind_of(&join.kind);
             let fd = match join.from {
                 JoinFrom::Fd => fds.take()?,
@@ -130,21 +150,46 @@ impl Keeper {
             };
             namespaces.push((kind, fd));
         }
-        let pipes = Pipes::new(&launch.stdio).map_err(system("pipe"))?;
-        let kept = cgroup.as_ref().map(clone_entry).transpose().map_err(system("cgroup"))?;
-        let started = executor::start(
-            &plan,
-            LaunchFds { rootfs, mounts, namespaces, cgroup, ..LaunchFds::default() },
-            pipes.theirs,
-        );
-        let parts = Parts { stdio: launch.stdio, ours: pipes.ours, cgroup: kept, log };
-        self.follow(asked, launch.id, What::Container(Box::new(parts)), started)
+        Ok(namespaces)
+    }
+
+    fn drive(&mut self, asked: Asked, drive: Drive, mut fds: Fds) -> Result<(), Failure> {
+        self.must_be_new(&drive.id)?;
+        let log = open_log(drive.log, &mut fds)?;
+        let root = Some(fds.take()?);
+        let mounts = fds.take_some(drive.mounts)?;
+        let cgroup = cgroup(&drive.cgroup, fds.take_some(drive.cgroups)?);
+        let namespaces = self.joined(&drive.joins, &mut fds)?;
+        let pipes = Pipes::new(&drive.stdio).map_err(system("pipe"))?;
+        self.adopt_orphans().map_err(system("subreaper"))?;
+        let streams = match pipes.theirs {
+            executor::Stdio::Streams { stdin, stdout, stderr } => [stdin, stdout, stderr],
+            executor::Stdio::Terminal { .. } => [None, None, None],
+        };
+        let tree = Tree { root, mounts, cgroup, namespaces, volumes: drive.volumes };
+        let started = Driven::start(&drive.commands, drive.stdio.tty.is_some(), streams, &tree);
+        let parts = Parts { stdio: drive.stdio, ours: pipes.ours, cgroup: None, log };
+        self.follow(asked, drive.id, What::Container(Box::new(parts)), started.map(Way::driven))
+    }
+
+    fn drive_exec(&mut self, asked: Asked, exec: DriveExec, mut fds: Fds) -> Result<(), Failure> {
+        self.must_be_new_session(&exec.id)?;
+        let streams = [fds.take_if(exec.stdin)?, fds.take_if(exec.stdout)?, fds.take_if(exec.stderr)?];
+        self.running(&exec.container)?;
+        self.adopt_orphans().map_err(system("subreaper"))?;
+        let started = Driven::start(&exec.commands, exec.tty, streams, &Tree::default());
+        self.follow(asked, exec.id, What::Exec { container: exec.container }, started.map(Way::driven))
+    }
+
+    fn must_be_new_session(&self, id: &str) -> Result<(), Failure> {
+        if self.starts(id) || self.sessions.iter().any(|one| one.id == id) {
+            return Err(state(format!("exec session {id} is there already")));
+        }
+        Ok(())
     }
 
     fn exec(&mut self, asked: Asked, exec: Exec, mut fds: Fds) -> Result<(), Failure> {
-        if self.starts(&exec.id) || self.sessions.iter().any(|one| one.id == exec.id) {
-            return Err(state(format!("exec session {} is there already", exec.id)));
-        }
+        self.must_be_new_session(&exec.id)?;
         let plan = ExecPlan::decode(&exec.plan.0).map_err(invalid)?;
         let stdio = match &exec.tty {
             Some(size) => terminal(size),
@@ -162,7 +207,7 @@ impl Keeper {
             ExecFds { target: pidfd.as_fd(), cgroup, inherited: Inherited::default() },
             stdio,
         );
-        self.follow(asked, exec.id, What::Exec { container: exec.container }, started)
+        self.follow(asked, exec.id, What::Exec { container: exec.container }, started.map(Way::Own))
     }
 
     fn signal(&mut self, signal: &Signal) -> Answer {
@@ -266,6 +311,11 @@ impl Keeper {
         self.over = true;
         done()
     }
+}
+
+fn open_log(log: Option<Log>, fds: &mut Fds) -> Result<Option<LogFile>, Failure> {
+    let open = |log: Log| LogFile::open(fds.take()?, log.name, log.rotate).map_err(system("log file"));
+    log.map(open).transpose()
 }
 
 fn open_namespace(process: &str, kind: Kind) -> io::Result<OwnedFd> {

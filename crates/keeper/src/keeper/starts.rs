@@ -1,7 +1,7 @@
 //! Processes that were made and have not come to their programs yet. Nothing waits for them: the one who asked is answered
 //! when it is known what became of each.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use executor::{LaunchError, Launched, Outcome, Starting};
@@ -12,6 +12,7 @@ use sys::rustix::io::Errno;
 use super::session::Session;
 use super::{Answer, Keeper};
 use crate::container::{Container, Input, Output};
+use crate::driven::{Driven, Heard};
 use crate::log::{LogFile, Stream};
 use crate::poll::{Interest, Token};
 use crate::protocol::{Failure, Process, Reason, Reply, Started, Stdio};
@@ -29,8 +30,45 @@ pub(super) struct Start {
     pub(super) id: String,
     asked: Asked,
     deadline: Instant,
-    starting: Starting,
+    way: Way,
     what: What,
+}
+
+/// Who makes it.
+pub(super) enum Way {
+    /// The keeper itself.
+    Own(Starting),
+    /// Another OCI runtime.
+    Driven(Box<Driven>),
+}
+
+impl AsFd for Way {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(starting) => starting.as_fd(),
+            Self::Driven(driven) => driven.as_fd(),
+        }
+    }
+}
+
+impl Way {
+    pub(super) fn driven(driven: Driven) -> Self {
+        Self::Driven(Box::new(driven))
+    }
+
+    fn give_up(self, errno: Errno) -> Outcome {
+        match self {
+            Self::Own(starting) => starting.give_up(errno),
+            Self::Driven(driven) => driven.give_up(errno),
+        }
+    }
+
+    fn finish(self) -> Outcome {
+        match self {
+            Self::Own(starting) => starting.finish(),
+            Self::Driven(driven) => driven.finish(),
+        }
+    }
 }
 
 /// What it is going to be.
@@ -61,6 +99,12 @@ pub(super) struct Rest {
     child: Child,
 }
 
+impl Rest {
+    pub(super) fn pid(&self) -> u32 {
+        self.child.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+}
+
 fn launch_failure(error: &LaunchError) -> Failure {
     Failure { reason: Reason::Launch, step: error.step.to_string(), errno: error.errno, detail: error.detail.clone() }
 }
@@ -77,12 +121,12 @@ impl Keeper {
         asked: Asked,
         id: String,
         what: What,
-        started: Result<Starting, LaunchError>,
+        started: Result<Way, LaunchError>,
     ) -> Result<(), Failure> {
-        let starting = started.map_err(|error| launch_failure(&error))?;
+        let way = started.map_err(|error| launch_failure(&error))?;
         let (key, deadline) = (self.key(), Instant::now() + self.start_max);
-        self.poller.add(&starting, Token::Start(key), Interest::Read).map_err(super::requests::system("epoll_ctl"))?;
-        self.starts.push(Start { key, id, asked, deadline, starting, what });
+        self.poller.add(&way, Token::Start(key), Interest::Read).map_err(super::requests::system("epoll_ctl"))?;
+        self.starts.push(Start { key, id, asked, deadline, way, what });
         Ok(())
     }
 
@@ -117,22 +161,35 @@ impl Keeper {
 
     fn give_up(&mut self, at: usize, errno: Errno) {
         let start = self.take(at);
-        let outcome = start.starting.give_up(errno);
+        let outcome = start.way.give_up(errno);
         self.ended(start.asked, start.id, start.what, outcome);
     }
 
     /// A process on its way has said something.
     pub(super) fn progress(&mut self, key: u32) {
         let Some(at) = self.starts.iter().position(|start| start.key == key) else { return };
-        if self.starts[at].starting.hear() {
+        let is_over = match &mut self.starts[at].way {
+            Way::Own(starting) => starting.hear(),
+            Way::Driven(driven) => match driven.hear() {
+                Heard::Nothing => false,
+                Heard::End => true,
+                Heard::Next(before) => {
+                    self.poller.remove(&before.pidfd);
+                    // One that is not watched is given up when its time is over.
+                    let _ = self.poller.add(driven.as_fd(), Token::Start(key), Interest::Read);
+                    false
+                }
+            },
+        };
+        if is_over {
             let start = self.take(at);
-            self.ended(start.asked, start.id, start.what, start.starting.finish());
+            self.ended(start.asked, start.id, start.what, start.way.finish());
         }
     }
 
     fn take(&mut self, at: usize) -> Start {
         let start = self.starts.swap_remove(at);
-        self.poller.remove(&start.starting);
+        self.poller.remove(&start.way);
         start
     }
 

@@ -42,6 +42,10 @@ wire_messages! {
         0x0b => Forget(Forget),
         /// Ends the keeper.
         0x0c => Shutdown(Shutdown),
+        /// Starts a container by another OCI runtime.
+        0x0d => Drive(Drive),
+        /// Starts a process in such a container.
+        0x0e => DriveExec(DriveExec),
     }
 }
 
@@ -262,6 +266,56 @@ wire_struct! {
         pub plan: Blob,
         /// Runs it on a new terminal of this size; the reply carries its master, and the session ends with it.
         pub tty: Option<WindowSize>,
+        /// Whether a file descriptor for standard input comes with the request; `/dev/null` otherwise.
+        pub stdin: bool,
+        /// The same for standard output.
+        pub stdout: bool,
+        /// The same for standard error.
+        pub stderr: bool,
+    }
+
+    /// What another OCI runtime is asked to do.
+    pub struct Commands {
+        /// Its program.
+        pub program: String,
+        /// The arguments of each command, which are run one after the other. The first makes the process.
+        pub words: Vec<Vec<String>>,
+        /// Their working directory, below the sandbox's: [`super::PID`], [`super::CONSOLE`] and the rest are in it.
+        pub directory: String,
+    }
+
+    /// Body of [`Request::Drive`].
+    pub struct Drive {
+        /// The container's id, new in this sandbox.
+        pub id: String,
+        /// What makes and starts it.
+        pub commands: Commands,
+        /// How many detached mounts come with the request, beside the root.
+        pub mounts: u16,
+        /// How the first command enters the control group from which the bundle's path of one counts.
+        pub cgroup: CgroupEntry,
+        /// How many file descriptors of control groups come with the request.
+        pub cgroups: u16,
+        /// Directories of the root that it can mount over themselves.
+        pub volumes: Vec<String>,
+        /// The namespaces that it can join.
+        pub joins: Vec<Join>,
+        /// Its standard streams.
+        pub stdio: Stdio,
+        /// Where its output is logged; discarded when absent.
+        pub log: Option<Log>,
+    }
+
+    /// Body of [`Request::DriveExec`].
+    pub struct DriveExec {
+        /// Id of the session, new in this sandbox.
+        pub id: String,
+        /// The container.
+        pub container: String,
+        /// What makes it.
+        pub commands: Commands,
+        /// Whether it has a terminal; the reply carries its master, and the session ends with it.
+        pub tty: bool,
         /// Whether a file descriptor for standard input comes with the request; `/dev/null` otherwise.
         pub stdin: bool,
         /// The same for standard output.

@@ -15,7 +15,7 @@
 //!
 //! # Messages
 //! Kinds below 0x100 are requests (client → keeper), each answered by exactly one reply of 0x100…0x1ff. Requests are done in
-//! their order, and so come the replies, but for those to [`Launch`] and [`Exec`]: they come when the process has executed
+//! their order, and so come the replies, but for those to [`Launch`], [`Exec`] and their like: they come when the process has executed
 //! its program. Until then it can be killed by [`Signal`]. From 0x200 on are events, sent only to the controlling
 //! connection.
 //!
@@ -33,6 +33,8 @@
 //! | 0x0a | [`GetNamespace`] | – | done + namespace |
 //! | 0x0b | [`Forget`] | – | done |
 //! | 0x0c | [`Shutdown`] | – | done, then the keeper ends |
+//! | 0x0d | [`Drive`] | log directory if `log`; root; `mounts`; `cgroups`; one per `joins` from [`JoinFrom::Fd`] | [`Started`] + pidfd |
+//! | 0x0e | [`DriveExec`] | as [`Exec`] | as [`Exec`] |
 //!
 //! Any request may be answered by [`Failure`] instead. [`Hello`] comes first on every connection; a second controlling
 //! connection replaces the first one, which is closed.
@@ -68,3 +70,12 @@ pub const FDS_MAX: usize = 253;
 pub const SOCKET: &str = "keeper.sock";
 /// Name of the file in the sandbox's directory that mirrors [`Snapshot`] for the time after the keeper.
 pub const RECORD: &str = "keeper.state";
+/// Name of the file in the directory of [`Commands`] that the first of them writes the id of its process to.
+pub const PID: &str = "pid";
+/// Name of the socket there to which it sends the master of the terminal.
+pub const CONSOLE: &str = "console.sock";
+/// Name of the directory there on which the container's root is mounted, for the first command alone.
+pub const ROOTFS: &str = "rootfs";
+/// Name of the directory there with its other mounts by their numbers (volumes `v0`, …), and namespaces by the names that
+/// they have in `/proc/<pid>/ns`.
+pub const MOUNTS: &str = "mounts";
