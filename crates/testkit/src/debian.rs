@@ -40,6 +40,38 @@ pub fn root(packages: &[&str]) -> anyhow::Result<PathBuf> {
     Ok(entry.join("root"))
 }
 
+/// Takes packages apart, also those that are installed, with those that they need and this machine lacks. What some have in `/lib` is in `/usr/lib`.
+const UNPACK: &str = "set -e
+dir=$1
+shift
+mkdir -p $dir/archives/partial
+apt-get update -qq
+apt-get install -qq -y --reinstall --download-only --no-install-recommends -o Dir::Cache::archives=$dir/archives $* >&2
+for package in $dir/archives/*.deb; do dpkg-deb -x $package $dir/root; done
+for name in bin sbin lib; do
+    if test -d $dir/root/$name; then
+        mkdir -p $dir/root/usr/$name
+        cp -a $dir/root/$name/. $dir/root/usr/$name
+        rm -r $dir/root/$name
+    fi
+done
+rm -r $dir/archives";
+
+/// A directory with the files of packages that are not installed, and of those that they need.
+///
+/// # Errors
+/// No apt-get, or no mirror.
+pub fn unpacked(name: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
+    let key = cache::key([UNPACK].iter().chain(packages).map(|part| part.as_bytes()));
+    let entry = cache::entry(name, &key, |dir| {
+        eprintln!("downloading {} (not installed)", packages.join(", "));
+        let mut unpack = Command::new("sh");
+        unpack.args(["-c", UNPACK, "sh"]).arg(dir).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+        host::run(&mut unpack)
+    })?;
+    Ok(entry.join("root"))
+}
+
 /// Adds programs of `root` to a layer, each `(from, to)`, with all libraries that they load at their start.
 ///
 /// # Errors

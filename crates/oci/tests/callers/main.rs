@@ -29,27 +29,9 @@ fn missing() -> Option<String> {
     programs().err().map(|error| format!("packages {} of Debian: {error:#}", PACKAGES.join(", ")))
 }
 
-/// Takes the packages apart, with those that they need and this machine lacks. What some have in `/lib` is in `/usr/lib`.
-const UNPACK: &str = "set -e
-mkdir -p $1/archives/partial
-apt-get update -qq
-apt-get install -qq -y --download-only --no-install-recommends -o Dir::Cache::archives=$1/archives docker.io podman >&2
-for package in $1/archives/*.deb; do dpkg-deb -x $package $1/root; done
-for dir in bin sbin lib; do
-    if test -d $1/root/$dir; then mkdir -p $1/root/usr/$dir; cp -a $1/root/$dir/. $1/root/usr/$dir; rm -r $1/root/$dir; fi
-done
-rm -r $1/archives";
-
 /// The directory with the packages' files.
 fn programs() -> anyhow::Result<PathBuf> {
-    let key = testkit::cache::key([UNPACK.as_bytes()]);
-    let entry = testkit::cache::entry("callers", &key, |dir| {
-        eprintln!("downloading {} (not installed)", PACKAGES.join(", "));
-        testkit::host::run(
-            Command::new("sh").args(["-c", UNPACK, "sh"]).arg(dir).env("DEBIAN_FRONTEND", "noninteractive"),
-        )
-    })?;
-    Ok(entry.join("root"))
+    testkit::debian::unpacked("callers", PACKAGES)
 }
 
 /// Lays the packages over this machine's root, for this mount namespace alone, and goes on in that. They are copied: a layer
