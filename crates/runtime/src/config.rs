@@ -17,6 +17,19 @@ pub struct Config {
     pub streaming_address: SocketAddr,
     /// When the keepers rotate a container's log; without limits it grows until the kubelet rotates it.
     pub log_limits: Option<LogLimits>,
+    /// Other OCI runtimes that pods can ask for.
+    pub handlers: Vec<HandlerConfig>,
+}
+
+/// Another OCI runtime, which pods ask for by the `handler` of their RuntimeClass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandlerConfig {
+    /// The handler's name; none of `""` and `"orlop"`, which are this runtime itself.
+    pub name: String,
+    /// The runtime's program, which has runc's command line.
+    pub path: PathBuf,
+    /// Arguments before each command.
+    pub arguments: Vec<String>,
 }
 
 /// When a container's log is rotated, by the names of the kubelet's configuration.
@@ -37,6 +50,7 @@ impl Config {
             cgroup_parent: "orlop".into(),
             streaming_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             log_limits: Some(LogLimits { bytes_max: 10 << 20, files_max: 5 }),
+            handlers: Vec::new(),
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::client::Listener;
 use crate::config::{Config, Parts};
+use crate::driver::Handlers;
 use crate::events::Bus;
 use crate::sandbox::Sandbox;
 use crate::spec::Host;
@@ -29,6 +30,7 @@ pub(crate) struct Core {
     pub(crate) stats: Stats,
     pub(crate) zygote: Zygote,
     pub(crate) host: Host,
+    pub(crate) handlers: Handlers,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) boot_id: String,
     pub(crate) table: Table,
@@ -46,13 +48,14 @@ pub(crate) struct Core {
 pub(crate) struct Place {
     pub(crate) lock: File,
     pub(crate) host: Host,
+    pub(crate) handlers: Handlers,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) boot_id: String,
 }
 
 impl Core {
     pub(crate) fn new(config: Config, parts: Parts, place: Place) -> Arc<Self> {
-        let Place { lock, host, hierarchy, boot_id } = place;
+        let Place { lock, host, handlers, hierarchy, boot_id } = place;
         Arc::new(Self {
             config,
             stats: Stats::new(parts.images.clone(), parts.network.clone()),
@@ -60,6 +63,7 @@ impl Core {
             network: parts.network,
             zygote: parts.zygote,
             host,
+            handlers,
             hierarchy,
             boot_id,
             _lock: lock,

@@ -6,8 +6,9 @@ use cri::v1::{self, ContainerEventType as Kind};
 use cri::{Error, v1::NamespaceMode};
 use image::Image;
 
+use crate::client::ClientError;
 use crate::container::{Container, Phase};
-use crate::core::{Core, failed, new_id, now};
+use crate::core::{Core, blocking, failed, new_id, now};
 use crate::exits;
 use crate::launch::{self, Ready, namespace_options};
 use crate::record::{ContainerRecord, End, Progress};
@@ -169,7 +170,14 @@ async fn launch(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contai
     };
     let (request, fds) = launch::request(sandbox, container, &config, ready).await?;
     let keeper = sandbox.keeper().map_err(|error| fail(&error))?;
-    let (started, _) = keeper.start(request, fds).await.map_err(|error| fail(&error))?;
+    let started = keeper.start(request, fds).await;
+    let (started, _) = started.map_err(|error| match last_words(sandbox, container, &error) {
+        Some(words) => Error::Internal(format!("starting container {}: {words}", container.id)),
+        None => fail(&error),
+    })?;
+    if sandbox.driver.is_some() {
+        must_be_in_group(container, started.process.pid).await?;
+    }
     for warning in started.warnings {
         tracing::warn!(container = container.id, "{warning}");
     }
@@ -177,6 +185,33 @@ async fn launch(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contai
     live.pid = Some(started.process.pid);
     live.started_at = i64::try_from(started.process.at.0).unwrap_or(i64::MAX);
     Ok(())
+}
+
+/// Another OCI runtime makes the control group. In one that this runtime does not know there are no limits of the pod's, no
+/// figures, and nothing that would be killed with it.
+async fn must_be_in_group(container: &Container, pid: u32) -> Outcome {
+    let group = container.group.clone();
+    let processes = blocking(move || group.processes_below()).await;
+    let is_there = processes.iter().any(|process| u32::try_from(process.as_raw_nonzero().get()) == Ok(pid));
+    // One that has ended is in none.
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let has_ended = state.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']));
+    if is_there || has_ended {
+        return Ok(());
+    }
+    let text = format!(
+        "the runtime has not put container {} into the control group {}, for which it was asked: it takes no path \
+         relative to its own group; start orlop in a group that has the same name in all hierarchies, or use version 2",
+        container.id,
+        container.group.path().display()
+    );
+    Err(Error::FailedPrecondition(text))
+}
+
+/// Why another OCI runtime has not started a container; the keeper only knows that it failed.
+fn last_words(sandbox: &Sandbox, container: &Container, error: &ClientError) -> Option<String> {
+    let driver = sandbox.driver.as_ref().filter(|_| matches!(error, ClientError::Refused(_)))?;
+    driver.last_words(&container.id, None)
 }
 
 /// Prepares a container that was made by an earlier daemon.

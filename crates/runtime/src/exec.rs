@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use cri::{Error, v1};
 use executor::ExecPlan;
-use keeper::protocol::{Attach, Blob, Exec, Exit, Request, Signal, WindowSize};
+use keeper::protocol::{Attach, Blob, DriveExec, Exec, Exit, Request, Signal, WindowSize};
 use sys::rustix;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::container::{Container, Phase};
 use crate::core::{Core, blocking, failed, new_id};
 use crate::sandbox::Sandbox;
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, exec_process};
 
 /// Most output of one stream that `ExecSync` keeps; the rest is read and dropped, so that the process goes on
 /// (containerd's `maxExecSyncOutput`).
@@ -85,30 +85,58 @@ pub(crate) async fn start(
     streams: Streams,
 ) -> Result<Running, Error> {
     let (sandbox, container) = running(core, container_id)?;
-    let plan = plan_of(core, &sandbox, &container, command, tty.is_some()).await?;
     let fail = |error| failed("starting a process in container", &container.id, &error);
     let keeper = sandbox.keeper().map_err(fail)?;
-    let request = Request::Exec(Exec {
-        id: new_id(),
-        container: container.id.clone(),
-        plan: Blob(plan.encode()),
-        tty,
-        stdin: streams.stdin.is_some(),
-        stdout: streams.stdout.is_some(),
-        stderr: streams.stderr.is_some(),
-    });
-    let Request::Exec(Exec { id, .. }) = &request else { unreachable!("it was made above") };
-    let (id, (sender, exit)) = (id.clone(), oneshot::channel());
+    let id = new_id();
+    let request = match &sandbox.driver {
+        None => {
+            let plan = plan_of(core, &sandbox, &container, command, tty.is_some()).await?;
+            Request::Exec(Exec {
+                id: id.clone(),
+                container: container.id.clone(),
+                plan: Blob(plan.encode()),
+                tty,
+                stdin: streams.stdin.is_some(),
+                stdout: streams.stdout.is_some(),
+                stderr: streams.stderr.is_some(),
+            })
+        }
+        Some(driver) => {
+            let process = exec_process(&spec_of(&sandbox, &container).await?.oci, command, tty.is_some());
+            let put = driver.put_process(&container.id, &id, &process);
+            put.map_err(|error| failed("starting a process in container", &container.id, &error))?;
+            Request::DriveExec(DriveExec {
+                id: id.clone(),
+                container: container.id.clone(),
+                commands: driver.exec(&container.id, &id, tty.is_some()),
+                tty: tty.is_some(),
+                stdin: streams.stdin.is_some(),
+                stdout: streams.stdout.is_some(),
+                stderr: streams.stderr.is_some(),
+            })
+        }
+    };
+    let (sender, exit) = oneshot::channel();
     sandbox.execs().insert(id.clone(), sender);
     let fds = streams.stdin.into_iter().chain(streams.stdout).chain(streams.stderr).collect();
     let unanswered = Unanswered { sandbox: &sandbox, keeper: &keeper, id: &id };
     let answer = keeper.start(request, fds).await;
     unanswered.answered();
-    match answer {
-        Ok((_, fds)) => Ok(Running { id, keeper, exit, terminal: fds.into_iter().nth(1) }),
-        Err(error) => {
+    let words = sandbox.driver.as_ref().and_then(|driver| {
+        let words = driver.last_words(&container.id, Some(&id));
+        driver.forget_exec(&container.id, &id);
+        words
+    });
+    match (answer, words) {
+        (Ok((_, fds)), _) => Ok(Running { id, keeper, exit, terminal: fds.into_iter().nth(1) }),
+        (Err(error), words) => {
             sandbox.execs().remove(&id);
-            Err(fail(error))
+            match words.filter(|_| matches!(error, ClientError::Refused(_))) {
+                Some(words) => {
+                    Err(Error::Internal(format!("starting a process in container {}: {words}", container.id)))
+                }
+                None => Err(fail(error)),
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use keeper::protocol::{Event, Exit, Forget, Request};
 
 use crate::container::{Container, Phase};
 use crate::core::{Core, failed, now};
+use crate::driver::Driver;
 use crate::record::End;
 use crate::sandbox::{self, Sandbox};
 use crate::single::Outcome;
@@ -112,21 +113,31 @@ pub(crate) fn unseen(started_at: i64) -> End {
 pub(crate) fn ended(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, end: End) {
     if container.finish(end) {
         core.publish(Kind::ContainerStoppedEvent, &container.id, sandbox);
-        clean(core, container);
+        clean(core, sandbox, container);
     }
 }
 
 /// Begins to end what is left of a container; nobody needs to wait.
-fn clean(core: &Arc<Core>, container: &Arc<Container>) {
+fn clean(core: &Arc<Core>, sandbox: &Sandbox, container: &Arc<Container>) {
     let group = container.group.clone();
-    let id = container.id.clone();
+    let (id, driver) = (container.id.clone(), sandbox.driver.clone());
     drop(container.clean.join_or_begin(&core.tasks, || async move {
+        delete(driver.as_ref(), &id).await;
         let ended = group::end(&group).await;
         ended.map_err(|error| {
             tracing::warn!(container = id, %error, "what is left of a container cannot be removed");
             failed("removing the control group of container", &id, &error)
         })
     }));
+}
+
+/// Lets another OCI runtime forget a container. What it leaves undone is done without it.
+async fn delete(driver: Option<&Driver>, id: &str) {
+    if let Some(driver) = driver
+        && let Err(error) = driver.delete(id).await
+    {
+        tracing::warn!(container = id, %error, "a runtime could not delete a container");
+    }
 }
 
 /// A keeper's connection is over.
@@ -146,6 +157,7 @@ pub(crate) async fn discard(core: &Arc<Core>, sandbox: &Sandbox, container: &Con
     container.set_gone();
     container.live().ready = None;
     let mut first: Option<Error> = None;
+    delete(sandbox.driver.as_ref(), &container.id).await;
     if let Err(error) = group::end(&container.group).await {
         first.get_or_insert(fail("removing the control group of", &error));
     }
@@ -154,6 +166,9 @@ pub(crate) async fn discard(core: &Arc<Core>, sandbox: &Sandbox, container: &Con
     }
     if let Err(error) = core.images.release(&container.id).await {
         first.get_or_insert(fail("removing the root of", &error));
+    }
+    if let Some(Err(error)) = sandbox.driver.as_ref().map(|driver| driver.remove_bundle(&container.id)) {
+        first.get_or_insert(fail("removing the bundle of", &error));
     }
     if let Some(error) = first {
         return Err(error); // Its record stays, so that a retry finds it.

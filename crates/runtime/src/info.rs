@@ -9,7 +9,7 @@ use crate::core::{Core, blocking, now};
 use crate::status as state;
 
 /// The runtime's name, as nodes show it: `orlop://<version>`.
-const NAME: &str = "orlop";
+pub(crate) const NAME: &str = "orlop";
 
 /// CRI `Version`.
 pub(crate) fn version() -> v1::VersionResponse {
@@ -43,9 +43,19 @@ pub(crate) fn status(core: &Core, verbose: bool) -> v1::StatusResponse {
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info,
-        runtime_handlers: vec![v1::RuntimeHandler { name: String::new(), features: Some(features) }],
+        runtime_handlers: handlers(core, features),
         features: Some(features_of_all()),
     }
+}
+
+/// This runtime, by both of its names, and the others.
+fn handlers(core: &Core, own: v1::RuntimeHandlerFeatures) -> Vec<v1::RuntimeHandler> {
+    let handler = |name: &str, features: v1::RuntimeHandlerFeatures| v1::RuntimeHandler {
+        name: name.to_owned(),
+        features: Some(features),
+    };
+    let others = core.handlers.iter().map(|(name, known)| handler(name, known.features));
+    [handler("", own), handler(NAME, own)].into_iter().chain(others).collect()
 }
 
 /// What every handler can do.

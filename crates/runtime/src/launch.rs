@@ -15,12 +15,13 @@ use executor::LaunchPlan;
 use executor::oci::NamespaceKind;
 use image::{Image, RootfsOptions};
 use keeper::protocol::{
-    self, Blob, CgroupEntry, GetNamespace, Join, JoinFrom, Launch, Log, Request, Rotate, Stdio, WindowSize,
+    self, Blob, CgroupEntry, Drive, GetNamespace, Join, JoinFrom, Launch, Log, Request, Rotate, Stdio, WindowSize,
 };
 use sys::cgroup::{Cgroup, Entry};
 
 use crate::container::Container;
 use crate::core::{Core, failed, patient};
+use crate::driver::{Bundle, Driver};
 use crate::files;
 use crate::sandbox::Sandbox;
 use crate::spec::{self, ContainerInput, ContainerSpec, ResolvedUser};
@@ -28,10 +29,29 @@ use crate::spec::{self, ContainerInput, ContainerSpec, ResolvedUser};
 /// Everything that a start needs, held from the container's making to its start.
 #[derive(Debug)]
 pub(crate) struct Ready {
-    plan: LaunchPlan,
+    way: Way,
     root: OwnedFd,
     mounts: Vec<OwnedFd>,
     log: Option<(Log, OwnedFd)>,
+}
+
+/// Who starts it.
+#[derive(Debug)]
+enum Way {
+    /// The keeper itself.
+    Own(Box<LaunchPlan>),
+    /// Another OCI runtime.
+    Driven(Bundle),
+}
+
+impl Ready {
+    /// The namespaces that it joins.
+    fn joins(&self) -> &[NamespaceKind] {
+        match &self.way {
+            Way::Own(plan) => &plan.joins,
+            Way::Driven(bundle) => &bundle.joins,
+        }
+    }
 }
 
 /// What making a container finds out.
@@ -110,8 +130,14 @@ impl Job<'_> {
         let mounts = spec.open_sources(&plan, made, users.as_ref().map(OwnedFd::as_fd), &self.core.images)?;
         let log = log_of(self.core, self.sandbox, self.config);
         let log = log.map_err(|error| self.failed("opening the log of", &error))?;
-        self.make_group(&spec)?;
-        Ok(Made { ready: Ready { plan, root, mounts, log }, spec, user, stop_signal, stop_signal_name })
+        let way = match &self.sandbox.driver {
+            None => {
+                self.make_group(&spec)?;
+                Way::Own(Box::new(plan))
+            }
+            Some(driver) => Way::Driven(self.put_bundle(driver, &spec)?),
+        };
+        Ok(Made { ready: Ready { way, root, mounts, log }, spec, user, stop_signal, stop_signal_name })
     }
 
     fn failed(&self, step: &str, error: &(dyn std::error::Error + 'static)) -> Error {
@@ -143,6 +169,27 @@ impl Job<'_> {
         joined
     }
 
+    fn put_bundle(&self, driver: &Driver, spec: &ContainerSpec) -> Result<Bundle, Error> {
+        if !spec.raw_environment.is_empty() {
+            let handler = &self.sandbox.handler;
+            let text = format!("variables that are not UTF-8 are not possible with the runtime handler {handler:?}");
+            return Err(Error::InvalidArgument(text));
+        }
+        let group = &self.container.group;
+        let path = group.path_for_others().map_err(|error| self.failed("finding the control group of", &error))?;
+        let mut spec = spec.oci.clone();
+        let base = match path {
+            Some(path) => {
+                spec.linux.get_or_insert_default().cgroups_path = path.to_string_lossy().into_owned();
+                None
+            }
+            // It counts from where the runtime is itself.
+            None => Some(self.core.hierarchy.group("")),
+        };
+        let bundle = driver.put_bundle(&self.container.id, spec, base, self.core.host.facts.capabilities);
+        bundle.map_err(|error| self.failed("writing the bundle of", &error))
+    }
+
     fn make_group(&self, spec: &ContainerSpec) -> Result<(), Error> {
         let resources = spec.oci.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
         let invalid = |error: executor::PlanError| Error::InvalidArgument(error.to_string());
@@ -167,28 +214,39 @@ pub(crate) async fn request(
     config: &v1::ContainerConfig,
     ready: Ready,
 ) -> Result<(Request, Vec<OwnedFd>), Error> {
-    let entered = enter(&container.group);
-    let (entry, cgroups) =
-        entered.map_err(|error| failed("entering the control group of container", &container.id, &error))?;
-    let (joins, namespaces) = joins(sandbox, &ready.plan, &namespace_options(config)).await?;
+    let (joins, namespaces) = joins(sandbox, ready.joins(), &namespace_options(config)).await?;
     let (log, directory) = ready.log.unzip();
-    let launch = Launch {
-        id: container.id.clone(),
-        plan: Blob(ready.plan.encode()),
-        root: true,
-        mounts: count(&ready.mounts),
-        cgroup: entry,
-        cgroups: count(&cgroups),
-        joins,
-        stdio: Stdio {
-            tty: config.tty.then_some(WindowSize { rows: 0, columns: 0 }),
-            stdin: config.stdin,
-            stdin_once: config.stdin_once,
-        },
-        log,
+    let (id, mounts) = (container.id.clone(), count(&ready.mounts));
+    let stdio = Stdio {
+        tty: config.tty.then_some(WindowSize { rows: 0, columns: 0 }),
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+    };
+    let (request, cgroups) = match (ready.way, &sandbox.driver) {
+        (Way::Driven(bundle), Some(driver)) => {
+            let commands = driver.create_and_start(&id, config.tty);
+            let entered = match &bundle.base {
+                Some(base) => enter(base),
+                None => Ok((CgroupEntry::Stay, Vec::new())),
+            };
+            let (cgroup, files) = entered
+                .map_err(|error| failed("entering the control group above that of container", &container.id, &error))?;
+            let (volumes, cgroups) = (bundle.volumes, count(&files));
+            let drive = Drive { id, commands, mounts, cgroup, cgroups, volumes, joins, stdio, log };
+            (Request::Drive(drive), files)
+        }
+        (Way::Own(plan), _) => {
+            let entered = enter(&container.group);
+            let (cgroup, files) =
+                entered.map_err(|error| failed("entering the control group of container", &container.id, &error))?;
+            let (plan, cgroups) = (Blob(plan.encode()), count(&files));
+            let launch = Launch { id, plan, root: true, mounts, cgroup, cgroups, joins, stdio, log };
+            (Request::Launch(launch), files)
+        }
+        (Way::Driven(_), None) => unreachable!("a bundle was written for a driver"),
     };
     let fds = directory.into_iter().chain([ready.root]).chain(ready.mounts).chain(cgroups).chain(namespaces);
-    Ok((Request::Launch(launch), fds.collect()))
+    Ok((request, fds.collect()))
 }
 
 fn count(fds: &[OwnedFd]) -> u16 {
@@ -227,11 +285,11 @@ pub(crate) fn log_path(sandbox: &Sandbox, config: &v1::ContainerConfig) -> Optio
 /// The namespaces to join, and the descriptors of those that are not the pod's.
 async fn joins(
     sandbox: &Sandbox,
-    plan: &LaunchPlan,
+    kinds: &[NamespaceKind],
     options: &v1::NamespaceOption,
 ) -> Result<(Vec<Join>, Vec<OwnedFd>), Error> {
     let (mut joins, mut fds) = (Vec::new(), Vec::new());
-    for kind in &plan.joins {
+    for kind in kinds {
         let target = *kind == NamespaceKind::Pid && options.pid() == NamespaceMode::Target;
         if target {
             fds.push(namespace_of(sandbox, protocol::NamespaceKind::Pid, Some(&options.target_id)).await?);

@@ -10,6 +10,8 @@
 //! small record of each sandbox and container in `<run-dir>/sandboxes/<id>/` knows what they were asked to be. The
 //! record is written before the keeper is asked; [`Runtime::start`] puts the two together again.
 //!
+//! Containers are started by the keeper itself, or by another OCI runtime that the operator has configured (`driver`).
+//!
 //! Every call that changes something runs to its end even if its caller goes away, and whoever asks for the same thing
 //! meanwhile gets the same outcome. No sandbox waits for another.
 
@@ -20,6 +22,7 @@ mod config;
 mod container;
 mod core;
 mod create;
+mod driver;
 mod events;
 mod exec;
 mod exits;
@@ -31,6 +34,7 @@ mod info;
 mod launch;
 mod list;
 mod logs;
+mod program;
 mod record;
 mod run;
 mod runtime;
@@ -47,7 +51,7 @@ mod table;
 mod update;
 mod usage;
 
-pub use config::{Config, LogLimits, Parts};
+pub use config::{Config, HandlerConfig, LogLimits, Parts};
 pub use images::{ImageServer, ImagesInUse};
 /// Something on the host that belongs to the runtime: `sandbox`, `cgroup`, `rootfs`, or a kind of the network's.
 pub use network::Owned;

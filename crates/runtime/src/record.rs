@@ -34,6 +34,12 @@ pub(crate) struct SandboxRecord {
     pub(crate) ips: Vec<String>,
     #[prost(enumeration = "Progress", tag = "7")]
     pub(crate) progress: i32,
+    /// Another OCI runtime that its containers run by: the program, also when no handler names it any more.
+    #[prost(string, tag = "8")]
+    pub(crate) driver: String,
+    /// Its arguments before each command.
+    #[prost(string, repeated, tag = "9")]
+    pub(crate) driver_arguments: Vec<String>,
 }
 
 /// How far a sandbox or container came.

@@ -20,11 +20,12 @@ use sys::rustix::process::Pid;
 
 use crate::client::{Client, ClientError};
 use crate::core::{Core, blocking, failed, new_id, now};
+use crate::driver::Handler;
 use crate::record::{Progress, Records, SandboxRecord};
 use crate::sandbox::{Phase, Sandbox};
 use crate::single::Outcome;
 use crate::table::Entered;
-use crate::{files, group, launch, spec};
+use crate::{files, group, info, launch, spec};
 
 /// What protects a keeper from the kernel's OOM killer, as containerd protects its pause containers.
 const KEEPER_OOM_SCORE: i32 = -998;
@@ -32,9 +33,10 @@ const KEEPER_OOM_SCORE: i32 = -998;
 /// Makes a sandbox, or joins the making of one with its name.
 pub(crate) async fn run(core: &Arc<Core>, request: v1::RunPodSandboxRequest) -> Result<String, Error> {
     let config = request.config.ok_or_else(|| Error::InvalidArgument("the sandbox's config is missing".into()))?;
-    check(&config, &request.runtime_handler)?;
+    check(&config)?;
+    let handler = handler_of(core, &config, &request.runtime_handler)?;
     loop {
-        let sandbox = match core.table.enter_sandbox(fresh(core, &config, &request.runtime_handler)) {
+        let sandbox = match core.table.enter_sandbox(fresh(core, &config, &request.runtime_handler, handler.as_ref())) {
             Entered::New(sandbox) | Entered::There(sandbox) => sandbox,
         };
         if sandbox.phase() == Phase::Making {
@@ -54,29 +56,45 @@ pub(crate) async fn run(core: &Arc<Core>, request: v1::RunPodSandboxRequest) -> 
     }
 }
 
-fn fresh(core: &Core, config: &v1::PodSandboxConfig, handler: &str) -> Arc<Sandbox> {
+fn fresh(core: &Core, config: &v1::PodSandboxConfig, name: &str, handler: Option<&Handler>) -> Arc<Sandbox> {
     let id = new_id();
     let (group, owns_group) = core.pod_group(&id, config);
     let records = Records::new(core.sandboxes_dir().join(&id));
+    let driver = handler.map(|handler| handler.driver(records.directory()));
     let record = SandboxRecord {
         id,
         created_at: now(),
         config: Some(config.clone()),
-        handler: handler.to_owned(),
+        handler: name.to_owned(),
+        driver: driver.as_ref().map(|driver| driver.program.to_string_lossy().into_owned()).unwrap_or_default(),
+        driver_arguments: driver.map(|driver| driver.arguments).unwrap_or_default(),
         ..SandboxRecord::default()
     };
     Sandbox::new(record, records, group, owns_group)
 }
 
-fn check(config: &v1::PodSandboxConfig, handler: &str) -> Result<(), Error> {
-    let invalid = |text: String| Err(Error::InvalidArgument(text));
+fn check(config: &v1::PodSandboxConfig) -> Result<(), Error> {
     if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty() || metadata.uid.is_empty()) {
-        return invalid("the sandbox's metadata needs name and uid".into());
-    }
-    if !handler.is_empty() {
-        return invalid(format!("runtime handler {handler:?} is unknown; this runtime has only the default one, \"\""));
+        return Err(Error::InvalidArgument("the sandbox's metadata needs name and uid".into()));
     }
     Ok(())
+}
+
+/// The handler of this name; none where this runtime itself is meant.
+fn handler_of(core: &Core, config: &v1::PodSandboxConfig, name: &str) -> Result<Option<Handler>, Error> {
+    if name.is_empty() || name == info::NAME {
+        return Ok(None);
+    }
+    let Some(handler) = core.handlers.get(name) else {
+        // containerd's words, after which people search.
+        let text = format!("failed to get sandbox runtime: no runtime for {name:?} is configured");
+        return Err(Error::InvalidArgument(text));
+    };
+    if spec::sandbox_users(config)?.is_some() {
+        let text = format!("user namespaces are not possible with the runtime handler {name:?}; unset hostUsers");
+        return Err(Error::FailedPrecondition(text));
+    }
+    Ok(Some(handler.clone()))
 }
 
 async fn make(core: Arc<Core>, sandbox: Arc<Sandbox>) -> Outcome {

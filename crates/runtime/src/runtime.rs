@@ -13,6 +13,7 @@ use sys::rustix::io::Errno;
 use crate::backend::Streaming;
 use crate::config::{Config, Parts};
 use crate::core::{Core, Place};
+use crate::driver::Handlers;
 use crate::spec::Host;
 use crate::stream::{Server, Via};
 use crate::{adopt, fsck};
@@ -85,7 +86,7 @@ impl Runtime {
         let sandboxes = config.run_dir.join("sandboxes");
         let trouble = |step, source| StartError::Directory { step, path: sandboxes.clone(), source };
         private_directory(&sandboxes).map_err(|error| trouble("making", error))?;
-        let place = place(&config.run_dir)?;
+        let place = place(&config.run_dir, Handlers::ask(&config.handlers).await)?;
         let streaming = Arc::new(listen(&config).await?);
         let core = Core::new(config, parts, place);
         let live = adopt::everything(&core).await.map_err(|error| trouble("reading", error))?;
@@ -165,11 +166,11 @@ async fn listen(config: &Config) -> Result<Server, StartError> {
     })
 }
 
-fn place(run_dir: &Path) -> Result<Place, StartError> {
+fn place(run_dir: &Path, handlers: Handlers) -> Result<Place, StartError> {
     let lock = lock(run_dir)?;
     let hierarchy = Hierarchy::detect().map_err(StartError::Host)?;
     let host = Host::read(&hierarchy).map_err(StartError::Host)?;
-    Ok(Place { lock, host, hierarchy, boot_id: boot_id().map_err(StartError::Host)? })
+    Ok(Place { lock, host, handlers, hierarchy, boot_id: boot_id().map_err(StartError::Host)? })
 }
 
 /// Held while this runtime lives; the kernel lets it go with the process, however that ends.

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::client::{Client, ClientError};
 use crate::container::Container;
+use crate::driver::Driver;
 use crate::record::{Progress, Records, SandboxRecord};
 use crate::single::Single;
 
@@ -19,6 +20,8 @@ pub(crate) struct Sandbox {
     pub(crate) id: String,
     pub(crate) config: v1::PodSandboxConfig,
     pub(crate) handler: String,
+    /// Another OCI runtime that its containers run by.
+    pub(crate) driver: Option<Driver>,
     pub(crate) created_at: i64,
     pub(crate) records: Records,
     /// The group that its containers' groups are in.
@@ -78,10 +81,16 @@ pub(crate) fn key(metadata: &v1::PodSandboxMetadata) -> Key {
 impl Sandbox {
     pub(crate) fn new(record: SandboxRecord, records: Records, group: Cgroup, owns_group: bool) -> Arc<Self> {
         let ips = record.ips;
+        let driver = (!record.driver.is_empty()).then(|| Driver {
+            program: record.driver.into(),
+            arguments: record.driver_arguments,
+            place: records.directory().to_owned(),
+        });
         Arc::new(Self {
             id: record.id,
             config: record.config.unwrap_or_default(),
             handler: record.handler,
+            driver,
             created_at: record.created_at,
             records,
             group,
@@ -150,6 +159,12 @@ impl Sandbox {
             handler: self.handler.clone(),
             ips: self.live().ips.clone(),
             progress: progress.into(),
+            driver: self
+                .driver
+                .as_ref()
+                .map(|driver| driver.program.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            driver_arguments: self.driver.as_ref().map(|driver| driver.arguments.clone()).unwrap_or_default(),
         }
     }
 }

@@ -82,6 +82,13 @@ async fn deadline_over(container: &Container) {
 }
 
 async fn signal(sandbox: &Sandbox, container: &Container, signal: u32) {
+    if let Some(driver) = &sandbox.driver {
+        match driver.kill(&container.id, signal).await {
+            Ok(()) => return,
+            // It may have ended; what else there is to do about it, is the same.
+            Err(error) => tracing::debug!(container = container.id, %error, "a signal could not be sent"),
+        }
+    }
     let request = Request::Signal(Signal { id: container.id.clone(), signal });
     let sent = match sandbox.keeper() {
         Ok(keeper) => keeper.done(request, Vec::new()).await.map(drop),
@@ -94,6 +101,11 @@ async fn signal(sandbox: &Sandbox, container: &Container, signal: u32) {
 }
 
 async fn kill(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {
+    if let Some(driver) = sandbox.driver.as_ref().filter(|_| container.phase() == Phase::Running)
+        && let Err(error) = driver.kill(&container.id, KILL).await
+    {
+        tracing::debug!(container = container.id, %error, "a runtime did not kill a container; the kernel does");
+    }
     if let Ok(keeper) = sandbox.keeper() {
         keeper.tell(Request::Signal(Signal { id: container.id.clone(), signal: KILL }));
     }

@@ -11,7 +11,7 @@ use crate::spec;
 
 /// CRI `UpdateContainerResources`: what is not named stays as it is.
 pub(crate) async fn resources(core: &Arc<Core>, request: v1::UpdateContainerResourcesRequest) -> Outcome {
-    let (_, container) = core.table.container(&request.container_id)?;
+    let (sandbox, container) = core.table.container(&request.container_id)?;
     let Some(wanted) = request.linux else { return Ok(()) };
     if container.phase() == Phase::Exited {
         return Err(Error::FailedPrecondition(format!("container {} has ended", container.id)));
@@ -20,8 +20,22 @@ pub(crate) async fn resources(core: &Arc<Core>, request: v1::UpdateContainerReso
     let limits = executor::limits(&resources).map_err(|error| Error::InvalidArgument(error.to_string()))?;
     let fail =
         |error: &(dyn std::error::Error + 'static)| failed("changing the resources of container", &container.id, error);
-    let group = container.group.clone();
-    blocking(move || group.set(&limits)).await.map_err(|error| fail(&error))?;
+    match &sandbox.driver {
+        None => {
+            let group = container.group.clone();
+            blocking(move || group.set(&limits)).await.map_err(|error| fail(&error))?;
+        }
+        Some(driver) if container.phase() >= Phase::Starting => {
+            container.reached(Phase::Running).await;
+            driver.update(&container.id, &resources).await.map_err(|error| fail(&error))?;
+        }
+        Some(driver) => {
+            let mut all = container.record().resources.clone().unwrap_or_default();
+            merge(&mut all, wanted.clone());
+            let all = spec::resources(&all, &core.host)?;
+            driver.put_resources(&container.id, all).map_err(|error| fail(&error))?;
+        }
+    }
     let noted = container.update(|record| {
         let mut merged = record.resources.clone().unwrap_or_default();
         merge(&mut merged, wanted);

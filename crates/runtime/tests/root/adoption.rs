@@ -18,9 +18,11 @@ use serde::{Deserialize, Serialize};
 use testkit::serial::Test;
 
 use crate::fixture::{Ground, Node, Places, Pod, on_a_node, run, script_config, zygote};
+use crate::handlers;
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_outlive_a_killed_daemon", pods_outlive_a_killed_daemon),
+    ("pods_of_other_runtimes_outlive_a_killed_daemon", pods_of_other_runtimes_outlive_a_killed_daemon),
     ("a_killed_daemon_leaves_nothing_half_made", a_killed_daemon_leaves_nothing_half_made),
     ("a_killed_keeper_is_told", a_killed_keeper_is_told),
     ("a_keeper_killed_before_its_sandbox_is_ready_is_told", a_keeper_killed_before_its_sandbox_is_ready_is_told),
@@ -47,6 +49,8 @@ enum Scene {
     OfEachKind,
     /// Pods without end, several at once, each named when it runs.
     WithoutEnd,
+    /// A pod of each other OCI runtime, then silence.
+    OfEachRuntime,
 }
 
 /// Where this program was started as a daemon, it is one until it is killed.
@@ -56,8 +60,12 @@ pub(crate) fn maybe_be_a_daemon() {
     let places = Places { state, run: run_dir, logs, group };
     let zygote = zygote();
     run(async {
-        let node = Node::start(&places, zygote).await;
+        let node = match scene {
+            Scene::OfEachRuntime => handlers::start(&places, zygote).await,
+            Scene::OfEachKind | Scene::WithoutEnd => Node::start(&places, zygote).await,
+        };
         match scene {
+            Scene::OfEachRuntime => of_each_runtime(&node).await,
             Scene::OfEachKind => of_each_kind(&node).await,
             Scene::WithoutEnd => without_end(&node).await,
         }
@@ -145,6 +153,45 @@ async fn of_each_kind(node: &Node) {
         println!("{}", serde_json::to_string(&seen).unwrap());
     };
     let _ = tokio::join!(exec, shown);
+}
+
+async fn of_each_runtime(node: &Node) {
+    for name in handlers::usable() {
+        let pod = handlers::pod(node, name, "i=0; while :; do echo $i; i=$((i+1)); usleep 500; done").await;
+        println!("{} {}", pod.sandbox, pod.container);
+    }
+    std::future::pending::<()>().await;
+}
+
+/// The containers of other runtimes are the keeper's, as its own are; the next daemon knows their runtime from the record.
+fn pods_of_other_runtimes_outlive_a_killed_daemon() {
+    let ground = Ground::new();
+    let mut daemon = Daemon::start(Scene::OfEachRuntime, &ground.places);
+    let pods: Vec<(&str, String, String)> = handlers::usable()
+        .into_iter()
+        .map(|name| {
+            let line = daemon.line();
+            let (sandbox, container) = line.split_once(' ').unwrap();
+            (name, sandbox.to_owned(), container.to_owned())
+        })
+        .collect();
+    daemon.kill();
+    let zygote = zygote();
+    run(async {
+        // It has none of the handlers configured.
+        let node = Node::start(&ground.places, zygote).await;
+        for (name, sandbox, container) in &pods {
+            assert_eq!(node.sandbox_status(sandbox).await.runtime_handler, *name);
+            assert_eq!(node.status(container).await.state(), ContainerState::ContainerRunning, "{name}");
+            assert_eq!(node.exec(container, &["echo", "here"], 0).await.unwrap().stdout, b"here\n", "{name}");
+            node.stop_container(container, 0).await.unwrap();
+            assert_eq!(node.status(container).await.exit_code, 137, "{name}");
+            for (number, line) in node.log(name).iter().enumerate() {
+                assert_eq!(*line, format!("stdout F {number}"), "{name}: a line is lost or doubled");
+            }
+        }
+        node.down().await;
+    });
 }
 
 /// A pod that ends with 7 as soon as there is a file called `go` in its directory.

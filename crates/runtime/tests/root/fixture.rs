@@ -105,10 +105,21 @@ impl Node {
 
     /// With another network.
     pub(crate) async fn start_on(network: network::Config, places: &Places, zygote: Zygote) -> Self {
+        Self::start_with(network, places, zygote, |_| {}).await
+    }
+
+    /// With another configuration.
+    pub(crate) async fn start_with(
+        network: network::Config,
+        places: &Places,
+        zygote: Zygote,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let images = Images::open(image::Config::new(places.state.join("images"))).unwrap();
         let network = Network::new(network).unwrap();
         let mut config = Config::new(&places.state, &places.run);
         config.cgroup_parent = places.group.clone().into();
+        change(&mut config);
         let parts = Parts { images: images.clone(), network, zygote };
         let runtime = Runtime::start(config, parts).await.unwrap();
         Self { runtime, images, places: places.clone() }

@@ -9,6 +9,7 @@ mod adoption;
 
 mod faults;
 mod fixture;
+mod handlers;
 mod lifecycle;
 mod requests;
 mod streams;
@@ -20,9 +21,21 @@ use testkit::serial::Test;
 
 fn main() -> ExitCode {
     image::worker::maybe_run();
+    if let Some(code) = handlers::maybe_be_a_runtime() {
+        return code;
+    }
     adoption::maybe_be_a_daemon();
+    handlers::fetch();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    let all: Vec<Test> =
-        [lifecycle::TESTS, requests::TESTS, usage::TESTS, streams::TESTS, faults::TESTS, adoption::TESTS].concat();
+    let all: Vec<Test> = [
+        lifecycle::TESTS,
+        requests::TESTS,
+        usage::TESTS,
+        streams::TESTS,
+        handlers::TESTS,
+        faults::TESTS,
+        adoption::TESTS,
+    ]
+    .concat();
     testkit::serial::main(&all, missing)
 }
