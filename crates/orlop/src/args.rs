@@ -115,6 +115,9 @@ pub(crate) struct NodeOptions {
     /// `hosts.toml` trees; may be repeated [default: /etc/orlop/certs.d, /etc/containerd/certs.d]
     #[arg(long, env = "ORLOP_REGISTRY_CONFIG_DIR", value_name = "DIR")]
     pub(crate) registry_config_dir: Vec<PathBuf>,
+    /// RuntimeConfiguration: other OCI runtimes for RuntimeClasses [default: /etc/orlop/runtime.yaml if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) runtime_config: Option<PathBuf>,
     /// Which programs give out credentials for which images (CredentialProviderConfig, a file or a directory)
     #[arg(long, value_name = "PATH", requires = "image_credential_provider_bin_dir")]
     pub(crate) image_credential_provider_config: Option<PathBuf>,

@@ -108,6 +108,7 @@ impl Base {
         config.cgroup_parent = layout.group.clone().into();
         let LogLimits { bytes_max, files_max, .. } = settings.log_limits;
         config.log_limits = Some(runtime::LogLimits { bytes_max, files_max });
+        config.handlers.clone_from(&settings.runtime.handlers);
         let runtime = Runtime::start(config, parts).await?;
         let stopped = CancellationToken::new();
         let listener = cri::server::bind(&settings.cri_socket).await?;

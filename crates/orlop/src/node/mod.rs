@@ -21,6 +21,7 @@ mod node_status;
 mod notices;
 pub(crate) mod objects;
 pub(crate) mod process;
+mod runtime_config;
 pub(crate) mod runtime_only;
 pub(crate) mod settings;
 pub(crate) mod socket;

@@ -11,6 +11,7 @@ use kubelet::configuration::{self, Configuration, ImageGc, LogLimits};
 
 use super::foreign::Endpoint;
 use super::layout::Layout;
+use super::runtime_config::{self, RuntimeConfig};
 use crate::args::{MemberOptions, NodeOptions, Places, UpOptions};
 
 /// The tenth address of the service range, as clusters have it.
@@ -38,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) image_gc: ImageGc,
     /// When the logs of containers are rotated.
     pub(crate) log_limits: LogLimits,
+    /// What the runtime alone is told.
+    pub(crate) runtime: RuntimeConfig,
 }
 
 /// What `up` needs beside a runtime.
@@ -88,6 +91,10 @@ impl Settings {
             cluster: options.cluster_cidr.as_deref().map(|text| faults.range("--cluster-cidr", text)),
             image_gc: ImageGc::default(),
             log_limits: LogLimits::default(),
+            runtime: runtime_config::load(options.runtime_config.as_deref()).unwrap_or_else(|told| {
+                faults.0.extend(told);
+                RuntimeConfig::default()
+            }),
         }
     }
 }

@@ -20,6 +20,49 @@ spec:
   - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'echo LINE; exec sleep 100000'] }
 ";
 
+/// The operator's own runtime.
+pub(super) const RUNTIMES: &str = "apiVersion: orlop/v1
+kind: RuntimeConfiguration
+runtimeHandlers:
+- { name: runc, path: RUNC }
+";
+
+/// A class of pods that run by it, a pod of the class, and one of a class whose runtime the node does not have.
+pub(super) const LIGHTER: &str = "apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: { name: lighter }
+handler: runc
+overhead: { podFixed: { cpu: 10m, memory: 16Mi } }
+---
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: { name: hovercraft }
+handler: skirt
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: lighter, labels: { app: lighter } }
+spec:
+  runtimeClassName: lighter
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'echo afloat; exec sleep 100000']
+    resources: { limits: { cpu: 50m, memory: 32Mi } }
+    readinessProbe: { exec: { command: [cat, /proc/1/comm] }, periodSeconds: 1 }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: hovercraft, labels: { app: hovercraft } }
+spec:
+  runtimeClassName: hovercraft
+  terminationGracePeriodSeconds: 1
+  containers:
+  - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, '100000'] }
+";
+
 /// A pod that shows a certificate of its own and those that it trusts.
 pub(super) const PURSER: &str = "apiVersion: v1
 kind: Pod

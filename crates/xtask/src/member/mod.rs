@@ -68,6 +68,7 @@ const POINTS: &[Point] = &[
     ("kill -9 of the daemon is not felt", points::killed_daemon),
     ("without the API server pods go on, and it learns of it later", points::api_server_away),
     ("after a boot without the API server the pods start again", points::boots_alone),
+    ("a pod of a RuntimeClass runs by the operator's own runc", points::other_runtime),
     ("callers of the kubelet need rights", points::strangers),
     ("a pod that the node cannot run is rejected with the reason", points::rejects),
     ("short of memory, the node ends who uses more than it asked for", points::evicts),
@@ -81,7 +82,8 @@ const POINTS: &[Point] = &[
 pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
     let programs = control_plane::build()?;
     let claim_driver = testkit::go::build(&testkit::go::DRA_TEST_DRIVER)?;
-    let mut fleet = Fleet::start(orlop, &programs, claim_driver)?;
+    let runc = testkit::go::build(&testkit::go::RUNC)?;
+    let mut fleet = Fleet::start(orlop, &programs, claim_driver, &runc)?;
     for (number, (title, check)) in (1..).zip(POINTS) {
         let begin = Instant::now();
         match check(&mut fleet) {
@@ -97,8 +99,12 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
 }
 
 impl Fleet {
-    fn start(orlop: &Path, programs: &Path, claim_driver: PathBuf) -> anyhow::Result<Self> {
+    fn start(orlop: &Path, programs: &Path, claim_driver: PathBuf, runc: &Path) -> anyhow::Result<Self> {
         let stage = Stage::set_up(orlop, false)?;
+        std::fs::write(
+            runtime_configuration(&stage),
+            manifests::RUNTIMES.replace("RUNC", &runc.display().to_string()),
+        )?;
         netns::add_address(IpAddr::V4(ADDRESS))?;
         let options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
         let mut plane = ControlPlane::start(programs, &stage.dir.path().join("plane"), options)?;
@@ -206,6 +212,11 @@ fn static_pods(stage: &Stage) -> PathBuf {
     stage.dir.path().join("static")
 }
 
+/// What the node's runtime is told.
+fn runtime_configuration(stage: &Stage) -> PathBuf {
+    stage.dir.path().join("runtime.yaml")
+}
+
 fn log_file(stage: &Stage) -> PathBuf {
     stage.dir.path().join("orlop.log")
 }
@@ -218,6 +229,7 @@ fn spawn(stage: &Stage, plane: &ControlPlane, bootstrap: &Path, proxy: &Path, fl
     node.env("ORLOP_LOG", "info").arg("node").arg("--kubeconfig").arg(stage.dir.path().join("kubelet.conf"));
     node.arg("--bootstrap-kubeconfig").arg(bootstrap);
     node.arg("--proxy-kubeconfig").arg(proxy).arg("--config").arg(config);
+    node.arg("--runtime-config").arg(runtime_configuration(stage));
     node.arg("--service-cidr").arg(&plane.options().service_range);
     node.args(["--hostname-override", NODE, "--node-labels", "deck=lower", "--node-ip"])
         .arg(ADDRESS.to_string())

@@ -619,6 +619,27 @@ pub(super) fn measures(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok(format!("{lines} lines on four paths"))
 }
 
+pub(super) fn other_runtime(fleet: &mut Fleet) -> anyhow::Result<String> {
+    fleet.apply("lighter.yaml", manifests::LIGHTER)?;
+    let pods = fleet.until_ready("lighter", 1)?;
+    ensure!(pods[0]["spec"]["overhead"]["memory"] == "16Mi", "it has no overhead: {}", pods[0]["spec"]["overhead"]);
+    let seen = fleet.kubectl_words(&["exec", "lighter", "--", "sh", "-c", "cat /proc/1/comm; hostname"])?;
+    ensure!(seen == "sleep\nlighter\n", "exec: {seen:?}");
+    ensure!(fleet.kubectl("logs lighter")? == "afloat\n", "its log is another one");
+    let handlers = fleet.get(&format!("node {NODE}"))?["status"]["runtimeHandlers"].take();
+    let has_runc = handlers.as_array().is_some_and(|all| all.iter().any(|handler| handler["name"] == "runc"));
+    ensure!(has_runc, "the node does not tell of its handler: {handlers}");
+    let told = wait("the other pod's trouble is told", SOON, || {
+        let events = fleet.get("events --field-selector involvedObject.name=hovercraft")?;
+        let events = events["items"].as_array().cloned().unwrap_or_default();
+        let told = events.iter().filter(|event| event["reason"] == "FailedCreatePodSandBox");
+        Ok(told.filter_map(|event| event["message"].as_str().map(str::to_owned)).next())
+    })?;
+    ensure!(told.contains("no runtime for \"skirt\" is configured"), "event: {told}");
+    fleet.kubectl("delete pod lighter hovercraft --wait=true")?;
+    Ok("with its overhead, logs, exec and a probe; a class without a runtime is told of".to_owned())
+}
+
 pub(super) fn rejects(fleet: &mut Fleet) -> anyhow::Result<String> {
     let pod = |name: &str, more: &str| {
         format!(

@@ -1,0 +1,131 @@
+//! `RuntimeConfiguration`: what only the container runtime has to be told.
+//!
+//! ```yaml
+//! apiVersion: orlop/v1
+//! kind: RuntimeConfiguration
+//! runtimeHandlers:          # other OCI runtimes, by the `handler` of a RuntimeClass
+//! - name: runc
+//!   path: /usr/bin/runc
+//!   arguments: []           # before each command
+//! ```
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use runtime::HandlerConfig;
+use serde::Deserialize;
+
+/// Where it is looked for if nobody says otherwise; it need not be there.
+const PATH: &str = "/etc/orlop/runtime.yaml";
+const API_VERSION: &str = "orlop/v1";
+const KIND: &str = "RuntimeConfiguration";
+/// The handler that is this program itself.
+const OWN: &str = "orlop";
+
+/// The document.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Document {
+    api_version: String,
+    kind: String,
+    #[serde(default)]
+    runtime_handlers: Vec<Handler>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Handler {
+    name: String,
+    path: PathBuf,
+    #[serde(default)]
+    arguments: Vec<String>,
+}
+
+/// What it says.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RuntimeConfig {
+    pub(crate) handlers: Vec<HandlerConfig>,
+}
+
+/// Reads it, from where the operator said or from the well-known place.
+///
+/// # Errors
+/// All that is wrong with it.
+pub(crate) fn load(given: Option<&Path>) -> Result<RuntimeConfig, Vec<String>> {
+    let path = given.unwrap_or(Path::new(PATH));
+    let fault = |text: String| vec![format!("{}: {text}", path.display())];
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text).map_err(|faults| faults.into_iter().flat_map(fault).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && given.is_none() => Ok(RuntimeConfig::default()),
+        Err(error) => Err(fault(error.to_string())),
+    }
+}
+
+fn parse(text: &str) -> Result<RuntimeConfig, Vec<String>> {
+    let document: Document = serde_saphyr::from_str(text).map_err(|error| vec![error.to_string()])?;
+    let mut faults = Vec::new();
+    if (document.api_version.as_str(), document.kind.as_str()) != (API_VERSION, KIND) {
+        faults.push(format!("it is no {KIND} of {API_VERSION}"));
+    }
+    let mut names = BTreeSet::new();
+    for handler in &document.runtime_handlers {
+        faults.extend(fault_of(handler).map(|fault| format!("runtimeHandlers {:?}: {fault}", handler.name)));
+        if !names.insert(&handler.name) {
+            faults.push(format!("runtimeHandlers {:?}: there are two of the name", handler.name));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let handlers = document.runtime_handlers.into_iter();
+    let handler = |Handler { name, path, arguments }| HandlerConfig { name, path, arguments };
+    Ok(RuntimeConfig { handlers: handlers.map(handler).collect() })
+}
+
+fn fault_of(handler: &Handler) -> Option<String> {
+    // What the API takes as the handler of a RuntimeClass (a DNS label).
+    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let name = handler.name.as_bytes();
+    let is_label = (1..=63).contains(&name.len())
+        && name.iter().all(|byte| letter(*byte) || *byte == b'-')
+        && letter(name[0])
+        && letter(name[name.len() - 1]);
+    if !is_label {
+        return Some("a handler is named by lower-case letters, digits and dashes".to_owned());
+    }
+    if handler.name == OWN {
+        return Some("it is this program's own; give the other runtime another name".to_owned());
+    }
+    if !handler.path.is_absolute() {
+        return Some(format!("{} is no absolute path", handler.path.display()));
+    }
+    match std::fs::metadata(&handler.path) {
+        Ok(facts) if facts.is_file() && facts.permissions().mode() & 0o111 != 0 => None,
+        Ok(_) => Some(format!("{} is no program", handler.path.display())),
+        Err(error) => Some(format!("{}: {error}", handler.path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handlers_are_named_and_there() {
+        let head = "apiVersion: orlop/v1\nkind: RuntimeConfiguration\n";
+        let config =
+            parse(&format!("{head}runtimeHandlers:\n- {{name: sh, path: /bin/sh, arguments: [-x]}}\n")).unwrap();
+        let expected = HandlerConfig { name: "sh".into(), path: "/bin/sh".into(), arguments: vec!["-x".into()] };
+        assert_eq!(config.handlers, [expected]);
+        assert!(parse(head).unwrap().handlers.is_empty());
+        let faults = parse(&format!(
+            "{head}runtimeHandlers:\n- {{name: orlop, path: /bin/sh}}\n- {{name: A, path: /bin/sh}}\n- {{name: a, path: /no}}\n\
+             - {{name: a, path: bin/sh}}\n"
+        ))
+        .unwrap_err();
+        assert_eq!(faults.len(), 5, "{faults:?}");
+        assert!(parse("apiVersion: v1\nkind: Pod\n").is_err());
+        assert!(parse(&format!("{head}handlers: []\n")).unwrap_err()[0].contains("handlers"));
+    }
+}
