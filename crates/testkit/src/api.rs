@@ -96,6 +96,80 @@ impl Sent {
     }
 }
 
+/// A connection for one request after the other: many of them cost no handshake each.
+#[derive(Debug)]
+pub struct Session {
+    host: SocketAddr,
+    stream: Stream,
+}
+
+impl Session {
+    /// Any request; `body` comes with its content type.
+    ///
+    /// # Errors
+    /// The connection is lost, or there is no answer within half a minute.
+    pub fn request(&mut self, method: &str, path: &str, body: Option<(&str, &Value)>) -> anyhow::Result<Reply> {
+        let title = format!("{method} {path}");
+        let mut head = format!("{title} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\n", self.host);
+        let (kind, bytes) = match body {
+            Some((kind, value)) => (kind, serde_json::to_vec(value)?),
+            None => ("application/json", Vec::new()),
+        };
+        head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n", bytes.len());
+        self.stream.get_mut().write_all(&[head.as_bytes(), &bytes].concat())?;
+        self.reply().with_context(|| title)
+    }
+
+    /// Creates `object` in the collection at `path`.
+    ///
+    /// # Errors
+    /// As [`Session::request`], or refused.
+    pub fn create(&mut self, path: &str, object: &Value) -> anyhow::Result<()> {
+        let reply = self.request("POST", path, Some(("application/json", object)))?;
+        reply.json().map(drop).with_context(|| format!("POST {path}"))
+    }
+
+    fn reply(&mut self) -> anyhow::Result<Reply> {
+        let status = status_of(&read_line(&mut self.stream)?)?;
+        let (mut length, mut is_chunked) = (None, false);
+        loop {
+            let line = read_line(&mut self.stream)?.to_ascii_lowercase();
+            match line.split_once(':').map(|(name, value)| (name, value.trim())) {
+                Some(("content-length", value)) => length = Some(value.parse()?),
+                Some(("transfer-encoding", value)) => is_chunked = value == "chunked",
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let body = match length {
+            Some(length) => self.read(length)?,
+            None if is_chunked => self.read_chunks()?,
+            None => bail!("an answer without an end"),
+        };
+        Ok(Reply { status, body: String::from_utf8(body)? })
+    }
+
+    fn read(&mut self, length: usize) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// RFC 9112, 7.1; the API server sends neither extensions nor trailers.
+    fn read_chunks(&mut self) -> anyhow::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = read_line(&mut self.stream)?;
+            let length = usize::from_str_radix(&line, 16).with_context(|| format!("no length: {line:?}"))?;
+            body.extend(self.read(length)?);
+            read_line(&mut self.stream)?;
+            if length == 0 {
+                return Ok(body);
+            }
+        }
+    }
+}
+
 type Stream = BufReader<StreamOwned<ClientConnection, TcpStream>>;
 
 impl Api {
@@ -274,6 +348,15 @@ impl Api {
         self.connect(REQUEST_LIMIT)
     }
 
+    /// A connection for many requests.
+    ///
+    /// # Errors
+    /// Nobody there, or not the one who is trusted.
+    pub fn session(&self) -> anyhow::Result<Session> {
+        let Connection { host, stream } = self.connect(REQUEST_LIMIT)?;
+        Ok(Session { host, stream })
+    }
+
     fn connect(&self, limit: Duration) -> anyhow::Result<Connection> {
         let mut socket = TcpStream::connect_timeout(&self.address, Duration::from_secs(5).min(limit))
             .with_context(|| format!("connect to {}", self.address))?;
@@ -289,15 +372,22 @@ impl Api {
 }
 
 fn read_head(stream: &mut Stream) -> anyhow::Result<u16> {
+    let status = status_of(&read_line(stream)?)?;
+    while !read_line(stream)?.is_empty() {}
+    Ok(status)
+}
+
+/// One line without its end; empty at the end of all.
+fn read_line(stream: &mut Stream) -> anyhow::Result<String> {
     let mut line = String::new();
     stream.read_line(&mut line)?;
+    line.truncate(line.trim_end().len());
+    Ok(line)
+}
+
+fn status_of(line: &str) -> anyhow::Result<u16> {
     let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
-    let status = status.with_context(|| format!("not HTTP: {line:?}"))?;
-    while !line.trim_end().is_empty() {
-        line.clear();
-        stream.read_line(&mut line)?;
-    }
-    Ok(status)
+    status.with_context(|| format!("not HTTP: {line:?}"))
 }
 
 fn read_rest(stream: &mut Stream) -> anyhow::Result<String> {

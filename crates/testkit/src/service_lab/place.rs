@@ -112,8 +112,10 @@ impl Drop for Place {
 
 fn live(told: &SyncSender<anyhow::Result<(Pid, Handle)>>, ended: oneshot::Receiver<()>) {
     let enter = || -> anyhow::Result<Runtime> {
+        // Before: the first runtime of a process opens sockets that stay, and a namespace lives as long as its sockets.
+        let runtime = Builder::new_current_thread().enable_all().build()?;
         netns::enter_private()?;
-        Ok(Builder::new_current_thread().enable_all().build()?)
+        Ok(runtime)
     };
     let made = enter();
     let describe = |runtime: &Runtime| (rustix::thread::gettid(), runtime.handle().clone());
