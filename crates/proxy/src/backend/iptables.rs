@@ -109,9 +109,7 @@ impl Backend for Iptables {
         };
         let scripts = self.rules.replace(rules, network, &remains, self.programs.lines_max());
         for family in self.programs.families() {
-            for script in scripts.of(family.is_ipv6()) {
-                self.inside(|| self.programs.restore(*family, script))?;
-            }
+            self.inside(|| self.programs.restore_all(*family, scripts.of(family.is_ipv6())))?;
         }
         self.watch.written(&self.rules)?;
         // Not before the rule that keeps others out.
@@ -187,7 +185,7 @@ fn remove(programs: &Programs) -> Result<(), RulesError> {
     for family in programs.families() {
         let listing = programs.save(*family, &[])?;
         let scripts = iptables::removal(&Remains::read(&listing, family.is_ipv6()), programs.lines_max());
-        scripts.iter().try_for_each(|script| programs.restore(*family, script))?;
+        programs.restore_all(*family, &scripts)?;
     }
     Ok(())
 }

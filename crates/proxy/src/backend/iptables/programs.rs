@@ -6,10 +6,11 @@
 
 use std::env;
 use std::fmt;
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::thread::{JoinHandle, ScopedJoinHandle};
 use std::time::Duration;
 
 use netfilter::iptables::{self as tables, Remains};
@@ -30,6 +31,8 @@ const LOCK_WAIT_S: &str = "30";
 const PROGRAM_LIMIT: Duration = Duration::from_secs(180);
 /// Where iptables-legacy looks for the name of its lock.
 const LOCK_FILE: &str = "XTABLES_LOCKFILE";
+/// Ends what a script says of one table.
+const COMMIT: &str = "COMMIT\n";
 /// Of what a program says, as much as an operator reads.
 const WORDS_MAX: usize = 500;
 
@@ -170,8 +173,38 @@ impl Programs {
 
     /// Carries out a script. What it does not mention stays.
     pub(super) fn restore(&self, family: Family, script: &str) -> Result<(), RulesError> {
+        self.restoring(family)?.end(script, script).map(drop)
+    }
+
+    /// Carries out scripts one after the other, up to the first that is refused.
+    pub(super) fn restore_all(&self, family: Family, scripts: &[String]) -> Result<(), RulesError> {
+        match self.kind {
+            Kind::Nft => self.restore_ahead(family, scripts),
+            // Who reads has the lock, and who carries out needs it.
+            Kind::Legacy => scripts.iter().try_for_each(|script| self.restore(family, script)),
+        }
+    }
+
+    /// While the kernel is at one script, the program for the next reads: up to its first `COMMIT` a script changes nothing,
+    /// and reading takes as long as carrying out.
+    fn restore_ahead(&self, family: Family, scripts: &[String]) -> Result<(), RulesError> {
+        std::thread::scope(|scope| {
+            let mut before: Option<ScopedJoinHandle<'_, Result<Output, RulesError>>> = None;
+            for script in scripts {
+                let (head, rest) = script.split_at(script.find(COMMIT).unwrap_or(0));
+                let mut next = self.restoring(family)?;
+                next.read(head);
+                // Without its end the next one is refused as a whole.
+                before.take().map_or(Ok(()), done)?;
+                before = Some(scope.spawn(move || next.end(rest, script)));
+            }
+            before.map_or(Ok(()), done)
+        })
+    }
+
+    fn restoring(&self, family: Family) -> Result<Running<'_>, RulesError> {
         let [restore, _] = &self.paths[usize::from(family.is_ipv6())];
-        run(restore, ["--noflush", "--counters", "-w", LOCK_WAIT_S], script).map(drop)
+        Running::start(restore, ["--noflush", "--counters", "-w", LOCK_WAIT_S])
     }
 
     /// Finds out whether programs and kernel have all that rules need, in a network namespace that ends with the trial. A
@@ -278,34 +311,88 @@ fn find_in_path(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Runs a program to its end. Its environment is empty but for where programs and the lock are.
+/// Runs a program to its end.
 fn run<'a>(program: &Path, arguments: impl IntoIterator<Item = &'a str>, input: &str) -> Result<Output, RulesError> {
-    let failed = |error: io::Error| RulesError::Program {
-        program: program.display().to_string(),
-        words: error.to_string(),
-        line: None,
-    };
-    #[expect(clippy::disallowed_methods, reason = "the operator has chosen the mode that works by this program")]
-    let mut command = Command::new(program);
-    command.args(arguments).env_clear().env("PATH", env::var_os("PATH").unwrap_or_default()).env("LC_ALL", "C");
-    command.envs(env::var_os(LOCK_FILE).map(|file| (LOCK_FILE, file)));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(failed)?;
-    let mut stdin = child.stdin.take().expect("it is piped");
-    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(|errno| failed(errno.into()))?;
-    let (written, output) = std::thread::scope(|scope| {
-        // A program that has said enough reads no more: what it said matters, not that.
-        let writer = scope.spawn(move || stdin.write_all(input.as_bytes()));
-        scope.spawn(|| end_in_time(&process));
-        let output = child.wait_with_output();
-        (writer.join(), output)
-    });
-    let output = output.map_err(failed)?;
-    if output.status.success() {
-        let written = written.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        return written.map(|()| output).map_err(failed);
+    Running::start(program, arguments)?.end(input, input)
+}
+
+/// What became of a program that a thread waits for.
+fn done(program: ScopedJoinHandle<'_, Result<Output, RulesError>>) -> Result<(), RulesError> {
+    program.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(drop)
+}
+
+/// A program that reads. It ends with this value at the latest.
+struct Running<'p> {
+    program: &'p Path,
+    child: Child,
+    /// Taken when all has been said.
+    stdin: Option<ChildStdin>,
+    /// Ends it when its time is over.
+    limit: Option<JoinHandle<()>>,
+}
+
+impl<'p> Running<'p> {
+    /// Starts a program. Its environment is empty but for where programs and the lock are.
+    fn start<'a>(program: &'p Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<Self, RulesError> {
+        #[expect(clippy::disallowed_methods, reason = "the operator has chosen the mode that works by this program")]
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().env("PATH", env::var_os("PATH").unwrap_or_default()).env("LC_ALL", "C");
+        command.envs(env::var_os(LOCK_FILE).map(|file| (LOCK_FILE, file)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| failed(program, &error))?;
+        let stdin = child.stdin.take();
+        let mut running = Running { program, child, stdin, limit: None };
+        let process = pidfd_open(Pid::from_child(&running.child), PidfdFlags::empty());
+        let process = process.map_err(|errno| failed(program, &errno.into()))?;
+        running.limit = Some(std::thread::spawn(move || end_in_time(&process)));
+        Ok(running)
     }
-    Err(refusal(program, input, &output))
+
+    /// Lets it read. A program that has said enough reads no more: what it said matters, and that is told at the end.
+    fn read(&mut self, input: &str) {
+        if let Some(stdin) = &mut self.stdin
+            && stdin.write_all(input.as_bytes()).is_err()
+        {
+            self.stdin = None;
+        }
+    }
+
+    /// Lets it read the rest of `input` and waits for its end.
+    fn end(mut self, rest: &str, input: &str) -> Result<Output, RulesError> {
+        let [stdout, stderr] = std::thread::scope(|scope| {
+            let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
+            let readers = [scope.spawn(|| read_all(stdout)), scope.spawn(|| read_all(stderr))];
+            self.read(rest);
+            self.stdin = None;
+            readers.map(|reader| reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let status = self.child.wait().map_err(|error| failed(self.program, &error))?;
+        let text = |bytes: io::Result<Vec<u8>>| bytes.map_err(|error| failed(self.program, &error));
+        let output = Output { status, stdout: text(stdout)?, stderr: text(stderr)? };
+        if output.status.success() { Ok(output) } else { Err(refusal(self.program, input, &output)) }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        // It has ended unless nobody wants its end any more, and then neither call can fail.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if let Some(limit) = self.limit.take() {
+            let _ = limit.join(); // it cannot panic, and it ends with the program
+        }
+    }
+}
+
+fn read_all(from: Option<impl Read>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.map_or(Ok(0), |mut from| from.read_to_end(&mut bytes)).map(|_| bytes)
+}
+
+fn failed(program: &Path, error: &io::Error) -> RulesError {
+    RulesError::Program { program: program.display().to_string(), words: error.to_string(), line: None }
 }
 
 /// Kills a process that has not ended in time.
