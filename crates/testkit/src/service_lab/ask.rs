@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rustix::net;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -23,8 +24,9 @@ const OPEN_MAX: usize = 64;
 /// A client of UDP or SCTP sends again when nothing has come for so long: a full buffer is no answer.
 const AGAIN: Duration = Duration::from_millis(80);
 
-/// Local ports of connections without a state of their own: none that Kubernetes gives to somebody. They are taken in
-/// turn, so that hardly two are one flow.
+/// Local ports of clients: none that Kubernetes gives to somebody. They are taken in turn, so that hardly two are one flow
+/// while anybody remembers it: connection tracking does for 10 s after a refusal, and would treat the next one alike, whatever
+/// the rules are by then.
 const PORTS: [std::ops::Range<u16>; 2] = [1024..30_000, 33_000..65_000];
 
 /// Transport protocols.
@@ -184,18 +186,33 @@ async fn once(question: &Question, free: &Semaphore) -> Answer {
 }
 
 async fn tcp(question: &Question) -> io::Result<String> {
-    let mut stream = connect(question.to, question.source).await?;
-    stream.write_u8(echo::ONCE).await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
+    let (stream, text) = converse(question.to, question.source).await?;
+    // It ends by a reset. A server that remembered it (TIME_WAIT) would take the same port of the same client on its way to
+    // another Service for an old segment: the kernel begins each destination's time stamps elsewhere, and the server sees
+    // one destination. Nobody has thousands of connections a minute from one address to one endpoint but we.
+    net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
     Ok(text)
 }
 
-async fn connect(to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
-    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if let Some(source) = source {
-        socket.bind((source, 0).into())?;
+/// An open connection, and what the server said first.
+async fn converse(to: SocketAddr, source: Option<IpAddr>) -> io::Result<(TcpStream, String)> {
+    let mut stream = connect(to, source).await?;
+    stream.write_u8(b'?').await?;
+    let mut text = Vec::new();
+    while text.last() != Some(&b'\n') {
+        text.push(stream.read_u8().await?);
     }
+    Ok((stream, String::from_utf8_lossy(&text).into_owned()))
+}
+
+async fn connect(to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = loop {
+        let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        match socket.bind((source.unwrap_or(any(to)), next_port()).into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => break bound.map(|()| socket)?,
+        }
+    };
     socket.connect(to).await
 }
 
@@ -275,13 +292,8 @@ impl Kept {
     /// Nobody answers.
     pub async fn open(to: SocketAddr, limit: Duration) -> io::Result<(Self, SocketAddr)> {
         let open = async {
-            let mut stream = connect(to, None).await?;
-            stream.write_u8(echo::ECHO).await?;
-            let mut text = Vec::new();
-            while text.last() != Some(&b'\n') {
-                text.push(stream.read_u8().await?);
-            }
-            let (by, _) = echo::read(&String::from_utf8_lossy(&text)).ok_or(io::ErrorKind::InvalidData)?;
+            let (stream, text) = converse(to, None).await?;
+            let (by, _) = echo::read(&text).ok_or(io::ErrorKind::InvalidData)?;
             Ok((Self(stream), by))
         };
         timeout(limit, open).await?

@@ -4,14 +4,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::sctp;
 
-/// Asks a server of TCP to answer and to close the connection.
-pub(super) const ONCE: u8 = b'1';
-/// Asks a server of TCP to answer and then to send back what comes.
-pub(super) const ECHO: u8 = b'e';
+/// What fits into a server's queue, as far as the kernel's limit (`somaxconn`) allows: what all clients of a node open at
+/// once. A connection that finds it full is dropped, and comes again after a second.
+const BACKLOG: u32 = 4096;
 
 /// Opens servers of TCP, UDP and SCTP on each of `ports` of each of `addresses`, in the calling task's namespace. They
 /// live as long as its runtime.
@@ -19,7 +18,7 @@ pub(super) async fn serve(addresses: Vec<IpAddr>, ports: Vec<u16>) -> io::Result
     for address in addresses {
         for port in &ports {
             let here = SocketAddr::new(address, *port);
-            tokio::spawn(serve_tcp(TcpListener::bind(here).await?, here));
+            tokio::spawn(serve_tcp(listen(here)?, here));
             let socket = UdpSocket::bind(here).await?;
             sctp::widen(&socket)?;
             tokio::spawn(serve_udp(socket, here));
@@ -30,21 +29,29 @@ pub(super) async fn serve(addresses: Vec<IpAddr>, ports: Vec<u16>) -> io::Result
     Ok(())
 }
 
+fn listen(here: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if here.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(here)?;
+    socket.listen(BACKLOG)
+}
+
 async fn serve_tcp(listener: TcpListener, here: SocketAddr) {
-    while let Ok((stream, peer)) = listener.accept().await {
-        // A client that has gone ends the conversation.
-        tokio::spawn(async move { converse(stream, here, peer).await.ok() });
+    loop {
+        // One that has gone before it was taken is no reason to take no others.
+        if let Ok((stream, peer)) = listener.accept().await {
+            // A client that has gone ends the conversation.
+            tokio::spawn(async move { converse(stream, here, peer).await.ok() });
+        }
     }
 }
 
+/// Says who asks, and sends back what comes until the client goes.
 async fn converse(mut stream: TcpStream, here: SocketAddr, peer: SocketAddr) -> io::Result<()> {
-    let wish = stream.read_u8().await?;
+    stream.read_u8().await?;
     stream.write_all(format!("{}\n", text(here, peer.ip())).as_bytes()).await?;
-    if wish == ECHO {
-        let (mut from, mut to) = stream.split();
-        tokio::io::copy(&mut from, &mut to).await?;
-    }
-    Ok(())
+    let (mut from, mut to) = stream.split();
+    tokio::io::copy(&mut from, &mut to).await.map(drop)
 }
 
 async fn serve_udp(socket: UdpSocket, here: SocketAddr) {
