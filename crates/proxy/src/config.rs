@@ -34,6 +34,8 @@ pub struct Config {
     pub node_ports: Vec<NodePortAddress>,
     /// Whether what goes to an address of a Service is masqueraded wherever it comes from.
     pub masquerade_all: bool,
+    /// Whether `externalIPs` of Services are served: who may write Services can take any address by them (CVE-2020-8554).
+    pub external_ips: bool,
     /// The node's own address, if it is not the Node's.
     pub bind_address: Option<IpAddr>,
     /// The least time between two syncs: what changes meanwhile goes into one transaction.
@@ -60,6 +62,7 @@ impl Config {
             ipvs: IpvsOptions::default(),
             node_ports: vec![NodePortAddress::All],
             masquerade_all: false,
+            external_ips: true,
             bind_address: None,
             pace: Duration::from_millis(5),
             sync_period: Duration::from_secs(30),

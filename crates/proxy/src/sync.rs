@@ -152,6 +152,12 @@ enum Step {
     Out { due: Instant, backoff: Duration },
 }
 
+/// Nothing is known yet.
+fn model(config: &Config) -> Model {
+    let model = Model::new(&config.node_name);
+    if config.external_ips { model } else { model.without_external_ips() }
+}
+
 impl Sync {
     pub(crate) fn new(
         config: Config,
@@ -175,7 +181,7 @@ impl Sync {
             started: Timestamp::now(),
             triggers: Vec::new(),
             blocked: BTreeSet::new(),
-            model: Model::new(&config.node_name),
+            model: model(&config),
             source,
             other_modes: config.remove_other_modes,
             place: kernel.rules.place(),

@@ -104,7 +104,7 @@ pub(crate) struct ServiceFacts {
     pub(crate) affinity_s: Option<u32>,
     pub(crate) internal_local: bool,
     pub(crate) external_local: bool,
-    pub(crate) sources: Option<Vec<IpNet>>,
+    pub(crate) sources: Option<Sources>,
     pub(crate) health_check_port: Option<u16>,
     pub(crate) faults: Vec<Fault>,
 }
@@ -219,8 +219,7 @@ impl Reader<'_> {
         read
     }
 
-    /// A range that cannot be read admits nobody.
-    fn sources(&mut self, service: &Service, spec: &ServiceSpec) -> Option<Vec<IpNet>> {
+    fn sources(&mut self, service: &Service, spec: &ServiceSpec) -> Option<Sources> {
         const FIELD: &str = "spec.loadBalancerSourceRanges";
         let annotation = service.metadata.annotations.as_ref().and_then(|all| all.get(SOURCE_RANGES));
         let from_annotation = || annotation.iter().flat_map(|text| text.split(',')).map(str::to_owned).collect();
@@ -228,17 +227,39 @@ impl Reader<'_> {
             Some(ranges @ [_, ..]) => ranges.to_vec(),
             _ => from_annotation(),
         };
-        let mut ranges = Vec::new();
+        let mut sources = Sources { ranges: Vec::new(), unread: false };
         for text in texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
             match addresses::parse_range(text) {
-                Some(range) => ranges.push(range.trunc()),
-                None => self.unusable(FIELD, text),
+                Some(range) => sources.ranges.push(range.trunc()),
+                None => {
+                    sources.unread = true;
+                    self.unusable(FIELD, text);
+                }
             }
         }
-        ranges.sort_unstable();
-        ranges.dedup();
-        (!ranges.is_empty() || self.faults.iter().any(|fault| matches!(fault, Fault::Unusable { field: FIELD, .. })))
-            .then_some(ranges)
+        sources.ranges.sort_unstable();
+        sources.ranges.dedup();
+        (sources.unread || !sources.ranges.is_empty()).then_some(sources)
+    }
+}
+
+/// Who may connect to the addresses of load balancers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sources {
+    /// In order.
+    ranges: Vec<IpNet>,
+    /// Some could not be read, and may have been of either family.
+    unread: bool,
+}
+
+impl Sources {
+    /// The ranges that admit clients of a family; `None`: it is not limited. Ranges of one family say nothing of the other
+    /// one, as upstream has it: its proxy of each family sees that family's ranges, and none means everybody.
+    pub(crate) fn of_family(&self, ipv6: bool) -> Option<Vec<IpNet>> {
+        let of_family = self.ranges.iter().filter(|range| range.addr().is_ipv6() == ipv6);
+        let ranges: Vec<IpNet> = of_family.copied().collect();
+        let limits = !ranges.is_empty() || self.unread;
+        (limits && ranges.iter().all(|range| range.prefix_len() > 0)).then_some(ranges)
     }
 }
 

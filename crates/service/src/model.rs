@@ -22,6 +22,7 @@ use crate::{Change, Difference, Entry, Frontend, Name, Rules};
 pub struct Model {
     node_name: String,
     node: NodeFacts,
+    external_ips: bool,
     names: Interner,
     services: HashMap<Name, State>,
     /// Which Service a slice stands behind.
@@ -63,6 +64,7 @@ impl Model {
         Model {
             node_name: node_name.to_owned(),
             node: NodeFacts::default(),
+            external_ips: true,
             names: Interner::default(),
             services: HashMap::new(),
             slices: HashMap::new(),
@@ -72,6 +74,11 @@ impl Model {
             dirty: BTreeSet::new(),
             checked: BTreeSet::new(),
         }
+    }
+
+    /// The same model, for a node that serves no `externalIPs`: who may write Services can take any address by them.
+    pub fn without_external_ips(self) -> Model {
+        Model { external_ips: false, ..self }
     }
 
     /// Notes zone and addresses of this node.
@@ -86,7 +93,10 @@ impl Model {
     /// Notes a Service, new or changed.
     pub fn set_service(&mut self, service: &Service) {
         let name = self.name_of(service.metadata.namespace.as_deref(), service.metadata.name.as_deref());
-        let facts = ServiceFacts::of(service, &mut self.names);
+        let mut facts = ServiceFacts::of(service, &mut self.names);
+        if let Some(facts) = facts.as_mut().filter(|_| !self.external_ips) {
+            facts.external_ips.clear();
+        }
         self.put_service(name, facts);
     }
 

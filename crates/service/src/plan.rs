@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::choose::{Candidate, Choice, choose};
 use crate::explain::PortExplanation;
-use crate::facts::{NodeFacts, Port, ServiceFacts, SliceFacts};
+use crate::facts::{NodeFacts, Port, ServiceFacts, SliceFacts, Sources};
 use crate::{Endpoint, Entry, Frontend, Kind, Name, Protocol, ServicePort, Target, slots};
 
 /// Which endpoints: of a port in an address family.
@@ -164,7 +164,7 @@ impl Targets {
             entries.entry(frontend(address)).or_insert_with(|| external(Kind::ExternalIp));
         }
         for address in facts.balancer_ips.iter().filter(of_family) {
-            let sources = sources(facts.sources.as_deref(), *address, node);
+            let sources = sources(facts.sources.as_ref(), *address, node);
             entries.entry(frontend(address)).or_insert_with(|| Entry { sources, ..external(Kind::LoadBalancer) });
         }
     }
@@ -174,14 +174,9 @@ fn target(slots: &Arc<[Endpoint]>, otherwise: Target) -> Target {
     if slots.is_empty() { otherwise } else { Target::Endpoints(slots.clone()) }
 }
 
-/// Who may connect to a load balancer's address. Ranges of the other family admit nobody of this one.
-fn sources(ranges: Option<&[IpNet]>, address: IpAddr, node: &NodeFacts) -> Option<Arc<[IpNet]>> {
-    let ranges = ranges?;
-    let of_family = ranges.iter().filter(|range| range.addr().is_ipv6() == address.is_ipv6());
-    let mut admitted: Vec<IpNet> = of_family.copied().collect();
-    if admitted.iter().any(|range| range.prefix_len() == 0) {
-        return None;
-    }
+/// Who may connect to a load balancer's address; `None`: everybody.
+fn sources(sources: Option<&Sources>, address: IpAddr, node: &NodeFacts) -> Option<Arc<[IpNet]>> {
+    let mut admitted = sources?.of_family(address.is_ipv6())?;
     // Some load balancers put their address on the nodes, so that a node which connects to it comes from it.
     if node.addresses.iter().any(|own| admitted.iter().any(|range| range.contains(own))) {
         admitted.push(address.into());

@@ -94,6 +94,7 @@ impl Settings {
             local: configuration.detect_local.clone(),
             node_ports: configuration.node_port_addresses.clone(),
             masquerade_all: configuration.masquerade_all,
+            external_ips: configuration.external_ips,
             ipvs: configuration.ipvs.clone(),
             iptables: configuration.iptables.clone(),
             bind_address: configuration.bind_address,

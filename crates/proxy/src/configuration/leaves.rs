@@ -14,7 +14,7 @@ const ENCODING: Status = Never("objects are read as JSON, one by one");
 /// All of them, in the order of the API.
 #[rustfmt::skip]
 pub const LEAVES: &[Leaf] = &[
-    leaf("featureGates", Map, "", "feature-gates", NotYet),
+    leaf("featureGates", Map, "", "feature-gates", Honoured),
     leaf("clientConnection.kubeconfig", Text, "", "kubeconfig", Honoured),
     leaf("clientConnection.acceptContentTypes", Text, "", "", ENCODING),
     leaf("clientConnection.contentType", Text, "application/vnd.kubernetes.protobuf", "kube-api-content-type", ENCODING),

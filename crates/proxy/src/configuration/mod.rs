@@ -193,6 +193,16 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: '', roo
     }
 
     #[test]
+    fn the_gate_of_external_addresses_is_heeded_and_others_are_named() {
+        let loaded = file("featureGates: {AllowServiceExternalIPs: false, Other: true}\n").unwrap();
+        assert!(!loaded.configuration.external_ips);
+        assert_eq!(loaded.warnings, ["featureGates.Other = true has no effect on this kube-proxy"]);
+        let loaded = flags(&[("feature-gates", "AllowServiceExternalIPs=false")]).unwrap();
+        assert!(!loaded.configuration.external_ips);
+        assert!(flags(&[]).unwrap().configuration.external_ips);
+    }
+
+    #[test]
     fn beside_a_file_flags_have_no_effect_and_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.conf");

@@ -12,6 +12,9 @@ use crate::{IptablesOptions, IpvsOptions, Mode};
 
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
+const GATES: &str = "featureGates";
+/// On by default, as upstream has it in 1.37; the one gate that this proxy knows.
+const EXTERNAL_IPS: &str = "AllowServiceExternalIPs";
 /// Upstream's `syncPeriod`: a change that has waited for twice as long makes the proxy unhealthy.
 const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
@@ -46,6 +49,8 @@ pub struct Configuration {
     pub sync_pace: Option<Duration>,
     /// After twice this time without the sync that is due the proxy is unhealthy.
     pub sync_period: Duration,
+    /// Whether `externalIPs` of Services are served (the gate `AllowServiceExternalIPs`).
+    pub external_ips: bool,
     /// `oom_score_adj` of this process.
     pub oom_score_adj: i32,
     /// Connection tracking.
@@ -136,6 +141,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         masquerade_all: reader.flag(&format!("{}.masqueradeAll", masquerade_section(mode)), false),
         sync_pace: reader.span(&format!("{section}.minSyncPeriod")),
         sync_period: reader.span(&format!("{section}.syncPeriod")).unwrap_or(SYNC_PERIOD),
+        external_ips: reader.flag(&format!("{GATES}.{EXTERNAL_IPS}"), true),
         oom_score_adj: i32::try_from(reader.bounded("oomScoreAdj", -999, -1000, 1000)).unwrap_or_default(),
         conntrack: conntrack(&mut reader),
         iptables: IptablesOptions {
@@ -154,7 +160,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
 
 /// What works in another way than the operator may think.
 pub(super) fn warnings(configuration: &Configuration, written: &Value) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<String> = foreign_gates(written).collect();
     let mode = configuration.mode;
     if written.get("mode").and_then(Value::as_str).unwrap_or_default().is_empty() {
         return warnings;
@@ -173,6 +179,13 @@ pub(super) fn warnings(configuration: &Configuration, written: &Value) -> Vec<St
         warnings.push(format!("nodePortAddresses: node ports do not answer on loopback addresses in the mode {mode}"));
     }
     warnings
+}
+
+/// Gates that change nothing here.
+fn foreign_gates(written: &Value) -> impl Iterator<Item = String> {
+    let gates = written.get(GATES).and_then(Value::as_object).into_iter().flatten();
+    let foreign = gates.filter(|(name, _)| *name != EXTERNAL_IPS);
+    foreign.map(|(name, value)| format!("{GATES}.{name} = {value} has no effect on this kube-proxy"))
 }
 
 fn mode(reader: &mut Reader<'_>) -> Mode {

@@ -99,6 +99,35 @@ fn an_address_that_no_service_can_have_is_a_problem_of_its_own() {
 }
 
 #[test]
+fn sources_of_one_family_say_nothing_of_the_other() {
+    let check = |ranges: &[&str], v4: Option<&[&str]>, v6: Option<&[&str]>| {
+        let mut model = Model::new("here");
+        let mut balanced = web(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1",
+            "clusterIPs": ["10.96.0.1", "fd00::1"], "ports": [{"port": 80}], "loadBalancerSourceRanges": ranges}));
+        let ingress = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}, {"ip": "2001:db8::9"}]}});
+        balanced.status = serde_json::from_value(ingress).unwrap();
+        model.set_service(&balanced);
+        model.update();
+        for (address, expect) in [("192.0.2.9", v4), ("2001:db8::9", v6)] {
+            let frontend = Frontend { address: address.parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
+            let sources = model.rules().get(&frontend).unwrap().sources.as_ref();
+            let sources = sources.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
+            assert_eq!(
+                sources.as_deref(),
+                expect.map(|all| all.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()).as_deref(),
+                "{ranges:?} at {address}"
+            );
+        }
+    };
+    check(&["198.51.100.0/24"], Some(&["198.51.100.0/24"]), None);
+    check(&["2001:db8:1::/48"], None, Some(&["2001:db8:1::/48"]));
+    check(&["198.51.100.0/24", "::/0"], Some(&["198.51.100.0/24"]), None);
+    check(&[], None, None);
+    // It may have been of either family.
+    check(&["198.51.100.0/24", "nonsense"], Some(&["198.51.100.0/24"]), Some(&[]));
+}
+
+#[test]
 fn sources_may_have_leading_zeros() {
     let mut model = Model::new("here");
     let mut balanced = web(json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}],

@@ -122,6 +122,8 @@ pub(super) fn play(stage: &mut Stage<'_>, seed: u64, steps: usize) -> anyhow::Re
         let differences = unexplained(stage);
         if !differences.is_empty() {
             println!("seed {seed}, step {step}: a difference; looking for the shortest history that shows it");
+            world.print("the world that showed it")?;
+            differences.iter().for_each(|difference| println!("  {}", difference.show(stage.pair())));
             let worlds = shrink(stage, worlds)?;
             return Ok(Some(Found { worlds, differences }));
         }

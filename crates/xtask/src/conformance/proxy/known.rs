@@ -33,10 +33,6 @@ const ALL: &[Known] = &[
                  (EPERM); kube-proxy's refusal for node ports comes back as a packet",
         is_it: told_to_the_sender,
     },
-    Known {
-        reason: "loadBalancerSourceRanges of one family admit nobody of the other family; kube-proxy admits everybody of it",
-        is_it: other_family_is_closed,
-    },
 ];
 
 /// Why they differ here, if that is meant.
@@ -78,12 +74,6 @@ fn told_to_the_sender(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&An
         && only(own, Answer::Failed(EPERM))
 }
 
-/// Addresses of load balancers, all in one range of IPv6; no scenario drops there for another reason.
-fn other_family_is_closed(_: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
-    let to = inquiry.question.to.ip();
-    is_balancer_v6(to) && upstream.iter().all(Answer::is_served) && only(own, Answer::Silent)
-}
-
 fn only(answers: &Answers, one: Answer) -> bool {
     answers.len() == 1 && answers.contains(&one)
 }
@@ -97,10 +87,6 @@ fn is_service_range(address: IpAddr) -> bool {
         IpAddr::V4(v4) => v4.octets()[..2] == [10, 96],
         IpAddr::V6(v6) => v6.segments()[..3] == [0xfd00, 0x10, 0x96],
     }
-}
-
-fn is_balancer_v6(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(v6) if v6.segments()[..3] == [0x2001, 0xdb8, 5])
 }
 
 /// Endpoints, and what else came.

@@ -228,10 +228,7 @@ fn live(stage: &mut Stage<'_>, seed: u64, steps: usize) -> anyhow::Result<String
     let Some(found) = history::play(stage, seed, steps)? else { return Ok(String::new()) };
     stage.differences = found.differences;
     for (number, world) in found.worlds.iter().enumerate() {
-        println!("history {seed}, world {number}:");
-        for (path, object) in world.objects()? {
-            println!("  {path} {} {}", object.body, object.status.unwrap_or_default());
-        }
+        world.print(&format!("history {seed}, world {number}"))?;
     }
     Ok(format!("{} worlds lead to it", found.worlds.len()))
 }

@@ -291,6 +291,15 @@ impl World {
         Ok(objects)
     }
 
+    /// Shows what it is made of.
+    pub(super) fn print(&self, name: &str) -> anyhow::Result<()> {
+        println!("{name}:");
+        for (path, object) in self.objects()? {
+            println!("  {path} {} {}", object.body, object.status.unwrap_or_default());
+        }
+        Ok(())
+    }
+
     /// How many endpoints a service can have at most.
     pub(super) fn endpoints(&self, service: u8) -> usize {
         let slices = self.slices.iter().filter(|slice| slice.service == service);
