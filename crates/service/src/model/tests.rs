@@ -99,6 +99,16 @@ fn an_address_that_no_service_can_have_is_a_problem_of_its_own() {
 }
 
 #[test]
+fn external_addresses_can_be_left_out() {
+    let mut model = Model::new("here").without_external_ips();
+    let external = json!({"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.9"], "ports": [{"port": 80}]});
+    model.set_service(&web(external));
+    model.set_slice(&web_slice("web-1", FAR));
+    model.update();
+    assert_eq!(shown(&model), ["10.96.0.1:80/TCP -> 2:8080"]);
+}
+
+#[test]
 fn sources_of_one_family_say_nothing_of_the_other() {
     let check = |ranges: &[&str], v4: Option<&[&str]>, v6: Option<&[&str]>| {
         let mut model = Model::new("here");
