@@ -21,8 +21,11 @@ use super::{echo, sctp};
 /// So many connections of a client are open at once: more at the same moment overrun the queues between namespaces.
 const OPEN_MAX: usize = 64;
 
-/// A client of UDP or SCTP sends again when nothing has come for so long: a full buffer is no answer.
+/// A client of UDP or SCTP sends again when nothing has come for this time, or for this part of what it waits in all: a full
+/// buffer is no answer. On a busy machine the first answer may be on its way still; a second one to SCTP is no packet that
+/// connection tracking knows, is led nowhere, and comes back as an error to whoever is at the same address.
 const AGAIN: Duration = Duration::from_millis(80);
+const TRIES: u32 = 6;
 
 /// Local ports of clients: none that Kubernetes gives to somebody. They are taken in turn, so that hardly two are one flow
 /// while anybody remembers it: connection tracking does for 10 s after a refusal, and would treat the next one alike, whatever
@@ -220,7 +223,7 @@ async fn udp(question: &Question) -> io::Result<String> {
     let socket = udp_socket(question.to, question.source).await?;
     loop {
         socket.send(b"?").await?;
-        if let Ok(received) = timeout(AGAIN, receive(&socket)).await {
+        if let Ok(received) = timeout(again(question), receive(&socket)).await {
             return received;
         }
     }
@@ -258,10 +261,14 @@ async fn sctp(question: &Question) -> io::Result<String> {
     };
     loop {
         socket.send(&sctp::Packet::init(source_port, question.to.port())).await?;
-        if let Ok(received) = timeout(AGAIN, answer()).await {
+        if let Ok(received) = timeout(again(question), answer()).await {
             return received;
         }
     }
+}
+
+fn again(question: &Question) -> Duration {
+    AGAIN.max(question.limit / TRIES)
 }
 
 fn any(to: SocketAddr) -> IpAddr {

@@ -14,7 +14,7 @@ use testkit::service_lab::{Answer, Client, NODE_POD_RANGES, POD_RANGES, Protocol
 use super::world::{Marker, NODE};
 
 /// How long a proxy may take to do what it was told, on a machine that does other things too.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whose program it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

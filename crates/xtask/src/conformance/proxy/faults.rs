@@ -162,17 +162,21 @@ fn flush(node: &Place) -> anyhow::Result<()> {
     node.run(async move { flush() })?
 }
 
-/// Waits until both sides answer alike again.
+/// Waits until both sides have answered every question alike again. One that has is not asked any more: on a busy machine
+/// there is hardly a moment in which none of hundreds of connections is late.
 fn until_alike(stage: &Stage<'_>) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     let differs = |(inquiry, answers): &(Inquiry, [Answers; 2])| {
         known::reason_for(inquiry, answers.each_ref(), stage.pair()).is_none()
     };
+    let mut open = inquiries(&stage.world);
     loop {
-        let open = stage.differing(inquiries(&stage.world))?;
-        let Some((inquiry, answers)) = open.iter().find(|found| differs(found)) else { break };
-        let [_, own] = answers.each_ref().map(shown);
-        ensure!(begun.elapsed() < LIMIT, "not right again after {} s: {inquiry}: {own}", LIMIT.as_secs());
+        let found: Vec<_> = stage.differing(open)?.into_iter().filter(differs).collect();
+        let Some((inquiry, answers)) = found.first() else { break };
+        let [upstream, own] = answers.each_ref().map(shown);
+        let limit = LIMIT.as_secs();
+        ensure!(begun.elapsed() < LIMIT, "not right again after {limit} s: {inquiry}: {own} instead of {upstream}");
+        open = found.into_iter().map(|(inquiry, _)| inquiry).collect();
     }
     Ok(begun.elapsed())
 }

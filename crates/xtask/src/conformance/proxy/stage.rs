@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use anyhow::ensure;
+use serde_json::{Value, json};
 use testkit::service_lab::{Answer, Answers, Client, GATEWAY, NODE, Protocol, Question, SECOND, Times, ask_all};
 
-use super::contestant::{Contestant, Options, Running};
+use super::contestant::{Contestant, LIMIT, Options, Running};
 use super::lab::Lab;
-use super::world::{Service, World};
+use super::world::{Service, Slice, World, ZONE, cluster_ips, end};
 
 /// What has not come by now is taken to be dropped, at first.
 const SHORT: Duration = Duration::from_millis(250);
@@ -97,7 +99,31 @@ impl<'a> Stage<'a> {
         for side in &mut sides {
             side.wait_for(marker)?;
         }
-        Ok(Self { lab, sides, world: World::default(), differences: Vec::new(), asked: 0 })
+        let mut stage = Self { lab, sides, world: World::default(), differences: Vec::new(), asked: 0 };
+        stage.show_zone()?;
+        Ok(stage)
+    }
+
+    /// Makes sure that both know the node's zone. Kube-proxy 1.37.2 may miss it for good: it registers the handler of the
+    /// Node's labels after it has begun to listen for them (`cmd/kube-proxy/app/server.go`, `NewNodeTopologyConfig`), and
+    /// skips what has not changed since. A change it sees.
+    fn show_zone(&mut self) -> anyhow::Result<()> {
+        const NUMBER: u8 = 253;
+        for zone in [Value::Null, json!(ZONE)] {
+            self.lab.label_node(&json!({ "topology.kubernetes.io/zone": zone }))?;
+        }
+        let ends = [end("a").for_zones(&[ZONE]), end("r").for_zones(&["far"])];
+        self.write(World { services: vec![Service::new(NUMBER)], slices: vec![Slice::new(NUMBER, &ends)] })?;
+        let mut asked = inquiry(Client::Pod, Protocol::Tcp, cluster_ips(NUMBER).v4.into(), 80);
+        asked.question.times = Times::Together(often(2));
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let answers = self.answers(std::slice::from_ref(&asked))?;
+            if answers.iter().flatten().all(|answers| answers.len() == 1 && answers.iter().all(Answer::is_served)) {
+                return self.write(World::default());
+            }
+            ensure!(Instant::now() < deadline, "one of the two does not learn the node's zone");
+        }
     }
 
     pub(super) fn pair(&self) -> [Contestant; 2] {
