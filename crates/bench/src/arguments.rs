@@ -19,6 +19,10 @@ pub(crate) enum Work {
     Runtime(RuntimeArguments),
     /// Nodes of a real API server
     Node(NodeArguments),
+    /// Service proxies before the objects of a real API server
+    Proxy(ProxyArguments),
+    /// Requests to a Deployment while it is updated, on a node
+    Rollout(RolloutArguments),
 }
 
 /// The container runtime's part.
@@ -26,6 +30,8 @@ pub(crate) enum Work {
 pub(crate) struct RuntimeArguments {
     #[command(flatten)]
     pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) images: Images,
     /// The OCI layout of the image whose pull is measured
     #[arg(long)]
     pub(crate) large: PathBuf,
@@ -39,6 +45,8 @@ pub(crate) struct RuntimeArguments {
 pub(crate) struct NodeArguments {
     #[command(flatten)]
     pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) images: Images,
     /// A directory with the programs of a control plane
     #[arg(long)]
     pub(crate) control_plane: PathBuf,
@@ -53,24 +61,75 @@ pub(crate) struct NodeArguments {
     pub(crate) many: usize,
 }
 
-/// What both parts need.
+/// The service proxy's part.
 #[derive(Debug, Args)]
-pub(crate) struct Common {
-    /// The program under test
+pub(crate) struct ProxyArguments {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// A directory with the programs of a control plane
     #[arg(long)]
-    pub(crate) orlop: PathBuf,
-    /// A directory with containerd, its shim, runc, the CNI plugins, and for nodes the kubelet; only if it has a turn
+    pub(crate) control_plane: PathBuf,
+    /// How many Services there are
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(20..=60_000))]
+    pub(crate) services: u32,
+    /// How many endpoints each of them has
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=60))]
+    pub(crate) endpoints: u32,
+    /// By what means packets are led; each has its turn
+    #[arg(long, value_enum, default_values = ["nftables"])]
+    pub(crate) mode: Vec<ProxyMode>,
+    /// Services that are created and deleted one after the other
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub(crate) changes: u32,
+    /// The longest that anything may take, in seconds
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: u64,
+}
+
+/// The part of rolling updates.
+#[derive(Debug, Args)]
+pub(crate) struct RolloutArguments {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) images: Images,
+    /// A directory with the programs of a control plane
     #[arg(long)]
-    reference: Option<PathBuf>,
-    /// How the reference is called in the report
-    #[arg(long)]
-    pub(crate) reference_name: String,
+    pub(crate) control_plane: PathBuf,
+    /// How often the Deployment is updated
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) rollouts: u32,
+    /// Requests a second, each with a connection of its own
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub(crate) rate: u32,
+    /// How the reference's service proxy leads packets
+    #[arg(long, default_value = "nftables")]
+    pub(crate) mode: String,
+}
+
+/// What pods need.
+#[derive(Debug, Args)]
+pub(crate) struct Images {
     /// OCI layouts: an image with a shell
     #[arg(long)]
     pub(crate) busybox: PathBuf,
     /// The reference's sandbox image
     #[arg(long)]
     pub(crate) pause: PathBuf,
+}
+
+/// What all parts need.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// The program under test
+    #[arg(long)]
+    pub(crate) orlop: PathBuf,
+    /// A directory with the programs that are measured beside it; only if they have a turn
+    #[arg(long)]
+    reference: Option<PathBuf>,
+    /// How the reference is called in the report
+    #[arg(long)]
+    pub(crate) reference_name: String,
     /// Only these sides
     #[arg(long, value_enum, default_values = ["orlop", "reference"])]
     pub(crate) side: Vec<SideName>,
@@ -97,6 +156,18 @@ impl Arguments {
         match &self.work {
             Work::Runtime(arguments) => &arguments.common,
             Work::Node(arguments) => &arguments.common,
+            Work::Proxy(arguments) => &arguments.common,
+            Work::Rollout(arguments) => &arguments.common,
+        }
+    }
+
+    /// The images of pods, where there are pods.
+    pub(crate) fn images(&self) -> Option<&Images> {
+        match &self.work {
+            Work::Runtime(arguments) => Some(&arguments.images),
+            Work::Node(arguments) => Some(&arguments.images),
+            Work::Rollout(arguments) => Some(&arguments.images),
+            Work::Proxy(_) => None,
         }
     }
 }
@@ -106,7 +177,7 @@ impl Arguments {
 pub(crate) enum SideName {
     /// The program of this workspace
     Orlop,
-    /// containerd with runc and the CNI bridge, under upstream's kubelet where nodes are measured
+    /// containerd with runc and the CNI bridge, under upstream's kubelet where nodes are measured; upstream's kube-proxy
     Reference,
 }
 
@@ -150,4 +221,40 @@ pub(crate) enum NodeSection {
     Idle,
     /// An edited ConfigMap on its way into pods
     Config,
+}
+
+/// By what means a service proxy leads packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProxyMode {
+    /// nftables
+    Nftables,
+    /// iptables, in the kernel's nftables
+    IptablesNft,
+    /// iptables, in the kernel's own tables
+    IptablesLegacy,
+    /// IPVS
+    Ipvs,
+    /// Connections are carried by the proxy itself; upstream's has none any more
+    Userspace,
+}
+
+impl ProxyMode {
+    /// As on the command line.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::IptablesNft => "iptables-nft",
+            Self::IptablesLegacy => "iptables-legacy",
+            Self::Ipvs => "ipvs",
+            Self::Userspace => "userspace",
+        }
+    }
+
+    /// As a KubeProxyConfiguration has it.
+    pub(crate) fn configured(self) -> &'static str {
+        match self {
+            Self::IptablesNft | Self::IptablesLegacy => "iptables",
+            other => other.word(),
+        }
+    }
 }

@@ -11,8 +11,9 @@ use testkit::host;
 use testkit::image::Layout;
 use testkit::registry::Registry;
 
-use crate::arguments::{Arguments, Common, Work};
-use crate::{node, runtime};
+use crate::arguments::{Arguments, Images, Work};
+use crate::measure::Outcome;
+use crate::{node, proxy, runtime};
 
 /// Where the registry listens, in the run's own network namespace.
 const REGISTRY: ([u8; 4], u16) = ([127, 0, 0, 1], 5000);
@@ -35,10 +36,12 @@ pub(crate) fn run(arguments: &Arguments, scratch: &Path) -> anyhow::Result<()> {
         mount("tmpfs", *place, "tmpfs", MountFlags::empty(), None).with_context(|| format!("cover {place}"))?;
     }
     host::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
-    let registry = registry(arguments, scratch)?;
+    let registry = arguments.images().map(|images| registry(images, arguments, scratch)).transpose()?;
     let results = match &arguments.work {
-        Work::Runtime(work) => runtime::run(name, work, scratch)?,
-        Work::Node(work) => node::run(name, work, scratch)?,
+        Work::Runtime(work) => Outcome::untitled(runtime::run(name, work, scratch)?),
+        Work::Node(work) => Outcome::untitled(node::run(name, work, scratch)?),
+        Work::Proxy(work) => proxy::run(name, work, scratch)?,
+        Work::Rollout(work) => Outcome::untitled(node::run_rollouts(name, work, scratch)?),
     };
     drop(registry);
     let mut file = std::fs::File::create(results_file(scratch))?;
@@ -47,12 +50,17 @@ pub(crate) fn run(arguments: &Arguments, scratch: &Path) -> anyhow::Result<()> {
 }
 
 /// A registry with the images, which stands for docker.io.
-fn registry(arguments: &Arguments, scratch: &Path) -> anyhow::Result<Registry> {
+fn registry(images: &Images, arguments: &Arguments, scratch: &Path) -> anyhow::Result<Registry> {
     let registry = Registry::start(SocketAddr::from(REGISTRY), &scratch.join("registry"))?;
-    let Common { busybox, pause, .. } = arguments.common();
+    let Images { busybox, pause } = images;
     let mut images = vec![(busybox, IMAGE), (pause, "docker.io/orlop/pause:latest")];
     if let Work::Runtime(work) = &arguments.work {
         images.push((&work.large, runtime::LARGE));
+    }
+    let server = scratch.join("server");
+    if let Work::Rollout(_) = &arguments.work {
+        node::server_image(&server)?;
+        images.push((&server, node::SERVER));
     }
     for (layout, name) in images {
         let name = name.trim_start_matches("docker.io/");

@@ -31,6 +31,20 @@ pub(crate) enum Measure {
     PerPodOfNode,
     NodeIdleCpu,
     ConfigMap,
+    ProxyStart,
+    ServiceCreated,
+    ServiceDeleted,
+    ProxyRss,
+    ProxyPeak,
+    ProxyCpu,
+    FirstPacket,
+    FirstPacketDirect,
+    Throughput,
+    ThroughputDirect,
+    Requests,
+    FailedRequests,
+    RequestTime,
+    RolloutTime,
 }
 
 /// How a figure is shown and judged.
@@ -71,7 +85,45 @@ impl Measure {
             Self::PerPodOfNode => about("beside the application, each pod, PSS", "MB", "≤ 0.5"),
             Self::NodeIdleCpu => about("idle with 100 pods, of one core", "%", "≤ 0.5"),
             Self::ConfigMap => about("ConfigMap edited → file in the pod", "s", "≤ 1"),
+            Self::ProxyStart => about("**process start** → a Service answers", "s", "≤ 2, iptables ≤ 8"),
+            Self::ServiceCreated => about("**Service created** → answers", "ms", "≤ 20"),
+            Self::ServiceDeleted => about("**Service deleted** → answers no more", "ms", "≤ 20"),
+            Self::ProxyRss => about("RSS, steady", "MB", "≤ 60"),
+            Self::ProxyPeak => about("RSS, peak", "MB", "≤ 120"),
+            Self::ProxyCpu => about("CPU time of 1,000 endpoint changes", "s", ""),
+            Self::FirstPacket => about("TCP connection through a Service", "µs", ""),
+            Self::FirstPacketDirect => about("TCP connection to the pod, no proxy there", "µs", ""),
+            Self::Throughput => About { more_is_better: true, ..about("one stream through a Service", "Gbit/s", "") },
+            Self::ThroughputDirect => {
+                About { more_is_better: true, ..about("one stream to the pod, no proxy there", "Gbit/s", "") }
+            }
+            Self::Requests => About { more_is_better: true, ..about("requests during all updates", "", "") },
+            Self::FailedRequests => about("**of these failed**", "", "0"),
+            Self::RequestTime => about("a request, 99th percentile", "ms", ""),
+            Self::RolloutTime => about("an update takes", "s", ""),
         }
+    }
+}
+
+/// What a run has found: tables by their titles, and what could not be measured.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) tables: BTreeMap<String, Results>,
+    pub(crate) faults: Vec<String>,
+}
+
+impl Outcome {
+    /// One table without a title.
+    pub(crate) fn untitled(results: Results) -> Self {
+        Self { tables: BTreeMap::from([(String::new(), results)]), faults: Vec::new() }
+    }
+
+    /// Adds those of another run.
+    pub(crate) fn merge(&mut self, other: Self) {
+        for (title, results) in other.tables {
+            self.tables.entry(title).or_default().merge(results);
+        }
+        self.faults.extend(other.faults);
     }
 }
 

@@ -8,14 +8,14 @@ use testkit::groups;
 
 use crate::arguments::{Arguments, Common, SideName, Work};
 use crate::inside::results_file;
-use crate::measure::Results;
+use crate::measure::Outcome;
 use crate::report;
 
 /// Runs every side as often as wanted, prints the report, and writes it where asked.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let Common { side: sides, rounds, reference_name, markdown, .. } = arguments.common();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut orlop, mut reference) = (Results::default(), Results::default());
+    let (mut orlop, mut reference) = (Outcome::default(), Outcome::default());
     for round in 1..=*rounds {
         for side in sides {
             eprintln!("{}, round {round} of {rounds}", side.word());
@@ -26,20 +26,26 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
         }
     }
-    println!("{}", report::table(&orlop, &reference, reference_name));
+    println!("{}", report::tables(&orlop, &reference, reference_name));
     if let Some(file) = markdown {
         let about = match &arguments.work {
             Work::Runtime(_) => &report::RUNTIME,
             Work::Node(_) => &report::NODE,
+            Work::Proxy(_) => &report::PROXY,
+            Work::Rollout(_) => &report::ROLLOUT,
         };
         let text = report::document(about, &orlop, &reference, reference_name);
         std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    }
+    let faults = [orlop.faults, reference.faults].concat();
+    if !faults.is_empty() {
+        bail!("some of it was not measured:\n{}", faults.join("\n"));
     }
     Ok(())
 }
 
 /// One side's turn; nothing of it is there afterwards.
-async fn turn(side: SideName) -> anyhow::Result<Results> {
+async fn turn(side: SideName) -> anyhow::Result<Outcome> {
     let scratch = tempfile::Builder::new().prefix("orlop-bench-").tempdir()?;
     let name = scratch.path().file_name().context("a directory has a name")?;
     let ended = contained(side, scratch.path()).await;

@@ -105,6 +105,49 @@ fn all() -> Vec<Process> {
     pids.map(|entry| Process::read(&entry.path())).collect()
 }
 
+/// One process with all that it starts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Usage {
+    pid: u32,
+}
+
+impl Usage {
+    /// Of the process with this number.
+    pub(crate) fn of(pid: u32) -> Self {
+        Self { pid }
+    }
+
+    /// Resident memory of the process itself.
+    pub(crate) fn rss_mb(self) -> f64 {
+        megabytes(&self.file("smaps_rollup"), "Rss:")
+    }
+
+    /// The most that it ever was.
+    pub(crate) fn peak_mb(self) -> f64 {
+        megabytes(&self.file("status"), "VmHWM:")
+    }
+
+    /// CPU time of the process and of those that it has started and waited for, in seconds.
+    pub(crate) fn cpu_s(self) -> f64 {
+        let text = std::fs::read_to_string(self.file("stat")).unwrap_or_default();
+        cpu_ticks(&text) / USER_HZ
+    }
+
+    fn file(self, name: &str) -> PathBuf {
+        Path::new("/proc").join(self.pid.to_string()).join(name)
+    }
+}
+
+/// What the kernel counts CPU time in where it shows it (time(7), "USER_HZ"): the same on all machines that orlop runs on.
+const USER_HZ: f64 = 100.0;
+
+/// The sum of utime, stime, cutime and cstime of a `/proc/PID/stat` (proc_pid_stat(5)): 14th to 17th field, and the second,
+/// in brackets, may contain anything.
+fn cpu_ticks(stat: &str) -> f64 {
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    fields.split_whitespace().skip(11).take(4).filter_map(|field| field.parse::<f64>().ok()).sum()
+}
+
 /// The root directory, as it sees it, of the process with this word on its command line.
 pub(crate) fn root_of(word: &str) -> Option<PathBuf> {
     let found = all().into_iter().find(|process| {
@@ -168,6 +211,13 @@ mod tests {
         let rss_mb = process.rss_mb();
         assert!(rss_mb > 0.1 && pss_mb > 0.1 && pss_mb < 2.0 * rss_mb, "{rss_mb} {pss_mb} {process:?}");
         assert!(process.cpu_ns() > 0, "{process:?}");
+    }
+
+    #[test]
+    fn times_stand_after_any_name() {
+        let stat = "7 (a) b) R 1 7 7 0 -1 4194304 99 0 0 0 10 20 3 4 20 0 1 0 100";
+        assert!((cpu_ticks(stat) - 37.0).abs() < f64::EPSILON);
+        assert!(cpu_ticks("").abs() < f64::EPSILON);
     }
 
     #[test]

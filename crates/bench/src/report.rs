@@ -2,12 +2,24 @@
 
 use std::collections::BTreeSet;
 
-use crate::measure::{About, Measure, Results, Samples};
+use crate::measure::{About, Measure, Outcome, Results, Samples};
 
 const HEADER: [&str; 5] = ["", "orlop", "reference", "ratio", "promised"];
 
+/// All tables, each below its title if it has one.
+pub(crate) fn tables(orlop: &Outcome, reference: &Outcome, name: &str) -> String {
+    let titles: BTreeSet<&String> = orlop.tables.keys().chain(reference.tables.keys()).collect();
+    let nothing = Results::default();
+    let tables = titles.into_iter().map(|title| {
+        let [ours, theirs] = [orlop, reference].map(|outcome| outcome.tables.get(title).unwrap_or(&nothing));
+        let table = table(ours, theirs, name);
+        if title.is_empty() { table } else { format!("### {title}\n\n{table}") }
+    });
+    tables.collect::<Vec<_>>().join("\n")
+}
+
 /// A Markdown table which is also fit for a terminal. Medians, and the 90th percentile in brackets.
-pub(crate) fn table(orlop: &Results, reference: &Results, name: &str) -> String {
+fn table(orlop: &Results, reference: &Results, name: &str) -> String {
     let measures: BTreeSet<Measure> = orlop.measures().chain(reference.measures()).collect();
     let mut rows = vec![HEADER.map(str::to_owned)];
     rows[0][2] = name.to_owned();
@@ -103,15 +115,46 @@ pub(crate) const NODE: Text = Text {
 ",
 };
 
+/// About service proxies.
+pub(crate) const PROXY: Text = Text {
+    title: "Service proxy",
+    command: "cargo xtask bench proxy",
+    manner: "Both sides are before the same Services and EndpointSlices of a kube-apiserver with etcd, in turn, each on a node \
+             of its own: network namespaces for the node, its pods and a client, with no way out.",
+    notes: "\
+- Who asks is a pod; who answers is another one of the same node, by TCP. Both proxies have the configuration that they have by
+  default, but that limits of the machine's connection tracking stay as they are.
+- **created** and **deleted** are from the request to the API server to the first connection that is answered, or that is not.
+  Endpoints are there before the Service, and more than a second passes after one change before the next.
+- **RSS** is the proxy's own, without programs that it starts; **steady** is 20 s after the start, **peak** until the end.
+- **endpoint changes** are 1,000 updates of EndpointSlices, 100 a second, with the time of the programs that the proxy starts.
+- **connections** are 2,000 in turn, to 16 Services that lie all over the list.
+- What is promised is promised for 10,000 Services with 10 endpoints each.
+",
+};
+
+/// About rolling updates.
+pub(crate) const ROLLOUT: Text = Text {
+    title: "Rolling updates",
+    command: "cargo xtask bench rollout",
+    manner: "Both sides run the same Deployment of three pods under a whole control plane, in turn, and it is updated while \
+             clients ask its Service.",
+    notes: "\
+- Each request has a connection of its own and 5 s; they are sent at their times, whether those before were answered or not.
+- The pods have a readiness probe and no `preStop` hook. Their server stops to listen on SIGTERM, answers what it has accepted and
+  ends.
+",
+};
+
 /// A document about what was measured.
-pub(crate) fn document(about: &Text, orlop: &Results, reference: &Results, name: &str) -> String {
+pub(crate) fn document(about: &Text, orlop: &Outcome, reference: &Outcome, name: &str) -> String {
     let Text { title, command, manner, notes } = about;
     format!(
         "# {title}\n\nMeasured on {} by\n\n    {command} --markdown FILE\n\n{manner} Medians, the 90th percentile in \
          brackets; the ratio says how many times less orlop takes (or more it does). Times depend on the machine and on what \
          else it does; ratios less so.\n\n{}\n{notes}",
         machine(),
-        table(orlop, reference, name)
+        tables(orlop, reference, name)
     )
 }
 

@@ -7,6 +7,7 @@
 //! ```
 
 mod configs;
+mod rollout;
 mod sections;
 mod side;
 mod watcher;
@@ -16,12 +17,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use anyhow::Context as _;
-use testkit::control_plane::{ControlPlane, Options};
+use testkit::control_plane::{ControlPlane, Options, Part};
 use testkit::netns;
 
-use crate::arguments::{NodeArguments, SideName};
+use crate::arguments::{NodeArguments, RolloutArguments, SideName};
 use crate::measure::Results;
 
+pub(crate) use rollout::{IMAGE as SERVER, image as server_image};
 use side::{Place, Side};
 use work::Work;
 
@@ -36,11 +38,28 @@ pub(crate) fn run(name: SideName, arguments: &NodeArguments, scratch: &Path) -> 
     let options = Options { address: ADDRESS, ..Options::default() };
     let plane = ControlPlane::start(&arguments.control_plane, &scratch.join("plane"), options)?;
     plane.ensure_namespace(work::NAMESPACE)?;
-    let mut side = Side::new(name, &Place { arguments: &arguments.common, plane: &plane, scratch })?;
+    let mut side = Side::new(name, &Place { arguments: &arguments.common, plane: &plane, scratch, proxy: None })?;
     let measured = side.start(plane.api()).and_then(|()| {
         let mut work = Work::start(plane.api())?;
         sections::run(side.crew(), &mut work, arguments)
     });
+    match measured {
+        Ok(results) => side.stop().map(|()| results),
+        Err(error) => Err(error).with_context(|| format!("{}\n{}", name.word(), side.log_ends())),
+    }
+}
+
+/// Measures one side's rolling updates; called by [`crate::inside`].
+pub(crate) fn run_rollouts(name: SideName, arguments: &RolloutArguments, scratch: &Path) -> anyhow::Result<Results> {
+    netns::add_address(ADDRESS)?;
+    let options = Options { address: ADDRESS, ..Options::default() };
+    let mut plane = ControlPlane::start(&arguments.control_plane, &scratch.join("plane"), options)?;
+    plane.run(Part::ControllerManager)?;
+    plane.run(Part::Scheduler)?;
+    plane.ensure_namespace(work::NAMESPACE)?;
+    let proxy = Some(arguments.mode.as_str());
+    let mut side = Side::new(name, &Place { arguments: &arguments.common, plane: &plane, scratch, proxy })?;
+    let measured = side.start(plane.api()).and_then(|()| rollout::measure(plane.api(), arguments));
     match measured {
         Ok(results) => side.stop().map(|()| results),
         Err(error) => Err(error).with_context(|| format!("{}\n{}", name.word(), side.log_ends())),

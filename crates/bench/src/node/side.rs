@@ -30,6 +30,8 @@ pub(super) struct Place<'a> {
     pub(super) plane: &'a ControlPlane,
     /// Everything is written below it.
     pub(super) scratch: &'a Path,
+    /// How the node's service proxy leads packets; there is none without it, but orlop's.
+    pub(super) proxy: Option<&'a str>,
 }
 
 /// The daemons of a node.
@@ -121,10 +123,16 @@ impl Place<'_> {
         }
         arguments.extend(self.kubelet_flags(&self.configuration()?)?);
         arguments.extend(["--pod-cidr".to_owned(), POD_RANGE.to_owned()]);
+        if self.proxy.is_some() {
+            let kubeconfig = self.plane.proxy_kubeconfig()?;
+            arguments.push(format!("--proxy-kubeconfig={}", kubeconfig.display()));
+            arguments.push(format!("--service-cidr={}", self.plane.options().service_range));
+            arguments.push(format!("--cluster-cidr={POD_RANGE}"));
+        }
         Ok(arguments)
     }
 
-    /// containerd and the kubelet.
+    /// containerd, the kubelet, and kube-proxy where it is wanted.
     fn reference(&self) -> anyhow::Result<Vec<(PathBuf, Vec<String>)>> {
         let node = upstream::Node {
             programs: self.arguments.reference()?,
@@ -135,7 +143,12 @@ impl Place<'_> {
             network: containerd::Network::ALONE,
             configuration: &self.configuration()?,
         };
-        node.daemons()
+        let mut daemons = node.daemons()?;
+        if let Some(mode) = self.proxy {
+            // Before the kubelet: the last one is who makes the node Ready.
+            daemons.insert(0, node.proxy(&self.plane.proxy_kubeconfig()?, mode, POD_RANGE)?);
+        }
+        Ok(daemons)
     }
 
     /// A KubeletConfiguration that both sides understand.
