@@ -147,6 +147,8 @@ fn take_in(context: &Context, pod: &Pod, view: &mut View, name: &str, status: &v
     own.restarts = own.restarts.max(attempt);
     let started = time(status.started_at).unwrap_or_default();
     let known_end = own.last.as_ref().is_some_and(|last| last.id == status.id);
+    // The count is ahead of the run where all containers begin anew: the next run follows none.
+    let is_reset = own.restarts > attempt;
     if own.probed.as_ref() != Some(&status.id) {
         own.probed = Some(status.id.clone());
         own.probes = pod::probe::States::default();
@@ -159,7 +161,7 @@ fn take_in(context: &Context, pod: &Pod, view: &mut View, name: &str, status: &v
         return None;
     }
     if known_end {
-        container.ended = last;
+        container.ended = last.filter(|_| !is_reset);
         return None;
     }
     container.running = Some(pod::Running { id: status.id.clone(), started });

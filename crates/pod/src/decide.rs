@@ -127,6 +127,8 @@ pub struct Plan {
     pub deadline_exceeded: bool,
     /// What was granted is in force: apply [`crate::Change::ResizeDone`].
     pub resize_done: bool,
+    /// Nothing runs any more of a pod that begins anew: apply [`crate::Change::Reset`] and decide again.
+    pub reset: bool,
 }
 
 /// Decides what a pod needs next.
@@ -150,6 +152,9 @@ pub(crate) fn is_ending(pod: &Pod, view: &View) -> bool {
 
 /// Whether every container has run its course: none will run again by itself.
 pub(crate) fn has_finished(pod: &Pod, view: &View) -> bool {
+    if view.record.resetting {
+        return false;
+    }
     let verdict = |role: Role, container: &Container| -> Option<Verdict> {
         let last = view.containers.get(&container.name)?.ended.as_ref()?;
         Some(after_run(pod, role, container, view.record.containers.get(&container.name).map(|record| &**record), last))
@@ -234,6 +239,10 @@ impl<'a> Planner<'a> {
             self.plan.deadline_exceeded = true;
             return;
         }
+        if self.view.record.resetting {
+            self.reset();
+            return;
+        }
         self.prepare();
         self.resize();
         self.ensure_images();
@@ -242,6 +251,23 @@ impl<'a> Planner<'a> {
             self.start_containers();
         }
         self.tend_running();
+    }
+
+    /// Ends what runs, without grace as upstream does it: an application asked for that.
+    fn reset(&mut self) {
+        let (pod, view) = (self.pod, self.view);
+        let running: Vec<_> =
+            spec::containers(pod).filter_map(|(_, one)| Some((&one.name, view.running(&one.name)?))).collect();
+        for (name, running) in &running {
+            self.push(Action::Stop(Stop {
+                container: (*name).clone(),
+                id: running.id.clone(),
+                grace_s: 0,
+                reason: format!("Container {name} will be restarted with all containers of the pod"),
+                resizes: false,
+            }));
+        }
+        self.plan.reset = running.is_empty() && !self.any_starting();
     }
 
     /// Brings what was granted into force. Containers that want to be restarted for it end first.

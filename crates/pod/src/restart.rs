@@ -5,6 +5,9 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use crate::spec::{self, Role};
 use crate::view::{ContainerRecord, Run};
 
+/// The action of a rule that begins all containers of the pod anew.
+const RESTART_ALL: &str = "RestartAllContainers";
+
 /// What follows the end of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -30,7 +33,7 @@ pub fn after_exit(pod: &Pod, role: Role, container: &Container, exit_code: i32) 
     if role == Role::Ephemeral || (role == Role::Init && succeeded) {
         return Verdict::Done;
     }
-    if rule_restarts(container, exit_code) {
+    if matches!(matching_action(container, exit_code), Some("Restart" | RESTART_ALL)) {
         return Verdict::Restart;
     }
     let policy = container.restart_policy.as_deref().or(spec::of(pod).restart_policy.as_deref()).unwrap_or("Always");
@@ -41,8 +44,19 @@ pub fn after_exit(pod: &Pod, role: Role, container: &Container, exit_code: i32) 
     }
 }
 
+/// Whether this end of a container begins the whole pod anew, in its sandbox (KEP-5532).
+pub fn resets_pod(container: &Container, exit_code: i32) -> bool {
+    matching_action(container, exit_code) == Some(RESTART_ALL)
+}
+
+/// Whether some end of some container would.
+pub(crate) fn may_reset(pod: &Pod) -> bool {
+    let mut rules = spec::containers(pod).flat_map(|(_, container)| container.restart_policy_rules.iter().flatten());
+    rules.any(|rule| rule.action == RESTART_ALL)
+}
+
 /// The first rule whose exit codes match decides (KEP-5307).
-fn rule_restarts(container: &Container, exit_code: i32) -> bool {
+fn matching_action(container: &Container, exit_code: i32) -> Option<&str> {
     let rules = container.restart_policy_rules.iter().flatten();
     let mut matching = rules.filter(|rule| {
         rule.exit_codes.as_ref().is_some_and(|codes| {
@@ -50,7 +64,7 @@ fn rule_restarts(container: &Container, exit_code: i32) -> bool {
             if codes.operator == "NotIn" { !listed } else { listed }
         })
     });
-    matching.next().is_some_and(|rule| rule.action == "Restart")
+    matching.next().map(|rule| rule.action.as_str())
 }
 
 #[cfg(test)]

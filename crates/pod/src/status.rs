@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::decide::{has_finished, is_ending, is_initialized, is_started, uninitialized};
 use crate::qos::QosClass;
 use crate::resize::{self, Resize};
+use crate::restart::{self, Verdict};
 use crate::spec::{self, Role};
 use crate::view::{ContainerRecord, ContainerView, Run, Sandbox, View, describe};
 
@@ -97,8 +98,10 @@ fn phase(pod: &Pod, view: &View) -> &'static str {
     if over && !runs {
         return if succeeded(pod, view) { "Succeeded" } else { "Failed" };
     }
+    let has_run =
+        |container: &Container| view.record.containers.get(&container.name).is_some_and(|record| record.last.is_some());
     let begun = |(_, container): (Role, &Container)| {
-        known(container).is_some_and(|view| view.running.is_some() || view.ended.is_some())
+        has_run(container) || known(container).is_some_and(|view| view.running.is_some() || view.ended.is_some())
     };
     if mains().any(begun) { "Running" } else { "Pending" }
 }
@@ -178,7 +181,7 @@ fn states(
     }
     if let Some(run) = &observed.ended {
         let restarts =
-            crate::restart::after_run(pod, role, container, Some(record), run) == crate::restart::Verdict::Restart;
+            view.record.resetting || restart::after_run(pod, role, container, Some(record), run) == Verdict::Restart;
         if !restarts || is_ending(pod, view) {
             return (terminated(run), ContainerState::default());
         }
@@ -223,6 +226,9 @@ fn wait_reason(
     record: &ContainerRecord,
     now: Timestamp,
 ) -> (String, Option<String>) {
+    if view.record.resetting {
+        return ("RestartingAllContainers".to_owned(), Some("All containers of the pod are restarted".to_owned()));
+    }
     if let Some((reason, message)) = &record.create.error {
         return (reason.clone(), Some(message.clone()));
     }
@@ -267,8 +273,8 @@ struct Condition {
 
 fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>, now: Timestamp) -> Vec<PodCondition> {
     let sandboxed = matches!(view.sandbox, Sandbox::Ready { .. });
-    let was_initialized = || is_true(published, "Initialized") && spec::ended_phase(pod).is_some();
-    let over = phase == "Succeeded" || was_initialized();
+    // Who is initialized stays so, even while all containers begin anew.
+    let over = phase == "Succeeded" || is_true(published, "Initialized");
     let containers_ready = ready_condition("ContainersReady", pod, view, phase);
     let gates = missing_gates(pod);
     let mut ready = ready_condition("Ready", pod, view, phase);
@@ -291,6 +297,9 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
         containers_ready,
         plain("PodScheduled", true, None),
     ];
+    if restart::may_reset(pod) {
+        own.push(restarting_condition(view, phase));
+    }
     if let Some((reason, message)) = view.record.failed.as_ref().filter(|_| view.record.disrupted) {
         let message = if reason == PREEMPTING { PREEMPTED.to_owned() } else { message.clone() };
         let (reason, message) = (Some("TerminationByKubelet"), Some(message));
@@ -300,6 +309,18 @@ fn conditions(pod: &Pod, view: &View, phase: &str, published: Option<&PodStatus>
         own.extend(view.record.resize.as_deref().into_iter().flat_map(resize_conditions));
     }
     own.iter().map(|condition| api_condition(pod, condition, published, now)).collect()
+}
+
+/// Whether all containers are being ended to begin anew.
+fn restarting_condition(view: &View, phase: &str) -> Condition {
+    let (holds, reason) = match phase {
+        "Succeeded" => (false, Some("PodCompleted")),
+        "Failed" => (false, Some("PodFailed")),
+        _ if view.record.resetting => (true, Some("RestartAllContainersStarted")),
+        _ => (false, None),
+    };
+    let message = holds.then(|| "container exited with restart policy rule".to_owned());
+    Condition { kind: "AllContainersRestarting", holds, reason, message, generation: None }
 }
 
 fn is_true(status: Option<&PodStatus>, kind: &str) -> bool {

@@ -10,7 +10,8 @@ use crate::backoff::{self, Backoff};
 use crate::decide::Action;
 use crate::probe::{Kind, Outcome, States};
 use crate::resize::{self, Allocation, Pending, Resize, Sizes, Step};
-use crate::spec;
+use crate::restart;
+use crate::spec::{self, Role};
 
 /// The reason for which a sandbox waits for its pod's claims, as the API spells it.
 const CLAIMS_FAILED: &str = "FailedPrepareDynamicResources";
@@ -45,6 +46,9 @@ pub struct Record {
     pub sandbox_attempt: u32,
     /// The sandbox attempt in which all init containers have succeeded.
     pub initialized: Option<u32>,
+    /// A container has ended in a way that begins all of them anew: what still runs is ended first (KEP-5532).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resetting: bool,
     /// Why the pod has been ended by the node: reason and message. Never reverts.
     pub failed: Option<(String, String)>,
     /// Less time than its own that the pod has to end, when the node needs what it uses.
@@ -385,6 +389,8 @@ pub enum Change {
     },
     /// What was granted is in force.
     ResizeDone,
+    /// All containers of a pod that begins anew have ended.
+    Reset,
     /// The endpoints of an ending pod are out of the rules, or the wait for that is over.
     LeftServices,
     /// Sandbox, volumes and groups of a finished pod are gone.
@@ -437,7 +443,7 @@ impl View {
             Change::Begun(action) => {
                 self.record.started.get_or_insert(now);
                 self.busy.insert(action.key());
-                self.begun(&action);
+                self.begun(pod, &action);
             }
             Change::Ended(action) => drop(self.busy.remove(&action.key())),
             Change::Retry => {
@@ -542,6 +548,7 @@ impl View {
                 let note = |summary| Note::normal("ResizeCompleted", format!("Pod resize completed: {summary}"), None);
                 return done.map(note).into_iter().collect();
             }
+            Change::Reset => self.reset(pod),
             Change::LeftServices => self.left_services = true,
             Change::Cleaned => self.taken_down(Left::Logs),
             Change::Purged => self.taken_down(Left::Object),
@@ -556,10 +563,16 @@ impl View {
     }
 
     /// What begins now begins with what is granted now.
-    fn begun(&mut self, action: &Action) {
+    fn begun(&mut self, pod: &Pod, action: &Action) {
         match action {
             Action::CreateSandbox { .. } => self.record.group = None,
-            Action::Start { container, .. } => self.record_of(container).actuated = None,
+            Action::Start { container, .. } => {
+                // From the first main container on, init containers hold back nobody.
+                if spec::container(pod, container).is_some_and(|(role, _)| role == Role::Main) {
+                    self.record.initialized = Some(self.record.sandbox_attempt);
+                }
+                self.record_of(container).actuated = None;
+            }
             Action::Stop(stop) if stop.resizes => self.record_of(&stop.container).resizing = Some(stop.id.clone()),
             _ => {}
         }
@@ -636,9 +649,10 @@ impl View {
             return Vec::new();
         }
         let finished = run.finished.unwrap_or_default();
+        let is_reset = self.record.resetting;
         let record = self.record_of(container);
-        // One that was ended to be resized has not failed.
-        if record.resizing.as_ref() != Some(&run.id) {
+        // One that was ended to be resized, or with the others, has not failed.
+        if record.resizing.as_ref() != Some(&run.id) && !is_reset {
             record.backoff = record.backoff.after_failure(finished, run.started);
         }
         let delay = record.backoff.delay.unwrap_or_default();
@@ -649,14 +663,40 @@ impl View {
         view.image = None;
         let exit_code = run.exit_code;
         view.ended = Some(run);
-        let restarts = spec::container(pod, container).is_some_and(|(role, spec)| {
-            crate::restart::after_exit(pod, role, &spec, exit_code) == crate::restart::Verdict::Restart
-        });
-        if !restarts || delay.is_zero() || pod.metadata.deletion_timestamp.is_some() {
+        if !is_reset && self.begins_reset(pod, container, exit_code) {
+            let message = format!("Container {container} exited with code {exit_code}: all containers are restarted");
+            return vec![Note::normal("RestartAllContainers", message, Some(container.to_owned()))];
+        }
+        let restarts = spec::container(pod, container)
+            .is_some_and(|(role, spec)| restart::after_exit(pod, role, &spec, exit_code) == restart::Verdict::Restart);
+        if !restarts || is_reset || delay.is_zero() || pod.metadata.deletion_timestamp.is_some() {
             return Vec::new();
         }
         let message = format!("Back-off restarting failed container {container} in pod {}", describe(pod));
         vec![Note::warning("BackOff", message, Some(container.to_owned()))]
+    }
+
+    /// Notes that a pod begins anew, if the end of a container makes it.
+    fn begins_reset(&mut self, pod: &Pod, container: &str, exit_code: i32) -> bool {
+        let asks = spec::container(pod, container).is_some_and(|(_, spec)| restart::resets_pod(&spec, exit_code));
+        self.record.resetting = asks && !crate::decide::is_ending(pod, self);
+        self.record.resetting
+    }
+
+    /// As if none of the containers had run yet, but for their counts and what is told of their last ends. Only who asked for
+    /// that too often has to wait.
+    fn reset(&mut self, pod: &Pod) {
+        self.record.resetting = false;
+        self.record.initialized = None;
+        for (_, container) in spec::containers(pod) {
+            let Some(view) = self.containers.get_mut(&container.name) else { continue };
+            let Some(run) = view.ended.take() else { continue };
+            let record = self.record_of(&container.name);
+            record.restarts += 1;
+            if !restart::resets_pod(container, run.exit_code) {
+                record.backoff = Backoff::default();
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one change")]

@@ -43,7 +43,11 @@ impl World {
     /// Decides and does until nothing is left to do now.
     fn settle(&mut self) {
         for _ in 0..100 {
-            let plan = decide(&self.pod, &self.view, self.now);
+            let mut plan = decide(&self.pod, &self.view, self.now);
+            if plan.reset {
+                self.apply(Change::Reset);
+                plan = decide(&self.pod, &self.view, self.now);
+            }
             if plan.resize_done {
                 self.apply(Change::ResizeDone);
             }
@@ -606,4 +610,98 @@ fn what_was_granted_outlives_the_daemon() {
     wanted.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(resources("3", "100Mi")).unwrap();
     let given = granted.given(&std::sync::Arc::new(wanted));
     assert_eq!(given.spec, world.pod.spec);
+}
+
+fn resetting(spec_of_source: serde_json::Value) -> World {
+    let rules = json!([{ "action": "RestartAllContainers", "exitCodes": { "operator": "In", "values": [42] } }]);
+    let mut source = json!({ "name": "source", "image": "i", "restartPolicyRules": rules });
+    source.as_object_mut().unwrap().extend(spec_of_source.as_object().unwrap().clone());
+    World::new(json!({
+        "restartPolicy": "Never",
+        "initContainers": [
+            { "name": "init", "image": "i" },
+            { "name": "sidecar", "image": "i", "restartPolicy": "Always" },
+        ],
+        "containers": [source, { "name": "other", "image": "i" }],
+    }))
+}
+
+fn begins(world: &mut World) {
+    world.settle();
+    world.crash("init", 0);
+    world.settle();
+}
+
+fn restarts(world: &World) -> Vec<(String, i32)> {
+    let status = world.status();
+    let all =
+        status.init_container_statuses.into_iter().flatten().chain(status.container_statuses.into_iter().flatten());
+    all.map(|status| (status.name, status.restart_count)).collect()
+}
+
+fn condition(world: &World, kind: &str) -> Option<String> {
+    world.status().conditions.unwrap().into_iter().find(|one| one.type_ == kind).map(|one| one.status)
+}
+
+#[test]
+fn one_container_begins_all_anew() {
+    let mut world = resetting(json!({ "restartPolicy": "Never" }));
+    begins(&mut world);
+    assert_eq!(condition(&world, "AllContainersRestarting").as_deref(), Some("False"));
+    world.log.clear();
+    world.crash("source", 42);
+    assert_eq!(condition(&world, "AllContainersRestarting").as_deref(), Some("True"));
+    assert_eq!(world.waiting().as_deref(), Some("RestartingAllContainers"));
+    world.settle();
+    assert_eq!(world.log[..2], ["stop/sidecar/run2", "stop/other/run4"], "{:?}", world.log);
+    assert!(world.log.contains(&"start/init".to_owned()) && !world.log.contains(&"start/other".to_owned()));
+    world.crash("init", 0);
+    world.settle();
+    let once = ["init", "sidecar", "source", "other"].map(|name| (name.to_owned(), 1));
+    assert_eq!(restarts(&world), once);
+    assert_eq!(condition(&world, "AllContainersRestarting").as_deref(), Some("False"));
+    let status = world.status();
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    let last = status.container_statuses.unwrap()[1].last_state.clone().unwrap().terminated.unwrap();
+    assert_eq!(last.exit_code, 143, "what became of the run that was ended is told");
+}
+
+#[test]
+fn who_begins_all_anew_again_and_again_waits() {
+    let mut world = resetting(json!({ "restartPolicy": "Never" }));
+    begins(&mut world);
+    for _ in 0..2 {
+        world.crash("source", 42);
+        world.settle();
+        world.crash("init", 0);
+        world.settle();
+    }
+    assert!(world.view.running("source").is_none() && world.view.running("other").is_some());
+    assert_eq!(world.waiting().as_deref(), Some("CrashLoopBackOff"));
+    world.wait(10);
+    assert!(world.view.running("source").is_some());
+}
+
+#[test]
+fn other_codes_end_as_the_policy_says() {
+    let mut world = resetting(json!({ "restartPolicy": "Never" }));
+    begins(&mut world);
+    world.crash("source", 1);
+    world.crash("other", 42);
+    world.settle();
+    assert_eq!(world.status().phase.as_deref(), Some("Failed"), "only a rule's own container begins all anew");
+}
+
+#[test]
+fn a_sidecar_that_crashes_holds_back_no_main_that_has_begun_once() {
+    let mut world = resetting(json!({ "restartPolicy": "Always" }));
+    begins(&mut world);
+    for _ in 0..2 {
+        world.crash("sidecar", 1);
+        world.settle();
+    }
+    assert!(world.view.running("sidecar").is_none(), "it waits");
+    world.crash("source", 1);
+    world.settle();
+    assert!(world.view.running("source").is_some());
 }

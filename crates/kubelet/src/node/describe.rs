@@ -184,8 +184,11 @@ pub fn status(config: &NodeConfig, machine: &Machine, observed: &Observed, befor
 }
 
 /// What schedulers and the API server may count on that not every kubelet does, in alphabetical order.
-const DECLARED_FEATURES: [&str; 2] =
-    ["InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers"];
+const DECLARED_FEATURES: [&str; 3] = [
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
 
 /// As upstream writes it: memory in Ki, CPUs whole or in thousandths.
 fn quantity(name: &str, amount: Quantity) -> resource::Quantity {

@@ -347,6 +347,10 @@ impl Worker {
             self.apply(Change::Fail { reason, message, grace_s: None, disrupted: false });
             plan = pod::decide(&self.pod, &self.view, Timestamp::now());
         }
+        if plan.reset {
+            self.apply(Change::Reset);
+            plan = pod::decide(&self.pod, &self.view, Timestamp::now());
+        }
         if plan.resize_done {
             self.apply(Change::ResizeDone);
         }

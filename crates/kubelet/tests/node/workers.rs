@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_worker_that_dies_is_followed_by_another", a_worker_that_dies_is_followed_by_another),
     ("a_stop_waits_for_no_runtime", a_stop_waits_for_no_runtime),
     ("a_start_that_is_given_up_leaves_nobody_at_work", a_start_that_is_given_up_leaves_nobody_at_work),
+    ("one_container_begins_all_anew_whatever_the_daemon_does", one_container_begins_all_anew_whatever_the_daemon_does),
     ("what_is_optional_is_waited_for_until_it_is_known", what_is_optional_is_waited_for_until_it_is_known),
 ];
 
@@ -92,6 +93,42 @@ fn a_start_that_is_given_up_leaves_nobody_at_work() {
         assert!(tokio::time::timeout(std::time::Duration::ZERO, start).await.is_err());
         drop(desk);
         let _ = tokio::time::timeout(LIMIT, life.changed()).await.expect("somebody still works for the kubelet");
+        node
+    });
+}
+
+/// The daemon is started anew while the init container runs for the second time, and the others wait for it.
+fn one_container_begins_all_anew_whatever_the_daemon_does() {
+    on_a_node(|mut node| async {
+        let gate = node.path("gate");
+        std::fs::create_dir(&gate).unwrap();
+        let container = |name: &str, script: &str| {
+            json!({"name": name, "image": node.image(), "command": ["sh", "-c", script],
+                "volumeMounts": [{"name": "gate", "mountPath": "/g"}]})
+        };
+        let init = "test -e /g/first || { touch /g/first; exit 0; }; until test -e /g/open; do sleep 0.1; done";
+        let mut source = container("source", "test -e /g/asked && exec sleep 1000; touch /g/asked; exit 42");
+        source["restartPolicyRules"] =
+            json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+        let spec = json!({
+            "restartPolicy": "Never", "terminationGracePeriodSeconds": 1,
+            "initContainers": [container("init", init)],
+            "containers": [source, container("other", "exec sleep 1000")],
+            "volumes": [{"name": "gate", "hostPath": {"path": gate}}],
+        });
+        node.want_spec("p", spec);
+        let statuses = |desk: &Desk| {
+            let status = serde_json::to_value(&desk.pod("p").unwrap().status).unwrap();
+            [&status["initContainerStatuses"][0], &status["containerStatuses"][0], &status["containerStatuses"][1]]
+                .map(|one| (one["restartCount"].as_i64(), one["state"]["running"].is_object()))
+        };
+        let (once_up, once_down) = ((Some(1), true), (Some(1), false));
+        node.desk.when("init runs again", |desk| statuses(desk) == [once_up, once_down, once_down]).await;
+        let desk = node.desk.clone();
+        node.restart(desk).await;
+        std::fs::write(gate.join("open"), "").unwrap();
+        node.desk.when("the others run again", |desk| statuses(desk) == [once_down, once_up, once_up]).await;
+        assert_eq!(node.desk.phase("p").as_deref(), Some("Running"));
         node
     });
 }
