@@ -81,8 +81,8 @@ pub struct Stop {
     pub grace_s: i64,
     /// Why, for the event.
     pub reason: String,
-    /// Another run begins with other resources, whatever the restart policy says of this one.
-    pub resizes: bool,
+    /// Another run begins with other resources or another image, whatever the restart policy says of this one.
+    pub replaces: bool,
 }
 
 impl Action {
@@ -244,6 +244,7 @@ impl<'a> Planner<'a> {
             return;
         }
         self.prepare();
+        self.replace();
         self.resize();
         self.ensure_images();
         let is_prepared = self.view.volumes == Setup::Ready && matches!(self.view.sandbox, Sandbox::Ready { .. });
@@ -251,6 +252,24 @@ impl<'a> Planner<'a> {
             self.start_containers();
         }
         self.tend_running();
+    }
+
+    /// Ends what runs with another image than the one that its container has now.
+    fn replace(&mut self) {
+        let (pod, view) = (self.pod, self.view);
+        for (_, container) in spec::containers(pod).filter(|(_, one)| view.is_outdated(one)) {
+            if self.view.is_busy(&format!("image/{}", container.name)) {
+                self.plan.aborts.push(format!("image/{}", container.name));
+            }
+            let Some(running) = view.running(&container.name) else { continue };
+            self.push(Action::Stop(Stop {
+                container: container.name.clone(),
+                id: running.id.clone(),
+                grace_s: spec::grace_s(pod),
+                reason: format!("Container {} definition changed, will be restarted", container.name),
+                replaces: true,
+            }));
+        }
     }
 
     /// Ends what runs, without grace as upstream does it: an application asked for that.
@@ -264,7 +283,7 @@ impl<'a> Planner<'a> {
                 id: running.id.clone(),
                 grace_s: 0,
                 reason: format!("Container {name} will be restarted with all containers of the pod"),
-                resizes: false,
+                replaces: false,
             }));
         }
         self.plan.reset = running.is_empty() && !self.any_starting();
@@ -280,7 +299,7 @@ impl<'a> Planner<'a> {
                 id: running.id.clone(),
                 grace_s: spec::grace_s(self.pod),
                 reason: format!("Container {} resize requires restart", container.name),
-                resizes: true,
+                replaces: true,
             }));
         }
         if !restarts.is_empty() {
@@ -334,7 +353,13 @@ impl<'a> Planner<'a> {
 
     fn ensure_image(&mut self, name: &str) {
         let view = self.view.containers.get(name);
-        if view.is_some_and(|view| view.image.is_some() || view.running.is_some()) {
+        if view.is_some_and(|view| view.running.is_some()) {
+            return;
+        }
+        if self.is_outdated(name) {
+            return self.push(Action::EnsureImage { container: name.to_owned() });
+        }
+        if view.is_some_and(|view| view.image.is_some()) {
             return;
         }
         let record = self.view.record.containers.get(name).cloned().unwrap_or_default();
@@ -344,6 +369,11 @@ impl<'a> Planner<'a> {
         if self.may_try(record.pull.backoff) && !rests && self.may_try(record.create.backoff) {
             self.push(Action::EnsureImage { container: name.to_owned() });
         }
+    }
+
+    /// What is known of the container is about another image.
+    fn is_outdated(&self, name: &str) -> bool {
+        spec::container(self.pod, name).is_some_and(|(_, container)| self.view.is_outdated(&container))
     }
 
     /// Those that never ran: they run once, whatever became of that and of the sandbox they ran in.
@@ -397,7 +427,7 @@ impl<'a> Planner<'a> {
             return;
         }
         let view = self.view.containers.get(name);
-        if view.is_some_and(|view| view.image.is_some()) {
+        if view.is_some_and(|view| view.image.is_some()) && !self.is_outdated(name) {
             let again = view.is_some_and(|view| view.ended.is_some());
             let attempt = u32::try_from(record.restarts).unwrap_or(0) + u32::from(again);
             self.push(Action::Start { container: name.to_owned(), attempt });
@@ -447,7 +477,7 @@ impl<'a> Planner<'a> {
                     container.name,
                     kind.as_str().to_lowercase()
                 ),
-                resizes: false,
+                replaces: false,
             }));
             return;
         }
@@ -537,7 +567,7 @@ impl<'a> Planner<'a> {
                 id: running.id.clone(),
                 grace_s: self.remaining_grace_s(),
                 reason: format!("Stopping container {name}"),
-                resizes: false,
+                replaces: false,
             }));
         }
         !next.is_empty()

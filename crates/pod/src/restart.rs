@@ -19,9 +19,9 @@ pub enum Verdict {
     Failed,
 }
 
-/// As [`after_exit`], of a run that may have been ended to begin again with other resources.
+/// As [`after_exit`], of a run that may have been ended to begin again with other resources or another image.
 pub fn after_run(pod: &Pod, role: Role, container: &Container, record: Option<&ContainerRecord>, run: &Run) -> Verdict {
-    if record.is_some_and(|record| record.resizing.as_ref() == Some(&run.id)) {
+    if record.is_some_and(|record| record.replacing.as_ref() == Some(&run.id)) {
         return Verdict::Restart;
     }
     after_exit(pod, role, container, run.exit_code)

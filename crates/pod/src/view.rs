@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::{self, Backoff};
@@ -123,9 +123,22 @@ pub struct ContainerRecord {
     /// What the run that goes on was given, if that is not what was granted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actuated: Option<Box<Sizes>>,
-    /// The run that is ended so that another one begins with other resources.
+    /// The run that is ended so that another one begins with other resources or another image.
+    #[serde(default, alias = "resizing", skip_serializing_if = "Option::is_none")]
+    pub replacing: Option<String>,
+    /// What the newest pull or run is of, as the pod calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resizing: Option<String>,
+    pub image: Option<String>,
+}
+
+impl ContainerRecord {
+    /// Failures of another image tell nothing of this one.
+    fn take_image(&mut self, image: Option<String>) {
+        if self.image.is_some() && self.image != image {
+            (self.backoff, self.pull, self.create) = Default::default();
+        }
+        self.image = image;
+    }
 }
 
 /// One run of a container, from start to end.
@@ -573,7 +586,11 @@ impl View {
                 }
                 self.record_of(container).actuated = None;
             }
-            Action::Stop(stop) if stop.resizes => self.record_of(&stop.container).resizing = Some(stop.id.clone()),
+            Action::EnsureImage { container } => {
+                let image = spec::container(pod, container).and_then(|(_, spec)| spec.image.clone());
+                self.record_of(container).take_image(image);
+            }
+            Action::Stop(stop) if stop.replaces => self.record_of(&stop.container).replacing = Some(stop.id.clone()),
             _ => {}
         }
     }
@@ -601,6 +618,12 @@ impl View {
     /// The run of a container that goes on.
     pub fn running(&self, container: &str) -> Option<&Running> {
         self.containers.get(container)?.running.as_ref()
+    }
+
+    /// Whether a container has got another image than what is known is about.
+    pub(crate) fn is_outdated(&self, container: &Container) -> bool {
+        let known = self.record.containers.get(&container.name).and_then(|record| record.image.as_ref());
+        known.is_some_and(|image| container.image.as_ref() != Some(image))
     }
 
     /// Whether nothing of the pod is left on the node.
@@ -651,8 +674,8 @@ impl View {
         let finished = run.finished.unwrap_or_default();
         let is_reset = self.record.resetting;
         let record = self.record_of(container);
-        // One that was ended to be resized, or with the others, has not failed.
-        if record.resizing.as_ref() != Some(&run.id) && !is_reset {
+        // One that was ended for another, or with the others, has not failed.
+        if record.replacing.as_ref() != Some(&run.id) && !is_reset {
             record.backoff = record.backoff.after_failure(finished, run.started);
         }
         let delay = record.backoff.delay.unwrap_or_default();

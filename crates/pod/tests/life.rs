@@ -705,3 +705,54 @@ fn a_sidecar_that_crashes_holds_back_no_main_that_has_begun_once() {
     world.settle();
     assert!(world.view.running("source").is_some());
 }
+
+fn set_image(world: &mut World, image: &str) {
+    world.pod.spec.as_mut().unwrap().containers[0].image = Some(image.to_owned());
+}
+
+#[test]
+fn another_image_is_another_run_at_once_and_always() {
+    let mut world = World::new(json!({ "restartPolicy": "Never", "containers": [{ "name": "c", "image": "i" }] }));
+    world.settle();
+    world.log.clear();
+    set_image(&mut world, "other");
+    world.settle();
+    assert_eq!(world.log, ["stop/c/run1", "image/c", "start/c"]);
+    assert_eq!(world.status().container_statuses.unwrap()[0].restart_count, 1);
+    world.crash("c", 1);
+    set_image(&mut world, "third");
+    world.settle();
+    assert_eq!(world.status().phase.as_deref(), Some("Failed"), "what has ended stays so");
+}
+
+#[test]
+fn another_image_waits_for_no_failures_of_the_one_before() {
+    let mut world = World::new(json!({ "containers": [{ "name": "c", "image": "i" }] }));
+    world.settle();
+    for _ in 0..2 {
+        world.crash("c", 1);
+        world.settle();
+    }
+    assert_eq!(world.waiting().as_deref(), Some("CrashLoopBackOff"));
+    set_image(&mut world, "other");
+    world.settle();
+    assert!(world.view.running("c").is_some());
+    world.crash("c", 1);
+    world.settle();
+    assert!(world.view.running("c").is_some(), "its first failure costs nothing");
+}
+
+#[test]
+fn the_pull_of_an_image_that_nobody_wants_any_more_is_given_up() {
+    let mut world = World::new(json!({ "containers": [{ "name": "c", "image": "nowhere" }] }));
+    let pull = Action::EnsureImage { container: "c".to_owned() };
+    assert!(decide(&world.pod, &world.view, world.now).actions.contains(&pull));
+    world.apply(Change::Begun(pull.clone()));
+    set_image(&mut world, "i");
+    assert_eq!(decide(&world.pod, &world.view, world.now).aborts, ["image/c"]);
+    let (reason, message) = ("ErrImagePull".to_owned(), "gone".to_owned());
+    world.apply(Change::ImageFailed { container: "c".to_owned(), reason, message });
+    world.apply(Change::Ended(pull));
+    world.settle();
+    assert!(world.view.running("c").is_some());
+}

@@ -287,7 +287,7 @@ impl Job {
                 );
                 let reason = "FailedPostStartHook".to_owned();
                 let grace_s = pod::spec::grace_s(&self.pod);
-                self.stop(&Stop { container: name.to_owned(), id: id.to_owned(), grace_s, reason, resizes: false })
+                self.stop(&Stop { container: name.to_owned(), id: id.to_owned(), grace_s, reason, replaces: false })
                     .await;
             }
         }

@@ -20,7 +20,7 @@ const VOLUMES_MAX: Duration = Duration::from_secs(10);
 impl Job {
     /// preStop, the stop signal, SIGKILL; ends when the run has ended.
     pub(super) async fn stop(&self, stop: &Stop) {
-        let Stop { container, id, grace_s, reason, resizes: _ } = stop;
+        let Stop { container, id, grace_s, reason, replaces: _ } = stop;
         self.context.normal(&self.pod, "Killing", reason.clone(), Some(container));
         let grace = Duration::from_secs(u64::try_from(*grace_s).unwrap_or(0));
         let begun = Instant::now();
