@@ -439,6 +439,33 @@ mod tests {
     }
 
     #[test]
+    fn scripts_are_carried_out_in_order_up_to_one_that_is_refused() {
+        let chain = |name: &str, rule: &str| format!("*nat\n:{name} - [0:0]\n{rule}COMMIT\n");
+        let scripts = [
+            chain("ONE", ""),
+            // It needs the one before.
+            chain("TWO", "-A TWO -j ONE\n"),
+            chain("THREE", "-A NOWHERE -j ACCEPT\n"),
+            chain("FOUR", ""),
+        ];
+        for programs in [Kind::Nft, Kind::Legacy].into_iter().filter_map(Programs::of_kind) {
+            let tried = netns::create(|| {
+                let restored = programs.restore_all(Family::Ipv4, &scripts);
+                Ok((restored, programs.save(Family::Ipv4, &["nat"])))
+            });
+            let (restored, saved) = match tried {
+                Ok((_, tried)) => tried,
+                Err(error) => return println!("skipped: needs CAP_SYS_ADMIN for a network namespace ({error})"),
+            };
+            let RulesError::Program { line, .. } = restored.unwrap_err() else { panic!("{programs}") };
+            assert_eq!(line.as_deref(), Some("-A NOWHERE -j ACCEPT"), "{programs}");
+            let saved = saved.unwrap();
+            let is_there = |line: &str| saved.lines().any(|one| one == line);
+            assert!(is_there("-A TWO -j ONE") && !saved.contains(":FOUR"), "{programs}: {saved}");
+        }
+    }
+
+    #[test]
     fn versions_name_their_kind() {
         assert_eq!(Kind::of_version("iptables-restore v1.8.9 (nf_tables)"), Kind::Nft);
         assert_eq!(Kind::of_version("iptables-restore v1.8.9 (legacy)"), Kind::Legacy);
