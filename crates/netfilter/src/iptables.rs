@@ -19,6 +19,7 @@
 //! are. (What it costs to carry it out does: the kernel's `ip_tables` take a table as a whole only.)
 
 mod base;
+mod form;
 mod names;
 mod port;
 mod save;
@@ -228,6 +229,8 @@ impl ServiceRules {
     /// differences. A script has about as many lines as `lines_max` says: `iptables-nft-restore` compares each line with
     /// all chains of its input. All chains of one port are in one script, and what leads to them is in the last one, so
     /// packets never meet a port half-written. `iptables-legacy-restore` writes a whole table each time and takes it at once.
+    /// A port whose chains are all there as they should be is not written again: over rules that packets meet the kernel
+    /// takes each script for a while.
     pub fn replace(
         &mut self,
         rules: &Rules,
@@ -262,10 +265,13 @@ impl ServiceRules {
             let mut rules = PortRules::of(key, entries, &self.config, self.style(ipv6));
             size.more(&rules);
             shared.append(&mut rules.shared);
-            for (chain, rules) in rules.chains {
+            for chain in rules.chains.keys() {
                 stale.remove(chain.as_str());
-                nat.fill(&chain, &rules);
             }
+            if rules.chains.iter().all(|(chain, rules)| remains.has(chain, rules)) {
+                continue;
+            }
+            rules.chains.iter().for_each(|(chain, rules)| nat.fill(chain, rules));
             if nat.lines >= lines_max {
                 let mut script = String::new();
                 std::mem::take(&mut nat).write(Table::Nat, &mut script);

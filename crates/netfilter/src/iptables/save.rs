@@ -7,17 +7,27 @@ use ipnet::IpNet;
 use service::{Frontend, Protocol};
 
 use super::base::Jump;
+use super::form::Print;
 use super::{Table, names};
 
 /// What one address family's tables hold of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Remains {
-    /// Table and name of each chain, the built-in ones as well, and how many rules it has.
-    chains: BTreeMap<(Table, String), usize>,
+    /// By table and name, the built-in ones as well.
+    chains: BTreeMap<(Table, String), Chain>,
     /// Table, chain and rest of each rule of a chain that is not ours but jumps to ours.
     jumps: Vec<(Table, String, String)>,
     /// UDP frontends that some rule leads somewhere.
     udp: Vec<Frontend>,
+}
+
+/// What is kept of a chain.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Chain {
+    /// How many it has.
+    rules: usize,
+    /// What they say, if it is a chain of a port.
+    print: Print,
 }
 
 impl Remains {
@@ -37,14 +47,18 @@ impl Remains {
 
     fn read_line(&mut self, table: Table, line: &str, ipv6: bool) {
         if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
-            self.chains.insert((table, chain.to_owned()), 0);
+            self.chains.insert((table, chain.to_owned()), Chain::default());
             return;
         }
         let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) else { return };
-        if let Some(count) = self.chains.get_mut(&(table, chain.to_owned())) {
-            *count += 1;
+        let is_of_port = names::is_of_port(chain);
+        if let Some(chain) = self.chains.get_mut(&(table, chain.to_owned())) {
+            chain.rules += 1;
+            if is_of_port {
+                chain.print = chain.print.then(rule);
+            }
         }
-        if names::is_of_port(chain) {
+        if is_of_port {
             return;
         }
         if !chain.starts_with("KUBE-") {
@@ -64,7 +78,13 @@ impl Remains {
 
     /// How many rules a chain has; `None`: there is no such chain.
     pub(super) fn rules(&self, table: Table, chain: &str) -> Option<usize> {
-        self.chains.get(&(table, chain.to_owned())).copied()
+        self.chains.get(&(table, chain.to_owned())).map(|chain| chain.rules)
+    }
+
+    /// Whether a chain of a port has exactly these rules.
+    pub(super) fn has(&self, chain: &str, rules: &[String]) -> bool {
+        let there = self.chains.get(&(Table::Nat, chain.to_owned()));
+        there.is_some_and(|there| there.rules == rules.len() && there.print == Print::of(rules))
     }
 
     /// Whether a rule leads from one chain to the other.

@@ -220,3 +220,87 @@ fn open_loopback() {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use service::Model;
+
+    use super::*;
+    use crate::Mode;
+
+    /// Two Services with all that chains of ports may have.
+    fn model() -> Model {
+        let mut model = Model::new("here");
+        let (ips, outside) =
+            (json!(["10.96.0.1", "fd00:96::1"]), json!([{ "ip": "192.0.2.7" }, { "ip": "2001:db8::7" }]));
+        for (name, protocol, policy) in [("web", "TCP", "Cluster"), ("dns", "UDP", "Local")] {
+            let service = json!({
+                "metadata": { "namespace": "default", "name": name },
+                "spec": {
+                    "type": "LoadBalancer", "clusterIP": ips[0], "clusterIPs": ips, "externalTrafficPolicy": policy,
+                    "sessionAffinity": "ClientIP", "loadBalancerSourceRanges": ["198.51.100.0/24", "2001:db8:1::/64"],
+                    "ports": [{ "name": "p", "port": 80, "nodePort": 30080, "protocol": protocol }],
+                },
+                "status": { "loadBalancer": { "ingress": outside } },
+            });
+            model.set_service(&serde_json::from_value(service).unwrap());
+            for (family, addresses) in
+                [("IPv4", ["10.244.0.2", "10.244.1.3"]), ("IPv6", ["fd00:244::2", "fd00:244:1::3"])]
+            {
+                let endpoint = |(address, node)| json!({ "addresses": [address], "nodeName": node });
+                let slice = json!({
+                    "metadata": { "namespace": "default", "name": format!("{name}-{family}"),
+                        "labels": { "kubernetes.io/service-name": name } },
+                    "addressType": family, "ports": [{ "name": "p", "port": 8080, "protocol": protocol }],
+                    "endpoints": addresses.into_iter().zip(["here", "there"]).map(endpoint).collect::<Vec<_>>(),
+                });
+                model.set_slice(&serde_json::from_value(slice).unwrap());
+            }
+        }
+        model.update();
+        model
+    }
+
+    #[test]
+    fn what_is_there_as_it_should_be_is_not_written_again() {
+        let model = model();
+        for kind in [IptablesKind::Nft, IptablesKind::Legacy] {
+            let mut config = Config::new("here");
+            (config.mode, config.iptables.kind) = (Mode::Iptables, kind);
+            let network = Network {
+                local: service::Local::Sources(vec![
+                    "10.244.0.0/16".parse().unwrap(),
+                    "fd00:244::/32".parse().unwrap(),
+                ]),
+                ..Network::default()
+            };
+            let tried = netns::create(|| {
+                let mut iptables = match Iptables::open(&config) {
+                    Err(StartError::NoIptables) => return Ok(None),
+                    opened => opened.unwrap(),
+                };
+                iptables.replace(model.rules(), &network).unwrap();
+                let remains = iptables.look().unwrap();
+                let written = |remains| {
+                    let mut rules = ServiceRules::new(iptables::Config::new());
+                    rules.replace(model.rules(), &network, &remains, usize::MAX).0.map(|scripts| scripts.concat())
+                };
+                let texts = [written(Families::default()), written(remains)];
+                iptables.replace(model.rules(), &network).unwrap();
+                assert!(iptables.is_there().unwrap());
+                Ok(Some(texts))
+            });
+            let [first, again] = match tried {
+                Ok((_, Some(texts))) => texts,
+                Ok((_, None)) => return println!("skipped: needs iptables"),
+                Err(error) => return println!("skipped: needs CAP_SYS_ADMIN for a network namespace ({error})"),
+            };
+            for chain in [":KUBE-SVC-", ":KUBE-SVL-", ":KUBE-EXT-", ":KUBE-FW-", ":KUBE-SEP-"] {
+                for (first, again) in first.iter().zip(&again) {
+                    assert!(first.contains(chain) && !again.contains(chain), "{kind:?} {chain}\n{again}");
+                }
+            }
+        }
+    }
+}
