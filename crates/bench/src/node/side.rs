@@ -1,5 +1,6 @@
 //! The two sides: how the daemons of each are started.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub(super) struct Side {
     crew: Crew,
     /// In the order in which they start.
     daemons: Vec<Daemon>,
+    /// Where the last but one serves the last.
+    socket: PathBuf,
 }
 
 impl Side {
@@ -57,13 +60,18 @@ impl Side {
         let files: Vec<PathBuf> = programs.iter().map(|(program, _)| program.clone()).collect();
         let crew = Crew::new(&files)?;
         let daemons = programs.into_iter().map(|(program, arguments)| daemon(&program, arguments)).collect();
-        Ok(Self { crew, daemons })
+        Ok(Self { crew, daemons, socket: place.scratch.join("cri.sock") })
     }
 
     /// Starts the daemons and waits until the node is Ready.
     pub(super) fn start(&mut self, api: &Api) -> anyhow::Result<()> {
-        self.daemons.iter_mut().try_for_each(Daemon::start)?;
-        let last = self.daemons.last_mut().context("a node has a daemon")?;
+        let (last, before) = self.daemons.split_last_mut().context("a node has a daemon")?;
+        before.iter_mut().try_for_each(Daemon::start)?;
+        if let Some(runtime) = before.last_mut() {
+            // The kubelet ends when its runtime does not answer at once.
+            runtime.wait_ready(PATIENCE, || UnixStream::connect(&self.socket).is_ok())?;
+        }
+        last.start()?;
         last.wait_ready(PATIENCE, || is_ready(api))
     }
 
