@@ -17,6 +17,17 @@ pub fn maps_owners_on_tmpfs() -> bool {
     version() >= (6, 3)
 }
 
+/// Whether the kernel confines programs by AppArmor and shows its policy (securityfs is mounted).
+pub fn has_apparmor() -> bool {
+    let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
+    enabled.is_ok_and(|text| text.starts_with(b"Y")) && std::path::Path::new("/sys/kernel/security/apparmor").exists()
+}
+
+/// Whether the kernel labels by SELinux and shows its policy (selinuxfs is mounted).
+pub fn has_selinux() -> bool {
+    std::path::Path::new("/sys/fs/selinux/enforce").exists()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
