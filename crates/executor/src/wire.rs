@@ -18,7 +18,7 @@ pub enum DecodeError {
 }
 
 /// Version of the bytes; raised with every change of a plan's fields.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 
 /// A value that goes into a plan's bytes.
 pub(crate) trait Wire: Sized {

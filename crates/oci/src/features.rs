@@ -108,7 +108,7 @@ fn features() -> serde_json::Value {
                 "supportedFlags": FILTER_FLAGS,
             },
             "apparmor": { "enabled": true },
-            "selinux": { "enabled": false },
+            "selinux": { "enabled": true },
             "intelRdt": { "enabled": false },
             "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": false },

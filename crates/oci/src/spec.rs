@@ -89,11 +89,6 @@ fn check(spec: &Spec) -> Result<(), Error> {
     if !has(NamespaceKind::Mount) && (!linux.masked_paths.is_empty() || !linux.readonly_paths.is_empty()) {
         return invalid("unable to restrict sys entries without a private MNT namespace");
     }
-    if !linux.mount_label.is_empty() && Path::new("/sys/fs/selinux/enforce").exists() {
-        return invalid(
-            "linux.mountLabel cannot be applied: labels of mounts are not supported yet; disable them in the caller",
-        );
-    }
     if linux.intel_rdt.is_some() {
         return invalid("intelRdt is not supported; remove it");
     }

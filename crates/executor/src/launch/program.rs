@@ -36,7 +36,9 @@ pub(crate) struct Last<'a> {
 pub(crate) fn become_program(last: &Last<'_>, reporter: &Reporter) -> Result<Infallible, LaunchError> {
     let Last { plan, streams, .. } = last;
     if let Some(name) = &plan.keyring {
+        last.labels.set_keyring(plan.selinux.as_deref().unwrap_or_default())?;
         join_keyring(name)?;
+        last.labels.set_keyring("")?;
     }
     if let Some((hooks, proc)) = last.hooks {
         start_hooks(plan, hooks, proc)?;
@@ -137,6 +139,8 @@ fn set_filter(plan: &ProcessPlan, tell: Tell<'_>) -> Result<(), LaunchError> {
 pub(crate) struct Labels {
     apparmor: Option<File>,
     selinux: Option<File>,
+    /// That of keys which the process makes.
+    keyring: Option<File>,
 }
 
 impl Labels {
@@ -156,7 +160,16 @@ impl Labels {
             // The place of its own, since Linux 5.8; the common one before.
             apparmor: open(plan.apparmor.is_some(), &["self/attr/apparmor/exec", "self/attr/exec"])?,
             selinux: open(plan.selinux.is_some(), &["self/attr/exec"])?,
+            keyring: open(plan.selinux.is_some() && plan.keyring.is_some(), &["self/attr/keycreate"])?,
         })
+    }
+
+    /// Labels keyrings that are made from now on as what the program makes later; as usual with no label.
+    fn set_keyring(&self, label: &str) -> Result<(), LaunchError> {
+        let Some(mut file) = self.keyring.as_ref() else { return Ok(()) };
+        // The kernel takes nothing for "as usual" only if it is one byte of it.
+        let bytes = if label.is_empty() { b"\0" } else { label.as_bytes() };
+        file.write_all(bytes).map_err(|error| LaunchError::io(Step::Keyring, &error, label))
     }
 
     fn set(&self, plan: &ProcessPlan) -> Result<(), LaunchError> {

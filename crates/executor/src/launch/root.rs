@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use sys::mount::{self, Change, Propagation, attribute};
 use sys::path::{self, Kind};
-use sys::pty;
 use sys::rustix::fs::{FileType, Mode, OFlags};
 use sys::rustix::io::Errno;
+use sys::{pty, xattr};
 
 use super::{InStep as _, LaunchError, Stdio, Step};
 use crate::plan::{DeviceKind, DeviceNode, FilesystemPlan, LaunchPlan, MountPlan, Mounted, RootEntry, RootPlan};
@@ -41,7 +41,7 @@ pub(super) fn enter(
     };
     make_directory(root, &whole.process.cwd);
     plan.readonly_paths.iter().try_for_each(|path| make_readonly(root, path))?;
-    mask(root, &plan.masked_paths, &null)?;
+    mask(root, plan, &null)?;
     if plan.readonly {
         let change = Change { set: attribute::READ_ONLY, ..Change::default() };
         mount::set_attributes(root, &change).step(Step::RootAttributes, "read-only")?;
@@ -92,6 +92,9 @@ fn make(one: &MountPlan, plan: &RootPlan, root: BorrowedFd<'_>, mounts: &[OwnedF
             } else {
                 attach(fresh.as_fd(), root, at)?;
             }
+            if let (Some(label), "mqueue") = (&plan.label, filesystem.kind.as_str()) {
+                set_label(fresh.as_fd(), label, at)?;
+            }
             seal(filesystem, fresh.as_fd(), at)
         }
         Mounted::Devices(filesystem) => {
@@ -100,6 +103,20 @@ fn make(one: &MountPlan, plan: &RootPlan, root: BorrowedFd<'_>, mounts: &[OwnedF
             fill_dev(plan, root, fresh.as_fd(), mounts)?;
             seal(filesystem, fresh.as_fd(), at)
         }
+    }
+}
+
+/// Labels the directory that a mount has as its root. A policy that labels such file systems itself lets nobody else do it.
+fn set_label(mount: BorrowedFd<'_>, label: &str, at: &str) -> Result<(), LaunchError> {
+    // The mount's own descriptor takes no attributes, and its link in /proc is covered by the root that is being built.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = sys::rustix::fs::openat(mount, ".", flags, Mode::empty());
+    let directory = directory.map_err(|errno| LaunchError::new(Step::Label, errno, at))?;
+    match xattr::set(directory.as_fd(), c"security.selinux", label.as_bytes()) {
+        Err(error) if error.raw_os_error() != Some(Errno::OPNOTSUPP.raw_os_error()) => {
+            Err(LaunchError::io(Step::Label, &error, format!("{label} on {at}")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -290,15 +307,15 @@ fn make_readonly(root: BorrowedFd<'_>, at: &str) -> Result<(), LaunchError> {
 }
 
 /// Covers files with `/dev/null` and directories with one empty tmpfs.
-fn mask(root: BorrowedFd<'_>, paths: &[String], null: &OwnedFd) -> Result<(), LaunchError> {
+fn mask(root: BorrowedFd<'_>, plan: &RootPlan, null: &OwnedFd) -> Result<(), LaunchError> {
     let mut empty: Option<OwnedFd> = None;
-    for at in paths {
+    for at in &plan.masked_paths {
         let Some(found) = existing(root, at, Step::MaskedPath)? else { continue };
         let cover = if path::is_directory(found.as_fd()).step(Step::MaskedPath, at)? {
             match &empty {
                 Some(first) => mount::copy_tree_at(first.as_fd(), false).step(Step::MaskedPath, at)?,
                 None => {
-                    let fresh = empty_directory().step(Step::MaskedPath, at)?;
+                    let fresh = empty_directory(plan.label.as_deref()).step(Step::MaskedPath, at)?;
                     mount::attach(fresh.as_fd(), found.as_fd()).step(Step::MaskedPath, at)?;
                     empty = Some(fresh);
                     continue;
@@ -312,7 +329,8 @@ fn mask(root: BorrowedFd<'_>, paths: &[String], null: &OwnedFd) -> Result<(), La
     Ok(())
 }
 
-fn empty_directory() -> sys::Result<OwnedFd> {
-    let options = [("size", Some("0")), ("nr_blocks", Some("1")), ("nr_inodes", Some("1"))];
+fn empty_directory(label: Option<&str>) -> sys::Result<OwnedFd> {
+    let mut options = vec![("size", Some("0")), ("nr_blocks", Some("1")), ("nr_inodes", Some("1"))];
+    options.extend(label.map(|label| ("context", Some(label))));
     mount::new_filesystem("tmpfs", &options, attribute::READ_ONLY)
 }

@@ -23,7 +23,7 @@ wire_struct! {
     TimeOffset { clock, secs, nanosecs }
     HooksPlan { state, create_container, start_container }
     HookPlan { program, arguments, environment, timeout_s }
-    RootPlan { mounts, devices, device_links, masked_paths, readonly_paths, readonly, propagation, entry, at }
+    RootPlan { mounts, devices, device_links, masked_paths, readonly_paths, readonly, propagation, entry, at, label }
     PropagationPlan { kind, recursive }
     MountPlan { target, what, is_file }
     FilesystemPlan { kind, options, attributes, copy_up }

@@ -38,7 +38,7 @@ impl HostFacts {
             root_is_initramfs: root_is_initramfs(&mounts),
             in_user_namespace: in_user_namespace(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default()),
             apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y")),
-            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            selinux: sys::kernel::has_selinux(),
         })
     }
 }

@@ -35,6 +35,11 @@ pub(super) fn root(
     for mount in &spec.mounts {
         mounts.extend(mount_plans(mount, facts, sources)?);
     }
+    // A kernel without SELinux takes no label, and callers have one anyway.
+    let label = Some(linux.mount_label.clone()).filter(|label| facts.selinux && !label.is_empty());
+    if let Some(label) = &label {
+        mounts.iter_mut().for_each(|mount| set_label(mount, label));
+    }
     let own_dev = mounts.iter().any(|mount| matches!(mount.what, Mounted::Devices(_)));
     let devices = if own_dev { devices(linux, in_user_namespace, sources)? } else { Vec::new() };
     if terminal && !own_dev {
@@ -57,7 +62,20 @@ pub(super) fn root(
         entry: if facts.root_is_initramfs { RootEntry::Chroot } else { RootEntry::Pivot },
         // Any directory of the host will do: pivot_root wants a mount point, and takes it away from there.
         at: root.path.to_str().filter(|path| path.starts_with('/')).unwrap_or("/proc").to_owned(),
+        label,
     })
+}
+
+/// Kinds that the policy labels. The label of message queues is set when they are mounted.
+const UNLABELLED: [&str; 5] = ["proc", "sysfs", "mqueue", "cgroup", "cgroup2"];
+
+/// Gives a new file system the label that all in it is to have.
+fn set_label(mount: &mut MountPlan, label: &str) {
+    let (Mounted::New(filesystem) | Mounted::Devices(filesystem)) = &mut mount.what else { return };
+    let has_own = filesystem.options.iter().any(|(name, _)| name == "context");
+    if !has_own && !UNLABELLED.contains(&filesystem.kind.as_str()) {
+        filesystem.options.push(("context".to_owned(), Some(label.to_owned())));
+    }
 }
 
 fn absolute(field: &'static str, paths: &[String]) -> Result<Vec<String>, PlanError> {

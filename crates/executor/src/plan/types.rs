@@ -202,6 +202,8 @@ pub struct RootPlan {
     pub entry: RootEntry,
     /// The directory of the host that the root is attached on until it is entered. Hooks look for it there.
     pub at: String,
+    /// SELinux label of its message queues and of what covers masked directories; that of its file systems is in their options.
+    pub label: Option<String>,
 }
 
 /// How the root is entered.

@@ -7,6 +7,7 @@ mod bundle;
 mod compare;
 mod details;
 mod lifecycle;
+mod modules;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,5 +18,5 @@ fn main() -> ExitCode {
         return oci::main(words);
     }
     let missing = (!sys::rustix::process::geteuid().is_root()).then(|| "root".to_owned());
-    testkit::serial::main(&[lifecycle::TESTS, details::TESTS, compare::TESTS].concat(), missing)
+    testkit::serial::main(&[lifecycle::TESTS, details::TESTS, compare::TESTS, modules::TESTS].concat(), missing)
 }
