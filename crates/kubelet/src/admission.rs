@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
 use pod::quantity::Quantity;
 use pod::spec;
 
+use crate::apparmor;
 use crate::node::pressure::Pressures;
 use crate::qos::{self, List};
 
@@ -54,6 +55,8 @@ pub struct Site {
     /// Sysctls that the operator allows beside the safe ones: names, or beginnings that end with `*`
     /// (`allowedUnsafeSysctls`).
     pub sysctls: Vec<String>,
+    /// Its kernel confines programs by AppArmor.
+    pub apparmor: bool,
 }
 
 /// Why a pod is not taken.
@@ -90,6 +93,8 @@ pub fn admit(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<Preemption, Reje
     place(pod, site)?;
     ports(pod, others)?;
     taints(pod, site)?;
+    apparmor::check(pod, site.apparmor)
+        .map_err(|why| Rejection::new("AppArmor", format!("Cannot enforce AppArmor: {why}")))?;
     preemption::choose(pod, others, short.map(Shortage::want).collect())
 }
 
@@ -331,6 +336,16 @@ mod tests {
 
     fn reason(pod: &Pod, site: &Site, others: &[&Pod]) -> Option<String> {
         admit(pod, site, others).err().map(|rejection| rejection.reason)
+    }
+
+    #[test]
+    fn a_profile_of_apparmor_needs_a_kernel_that_has_it() {
+        let profile = json!({"type": "RuntimeDefault"});
+        let confined = pod(json!({"containers": [], "securityContext": {"appArmorProfile": profile}}));
+        let rejection = admit(&confined, &site(), &[]).unwrap_err();
+        assert_eq!(rejection.reason, "AppArmor");
+        assert_eq!(rejection.message, "Cannot enforce AppArmor: AppArmor is not enabled on the host");
+        assert_eq!(reason(&confined, &Site { apparmor: true, ..site() }, &[]), None);
     }
 
     #[test]

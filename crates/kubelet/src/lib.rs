@@ -8,6 +8,7 @@
 
 pub mod admission;
 mod adopt;
+mod apparmor;
 pub mod configuration;
 mod context;
 mod disk;

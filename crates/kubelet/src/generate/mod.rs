@@ -390,6 +390,7 @@ fn mounts(config: &Config, request: &Request<'_>) -> Vec<v1::Mount> {
     let file = |container_path: &str, host_path: PathBuf| v1::Mount {
         container_path: container_path.to_owned(),
         host_path: text(&host_path),
+        selinux_relabel: sys::kernel::has_selinux(),
         ..v1::Mount::default()
     };
     let mut mounts = request.mounts.to_vec();

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
 use pod::spec;
 
 use super::{Config, Request};
+use crate::apparmor;
 
 /// Why a security context cannot be honoured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -150,6 +151,8 @@ pub(super) fn container(
     let user = own.run_as_user.or(whole.run_as_user);
     check_non_root(request, own.run_as_non_root.or(whole.run_as_non_root), user)?;
     let masked = own.proc_mount.as_deref() != Some("Unmasked");
+    let profile = apparmor::profile(request.pod, &request.container.name, Some(own));
+    #[expect(deprecated, reason = "older runtimes know no other field")]
     Ok(LinuxContainerSecurityContext {
         capabilities: own.capabilities.as_ref().map(|wanted| v1::Capability {
             add_capabilities: wanted.add.clone().unwrap_or_default(),
@@ -169,7 +172,8 @@ pub(super) fn container(
         masked_paths: if masked { masked_paths().to_vec() } else { Vec::new() },
         readonly_paths: if masked { READONLY_PATHS.map(str::to_owned).to_vec() } else { Vec::new() },
         seccomp: Some(seccomp(config, own.seccomp_profile.as_ref().or(whole.seccomp_profile.as_ref()))?),
-        apparmor: apparmor(own.app_armor_profile.as_ref().or(whole.app_armor_profile.as_ref()))?,
+        apparmor_profile: profile.as_ref().map(old_name).unwrap_or_default(),
+        apparmor: profile.map(security_profile).transpose()?,
         ..LinuxContainerSecurityContext::default()
     })
 }
@@ -274,17 +278,25 @@ fn seccomp(config: &Config, profile: Option<&SeccompProfile>) -> Result<v1::Secu
     Ok(v1::SecurityProfile { profile_type: kind.into(), localhost_ref })
 }
 
-fn apparmor(profile: Option<&AppArmorProfile>) -> Result<Option<v1::SecurityProfile>, SecurityError> {
+fn security_profile(profile: AppArmorProfile) -> Result<v1::SecurityProfile, SecurityError> {
     use v1::security_profile::ProfileType;
-    let Some(profile) = profile else { return Ok(None) };
-    let localhost_ref = profile.localhost_profile.clone().unwrap_or_default();
+    let localhost_ref = profile.localhost_profile.unwrap_or_default();
     let kind = match profile.type_.as_str() {
         "Unconfined" => ProfileType::Unconfined,
         "Localhost" if localhost_ref.is_empty() => return Err(SecurityError::NoProfile("appArmorProfile")),
         "Localhost" => ProfileType::Localhost,
         _ => ProfileType::RuntimeDefault,
     };
-    Ok(Some(v1::SecurityProfile { profile_type: kind.into(), localhost_ref }))
+    Ok(v1::SecurityProfile { profile_type: kind.into(), localhost_ref })
+}
+
+/// The profile in CRI's field of before there were types.
+fn old_name(profile: &AppArmorProfile) -> String {
+    match profile.type_.as_str() {
+        "Unconfined" => "unconfined".to_owned(),
+        "Localhost" => format!("localhost/{}", profile.localhost_profile.as_deref().unwrap_or_default()),
+        _ => "runtime/default".to_owned(),
+    }
 }
 
 /// [`MASKED_PATHS`], and the throttling counters of each CPU, through which a container could watch its neighbours.

@@ -82,9 +82,11 @@ impl Maker {
                 let path = self.dir("empty-dir", name);
                 place::empty_dir(&path, *medium, place::memory_size(&self.pod, &self.config.node, *size))?;
                 self.group().apply(&path, Writable::Yes, &|| ground.is_over())?;
-                Ok(Ready::Path { path, read_only: false })
+                Ok(Ready::Path { path, read_only: false, relabel: true })
             }
-            Kind::HostPath { path, read_only, .. } => Ok(Ready::Path { path: path.clone(), read_only: *read_only }),
+            Kind::HostPath { path, read_only, owned, .. } => {
+                Ok(Ready::Path { path: path.clone(), read_only: *read_only, relabel: *owned })
+            }
             Kind::Content { plugin, in_memory } => {
                 let path = self.dir(plugin, name);
                 let files = self.files(name)?;
@@ -92,17 +94,21 @@ impl Maker {
                 place::nested_mountpoints(&path, name, &self.pod)?;
                 atomic::write(&path, &files, |_| Ok(()))?;
                 self.group().apply(&path, Writable::No, &|| ground.is_over())?;
-                Ok(Ready::Path { path, read_only: true })
+                Ok(Ready::Path { path, read_only: true, relabel: true })
             }
             Kind::Device { path, read_only } => Ok(Ready::Device { path: path.clone(), read_only: *read_only }),
             Kind::Csi(volume) => {
                 let (path, read_only) = (volume.target(&self.config.paths, uid_of(&self.pod)), volume.read_only);
-                Ok(if volume.is_block() { Ready::Device { path, read_only } } else { Ready::Path { path, read_only } })
+                Ok(if volume.is_block() {
+                    Ready::Device { path, read_only }
+                } else {
+                    Ready::Path { path, read_only, relabel: !read_only }
+                })
             }
             Kind::Nfs(share) => {
                 let (path, read_only) = (self.dir("nfs", &share.name), share.read_only);
                 nfs::attach(&path, shares.get(name))?;
-                Ok(Ready::Path { path, read_only })
+                Ok(Ready::Path { path, read_only, relabel: false })
             }
             Kind::Image { reference } => Ok(Ready::Image { reference: (*reference).to_owned() }),
         })

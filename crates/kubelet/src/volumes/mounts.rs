@@ -16,8 +16,8 @@ use crate::threads::patient;
 /// A volume that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Ready {
-    /// A file or directory of the node.
-    Path { path: PathBuf, read_only: bool },
+    /// A file or directory of the node; `relabel` if it is the pod's own, to be labelled for it where there is SELinux.
+    Path { path: PathBuf, read_only: bool, relabel: bool },
     /// A device of the node.
     Device { path: PathBuf, read_only: bool },
     /// An image; the runtime mounts it.
@@ -148,9 +148,10 @@ impl PodVolumes {
                     sub_path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
                 planned.mount.readonly = true;
             }
-            Ready::Path { path: volume, read_only } => {
+            Ready::Path { path: volume, read_only, relabel } => {
                 planned.mount.host_path = volume.to_string_lossy().into_owned();
                 planned.mount.readonly |= read_only;
+                planned.mount.selinux_relabel = *relabel && sys::kernel::has_selinux();
                 let target = || self.paths.sub_path(&self.uid, &mount.name, container, index);
                 let sub_path = sub_path.map(|path| subpath::SubPath {
                     volume: volume.clone(),

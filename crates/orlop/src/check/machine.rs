@@ -39,8 +39,8 @@ pub(super) fn extras() -> Vec<Finding> {
     let modules = read("/sys/kernel/security/lsm");
     vec![
         user_namespace(user_namespaces.as_deref(), sys::kernel::maps_owners_on_tmpfs()),
-        security_module("AppArmor", "apparmor", &modules),
-        security_module("SELinux", "selinux", &modules),
+        security_module("AppArmor", "apparmor", "pods that ask for a profile are refused", &modules),
+        security_module("SELinux", "selinux", "labels that pods ask for have no effect", &modules),
         pressure(&read("/proc/pressure/memory")),
         oom_scores(effective),
     ]
@@ -100,11 +100,11 @@ fn user_namespace(limit: Option<&str>, maps_owners: bool) -> Finding {
     }
 }
 
-fn security_module(what: &'static str, name: &str, modules: &str) -> Finding {
+fn security_module(what: &'static str, name: &str, without: &str, modules: &str) -> Finding {
     if modules.split(',').any(|module| module.trim() == name) {
         return Finding::ok(what, "enabled");
     }
-    let remedy = format!("pods that ask for it are refused; add {name} to lsm= on the kernel's command line");
+    let remedy = format!("{without}; add {name} to lsm= on the kernel's command line");
     Finding::limited(what, "not enabled", remedy)
 }
 
@@ -160,8 +160,8 @@ mod tests {
         {
             assert_eq!(limited.verdict, Limited, "{limited:?}");
         }
-        assert_eq!(security_module("AppArmor", "apparmor", "lockdown,capability,apparmor\n").verdict, Ok);
-        assert_eq!(security_module("SELinux", "selinux", "lockdown,capability,apparmor\n").verdict, Limited);
+        assert_eq!(security_module("AppArmor", "apparmor", "", "lockdown,capability,apparmor\n").verdict, Ok);
+        assert_eq!(security_module("SELinux", "selinux", "", "lockdown,capability,apparmor\n").verdict, Limited);
         assert_eq!(pressure("some avg10=0.00").verdict, Ok);
         assert_eq!(pressure("").verdict, Limited);
     }

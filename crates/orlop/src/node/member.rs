@@ -378,7 +378,8 @@ impl MemberSite {
         let mut allocatable = describe::allocatable(node, machine);
         allocatable.insert("pods".to_owned(), Quantity::from_units(node.pods_max.into()));
         let (labels, sysctls) = (describe::labels(node), settings.configuration.sysctls.clone());
-        let fixed = Site { name: node.name.clone(), labels, allocatable, sysctls, ..Site::default() };
+        let apparmor = sys::kernel::has_apparmor();
+        let fixed = Site { name: node.name.clone(), labels, allocatable, sysctls, apparmor, ..Site::default() };
         Self { fixed, store, heard }
     }
 }
