@@ -361,16 +361,17 @@ impl Images {
         self.store.rootfs_owners().into_iter().map(|(container, _)| container).collect()
     }
 
-    /// Mounts an image, or the part of it below `sub_path`, read-only as a detached mount (image volumes).
+    /// Mounts an image, or the part of it below `sub_path`, read-only as a detached mount (image volumes). All in it has the
+    /// SELinux `label`, if there is one.
     ///
     /// The image's layers must stay as long as the mount is used: the caller names the image as in use to garbage collection.
-    pub fn mount_image(&self, image: &Digest, sub_path: &str) -> Result<OwnedFd, Error> {
+    pub fn mount_image(&self, image: &Digest, sub_path: &str, label: Option<&str>) -> Result<OwnedFd, Error> {
         let layers = {
             let index = self.index();
             index.by_id(image).ok_or_else(|| Error::NoSuchImage(image.to_string()))?.record.layers.clone()
         };
         self.store.touch(image);
-        self.store.mount_volume(image, &layers, sub_path)
+        self.store.mount_volume(image, &layers, sub_path, label)
     }
 
     /// Waits until what pulls have left to do in the background is done: layers are on disk, and what was given up is

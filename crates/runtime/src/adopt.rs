@@ -72,7 +72,8 @@ fn remove(records: &Records) {
 fn enter(core: &Arc<Core>, record: SandboxRecord, records: Records) -> (Arc<Sandbox>, bool) {
     let (group, owns_group) = core.pod_group(&record.id, &record.config.clone().unwrap_or_default());
     let progress = record.progress();
-    let sandbox = Sandbox::new(record, records, group, owns_group);
+    let labels = core.selinux.recorded(record.labels.as_ref());
+    let sandbox = Sandbox::new(record, records, labels, group, owns_group);
     {
         let mut live = sandbox.live();
         live.phase = sandbox::Phase::NotReady;
@@ -99,7 +100,9 @@ fn enter_container(core: &Arc<Core>, sandbox: &Arc<Sandbox>, record: ContainerRe
         Progress::Made => Phase::Created,
         Progress::Ended => Phase::Exited,
     };
+    let labels = core.selinux.recorded(record.labels.as_ref());
     let container = Container::new(sandbox, record, phase);
+    container.set_labels(labels);
     container.forget_request();
     core.table.enter_container(sandbox, container);
 }

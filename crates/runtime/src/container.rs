@@ -7,7 +7,7 @@
 //! ```
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use cri::v1;
 use executor::ExecPlan;
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::launch::Ready;
 use crate::record::{ContainerRecord, End, Progress, Records};
 use crate::sandbox::Sandbox;
+use crate::selinux::Labels;
 use crate::single::Single;
 
 /// Where a container is in its life.
@@ -43,6 +44,8 @@ pub(crate) struct Container {
     pub(crate) name: v1::ContainerMetadata,
     pub(crate) group: Cgroup,
     records: Records,
+    /// Its SELinux labels, once they are chosen; those of its record after a restart of the daemon.
+    labels: OnceLock<Labels>,
     /// Guards the record, in memory and on disk.
     record: Mutex<ContainerRecord>,
     /// Guards what changes with its process. Never held while anything is waited for.
@@ -84,6 +87,7 @@ impl Container {
             name,
             group: sandbox.group.child(&record.id),
             records: sandbox.records.clone(),
+            labels: OnceLock::new(),
             record: Mutex::new(record),
             live: Mutex::default(),
             phase: watch::Sender::new(phase),
@@ -104,6 +108,17 @@ impl Container {
 
     pub(crate) fn record(&self) -> MutexGuard<'_, ContainerRecord> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn labels(&self) -> Option<&Labels> {
+        self.labels.get()
+    }
+
+    /// Gives it labels, which it keeps: a second time changes nothing.
+    pub(crate) fn set_labels(&self, labels: Option<Labels>) {
+        if let Some(labels) = labels {
+            let _ = self.labels.set(labels);
+        }
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -16,6 +16,7 @@ use crate::config::{Config, Parts};
 use crate::driver::Handlers;
 use crate::events::Bus;
 use crate::sandbox::Sandbox;
+use crate::selinux::SeLinux;
 use crate::spec::Host;
 use crate::stats::Stats;
 use crate::table::Table;
@@ -31,6 +32,7 @@ pub(crate) struct Core {
     pub(crate) zygote: Zygote,
     pub(crate) host: Host,
     pub(crate) handlers: Handlers,
+    pub(crate) selinux: SeLinux,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) boot_id: String,
     pub(crate) table: Table,
@@ -64,6 +66,7 @@ impl Core {
             zygote: parts.zygote,
             host,
             handlers,
+            selinux: SeLinux::of_host(),
             hierarchy,
             boot_id,
             _lock: lock,

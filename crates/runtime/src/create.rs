@@ -13,6 +13,7 @@ use crate::exits;
 use crate::launch::{self, Ready, namespace_options};
 use crate::record::{ContainerRecord, End, Progress};
 use crate::sandbox::{self, Sandbox};
+use crate::selinux::Labels;
 use crate::single::Outcome;
 use crate::table::Entered;
 
@@ -92,6 +93,7 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contain
         record.stop_signal_name = made.stop_signal_name.into();
         record.volume_images = made.spec.images.values().map(|mount| mount.image.clone()).collect();
         record.resources = resources;
+        record.labels = container.labels().map(Labels::record);
         record.user = Some(v1::LinuxContainerUser {
             uid: made.user.uid.into(),
             gid: made.user.gid.into(),

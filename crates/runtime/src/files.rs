@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::sandbox::Sandbox;
+use crate::selinux::relabel;
 use crate::shared::{self, SHM, Shared};
 use crate::spec::{self, SandboxFiles};
 
@@ -67,9 +68,16 @@ pub(crate) fn of(sandbox: &Sandbox) -> SandboxFiles {
     }
 }
 
-/// Detached mounts of them for a container, by those names.
-pub(crate) fn copies(sandbox: &Sandbox, namespace: BorrowedFd<'_>) -> io::Result<BTreeMap<String, OwnedFd>> {
+/// Detached mounts of them for a container, by those names; labelled for it where there are labels.
+pub(crate) fn copies(
+    sandbox: &Sandbox,
+    namespace: BorrowedFd<'_>,
+    label: Option<&str>,
+) -> io::Result<BTreeMap<String, OwnedFd>> {
     let named = |name: &str| Path::join(sandbox.records.directory(), name).to_string_lossy().into_owned();
     let copies = shared::copies(namespace, &[HOSTNAME, HOSTS, RESOLV_CONF, SHM])?;
+    if let Some(label) = label {
+        copies.iter().try_for_each(|(_, mount)| relabel::tree(mount.as_fd(), label))?;
+    }
     Ok(copies.into_iter().map(|(name, mount)| (named(name), mount)).collect())
 }

@@ -94,10 +94,14 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn make(&self, image: &Image, shared: BorrowedFd<'_>, users: Option<OwnedFd>) -> Result<Made, Error> {
-        let prepared = spec::prepare(self.config)?;
+        self.choose_labels()?;
+        let labels = self.container.labels();
+        let file_label = labels.map(|labels| labels.file.as_str());
+        let prepared = spec::prepare(self.config, &self.core.host, file_label)?;
         let copy = users.as_ref().map(OwnedFd::try_clone).transpose();
         let user_namespace = copy.map_err(|error| self.failed("mapping the users of", &error))?;
-        let options = RootfsOptions { user_namespace, ..RootfsOptions::default() };
+        let options =
+            RootfsOptions { user_namespace, mount_label: file_label.map(str::to_owned), ..Default::default() };
         let rootfs = self.core.images.rootfs(&image.id, &self.container.id, options);
         let root = rootfs.map_err(|error| self.failed("mounting the root of", &error))?.mount;
         let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
@@ -118,6 +122,7 @@ impl Job<'_> {
             namespaces: &self.namespaces(),
             cgroup_path: &self.container.group.path().to_string_lossy(),
             host: &self.core.host,
+            labels,
         })?;
         spec.resolve_images(&self.core.images)?;
         for warning in &spec.warnings {
@@ -125,7 +130,7 @@ impl Job<'_> {
         }
         let plan =
             spec.launch_plan(&self.core.host.facts).map_err(|error| Error::InvalidArgument(error.to_string()))?;
-        let made = files::copies(self.sandbox, shared);
+        let made = files::copies(self.sandbox, shared, file_label);
         let made = made.map_err(|error| self.failed("sharing memory and files with", &error))?;
         let mounts = spec.open_sources(&plan, made, users.as_ref().map(OwnedFd::as_fd), &self.core.images)?;
         let log = log_of(self.core, self.sandbox, self.config);
@@ -138,6 +143,16 @@ impl Job<'_> {
             Some(driver) => Way::Driven(self.put_bundle(driver, &spec)?),
         };
         Ok(Made { ready: Ready { way, root, mounts, log }, spec, user, stop_signal, stop_signal_name })
+    }
+
+    /// Those of the pod or of its own; a container of an earlier daemon has them already.
+    fn choose_labels(&self) -> Result<(), Error> {
+        if self.container.labels().is_none() {
+            let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+            let options = security.and_then(|security| security.selinux_options.as_ref());
+            self.container.set_labels(self.core.selinux.of_container(options, self.sandbox.labels.as_ref())?);
+        }
+        Ok(())
     }
 
     fn failed(&self, step: &str, error: &(dyn std::error::Error + 'static)) -> Error {

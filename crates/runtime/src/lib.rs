@@ -16,6 +16,7 @@
 //! meanwhile gets the same outcome. No sandbox waits for another.
 
 mod adopt;
+mod apparmor;
 mod backend;
 mod client;
 mod config;
@@ -39,6 +40,7 @@ mod record;
 mod run;
 mod runtime;
 mod sandbox;
+mod selinux;
 mod service;
 mod shared;
 mod single;

@@ -40,6 +40,18 @@ pub(crate) struct SandboxRecord {
     /// Its arguments before each command.
     #[prost(string, repeated, tag = "9")]
     pub(crate) driver_arguments: Vec<String>,
+    /// SELinux labels of its processes and files.
+    #[prost(message, optional, tag = "10")]
+    pub(crate) labels: Option<RecordedLabels>,
+}
+
+/// SELinux labels.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct RecordedLabels {
+    #[prost(string, tag = "1")]
+    pub(crate) process: String,
+    #[prost(string, tag = "2")]
+    pub(crate) file: String,
 }
 
 /// How far a sandbox or container came.
@@ -87,6 +99,9 @@ pub(crate) struct ContainerRecord {
     /// Ids of the images that are mounted in it as volumes.
     #[prost(string, repeated, tag = "12")]
     pub(crate) volume_images: Vec<String>,
+    /// SELinux labels of its processes and files.
+    #[prost(message, optional, tag = "13")]
+    pub(crate) labels: Option<RecordedLabels>,
 }
 
 /// How a container ended.

@@ -36,7 +36,8 @@ pub(crate) async fn run(core: &Arc<Core>, request: v1::RunPodSandboxRequest) -> 
     check(&config)?;
     let handler = handler_of(core, &config, &request.runtime_handler)?;
     loop {
-        let sandbox = match core.table.enter_sandbox(fresh(core, &config, &request.runtime_handler, handler.as_ref())) {
+        let sandbox = match core.table.enter_sandbox(fresh(core, &config, &request.runtime_handler, handler.as_ref())?)
+        {
             Entered::New(sandbox) | Entered::There(sandbox) => sandbox,
         };
         if sandbox.phase() == Phase::Making {
@@ -56,8 +57,15 @@ pub(crate) async fn run(core: &Arc<Core>, request: v1::RunPodSandboxRequest) -> 
     }
 }
 
-fn fresh(core: &Core, config: &v1::PodSandboxConfig, name: &str, handler: Option<&Handler>) -> Arc<Sandbox> {
+fn fresh(
+    core: &Core,
+    config: &v1::PodSandboxConfig,
+    name: &str,
+    handler: Option<&Handler>,
+) -> Result<Arc<Sandbox>, Error> {
     let id = new_id();
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let labels = core.selinux.of_sandbox(security.and_then(|security| security.selinux_options.as_ref()))?;
     let (group, owns_group) = core.pod_group(&id, config);
     let records = Records::new(core.sandboxes_dir().join(&id));
     let driver = handler.map(|handler| handler.driver(records.directory()));
@@ -70,7 +78,7 @@ fn fresh(core: &Core, config: &v1::PodSandboxConfig, name: &str, handler: Option
         driver_arguments: driver.map(|driver| driver.arguments).unwrap_or_default(),
         ..SandboxRecord::default()
     };
-    Sandbox::new(record, records, group, owns_group)
+    Ok(Sandbox::new(record, records, labels, group, owns_group))
 }
 
 fn check(config: &v1::PodSandboxConfig) -> Result<(), Error> {

@@ -12,6 +12,7 @@ use crate::client::{Client, ClientError};
 use crate::container::Container;
 use crate::driver::Driver;
 use crate::record::{Progress, Records, SandboxRecord};
+use crate::selinux::Labels;
 use crate::single::Single;
 
 /// A sandbox. Each has its own locks: none waits for another.
@@ -24,6 +25,8 @@ pub(crate) struct Sandbox {
     pub(crate) driver: Option<Driver>,
     pub(crate) created_at: i64,
     pub(crate) records: Records,
+    /// Its SELinux labels, on a host that has some for containers.
+    pub(crate) labels: Option<Labels>,
     /// The group that its containers' groups are in.
     pub(crate) group: Cgroup,
     /// Whether that group is ours to remove: its parent was not named by the client.
@@ -79,7 +82,13 @@ pub(crate) fn key(metadata: &v1::PodSandboxMetadata) -> Key {
 }
 
 impl Sandbox {
-    pub(crate) fn new(record: SandboxRecord, records: Records, group: Cgroup, owns_group: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        record: SandboxRecord,
+        records: Records,
+        labels: Option<Labels>,
+        group: Cgroup,
+        owns_group: bool,
+    ) -> Arc<Self> {
         let ips = record.ips;
         let driver = (!record.driver.is_empty()).then(|| Driver {
             program: record.driver.into(),
@@ -93,6 +102,7 @@ impl Sandbox {
             driver,
             created_at: record.created_at,
             records,
+            labels,
             group,
             owns_group,
             live: Mutex::new(Live { ips, ..Live::default() }),
@@ -165,6 +175,7 @@ impl Sandbox {
                 .map(|driver| driver.program.to_string_lossy().into_owned())
                 .unwrap_or_default(),
             driver_arguments: self.driver.as_ref().map(|driver| driver.arguments.clone()).unwrap_or_default(),
+            labels: self.labels.as_ref().map(Labels::record),
         }
     }
 }

@@ -102,19 +102,32 @@ impl Store {
     }
 
     /// Mounts an image read-only and inert.
-    pub(crate) fn mount_volume(&self, image: &Digest, layers: &[Digest], sub_path: &str) -> Result<OwnedFd, Error> {
+    pub(crate) fn mount_volume(
+        &self,
+        image: &Digest,
+        layers: &[Digest],
+        sub_path: &str,
+        label: Option<&str>,
+    ) -> Result<OwnedFd, Error> {
         let what = image.to_string();
         let scratch = self.stage()?;
         let restrict = Restrict { read_only: true, inert: true };
         let mount = match layers {
-            [single] => {
+            // A label is the whole file system's, which would be the store's.
+            [single] if label.is_none() => {
                 overlay::bind(&self.layer_tree(single), restrict).map_err(|e| mount_error(&what, "bind".into(), e))?
             }
             _ => {
-                let lower = self
+                let mut lower = self
                     .open_layers(layers, &RootfsOptions::default())
                     .map_err(|(step, e)| mount_error(&what, step, e))?;
-                let overlay = Overlay { lower: &lower, upper: None, label: None };
+                if lower.len() == 1 {
+                    let empty = scratch.path().join("empty");
+                    create_private(&empty)?;
+                    let empty = overlay::layer(&empty).map_err(|e| mount_error(&what, "an empty layer".into(), e))?;
+                    lower.push(empty);
+                }
+                let overlay = Overlay { lower: &lower, upper: None, label };
                 overlay
                     .mount(restrict, scratch.path())
                     .map_err(|e| mount_error(&what, format!("read-only overlay of {} layers", lower.len()), e))?

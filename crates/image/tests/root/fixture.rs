@@ -63,7 +63,7 @@ impl Scene {
     }
 
     pub(crate) fn read_bytes(&self, image: &Image, path: &str) -> Vec<u8> {
-        let mount = self.images.mount_image(&image.id, "").unwrap();
+        let mount = self.images.mount_image(&image.id, "", None).unwrap();
         std::fs::read(format!("/proc/self/fd/{}/{path}", mount.as_raw_fd())).unwrap()
     }
 

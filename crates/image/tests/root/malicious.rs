@@ -287,7 +287,7 @@ fn whiteouts_and_opaque_directories_stay_inside() {
     ];
     run(async {
         let image = take_in_plain(&scene, &[&lower, &upper]).await.unwrap();
-        let mount = scene.images.mount_image(&image.id, "").unwrap();
+        let mount = scene.images.mount_image(&image.id, "", None).unwrap();
         use std::os::fd::AsRawFd as _;
         let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
         let names = |path: &str| {
@@ -491,7 +491,7 @@ fn keeps_what_images_mean_and_no_more() {
         assert_eq!(store.permissions().mode() & 0o777, 0o700);
         // An image volume has neither.
         let image = scene.images.list().remove(0);
-        let mount = scene.images.mount_image(&image.id, "").unwrap();
+        let mount = scene.images.mount_image(&image.id, "", None).unwrap();
         use std::os::fd::AsRawFd as _;
         let through = format!("/proc/self/fd/{}/null", mount.as_raw_fd());
         assert!(std::fs::File::open(through).is_err(), "devices do not open through an image volume");

@@ -26,6 +26,9 @@ pub(crate) enum SpecError {
         /// Why not, and the remedy.
         reason: &'static str,
     },
+    /// The kernel has no AppArmor profile of that name. The beginning is upstream's.
+    #[error("apparmor profile not found {0}: load it with `apparmor_parser --replace FILE`, or set another")]
+    NoProfile(String),
     /// The image has no user or group of that name.
     #[error("unable to find {kind} {name}: no matching entries in the image's {file}")]
     Unknown {
@@ -85,7 +88,9 @@ impl From<SpecError> for cri::Error {
             SpecError::Invalid { .. } | SpecError::NoCommand | SpecError::Unknown { .. } => {
                 Self::InvalidArgument(error.to_string())
             }
-            SpecError::Unsupported { .. } | SpecError::Malformed { .. } => Self::FailedPrecondition(error.to_string()),
+            SpecError::Unsupported { .. } | SpecError::Malformed { .. } | SpecError::NoProfile(_) => {
+                Self::FailedPrecondition(error.to_string())
+            }
             _ => Self::internal(&error),
         }
     }

@@ -33,6 +33,8 @@ use cri::v1;
 use executor::{ExecOptions, ExecPlan, HostFacts, LaunchPlan, PlanError, oci};
 use serde::{Deserialize, Serialize};
 
+use crate::selinux::Labels;
+
 pub(crate) use error::SpecError;
 pub(crate) use prepare::{HostDevice, Prepared, prepare};
 pub(crate) use resources::resources;
@@ -67,6 +69,8 @@ pub(crate) struct ContainerInput<'a> {
     pub(crate) cgroup_path: &'a str,
     /// The host.
     pub(crate) host: &'a Host,
+    /// Its SELinux labels, if it has some.
+    pub(crate) labels: Option<&'a Labels>,
 }
 
 /// Files of a sandbox on the host. What is absent is not mounted.
@@ -91,8 +95,6 @@ pub(crate) struct Host {
     pub(crate) hugetlb: bool,
     /// AppArmor is enabled in the kernel.
     pub(crate) apparmor: bool,
-    /// SELinux is enabled in the kernel.
-    pub(crate) selinux: bool,
 }
 
 impl Host {
@@ -101,12 +103,10 @@ impl Host {
     /// # Errors
     /// No `/proc`.
     pub(crate) fn read(hierarchy: &sys::cgroup::Hierarchy) -> sys::Result<Self> {
-        let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
         Ok(Self {
             facts: HostFacts::read()?,
             hugetlb: hierarchy.has_controller("hugetlb"),
-            apparmor: enabled.is_ok_and(|text| text.starts_with(b"Y")),
-            selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
+            apparmor: sys::kernel::has_apparmor(),
         })
     }
 }
@@ -144,7 +144,7 @@ pub(crate) struct ImageMount {
 /// The first request that cannot be honoured.
 pub(crate) fn container_spec(input: &ContainerInput<'_>) -> Result<ContainerSpec, SpecError> {
     let context = security::context(input.config);
-    let mut warnings = Vec::new();
+    let mut warnings = input.prepared.warnings.clone();
     security::check(input, context, &mut warnings)?;
     let environment = process::environment(input)?;
     let process = process::process(input, context, &environment)?;
@@ -183,6 +183,7 @@ fn linux(
         seccomp: security::seccomp(input, context, process)?,
         masked_paths,
         readonly_paths,
+        mount_label: input.labels.map(|labels| labels.file.clone()).unwrap_or_default(),
         ..oci::Linux::default()
     })
 }
@@ -239,8 +240,9 @@ impl ContainerSpec {
         user_namespace: Option<BorrowedFd<'_>>,
         images: &image::Images,
     ) -> Result<Vec<OwnedFd>, SpecError> {
+        let label = self.oci.linux.as_ref().map(|linux| linux.mount_label.as_str()).filter(|label| !label.is_empty());
         let open = |source: &executor::plan::Source| match (self.images.get(&source.path), made.remove(&source.path)) {
-            (Some(mount), _) => prepare::mount_image(mount, images),
+            (Some(mount), _) => prepare::mount_image(mount, images, label),
             (None, Some(mount)) => Ok(executor::prepare::finish_source(source, mount, user_namespace)?),
             (None, None) => Ok(executor::prepare::open_source(source, user_namespace)?),
         };

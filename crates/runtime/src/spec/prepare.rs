@@ -13,7 +13,10 @@ use executor::oci;
 use sys::rustix;
 use sys::rustix::fs::{AtFlags, OFlags, StatxFlags, statx};
 
-use super::{ImageMount, SpecError, cdi, security};
+use super::security::AppArmorRequest;
+use super::{Host, ImageMount, SpecError, cdi, security};
+use crate::apparmor;
+use crate::selinux::relabel::{self, RelabelError};
 
 /// Largest seccomp profile that is read (R6); the largest in use have some ten thousand bytes.
 const PROFILE_BYTES_MAX: u64 = 1 << 20;
@@ -31,8 +34,12 @@ pub(crate) struct Prepared {
     pub(crate) cdi: cdi::Edits,
     /// The profile of a `Localhost` seccomp request.
     pub(crate) seccomp: Option<oci::Seccomp>,
+    /// The AppArmor profile to run under, which the kernel has; empty for none.
+    pub(crate) apparmor: String,
     /// The host's own name, for containers in its network.
     pub(crate) hostname: String,
+    /// What could not be had although nobody asked for it by name.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A device of the host for a container.
@@ -47,13 +54,17 @@ pub(crate) struct HostDevice {
 }
 
 /// Finds what `config` refers to on the host, and makes directories where a mount's source is missing, as containerd does.
+/// Mounts that ask for it get the label of the container's files.
 ///
 /// # Errors
 /// What is not there, or not of the right kind; a source whose propagation cannot be what was asked for.
-pub(crate) fn prepare(config: &v1::ContainerConfig) -> Result<Prepared, SpecError> {
+pub(crate) fn prepare(config: &v1::ContainerConfig, host: &Host, label: Option<&str>) -> Result<Prepared, SpecError> {
     let context = security::context(config);
     for mount in config.mounts.iter().filter(|mount| mount.image.is_none()) {
         prepare_source(mount)?;
+        if let Some(label) = label.filter(|_| mount.selinux_relabel) {
+            relabel(&mount.host_path, label)?;
+        }
     }
     let mut devices = Vec::new();
     if context.privileged {
@@ -67,13 +78,51 @@ pub(crate) fn prepare(config: &v1::ContainerConfig) -> Result<Prepared, SpecErro
     for device in std::mem::take(&mut cdi.devices) {
         add(device, &mut devices)?;
     }
-    Ok(Prepared { devices, cdi, seccomp: localhost_profile(context)?, hostname: hostname()? })
+    let (seccomp, hostname) = (localhost_profile(context)?, hostname()?);
+    let mut warnings = Vec::new();
+    let apparmor = apparmor_profile(context, host, &mut warnings)?;
+    Ok(Prepared { devices, cdi, seccomp, apparmor, hostname, warnings })
+}
+
+/// The profile by its name in the kernel, where the default one is put now unless it is there.
+fn apparmor_profile(
+    context: &v1::LinuxContainerSecurityContext,
+    host: &Host,
+    warnings: &mut Vec<String>,
+) -> Result<String, SpecError> {
+    let policy = apparmor::Policy::of_kernel();
+    let asked = match security::apparmor_request(context, host.apparmor)? {
+        AppArmorRequest::Nothing => return Ok(String::new()),
+        AppArmorRequest::Loaded(name) => {
+            let loaded =
+                policy.has(&name).map_err(|error| SpecError::host("look for AppArmor profile", &name, error))?;
+            return if loaded { Ok(name) } else { Err(SpecError::NoProfile(name)) };
+        }
+        AppArmorRequest::Default { asked } => asked,
+    };
+    match policy.ensure_default() {
+        Ok(()) => Ok(apparmor::DEFAULT.to_owned()),
+        Err(error) if asked => Err(SpecError::host("load the AppArmor profile", apparmor::DEFAULT, error)),
+        Err(error) => {
+            let name = apparmor::DEFAULT;
+            warnings
+                .push(format!("AppArmor does not confine this container: profile {name} cannot be loaded: {error}"));
+            Ok(String::new())
+        }
+    }
 }
 
 fn hostname() -> Result<String, SpecError> {
     let path = "/proc/sys/kernel/hostname";
     let name = fs::read_to_string(path).map_err(|error| SpecError::host("read", path, error))?;
     Ok(name.trim_end().to_owned())
+}
+
+fn relabel(path: &str, label: &str) -> Result<(), SpecError> {
+    relabel::path(Path::new(path), label).map_err(|error| match error {
+        RelabelError::Refused(_) => SpecError::invalid("mounts.selinux_relabel", path, error.to_string()),
+        RelabelError::Host(error) => SpecError::host("relabel the mount's source", path, error),
+    })
 }
 
 /// A missing source becomes a directory; one that propagates has to lie on a mount that does.
@@ -248,9 +297,13 @@ pub(super) fn image_id(name: &str, images: &image::Images) -> Result<image::Dige
 }
 
 /// A detached mount of an image.
-pub(super) fn mount_image(mount: &ImageMount, images: &image::Images) -> Result<OwnedFd, SpecError> {
+pub(super) fn mount_image(
+    mount: &ImageMount,
+    images: &image::Images,
+    label: Option<&str>,
+) -> Result<OwnedFd, SpecError> {
     let id = image_id(&mount.image, images)?;
-    images.mount_image(&id, &mount.sub_path).map_err(|source| image_volume(&mount.image, source))
+    images.mount_image(&id, &mount.sub_path, label).map_err(|source| image_volume(&mount.image, source))
 }
 
 fn image_volume(image: &str, source: image::Error) -> SpecError {
@@ -273,10 +326,10 @@ mod tests {
         fs::write(&file, "").unwrap();
         let private = v1::MountPropagation::PropagationPrivate;
         let mounts = vec![mount(&missing, private), mount(&file, private)];
-        prepare(&v1::ContainerConfig { mounts, ..v1::ContainerConfig::default() }).unwrap();
+        prepare(&v1::ContainerConfig { mounts, ..v1::ContainerConfig::default() }, &Host::default(), None).unwrap();
         assert!(missing.is_dir() && file.is_file());
         let relative = v1::ContainerConfig { mounts: vec![mount(Path::new("a"), private)], ..Default::default() };
-        assert!(prepare(&relative).unwrap_err().to_string().contains("absolute"));
+        assert!(prepare(&relative, &Host::default(), None).unwrap_err().to_string().contains("absolute"));
     }
 
     const MOUNTINFO: &str = "\
@@ -316,14 +369,29 @@ mod tests {
 
     #[test]
     fn devices_are_looked_up() {
-        let found = prepare(&device("/dev/null", "/dev/mine", "rw")).unwrap().devices;
+        let found = prepare(&device("/dev/null", "/dev/mine", "rw"), &Host::default(), None).unwrap().devices;
         let [one] = &found[..] else { panic!("{found:?}") };
         assert_eq!((one.host_path.as_str(), one.access.as_str()), ("/dev/null", "rw"));
         assert_eq!((one.node.path.as_str(), one.node.kind.as_str()), ("/dev/mine", "c"));
         assert_eq!((one.node.major, one.node.minor), (1, 3));
-        assert!(prepare(&device("/etc/passwd", "", "rwm")).unwrap_err().to_string().contains("not a device node"));
-        assert!(prepare(&device("/dev/null", "", "rx")).unwrap_err().to_string().contains("beside r, w and m"));
-        assert!(prepare(&device("/dev/none", "", "r")).unwrap_err().to_string().contains("/dev/none"));
+        assert!(
+            prepare(&device("/etc/passwd", "", "rwm"), &Host::default(), None)
+                .unwrap_err()
+                .to_string()
+                .contains("not a device node")
+        );
+        assert!(
+            prepare(&device("/dev/null", "", "rx"), &Host::default(), None)
+                .unwrap_err()
+                .to_string()
+                .contains("beside r, w and m")
+        );
+        assert!(
+            prepare(&device("/dev/none", "", "r"), &Host::default(), None)
+                .unwrap_err()
+                .to_string()
+                .contains("/dev/none")
+        );
     }
 
     #[test]
@@ -342,7 +410,7 @@ mod tests {
                 return;
             }
         }
-        let found = prepare(&device(&text(dir.path()), "/dev/x", "r")).unwrap().devices;
+        let found = prepare(&device(&text(dir.path()), "/dev/x", "r"), &Host::default(), None).unwrap().devices;
         let paths: Vec<_> = found.iter().map(|one| one.node.path.as_str()).collect();
         assert_eq!(paths, ["/dev/x/a", "/dev/x/b", "/dev/x/disk/c"]);
         assert_eq!(found[0].node.file_mode, Some(0o640));
@@ -371,7 +439,7 @@ mod tests {
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         for path in [at("good"), format!("localhost/{}", at("good"))] {
-            let profile = prepare(&localhost(&path)).unwrap().seccomp.unwrap();
+            let profile = prepare(&localhost(&path), &Host::default(), None).unwrap().seccomp.unwrap();
             assert_eq!(profile.default_action, "SCMP_ACT_ALLOW");
         }
         for (path, part) in [
@@ -384,7 +452,7 @@ mod tests {
             (at("none"), "seccomp profile"),
             ("relative".to_owned(), "absolute path"),
         ] {
-            let error = prepare(&localhost(&path)).unwrap_err().to_string();
+            let error = prepare(&localhost(&path), &Host::default(), None).unwrap_err().to_string();
             assert!(error.contains(part), "{path}: {error}");
         }
     }

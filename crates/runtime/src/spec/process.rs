@@ -30,6 +30,8 @@ pub(super) fn process(
         cwd: working_directory(config, &input.image.config)?,
         capabilities: Some(security::capabilities(context, &input.host.facts)?),
         no_new_privileges: context.no_new_privs,
+        apparmor_profile: input.prepared.apparmor.clone(),
+        selinux_label: security::process_label(input, context),
         oom_score_adj: resources.map(oom_score_adj).transpose()?,
         ..oci::Process::default()
     })

@@ -45,8 +45,8 @@ pub(super) fn check(
         return Err(SpecError::invalid("privileged", true, "is not allowed in a sandbox that is not privileged"));
     }
     refuse_annotated_cdi(input.config)?;
-    check_apparmor(input, context)?;
-    check_selinux(input, context, warnings)
+    tell_of_label(input, context, warnings);
+    Ok(())
 }
 
 /// CDI prefix of annotations, by which device plugins asked before CRI had a field.
@@ -63,43 +63,67 @@ fn refuse_annotated_cdi(config: &v1::ContainerConfig) -> Result<(), SpecError> {
     }
 }
 
-fn check_apparmor(input: &ContainerInput<'_>, context: &v1::LinuxContainerSecurityContext) -> Result<(), SpecError> {
+/// The AppArmor profile that a container is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum AppArmorRequest {
+    /// None: unconfined, privileged, or on a kernel that has none.
+    Nothing,
+    /// The runtime's own; `asked` for by name, or by nobody.
+    Default {
+        /// It is refused where it cannot be had, and left out otherwise.
+        asked: bool,
+    },
+    /// One that the operator has loaded.
+    Loaded(String),
+}
+
+/// What a container asks of AppArmor. One that says nothing gets the default profile, as upstream's runtimes give it; a
+/// privileged one only what it names.
+pub(super) fn apparmor_request(
+    context: &v1::LinuxContainerSecurityContext,
+    enabled: bool,
+) -> Result<AppArmorRequest, SpecError> {
     #[expect(deprecated, reason = "older kubelets send it")]
     let old = &context.apparmor_profile;
-    let Some((kind, name)) = request("apparmor", context.apparmor.as_ref(), old)? else { return Ok(()) };
-    // A privileged container gets no default profile anyway.
-    if kind == ProfileType::Unconfined || (kind == ProfileType::RuntimeDefault && context.privileged) {
-        return Ok(());
-    }
-    let profile = if name.is_empty() { "RuntimeDefault".to_owned() } else { name };
-    let reason = if input.host.apparmor {
-        "AppArmor profiles are not supported yet; remove the profile, or set it to Unconfined"
-    } else {
-        "AppArmor is not enabled in this kernel; remove the profile, or set it to Unconfined"
+    let wanted = request("apparmor", context.apparmor.as_ref(), old)?;
+    let wanted = match wanted {
+        Some((ProfileType::Unconfined, _)) => AppArmorRequest::Nothing,
+        None | Some((ProfileType::RuntimeDefault, _)) if context.privileged => AppArmorRequest::Nothing,
+        None => AppArmorRequest::Default { asked: false },
+        Some((ProfileType::RuntimeDefault, _)) => AppArmorRequest::Default { asked: true },
+        Some((ProfileType::Localhost, name)) => AppArmorRequest::Loaded(name),
     };
-    Err(SpecError::Unsupported { feature: format!("the AppArmor profile {profile}"), reason })
+    let name = match &wanted {
+        _ if enabled => return Ok(wanted),
+        AppArmorRequest::Nothing | AppArmorRequest::Default { asked: false } => return Ok(AppArmorRequest::Nothing),
+        AppArmorRequest::Default { asked: true } => "RuntimeDefault",
+        AppArmorRequest::Loaded(name) => name,
+    };
+    Err(SpecError::Unsupported {
+        feature: format!("the AppArmor profile {name}"),
+        reason: "apparmor is not enabled in this kernel, or securityfs is not mounted; remove the profile, or set it to \
+            Unconfined",
+    })
+}
+
+/// The label of its processes. A privileged container has none, as under containerd: the policy says which it gets when its
+/// program is executed.
+pub(super) fn process_label(input: &ContainerInput<'_>, context: &v1::LinuxContainerSecurityContext) -> String {
+    let labels = input.labels.filter(|_| !context.privileged);
+    labels.map(|labels| labels.process.clone()).unwrap_or_default()
 }
 
 /// A label means nothing to a kernel without SELinux, and charts ask for one wherever they run: upstream's runtimes leave it
-/// out there, and so do we, aloud. A kernel that has SELinux would enforce it, which cannot be left out in silence.
-fn check_selinux(
-    input: &ContainerInput<'_>,
-    context: &v1::LinuxContainerSecurityContext,
-    warnings: &mut Vec<String>,
-) -> Result<(), SpecError> {
+/// out there, and so do we, aloud.
+fn tell_of_label(input: &ContainerInput<'_>, context: &v1::LinuxContainerSecurityContext, warnings: &mut Vec<String>) {
     let sandbox = input.sandbox.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     let is_some = |options: &&v1::SeLinuxOption| **options != v1::SeLinuxOption::default();
     let own = context.selinux_options.as_ref().filter(is_some);
-    let Some(options) = own.or(sandbox.and_then(|sandbox| sandbox.selinux_options.as_ref()).filter(is_some)) else {
-        return Ok(());
-    };
-    let label = format!("{}:{}:{}:{}", options.user, options.role, options.r#type, options.level);
-    if input.host.selinux && !context.privileged {
-        let reason = "SELinux labels are not supported yet; remove seLinuxOptions";
-        return Err(SpecError::Unsupported { feature: format!("the SELinux label {label}"), reason });
+    let options = own.or(sandbox.and_then(|sandbox| sandbox.selinux_options.as_ref()).filter(is_some));
+    if let Some(options) = options.filter(|_| input.labels.is_none() || context.privileged) {
+        let label = format!("{}:{}:{}:{}", options.user, options.role, options.r#type, options.level);
+        warnings.push(format!("the SELinux label {label} has no effect: SELinux does not confine this container"));
     }
-    warnings.push(format!("the SELinux label {label} has no effect: SELinux does not confine this container"));
-    Ok(())
 }
 
 /// A security profile, in the field of today or in the deprecated text; `None` where nothing is asked for.

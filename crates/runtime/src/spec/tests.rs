@@ -5,6 +5,8 @@ use executor::oci::{IdMapping, Namespace, NamespaceKind};
 use proptest::prelude::*;
 
 use super::*;
+use crate::record::RecordedLabels;
+use crate::selinux::SeLinux;
 
 /// What a configuration is made from; every test changes the part that it is about.
 struct Case {
@@ -20,6 +22,7 @@ struct Case {
     files: SandboxFiles,
     namespaces: BTreeMap<NamespaceKind, String>,
     host: Host,
+    labels: Option<Labels>,
 }
 
 impl Default for Case {
@@ -48,6 +51,7 @@ impl Default for Case {
                 hugetlb: true,
                 ..Host::default()
             },
+            labels: None,
         }
     }
 }
@@ -75,6 +79,7 @@ impl Case {
             namespaces: &self.namespaces,
             cgroup_path: "pods/c1",
             host: &self.host,
+            labels: self.labels.as_ref(),
         })?;
         // Whatever we make, the executor can plan, and as JSON it says the same.
         made.launch_plan(&self.host.facts).unwrap_or_else(|error| panic!("{error}"));
@@ -348,33 +353,62 @@ fn system_calls_are_filtered_as_asked() {
 }
 
 #[test]
-fn apparmor_is_refused_with_the_reason() {
-    let with = |apparmor: Option<v1::SecurityProfile>, old: &str, enabled: bool| {
-        let mut case = Case::default();
-        case.context.apparmor = apparmor;
+fn apparmor_profiles_are_chosen_or_refused() {
+    use security::AppArmorRequest::{Default as Own, Loaded, Nothing};
+    let asked = |apparmor: Option<v1::SecurityProfile>, old: &str, privileged: bool, enabled: bool| {
+        let mut context = v1::LinuxContainerSecurityContext { apparmor, privileged, ..Default::default() };
         #[expect(deprecated, reason = "older kubelets send it")]
-        old.clone_into(&mut case.context.apparmor_profile);
-        case.host.apparmor = enabled;
-        case
+        old.clone_into(&mut context.apparmor_profile);
+        security::apparmor_request(&context, enabled)
     };
-    assert!(with(None, "", true).make().is_ok());
-    assert!(with(profile(ProfileType::Unconfined, ""), "", false).make().is_ok());
-    with(profile(ProfileType::RuntimeDefault, ""), "", false).refused("not enabled in this kernel");
-    with(profile(ProfileType::Localhost, "mine"), "", true).refused("profile mine is not possible here");
-    with(None, "localhost/mine", false).refused("mine");
+    let default = || profile(ProfileType::RuntimeDefault, "");
+    let loaded = || Loaded("mine".to_owned());
+    for (apparmor, old, privileged, expect) in [
+        (None, "", false, Own { asked: false }),
+        (None, "", true, Nothing),
+        (None, "runtime/default", false, Own { asked: true }),
+        (None, "unconfined", false, Nothing),
+        (None, "localhost/mine", false, loaded()),
+        (default(), "localhost/mine", false, Own { asked: true }),
+        (default(), "", true, Nothing),
+        (profile(ProfileType::Unconfined, ""), "runtime/default", false, Nothing),
+        (profile(ProfileType::Localhost, "mine"), "", true, loaded()),
+        (profile(ProfileType::Localhost, "localhost/mine"), "", false, loaded()),
+    ] {
+        assert_eq!(asked(apparmor.clone(), old, privileged, true).unwrap(), expect, "{apparmor:?} {old} {privileged}");
+        match (asked(apparmor, old, privileged, false), expect) {
+            (Ok(Nothing), Nothing | Own { asked: false }) => {}
+            (Err(error), _) => assert!(error.to_string().contains("apparmor is not enabled"), "{error}"),
+            (found, expect) => panic!("{found:?} without AppArmor, where {expect:?} is asked for"),
+        }
+    }
+    assert!(asked(profile(ProfileType::Localhost, ""), "", false, true).is_err());
+    assert!(asked(None, "mine", false, true).is_err());
+    let mut case = Case::default();
+    case.prepared.apparmor = "mine".to_owned();
+    case.host.facts.apparmor = true;
+    assert_eq!(case.process().apparmor_profile, "mine");
 }
 
 #[test]
-fn selinux_is_left_out_aloud_or_refused() {
-    let with = |enabled: bool| {
+fn selinux_labels_are_given_or_left_out_aloud() {
+    let with = |labelled: bool, privileged: bool| {
         let mut case = Case::default();
         case.context.selinux_options = Some(v1::SeLinuxOption { r#type: "spc_t".into(), ..Default::default() });
-        case.host.selinux = enabled;
-        case
+        (case.context.privileged, case.privileged_sandbox) = (privileged, privileged);
+        case.host.facts.selinux = labelled;
+        let record = RecordedLabels { process: "u:r:p:s0".into(), file: "u:o:f:s0".into() };
+        case.labels = SeLinux::default().recorded(Some(&record).filter(|_| labelled));
+        let made = case.make().unwrap();
+        (made.oci.process.unwrap().selinux_label, made.oci.linux.unwrap().mount_label, made.warnings)
     };
-    let made = with(false).make().unwrap();
-    assert!(made.warnings.len() == 1 && made.warnings[0].contains("::spc_t:"), "{:?}", made.warnings);
-    with(true).refused("::spc_t: is not possible here");
+    let (process, file, warnings) = with(true, false);
+    assert_eq!((process.as_str(), file.as_str(), warnings.len()), ("u:r:p:s0", "u:o:f:s0", 0));
+    let (process, file, warnings) = with(true, true);
+    assert_eq!((process.as_str(), file.as_str(), warnings.len()), ("", "u:o:f:s0", 1));
+    let (process, file, warnings) = with(false, false);
+    assert_eq!((process.as_str(), file.as_str(), warnings.len()), ("", "", 1));
+    assert!(warnings[0].contains("::spc_t:"), "{warnings:?}");
     assert!(Case::default().make().unwrap().warnings.is_empty());
 }
 

@@ -11,6 +11,7 @@ mod faults;
 mod fixture;
 mod handlers;
 mod lifecycle;
+mod modules;
 mod requests;
 mod streams;
 mod usage;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         handlers::TESTS,
         faults::TESTS,
         adoption::TESTS,
+        modules::TESTS,
     ]
     .concat();
     testkit::serial::main(&all, missing)
