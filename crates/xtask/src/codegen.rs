@@ -1,10 +1,13 @@
-//! Generates the protobuf messages that are committed, so that no user's build needs `protoc` or a build script.
+//! Generates what is committed: protobuf messages, so that no user's build needs `protoc` or a build script, and the
+//! default profile of AppArmor, so that no node needs a compiler for it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use prost_types::FieldDescriptorProto;
 use prost_types::field_descriptor_proto::{Label, Type};
+
+use crate::lab::vm::Security;
 
 /// What is generated: the crate, the file in its `proto`, the package that this declares, the name of what is made of it.
 const PROTOCOLS: &[(&str, &str, &str, &str)] = &[
@@ -24,7 +27,15 @@ const PROTOCOLS: &[(&str, &str, &str, &str)] = &[
 pub(crate) fn run() -> anyhow::Result<()> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     PROTOCOLS.iter().try_for_each(|(owner, file, package, name)| generate(&crates.join(owner), file, package, name))?;
-    table(&crates.join("plugin"))
+    table(&crates.join("plugin"))?;
+    let (profile, compiled) = profile_paths();
+    Ok(std::fs::write(compiled, Security::fetch()?.compile(&profile)?)?)
+}
+
+/// The default profile of AppArmor as text, and compiled.
+pub(crate) fn profile_paths() -> (PathBuf, PathBuf) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/src/apparmor");
+    (dir.join("default.profile"), dir.join("default.bin"))
 }
 
 /// `core.proto` becomes a table of its messages, by which JSON is written as protobuf: types with code for each would be

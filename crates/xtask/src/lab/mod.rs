@@ -9,7 +9,7 @@ use testkit::{go, suite};
 /// Which lab, and what to do with it.
 #[derive(Subcommand)]
 pub(crate) enum Lab {
-    /// A virtual machine with Debian's cloud kernel (control groups version 2, IPVS, AppArmor)
+    /// A virtual machine with Debian's cloud kernel (control groups version 2, IPVS, AppArmor or SELinux)
     Vm(vm::Options),
     /// A control plane (etcd, kube-apiserver, controllers, scheduler) in a network namespace of its own
     Cluster(cluster::Cluster),

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use cargo_metadata::{Artifact, Message, TargetKind};
 
 use super::count::Count;
-use crate::lab::vm::{End, Job, News, Outcome, run_jobs};
+use crate::lab::vm::{End, Job, News, Outcome, Security, run_jobs};
 use crate::workspace::{build_release, cargo};
 
 /// Crates that talk to the kernel: their programs in `tests/` run in the machine.
@@ -36,12 +36,20 @@ const ONLY: &[(&str, &[&str])] = &[
             "mounts_map",
             "processes_beside",
             "in_a_user_namespace",
+            "apparmor",
+            "without_a_module",
         ],
     ),
 ];
 
 /// Programs that need packages of a distribution.
 const NEVER: &[&str] = &["oci callers"];
+
+/// Boots the machine with SELinux in the place of AppArmor.
+const SELINUX: &str = "lsm=lockdown,yama,selinux";
+
+/// Programs with tests that need SELinux, all of which have its name.
+const LABELLED: &[&str] = &["runtime root", "oci root"];
 
 /// Longest run of one program; without acceleration by hardware everything takes about ten times as long.
 pub(super) const LIMIT: Duration = Duration::from_secs(600);
@@ -51,20 +59,30 @@ pub(super) const LIMIT: Duration = Duration::from_secs(600);
 /// # Errors
 /// A test failed, a program did not end, or there is no machine to be had.
 pub(super) fn run(count: &mut Count) -> anyhow::Result<()> {
-    let jobs = jobs()?;
+    let artifacts = artifacts()?;
+    let jobs: Vec<Job> = artifacts.iter().filter_map(job).collect();
+    let labelled: Vec<Job> = artifacts.iter().filter_map(labelled_job).collect();
     println!("running {} test programs in a virtual machine", jobs.len());
     let mut failed: Vec<String> = Vec::new();
-    run_jobs(&jobs, "", LIMIT, |news| {
-        if let News::Ended(outcome) = news
-            && !report(outcome, count)
-        {
-            failed.push(outcome.name.clone());
+    for (jobs, append) in [(&jobs, ""), (&labelled, SELINUX)] {
+        run_jobs(jobs, append, LIMIT, |news| {
+            if let News::Ended(outcome) = news
+                && !report(outcome, count)
+            {
+                failed.push(outcome.name.clone());
+            }
+        })?;
+    }
+    let checks = [
+        ("the default profile", compare_profile(count)),
+        ("orlop check", build_release().and_then(|orlop| super::check::run(&orlop, count))),
+    ];
+    for (name, outcome) in checks {
+        if let Err(error) = outcome {
+            count.failed += 1;
+            println!("vm: {error:#}");
+            failed.push(name.to_owned());
         }
-    })?;
-    if let Err(error) = super::check::run(&build_release()?, count) {
-        count.failed += 1;
-        println!("vm: {error:#}");
-        failed.push("orlop check".to_owned());
     }
     if failed.is_empty() {
         return Ok(());
@@ -91,29 +109,52 @@ fn report(outcome: &Outcome, count: &mut Count) -> bool {
     passed
 }
 
-/// One job for each test program.
-fn jobs() -> anyhow::Result<Vec<Job>> {
+/// The program that boots with SELinux.
+fn labelled_job(artifact: &Artifact) -> Option<Job> {
+    let plain = job(artifact).filter(|job| LABELLED.contains(&job.name.as_str()))?;
+    let program = artifact.executable.as_ref()?.file_name()?;
+    Some(Job {
+        name: format!("{} with SELinux", plain.name),
+        command: format!("{program} --show-output selinux"),
+        ..plain
+    })
+}
+
+/// The default profile that the node loads is the one that stands beside it as text.
+fn compare_profile(count: &mut Count) -> anyhow::Result<()> {
+    let (profile, compiled) = crate::codegen::profile_paths();
+    let expect = Security::fetch()?.compile(&profile)?;
+    let found = std::fs::read(&compiled).with_context(|| format!("read {}", compiled.display()))?;
+    ensure!(expect == found, "{} is not made of {}: run `cargo xtask codegen`", compiled.display(), profile.display());
+    println!("vm: the default profile of AppArmor is that of its text ... ok");
+    count.passed += 1;
+    Ok(())
+}
+
+/// The test programs to run, in order.
+fn artifacts() -> anyhow::Result<Vec<Artifact>> {
     let mut build = cargo(&["test", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"]);
     let output = build.stderr(std::process::Stdio::inherit()).output().context("start cargo test --no-run")?;
     if !output.status.success() {
         bail!("cargo test --no-run: {}", output.status);
     }
-    let mut jobs = Vec::new();
+    let mut wanted = Vec::new();
     for message in Message::parse_stream(&output.stdout[..]) {
         if let Message::CompilerArtifact(artifact) = message?
             && is_wanted(&artifact)
         {
-            jobs.extend(job(&artifact).filter(|job| !NEVER.contains(&job.name.as_str())));
+            wanted.push(artifact);
         }
     }
-    jobs.sort_by(|a, b| a.name.cmp(&b.name)); // cargo names them as they get ready
-    Ok(jobs)
+    wanted.sort_by_key(name); // cargo names them as they get ready
+    Ok(wanted)
 }
 
 fn is_wanted(artifact: &Artifact) -> bool {
     let krate = package(artifact);
     let kind = |wanted: TargetKind| artifact.target.kind.contains(&wanted);
     artifact.profile.test
+        && !NEVER.contains(&name(artifact).as_str())
         && (ON_THE_KERNEL.contains(&krate) && kind(TargetKind::Test)
             || UNIT_TESTS.contains(&krate) && kind(TargetKind::Lib))
 }
@@ -123,9 +164,14 @@ fn package(artifact: &Artifact) -> &str {
     artifact.manifest_path.parent().and_then(|dir| dir.file_name()).unwrap_or_default()
 }
 
+fn name(artifact: &Artifact) -> String {
+    format!("{} {}", package(artifact), artifact.target.name)
+}
+
+/// The job of a test program.
 fn job(artifact: &Artifact) -> Option<Job> {
     let program = artifact.executable.as_ref()?;
-    let name = format!("{} {}", package(artifact), artifact.target.name);
+    let name = name(artifact);
     let only = ONLY.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, words)| words);
     let command = format!("{} --show-output {}", program.file_name()?, only.join(" "));
     // Tests of a program start it; cargo puts it above the tests' directory.

@@ -9,6 +9,7 @@ use testkit::{cache, host};
 
 use super::Job;
 use super::kernel::Kernel;
+use super::security::Security;
 
 const START: &str = include_str!("start.sh");
 const INIT: &str = include_str!("init.sh");
@@ -34,8 +35,8 @@ pub(super) struct System {
 impl System {
     /// From the cache, unless the kernel, a script or a program of the host has changed.
     pub(super) fn make(kernel: &Kernel) -> anyhow::Result<Self> {
-        let programs = host_programs()?;
-        let mut parts = vec![kernel.key().into_bytes(), START.into(), INIT.into()];
+        let (programs, security) = (host_programs()?, Security::fetch()?);
+        let mut parts = vec![kernel.key().into_bytes(), security.key().into_bytes(), START.into(), INIT.into()];
         for file in programs.iter().chain([&busybox()?]) {
             parts.push(file.as_os_str().as_encoded_bytes().to_vec());
             parts.push(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
@@ -44,7 +45,7 @@ impl System {
         let dir = cache::entry("vm-system", &key, |dir| {
             eprintln!("building the machine's disk");
             initramfs(kernel, &dir.join("initramfs.gz"))?;
-            system_disk(kernel, &programs, &dir.join("disk.ext4"))
+            system_disk(kernel, &programs, &security, &dir.join("disk.ext4"))
         })?;
         Ok(Self { dir })
     }
@@ -111,7 +112,7 @@ fn plain_module(file: &Path, to: &Path) -> anyhow::Result<String> {
     Ok(plain.to_owned())
 }
 
-fn system_disk(kernel: &Kernel, programs: &[PathBuf], disk: &Path) -> anyhow::Result<()> {
+fn system_disk(kernel: &Kernel, programs: &[PathBuf], security: &Security, disk: &Path) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
     let root = scratch.path();
     testkit::image::busybox_root(root)?;
@@ -124,6 +125,7 @@ fn system_disk(kernel: &Kernel, programs: &[PathBuf], disk: &Path) -> anyhow::Re
         copy_below(file, root)?;
     }
     host::run(Command::new("cp").arg("-r").arg(kernel.modules()).arg(root.join("lib/modules")))?;
+    security.install(root)?;
     write_program(&root.join("init"), INIT)?;
     std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")?;
     std::fs::write(root.join("etc/group"), "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n")?;

@@ -5,6 +5,12 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t securityfs security /sys/kernel/security
+# A machine that was booted with SELinux gets a policy first; elsewhere the service manager does that.
+if [ -d /sys/fs/selinux ]; then
+    mount -t selinuxfs selinuxfs /sys/fs/selinux
+    dd if=/etc/selinux/lab/policy of=/sys/fs/selinux/load bs=1M
+    echo 1 >/sys/fs/selinux/enforce
+fi
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o ptmxmode=0666,mode=0620,gid=5 devpts /dev/pts
 mount -t tmpfs -o mode=1777 shm /dev/shm

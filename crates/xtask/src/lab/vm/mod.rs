@@ -9,6 +9,7 @@
 mod disk;
 mod kernel;
 mod machine;
+mod security;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use anyhow::{Context as _, bail};
 use testkit::host::{self, Tool};
 
 pub(crate) use machine::{End, News, Outcome};
+pub(crate) use security::Security;
 
 use disk::System;
 use kernel::Kernel;
