@@ -12,7 +12,8 @@
 //! transaction, and needs no other program.
 //!
 //! IPVS sees packets for this host only, so the addresses of Services are put on a dummy interface of their own, unless
-//! another interface has them.
+//! another interface has them. That takes all of an address, so it is not done with `externalIPs`: whoever may write
+//! Services chooses them, and a host may be there that has other ports (CVE-2020-8554). Rules lead these.
 //!
 //! A server that leaves gets weight 0 first and goes when its connections have ended, and so does its service: TCP
 //! connections outlive the rules as they do in the other modes. UDP has no end to wait for.
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use service::{Change, Difference, Entry, Frontend, Protocol, Rules};
+use service::{Change, Difference, Entry, Frontend, Kind, Protocol, Rules};
 use sys::netlink::ipvs::{Command, HASH_PORT, PERSISTENT, Server, ServerStatus, Settings, Virtual};
 
 use crate::services::left_to_ipvs;
@@ -214,6 +215,7 @@ impl VirtualTable {
     }
 
     fn want(&mut self, frontend: Frontend, entry: Option<Entry>) {
+        let entry = entry.filter(needs_address);
         let entries = if frontend.is_node_port() { &mut self.node_ports } else { &mut self.explicit };
         match entry {
             Some(entry) => entries.insert(frontend, entry),
@@ -360,6 +362,11 @@ impl VirtualTable {
             _ => {}
         }
     }
+}
+
+/// Whether the address of an entry's frontend has to be this host's own.
+pub fn needs_address(entry: &Entry) -> bool {
+    entry.kind != Kind::ExternalIp
 }
 
 /// Whether something has an address.

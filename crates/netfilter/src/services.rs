@@ -73,7 +73,8 @@ pub enum Addresses {
 
 /// Whom IPVS leads connections to.
 pub(crate) fn left_to_ipvs(entry: &Entry) -> &[Endpoint] {
-    elements::target(entry, elements::ipvs_side(entry)).map_or(&[], Target::endpoints)
+    let side = elements::ipvs_side(entry);
+    side.and_then(|side| elements::target(entry, side)).map_or(&[], Target::endpoints)
 }
 
 /// The table: what the rules written so far need. A batch is made for the table as the one before left it: after one that
@@ -303,7 +304,7 @@ impl ServiceTable {
 
     /// The side of an entry that others serve.
     fn left(&self, entry: &Entry) -> Option<Side> {
-        (self.balancer == Balancer::Ipvs).then(|| elements::ipvs_side(entry))
+        if self.balancer == Balancer::Ipvs { elements::ipvs_side(entry) } else { None }
     }
 
     fn compare(&self, change: &Change, gone: &mut Elements, come: &mut Elements) {

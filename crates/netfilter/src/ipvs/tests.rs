@@ -136,6 +136,30 @@ fn change(table: &mut VirtualTable, kernel: &mut Kernel, from: &Rules, to: &[(Fr
 }
 
 #[test]
+fn external_addresses_are_not_taken() {
+    let (address, external) = (at("10.96.0.1", Protocol::Tcp, 80), at("192.0.2.80", Protocol::Tcp, 80));
+    let of_others = Entry { kind: Kind::ExternalIp, ..entry(&["10.0.0.1"]) };
+    let mut table = table();
+    let mut kernel = Kernel::default();
+    // As a release before this one left it.
+    kernel.bound.insert(external.address);
+    let both = rules(&[(address, entry(&["10.0.0.1"])), (external, of_others.clone())]);
+    kernel.carry_out(table.replace(&both, kernel.observed()));
+    assert_eq!(kernel.bound, BTreeSet::from([address.address]));
+    assert_eq!((kernel.leads("10.96.0.1", 80).len(), kernel.leads("192.0.2.80", 80).len()), (1, 0));
+    // The address of a load balancer is: no user chooses it.
+    let balanced = Entry { kind: Kind::LoadBalancer, ..of_others.clone() };
+    let turned = |old: &Entry, new: &Entry| Difference {
+        changes: vec![Change { frontend: external, old: Some(old.clone()), new: Some(new.clone()) }],
+    };
+    kernel.carry_out(table.update(&turned(&of_others, &balanced)));
+    assert_eq!((kernel.bound.len(), kernel.leads("192.0.2.80", 80).len()), (2, 1));
+    kernel.carry_out(table.update(&turned(&balanced, &of_others)));
+    kernel.settle(&mut table);
+    assert_eq!((kernel.bound.len(), kernel.leads("192.0.2.80", 80).len()), (1, 0));
+}
+
+#[test]
 fn frontends_become_services_and_addresses_are_bound() {
     let (mut table, mut kernel) = (table(), Kernel::with_own(&["192.0.2.1", "198.51.100.9"]));
     let sticky = Entry { affinity_s: Some(60), ..entry(&["10.0.0.1"]) };

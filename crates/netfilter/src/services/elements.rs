@@ -201,10 +201,15 @@ pub(super) fn target(entry: &Entry, side: Side) -> Option<&Target> {
     }
 }
 
-/// The side of an entry that IPVS serves: it knows one list of servers for an address and port, and the rest of the world
-/// is what its schedulers are for.
-pub(super) fn ipvs_side(entry: &Entry) -> Side {
-    if matches!(entry.outside, Some(Target::Endpoints(_))) { Side::Outside } else { Side::Inside }
+/// The side of an entry that IPVS serves, if it serves one: it knows one list of servers for an address and port, and the
+/// rest of the world is what its schedulers are for. External addresses are the rules' alone, as IPVS would need to have
+/// all of the address, which may be that of a host that is really there.
+pub(super) fn ipvs_side(entry: &Entry) -> Option<Side> {
+    match (entry.kind, &entry.outside) {
+        (service::Kind::ExternalIp, _) => None,
+        (_, Some(Target::Endpoints(_))) => Some(Side::Outside),
+        _ => Some(Side::Inside),
+    }
 }
 
 /// The chain that serves one side of an entry, if one does.

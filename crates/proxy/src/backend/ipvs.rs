@@ -210,7 +210,8 @@ impl Backend for IpvsBackend {
         self.node_ports.clone_from(&network.node_ports);
         self.make_link()?;
         let observed = self.observe()?;
-        self.refused = self.take_addresses(rules.iter().map(|(one, _)| one), &[&observed.bound, &observed.own])?;
+        let needed = rules.iter().filter(|(_, entry)| plan::needs_address(entry)).map(|(one, _)| one);
+        self.refused = self.take_addresses(needed, &[&observed.bound, &observed.own])?;
         let steps = self.virtuals.replace(&without(rules, &self.refused), observed);
         self.before(&steps)?;
         let all = |addresses: &BTreeSet<IpAddr>| addresses.iter().copied().collect::<Vec<_>>();
@@ -224,7 +225,8 @@ impl Backend for IpvsBackend {
 
     fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
         let there = [self.virtuals.bound().clone(), self.virtuals.own().clone(), self.refused.clone()];
-        let come = difference.changes.iter().filter(|change| change.new.is_some()).map(|change| &change.frontend);
+        let needs = |change: &&Change| change.new.as_ref().is_some_and(plan::needs_address);
+        let come = difference.changes.iter().filter(needs).map(|change| &change.frontend);
         let refused = self.take_addresses(come, &there.each_ref())?;
         self.refused.extend(refused);
         let steps = self.virtuals.update(&narrowed(difference, &self.refused));

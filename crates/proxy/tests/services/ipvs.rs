@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use proxy::{Config, Mode, Proxy, StartError};
 use serde_json::json;
-use service::Target;
+use service::{Kind, Target};
 use sys::netlink::ipvs::{Command, HASH_PORT, Ipvs, PERSISTENT, Settings, Virtual};
 use sys::netlink::{Socket, Writer};
 
@@ -30,7 +30,8 @@ pub(crate) fn check(host: &Host) {
     let own: Vec<IpAddr> = own.map(|(_, address, _)| address).collect();
     let mut wanted = Led::new();
     let model = crate::kernel::wanted(host);
-    for (frontend, entry) in model.rules().iter() {
+    // Rules lead external addresses.
+    for (frontend, entry) in model.rules().iter().filter(|(_, entry)| entry.kind != Kind::ExternalIp) {
         let outside = entry.outside.as_ref().map(Target::endpoints).filter(|endpoints| !endpoints.is_empty());
         let endpoints = outside.unwrap_or(entry.inside.endpoints()).iter();
         let endpoints: BTreeSet<_> = endpoints.map(|endpoint| (endpoint.address, endpoint.port)).collect();
