@@ -22,6 +22,7 @@ pub mod pty;
 pub mod random;
 pub mod schedule;
 pub mod signals;
+pub mod socket;
 pub mod tree;
 pub mod xattr;
 pub mod xtables;

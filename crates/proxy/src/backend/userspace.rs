@@ -6,24 +6,28 @@
 //! ```
 //!
 //! It needs nothing but CAP_NET_ADMIN in its network namespace, to have the addresses of Services on an interface of its
-//! own. What it cannot do, as the kernel has shaken hands before anybody is asked: drop in silence what must not come
+//! own; of external addresses it takes ports alone ([`ports`]). What it cannot do, as the kernel has shaken hands before anybody is asked: drop in silence what must not come
 //! here, which is reset instead; keep the client's address, as endpoints see this node's; carry SCTP; refuse addresses
 //! that no Service has. Connections end with the process.
 
 mod budget;
 mod choose;
+mod ports;
 mod relay;
 mod tcp;
 mod udp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use service::{Difference, Endpoint, Entry, Frontend, Network, Protocol, Rules, Target};
+use service::{Difference, Endpoint, Entry, Frontend, Kind, Network, Protocol, Rules, Target};
+use sys::netlink::policy::PortRule;
 use sys::netlink::{self, Socket, Writer};
 use sys::rustix::io::Errno;
+use sys::rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -135,8 +139,7 @@ impl Userspace {
         let (own, bound) = self.addresses()?;
         self.surroundings = Arc::new(Surroundings { local: self.network.local.clone(), own: own.clone() });
         self.own = own;
-        let wanted: BTreeSet<IpAddr> = self.explicit.keys().map(|frontend| frontend.address).collect();
-        let wanted: BTreeSet<IpAddr> = wanted.difference(&self.own).copied().collect();
+        let wanted: BTreeSet<IpAddr> = self.taken().filter(|address| !self.own.contains(address)).collect();
         self.take_addresses(wanted.difference(&bound).copied().collect())?;
         let places = self.places();
         self.close(|place| !places.contains_key(place));
@@ -147,7 +150,27 @@ impl Userspace {
         self.holds.retain(|_, hold| Arc::strong_count(hold) > 1);
         let unused = |address: &&IpAddr| self.own.contains(*address) || !self.holds.contains_key(*address);
         let gone: Vec<IpAddr> = bound.difference(&wanted).filter(unused).copied().collect();
-        Ok(bind::delete(&mut self.route, self.link, &gone)?)
+        bind::delete(&mut self.route, self.link, &gone)?;
+        let foreign = self.foreign_ports(&wanted);
+        let is_held = |rule: &PortRule| !self.own.contains(&rule.address) && self.holds.contains_key(&rule.address);
+        Ok(ports::settle(&mut self.route, &foreign, is_held)?)
+    }
+
+    /// Addresses of Services that this host is to have.
+    fn taken(&self) -> impl Iterator<Item = IpAddr> {
+        let taken = self.explicit.iter().filter(|(_, entry)| entry.kind != Kind::ExternalIp);
+        taken.map(|(frontend, _)| frontend.address)
+    }
+
+    /// Ports of addresses that it is not to have: those without endpoints as well, as connections there are reset.
+    fn foreign_ports(&self, taken: &BTreeSet<IpAddr>) -> BTreeSet<PortRule> {
+        let is_here = |address| taken.contains(address) || self.own.contains(address);
+        let foreign = self.explicit.iter().filter(|(place, entry)| {
+            entry.kind == Kind::ExternalIp && place.protocol != Protocol::Sctp && !is_here(&place.address)
+        });
+        let rule =
+            |place: &Frontend| PortRule { address: place.address, protocol: place.protocol.number(), port: place.port };
+        foreign.map(|(place, _)| rule(place)).collect()
     }
 
     /// Takes addresses for this node's own. Frontends of those that the kernel refuses are not served.
@@ -163,7 +186,7 @@ impl Userspace {
         Ok(())
     }
 
-    /// Frontends with somebody to lead to, a node port at each address of this node.
+    /// Frontends that need a socket, as there is somebody to lead to: a node port at each address of this node.
     fn places(&self) -> BTreeMap<Frontend, Entry> {
         let mut places = BTreeMap::new();
         let answering = self.own.iter().filter(|address| self.network.node_ports.include(**address));
@@ -173,7 +196,12 @@ impl Userspace {
         }
         places.extend(self.explicit.iter().map(|(frontend, entry)| (*frontend, entry.clone())));
         self.cut_loops(&mut places);
-        places.retain(|place, entry| leads_somewhere(entry) && !self.refused.contains_key(&place.address));
+        // No reset could come from an address that is not here: there has to be a socket for it.
+        let is_foreign =
+            |place: &Frontend, entry: &Entry| entry.kind == Kind::ExternalIp && !self.own.contains(&place.address);
+        places.retain(|place, entry| {
+            (leads_somewhere(entry) || is_foreign(place, entry)) && !self.refused.contains_key(&place.address)
+        });
         places
     }
 
@@ -182,7 +210,7 @@ impl Userspace {
     /// this host that no Service is about.
     fn cut_loops(&self, places: &mut BTreeMap<Frontend, Entry>) {
         let ours: BTreeSet<Frontend> = places.keys().copied().collect();
-        let services: BTreeSet<IpAddr> = self.explicit.keys().map(|frontend| frontend.address).collect();
+        let services: BTreeSet<IpAddr> = self.taken().collect();
         for (place, entry) in places {
             leave_out(entry, |endpoint| {
                 let address = endpoint.address.to_canonical();
@@ -229,17 +257,17 @@ impl Userspace {
         let hold = self.holds.entry(place.address).or_default().clone();
         let runtime = self.runtime.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let _inside = runtime.enter();
-        let address = SocketAddr::new(place.address, place.port);
+        let (address, is_foreign) = (SocketAddr::new(place.address, place.port), terms.entry.kind == Kind::ExternalIp);
         let (sender, terms) = watch::channel(terms);
         let stop = CancellationToken::new();
         let balance = Arc::<Balance>::default();
         let task = match place.protocol {
             Protocol::Tcp => {
-                let work = tcp::accept(listen(address)?, terms, balance, self.connections.clone(), hold);
+                let work = tcp::accept(listen(address, is_foreign)?, terms, balance, self.connections.clone(), hold);
                 runtime.spawn(stop.clone().run_until_cancelled_owned(work))
             }
             Protocol::Udp => {
-                let work = udp::serve(receive(address)?, terms, balance, self.flows.clone(), hold);
+                let work = udp::serve(receive(address, is_foreign)?, terms, balance, self.flows.clone(), hold);
                 runtime.spawn(stop.clone().run_until_cancelled_owned(work))
             }
             Protocol::Sctp => {
@@ -322,9 +350,10 @@ impl Drop for Userspace {
     }
 }
 
-/// Removes the interface, if it is there.
+/// Removes the interface, if it is there, and what leads ports here.
 pub(super) fn remove_leftovers() -> Result<(), RulesError> {
     let mut route = Socket::route()?;
+    ports::remove(&mut route)?;
     if let Some(link) = route.link(LINK)? {
         let mut request = Writer::new();
         request.delete_link(link.index);
@@ -349,16 +378,32 @@ fn make_link(route: &mut Socket) -> netlink::Result<u32> {
     Ok(route.link(LINK)?.map_or(0, |link| link.index))
 }
 
-fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    tokio::net::TcpListener::from_std(listener)
+/// Connections that wait to be taken, as far as the kernel's limit (`somaxconn`) allows: as Go's servers have it.
+const BACKLOG: i32 = 4096;
+
+fn listen(address: SocketAddr, is_foreign: bool) -> io::Result<tokio::net::TcpListener> {
+    let socket = open(address, SocketType::STREAM, is_foreign)?;
+    net::listen(&socket, BACKLOG)?;
+    tokio::net::TcpListener::from_std(socket.into())
 }
 
-fn receive(address: SocketAddr) -> io::Result<tokio::net::UdpSocket> {
-    let socket = UdpSocket::bind(address)?;
-    socket.set_nonblocking(true)?;
-    tokio::net::UdpSocket::from_std(socket)
+fn receive(address: SocketAddr, is_foreign: bool) -> io::Result<tokio::net::UdpSocket> {
+    tokio::net::UdpSocket::from_std(open(address, SocketType::DGRAM, is_foreign)?.into())
+}
+
+/// A socket with an address, which may be foreign to this host.
+fn open(address: SocketAddr, kind: SocketType, is_foreign: bool) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = net::socket_with(family, kind, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    if kind == SocketType::STREAM {
+        // Connections of an earlier process may be on their way out.
+        net::sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    if is_foreign {
+        sys::socket::set_transparent(&socket, address.is_ipv6())?;
+    }
+    net::bind(&socket, &address)?;
+    Ok(socket)
 }
 
 /// What this process's descriptors are spent on. An eighth is left for everything else.

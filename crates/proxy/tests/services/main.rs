@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde_json::json;
 use sys::netns;
 
-use host::{End, FAR, HOST, OUTSIDE, answers, ask, ip, on_hosts, ready, serve, udp};
+use host::{End, FAR, HOST, Host, OUTSIDE, answers, ask, ip, on_hosts, ready, serve, udp};
 
 const VIP: &str = "10.96.0.10";
 const NODE_PORT: u16 = 30080;
@@ -216,6 +216,64 @@ fn local_traffic_policies_keep_to_this_node() {
         refused(ask(&host.outside, ip(HOST), NODE_PORT));
         refused(ask(&client.netns, ip("10.96.0.11"), 80));
     });
+}
+
+#[test]
+fn of_an_external_address_only_the_ports_of_services_are_taken() {
+    on_hosts(async |host| {
+        let proxy = host.proxy().await;
+        ports_of_a_host(&host, &proxy).await;
+    });
+}
+
+/// Whoever may write Services chooses external addresses, also those of hosts that are really there (CVE-2020-8554).
+pub(crate) async fn ports_of_a_host(host: &Host, proxy: &proxy::Proxy) {
+    const OUTSIDE6: &str = "2001:db8::2";
+    let mut theirs = sys::netns::route_socket(host.far.as_fd()).unwrap();
+    let eth0 = theirs.link("eth0").unwrap().unwrap().index;
+    let mut setup = sys::netlink::Writer::new();
+    let via = sys::netlink::route::Route { gateway: Some(ip("203.0.113.1")), interface: eth0, ..Default::default() };
+    setup.add_route(&via);
+    theirs.request(&setup).unwrap();
+    for port in [80, 8022] {
+        serve(&host.far, "far", port);
+        serve(&host.outside, "outside", port);
+    }
+    let (client, pod) = (host.pod("client").await, host.server("a").await);
+    let addresses = json!([VIP, "fd00:96::10"]);
+    host.service(
+        "web",
+        json!({"clusterIP": VIP, "clusterIPs": addresses, "externalIPs": [FAR, OUTSIDE6],
+        "ports": [{"port": 80}]}),
+    );
+    host.endpoints("web", &[ready(pod.ips[0]), ready(pod.ips[1])]);
+    proxy.settled().await;
+    let who = |netns: &OwnedFd, address: &str, port| ask(netns, ip(address), port).unwrap().0;
+    for (netns, address, host_there) in
+        [(&client.netns, FAR, "far"), (&host.here, FAR, "far"), (&host.here, OUTSIDE6, "outside")]
+    {
+        assert_eq!((who(netns, address, 80).as_str(), who(netns, address, 8022).as_str()), ("a", host_there));
+    }
+    host.endpoints("web", &[]);
+    proxy.settled().await;
+    // In userspace it is reset once it is made. Upstream's iptables, and so ours, have no rule for what the host itself sends.
+    let told = |netns: &OwnedFd, address: &str| {
+        let error = ask(netns, ip(address), 80).unwrap_err();
+        assert!(!matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+    };
+    told(&client.netns, FAR);
+    if !host.way.is_iptables() {
+        told(&host.here, OUTSIDE6);
+    }
+    assert_eq!(who(&client.netns, FAR, 8022), "far");
+    host.remove_service("web");
+    proxy.settled().await;
+    // What was carried for a port ends first.
+    let begun = std::time::Instant::now();
+    while !ask(&client.netns, ip(FAR), 80).is_ok_and(|(name, _)| name == "far") {
+        assert!(begun.elapsed() < host::PATIENCE, "the port is not given back");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[test]

@@ -129,6 +129,23 @@ fn flows_of_udp_follow_their_service() {
 }
 
 #[test]
+fn of_an_external_address_only_the_ports_of_services_are_taken() {
+    on_a_host(Way::Nftables, async |host| {
+        let proxy = start(&host).await;
+        crate::ports_of_a_host(&host, &proxy).await;
+        let pod = host.pod("pod").await;
+        serve_udp(&pod.netns, "pod");
+        let udp_port = json!([{"name": "udp", "port": 53, "protocol": "UDP"}]);
+        host.service("dns", json!({"clusterIP": VIP, "externalIPs": [FAR], "ports": udp_port}));
+        host.endpoints("dns", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        assert_eq!(ask_udp(&udp(&host.here, 0), FAR, 53).unwrap(), "pod");
+        proxy.cleanup().await.unwrap();
+        assert_eq!(Socket::route().unwrap().port_rules(10_254).unwrap(), []);
+    });
+}
+
+#[test]
 fn an_endpoint_that_is_a_frontend_is_no_endpoint() {
     on_a_host(Way::Nftables, async |host| {
         let proxy = start(&host).await;

@@ -11,6 +11,7 @@ mod generic;
 pub mod ipvs;
 mod message;
 pub mod nft;
+pub mod policy;
 pub mod route;
 
 use std::fmt;
