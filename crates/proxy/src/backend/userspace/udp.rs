@@ -20,6 +20,9 @@ use super::choose::{Balance, Terms};
 /// A flow ends when nobody has sent for between one and two of these. The kernel's own time for flows with answers is 120 s
 /// (`nf_conntrack_udp_timeout_stream`).
 const IDLE: Duration = Duration::from_secs(60);
+/// The same of a flow with one question and an answer, as a resolver's: each of its questions comes from another port, so
+/// these flows are many. The kernel takes 30 s (`nf_conntrack_udp_timeout`).
+const IDLE_AFTER_ONE: Duration = Duration::from_secs(5);
 /// The longest datagram.
 const DATAGRAM_BYTES: usize = 64 << 10;
 /// Flows that have ended and are not forgotten yet; others wait to be.
@@ -29,9 +32,26 @@ const ENDED_MAX: usize = 64;
 struct Flow {
     endpoint: SocketAddr,
     socket: Arc<UdpSocket>,
-    /// Whether the client has sent since somebody looked.
-    active: Arc<AtomicBool>,
+    activity: Arc<Activity>,
     _answers: AbortOnDropHandle<()>,
+}
+
+/// How long flows are kept.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    idle: Duration,
+    idle_after_one: Duration,
+}
+
+const TIMES: Times = Times { idle: IDLE, idle_after_one: IDLE_AFTER_ONE };
+
+/// What a client does.
+#[derive(Debug, Default)]
+struct Activity {
+    /// Whether it has sent since somebody looked.
+    recent: AtomicBool,
+    /// Whether it has sent more than once.
+    more: AtomicBool,
 }
 
 /// The socket of a frontend, and its flows.
@@ -39,6 +59,7 @@ struct Server {
     socket: Arc<UdpSocket>,
     balance: Arc<Balance>,
     budget: Arc<Budget>,
+    times: Times,
     flows: HashMap<SocketAddr, Flow>,
     ended: mpsc::Sender<(SocketAddr, SocketAddr)>,
 }
@@ -52,7 +73,7 @@ pub(super) async fn serve(
     _hold: Hold,
 ) {
     let (ended, mut endings) = mpsc::channel(ENDED_MAX);
-    let mut server = Server { socket: Arc::new(socket), balance, budget, flows: HashMap::new(), ended };
+    let mut server = Server { socket: Arc::new(socket), balance, budget, times: TIMES, flows: HashMap::new(), ended };
     let mut datagram = vec![0; DATAGRAM_BYTES];
     loop {
         let socket = server.socket.clone();
@@ -81,13 +102,13 @@ impl Server {
         if self.flows.get(&client).is_some_and(|flow| !terms.leads_to(flow.endpoint)) {
             self.flows.remove(&client);
         }
-        if !self.flows.contains_key(&client)
-            && let Some(flow) = self.open(client, terms)
-        {
+        let is_new = !self.flows.contains_key(&client);
+        if is_new && let Some(flow) = self.open(client, terms) {
             self.flows.insert(client, flow);
         }
         let Some(flow) = self.flows.get(&client) else { return };
-        flow.active.store(true, Ordering::Relaxed);
+        flow.activity.recent.store(true, Ordering::Relaxed);
+        flow.activity.more.fetch_or(!is_new, Ordering::Relaxed);
         // The socket itself is asked: tokio knows of a new one only later that it can be written to.
         match sys::rustix::net::send(&flow.socket, datagram, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(_) | Err(Errno::WOULDBLOCK) => {}
@@ -103,15 +124,21 @@ impl Server {
         let endpoint = *self.balance.order(terms, client.ip(), endpoints).first()?;
         let socket = Arc::new(towards(endpoint).ok()?);
         self.balance.remember(terms, client.ip(), endpoint);
-        let active = Arc::new(AtomicBool::new(true));
-        let answers = Answers { to: self.socket.clone(), client, from: socket.clone(), active: active.clone() };
+        let activity = Arc::<Activity>::default();
+        let answers = Answers {
+            to: self.socket.clone(),
+            client,
+            from: socket.clone(),
+            activity: activity.clone(),
+            times: self.times,
+        };
         let ended = self.ended.clone();
         let task = tokio::spawn(async move {
             answers.carry(permit).await;
             // Nobody waits for it when the frontend has gone.
             let _ = ended.send((client, endpoint)).await;
         });
-        Some(Flow { endpoint, socket, active, _answers: AbortOnDropHandle::new(task) })
+        Some(Flow { endpoint, socket, activity, _answers: AbortOnDropHandle::new(task) })
     }
 }
 
@@ -131,25 +158,32 @@ struct Answers {
     to: Arc<UdpSocket>,
     client: SocketAddr,
     from: Arc<UdpSocket>,
-    active: Arc<AtomicBool>,
+    activity: Arc<Activity>,
+    times: Times,
 }
 
 impl Answers {
     async fn carry(&self, _permit: Permit) {
+        let mut is_answered = false;
         loop {
-            match tokio::time::timeout(IDLE, self.from.readable()).await {
+            let is_one = is_answered && !self.activity.more.load(Ordering::Relaxed);
+            let idle = if is_one { self.times.idle_after_one } else { self.times.idle };
+            match tokio::time::timeout(idle, self.from.readable()).await {
                 Ok(Ok(())) => {
                     // Memory is taken only for as long as there is an answer.
                     let mut datagram = Vec::with_capacity(DATAGRAM_BYTES);
                     match self.from.try_recv_buf(&mut datagram) {
-                        Ok(_) => drop(self.to.send_to(&datagram, self.client).await),
+                        Ok(_) => {
+                            drop(self.to.send_to(&datagram, self.client).await);
+                            is_answered = true;
+                        }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                         // The endpoint refuses.
                         Err(_) => return,
                     }
                 }
                 Ok(Err(_)) => return,
-                Err(_) if self.active.swap(false, Ordering::Relaxed) => {}
+                Err(_) if self.activity.recent.swap(false, Ordering::Relaxed) => {}
                 Err(_) => return,
             }
         }
@@ -191,6 +225,39 @@ mod tests {
         route.request(&request).unwrap();
     }
 
+    #[tokio::test]
+    async fn who_asks_once_is_soon_forgotten() {
+        let endpoint = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (ended, mut endings) = mpsc::channel(ENDED_MAX);
+        let mut server = Server {
+            socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
+            balance: Arc::default(),
+            budget: Budget::new("flows", 8),
+            times: Times { idle: Duration::from_secs(600), idle_after_one: Duration::from_millis(1) },
+            flows: HashMap::new(),
+            ended,
+        };
+        let [once, twice] =
+            [UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap()];
+        let [one, other] = [&once, &twice].map(|client| client.local_addr().unwrap());
+        let to_endpoint = leading_to(endpoint.local_addr().unwrap());
+        // The second of the two has sent twice before it is answered.
+        for client in [other, other, one] {
+            server.carry(client, b"?", &to_endpoint);
+        }
+        for _ in 0..3 {
+            let (_, flow) = endpoint.recv_from(&mut [0; 8]).await.unwrap();
+            endpoint.send_to(b"!", flow).await.unwrap();
+        }
+        for client in [&twice, &twice, &once] {
+            client.recv_from(&mut [0; 8]).await.unwrap();
+        }
+        assert_eq!(endings.recv().await.unwrap().0, one);
+        server.forget(one, endpoint.local_addr().unwrap());
+        assert_eq!(server.flows.keys().collect::<Vec<_>>(), [&other]);
+        assert!(endings.try_recv().is_err());
+    }
+
     async fn check_a_slow_endpoint() {
         let endpoint = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let (ended, _endings) = mpsc::channel(ENDED_MAX);
@@ -198,6 +265,7 @@ mod tests {
             socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
             balance: Arc::default(),
             budget: Budget::new("flows", 8),
+            times: TIMES,
             flows: HashMap::new(),
             ended,
         };
