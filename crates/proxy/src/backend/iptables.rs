@@ -146,6 +146,9 @@ impl Backend for Iptables {
             .all(|family| self.rules.is_whole(remains.of(family.is_ipv6()), family.is_ipv6()));
         if whole {
             self.watch.written(&self.rules)?;
+        } else {
+            // They are replaced next; looking takes longer than that.
+            self.remains = Some(remains);
         }
         Ok(whole)
     }
