@@ -78,7 +78,7 @@ impl Options {
         match self.only {
             Some(part) => vec![part],
             None if self.quick => vec![Part::Crates],
-            None => vec![Part::Crates, Part::Vm, Part::Voyage, Part::Trials, Part::Member],
+            None => vec![Part::Crates, Part::Vm, Part::Voyage, Part::Trials, Part::Member, Part::Proxy],
         }
     }
 }
