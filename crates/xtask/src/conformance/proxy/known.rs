@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use testkit::service_lab::{Answer, Answers, BACKENDS, Client, Protocol};
+use testkit::service_lab::{Answer, Answers, BACKENDS, Client, GATEWAY, NODE, Protocol, SECOND};
 
 use super::contestant::{Contestant, Make, Mode};
 use super::stage::{Difference, Inquiry};
 
 /// What the call that sends says when rules refuse the packet.
 const EPERM: i32 = rustix::io::Errno::PERM.raw_os_error();
+const ECONNRESET: i32 = rustix::io::Errno::CONNRESET.raw_os_error();
 
 /// A difference that is meant.
 struct Known {
@@ -33,6 +34,27 @@ const ALL: &[Known] = &[
                  (EPERM); kube-proxy's refusal for node ports comes back as a packet",
         is_it: told_to_the_sender,
     },
+    Known {
+        reason: "orlop with userspace makes the connection to the endpoint itself, which sees the node",
+        is_it: source_is_ours,
+    },
+    Known {
+        reason: "orlop with userspace refuses or resets what kube-proxy drops, or with iptables has no rule for: addresses of \
+                 Services are this host's, and the kernel has shaken hands before anybody is asked",
+        is_it: refused_not_dropped,
+    },
+    Known {
+        reason: "what orlop with userspace refuses to the node's own clients comes back as a packet; rules of iptables are an \
+                 error of the call that sends (EPERM)",
+        is_it: told_by_a_packet,
+    },
+    Known {
+        reason: "with userspace the node comes to a load balancer's address from that address, which is admitted if one of the \
+                 Node's own is; with kube-proxy it may come from an address that is not",
+        is_it: node_is_admitted,
+    },
+    Known { reason: "orlop with userspace carries no SCTP", is_it: no_sctp },
+    Known { reason: "orlop with userspace does not answer at node ports of loopback addresses", is_it: no_loopback },
 ];
 
 /// Why they differ here, if that is meant.
@@ -74,6 +96,38 @@ fn told_to_the_sender(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&An
         && only(own, Answer::Failed(EPERM))
 }
 
+fn source_is_ours(ours: Contestant, _: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    let ours_alone = |answer: &Answer| !matches!(answer, Answer::Served { seen, .. } if !is_node(*seen));
+    ours.mode == Mode::Userspace && who(upstream) == who(own) && own.iter().all(ours_alone)
+}
+
+fn refused_not_dropped(ours: Contestant, _: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    let refused = |answer: &Answer| matches!(answer, Answer::Refused | Answer::Failed(ECONNRESET));
+    ours.mode == Mode::Userspace && only(upstream, Answer::Silent) && own.iter().all(refused)
+}
+
+fn told_by_a_packet(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    ours.mode == Mode::Userspace
+        && inquiry.client == Client::Node
+        && only(upstream, Answer::Failed(EPERM))
+        && only(own, Answer::Refused)
+}
+
+fn node_is_admitted(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    ours.mode == Mode::Userspace
+        && inquiry.client == Client::Node
+        && only(upstream, Answer::Silent)
+        && own.iter().all(|answer| matches!(answer, Answer::Served { seen, .. } if is_node(*seen)))
+}
+
+fn no_sctp(ours: Contestant, inquiry: &Inquiry, [_, own]: [&Answers; 2]) -> bool {
+    ours.mode == Mode::Userspace && inquiry.question.protocol == Protocol::Sctp && !own.iter().any(Answer::is_served)
+}
+
+fn no_loopback(ours: Contestant, inquiry: &Inquiry, [_, own]: [&Answers; 2]) -> bool {
+    ours.mode == Mode::Userspace && inquiry.question.to.ip().is_loopback() && only(own, Answer::Refused)
+}
+
 fn only(answers: &Answers, one: Answer) -> bool {
     answers.len() == 1 && answers.contains(&one)
 }
@@ -96,6 +150,10 @@ fn who(answers: &Answers) -> (BTreeSet<SocketAddr>, BTreeSet<Answer>) {
         _ => None,
     };
     (answers.iter().filter_map(by).collect(), answers.iter().filter(|answer| !answer.is_served()).copied().collect())
+}
+
+fn is_node(address: IpAddr) -> bool {
+    [NODE, SECOND, GATEWAY].iter().any(|own| own.both().contains(&address))
 }
 
 fn is_local(address: IpAddr) -> bool {

@@ -10,13 +10,15 @@ use serde_json::{Value, json};
 use testkit::service_lab::{Answer, Answers, Client, GATEWAY, NODE, Protocol, Question, SECOND, Times, ask_all};
 
 use super::contestant::{Contestant, LIMIT, Options, Running};
+use super::known;
 use super::lab::Lab;
 use super::world::{Service, Slice, World, ZONE, cluster_ips, end};
 
 /// What has not come by now is taken to be dropped, at first.
 const SHORT: Duration = Duration::from_millis(250);
-/// Where answers differ it is asked again, with more patience: chance and load may have done it.
-const PATIENT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(8)];
+/// Where answers differ it is asked again, with more patience: chance and load may have done it. What is asked for the last
+/// time may take as long as anything on a machine that hardly gets to it.
+const PATIENT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
 /// Two of them at work, and all that came of it.
 pub(super) struct Stage<'a> {
@@ -57,7 +59,8 @@ impl Likeness {
     }
 }
 
-fn endpoint(answer: &Answer) -> Option<SocketAddr> {
+/// Who answered, if somebody did.
+pub(super) fn endpoint(answer: &Answer) -> Option<SocketAddr> {
     match answer {
         Answer::Served { by, .. } => Some(*by),
         _ => None,
@@ -153,18 +156,25 @@ impl<'a> Stage<'a> {
     pub(super) fn compare(&mut self, step: &str, inquiries: Vec<Inquiry>) -> anyhow::Result<()> {
         self.asked += inquiries.len();
         let mut open = self.differing(inquiries)?;
+        // What is known to differ is not asked again, unless it has to do with answers that did not come in time.
+        let mut settled: Vec<_> = open.extract_if(.., |found| self.is_meant(found) && !is_silent(found)).collect();
         for limit in PATIENT {
             let patient = |(inquiry, _): (Inquiry, _)| Inquiry {
                 question: Question { limit, times: oftener(inquiry.question.times), ..inquiry.question },
                 ..inquiry
             };
             open = self.differing(open.into_iter().map(patient).collect())?;
+            settled.extend(open.extract_if(.., |found| self.is_meant(found)));
         }
-        for (inquiry, answers) in open {
+        for (inquiry, answers) in settled.into_iter().chain(open) {
             let (step, what, shown) = (step.to_owned(), inquiry.to_string(), answers.each_ref().map(shown));
             self.differences.push(Difference { step, what, found: Some((inquiry, answers)), answers: shown });
         }
         Ok(())
+    }
+
+    fn is_meant(&self, (inquiry, answers): &(Inquiry, [Answers; 2])) -> bool {
+        known::reason_for(inquiry, answers.each_ref(), self.pair()).is_some()
     }
 
     /// Notes that `what` was answered in these ways, if they differ.
@@ -203,6 +213,11 @@ impl<'a> Stage<'a> {
         }
         Ok(answers)
     }
+}
+
+/// Whether somebody got no answer.
+fn is_silent((_, answers): &(Inquiry, [Answers; 2])) -> bool {
+    answers.iter().any(|answers| answers.contains(&Answer::Silent))
 }
 
 fn oftener(times: Times) -> Times {
