@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use serde_saphyr::UserMessageFormatter;
 
 use crate::{Schema, merge};
 
@@ -46,7 +47,8 @@ impl Layers {
 
     /// The fields of a document, without its `apiVersion` and `kind`.
     fn document(&self, text: &str) -> Result<Value, String> {
-        let mut value: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        let mut value: Value =
+            serde_saphyr::from_str(text).map_err(|error| error.render_with_formatter(&UserMessageFormatter))?;
         let Some(fields) = value.as_object_mut() else { return Err("not a mapping of fields".to_owned()) };
         for (field, expected) in [("apiVersion", self.schema.api_version), ("kind", self.schema.kind)] {
             match fields.remove(field) {
@@ -149,6 +151,13 @@ mod tests {
         layers.file(&file);
         flags.iter().for_each(|(flag, text)| layers.flag(flag, text));
         layers.finish()
+    }
+
+    #[test]
+    fn a_field_written_twice_is_told_with_its_line() {
+        let error = with("name: a\ncount: 1\nname: b\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("line 5") && error.contains("duplicate mapping key `name`"), "{error}");
+        assert!(!error.contains("Options"), "advice for programmers: {error}");
     }
 
     #[test]

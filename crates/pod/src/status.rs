@@ -183,7 +183,7 @@ fn states(
         let restarts =
             view.record.resetting || restart::after_run(pod, role, container, Some(record), run) == Verdict::Restart;
         if !restarts || is_ending(pod, view) {
-            return (terminated(run), ContainerState::default());
+            return (terminated(run), record.previous.as_ref().map(terminated).unwrap_or_default());
         }
     } else if view.is_taken_down() {
         return (terminated(&Run::unknown()), last);

@@ -120,6 +120,9 @@ pub struct ContainerRecord {
     pub post_started: Option<String>,
     /// The newest run that has ended.
     pub last: Option<Run>,
+    /// The one that ended before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Run>,
     /// What the run that goes on was given, if that is not what was granted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actuated: Option<Box<Sizes>>,
@@ -679,7 +682,7 @@ impl View {
             record.backoff = record.backoff.after_failure(finished, run.started);
         }
         let delay = record.backoff.delay.unwrap_or_default();
-        record.last = Some(run.clone());
+        record.previous = record.last.replace(run.clone());
         let view = self.container_mut(container);
         view.running = None;
         // A restart asks for the image again: the policy may be Always, or it was removed meanwhile.

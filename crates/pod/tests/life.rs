@@ -662,6 +662,8 @@ fn one_container_begins_all_anew() {
     assert_eq!(condition(&world, "AllContainersRestarting").as_deref(), Some("False"));
     let status = world.status();
     assert_eq!(status.phase.as_deref(), Some("Running"));
+    let init = &status.init_container_statuses.unwrap()[0];
+    assert!(init.last_state.as_ref().unwrap().terminated.is_some(), "what became of its first run is told, too");
     let last = status.container_statuses.unwrap()[1].last_state.clone().unwrap().terminated.unwrap();
     assert_eq!(last.exit_code, 143, "what became of the run that was ended is told");
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use serde_saphyr::UserMessageFormatter;
 
 use super::config::{Bearer, Config, ConfigError, Identity, Pem, Secret, Server, Trust};
 use super::exec::ExecPlugin;
@@ -95,8 +96,10 @@ pub(super) fn read(path: &Path, context: Option<&str>) -> Result<Config, ConfigE
 
 /// The configuration in `text`; relative paths are relative to the directory of `path`, which errors name.
 pub(super) fn parse(text: &str, path: &Path, context: Option<&str>) -> Result<Config, ConfigError> {
-    let file: Kubeconfig = serde_saphyr::from_str(text)
-        .map_err(|error| ConfigError::Syntax { path: path.into(), message: error.to_string() })?;
+    let file: Kubeconfig = serde_saphyr::from_str(text).map_err(|error| ConfigError::Syntax {
+        path: path.into(),
+        message: error.render_with_formatter(&UserMessageFormatter),
+    })?;
     let reader = Reader { path, base: path.parent().unwrap_or(Path::new("")) };
     let (cluster, user) = reader.choose(&file, context)?;
     reader.config(cluster, user)

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use runtime::HandlerConfig;
 use serde::Deserialize;
+use serde_saphyr::UserMessageFormatter;
 
 /// Where it is looked for if nobody says otherwise; it need not be there.
 const PATH: &str = "/etc/orlop/runtime.yaml";
@@ -63,7 +64,8 @@ pub(crate) fn load(given: Option<&Path>) -> Result<RuntimeConfig, Vec<String>> {
 }
 
 fn parse(text: &str) -> Result<RuntimeConfig, Vec<String>> {
-    let document: Document = serde_saphyr::from_str(text).map_err(|error| vec![error.to_string()])?;
+    let document: Document =
+        serde_saphyr::from_str(text).map_err(|error| vec![error.render_with_formatter(&UserMessageFormatter)])?;
     let mut faults = Vec::new();
     if (document.api_version.as_str(), document.kind.as_str()) != (API_VERSION, KIND) {
         faults.push(format!("it is no {KIND} of {API_VERSION}"));
