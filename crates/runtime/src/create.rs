@@ -15,6 +15,7 @@ use crate::record::{ContainerRecord, End, Progress};
 use crate::sandbox::{self, Sandbox};
 use crate::selinux::Labels;
 use crate::single::Outcome;
+use crate::spec::ContainerSpec;
 use crate::table::Entered;
 
 /// What a container that could not be started has as its exit code and reason, as under containerd.
@@ -91,6 +92,7 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contain
         record.image_ref = image_ref(&image);
         record.stop_signal = made.stop_signal.unsigned_abs();
         record.stop_signal_name = made.stop_signal_name.into();
+        note_images(record, &made.spec);
         record.volume_images = made.spec.images.values().map(|mount| mount.image.clone()).collect();
         record.resources = resources;
         record.labels = container.labels().map(Labels::record);
@@ -101,6 +103,7 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contain
         });
     });
     noted.map_err(fail)?;
+    note_images(&mut container.record(), &made.spec); // An update leaves the configuration in memory as it is.
     container.live().ready = Some(made.ready);
     container.forget_request();
     // The sandbox may have been stopped, and with it this container, while its mounts were waited for.
@@ -108,6 +111,16 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contain
         return Err(Error::FailedPrecondition(format!("sandbox {} was stopped meanwhile", sandbox.id)));
     }
     Ok(())
+}
+
+/// Says in the mounts of images which images these are (KEP-5365).
+fn note_images(record: &mut ContainerRecord, spec: &ContainerSpec) {
+    for mount in record.config.iter_mut().flat_map(|config| &mut config.mounts) {
+        let at = &mount.container_path;
+        if let Some(image) = &mut mount.image {
+            image.image_ref = spec.image_at(at).unwrap_or_default().to_owned();
+        }
+    }
 }
 
 fn check_target(sandbox: &Sandbox, config: &v1::ContainerConfig) -> Outcome {

@@ -9,9 +9,11 @@
 //! Nothing is read unless somebody asks.
 
 mod metrics;
+mod open;
 mod rate;
 mod writable;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,6 +24,7 @@ use sys::cgroup::{self, Cgroup};
 
 use self::metrics::{Filesystem, Known, NetworkRow, Row};
 pub(crate) use self::metrics::{Subject, descriptors};
+use self::open::Open;
 use self::rate::Rates;
 use self::writable::Writable;
 
@@ -251,10 +254,12 @@ fn known(
     filesystem: Option<Filesystem>,
 ) -> Option<Known> {
     let group = target.group.as_ref()?;
+    let processes = group.processes();
     Some(Known {
         stats: group.stats(),
         io: group.io(),
-        processes: u64::try_from(group.processes().len()).unwrap_or(0),
+        processes: u64::try_from(processes.len()).unwrap_or(0),
+        open: Some(Open::of(&processes, Path::new("/proc"))),
         started_at: target.started_at,
         resources: target.resources.clone(),
         written: written.map(|(usage, _)| usage),
@@ -285,7 +290,7 @@ fn path_of(group: &Cgroup) -> String {
     format!("/{}", group.path().display())
 }
 
-fn filesystem(directory: &std::path::Path) -> Option<Filesystem> {
+fn filesystem(directory: &Path) -> Option<Filesystem> {
     let found = sys::rustix::fs::statvfs(directory).ok()?;
     Some(Filesystem {
         bytes: found.f_blocks.saturating_mul(found.f_frsize),

@@ -30,7 +30,7 @@ pub struct Overlay<'a> {
 pub struct Restrict {
     /// No writes.
     pub read_only: bool,
-    /// No programs, devices or set-id bits.
+    /// No devices and no set-id bits.
     pub inert: bool,
 }
 
@@ -149,8 +149,7 @@ impl Restrict {
     fn attributes(self) -> MountAttrFlags {
         let mut attributes = MountAttrFlags::empty();
         attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, self.read_only);
-        let inert =
-            MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+        let inert = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
         attributes.set(inert, self.inert);
         attributes
     }

@@ -101,7 +101,7 @@ impl Store {
         layers.iter().rev().map(open).collect()
     }
 
-    /// Mounts an image read-only and inert.
+    /// Mounts an image read-only and inert. Its programs can be run, as everywhere else: a volume may be what brings them.
     pub(crate) fn mount_volume(
         &self,
         image: &Digest,

@@ -200,6 +200,12 @@ impl ContainerSpec {
         Ok(())
     }
 
+    /// The image that is mounted at `destination`.
+    pub(crate) fn image_at(&self, destination: &str) -> Option<&str> {
+        let mount = self.oci.mounts.iter().find(|mount| mount.destination == destination)?;
+        self.images.get(&mount.source).map(|mount| mount.image.as_str())
+    }
+
     /// Compiles the start of the container.
     ///
     /// # Errors
@@ -242,7 +248,10 @@ impl ContainerSpec {
     ) -> Result<Vec<OwnedFd>, SpecError> {
         let label = self.oci.linux.as_ref().map(|linux| linux.mount_label.as_str()).filter(|label| !label.is_empty());
         let open = |source: &executor::plan::Source| match (self.images.get(&source.path), made.remove(&source.path)) {
-            (Some(mount), _) => prepare::mount_image(mount, images, label),
+            (Some(mount), _) => {
+                let mount = prepare::mount_image(mount, images, label)?;
+                Ok(executor::prepare::finish_source(source, mount, user_namespace)?)
+            }
             (None, Some(mount)) => Ok(executor::prepare::finish_source(source, mount, user_namespace)?),
             (None, None) => Ok(executor::prepare::open_source(source, user_namespace)?),
         };

@@ -163,15 +163,11 @@ fn requested(
         return Err(SpecError::invalid("mounts.container_path", at, "would cover the container's whole root"));
     }
     if let Some(image) = &wanted.image {
-        return Ok(image_mount(wanted, image, container, images));
+        return image_mount(wanted, image, container, images);
     }
     let mut options = vec!["rbind", propagation(wanted)?];
     options.extend(read_only(wanted)?);
-    for word in &wanted.mount_options {
-        let known = MOUNT_OPTIONS.iter().find(|known| *known == word);
-        let problem = || SpecError::invalid("mounts.mount_options", word, "is none of noexec, nodev and nosuid");
-        options.push(known.copied().ok_or_else(problem)?);
-    }
+    options.extend(mount_options(wanted)?);
     if is_mapped(wanted, users)? {
         options.push("idmap");
     }
@@ -183,11 +179,25 @@ fn image_mount(
     image: &v1::ImageSpec,
     container: &str,
     images: &mut BTreeMap<String, ImageMount>,
-) -> Mount {
+) -> Result<Mount, SpecError> {
+    if !wanted.readonly {
+        return Err(SpecError::invalid("mounts.image", &image.image, "can be mounted read-only only: set readonly"));
+    }
+    let mut options = vec!["rbind", "rprivate", "ro"];
+    options.extend(mount_options(wanted)?);
     let source = format!("{IMAGE_SOURCE}/{container}/{}", images.len());
     let name = ImageMount { image: image.image.clone(), sub_path: wanted.image_sub_path.clone() };
     images.insert(source.clone(), name);
-    mount(&wanted.container_path, "bind", source, &["rbind", "rprivate", "ro"])
+    Ok(mount(&wanted.container_path, "bind", source, &options))
+}
+
+fn mount_options(wanted: &v1::Mount) -> Result<Vec<&'static str>, SpecError> {
+    let options = wanted.mount_options.iter().map(|word| {
+        let known = MOUNT_OPTIONS.iter().find(|known| *known == word);
+        let problem = || SpecError::invalid("mounts.mount_options", word, "is none of noexec, nodev and nosuid");
+        known.copied().ok_or_else(problem)
+    });
+    options.collect()
 }
 
 fn propagation(wanted: &v1::Mount) -> Result<&'static str, SpecError> {

@@ -651,11 +651,19 @@ fn images_are_mounted_by_name() {
         ..v1::Mount::default()
     };
     case.config.mounts = vec![image("one", "", "/one"), image("two", "sub/dir", "/two")];
+    case.config.mounts[1].mount_options = strings(&["noexec"]);
     let made = case.make().unwrap();
-    for (at, name, sub) in [("/one", "one", ""), ("/two", "two", "sub/dir")] {
-        let source = &made.oci.mounts.iter().find(|mount| mount.destination == at).unwrap().source;
-        assert_eq!(made.images[source], ImageMount { image: name.into(), sub_path: sub.into() });
+    for (at, name, sub, option) in [("/one", "one", "", false), ("/two", "two", "sub/dir", true)] {
+        let mount = made.oci.mounts.iter().find(|mount| mount.destination == at).unwrap();
+        assert_eq!(made.images[&mount.source], ImageMount { image: name.into(), sub_path: sub.into() });
+        assert_eq!(mount.options.contains(&"noexec".to_owned()), option, "{:?}", mount.options);
+        assert_eq!(made.image_at(at), Some(name));
     }
+    assert_eq!(made.image_at("/proc"), None);
+    let mut writable = Case::default();
+    writable.config.mounts = vec![v1::Mount { readonly: false, ..image("one", "", "/one") }];
+    let error = writable.make().unwrap_err().to_string();
+    assert!(error.contains("read-only"), "{error}");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use cri::v1;
 use cri::v1::MetricType;
 use sys::cgroup;
 
+use super::open::Open;
+
 /// Who a metric is about: the values of the labels that all have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Subject {
@@ -33,6 +35,8 @@ pub(super) struct Known {
     pub(super) io: Vec<cgroup::IoStats>,
     /// How many processes it has.
     pub(super) processes: u64,
+    /// What these have open; of containers only.
+    pub(super) open: Option<Open>,
     /// When it was started, in nanoseconds since 1970.
     pub(super) started_at: i64,
     /// The resources that it was given.
@@ -180,7 +184,11 @@ const FAMILIES: &[Family] = &families! {
         => device_usage;
     Gauge "container_processes" [] "Processes." => |k| one(k.processes);
     Gauge "container_threads" [] "Threads." => |k| one(k.stats.pids.count);
-    Gauge "container_threads_max" [] "How many threads there may be." => |k| maybe(k.stats.pids.limit);
+    Gauge "container_threads_max" [] "How many threads there may be; 0 means any number."
+        => |k| one(k.stats.pids.limit.unwrap_or(0));
+    Gauge "container_file_descriptors" [] "Files that the processes have open."
+        => |k| maybe(k.open.map(|open| open.files));
+    Gauge "container_sockets" [] "Sockets that the processes have open." => |k| maybe(k.open.map(|open| open.sockets));
     Gauge "container_last_seen" [] "When this was looked at." => |_| one(now());
     Gauge "container_start_time_seconds" [] "When the container was started."
         => |k| asked(k.started_at / 1_000_000_000);
@@ -393,6 +401,7 @@ mod tests {
             stats,
             io: vec![cgroup::IoStats { major: 8, minor: 1, read_bytes: 7, ..Default::default() }],
             processes: 2,
+            open: Some(Open { files: 5, sockets: 1 }),
             started_at: 4_000_000_000,
             resources: v1::LinuxContainerResources {
                 cpu_period: 1,

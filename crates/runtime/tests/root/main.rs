@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod adoption;
-
+mod answers;
 mod faults;
 mod fixture;
 mod handlers;
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
     let all: Vec<Test> = [
         lifecycle::TESTS,
+        answers::TESTS,
         requests::TESTS,
         usage::TESTS,
         streams::TESTS,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cri::v1::security_profile::ProfileType;
-use cri::{Error, v1};
+use cri::{Error, RuntimeService as _, v1};
 use serde_json::json;
 use testkit::serial::Test;
 
@@ -13,8 +13,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("users_groups_and_environment", users_groups_and_environment),
     ("the_image_says_what_the_request_leaves_out", the_image_says_what_the_request_leaves_out),
     ("volumes_of_an_image_stay_writable", volumes_of_an_image_stay_writable),
+    ("an_image_is_a_volume", an_image_is_a_volume),
     ("mounts_of_the_host", mounts_of_the_host),
     ("mounts_travel_as_asked", mounts_travel_as_asked),
+    ("read_only_may_mean_all_below", read_only_may_mean_all_below),
+    ("the_sandbox_brings_files_and_settings", the_sandbox_brings_files_and_settings),
+    ("the_stop_signal_is_the_requests_or_the_images", the_stop_signal_is_the_requests_or_the_images),
     ("a_container_is_confined", a_container_is_confined),
     ("a_privileged_container_is_not", a_privileged_container_is_not),
     ("devices_are_given_one_by_one", devices_are_given_one_by_one),
@@ -38,8 +42,18 @@ async fn output(node: &Node, name: &str, request: v1::ContainerConfig) -> Result
     let privileged = request.linux.iter().flat_map(|linux| &linux.security_context).any(|context| context.privileged);
     let context = v1::LinuxSandboxSecurityContext { privileged, ..Default::default() };
     config.linux = Some(v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() });
-    let sandbox = node.run_sandbox(&config).await?;
-    let container = node.create(&sandbox, &config, request).await?;
+    output_in(node, &config, name, request).await
+}
+
+/// As [`output`], in a sandbox of this configuration.
+async fn output_in(
+    node: &Node,
+    config: &v1::PodSandboxConfig,
+    name: &str,
+    request: v1::ContainerConfig,
+) -> Result<Vec<String>, Error> {
+    let sandbox = node.run_sandbox(config).await?;
+    let container = node.create(&sandbox, config, request).await?;
     node.start_container(&container).await?;
     node.exited(&container).await;
     let lines = node.log(name);
@@ -115,6 +129,39 @@ fn volumes_of_an_image_stay_writable() {
         let script = "cat /data/file; touch /data/new /made/here/new && echo rw; touch /new 2>/dev/null || echo ro";
         let request = of_image(&name, secured(script, |context| context.readonly_rootfs = true));
         assert_eq!(output(&node, "volumes", request).await.unwrap(), ["from the image", "rw", "ro"]);
+        node
+    });
+}
+
+/// Read-only, with programs that can be run unless the request forbids it, and named in the status by its id.
+fn an_image_is_a_volume() {
+    on_a_node(|node| async {
+        let dir = tempfile::tempdir().unwrap();
+        let name = image(&node, dir.path(), "volume", json!({})).await;
+        let id = node.images.get(&name).unwrap().id.to_string();
+        let volume = |at: &str| v1::Mount {
+            container_path: at.into(),
+            image: Some(v1::ImageSpec { image: name.clone(), ..Default::default() }),
+            readonly: true,
+            ..Default::default()
+        };
+        let script = "cat /all/data/file /part/file; /all/bin/busybox echo ran; touch /all/new 2>/dev/null || echo ro; \
+            /noexec/bin/busybox true 2>/dev/null || echo refused; grep -cE ' /(all|part|noexec) .*nosuid,nodev' /proc/self/mountinfo";
+        let mut request = secured(script, |_| {});
+        request.mounts = vec![
+            volume("/all"),
+            v1::Mount { image_sub_path: "data".into(), ..volume("/part") },
+            v1::Mount { mount_options: vec!["noexec".into()], ..volume("/noexec") },
+        ];
+        let lines = output(&node, "volume", request.clone()).await.unwrap();
+        assert_eq!(lines, ["from the image", "from the image", "ran", "ro", "refused", "3"]);
+        let listed = node.runtime.list_containers(v1::ListContainersRequest::default()).await.unwrap().containers;
+        for mount in node.status(&listed[0].id).await.mounts {
+            assert_eq!(mount.image.unwrap().image_ref, id, "{}", mount.container_path);
+        }
+        request.mounts[0].readonly = false;
+        let error = output(&node, "writable", request).await.unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("read-only"), "{error}");
         node
     });
 }
@@ -199,6 +246,77 @@ fn mounts_travel_as_asked() {
         assert_eq!(std::fs::read_to_string(shared.join("up/file")).unwrap(), "up\n");
         detach(&shared.join("up"));
         detach(&shared);
+        node
+    });
+}
+
+fn read_only_may_mean_all_below() {
+    on_a_node(|node| async {
+        let dir = tempfile::tempdir().unwrap();
+        let outer = dir.path().join("outer");
+        tmpfs(&outer);
+        tmpfs(&outer.join("inner"));
+        let mount = |at: &str| v1::Mount { readonly: true, ..host_mount(at, &outer) };
+        let script = "touch /ro/new 2>/dev/null || echo ro; touch /ro/inner/new && echo open below; \
+            touch /rro/inner/newer 2>/dev/null || echo ro below";
+        let mut request = secured(script, |_| {});
+        request.mounts = vec![mount("/ro"), v1::Mount { recursive_read_only: true, ..mount("/rro") }];
+        assert_eq!(output(&node, "below", request).await.unwrap(), ["ro", "open below", "ro below"]);
+        detach(&outer);
+        node
+    });
+}
+
+fn the_sandbox_brings_files_and_settings() {
+    on_a_node(|node| async {
+        let mut config = node.sandbox_config("files");
+        config.hostname = "named".into();
+        config.dns_config = Some(v1::DnsConfig {
+            servers: vec!["192.0.2.53".into()],
+            searches: vec!["a.test".into(), "b.test".into()],
+            options: vec!["ndots:5".into()],
+        });
+        let sysctls = [("kernel.shm_rmid_forced".to_owned(), "1".to_owned())].into();
+        config.linux = Some(v1::LinuxPodSandboxConfig { sysctls, ..Default::default() });
+        let script = "hostname; cat /etc/hostname; sort /etc/resolv.conf; tail -n 1 /etc/hosts | cut -f 2; \
+            grep ' /dev/shm ' /proc/mounts | grep -o size=65536k; cat /proc/sys/kernel/shm_rmid_forced; \
+            cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cut -f 2 /proc/sys/net/ipv4/ping_group_range";
+        let expect = [
+            "named",
+            "named",
+            "nameserver 192.0.2.53",
+            "options ndots:5",
+            "search a.test b.test",
+            "named",
+            "size=65536k",
+            "1",
+            "0",
+            "2147483647",
+        ];
+        assert_eq!(output_in(&node, &config, "files", secured(script, |_| {})).await.unwrap(), expect);
+        node
+    });
+}
+
+fn the_stop_signal_is_the_requests_or_the_images() {
+    on_a_node(|node| async {
+        let dir = tempfile::tempdir().unwrap();
+        let name = image(&node, dir.path(), "stops", json!({ "Env": ["PATH=/bin"], "StopSignal": "SIGUSR1" })).await;
+        let script = "trap 'exit 1' USR1; trap 'exit 2' USR2; echo up; while :; do sleep 0.05; done";
+        for (pod, wanted, code) in [("image", v1::Signal::RuntimeDefault, 1), ("request", v1::Signal::Sigusr2, 2)] {
+            let config = node.sandbox_config(pod);
+            let sandbox = node.run_sandbox(&config).await.unwrap();
+            let mut request = of_image(&name, secured(script, |_| {}));
+            request.stop_signal = wanted.into();
+            let container = node.create(&sandbox, &config, request).await.unwrap();
+            node.start_container(&container).await.unwrap();
+            let log = node.status(&container).await.log_path;
+            while !std::fs::read_to_string(&log).is_ok_and(|log| log.contains(" up\n")) {
+                tokio::task::yield_now().await;
+            }
+            node.stop_container(&container, 60).await.unwrap();
+            assert_eq!(node.status(&container).await.exit_code, code, "{pod}");
+        }
         node
     });
 }

@@ -134,6 +134,9 @@ fn metrics_of_pods_and_containers() {
         }
         let find = |name: &str| of_container.iter().find(|metric| metric.name == name).unwrap();
         assert_eq!(find("container_processes").value.unwrap().value, 1);
+        assert!(find("container_file_descriptors").value.unwrap().value >= 3);
+        assert_eq!(find("container_sockets").value.unwrap().value, 0);
+        assert_eq!(find("container_threads_max").label_values.len(), 5, "no limit is one, too");
         assert!(find("container_memory_usage_bytes").value.unwrap().value > 0);
         assert_eq!(find("container_memory_rss").label_values[2..], ["main", &pod.container, IMAGE]);
         assert!(measured.metrics.iter().any(|metric| metric.name == "container_network_receive_bytes_total"));

@@ -1,0 +1,52 @@
+//! What processes have open, as `/proc` shows it.
+
+use std::fs;
+use std::path::Path;
+
+use sys::rustix::process::Pid;
+
+/// How many of each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Open {
+    /// Descriptors of any kind.
+    pub(super) files: u64,
+    /// Those of sockets.
+    pub(super) sockets: u64,
+}
+
+impl Open {
+    /// Counts what `processes` have open. One that has ended meanwhile has nothing.
+    pub(super) fn of(processes: &[Pid], proc: &Path) -> Self {
+        let mut open = Self::default();
+        for process in processes {
+            let descriptors = proc.join(process.as_raw_nonzero().to_string()).join("fd");
+            for descriptor in fs::read_dir(descriptors).into_iter().flatten().flatten() {
+                open.files += 1;
+                let is_socket = |target: &Path| target.as_os_str().as_encoded_bytes().starts_with(b"socket:");
+                open.sockets += u64::from(fs::read_link(descriptor.path()).is_ok_and(|target| is_socket(&target)));
+            }
+        }
+        open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_of_all_processes_are_counted() {
+        let proc = tempfile::tempdir().unwrap();
+        for (process, number, target) in
+            [(7, 0, "/dev/null"), (7, 1, "socket:[1]"), (8, 0, "socket:[1]"), (8, 3, "/socket:")]
+        {
+            let directory = proc.path().join(format!("{process}/fd"));
+            fs::create_dir_all(&directory).unwrap();
+            symlink(target, directory.join(number.to_string())).unwrap();
+        }
+        let processes = [7, 8, 9].map(|number| Pid::from_raw(number).unwrap());
+        assert_eq!(Open::of(&processes, proc.path()), Open { files: 4, sockets: 2 });
+    }
+}

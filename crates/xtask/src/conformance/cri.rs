@@ -1,0 +1,194 @@
+//! `conformance cri`: the tests of container runtimes, which the user brings (critest of kubernetes-sigs/cri-tools).
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use testkit::daemon::{Daemon, Nursery};
+use testkit::host::{self, Tool};
+use testkit::registry::Registry;
+use testkit::{containerd, go, netns};
+
+use super::suite::{self, Choice, Suite};
+use super::{contained, empty, left, report, until_done};
+use crate::images;
+use crate::workspace::{build_release, root};
+
+/// What it needs on the host beside what building needs.
+const TOOLS: &[Tool] = &[
+    Tool { program: "ip", deb: "iproute2", rpm: "iproute" },
+    Tool { program: "unshare", deb: "util-linux", rpm: "util-linux" },
+    testkit::daemon::TOOL,
+    testkit::registry::TOOL,
+];
+
+/// Where the registry listens, inside the private network.
+const REGISTRY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 5000);
+/// How long a runtime may take to answer, and to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How to run them.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The program of the tests: `git clone https://github.com/kubernetes-sigs/cri-tools && make -C cri-tools critest`
+    #[arg(long, value_name = "PROGRAM")]
+    critest: PathBuf,
+    /// Whose runtime is tested
+    #[arg(long, value_enum, value_name = "RUNTIME", default_value = "orlop")]
+    runtime_endpoint_of: Whose,
+    /// Only specs whose names match this regular expression
+    #[arg(long, value_name = "REGEX")]
+    focus: Option<String>,
+    /// No specs whose names match this regular expression
+    #[arg(long, value_name = "REGEX")]
+    skip: Option<String>,
+    /// Stream over WebSocket instead of SPDY
+    #[arg(long)]
+    websocket: bool,
+    /// How many specs run side by side
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..))]
+    procs: u16,
+    /// The directory of another run, as one with containerd: what passed there and does not here is shown apart
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+    /// Where the report and the logs go, emptied before [default: target/conformance/cri-orlop, or …/cri-containerd]
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Test this program instead of building one
+    #[arg(long, value_name = "PROGRAM")]
+    orlop: Option<PathBuf>,
+    /// Set by this program for its run inside the namespaces of containerd: the directory of the run
+    #[arg(long, hide = true)]
+    inside: Option<PathBuf>,
+    /// What critest is told beside that, as `-- -runtime-handler NAME`
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    rest: Vec<OsString>,
+}
+
+/// A runtime with a reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Whose {
+    Orlop,
+    Containerd,
+}
+
+/// The command.
+pub(super) fn run(options: &Options) -> anyhow::Result<()> {
+    host::install(TOOLS)?;
+    ensure!(options.critest.is_file(), "{} is no program; see --help for how to make it", options.critest.display());
+    let suite = Suite { ginkgo: go::build(&go::GINKGO)?, tests: options.critest.canonicalize()? };
+    testkit::suite::build(testkit::suite::ALL)?;
+    let under_test = UnderTest::prepared(options)?;
+    let output = options.output();
+    if let Some(dir) = &options.inside {
+        contained::cover()?;
+        return grade(&under_test, suite, dir, options);
+    }
+    empty(&output, suite::LOG)?;
+    match under_test {
+        UnderTest::Containerd(_) => contained::run()?,
+        UnderTest::Orlop(_) => {
+            let dir = tempfile::Builder::new().prefix("orlop-conformance-").tempdir()?;
+            grade(&under_test, suite, dir.path(), options)?;
+        }
+    }
+    report(&output, options.against.as_deref())
+}
+
+impl Options {
+    fn output(&self) -> PathBuf {
+        let default = match self.runtime_endpoint_of {
+            Whose::Orlop => "target/conformance/cri-orlop",
+            Whose::Containerd => "target/conformance/cri-containerd",
+        };
+        root().join(self.output.as_deref().unwrap_or(Path::new(default)))
+    }
+
+    fn choice(&self) -> Choice<'_> {
+        Choice { focus: self.focus.as_deref(), skip: self.skip.as_deref(), labels: None, procs: self.procs }
+    }
+
+    /// What critest is told.
+    fn suite_arguments(&self, socket: &Path) -> Vec<OsString> {
+        let mut arguments = vec![format!("-runtime-endpoint=unix://{}", socket.display()).into()];
+        if self.websocket {
+            arguments.extend(["-websocket-exec", "-websocket-attach", "-websocket-portforward"].map(OsString::from));
+        }
+        arguments.extend(self.rest.iter().cloned());
+        arguments
+    }
+}
+
+/// Runs the specs against a runtime of their own; they leave their report.
+fn grade(under_test: &UnderTest, mut suite: Suite, dir: &Path, options: &Options) -> anyhow::Result<()> {
+    let output = options.output();
+    netns::enter_private()?;
+    let nursery = Arc::new(Nursery::new());
+    let registry = Registry::start_in(&nursery, REGISTRY, &dir.join("registry"))?;
+    testkit::suite::publish(testkit::suite::ALL, &registry)?;
+    testkit::suite::write_hosts(&dir.join("certs.d"), registry.address())?;
+    let socket = dir.join("cri.sock");
+    let (program, arguments) = under_test.invocation(dir, &socket, &registry)?;
+    let mut daemon = Daemon::new(&nursery, &program, arguments, output.join("runtime.log"));
+    daemon.start()?;
+    daemon.wait_ready(PATIENCE, || UnixStream::connect(&socket).is_ok())?;
+    // By its name ginkgo knows that it has not to be compiled.
+    let tests = std::mem::replace(&mut suite.tests, dir.join("critest.test"));
+    symlink(tests, &suite.tests)?;
+    let run = suite.start(&options.choice(), &options.suite_arguments(&socket), &output)?;
+    let ended = until_done(run, || daemon.check());
+    let end = under_test.end(&mut daemon, dir);
+    ended.and(end)
+}
+
+/// What is tested.
+enum UnderTest {
+    /// This program.
+    Orlop(PathBuf),
+    /// containerd with what belongs to it, in this directory.
+    Containerd(PathBuf),
+}
+
+impl UnderTest {
+    fn prepared(options: &Options) -> anyhow::Result<Self> {
+        Ok(match (options.runtime_endpoint_of, &options.orlop) {
+            (Whose::Containerd, _) => Self::Containerd(go::build_all("reference", go::REFERENCE)?),
+            (Whose::Orlop, Some(program)) => Self::Orlop(std::path::absolute(program)?),
+            (Whose::Orlop, None) => Self::Orlop(build_release()?),
+        })
+    }
+
+    /// How it is started, with everything that it writes below `dir`.
+    fn invocation(&self, dir: &Path, socket: &Path, registry: &Registry) -> anyhow::Result<(PathBuf, Vec<String>)> {
+        match self {
+            Self::Orlop(program) => {
+                let mut words = vec!["runtime".to_owned(), format!("--listen=unix://{}", socket.display())];
+                words.push(format!("--registry-config-dir={}", dir.join("certs.d").display()));
+                words.push(format!("--cni-conf-dir={}", dir.join("cni").display()));
+                words.push("--log-level=info".to_owned());
+                words.extend(left::places(dir));
+                Ok((program.clone(), words))
+            }
+            Self::Containerd(programs) => {
+                registry.push(&images::pause()?, containerd::PAUSE, "latest")?;
+                let words = containerd::prepare(programs, dir, socket, &containerd::Network::ALONE)?;
+                Ok((containerd::program(programs)?, words.into()))
+            }
+        }
+    }
+
+    /// Ends it. The specs remove their pods; what they leave is told and removed, and the rest of orlop goes with it.
+    fn end(&self, daemon: &mut Daemon, dir: &Path) -> anyhow::Result<()> {
+        daemon.stop(PATIENCE)?;
+        let Self::Orlop(program) = self else { return Ok(()) };
+        let left = left::sandboxes(dir);
+        left::remove(program, dir)?;
+        ensure!(left.is_empty(), "the specs have ended and these sandboxes are left:\n  {}", left.join("\n  "));
+        Ok(())
+    }
+}
