@@ -40,6 +40,7 @@ pub const ALL: &[Image] = &[
     BUSYBOX,
     BUSYBOX_OF_DOCKER,
     PAUSE,
+    PAUSE_OF_OLD,
     AGNHOST,
     NGINX,
     HTTPD,
@@ -81,6 +82,8 @@ pub const BUSYBOX_OF_DOCKER: Image =
     Image { registry: "docker.io", ..e2e("library/busybox", &["latest", "1.37"], Content::Shell) };
 /// The process of sandboxes.
 pub const PAUSE: Image = e2e("pause", &["3.9", "3.10", "3.10.1", "3.10.2"], Content::Pause);
+/// The same under the name of an earlier registry: an image of two registries.
+pub const PAUSE_OF_OLD: Image = Image { registry: "k8s.gcr.io", ..PAUSE };
 /// The server, client and prober of Kubernetes' tests.
 pub const AGNHOST: Image = e2e("e2e-test-images/agnhost", &["2.55", "2.66.1"], Content::Agnhost);
 /// A web server.

@@ -1,5 +1,6 @@
 //! What the suite runs against: a control plane, a registry with the suite's images, and nodes.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,14 +105,16 @@ impl Cluster {
         self.nodes.iter_mut().try_for_each(Node::check)
     }
 
-    /// A kubeconfig with all rights.
-    pub(super) fn admin_kubeconfig(&self) -> anyhow::Result<PathBuf> {
-        self.plane.admin_kubeconfig()
-    }
-
-    /// Where the first node keeps what it prepares for pods.
-    pub(super) fn kubelet_root(&self) -> Option<PathBuf> {
-        self.nodes.first().map(Node::kubelet_root)
+    /// What the suite has to know of it.
+    pub(super) fn suite_arguments(&self, output: &Path) -> anyhow::Result<Vec<OsString>> {
+        let mut arguments: Vec<OsString> = ["--provider=skeleton", "--minStartupPods=0"].map(Into::into).into();
+        let mut add = |flag: &str, path: &Path| arguments.extend([flag.into(), path.as_os_str().to_owned()]);
+        add("--kubeconfig", &self.plane.admin_kubeconfig()?);
+        if let Some(node) = self.nodes.first() {
+            add("--kubelet-root-dir", &node.kubelet_root());
+        }
+        add("--e2e-output-dir", output);
+        Ok(arguments)
     }
 
     /// Ends the nodes with all pods that are left, then the rest, and keeps the logs. What does not go is told.

@@ -16,7 +16,6 @@ use testkit::{containerd, go, netns};
 
 use super::suite::{self, Choice, Suite};
 use super::{contained, empty, left, report, until_done};
-use crate::images;
 use crate::workspace::{build_release, root};
 
 /// What it needs on the host beside what building needs.
@@ -175,7 +174,9 @@ impl UnderTest {
                 Ok((program.clone(), words))
             }
             Self::Containerd(programs) => {
-                registry.push(&images::pause()?, containerd::PAUSE, "latest")?;
+                // Another image than the one whose names the specs count.
+                let pause = testkit::suite::PAUSE.layout()?.tagged("3.10.2");
+                registry.push(&pause, containerd::PAUSE, "latest")?;
                 let words = containerd::prepare(programs, dir, socket, &containerd::Network::ALONE)?;
                 Ok((containerd::program(programs)?, words.into()))
             }
@@ -190,5 +191,34 @@ impl UnderTest {
         left::remove(program, dir)?;
         ensure!(left.is_empty(), "the specs have ended and these sandboxes are left:\n  {}", left.join("\n  "));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn critest_is_told_what_the_user_says() {
+        let told = |words: &str| {
+            let words = format!("cri --critest critest {words}");
+            let line = Line::try_parse_from(words.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
+            let told = line.options.suite_arguments(Path::new("/run/cri.sock"));
+            told.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(told(""), "-runtime-endpoint=unix:///run/cri.sock");
+        assert_eq!(
+            told("--websocket --focus Image -- -nri-socket /run/nri.sock"),
+            "-runtime-endpoint=unix:///run/cri.sock -websocket-exec -websocket-attach -websocket-portforward \
+             -nri-socket /run/nri.sock"
+        );
     }
 }

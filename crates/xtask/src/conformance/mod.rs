@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! node ──► private network namespace ─► control plane, registry, node ─► ginkgo ─► e2e.test × procs ─► report.json
+//! cri  ──► the same ──────────────────► registry, runtime ─────────────► ginkgo ─► critest × procs ──► report.json
 //! ```
 
 mod cluster;
 mod contained;
+mod cri;
+mod left;
 mod machine;
 mod node;
 mod outcome;
@@ -23,13 +26,15 @@ use crate::workspace::{build_release, root};
 use cluster::{Cluster, Plan, TOOLS};
 use node::Kind;
 use outcome::Outcome;
-use suite::{Run, Suite};
+use suite::{Choice, Run, Suite};
 
 /// Which suite.
 #[derive(clap::Subcommand)]
 pub(crate) enum Conformance {
     /// Kubernetes' end-to-end tests that are marked [NodeConformance], on one node of orlop under a real control plane
     Node(NodeOptions),
+    /// The tests of container runtimes (critest), on orlop's or containerd
+    Cri(cri::Options),
     /// Upstream's kube-proxy and ours, before the same objects and the same packets
     Proxy(proxy::ProxyOptions),
 }
@@ -76,6 +81,7 @@ pub(crate) fn run(conformance: &Conformance) -> anyhow::Result<()> {
     }
     match conformance {
         Conformance::Node(options) => node(options),
+        Conformance::Cri(options) => cri::run(options),
         Conformance::Proxy(options) => proxy::run(options),
     }
 }
@@ -114,6 +120,11 @@ impl NodeOptions {
         let default = if self.upstream { "target/conformance/upstream" } else { "target/conformance/node" };
         root().join(self.output.as_deref().unwrap_or(Path::new(default)))
     }
+
+    fn choice(&self) -> Choice<'_> {
+        let Self { focus, skip, labels, procs, .. } = self;
+        Choice { focus: focus.as_deref(), skip: skip.as_deref(), labels: Some(labels), procs: *procs }
+    }
 }
 
 /// Runs the suite against a fresh cluster; it leaves its report.
@@ -121,8 +132,8 @@ fn grade(kind: &Kind, suite: &Suite, programs: &Path, dir: &Path, options: &Node
     let output = options.output();
     let plan = Plan { kind, nodes: options.nodes, programs, dir, output: &output };
     let mut cluster = Cluster::start(&plan)?;
-    let run = suite.start(&cluster, options, &output)?;
-    let outcome = until_done(run, &mut cluster);
+    let run = suite.start(&options.choice(), &cluster.suite_arguments(&output)?, &output)?;
+    let outcome = until_done(run, || cluster.check());
     cluster.end();
     outcome
 }
@@ -133,14 +144,14 @@ fn report(output: &Path, against: Option<&Path>) -> anyhow::Result<()> {
     print!("{outcome}");
     println!("logs: {}", output.display());
     let Some(against) = against else {
-        ensure!(outcome.is_passed(), "the node does not pass");
+        ensure!(outcome.is_passed(), "not all of it passes");
         return Ok(());
     };
     let upstream = Outcome::read(&root().join(against).join(suite::REPORT))?;
-    let worse = outcome.failed_but_passed_in(&upstream);
-    println!("upstream's node, of the specs that ran here: {}", upstream.of_those_in(&outcome));
-    ensure!(worse.is_empty(), "upstream's node passes these, this one does not:\n  {}", worse.join("\n  "));
-    println!("nothing that upstream's node passes fails here");
+    let worse = outcome.worse_than(&upstream);
+    println!("upstream's, of the specs that ran here: {}", upstream.of_those_in(&outcome));
+    ensure!(worse.is_empty(), "upstream's passes these, this one does not:\n  {}", worse.join("\n  "));
+    println!("nothing that upstream's passes fails here");
     Ok(())
 }
 
@@ -157,14 +168,15 @@ fn empty(dir: &Path, mark: &str) -> anyhow::Result<()> {
 }
 
 /// Waits for the end of the suite, or for Ctrl-C, which ends it.
-fn until_done(mut run: Run, cluster: &mut Cluster) -> anyhow::Result<()> {
+/// `check` tells whether what it runs against is still there.
+fn until_done(mut run: Run, mut check: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut child = signal(SignalKind::child())?;
         while !run.has_ended()? {
-            cluster.check()?;
+            check()?;
             tokio::select! {
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,

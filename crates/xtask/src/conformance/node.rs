@@ -2,14 +2,14 @@
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use testkit::control_plane::ControlPlane;
 use testkit::daemon::Daemon;
-use testkit::{containerd, groups, host, upstream};
+use testkit::{containerd, groups, upstream};
 
+use super::left;
 use super::machine::{self, Machine};
 
 /// How long it may take to end; pods go on.
@@ -80,39 +80,13 @@ impl Node {
             Kind::Orlop(program) => Some(program.clone()),
             Kind::Upstream(_) => None,
         };
-        let left = orlop.as_deref().filter(|_| removed).map_or(Ok(()), |orlop| self.nothing_is_left(orlop));
+        let left = orlop.as_deref().filter(|_| removed).map_or(Ok(()), |orlop| left::nothing(orlop, &self.dir));
         self.daemons.iter_mut().rev().try_for_each(|daemon| daemon.stop(STOP_LIMIT))?;
         if let Some(orlop) = orlop.filter(|_| !removed || left.is_err()) {
-            self.remove_what_is_left(&orlop)?;
+            left::remove(&orlop, &self.dir)?;
         }
         left
     }
-
-    fn nothing_is_left(&self, orlop: &Path) -> anyhow::Result<()> {
-        let left = host::output(&mut self.command(orlop, &["fsck"]))?;
-        let left = String::from_utf8_lossy(&left);
-        ensure!(left.is_empty(), "this is left:\n{left}");
-        Ok(())
-    }
-
-    /// A node alone, with nothing to run, removes the pods that it finds.
-    fn remove_what_is_left(&self, orlop: &Path) -> anyhow::Result<()> {
-        let nothing = self.dir.join("nothing");
-        std::fs::create_dir_all(&nothing)?;
-        host::run(self.command(orlop, &["up", "--detach"]).arg(nothing))?;
-        host::run(&mut self.command(orlop, &["down"]))
-    }
-
-    fn command(&self, orlop: &Path, words: &[&str]) -> Command {
-        let mut command = Command::new(orlop);
-        command.args(words).args(places(&self.dir)).stdin(Stdio::null());
-        command
-    }
-}
-
-/// Where orlop keeps its things.
-fn places(dir: &Path) -> [String; 2] {
-    ["state", "run"].map(|place| format!("--{place}-dir={}", dir.join(place).display()))
 }
 
 /// What a node is made from.
@@ -141,7 +115,7 @@ impl Place<'_> {
             format!("--node-ip={}", machine.address),
             "--log-level=info".to_owned(),
         ];
-        Ok(flags.into_iter().chain(places(dir)).collect())
+        Ok(flags.into_iter().chain(left::places(dir)).collect())
     }
 
     fn upstream_daemons(&self, programs: &Path) -> anyhow::Result<Vec<upstream::Invocation>> {

@@ -79,9 +79,10 @@ impl Outcome {
         !self.passed.is_empty() && self.failed.is_empty()
     }
 
-    /// The names of specs that fail here and passed in `other`.
-    pub(super) fn failed_but_passed_in(&self, other: &Self) -> Vec<&str> {
-        self.failed.iter().map(|(name, _)| name.as_str()).filter(|name| other.passed.contains(*name)).collect()
+    /// The names of specs that passed in `other` and fail here, or say that they cannot run here.
+    pub(super) fn worse_than(&self, other: &Self) -> Vec<&str> {
+        let not_passed = self.failed.iter().chain(&self.skipped);
+        not_passed.map(|(name, _)| name.as_str()).filter(|name| other.passed.contains(*name)).collect()
     }
 
     /// How many of the specs that passed or failed in `other` passed here, and how many failed.
@@ -149,14 +150,15 @@ mod tests {
 
     #[test]
     fn what_upstream_passes_has_to_pass() {
-        let outcome = |passed: &[&str], failed: &[&str]| Outcome {
+        let outcome = |passed: &[&str], failed: &[&str], skipped: &[&str]| Outcome {
             passed: passed.iter().map(|name| (*name).to_owned()).collect(),
             failed: failed.iter().map(|name| ((*name).to_owned(), String::new())).collect(),
-            skipped: Vec::new(),
+            skipped: skipped.iter().map(|name| ((*name).to_owned(), "not here".to_owned())).collect(),
         };
-        let upstream = outcome(&["runs", "stops", "is elsewhere"], &["fails for all"]);
-        let ours = outcome(&["runs", "is better"], &["stops", "fails for all", "is new"]);
-        assert_eq!(ours.failed_but_passed_in(&upstream), ["stops"]);
+        let upstream = outcome(&["runs", "stops", "is elsewhere", "has a feature"], &["fails for all"], &["has swap"]);
+        let ours =
+            outcome(&["runs", "is better"], &["stops", "fails for all", "is new"], &["has a feature", "has swap"]);
+        assert_eq!(ours.worse_than(&upstream), ["stops", "has a feature"]);
         assert_eq!(upstream.of_those_in(&ours), "2 passed, 1 failed");
     }
 }

@@ -1,5 +1,6 @@
 //! The suite's programs, and one run of them.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -11,9 +12,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
-
-use super::NodeOptions;
-use super::cluster::Cluster;
 
 /// Those that every node has to pass, without those that need a feature of its own, or a cluster for themselves.
 pub(super) const NODE_CONFORMANCE: &str = "NodeConformance && !Serial && !Flaky && Feature: isEmpty";
@@ -40,20 +38,27 @@ pub(super) struct Run {
     reader: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
+/// Which specs, and how many of them side by side.
+pub(super) struct Choice<'a> {
+    /// Regular expressions of names.
+    pub(super) focus: Option<&'a str>,
+    pub(super) skip: Option<&'a str>,
+    /// A filter of labels.
+    pub(super) labels: Option<&'a str>,
+    pub(super) procs: u16,
+}
+
 impl Suite {
-    /// Starts the specs that `options` choose, with everything they say in `output`.
-    pub(super) fn start(&self, cluster: &Cluster, options: &NodeOptions, output: &Path) -> anyhow::Result<Run> {
+    /// Starts the specs of `choice`, whose program takes `arguments`, with everything they say in `output`.
+    pub(super) fn start(&self, choice: &Choice<'_>, arguments: &[OsString], output: &Path) -> anyhow::Result<Run> {
         let mut command = Command::new(testkit::daemon::TOOL.program);
         command.args(["--pdeathsig", "SIGKILL"]).arg(&self.ginkgo);
-        command.args(["-v", "--no-color", "--timeout", TIMEOUT, "--procs", &options.procs.to_string()]);
-        command.args(["--label-filter", &options.labels, "--json-report", REPORT, "--output-dir"]).arg(output);
-        for (flag, value) in [("--focus", &options.focus), ("--skip", &options.skip)] {
+        command.args(["-v", "--no-color", "--timeout", TIMEOUT, "--procs", &choice.procs.to_string()]);
+        command.args(["--json-report", REPORT, "--output-dir"]).arg(output);
+        for (flag, value) in [("--label-filter", choice.labels), ("--focus", choice.focus), ("--skip", choice.skip)] {
             command.args(value.iter().flat_map(|value| [flag, value]));
         }
-        command.arg(&self.tests).arg("--").args(["--provider=skeleton", "--minStartupPods=0"]);
-        command.arg("--kubeconfig").arg(cluster.admin_kubeconfig()?);
-        command.args(cluster.kubelet_root().iter().flat_map(|dir| ["--kubelet-root-dir".as_ref(), dir.as_os_str()]));
-        command.arg("--e2e-output-dir").arg(output);
+        command.arg(&self.tests).arg("--").args(arguments);
         // Not in the terminal's group: Ctrl-C is for the one who started it, who decides in which order things end.
         command.current_dir(output).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
         let log = File::create(output.join(LOG))?;
