@@ -45,7 +45,7 @@ impl Levels {
 
 /// The pairs in the order of their larger number, then of the smaller.
 fn pair(number: u32) -> (u32, u32) {
-    let mut high = (1 + (1 + 8 * number).isqrt()) / 2;
+    let mut high = (1 + 8 * number).isqrt().div_ceil(2);
     if high * (high - 1) / 2 > number {
         high -= 1;
     }

@@ -169,6 +169,7 @@ fn apparmor_profiles() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("forbids");
     fs::write(&file, FORBIDS).unwrap();
+    #[allow(clippy::disallowed_methods, reason = "as an operator loads a profile")]
     let load = |how: &str| Command::new("apparmor_parser").args(["--skip-cache", how]).arg(&file).status().unwrap();
     assert!(load("--replace").success());
     on_a_node(|node| async {
