@@ -10,6 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("configfile", &[]),
     ("instruments", &["sys"]),
+    ("trust", &[]),
     ("service", &[]),
     ("pod", &[]),
     ("cri", &[]),
@@ -18,12 +19,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("executor", &["sys"]),
     ("oci", &["sys", "executor"]),
     ("keeper", &["sys", "executor"]),
-    ("image", &["sys"]),
+    ("image", &["sys", "trust"]),
     ("network", &["sys", "netfilter"]),
-    ("cluster", &["sys"]),
+    ("cluster", &["sys", "trust"]),
     ("runtime", &["sys", "executor", "keeper", "image", "network", "cri"]),
     ("proxy", &["sys", "configfile", "instruments", "service", "netfilter", "cluster"]),
-    ("kubelet", &["sys", "configfile", "instruments", "cri", "plugin", "cluster", "pod"]),
+    ("kubelet", &["sys", "configfile", "instruments", "trust", "cri", "plugin", "cluster", "pod"]),
 ];
 
 /// Crates that pure ones must not use.
