@@ -38,11 +38,11 @@ pub(super) struct World {
 
 /// Who serves a Service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Served {
-    ByNobody,
-    ByPods,
-    /// By the pod with the sink.
-    BySink,
+enum Server {
+    Nobody,
+    Pods,
+    /// The pod with the sink.
+    Sink,
 }
 
 impl World {
@@ -120,29 +120,29 @@ impl World {
 
     /// The number of a Service that is served; all of them are even.
     fn nth_served(self, nth: u32) -> u32 {
-        nth * (self.services / (SERVED + 1)) & !1
+        (nth * (self.services / (SERVED + 1))) & !1
     }
 
-    fn who_serves(self, number: u32) -> Served {
+    fn who_serves(self, number: u32) -> Server {
         match number {
-            number if number >= self.services => Served::ByPods,
-            number if number == self.nth_served(SERVED) => Served::BySink,
-            number if (0..SERVED).any(|nth| self.nth_served(nth) == number) => Served::ByPods,
-            _ => Served::ByNobody,
+            number if number >= self.services => Server::Pods,
+            number if number == self.nth_served(SERVED) => Server::Sink,
+            number if (0..SERVED).any(|nth| self.nth_served(nth) == number) => Server::Pods,
+            _ => Server::Nobody,
         }
     }
 
     /// The endpoints of a Service but for the first `gone`.
     fn slice(self, number: u32, gone: u32) -> Value {
         let (addresses, port) = match self.who_serves(number) {
-            Served::ByNobody => {
+            Server::Nobody => {
                 let first = FIRST_ENDPOINT + number * self.endpoints;
                 ((first + gone..first + self.endpoints).map(Ipv4Addr::from).collect(), PORTS[0])
             }
-            Served::ByPods => (pods(), PORTS[0]),
-            Served::BySink => (pods()[..1].to_vec(), SINK_PORT),
+            Server::Pods => (pods(), PORTS[0]),
+            Server::Sink => (pods()[..1].to_vec(), SINK_PORT),
         };
-        let is_here = self.who_serves(number) != Served::ByNobody;
+        let is_here = self.who_serves(number) != Server::Nobody;
         let endpoint = |address: &Ipv4Addr| {
             let node = if is_here { NODE.to_owned() } else { format!("node-{}", u32::from(*address) % NODES) };
             json!({
@@ -214,7 +214,7 @@ mod tests {
             let world = World { services, endpoints: 10 };
             let numbers: std::collections::BTreeSet<u32> = (0..=SERVED).map(|nth| world.nth_served(nth)).collect();
             assert!(numbers.iter().all(|number| number % 2 == 0 && *number < services), "{numbers:?}");
-            assert_eq!(world.who_serves(1), Served::ByNobody);
+            assert_eq!(world.who_serves(1), Server::Nobody);
             assert_eq!(world.slice(1, 1)["endpoints"].as_array().unwrap().len(), 9);
             assert_eq!(world.slice(1, 0)["endpoints"].as_array().unwrap().len(), 10);
         }
