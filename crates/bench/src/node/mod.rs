@@ -15,10 +15,11 @@ mod work;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::Context as _;
 use testkit::control_plane::{ControlPlane, Options, Part};
-use testkit::netns;
+use testkit::{host, netns};
 
 use crate::arguments::{NodeArguments, RolloutArguments, SideName};
 use crate::measure::Results;
@@ -53,6 +54,9 @@ pub(crate) fn run(name: SideName, arguments: &NodeArguments, scratch: &Path) -> 
 pub(crate) fn run_rollouts(name: SideName, arguments: &RolloutArguments, scratch: &Path) -> anyhow::Result<Results> {
     netns::add_address(ADDRESS)?;
     let options = Options { address: ADDRESS, ..Options::default() };
+    // A packet that has no route is refused before any rule sees it, and here is no default route as nodes have one.
+    let way = ["route", "add", &options.service_range, "dev", "lo"];
+    host::run(Command::new("ip").args(way))?;
     let mut plane = ControlPlane::start(&arguments.control_plane, &scratch.join("plane"), options)?;
     plane.run(Part::ControllerManager)?;
     plane.run(Part::Scheduler)?;
