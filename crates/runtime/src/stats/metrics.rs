@@ -469,9 +469,11 @@ mod tests {
     #[test]
     fn what_is_not_known_has_no_metric() {
         let all = of_container(&subject(), &Known::default(), 1);
-        for name in ["container_threads_max", "container_fs_usage_bytes", "container_spec_cpu_quota"] {
+        for name in ["container_file_descriptors", "container_fs_usage_bytes", "container_spec_cpu_quota"] {
             assert!(!all.iter().any(|metric| metric.name == name), "{name}");
         }
+        let threads = all.iter().find(|metric| metric.name == "container_threads_max").unwrap();
+        assert_eq!(threads.value.unwrap().value, 0, "no limit is known, and has a number");
         assert!(!all.iter().any(|metric| metric.name.starts_with("container_pressure")));
     }
 }
