@@ -1,6 +1,6 @@
 //! Clients with the gRPC of others, which name the socket in ways of their own: Go's, and that of C and C++ by Python.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

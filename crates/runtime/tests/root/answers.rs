@@ -89,13 +89,13 @@ fn lists_are_filtered() {
         let state = |state: v1::ContainerState| Some(v1::ContainerStateValue { state: state.into() });
         let label = |key: &str, value: &str| HashMap::from([(key.to_owned(), value.to_owned())]);
         let running = v1::ContainerFilter { state: state(v1::ContainerState::ContainerRunning), ..Default::default() };
-        assert_eq!(containers(running).await, [pod.container.clone()]);
+        assert_eq!(containers(running).await, [pod.container.as_str()]);
         let of_sandbox = v1::ContainerFilter { pod_sandbox_id: other.clone(), ..Default::default() };
         assert_eq!(containers(of_sandbox).await, made);
         let by_prefix = v1::ContainerFilter { id: pod.container[..12].to_owned(), ..Default::default() };
-        assert_eq!(containers(by_prefix).await, [pod.container.clone()]);
+        assert_eq!(containers(by_prefix).await, [pod.container.as_str()]);
         let labelled = v1::ContainerFilter { label_selector: label("container", "main"), ..Default::default() };
-        assert_eq!(containers(labelled).await, [pod.container.clone()]);
+        assert_eq!(containers(labelled).await, [pod.container.as_str()]);
         let both = v1::ContainerFilter {
             label_selector: label("container", "main"),
             pod_sandbox_id: other.clone(),
@@ -111,11 +111,11 @@ fn lists_are_filtered() {
         };
         let state = |state: v1::PodSandboxState| Some(v1::PodSandboxStateValue { state: state.into() });
         let ready = v1::PodSandboxFilter { state: state(v1::PodSandboxState::SandboxReady), ..Default::default() };
-        assert_eq!(sandboxes(ready).await, [pod.sandbox.clone()]);
+        assert_eq!(sandboxes(ready).await, [pod.sandbox.as_str()]);
         let stopped = v1::PodSandboxFilter { state: state(v1::PodSandboxState::SandboxNotready), ..Default::default() };
-        assert_eq!(sandboxes(stopped).await, [other.clone()]);
+        assert_eq!(sandboxes(stopped).await, [other.as_str()]);
         let labelled = v1::PodSandboxFilter { label_selector: label("app", "runs"), ..Default::default() };
-        assert_eq!(sandboxes(labelled).await, [pod.sandbox.clone()]);
+        assert_eq!(sandboxes(labelled).await, [pod.sandbox.as_str()]);
         let by_prefix = v1::PodSandboxFilter { id: other[..12].to_owned(), ..Default::default() };
         assert_eq!(sandboxes(by_prefix).await, [other]);
         node
