@@ -53,6 +53,11 @@ mod table;
 mod update;
 mod usage;
 
+/// Tests hold parsers to a bound of memory.
+#[cfg(test)]
+#[global_allocator]
+static METER: sys::meter::Meter = sys::meter::Meter;
+
 pub use config::{Config, HandlerConfig, LogLimits, Parts};
 pub use images::{ImageServer, ImagesInUse};
 /// Something on the host that belongs to the runtime: `sandbox`, `cgroup`, `rootfs`, or a kind of the network's.

@@ -17,6 +17,8 @@ mod channel;
 mod command;
 mod descriptor;
 mod forward;
+#[cfg(test)]
+mod fuzz;
 mod server;
 mod spdy;
 mod status;
