@@ -29,7 +29,14 @@ fn program() -> PathBuf {
 
 fn main() -> ExitCode {
     let missing = enter_private().err().map(|error| format!("root for private namespaces ({error})"));
-    testkit::serial::main(&[("no_pod_can_write_the_nodes_program", own_program)], missing)
+    testkit::serial::main(
+        &[
+            ("cve_2019_5736_no_pod_can_write_the_nodes_program", own_program),
+            ("cve_2020_15257_no_socket_is_reached_by_its_name_alone", abstract_sockets),
+            ("cve_2024_25621_nobody_else_enters_the_nodes_directories", closed_directories),
+        ],
+        missing,
+    )
 }
 
 /// Namespaces in which a test can leave nothing behind.
@@ -84,8 +91,16 @@ impl Daemon {
 
     /// A pod with one container; the ids of both.
     async fn pod(&self, container: v1::ContainerConfig) -> (String, String) {
+        self.pod_in(v1::NamespaceOption::default(), container).await
+    }
+
+    /// A pod in these namespaces.
+    async fn pod_in(&self, namespaces: v1::NamespaceOption, container: v1::ContainerConfig) -> (String, String) {
         let metadata = v1::PodSandboxMetadata { name: "pod".into(), uid: "uid".into(), ..Default::default() };
-        let sandbox = v1::PodSandboxConfig { metadata: Some(metadata), ..Default::default() };
+        let security_context =
+            v1::LinuxSandboxSecurityContext { namespace_options: Some(namespaces), ..Default::default() };
+        let linux = v1::LinuxPodSandboxConfig { security_context: Some(security_context), ..Default::default() };
+        let sandbox = v1::PodSandboxConfig { metadata: Some(metadata), linux: Some(linux), ..Default::default() };
         let request = v1::RunPodSandboxRequest { config: Some(sandbox.clone()), ..Default::default() };
         let pod_sandbox_id = self.client.run_pod_sandbox(request).await.unwrap().pod_sandbox_id;
         let request = v1::CreateContainerRequest {
@@ -147,7 +162,7 @@ fn own_processes() -> Vec<PathBuf> {
     all.filter(is_own).collect()
 }
 
-/// CVE-2019-5736: the kernel runs the program of whoever executes the script, which is the node's.
+/// The kernel runs the program of whoever executes the script, which is the node's.
 fn own_program() {
     let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
     // Such a program then waits for a node, played by the test.
@@ -196,4 +211,59 @@ fn unsealed_by_nobody(exe: &Path) {
     let change = Change { clear: attribute::READ_ONLY, ..Change::default() };
     assert_eq!(sys::mount::set_attributes(file.as_fd(), &change).unwrap_err().errno, Errno::INVAL);
     assert_eq!(sys::mount::copy_tree_at(file.as_fd(), false).unwrap_err().errno, Errno::INVAL);
+}
+
+/// A container's request for an image that runs a program of its own.
+fn container(image: String, command: &[&str]) -> v1::ContainerConfig {
+    v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: "main".into(), ..Default::default() }),
+        image: Some(v1::ImageSpec { image, ..Default::default() }),
+        command: command.iter().map(|&word| word.to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+/// A socket without a file is open to whoever shares the network, and a pod may share the host's.
+fn abstract_sockets() {
+    let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (registry, image) = registry_with(scratch.path(), "#!/bin/sh");
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio.block_on(async {
+        let daemon = Daemon::start(scratch.path()).await;
+        daemon.pull(&image).await;
+        let host = v1::NamespaceOption { network: v1::NamespaceMode::Node.into(), ..Default::default() };
+        let (pod, container) = daemon.pod_in(host, container(image, &["sleep", "1000"])).await;
+        let seen = daemon.exec(&container, "cat /proc/net/unix").await;
+        let own = scratch.path().display().to_string();
+        assert!(seen.contains(&own), "the pod is in the node's network: {seen}");
+        let nameless: Vec<_> = seen.lines().filter(|line| line.contains('@')).collect();
+        assert!(nameless.is_empty(), "{nameless:?}");
+        // Those with a file are behind directories that only root enters, or have modes of their own.
+        for path in seen.lines().filter_map(|line| line.split_whitespace().nth(7)).filter(|path| path.starts_with(&own))
+        {
+            let path = Path::new(path);
+            let closed = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.mode() & 0o077 == 0);
+            assert!(path.ancestors().take_while(|at| *at != scratch.path()).any(closed), "{}", path.display());
+        }
+        daemon.remove(&pod).await;
+    });
+    drop(registry);
+}
+
+/// Somebody may have made them before, or opened them since.
+fn closed_directories() {
+    let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+    let open = |name: &str| {
+        let path = scratch.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        path
+    };
+    let made = ["state", "state/images", "run"].map(open);
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio.block_on(async {
+        let _daemon = Daemon::start(scratch.path()).await;
+        let mode = |path: &PathBuf| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(made.each_ref().map(mode), [0o700; 3]);
+    });
 }

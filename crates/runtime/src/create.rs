@@ -1,5 +1,6 @@
 //! Making and starting containers.
 
+use std::path::{Component, Path};
 use std::sync::Arc;
 
 use cri::v1::{self, ContainerEventType as Kind};
@@ -29,6 +30,7 @@ pub(crate) async fn create(core: &Arc<Core>, request: v1::CreateContainerRequest
     if config.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
         return Err(Error::InvalidArgument("the container's metadata needs a name".into()));
     }
+    check_log_path(&config.log_path)?;
     loop {
         let record =
             ContainerRecord { id: new_id(), created_at: now(), config: Some(config.clone()), ..Default::default() };
@@ -46,6 +48,15 @@ pub(crate) async fn create(core: &Arc<Core>, request: v1::CreateContainerRequest
         // One that could not be taken away still has the name: that is tried again, and its failure is the answer.
         crate::stop::remove(core, &sandbox, &container).await?;
     }
+}
+
+/// A log is a file below the directory of its pod's logs, however it is called.
+fn check_log_path(path: &str) -> Outcome {
+    let is_name = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if Path::new(path).components().all(is_name) {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!("log_path: {path:?} does not lie below the sandbox's log_directory")))
 }
 
 fn must_be_ready(sandbox: &Sandbox) -> Outcome {

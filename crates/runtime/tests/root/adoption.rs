@@ -29,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_died_with_the_daemon_away_is_told", what_died_with_the_daemon_away_is_told),
     ("a_keeper_that_does_not_answer_costs_its_own_pod_only", a_keeper_that_does_not_answer_costs_its_own_pod_only),
     ("another_boot_leaves_only_garbage", another_boot_leaves_only_garbage),
+    ("who_logs_goes_on_while_the_daemon_is_stopped", who_logs_goes_on_while_the_daemon_is_stopped),
 ];
 
 /// The environment variable that makes this program a daemon.
@@ -51,6 +52,8 @@ enum Scene {
     WithoutEnd,
     /// A pod of each other OCI runtime, then silence.
     OfEachRuntime,
+    /// Pods that say more than fits into a pipe as soon as they are allowed to.
+    Loud,
 }
 
 /// Where this program was started as a daemon, it is one until it is killed.
@@ -62,12 +65,13 @@ pub(crate) fn maybe_be_a_daemon() {
     run(async {
         let node = match scene {
             Scene::OfEachRuntime => handlers::start(&places, zygote).await,
-            Scene::OfEachKind | Scene::WithoutEnd => Node::start(&places, zygote).await,
+            Scene::OfEachKind | Scene::WithoutEnd | Scene::Loud => Node::start(&places, zygote).await,
         };
         match scene {
             Scene::OfEachRuntime => of_each_runtime(&node).await,
             Scene::OfEachKind => of_each_kind(&node).await,
             Scene::WithoutEnd => without_end(&node).await,
+            Scene::Loud => loud(&node).await,
         }
     });
     unreachable!("it is killed");
@@ -196,10 +200,15 @@ fn pods_of_other_runtimes_outlive_a_killed_daemon() {
 
 /// A pod that ends with 7 as soon as there is a file called `go` in its directory.
 async fn mounting_pod(node: &Node, name: &str, directory: &Path) -> Pod {
+    pod_that_waits(node, name, directory, "echo went; exit 7").await
+}
+
+/// A pod that says that it is up, and goes on as soon as there is a file called `go` in its directory.
+async fn pod_that_waits(node: &Node, name: &str, directory: &Path, then: &str) -> Pod {
     let config = node.sandbox_config(name);
     let sandbox = node.run_sandbox(&config).await.unwrap();
-    let mut request =
-        script_config("main", "echo up; while ! test -e /shared/go; do usleep 5000; done; echo went; exit 7");
+    let script = format!("echo up; while ! test -e /shared/go; do usleep 5000; done; {then}");
+    let mut request = script_config("main", &script);
     request.mounts.push(v1::Mount {
         container_path: "/shared".to_owned(),
         host_path: directory.to_string_lossy().into_owned(),
@@ -208,6 +217,46 @@ async fn mounting_pod(node: &Node, name: &str, directory: &Path) -> Pod {
     let container = node.create(&sandbox, &config, request).await.unwrap();
     node.start_container(&container).await.unwrap();
     Pod { config, sandbox, container }
+}
+
+/// How many lines each of them says; a pipe holds some ten thousand.
+const LOUD: usize = 60_000;
+
+async fn loud(node: &Node) {
+    let shared = node.places.run.join("loud");
+    std::fs::create_dir_all(&shared).unwrap();
+    let mut seen = BTreeMap::new();
+    for name in ["one", "two", "three"] {
+        let pod = pod_that_waits(node, name, &shared, &format!("seq {LOUD}; exit 7")).await;
+        seen.insert(name, see(node, &pod).await);
+    }
+    println!("{}", serde_json::to_string(&seen).unwrap());
+    std::future::pending::<()>().await;
+}
+
+/// The keeper writes what they say, so none of them waits for the daemon.
+fn who_logs_goes_on_while_the_daemon_is_stopped() {
+    let ground = Ground::new();
+    let mut daemon = Daemon::start(Scene::Loud, &ground.places);
+    let seen: BTreeMap<String, Seen> = serde_json::from_str(&daemon.line()).unwrap();
+    let process = open(daemon.process.id());
+    sys::process::send_signal(process.as_fd(), signal::STOP).unwrap();
+    let loud: Vec<OwnedFd> = seen.values().map(|one| open(one.pid.unwrap())).collect();
+    std::fs::write(ground.places.run.join("loud/go"), "").unwrap();
+    loud.iter().for_each(wait_for_end);
+    daemon.kill();
+    let zygote = zygote();
+    run(async {
+        let node = Node::start(&ground.places, zygote).await;
+        for (name, seen) in &seen {
+            assert_eq!(node.exited(&seen.container).await.exit_code, 7);
+            let said: Vec<String> =
+                ["up".to_owned()].into_iter().chain((1..=LOUD).map(|line| line.to_string())).collect();
+            let said: Vec<String> = said.iter().map(|line| format!("stdout F {line}")).collect();
+            assert!(node.log(name) == said, "{name} has lost or doubled something");
+        }
+        node.down().await;
+    });
 }
 
 fn pods_outlive_a_killed_daemon() {

@@ -15,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_pod_in_the_hosts_namespaces", a_pod_in_the_hosts_namespaces),
     ("a_pod_with_one_process_namespace", a_pod_with_one_process_namespace),
     ("exec_sync_answers_and_times_out", exec_sync_answers_and_times_out),
-    ("the_files_of_a_pod_have_a_budget", the_files_of_a_pod_have_a_budget),
+    ("cve_2020_8557_the_files_of_a_pod_have_a_budget", the_files_of_a_pod_have_a_budget),
 ];
 
 fn a_pod_lives_and_goes() {

@@ -7,8 +7,10 @@
 
 mod adoption;
 mod answers;
+mod attacks;
 mod faults;
 mod fixture;
+mod floods;
 mod handlers;
 mod lifecycle;
 mod modules;
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
         streams::TESTS,
         handlers::TESTS,
         faults::TESTS,
+        floods::TESTS,
+        attacks::TESTS,
         adoption::TESTS,
         modules::TESTS,
     ]

@@ -26,7 +26,10 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A container's request with a security context.
-fn secured(script: &str, change: impl FnOnce(&mut v1::LinuxContainerSecurityContext)) -> v1::ContainerConfig {
+pub(crate) fn secured(
+    script: &str,
+    change: impl FnOnce(&mut v1::LinuxContainerSecurityContext),
+) -> v1::ContainerConfig {
     let mut context = v1::LinuxContainerSecurityContext {
         namespace_options: Some(v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() }),
         ..Default::default()
@@ -37,7 +40,7 @@ fn secured(script: &str, change: impl FnOnce(&mut v1::LinuxContainerSecurityCont
 }
 
 /// Runs a container to its end; what it printed.
-async fn output(node: &Node, name: &str, request: v1::ContainerConfig) -> Result<Vec<String>, Error> {
+pub(crate) async fn output(node: &Node, name: &str, request: v1::ContainerConfig) -> Result<Vec<String>, Error> {
     let mut config = node.sandbox_config(name);
     let privileged = request.linux.iter().flat_map(|linux| &linux.security_context).any(|context| context.privileged);
     let context = v1::LinuxSandboxSecurityContext { privileged, ..Default::default() };
@@ -64,24 +67,39 @@ async fn output_in(
 }
 
 /// An image of the usual programs with another configuration, under its name.
-async fn image(node: &Node, dir: &Path, name: &str, config: serde_json::Value) -> String {
-    let mut builder = testkit::image::Builder::new(dir.join("layout")).unwrap();
-    testkit::image::busybox_layer(&mut builder).unwrap();
+pub(crate) async fn image(node: &Node, dir: &Path, name: &str, config: serde_json::Value) -> String {
     let own = [
         ("etc/passwd", "web:x:1000:1001::/srv/web:/bin/sh\n"),
         ("etc/group", "web:x:1001:\ndocs:x:2000:web\n"),
         ("data/file", "from the image\n"),
     ];
-    builder.layer(|tar| own.iter().try_for_each(|(path, text)| testkit::image::append_text(tar, path, text))).unwrap();
+    let layer = |tar: &mut testkit::image::Layer<'_>| {
+        own.iter().try_for_each(|(path, text)| testkit::image::append_text(tar, path, text))
+    };
+    image_with(node, dir, name, config, layer).await
+}
+
+/// An image of the usual programs and a layer, under its name.
+pub(crate) async fn image_with(
+    node: &Node,
+    dir: &Path,
+    name: &str,
+    config: serde_json::Value,
+    layer: impl FnOnce(&mut testkit::image::Layer<'_>) -> anyhow::Result<()>,
+) -> String {
+    let layout = dir.join(format!("layout-{name}"));
+    let mut builder = testkit::image::Builder::new(&layout).unwrap();
+    testkit::image::busybox_layer(&mut builder).unwrap();
+    builder.layer(layer).unwrap();
     builder.finish(config).unwrap();
-    let loaded = node.images.load(&dir.join("layout"), &image::Silent).await.unwrap();
+    let loaded = node.images.load(&layout, &image::Silent).await.unwrap();
     let id = loaded[0].id.to_string();
     let name = format!("requests.test/{name}:1");
     node.images.tag(&id, &name.parse().unwrap()).unwrap();
     name
 }
 
-fn of_image(name: &str, mut request: v1::ContainerConfig) -> v1::ContainerConfig {
+pub(crate) fn of_image(name: &str, mut request: v1::ContainerConfig) -> v1::ContainerConfig {
     request.image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
     request
 }
@@ -166,7 +184,7 @@ fn an_image_is_a_volume() {
     });
 }
 
-fn host_mount(at: &str, host: &Path) -> v1::Mount {
+pub(crate) fn host_mount(at: &str, host: &Path) -> v1::Mount {
     v1::Mount { container_path: at.into(), host_path: host.to_string_lossy().into_owned(), ..Default::default() }
 }
 

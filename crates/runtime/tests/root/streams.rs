@@ -19,18 +19,18 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
+pub(crate) const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
 /// A client of `v5.channel.k8s.io`, or of `v4` where there is nothing newer.
-struct Client<S>(WebSocketStream<S>);
+pub(crate) struct Client<S>(WebSocketStream<S>);
 
 impl Client<UnixStream> {
     /// A session whose URL is for the node agent.
-    async fn inside(url: &str, protocol: &str) -> Self {
+    pub(crate) async fn inside(url: &str, protocol: &str) -> Self {
         let (socket, path) = url.strip_prefix("unix://").unwrap().split_once(':').unwrap();
         Client::open(UnixStream::connect(socket).await.unwrap(), path, protocol).await
     }
@@ -51,12 +51,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Self(tokio_tungstenite::client_async(request, stream).await.unwrap().0)
     }
 
-    async fn send(&mut self, channel: u8, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, channel: u8, bytes: &[u8]) {
         self.0.send(Message::Binary([&[channel], bytes].concat().into())).await.unwrap();
     }
 
     /// The next bytes and their channel; `None` at the end.
-    async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
+    pub(crate) async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
         match self.0.next().await.unwrap().unwrap() {
             Message::Binary(message) => Some((message[0], message[1..].to_vec())),
             Message::Close(_) => None,
@@ -75,7 +75,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Waits until a channel has said this.
-    async fn until(&mut self, channel: u8, text: &str) {
+    pub(crate) async fn until(&mut self, channel: u8, text: &str) {
         let mut said = Vec::new();
         while !String::from_utf8_lossy(&said).contains(text) {
             let (from, bytes) = self.next().await.unwrap();
@@ -85,7 +85,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
-fn exec(container: &str, script: &str) -> v1::ExecRequest {
+pub(crate) fn exec(container: &str, script: &str) -> v1::ExecRequest {
     v1::ExecRequest {
         container_id: container.to_owned(),
         cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -172,7 +172,11 @@ fn attach_reaches_the_container() {
     });
 }
 
-async fn attach(node: &Node, container: &str, (stdin, stdout, stderr): (bool, bool, bool)) -> Client<UnixStream> {
+pub(crate) async fn attach(
+    node: &Node,
+    container: &str,
+    (stdin, stdout, stderr): (bool, bool, bool),
+) -> Client<UnixStream> {
     let container_id = container.to_owned();
     let request = v1::AttachRequest { container_id, stdin, stdout, stderr, tty: false };
     let url = node.runtime.attach(request).await.unwrap().url;
