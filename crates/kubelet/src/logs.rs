@@ -21,7 +21,8 @@ use bytes::Bytes;
 use flate2::read::GzDecoder;
 use futures_util::Stream;
 use jiff::Timestamp;
-use sys::rustix::fs::inotify;
+use sys::rustix::fs::{Mode, OFlags, inotify, open};
+use sys::rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
 /// What of a log is wanted.
@@ -178,6 +179,18 @@ struct Reader {
     filter: Filter,
 }
 
+/// Opens a log, which is a file: a pod that may write to the node's directory of logs could put a link to any file of the
+/// node in its place, or a pipe that nobody writes to.
+fn open_log(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let refused = || io::Error::new(io::ErrorKind::InvalidData, format!("{} is no log file", path.display()));
+    let file = match open(path, flags, Mode::empty()) {
+        Err(Errno::LOOP) => return Err(refused()),
+        opened => File::from(opened?),
+    };
+    if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
+}
+
 struct Open {
     lines: Box<dyn BufRead + Send>,
     inode: u64,
@@ -187,7 +200,7 @@ struct Open {
 
 impl Open {
     fn new(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = open_log(path)?;
         let inode = file.metadata()?.ino();
         let is_compressed = path.extension().is_some_and(|extension| extension == "gz");
         let lines: Box<dyn BufRead + Send> = if is_compressed {
@@ -343,7 +356,7 @@ type Tail = Result<u64, usize>;
 
 /// Reads backwards from the end.
 fn ends_of_last(path: &Path, wanted: usize) -> io::Result<Tail> {
-    let mut file = File::open(path)?;
+    let mut file = open_log(path)?;
     let mut end = file.seek(SeekFrom::End(0))?;
     let mut buffer = vec![0; CHUNK];
     // The end of the last line counts as well: the wanted lines begin after one end more.
@@ -366,7 +379,7 @@ fn ends_of_last(path: &Path, wanted: usize) -> io::Result<Tail> {
 
 /// Compressed files can only be read forwards: remembers where the last lines began.
 fn ends_of_compressed(path: &Path, wanted: usize) -> io::Result<Tail> {
-    let mut lines = BufReader::with_capacity(CHUNK, GzDecoder::new(File::open(path)?));
+    let mut lines = BufReader::with_capacity(CHUNK, GzDecoder::new(open_log(path)?));
     let mut starts = VecDeque::new();
     let (mut offset, mut line) = (0u64, Vec::new());
     loop {

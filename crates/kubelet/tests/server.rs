@@ -240,3 +240,35 @@ async fn sessions_are_joined() {
     assert_eq!(node.upgrade("/exec/shop/web/u2/c?output=1").await.status(), StatusCode::NOT_FOUND);
     node.api.drain().await;
 }
+
+/// A pod with the node's directory of logs at hand has read the node's files by its own log (khv047), which has no number of
+/// the kind.
+#[tokio::test]
+async fn no_log_is_a_link_or_a_pipe() {
+    let node = Fixture::new().await;
+    let dir = node.dir.path().join("logs/shop_web_u1/c");
+    std::fs::create_dir_all(&dir).unwrap();
+    let secret = node.dir.path().join("secret");
+    std::fs::write(&secret, "2026-01-31T12:00:00Z stdout F the host's\n").unwrap();
+    for query in ["", "?tailLines=1"] {
+        std::os::unix::fs::symlink(&secret, dir.join("0.log")).unwrap();
+        let (_, text) = node.get(&format!("/containerLogs/shop/web/c{query}")).await;
+        assert!(!text.contains("the host's"), "{text}");
+        std::fs::remove_file(dir.join("0.log")).unwrap();
+        let fifo = sys::rustix::fs::FileType::Fifo;
+        sys::rustix::fs::mknodat(sys::rustix::fs::CWD, dir.join("0.log"), fifo, 0o600.into(), 0).unwrap();
+        assert_eq!(node.get(&format!("/containerLogs/shop/web/c{query}")).await.1, "");
+        std::fs::remove_file(dir.join("0.log")).unwrap();
+    }
+}
+
+/// There are no checkpoints, with credentials or without.
+#[tokio::test]
+async fn cve_2025_0426_nobody_makes_checkpoints() {
+    let node = Fixture::new().await;
+    for method in [Method::POST, Method::GET] {
+        let request = Request::builder().method(method).uri("/checkpoint/shop/web/c").header("host", "localhost");
+        let response = node.send(request.body(Empty::new()).unwrap()).await;
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    }
+}

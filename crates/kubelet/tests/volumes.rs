@@ -8,6 +8,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cluster::{Source, SourceError, Store};
 use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodStatus};
@@ -190,7 +191,7 @@ fn secrets_are_in_memory_and_tear_down_leaves_nothing() {
 }
 
 #[test]
-fn what_containers_write_for_the_node_has_a_budget() {
+fn cve_2020_8557_what_containers_write_for_the_node_has_a_budget() {
     with_mounts(async |mut fixture| {
         let pod = mounting(json!([]), json!([]));
         fixture.volumes.set_up(&pod).await.unwrap();
@@ -216,7 +217,7 @@ fn what_containers_write_for_the_node_has_a_budget() {
 }
 
 #[test]
-fn sub_paths_stay_in_their_volume() {
+fn cve_2017_1002101_sub_paths_stay_in_their_volume() {
     with_mounts(async |fixture| {
         let data = fixture.host("data");
         fs::create_dir_all(data.join("inside")).unwrap();
@@ -263,6 +264,48 @@ fn sub_paths_stay_in_their_volume() {
             let error = resolve(mount).await.unwrap_err();
             assert!(error.contains(expect), "{error}");
         }
+    });
+}
+
+/// Somebody exchanges the directory and a link to the host while it is looked for: what was found is what is mounted.
+#[test]
+fn cve_2021_25741_a_sub_path_that_changes_while_it_is_mounted() {
+    with_mounts(async |fixture| {
+        let (data, outside) = (fixture.host("data"), fixture.host("outside"));
+        fs::create_dir_all(data.join("sub")).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        fs::write(outside.join("secret"), "the host's").unwrap();
+        symlink(&outside, data.join("link")).unwrap();
+        let pod = mounting(
+            json!([{"name": "h", "mountPath": "/h", "subPath": "sub/deep"}]),
+            json!([{"name": "h", "hostPath": {"path": data, "type": "Directory"}}]),
+        );
+        let volumes = fixture.volumes.set_up(&pod).await.unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let attacker = {
+            let (over, sub, link) = (over.clone(), data.join("sub"), data.join("link"));
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let exchange = sys::rustix::fs::RenameFlags::EXCHANGE;
+                    let cwd = sys::rustix::fs::CWD;
+                    sys::rustix::fs::renameat_with(cwd, &sub, cwd, &link, exchange).unwrap();
+                }
+            })
+        };
+        let mut made = 0;
+        for _ in 0..100 {
+            // It is refused while the link is there.
+            if let Ok(found) = mounts(&volumes, &pod, &Environment::default()).await {
+                let mounted = fs::read_dir(&found[0].host_path).unwrap();
+                assert_eq!(mounted.count(), 0, "a directory of the volume, which is empty");
+                made += 1;
+            }
+        }
+        println!("{made} of 100 were mounted");
+        over.store(true, Ordering::Relaxed);
+        attacker.join().unwrap();
+        let left: Vec<_> = fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["secret"], "nothing was made on the host");
     });
 }
 

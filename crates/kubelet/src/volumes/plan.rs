@@ -305,6 +305,13 @@ mod tests {
         }
     }
 
+    /// CVE-2025-1767 too: a repository of Git brings hooks, which ran on the node.
+    #[test]
+    fn cve_2024_10220_no_volume_is_a_repository() {
+        let repository = json!({"gitRepo": {"repository": "/home/other/repo", "directory": "..", "revision": "main"}});
+        check(repository, Err("gitRepo volumes are not supported"));
+    }
+
     #[test]
     fn kinds() {
         check(json!({}), Ok(Kind::EmptyDir { medium: Medium::Disk, size: None }));
