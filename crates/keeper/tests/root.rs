@@ -35,6 +35,7 @@ fn main() -> ExitCode {
             ("what_cannot_be_launched_is_explained", failures),
             ("a_host_name_and_sysctls_belong_to_the_pod", sandbox),
             ("a_stopped_process_does_not_hold_its_keeper", stopped),
+            ("a_line_of_a_gigabyte_is_streamed", endless_line),
         ],
         missing,
     )
@@ -154,11 +155,18 @@ impl Client {
     }
 
     fn launch(&mut self, tree: &Path, spec: &Spec, stdio: Stdio) -> Reply {
-        self.launch_in(None, tree, spec, stdio)
+        self.launch_in(None, tree, spec, stdio, None)
     }
 
-    /// In a control group.
-    fn launch_in(&mut self, group: Option<&Cgroup>, tree: &Path, spec: &Spec, stdio: Stdio) -> Reply {
+    /// In a control group, with a log that rotates.
+    fn launch_in(
+        &mut self,
+        group: Option<&Cgroup>,
+        tree: &Path,
+        spec: &Spec,
+        stdio: Stdio,
+        rotate: Option<Rotate>,
+    ) -> Reply {
         let (entry, groups) = match group.map(|group| group.entry().unwrap()) {
             None => (CgroupEntry::Stay, Vec::new()),
             Some(Entry::Directory(directory)) => (CgroupEntry::Directory, vec![directory]),
@@ -179,7 +187,7 @@ impl Client {
                 .map(join)
                 .to_vec(),
             stdio,
-            log: Some(Log { name: "0.log".into(), rotate: None }),
+            log: Some(Log { name: "0.log".into(), rotate }),
         };
         let fds: Vec<BorrowedFd<'_>> =
             [logs.as_fd(), root.as_fd()].into_iter().chain(mounts.iter().chain(&groups).map(OwnedFd::as_fd)).collect();
@@ -414,7 +422,7 @@ fn stopped() {
     let (tree, mut client) = (tree(), Client::with(KeeperConfig { start_max_ms: 2000, ..config() }));
     let group = Freezer::new("keeper");
     let spec = spec("sleep 1000");
-    let init = started(client.launch_in(Some(&group.0), tree.path(), &spec, quiet())).pid;
+    let init = started(client.launch_in(Some(&group.0), tree.path(), &spec, quiet(), None)).pid;
     let facts = HostFacts::read().unwrap();
     let process = spec.process.clone().unwrap();
     let plan = executor::exec_plan(&process, ExecOptions { container: &spec, facts: &facts }).unwrap();
@@ -448,6 +456,40 @@ fn stopped() {
         // Each answer is a turn of the keeper's loop, in which it sees who has ended.
         while send_signal(one.as_fd(), 0).is_ok() {
             client.ask(Request::Snapshot, &[]);
+        }
+    }
+}
+
+/// The most memory that a process has had, in bytes.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// No line is too long to be written in pieces, and no piece waits for the next.
+fn endless_line() {
+    const FILE_MAX: u64 = 1 << 20;
+    let (tree, mut client) = (tree(), Client::new());
+    let keeper = client.hello().pid;
+    let before = peak(keeper);
+    let rotate = Some(Rotate { bytes_max: FILE_MAX, files_max: 2 });
+    let spec = spec("head -c 1073741824 /dev/zero; exit 6");
+    started(client.launch_in(None, tree.path(), &spec, quiet(), rotate));
+    assert_eq!(client.exit().1.code, 6);
+    let grown = peak(keeper) - before;
+    assert!(grown < 4 << 20, "{grown} bytes");
+    let (Reply::Snapshot(snapshot), _) = client.ask(Request::Snapshot, &[]) else { panic!("no snapshot") };
+    assert_eq!(snapshot.containers[0].lost_bytes, 0);
+    let files: Vec<_> = std::fs::read_dir(client.dir.path()).unwrap().map(|entry| entry.unwrap()).collect();
+    let logs: Vec<_> = files.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("0.log")).collect();
+    assert_eq!(logs.len(), 2, "{logs:?}");
+    for log in logs {
+        let bytes = std::fs::read(log.path()).unwrap();
+        assert!(bytes.len() as u64 <= FILE_MAX);
+        for record in bytes.strip_suffix(b"\n").unwrap().split(|byte| *byte == b'\n') {
+            let content = record.splitn(4, |byte| *byte == b' ').nth(3).unwrap();
+            assert!(content.iter().all(|byte| *byte == 0) && content.len() <= 16 << 10, "{}", content.len());
         }
     }
 }

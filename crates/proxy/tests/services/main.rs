@@ -134,6 +134,30 @@ fn node_ports_answer_on_the_hosts_addresses() {
     });
 }
 
+/// What listens on the loopback addresses listens to its own host. Packets of others to these are routed where
+/// `route_localnet` is set, and there a rule has to be.
+#[test]
+fn cve_2020_8558_no_neighbour_reaches_the_loopback_addresses() {
+    on_hosts(async |host| {
+        let proxy = host.proxy().await;
+        let pod = host.server("a").await;
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        ask(&host.outside, ip(HOST), NODE_PORT).expect("a node port by the node's address");
+        let read = || std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/route_localnet");
+        let routed = netns::run_in(host.here.as_fd(), read).unwrap();
+        if !host.way.is_iptables() {
+            assert_eq!(routed.trim(), "0");
+            return;
+        }
+        let rules = host.way.iptables("", "-S KUBE-FIREWALL");
+        let drops = |rule: &str| rule.contains("! -s 127.0.0.0/8 -d 127.0.0.0/8") && rule.ends_with("-j DROP");
+        assert!(rules.lines().any(drops), "{rules}");
+    });
+}
+
 #[test]
 fn what_nobody_serves_is_refused_at_once() {
     on_hosts(async |host| {
