@@ -73,7 +73,7 @@ impl Host {
     }
 
     /// A link to `target` in this directory that leads here also from deep inside of another tree.
-    fn from_below(&self, target: &Path) -> PathBuf {
+    fn up_to(target: &Path) -> PathBuf {
         Path::new("../../../../../../../../../..").join(target.strip_prefix("/").unwrap())
     }
 }
@@ -260,13 +260,13 @@ fn race(host: &Host, target: &Path, at: &str) {
 fn mounting_race() {
     let host = Host::new();
     race(&host, host.path(), "/vol/sub");
-    race(&host, &host.from_below(host.path()), "/vol/sub");
+    race(&host, &Host::up_to(host.path()), "/vol/sub");
 }
 
 fn making_race() {
     let host = Host::new();
     race(&host, host.path(), "/vol/sub/new/deep");
-    race(&host, &host.from_below(host.path()), "/vol/sub/new/deep");
+    race(&host, &Host::up_to(host.path()), "/vol/sub/new/deep");
 }
 
 /// Starts a container whose image has links at names where something is made; refused or not, it stays inside.
@@ -289,7 +289,7 @@ fn harmless(host: &Host, links: &[(&str, PathBuf)], change: impl Fn(&mut Spec)) 
 /// Nodes and links of `/dev` would be made, and what is in their way removed, in a directory of the host.
 fn dev_by_link() {
     let host = Host::new();
-    for target in [host.path().to_owned(), host.from_below(host.path())] {
+    for target in [host.path().to_owned(), Host::up_to(host.path())] {
         harmless(&host, &[("dev", target.clone())], |_| {});
         harmless(&host, &[("dev", target)], |spec| spec.mounts.retain(|one| !one.destination.starts_with("/dev")));
     }
@@ -297,7 +297,7 @@ fn dev_by_link() {
 
 fn console_by_link() {
     let host = Host::new();
-    for target in [host.victim(), host.from_below(&host.victim())] {
+    for target in [host.victim(), Host::up_to(&host.victim())] {
         harmless(&host, &[("dev/console", target)], |spec| spec.mounts.retain(|one| one.destination != "/dev"));
     }
     // A terminal needs a `/dev` without an image's links in it.
@@ -310,7 +310,7 @@ fn console_by_link() {
 
 fn null_by_link() {
     let host = Host::new();
-    for target in [host.victim(), host.from_below(&host.victim())] {
+    for target in [host.victim(), Host::up_to(&host.victim())] {
         let links: Vec<_> = ["null", "zero", "ptmx", "fd"].map(|name| format!("dev/{name}")).into_iter().collect();
         let links: Vec<_> = links.iter().map(|name| (name.as_str(), target.clone())).collect();
         harmless(&host, &links, |spec| spec.mounts.retain(|one| one.destination != "/dev"));
