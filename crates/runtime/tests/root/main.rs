@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     handlers::fetch();
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
     let all: Vec<Test> = [
+        floods::FIRST,
         lifecycle::TESTS,
         answers::TESTS,
         requests::TESTS,
