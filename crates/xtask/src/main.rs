@@ -1,4 +1,4 @@
-//! Developer commands: demo, test, check, bench, conformance, lab, codegen.
+//! Developer commands: demo, test, check, bench, conformance, fuzz, lab, codegen.
 #![allow(clippy::print_stdout, reason = "a command line speaks on stdout")]
 #![allow(clippy::disallowed_methods, reason = "a developer tool starts compilers and test programs")]
 
@@ -7,6 +7,7 @@ mod check;
 mod codegen;
 mod conformance;
 mod demo;
+mod fuzz;
 mod images;
 mod lab;
 mod member;
@@ -36,6 +37,8 @@ enum Command {
     /// Published suites of others against a node of orlop (root).
     #[command(subcommand)]
     Conformance(conformance::Conformance),
+    /// Feed a parser with damaged input for a while.
+    Fuzz(fuzz::Options),
     /// What must hold before a commit: format, lints, dependency direction.
     Check,
     /// Build and enter labs.
@@ -51,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Conformance(suite) => conformance::run(&suite),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Check => check::run_command(),
         Command::Lab(lab) => lab::run(&lab),
         Command::Codegen => codegen::run(),

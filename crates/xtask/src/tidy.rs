@@ -1,6 +1,7 @@
-//! Rules of the workspace as code: which crate may depend on which, and where `unsafe` may stand.
+//! Rules of the workspace as code: which crate may depend on which, and that each known attack has its test.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use cargo_metadata::{DependencyKind, MetadataCommand};
@@ -37,10 +38,43 @@ const SINGLE_THREADED: &[&str] = &["executor", "keeper", "oci"];
 /// Checks the whole workspace.
 pub(crate) fn run() -> anyhow::Result<()> {
     let faults = dependency_faults()?;
-    if faults.is_empty() {
-        return Ok(());
+    if !faults.is_empty() {
+        bail!("the dependency direction of docs/ARCHITECTURE.md is broken:\n  {}", faults.join("\n  "))
     }
-    bail!("the dependency direction of docs/ARCHITECTURE.md is broken:\n  {}", faults.join("\n  "))
+    let missing = missing_attacks()?;
+    if !missing.is_empty() {
+        bail!("docs/attacks.md names tests that there are not: {}", missing.join(", "))
+    }
+    Ok(())
+}
+
+/// The tests that the table of attacks names, and that are not in any source.
+fn missing_attacks() -> anyhow::Result<Vec<String>> {
+    let root = crate::workspace::root();
+    let path = root.join("docs/attacks.md");
+    let table = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    let mut sources = String::new();
+    add_sources(&root.join("crates"), &mut sources)?;
+    let names =
+        rows.iter().filter_map(|row| row.rsplit(" | ").next()).flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let is_there = |name: &str| sources.contains(&format!("fn {name}(")) || sources.contains(&format!("(\"{name}\","));
+    let mut missing: Vec<String> = names.filter(|name| !is_there(name)).map(str::to_owned).collect();
+    let unproved = rows.iter().filter(|row| !row.contains("_")).map(|row| (*row).to_owned());
+    missing.extend(unproved);
+    Ok(missing)
+}
+
+fn add_sources(dir: &Path, sources: &mut String) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            add_sources(&path, sources)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push_str(&std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?);
+        }
+    }
+    Ok(())
 }
 
 fn dependency_faults() -> anyhow::Result<Vec<String>> {
@@ -73,5 +107,10 @@ mod tests {
     #[test]
     fn dependencies_point_one_way() {
         assert_eq!(super::dependency_faults().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_attack_has_its_test() {
+        assert_eq!(super::missing_attacks().unwrap(), Vec::<String>::new());
     }
 }

@@ -1,4 +1,5 @@
-//! `conformance`: the suites that others publish, run against orlop; and upstream's service proxy beside ours.
+//! `conformance`: the suites that others publish, run against orlop; upstream's service proxy beside ours; and the runtime under
+//! faults.
 //!
 //! ```text
 //! node ──► private network namespace ─► control plane, registry, node ─► ginkgo ─► e2e.test × procs ─► report.json
@@ -8,6 +9,7 @@
 mod cluster;
 mod contained;
 mod cri;
+pub(crate) mod faults;
 mod left;
 mod machine;
 mod node;
@@ -37,6 +39,8 @@ pub(crate) enum Conformance {
     Cri(cri::Options),
     /// Upstream's kube-proxy and ours, before the same objects and the same packets
     Proxy(proxy::ProxyOptions),
+    /// The runtime alone, killed at random moments while pods begin, exec, log and end
+    Faults(faults::FaultsOptions),
 }
 
 /// How to run the tests of nodes.
@@ -83,6 +87,7 @@ pub(crate) fn run(conformance: &Conformance) -> anyhow::Result<()> {
         Conformance::Node(options) => node(options),
         Conformance::Cri(options) => cri::run(options),
         Conformance::Proxy(options) => proxy::run(options),
+        Conformance::Faults(options) => faults::run(options),
     }
 }
 

@@ -50,6 +50,8 @@ enum Part {
     Voyage,
     /// Bad input and faults on a whole node.
     Trials,
+    /// The runtime, killed at random moments.
+    Faults,
     /// A node of a real control plane.
     Member,
     /// The service proxy beside upstream's.
@@ -63,6 +65,7 @@ impl Part {
             Self::Vm => vm::run(count),
             Self::Voyage => voyage(options, count, crate::demo::once),
             Self::Trials => voyage(options, count, crate::demo::try_faults),
+            Self::Faults => voyage(options, count, crate::conformance::faults::quick),
             Self::Member => {
                 voyage(options, count, crate::member::run)?;
                 voyage(options, count, crate::member::kubeadm::run)?;
@@ -78,7 +81,7 @@ impl Options {
         match self.only {
             Some(part) => vec![part],
             None if self.quick => vec![Part::Crates],
-            None => vec![Part::Crates, Part::Vm, Part::Voyage, Part::Trials, Part::Member, Part::Proxy],
+            None => vec![Part::Crates, Part::Vm, Part::Voyage, Part::Trials, Part::Faults, Part::Member, Part::Proxy],
         }
     }
 }

@@ -6,14 +6,14 @@ use std::process::Command;
 use testkit::host::output;
 
 /// What of [`find`] was not there `before`: others may have left something on this machine, too.
-pub(super) fn since(before: &[String], stage: &Path) -> anyhow::Result<Vec<String>> {
+pub(crate) fn since(before: &[String], stage: &Path) -> anyhow::Result<Vec<String>> {
     let mut left = find(stage)?;
     left.retain(|one| !before.contains(one));
     Ok(left)
 }
 
 /// Every mount, control group, network interface, nft table, process and runtime file that is there.
-pub(super) fn find(stage: &Path) -> anyhow::Result<Vec<String>> {
+pub(crate) fn find(stage: &Path) -> anyhow::Result<Vec<String>> {
     let mut left = mounts(stage)?;
     left.extend(interfaces()?);
     left.extend(tables()?);
@@ -60,15 +60,20 @@ fn processes(stage: &Path) -> anyhow::Result<Vec<String>> {
 /// The groups of pods where a node started from here may make them: in each hierarchy below this process's own group or one
 /// above it. Elsewhere they are those of other nodes.
 fn control_groups() -> anyhow::Result<Vec<String>> {
+    control_groups_named("kubepods")
+}
+
+/// As [`control_groups`], for a group of this name and all below it.
+pub(crate) fn control_groups_named(name: &str) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     for line in std::fs::read_to_string("/proc/self/cgroup")?.lines() {
         let (controllers, own) = line.split_once(':').and_then(|(_, rest)| rest.split_once(':')).unwrap_or_default();
-        let name = controllers.strip_prefix("name=").unwrap_or(controllers);
-        let hierarchies = if name.is_empty() { vec!["", "unified"] } else { vec![name] };
+        let controllers = controllers.strip_prefix("name=").unwrap_or(controllers);
+        let hierarchies = if controllers.is_empty() { vec!["", "unified"] } else { vec![controllers] };
         for hierarchy in hierarchies {
             let root = Path::new("/sys/fs/cgroup").join(hierarchy);
             for above in Path::new(own.trim_start_matches('/')).ancestors() {
-                list_directories(&root.join(above).join("kubepods"), &mut found);
+                list_directories(&root.join(above).join(name), &mut found);
             }
         }
     }

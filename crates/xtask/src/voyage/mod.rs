@@ -3,7 +3,7 @@
 //! Each point asserts what an operator would see. Nothing here knows how orlop works inside: it reads the command line,
 //! the service's answers, the client's numbered log, and the kernel's own lists.
 
-mod leftovers;
+pub(crate) mod leftovers;
 mod observe;
 mod points;
 mod trials;
