@@ -19,6 +19,8 @@ pub struct Config {
     pub log_limits: Option<LogLimits>,
     /// Other OCI runtimes that pods can ask for.
     pub handlers: Vec<HandlerConfig>,
+    /// How plugins of the Node Resource Interface come in, if they do.
+    pub nri: Option<nri::Config>,
 }
 
 /// Another OCI runtime, which pods ask for by the `handler` of their RuntimeClass.
@@ -51,6 +53,7 @@ impl Config {
             streaming_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             log_limits: Some(LogLimits { bytes_max: 10 << 20, files_max: 5 }),
             handlers: Vec::new(),
+            nri: None,
         }
     }
 }

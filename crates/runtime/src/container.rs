@@ -172,7 +172,7 @@ impl Container {
         }
     }
 
-    /// Notes how it ended; false if that was known already.
+    /// Notes how it ended; false if that was known already. Nobody sees it before the phase says so.
     pub(crate) fn finish(&self, end: End) -> bool {
         if std::mem::replace(&mut self.live().ended, true) {
             return false;
@@ -188,8 +188,6 @@ impl Container {
         }
         let mut live = self.live();
         (live.pid, live.ready, live.exec) = (None, None, None);
-        drop(live);
-        self.set_phase(Phase::Exited);
         true
     }
 }

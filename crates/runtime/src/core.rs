@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use cri::{Error, v1};
 use keeper::Zygote;
@@ -33,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) host: Host,
     pub(crate) handlers: Handlers,
     pub(crate) selinux: SeLinux,
+    /// Plugins, once the runtime has started.
+    pub(crate) nri: OnceLock<Arc<nri::Nri>>,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) boot_id: String,
     pub(crate) table: Table,
@@ -67,6 +69,7 @@ impl Core {
             host,
             handlers,
             selinux: SeLinux::of_host(),
+            nri: OnceLock::new(),
             hierarchy,
             boot_id,
             _lock: lock,

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use cri::v1::{self, ContainerEventType as Kind};
 use cri::{Error, v1::NamespaceMode};
 use image::Image;
+use nri::api::Event;
 
 use crate::client::ClientError;
 use crate::container::{Container, Phase};
 use crate::core::{Core, blocking, failed, new_id, now};
-use crate::exits;
 use crate::launch::{self, Ready, namespace_options};
 use crate::record::{ContainerRecord, End, Progress};
 use crate::sandbox::{self, Sandbox};
@@ -18,6 +18,7 @@ use crate::selinux::Labels;
 use crate::single::Outcome;
 use crate::spec::ContainerSpec;
 use crate::table::Entered;
+use crate::{exec, exits, plugins};
 
 /// What a container that could not be started has as its exit code and reason, as under containerd.
 const START_ERROR: (i32, &str) = (128, "StartError");
@@ -73,6 +74,7 @@ async fn make(core: Arc<Core>, sandbox: Arc<Sandbox>, container: Arc<Container>)
     match build(&core, &sandbox, &container).await {
         Ok(()) => {
             core.publish(Kind::ContainerCreatedEvent, &container.id, &sandbox);
+            plugins::tell(&core, Event::PostCreateContainer, &sandbox, &container).await;
             Ok(())
         }
         Err(error) => {
@@ -93,7 +95,7 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contain
     check_target(sandbox, &config)?;
     let image = image_of(core, &config)?;
     sandbox.records.put_container(&record).map_err(fail)?;
-    let made = launch::prepare(core, sandbox, container, config.clone(), image.clone()).await?;
+    let made = launch::prepare(core, sandbox, container, config.clone(), image.clone(), None).await?;
     let json = serde_json::to_vec(&made.spec).map_err(|error| failed("recording container", &container.id, &error))?;
     sandbox.records.put_spec(&container.id, &json).map_err(fail)?;
     let resources = config.linux.as_ref().and_then(|linux| linux.resources.clone());
@@ -174,6 +176,7 @@ async fn begin(core: Arc<Core>, sandbox: Arc<Sandbox>, container: Arc<Container>
     match launch(&core, &sandbox, &container).await {
         Ok(()) => {
             exits::started(&core, &sandbox, &container);
+            plugins::tell(&core, Event::PostStartContainer, &sandbox, &container).await;
             Ok(())
         }
         Err(error) => {
@@ -188,6 +191,7 @@ async fn begin(core: Arc<Core>, sandbox: Arc<Sandbox>, container: Arc<Container>
 
 async fn launch(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {
     let fail = |error: &(dyn std::error::Error + 'static)| failed("starting container", &container.id, error);
+    plugins::start(core, sandbox, container).await?;
     let config = container.record().config.clone().unwrap_or_default();
     let taken = container.live().ready.take();
     let ready = match taken {
@@ -246,6 +250,9 @@ async fn again(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contain
     let record = record.map_err(|error| failed("reading the record of container", &container.id, &error))?;
     let image = core.images.get(&record.image_id);
     let image = image.ok_or_else(|| Error::NotFound { kind: "image", id: record.image_id.clone() })?;
-    let made = launch::prepare(core, sandbox, container, record.config.unwrap_or_default(), image).await?;
+    // What plugins have made of it stays.
+    let spec = exec::spec_of(sandbox, container).await?;
+    let config = record.config.unwrap_or_default();
+    let made = launch::prepare(core, sandbox, container, config, image, Some(spec)).await?;
     Ok(made.ready)
 }

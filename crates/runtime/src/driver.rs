@@ -26,15 +26,16 @@ use keeper::protocol::{CONSOLE, Commands, PID};
 
 use crate::core::patient;
 use crate::program::{self, Call, Output, ProgramError};
+use crate::record::Records;
 
-pub(crate) use bundle::Bundle;
+pub(crate) use bundle::{Bundle, put_bundle_for_hooks};
 pub(crate) use handlers::{Handler, Handlers};
 
 /// How long a command may take that waits for nothing but the kernel.
 const COMMAND_MAX: Duration = Duration::from_secs(10);
-/// Names in a sandbox's directory. They are short: a socket below them has a path of at most 107 bytes.
-const BUNDLES: &str = "b";
+/// Name in a sandbox's directory.
 const STATES: &str = "r";
+/// Names in a bundle.
 const CONFIG: &str = "config.json";
 const PROCESS: &str = "process.json";
 const LOG: &str = "log.json";
@@ -76,7 +77,7 @@ pub(crate) enum DriverError {
 impl Driver {
     /// A container's bundle.
     pub(crate) fn bundle(&self, container: &str) -> PathBuf {
-        self.place.join(BUNDLES).join(container)
+        Records::new(self.place.clone()).bundle(container)
     }
 
     /// Makes a container and starts it.
@@ -144,14 +145,6 @@ impl Driver {
             return Ok(());
         }
         self.call(container, &["delete", "--force", container], Vec::new()).await.map(drop)
-    }
-
-    /// Removes a container's bundle.
-    pub(crate) fn remove_bundle(&self, container: &str) -> io::Result<()> {
-        match fs::remove_dir_all(self.bundle(container)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
     }
 
     async fn call(&self, container: &str, words: &[&str], input: Vec<u8>) -> Result<Output, DriverError> {

@@ -187,7 +187,7 @@ async fn plan_of(
 }
 
 /// The container's configuration, from its record.
-async fn spec_of(sandbox: &Sandbox, container: &Container) -> Result<ContainerSpec, Error> {
+pub(crate) async fn spec_of(sandbox: &Sandbox, container: &Container) -> Result<ContainerSpec, Error> {
     let (records, id) = (sandbox.records.clone(), container.id.clone());
     blocking(move || {
         let json = records.spec(&id).map_err(|error| failed("reading the configuration of container", &id, &error))?;

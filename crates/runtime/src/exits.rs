@@ -12,7 +12,7 @@ use crate::driver::Driver;
 use crate::record::End;
 use crate::sandbox::{self, Sandbox};
 use crate::single::Outcome;
-use crate::{adopt, group};
+use crate::{adopt, group, plugins};
 
 /// The exit code of a container that the kernel killed, or that ended unseen.
 const KILLED: i32 = 137;
@@ -112,21 +112,25 @@ pub(crate) fn unseen(started_at: i64) -> End {
 /// Notes and tells a container's end, and ends what is left in its control group.
 pub(crate) fn ended(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>, end: End) {
     if container.finish(end) {
-        core.publish(Kind::ContainerStoppedEvent, &container.id, sandbox);
+        // Begun before anybody can see the end: who removes the container waits for it.
         clean(core, sandbox, container);
+        container.set_phase(Phase::Exited);
+        core.publish(Kind::ContainerStoppedEvent, &container.id, sandbox);
     }
 }
 
 /// Begins to end what is left of a container; nobody needs to wait.
-fn clean(core: &Arc<Core>, sandbox: &Sandbox, container: &Arc<Container>) {
-    let group = container.group.clone();
-    let (id, driver) = (container.id.clone(), sandbox.driver.clone());
+fn clean(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) {
+    let (shared, sandbox, ended) = (core.clone(), sandbox.clone(), container.clone());
     drop(container.clean.join_or_begin(&core.tasks, || async move {
-        delete(driver.as_ref(), &id).await;
-        let ended = group::end(&group).await;
-        ended.map_err(|error| {
+        let id = &ended.id;
+        ended.reached(Phase::Exited).await;
+        delete(sandbox.driver.as_ref(), id).await;
+        let removed = group::end(&ended.group).await;
+        plugins::stopped(&shared, &sandbox, &ended).await;
+        removed.map_err(|error| {
             tracing::warn!(container = id, %error, "what is left of a container cannot be removed");
-            failed("removing the control group of container", &id, &error)
+            failed("removing the control group of container", id, &error)
         })
     }));
 }
@@ -166,9 +170,6 @@ pub(crate) async fn discard(core: &Arc<Core>, sandbox: &Sandbox, container: &Con
     }
     if let Err(error) = core.images.release(&container.id).await {
         first.get_or_insert(fail("removing the root of", &error));
-    }
-    if let Some(Err(error)) = sandbox.driver.as_ref().map(|driver| driver.remove_bundle(&container.id)) {
-        first.get_or_insert(fail("removing the bundle of", &error));
     }
     if let Some(error) = first {
         return Err(error); // Its record stays, so that a retry finds it.

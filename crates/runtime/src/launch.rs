@@ -21,10 +21,10 @@ use sys::cgroup::{Cgroup, Entry};
 
 use crate::container::Container;
 use crate::core::{Core, failed, patient};
-use crate::driver::{Bundle, Driver};
-use crate::files;
+use crate::driver::{self, Bundle, Driver};
 use crate::sandbox::Sandbox;
 use crate::spec::{self, ContainerInput, ContainerSpec, ResolvedUser};
+use crate::{files, plugins};
 
 /// Everything that a start needs, held from the container's making to its start.
 #[derive(Debug)]
@@ -71,6 +71,7 @@ pub(crate) async fn prepare(
     container: &Arc<Container>,
     config: v1::ContainerConfig,
     image: Arc<Image>,
+    recorded: Option<ContainerSpec>,
 ) -> Result<Made, Error> {
     let (core, sandbox, container) = (core.clone(), sandbox.clone(), container.clone());
     let shared = namespace_of(&sandbox, protocol::NamespaceKind::Mount, None).await?;
@@ -78,26 +79,34 @@ pub(crate) async fn prepare(
         Some(_) => Some(namespace_of(&sandbox, protocol::NamespaceKind::User, None).await?),
         None => None,
     };
+    let threads = tokio::runtime::Handle::current();
     patient(move || {
-        let job = Job { core: &core, sandbox: &sandbox, container: &container, config: &config };
-        job.make(&image, shared.as_fd(), users)
+        let job = Job { core: &core, sandbox: &sandbox, container: &container, config: &config, threads };
+        job.make(&image, shared.as_fd(), users, recorded)
     })
     .await?
 }
 
 struct Job<'a> {
-    core: &'a Core,
+    core: &'a Arc<Core>,
     sandbox: &'a Sandbox,
     container: &'a Container,
     config: &'a v1::ContainerConfig,
+    /// Where what is asked of plugins is waited for.
+    threads: tokio::runtime::Handle,
 }
 
 impl Job<'_> {
-    fn make(&self, image: &Image, shared: BorrowedFd<'_>, users: Option<OwnedFd>) -> Result<Made, Error> {
+    fn make(
+        &self,
+        image: &Image,
+        shared: BorrowedFd<'_>,
+        users: Option<OwnedFd>,
+        recorded: Option<ContainerSpec>,
+    ) -> Result<Made, Error> {
         self.choose_labels()?;
         let labels = self.container.labels();
         let file_label = labels.map(|labels| labels.file.as_str());
-        let prepared = spec::prepare(self.config, &self.core.host, file_label)?;
         let copy = users.as_ref().map(OwnedFd::try_clone).transpose();
         let user_namespace = copy.map_err(|error| self.failed("mapping the users of", &error))?;
         let options =
@@ -109,27 +118,18 @@ impl Job<'_> {
         let of_image = image.config.config.stop_signal.as_str();
         let stop_signal = spec::stop_signal(self.config, of_image)?;
         let stop_signal_name = spec::stop_signal_of_image(self.config, of_image);
-        let files = files::of(self.sandbox);
-        let mut spec = spec::container_spec(&ContainerInput {
-            id: &self.container.id,
-            sandbox_id: &self.sandbox.id,
-            config: self.config,
-            sandbox: &self.sandbox.config,
-            image: &image.config,
-            user: &user,
-            prepared: &prepared,
-            files: &files,
-            namespaces: &self.namespaces(),
-            cgroup_path: &self.container.group.path().to_string_lossy(),
-            host: &self.core.host,
-            labels,
-        })?;
-        spec.resolve_images(&self.core.images)?;
-        for warning in &spec.warnings {
-            tracing::warn!(container = self.container.id, "{warning}");
+        let mut spec = match recorded {
+            Some(spec) => spec,
+            None => self.spec(image, &user)?,
+        };
+        let bundle = self.sandbox.records.bundle(&self.container.id);
+        let has_own_hooks = spec.oci.hooks.is_some() && self.sandbox.driver.is_none();
+        if has_own_hooks {
+            let put = driver::put_bundle_for_hooks(&bundle, &mut spec.oci);
+            put.map_err(|error| self.failed("writing the bundle of", &error))?;
         }
-        let plan =
-            spec.launch_plan(&self.core.host.facts).map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        let plan = spec.launch_plan(&self.container.id, &bundle, &self.core.host.facts);
+        let plan = plan.map_err(|error| Error::InvalidArgument(error.to_string()))?;
         let made = files::copies(self.sandbox, shared, file_label);
         let made = made.map_err(|error| self.failed("sharing memory and files with", &error))?;
         let mounts = spec.open_sources(&plan, made, users.as_ref().map(OwnedFd::as_fd), &self.core.images)?;
@@ -153,6 +153,34 @@ impl Job<'_> {
             self.container.set_labels(self.core.selinux.of_container(options, self.sandbox.labels.as_ref())?);
         }
         Ok(())
+    }
+
+    /// The configuration, as plugins want it.
+    fn spec(&self, image: &Image, user: &ResolvedUser) -> Result<ContainerSpec, Error> {
+        let labels = self.container.labels();
+        let file_label = labels.map(|labels| labels.file.as_str());
+        let prepared = spec::prepare(self.config, &self.core.host, file_label)?;
+        let files = files::of(self.sandbox);
+        let mut spec = spec::container_spec(&ContainerInput {
+            id: &self.container.id,
+            sandbox_id: &self.sandbox.id,
+            config: self.config,
+            sandbox: &self.sandbox.config,
+            image: &image.config,
+            user,
+            prepared: &prepared,
+            files: &files,
+            namespaces: &self.namespaces(),
+            cgroup_path: &self.container.group.path().to_string_lossy(),
+            host: &self.core.host,
+            labels,
+        })?;
+        spec.resolve_images(&self.core.images)?;
+        for warning in &spec.warnings {
+            tracing::warn!(container = self.container.id, "{warning}");
+        }
+        self.threads.block_on(plugins::create(self.core, self.sandbox, self.container, &mut spec))?;
+        Ok(spec)
     }
 
     fn failed(&self, step: &str, error: &(dyn std::error::Error + 'static)) -> Error {

@@ -35,6 +35,7 @@ mod info;
 mod launch;
 mod list;
 mod logs;
+mod plugins;
 mod program;
 mod record;
 mod run;

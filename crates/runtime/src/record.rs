@@ -4,6 +4,7 @@
 //! <run-dir>/sandboxes/<id>/sandbox           SandboxRecord
 //!                          containers/<id>   ContainerRecord
 //!                          containers/<id>.json   the container's configuration, for exec and `inspect`
+//!                          b/<id>/           its bundle, for hooks and other OCI runtimes
 //!                          keeper.sock, keeper.state   the keeper's own
 //! ```
 //! Records are protobuf, so that a newer daemon reads what an older one wrote. Each is replaced in one step; nothing is
@@ -124,6 +125,8 @@ pub(crate) struct End {
 const SANDBOX: &str = "sandbox";
 /// Where the records of its containers are.
 const CONTAINERS: &str = "containers";
+/// Where their bundles are. The name is short: a socket below has a path of at most 107 bytes.
+const BUNDLES: &str = "b";
 
 /// The directory of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,7 +197,13 @@ impl Records {
         self.directory.join(CONTAINERS).join(format!("{id}.json"))
     }
 
+    /// A container's bundle; most have none.
+    pub(crate) fn bundle(&self, id: &str) -> PathBuf {
+        self.directory.join(BUNDLES).join(id)
+    }
+
     pub(crate) fn remove_container(&self, id: &str) -> io::Result<()> {
+        gone_is_fine(fs::remove_dir_all(self.bundle(id)))?;
         gone_is_fine(fs::remove_file(self.spec_path(id)))?;
         gone_is_fine(fs::remove_file(self.directory.join(CONTAINERS).join(id)))
     }

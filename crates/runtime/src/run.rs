@@ -25,7 +25,7 @@ use crate::record::{Progress, Records, SandboxRecord};
 use crate::sandbox::{Phase, Sandbox};
 use crate::single::Outcome;
 use crate::table::Entered;
-use crate::{files, group, info, launch, spec};
+use crate::{files, group, info, launch, plugins, spec};
 
 /// What protects a keeper from the kernel's OOM killer, as containerd protects its pause containers.
 const KEEPER_OOM_SCORE: i32 = -998;
@@ -154,6 +154,7 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     }
     files::put_hosts(sandbox, &shared)
         .map_err(|error| failed("writing the hosts file of sandbox", &sandbox.id, &error))?;
+    plugins::run_sandbox(core, sandbox).await?;
     let record = sandbox.record(&core.boot_id, Progress::Made);
     sandbox.records.put_sandbox(&record).map_err(|error| failed("recording sandbox", &sandbox.id, &error))?;
     let mut live = sandbox.live();

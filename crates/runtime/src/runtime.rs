@@ -14,6 +14,7 @@ use crate::backend::Streaming;
 use crate::config::{Config, Parts};
 use crate::core::{Core, Place};
 use crate::driver::Handlers;
+use crate::plugins::Seen;
 use crate::spec::Host;
 use crate::stream::{Server, Via};
 use crate::{adopt, fsck};
@@ -71,6 +72,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// Plugins cannot connect.
+    #[error("starting the Node Resource Interface")]
+    Nri(#[source] nri::StartError),
     /// The pods' network cannot be taken over.
     #[error("taking over the pods' network")]
     Network(#[source] network::NetworkError),
@@ -92,6 +96,11 @@ impl Runtime {
         let live = adopt::everything(&core).await.map_err(|error| trouble("reading", error))?;
         core.network.adopt(live).await.map_err(StartError::Network)?;
         adopt::discard_unfinished(&core).await;
+        if let Some(config) = core.config.nri.clone() {
+            let seen: Arc<dyn nri::Host> = Arc::new(Seen(Arc::downgrade(&core)));
+            let nri = nri::Nri::start(config, seen).await.map_err(StartError::Nri)?;
+            let _ = core.nri.set(nri); // Nobody else does.
+        }
         let (server, backend, stop) = (streaming.clone(), Arc::new(Streaming(core.clone())), core.stop.clone());
         core.tasks.spawn(async move { server.serve(backend, stop).await });
         Ok(Arc::new(Self { core, streaming, via: Via::Unix }))
@@ -123,6 +132,9 @@ impl Runtime {
     pub async fn stop(&self) {
         self.core.stop.cancel();
         self.core.bus.close();
+        if let Some(nri) = self.core.nri.get() {
+            nri.stop().await;
+        }
         self.core.tasks.close();
         self.core.tasks.wait().await;
     }
@@ -132,6 +144,11 @@ impl Runtime {
         for directory in self.core.hierarchy.group(&self.core.config.cgroup_parent).directories() {
             let _ = fs::remove_dir(directory); // Not empty, or never made.
         }
+    }
+
+    /// The plugins that take part, in the order in which they are asked.
+    pub fn plugins(&self) -> Vec<String> {
+        self.core.nri.get().map(|nri| nri.names()).unwrap_or_default()
     }
 
     /// How it is set up.

@@ -54,6 +54,8 @@ pub(crate) struct Live {
     pub(crate) keeper_pid: u32,
     /// An earlier daemon made it, and its keeper has not answered yet: nothing is known of its containers.
     pub(crate) unheard: bool,
+    /// Plugins were told of it, or are being told.
+    pub(crate) told: bool,
     /// All of it was given back: network, keeper, control groups.
     pub(crate) stopped: bool,
 }

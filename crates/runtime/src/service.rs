@@ -4,7 +4,7 @@ use cri::{Error, Items, RuntimeService, v1};
 use futures_util::StreamExt as _;
 
 use crate::runtime::Runtime;
-use crate::{create, exec, info, list, logs, run, stats, stop, update, usage};
+use crate::{create, exec, info, list, logs, plugins, run, stats, stop, update, usage};
 
 /// How many items of a list go into one message of a stream, far from gRPC's limit of 16 MiB.
 const PART: usize = 64;
@@ -223,8 +223,9 @@ impl RuntimeService for Runtime {
         &self,
         request: v1::UpdatePodSandboxResourcesRequest,
     ) -> Result<v1::UpdatePodSandboxResourcesResponse, Error> {
-        // The pod's control group is the client's; this is only told so that plugins could act on it.
-        self.core().table.sandbox(&request.pod_sandbox_id)?;
+        // The pod's control group is the client's; this is only told so that plugins can act on it.
+        let sandbox = self.core().table.sandbox(&request.pod_sandbox_id)?;
+        plugins::pod_limits(self.core(), &sandbox, &request).await?;
         Ok(v1::UpdatePodSandboxResourcesResponse {})
     }
 

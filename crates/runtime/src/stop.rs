@@ -7,6 +7,7 @@ use cri::Error;
 use cri::v1::ContainerEventType as Kind;
 use futures_util::future::join_all;
 use keeper::protocol::{Request, Shutdown, Signal};
+use nri::api::Event;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::container::{Container, Phase};
@@ -15,7 +16,7 @@ use crate::record::Progress;
 use crate::run::end_groups;
 use crate::sandbox::{self, Sandbox};
 use crate::single::Outcome;
-use crate::{adopt, exits, group};
+use crate::{adopt, exits, group, plugins};
 
 const KILL: u32 = 9;
 /// How long a keeper has to tell the end of a container whose processes are gone, and to end itself when asked. One that
@@ -134,6 +135,8 @@ pub(crate) async fn remove(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: 
             return Ok(()); // Somebody else removed it between the look and the call.
         }
         stop(&shared, &sandbox, &removed, Duration::ZERO).await?;
+        let _ = removed.clean.outcome().await; // It warns itself, and is tried again below.
+        plugins::tell(&shared, Event::RemoveContainer, &sandbox, &removed).await;
         exits::discard(&shared, &sandbox, &removed).await?;
         shared.publish(Kind::ContainerDeletedEvent, &removed.id, &sandbox);
         Ok(())
@@ -194,6 +197,7 @@ async fn take_down(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
         let mut live = sandbox.live();
         (live.phase, live.stopped) = (sandbox::Phase::NotReady, true);
     }
+    plugins::tell_of_sandbox(core, Event::StopPodSandbox, sandbox).await;
     // One that was stopping already was ready before that: an earlier try has failed.
     if matches!(before, sandbox::Phase::Ready | sandbox::Phase::Stopping) {
         core.publish(Kind::ContainerStoppedEvent, &sandbox.id, sandbox);
@@ -218,6 +222,7 @@ async fn forget_sandbox(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     let removals = containers.iter().map(|container| remove(core, sandbox, container));
     join_all(removals).await.into_iter().collect::<Outcome>()?;
     sandbox.records.remove().map_err(|error| failed("removing the record of sandbox", &sandbox.id, &error))?;
+    plugins::tell_of_sandbox(core, Event::RemovePodSandbox, sandbox).await;
     sandbox.live().phase = sandbox::Phase::Gone;
     core.table.remove_sandbox(sandbox);
     core.stats.forget(&sandbox.id);

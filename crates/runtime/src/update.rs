@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use cri::{Error, v1};
+use executor::oci;
+use nri::api::Event;
 
 use crate::container::Phase;
 use crate::core::{Core, blocking, failed};
 use crate::single::Outcome;
-use crate::spec;
+use crate::{plugins, spec};
 
 /// CRI `UpdateContainerResources`: what is not named stays as it is.
 pub(crate) async fn resources(core: &Arc<Core>, request: v1::UpdateContainerResourcesRequest) -> Outcome {
@@ -17,6 +19,7 @@ pub(crate) async fn resources(core: &Arc<Core>, request: v1::UpdateContainerReso
         return Err(Error::FailedPrecondition(format!("container {} has ended", container.id)));
     }
     let resources = spec::resources(&wanted, &core.host)?;
+    let resources = plugins::limits(core, &sandbox, &container, resources).await?;
     let limits = executor::limits(&resources).map_err(|error| Error::InvalidArgument(error.to_string()))?;
     let fail =
         |error: &(dyn std::error::Error + 'static)| failed("changing the resources of container", &container.id, error);
@@ -41,7 +44,27 @@ pub(crate) async fn resources(core: &Arc<Core>, request: v1::UpdateContainerReso
         merge(&mut merged, wanted);
         record.resources = Some(merged);
     });
-    noted.map_err(|error| fail(&error))
+    noted.map_err(|error| fail(&error))?;
+    plugins::tell(core, Event::PostUpdateContainer, &sandbox, &container).await;
+    Ok(())
+}
+
+/// Changes the limits of a container as a plugin wants it.
+pub(crate) async fn by_plugin(core: &Arc<Core>, id: &str, resources: oci::Resources) -> Outcome {
+    let (sandbox, container) = core.table.container(id)?;
+    let fail =
+        |error: &(dyn std::error::Error + 'static)| failed("changing the resources of container", &container.id, error);
+    if container.phase() != Phase::Running {
+        return Err(Error::FailedPrecondition(format!("container {} does not run", container.id)));
+    }
+    match &sandbox.driver {
+        Some(driver) => driver.update(&container.id, &resources).await.map_err(|error| fail(&error)),
+        None => {
+            let limits = executor::limits(&resources).map_err(|error| Error::InvalidArgument(error.to_string()))?;
+            let group = container.group.clone();
+            blocking(move || group.set(&limits)).await.map_err(|error| fail(&error))
+        }
+    }
 }
 
 /// Zero and empty are "not named" in CRI.

@@ -58,6 +58,23 @@ pub fn own_seal() -> Result<Option<Seal>> {
     seal_of(&own, &path)
 }
 
+/// Lets a program that is going to be started have `fd` as its descriptor `number`.
+pub fn give(command: &mut std::process::Command, fd: OwnedFd, number: i32) {
+    use std::os::unix::process::CommandExt as _;
+    let take = move || {
+        // The number is no value's in the new process, which executes the program next; what is duplicated onto itself would
+        // still be closed then.
+        let moved = rustix::io::fcntl_dupfd_cloexec(&fd, number.saturating_add(1))?;
+        // SAFETY: see above; the call takes two numbers.
+        match unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&moved), number) } {
+            0.. => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: system calls alone, which are safe after a fork.
+    unsafe { command.pre_exec(take) };
+}
+
 /// This process's program and its name.
 fn own() -> Result<(OwnedFd, PathBuf)> {
     let own = rustix::fs::open(OWN, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during("open", OWN)?;

@@ -173,6 +173,13 @@ pub const CRI_CALLER: Program = Program {
 }
 .for_images();
 
+/// A plugin of the Node Resource Interface, by the library that plugins are made with.
+pub const NRI_PLUGIN: Program = Program {
+    kind: Kind::Own(include_str!("nri/main.go")),
+    ..Module::new("github.com/containerd/nri", "v0.12.3").program("nri-plugin", "pkg/stub")
+}
+.for_images();
+
 const fn test_image(name: &'static str, package: &'static str) -> Program {
     KUBERNETES.program(name, package).for_images()
 }

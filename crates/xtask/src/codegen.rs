@@ -12,6 +12,7 @@ use crate::lab::vm::Security;
 /// What is generated: the crate, the file in its `proto`, the package that this declares, the name of what is made of it.
 const PROTOCOLS: &[(&str, &str, &str, &str)] = &[
     ("cri", "runtime.proto", "runtime.v1", "runtime_v1"),
+    ("nri", "nri.proto", "nri.pkg.api.v1alpha1", "nri"),
     ("plugin", "pluginregistration.proto", "pluginregistration", "pluginregistration"),
     ("plugin", "csi.proto", "csi.v1", "csi_v1"),
     ("plugin", "deviceplugin.proto", "v1beta1", "v1beta1"),

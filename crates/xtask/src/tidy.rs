@@ -20,10 +20,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("executor", &["sys"]),
     ("oci", &["sys", "executor"]),
     ("keeper", &["sys", "executor"]),
+    ("nri", &["sys"]),
     ("image", &["sys", "trust"]),
     ("network", &["sys", "netfilter"]),
     ("cluster", &["sys", "trust"]),
-    ("runtime", &["sys", "executor", "keeper", "image", "network", "cri"]),
+    ("runtime", &["sys", "executor", "keeper", "image", "network", "nri", "cri"]),
     ("proxy", &["sys", "configfile", "instruments", "service", "netfilter", "cluster"]),
     ("kubelet", &["sys", "configfile", "instruments", "trust", "cri", "plugin", "cluster", "pod"]),
 ];

@@ -109,6 +109,7 @@ impl Base {
         let LogLimits { bytes_max, files_max, .. } = settings.log_limits;
         config.log_limits = Some(runtime::LogLimits { bytes_max, files_max });
         config.handlers.clone_from(&settings.runtime.handlers);
+        config.nri = settings.runtime.nri(layout);
         let runtime = Runtime::start(config, parts).await?;
         let stopped = CancellationToken::new();
         let listener = cri::server::bind(&settings.cri_socket).await?;

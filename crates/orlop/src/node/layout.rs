@@ -54,6 +54,11 @@ impl Layout {
         }
     }
 
+    /// Whether this is the node that an operator starts without naming other places.
+    pub(crate) fn is_well_known(&self) -> bool {
+        self.run_dir == Path::new(RUN_DIR)
+    }
+
     /// Where images are.
     pub(crate) fn images(&self) -> PathBuf {
         self.state_dir.join("images")

@@ -7,15 +7,26 @@
 //! - name: runc
 //!   path: /usr/bin/runc
 //!   arguments: []           # before each command
+//! nri:                      # plugins of the Node Resource Interface, by the names and with the defaults of containerd
+//!   disable: false
+//!   socketPath: /var/run/nri/nri.sock
+//!   pluginPath: /opt/nri/plugins
+//!   pluginConfigPath: /etc/nri/conf.d
+//!   pluginRegistrationTimeout: 5s
+//!   pluginRequestTimeout: 2s
+//!   disableConnections: false
 //! ```
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use runtime::HandlerConfig;
 use serde::Deserialize;
 use serde_saphyr::UserMessageFormatter;
+
+use super::layout::Layout;
 
 /// Where it is looked for if nobody says otherwise; it need not be there.
 const PATH: &str = "/etc/orlop/runtime.yaml";
@@ -32,6 +43,21 @@ struct Document {
     kind: String,
     #[serde(default)]
     runtime_handlers: Vec<Handler>,
+    #[serde(default)]
+    nri: Nri,
+}
+
+/// What is not written is as containerd has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Nri {
+    disable: bool,
+    socket_path: Option<PathBuf>,
+    plugin_path: Option<PathBuf>,
+    plugin_config_path: Option<PathBuf>,
+    plugin_registration_timeout: Option<String>,
+    plugin_request_timeout: Option<String>,
+    disable_connections: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -47,6 +73,32 @@ struct Handler {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RuntimeConfig {
     pub(crate) handlers: Vec<HandlerConfig>,
+    nri: Nri,
+    registration_timeout: Option<Duration>,
+    request_timeout: Option<Duration>,
+}
+
+impl RuntimeConfig {
+    /// How plugins come in, if they do. The well-known places are those of the node with the well-known run directory:
+    /// another one on the machine has its own.
+    pub(crate) fn nri(&self, layout: &Layout) -> Option<nri::Config> {
+        let Nri { disable: false, socket_path, plugin_path, plugin_config_path, disable_connections, .. } = &self.nri
+        else {
+            return None;
+        };
+        let mut config = nri::Config::default();
+        if !layout.is_well_known() {
+            config.socket = Some(layout.run_dir.join("nri.sock"));
+            config.plugin_dir = layout.run_dir.join("nri/plugins");
+        }
+        config.required = socket_path.is_some();
+        config.socket = socket_path.clone().or(config.socket).filter(|_| !disable_connections);
+        config.plugin_dir = plugin_path.clone().unwrap_or(config.plugin_dir);
+        config.plugin_config_dir = plugin_config_path.clone().unwrap_or(config.plugin_config_dir);
+        config.registration_timeout = self.registration_timeout.unwrap_or(config.registration_timeout);
+        config.request_timeout = self.request_timeout.unwrap_or(config.request_timeout);
+        Some(config)
+    }
 }
 
 /// Reads it, from where the operator said or from the well-known place.
@@ -77,12 +129,28 @@ fn parse(text: &str) -> Result<RuntimeConfig, Vec<String>> {
             faults.push(format!("runtimeHandlers {:?}: there are two of the name", handler.name));
         }
     }
+    let nri = document.nri;
+    for path in [&nri.socket_path, &nri.plugin_path, &nri.plugin_config_path].into_iter().flatten() {
+        if !path.is_absolute() {
+            faults.push(format!("nri: {} is no absolute path", path.display()));
+        }
+    }
+    let mut span = |name: &str, text: &Option<String>| {
+        let text = text.as_deref()?;
+        let span = configfile::spans::parse(text).filter(|span| !span.is_zero());
+        if span.is_none() {
+            faults.push(format!("nri.{name}: {text:?} is not a time span as 2s"));
+        }
+        span
+    };
+    let registration_timeout = span("pluginRegistrationTimeout", &nri.plugin_registration_timeout);
+    let request_timeout = span("pluginRequestTimeout", &nri.plugin_request_timeout);
     if !faults.is_empty() {
         return Err(faults);
     }
     let handlers = document.runtime_handlers.into_iter();
     let handler = |Handler { name, path, arguments }| HandlerConfig { name, path, arguments };
-    Ok(RuntimeConfig { handlers: handlers.map(handler).collect() })
+    Ok(RuntimeConfig { handlers: handlers.map(handler).collect(), nri, registration_timeout, request_timeout })
 }
 
 fn fault_of(handler: &Handler) -> Option<String> {
@@ -127,6 +195,15 @@ mod tests {
         ))
         .unwrap_err();
         assert_eq!(faults.len(), 5, "{faults:?}");
+        let nri = |text: &str| parse(&format!("{head}nri: {text}\n"));
+        let layout = |run: &str| Layout::new(&crate::args::Places { state_dir: "/s".into(), run_dir: run.into() });
+        let config = nri("{pluginRequestTimeout: 300ms}").unwrap();
+        let (known, other) = (config.nri(&layout("/run/orlop")).unwrap(), config.nri(&layout("/r")).unwrap());
+        assert_eq!((known.request_timeout, known.required), (Duration::from_millis(300), false));
+        assert_eq!(known.socket, Some("/var/run/nri/nri.sock".into()));
+        assert_eq!(other.socket, Some("/r/nri.sock".into()));
+        assert!(nri("{disable: true}").unwrap().nri(&layout("/r")).is_none());
+        assert_eq!(nri("{pluginPath: x, pluginRequestTimeout: soon}").unwrap_err().len(), 2);
         assert!(parse("apiVersion: v1\nkind: Pod\n").is_err());
         assert!(parse(&format!("{head}handlers: []\n")).unwrap_err()[0].contains("handlers"));
     }

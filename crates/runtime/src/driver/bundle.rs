@@ -76,6 +76,20 @@ impl Driver {
     }
 }
 
+/// Writes the configuration of a container that this runtime starts itself, for its hooks; they find the root at the path that
+/// it names, where it is attached until it is entered.
+///
+/// # Errors
+/// A file that cannot be written.
+pub(crate) fn put_bundle_for_hooks(bundle: &Path, spec: &mut oci::Spec) -> Result<(), DriverError> {
+    let rootfs = bundle.join(ROOTFS);
+    fs::create_dir_all(&rootfs).map_err(|source| DriverError::File { path: rootfs.clone(), source })?;
+    if let Some(root) = &mut spec.root {
+        root.path = rootfs;
+    }
+    put(&bundle.join(CONFIG), spec)
+}
+
 /// Gives binds their sources; what the root mounts over itself is of use only where that is read-only.
 fn place_mounts(spec: &mut oci::Spec, mounts: &Path) -> Vec<String> {
     let is_readonly = spec.root.as_ref().is_some_and(|root| root.readonly);

@@ -31,6 +31,8 @@ pub(crate) struct Edits {
     pub(crate) mounts: Vec<oci::Mount>,
     /// Groups that its process is in beside those that it asked for.
     pub(crate) gids: Vec<u32>,
+    /// Programs that are run in its namespaces before it begins.
+    pub(crate) hooks: oci::Hooks,
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,7 +59,7 @@ struct Written {
     env: Vec<String>,
     device_nodes: Vec<Node>,
     mounts: Vec<Mount>,
-    hooks: Vec<Value>,
+    hooks: Vec<Hook>,
     intel_rdt: Option<Value>,
     net_devices: Vec<Value>,
     #[serde(rename = "additionalGids")]
@@ -77,6 +79,16 @@ struct Node {
     permissions: String,
     uid: Option<u32>,
     gid: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Hook {
+    hook_name: String,
+    path: PathBuf,
+    args: Vec<String>,
+    env: Vec<String>,
+    timeout: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,6 +122,34 @@ pub(super) fn edits<'a>(names: impl Iterator<Item = &'a str>, directories: &[&Pa
         edits.add(path, &device.container_edits)?;
     }
     Ok(edits)
+}
+
+/// Adds what devices bring to a configuration that is made already.
+///
+/// # Errors
+/// As [`edits`].
+pub(crate) fn add_cdi(spec: &mut oci::Spec, names: &[&str]) -> Result<(), SpecError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let edits = edits(names.iter().copied(), &DIRECTORIES.map(Path::new))?;
+    let process = spec.process.get_or_insert_default();
+    process.env.extend(edits.env);
+    process.user.additional_gids.extend(edits.gids);
+    spec.mounts.extend(edits.mounts);
+    if edits.hooks != oci::Hooks::default() {
+        let hooks = spec.hooks.get_or_insert_default();
+        hooks.create_container.extend(edits.hooks.create_container);
+        hooks.start_container.extend(edits.hooks.start_container);
+    }
+    let linux = spec.linux.get_or_insert_default();
+    for device in edits.devices {
+        let (major, minor) = (Some(device.node.major.into()), Some(device.node.minor.into()));
+        let rule = oci::DeviceRule { allow: true, kind: device.node.kind.clone(), major, minor, access: device.access };
+        linux.resources.get_or_insert_default().devices.push(rule);
+        linux.devices.push(device.node);
+    }
+    Ok(())
 }
 
 fn find<'a>(
@@ -159,15 +199,13 @@ fn read_one(path: &Path) -> Result<Description, String> {
 
 impl Edits {
     fn add(&mut self, path: &Path, written: &Written) -> Result<(), SpecError> {
-        for (what, is_there) in [
-            ("hooks", !written.hooks.is_empty()),
-            ("intelRdt", written.intel_rdt.is_some()),
-            ("netDevices", !written.net_devices.is_empty()),
-        ] {
+        for (what, is_there) in
+            [("intelRdt", written.intel_rdt.is_some()), ("netDevices", !written.net_devices.is_empty())]
+        {
             if is_there {
                 return Err(SpecError::Unsupported {
                     feature: format!("`{what}` of a CDI device, which {} asks for,", path.display()),
-                    reason: "this runtime adds variables, devices, mounts and groups only",
+                    reason: "this runtime adds variables, devices, mounts, groups and hooks only",
                 });
             }
         }
@@ -177,6 +215,23 @@ impl Edits {
         }
         self.mounts.extend(written.mounts.iter().map(Mount::to_oci));
         self.gids.extend(written.gids.iter().filter(|gid| **gid != 0));
+        written.hooks.iter().try_for_each(|hook| self.add_hook(path, hook))
+    }
+
+    /// Those of the other stages are run outside of the container, where nothing of this runtime waits for a program.
+    fn add_hook(&mut self, path: &Path, written: &Hook) -> Result<(), SpecError> {
+        let stage = match written.hook_name.as_str() {
+            "createContainer" => &mut self.hooks.create_container,
+            "startContainer" => &mut self.hooks.start_container,
+            other => {
+                return Err(SpecError::Unsupported {
+                    feature: format!("a hook {other:?} of a CDI device, which {} asks for,", path.display()),
+                    reason: "this runtime runs hooks of the stages createContainer and startContainer",
+                });
+            }
+        };
+        let Hook { path, args, env, timeout, .. } = written;
+        stage.push(oci::Hook { path: path.clone(), args: args.clone(), env: env.clone(), timeout: *timeout });
         Ok(())
     }
 }
@@ -268,7 +323,10 @@ devices:
     - {path: /dev/numbered, type: b, major: 7, minor: 9}
 - name: hooked
   containerEdits:
-    hooks: [{hookName: createContainer, path: /bin/x}]
+    hooks: [{hookName: createContainer, path: /bin/x, args: [x, y], timeout: 5}, {hookName: startContainer, path: /y}]
+- name: outside
+  containerEdits:
+    hooks: [{hookName: prestart, path: /bin/x}]
 ";
 
     #[test]
@@ -282,6 +340,9 @@ devices:
         assert_eq!((numbered.node.kind.as_str(), numbered.node.major, numbered.access.as_str()), ("b", 7, "rwm"));
         assert_eq!(edits.mounts[0].options, ["ro", "nosuid", "bind"]);
         assert_eq!(edits.gids, [44]);
+        let hooks = described(&[("etc/gpu.yaml", YAML)], &["vendor.com/gpu=hooked"]).unwrap().hooks;
+        let hook = &hooks.create_container[0];
+        assert_eq!((hook.args.len(), hook.timeout, hooks.start_container.len()), (2, Some(5), 1));
     }
 
     #[test]
@@ -289,7 +350,7 @@ devices:
         let of = |name: &str| described(&[("etc/gpu.yaml", YAML), ("etc/bad.json", "{")], &[name]).unwrap_err();
         assert!(of("vendor.com/gpu=none").contains("is described by no file"));
         assert!(of("vendor.com/gpu").contains("is not vendor/class=device"));
-        assert!(of("vendor.com/gpu=hooked").contains("`hooks` of a CDI device"));
+        assert!(of("vendor.com/gpu=outside").contains("a hook \"prestart\" of a CDI device"));
         assert_eq!(described(&[("etc/bad.json", "{")], &[]), Ok(Edits::default()));
     }
 

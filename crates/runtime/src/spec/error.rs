@@ -73,7 +73,7 @@ pub(crate) enum SpecError {
 }
 
 impl SpecError {
-    pub(super) fn invalid(field: &'static str, value: impl ToString, problem: impl Into<String>) -> Self {
+    pub(crate) fn invalid(field: &'static str, value: impl ToString, problem: impl Into<String>) -> Self {
         Self::Invalid { field, value: value.to_string(), problem: problem.into() }
     }
 

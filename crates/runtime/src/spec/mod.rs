@@ -27,18 +27,19 @@ mod user;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cri::v1;
-use executor::{ExecOptions, ExecPlan, HostFacts, LaunchPlan, PlanError, oci};
+use executor::{ExecOptions, ExecPlan, HooksPlan, HostFacts, LaunchPlan, PlanError, oci};
 use serde::{Deserialize, Serialize};
 
 use crate::selinux::Labels;
 
+pub(crate) use cdi::add_cdi;
 pub(crate) use error::SpecError;
 pub(crate) use prepare::{HostDevice, Prepared, prepare};
 pub(crate) use resources::resources;
-pub(crate) use sandbox::{group_of, hostname_file, resolv_conf, sandbox_sysctls, sandbox_users};
+pub(crate) use sandbox::{group_of, hostname_file, is_namespaced, resolv_conf, sandbox_sysctls, sandbox_users};
 pub(crate) use signal::{stop_signal, stop_signal_of_image};
 pub(crate) use user::{ResolvedUser, resolve_user};
 
@@ -156,6 +157,7 @@ pub(crate) fn container_spec(input: &ContainerInput<'_>) -> Result<ContainerSpec
         root: Some(oci::Root { path: "rootfs".into(), readonly: context.readonly_rootfs }),
         mounts: mounts.list,
         annotations: sandbox::annotations(input),
+        hooks: Some(input.prepared.cdi.hooks.clone()).filter(|hooks| *hooks != oci::Hooks::default()),
         linux: Some(linux),
         ..oci::Spec::default()
     };
@@ -206,12 +208,25 @@ impl ContainerSpec {
         self.images.get(&mount.source).map(|mount| mount.image.as_str())
     }
 
-    /// Compiles the start of the container.
+    /// Compiles the start of the container. `bundle` is where its hooks find what it is, if it has any.
     ///
     /// # Errors
     /// The first field that the executor cannot honour.
-    pub(crate) fn launch_plan(&self, facts: &HostFacts) -> Result<LaunchPlan, PlanError> {
+    pub(crate) fn launch_plan(&self, id: &str, bundle: &Path, facts: &HostFacts) -> Result<LaunchPlan, PlanError> {
         let mut plan = executor::plan(&self.oci, facts)?;
+        if let Some(hooks) = &self.oci.hooks {
+            let state = serde_json::json!({
+                "ociVersion": oci::VERSION,
+                "id": id,
+                "bundle": bundle,
+                "annotations": self.oci.annotations,
+            });
+            plan.hooks = HooksPlan {
+                state: state.to_string(),
+                create_container: executor::hook_plans(&hooks.create_container)?,
+                start_container: executor::hook_plans(&hooks.start_container)?,
+            };
+        }
         if !self.raw_environment.is_empty() {
             plan.process.environment.clone_from(&self.raw_environment);
         }

@@ -102,6 +102,11 @@ pub(crate) fn sandbox_users(sandbox: &v1::PodSandboxConfig) -> Result<Option<Use
     Ok(Some((users.uids, users.gids)))
 }
 
+/// Whether a kernel parameter belongs to a network or IPC namespace.
+pub(crate) fn is_namespaced(name: &str) -> bool {
+    scope(name).is_some()
+}
+
 fn is_slashed(name: &str) -> bool {
     name.find(['.', '/']).is_some_and(|at| name.as_bytes()[at] == b'/')
 }

@@ -1,4 +1,5 @@
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use cri::v1::security_profile::ProfileType;
 use executor::oci::{IdMapping, Namespace, NamespaceKind};
@@ -82,7 +83,7 @@ impl Case {
             labels: self.labels.as_ref(),
         })?;
         // Whatever we make, the executor can plan, and as JSON it says the same.
-        made.launch_plan(&self.host.facts).unwrap_or_else(|error| panic!("{error}"));
+        made.launch_plan("c", Path::new("/b"), &self.host.facts).unwrap_or_else(|error| panic!("{error}"));
         let json = serde_json::to_string(&made).unwrap();
         let read: ContainerSpec = serde_json::from_str(&json).unwrap();
         assert_eq!(read, ContainerSpec { warnings: Vec::new(), ..made.clone() });
@@ -173,7 +174,7 @@ fn values_need_not_be_text() {
     let facts = case.host.facts.clone();
     let made = case.make().unwrap();
     let bytes = |list: &[CString]| list.iter().map(|one| one.as_bytes().to_vec()).collect::<Vec<_>>();
-    let launched = bytes(&made.launch_plan(&facts).unwrap().process.environment);
+    let launched = bytes(&made.launch_plan("c", Path::new("/b"), &facts).unwrap().process.environment);
     assert!(launched.contains(&b"KEY=\xff\xfe".to_vec()), "{launched:?}");
     let executed = bytes(&made.exec_plan(&strings(&["/sh"]), true, &facts).unwrap().process.environment);
     assert!(executed.contains(&b"KEY=\xff\xfe".to_vec()), "{executed:?}");
@@ -801,7 +802,7 @@ proptest! {
         case.image.env = image.iter().map(|(name, value)| format!("{name}={value}")).collect();
         case.config.envs = request.iter().map(|(name, value)| variable(name, value)).collect();
         let facts = case.host.facts.clone();
-        let plan = case.make().unwrap().launch_plan(&facts).unwrap();
+        let plan = case.make().unwrap().launch_plan("c", Path::new("/b"), &facts).unwrap();
         let image = image.iter().map(|(name, value)| (name, value.as_bytes()));
         let all: Vec<_> = image.chain(request.iter().map(|(name, value)| (name, value.as_slice()))).collect();
         for name in ["A", "B", "C", "D"] {

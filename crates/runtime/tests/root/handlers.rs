@@ -16,6 +16,7 @@ use crate::fixture::{Ground, Node, Places, Pod, run, script_config, zygote};
 pub(crate) const TESTS: &[Test] = &[
     ("pods_of_other_runtimes_live_and_go", pods_of_other_runtimes_live_and_go),
     ("other_runtimes_are_told_of", other_runtimes_are_told_of),
+    ("hooks_of_cdi_devices_are_run", hooks_of_cdi_devices_are_run),
 ];
 
 /// By the name of runc this program is an OCI runtime.
@@ -28,10 +29,14 @@ pub(crate) fn maybe_be_a_runtime() -> Option<ExitCode> {
 /// Fetches and builds the others, while there still is a network. Where that is not possible, as in a VM that has nothing but
 /// this program, they are left out.
 pub(crate) fn fetch() {
-    let fetched = [("runc", testkit::go::build(&testkit::go::RUNC)), ("crun", debian())];
+    let fetched = [
+        ("runc", testkit::go::build(&testkit::go::RUNC)),
+        ("crun", debian()),
+        ("an NRI plugin", testkit::go::build(&testkit::go::NRI_PLUGIN)),
+    ];
     for (name, fetched) in fetched {
         if let Err(error) = fetched {
-            println!("skipped: handlers with {name} ({error:#})");
+            println!("skipped: tests with {name} ({error:#})");
         }
     }
 }
@@ -273,4 +278,51 @@ fn other_runtimes_are_told_of() {
         assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 6));
         node.down().await;
     });
+}
+
+/// A device whose hook keeps what it was told and leaves something in the root.
+const HOOKED: &str = "cdiVersion: 0.6.0
+kind: test.example/thing
+devices:
+- name: hooked
+  containerEdits:
+    env: [THING=1]
+    hooks:
+    - hookName: createContainer
+      path: /bin/sh
+      args: [sh, -c, 'state=$(cat); echo \"$state\" > PLACE/state; bundle=$(echo \"$state\" | sed -n \"s/.*\\\"bundle\\\":\\\"\\([^\\\"]*\\)\\\".*/\\1/p\"); touch $bundle/rootfs/hooked']
+";
+
+/// What vendors' hooks rely on: the state on standard input, its bundle, and the root below that.
+fn hooks_of_cdi_devices_are_run() {
+    programs();
+    let place = tempfile::tempdir().unwrap();
+    let files = place.path().join("etc/cdi");
+    std::fs::create_dir_all(&files).unwrap();
+    std::fs::write(files.join("thing.yaml"), HOOKED.replace("PLACE", &place.path().to_string_lossy())).unwrap();
+    lay_over(&place.path().join("etc"), Path::new("/etc"));
+    let ground = Ground::new();
+    let zygote = zygote();
+    run(async {
+        let node = start(&ground.places, zygote).await;
+        for name in ["orlop"].into_iter().chain(usable()) {
+            is_hooked(&node, name, place.path()).await;
+        }
+        node.down().await;
+    });
+    sys::mount::detach(Path::new("/etc")).unwrap();
+}
+
+async fn is_hooked(node: &Node, name: &str, place: &Path) {
+    let (config, sandbox) = sandbox(node, name).await.unwrap();
+    let mut request = script_config("main", "test -e /hooked && exit $((THING + 8))");
+    request.cdi_devices = vec![v1::CdiDevice { name: "test.example/thing=hooked".to_owned() }];
+    let container = node.create(&sandbox, &config, request).await.unwrap();
+    node.start_container(&container).await.unwrap();
+    assert_eq!(node.exited(&container).await.exit_code, 9, "{name}");
+    let state = std::fs::read_to_string(place.join("state")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    assert_eq!((&state["id"], &state["status"]), (&container.into(), &"creating".into()), "{name}: {state}");
+    assert_eq!(state["annotations"]["io.kubernetes.cri.container-name"], "main", "{name}: {state}");
+    std::fs::remove_file(place.join("state")).unwrap();
 }

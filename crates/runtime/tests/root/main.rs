@@ -14,6 +14,7 @@ mod floods;
 mod handlers;
 mod lifecycle;
 mod modules;
+mod plugins;
 mod requests;
 mod streams;
 mod usage;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         usage::TESTS,
         streams::TESTS,
         handlers::TESTS,
+        plugins::TESTS,
         faults::TESTS,
         floods::TESTS,
         attacks::TESTS,
