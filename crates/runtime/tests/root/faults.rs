@@ -9,7 +9,7 @@ use cri::{Error, RuntimeService as _, v1};
 use futures_util::StreamExt as _;
 use testkit::serial::Test;
 
-use crate::fixture::{Node, groups, on_a_node, script_config};
+use crate::fixture::{Node, Pod, groups, on_a_node, script_config};
 
 pub(crate) const TESTS: &[Test] = &[
     ("want_of_memory_is_told", want_of_memory_is_told),
@@ -146,10 +146,18 @@ fn what_cannot_be_made_leaves_nothing() {
     });
 }
 
+/// A pod that ignores SIGTERM. It does so from when it has spoken.
+async fn deaf(node: &Node, name: &str) -> Pod {
+    let pod = node.pod(name, "trap '' TERM; echo deaf; while :; do sleep 1000; done").await;
+    while node.log(name).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    pod
+}
+
 fn a_stop_ends_at_its_grace_and_sooner_if_asked() {
     on_a_node(|node| async {
-        // The first process of a pid namespace ignores what it has no handler for.
-        let pod = node.pod("deaf", "trap '' TERM; while :; do sleep 1000; done").await;
+        let pod = deaf(&node, "deaf").await;
         let patient = node.stop_container(&pod.container, 1000);
         let impatient = async {
             tokio::task::yield_now().await;
@@ -159,7 +167,7 @@ fn a_stop_ends_at_its_grace_and_sooner_if_asked() {
         patient.unwrap();
         impatient.unwrap();
         assert_eq!(node.status(&pod.container).await.exit_code, 137);
-        let pod = node.pod("slow", "trap '' TERM; while :; do sleep 1000; done").await;
+        let pod = deaf(&node, "slow").await;
         node.stop_container(&pod.container, 1).await.unwrap();
         let status = node.status(&pod.container).await;
         assert!(status.finished_at - status.started_at >= 1_000_000_000, "it had its grace");

@@ -213,6 +213,20 @@ fn a_pod_in_the_hosts_namespaces() {
     });
 }
 
+/// Waits until a container sees this process, which is a shell before.
+async fn until_it_runs(node: &Node, container: &str, process: &str) {
+    let sees = async {
+        loop {
+            let answer = node.exec(container, &["ps", "-o", "pid,args"], 0).await.unwrap();
+            if String::from_utf8_lossy(&answer.stdout).lines().any(|line| line.ends_with(process)) {
+                return;
+            }
+        }
+    };
+    let seen = tokio::time::timeout(std::time::Duration::from_secs(60), sees).await;
+    seen.unwrap_or_else(|_| panic!("{container} does not see {process:?}"));
+}
+
 fn a_pod_with_one_process_namespace() {
     on_a_node(|node| async {
         let options = v1::NamespaceOption { pid: v1::NamespaceMode::Pod.into(), ..Default::default() };
@@ -221,9 +235,8 @@ fn a_pod_with_one_process_namespace() {
         request.metadata.as_mut().unwrap().name = "second".to_owned();
         let second = node.create(&first.sandbox, &first.config, request).await.unwrap();
         node.start_container(&second).await.unwrap();
-        let answer = node.exec(&second, &["ps", "-o", "args"], 0).await.unwrap();
-        let listed = String::from_utf8_lossy(&answer.stdout).into_owned();
-        assert!(listed.contains("sleep 4243") && listed.contains("sleep 4244"), "{listed}");
+        until_it_runs(&node, &second, "sleep 4243").await;
+        until_it_runs(&node, &second, "sleep 4244").await;
         node.stop_container(&first.container, 0).await.unwrap();
         assert_eq!(node.status(&second).await.state(), ContainerState::ContainerRunning);
         // Another container of the pod, which has a namespace of its own, can be joined as well.
@@ -238,9 +251,7 @@ fn a_pod_with_one_process_namespace() {
         request.metadata.as_mut().unwrap().name = "debugger".to_owned();
         let debugger = node.create(&target.sandbox, &target.config, request).await.unwrap();
         node.start_container(&debugger).await.unwrap();
-        let answer = node.exec(&debugger, &["ps", "-o", "pid,args"], 0).await.unwrap();
-        let listed = String::from_utf8_lossy(&answer.stdout).into_owned();
-        assert!(listed.lines().any(|line| line.trim() == "1 sleep 4245"), "{listed}");
+        until_it_runs(&node, &debugger, "    1 sleep 4245").await;
         node
     });
 }
