@@ -254,14 +254,15 @@ impl<'a> Planner<'a> {
         self.tend_running();
     }
 
-    /// Ends what runs with another image than the one that its container has now.
+    /// Ends what runs with another image than the one that its container has now, but for init containers: they may be in the
+    /// middle of what is done once.
     fn replace(&mut self) {
         let (pod, view) = (self.pod, self.view);
-        for (_, container) in spec::containers(pod).filter(|(_, one)| view.is_outdated(one)) {
+        for (role, container) in spec::containers(pod).filter(|(_, one)| view.is_outdated(one)) {
             if self.view.is_busy(&format!("image/{}", container.name)) {
                 self.plan.aborts.push(format!("image/{}", container.name));
             }
-            let Some(running) = view.running(&container.name) else { continue };
+            let Some(running) = view.running(&container.name).filter(|_| role != Role::Init) else { continue };
             self.push(Action::Stop(Stop {
                 container: container.name.clone(),
                 id: running.id.clone(),
@@ -286,7 +287,8 @@ impl<'a> Planner<'a> {
                 replaces: false,
             }));
         }
-        self.plan.reset = running.is_empty() && !self.any_starting();
+        // Who begins anew again and again waits as one that crashes does, whichever of its containers asks for it.
+        self.plan.reset = running.is_empty() && !self.any_starting() && self.may_try(view.record.resets);
     }
 
     /// Brings what was granted into force. Containers that want to be restarted for it end first.

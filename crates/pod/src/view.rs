@@ -49,6 +49,9 @@ pub struct Record {
     /// A container has ended in a way that begins all of them anew: what still runs is ended first (KEP-5532).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resetting: bool,
+    /// What is remembered of such ends, of whichever container: the next one costs time.
+    #[serde(default)]
+    pub resets: Backoff,
     /// Why the pod has been ended by the node: reason and message. Never reverts.
     pub failed: Option<(String, String)>,
     /// Less time than its own that the pod has to end, when the node needs what it uses.
@@ -135,12 +138,14 @@ pub struct ContainerRecord {
 }
 
 impl ContainerRecord {
-    /// Failures of another image tell nothing of this one.
-    fn take_image(&mut self, image: Option<String>) {
-        if self.image.is_some() && self.image != image {
+    /// Failures of another image tell nothing of this one. Returns whether there was another.
+    fn take_image(&mut self, image: Option<String>) -> bool {
+        let is_another = self.image.is_some() && self.image != image;
+        if is_another {
             (self.backoff, self.pull, self.create) = Default::default();
         }
         self.image = image;
+        is_another
     }
 }
 
@@ -591,7 +596,9 @@ impl View {
             }
             Action::EnsureImage { container } => {
                 let image = spec::container(pod, container).and_then(|(_, spec)| spec.image.clone());
-                self.record_of(container).take_image(image);
+                if self.record_of(container).take_image(image) {
+                    self.container_mut(container).image = None;
+                }
             }
             Action::Stop(stop) if stop.replaces => self.record_of(&stop.container).replacing = Some(stop.id.clone()),
             _ => {}
@@ -688,8 +695,8 @@ impl View {
         // A restart asks for the image again: the policy may be Always, or it was removed meanwhile.
         view.image = None;
         let exit_code = run.exit_code;
-        view.ended = Some(run);
-        if !is_reset && self.begins_reset(pod, container, exit_code) {
+        view.ended = Some(run.clone());
+        if !is_reset && self.begins_reset(pod, container, &run) {
             let message = format!("Container {container} exited with code {exit_code}: all containers are restarted");
             return vec![Note::normal("RestartAllContainers", message, Some(container.to_owned()))];
         }
@@ -703,24 +710,25 @@ impl View {
     }
 
     /// Notes that a pod begins anew, if the end of a container makes it.
-    fn begins_reset(&mut self, pod: &Pod, container: &str, exit_code: i32) -> bool {
-        let asks = spec::container(pod, container).is_some_and(|(_, spec)| restart::resets_pod(&spec, exit_code));
+    fn begins_reset(&mut self, pod: &Pod, container: &str, run: &Run) -> bool {
+        let asks = spec::container(pod, container).is_some_and(|(_, spec)| restart::resets_pod(&spec, run.exit_code));
         self.record.resetting = asks && !crate::decide::is_ending(pod, self);
+        if self.record.resetting {
+            self.record.resets = self.record.resets.after_failure(run.finished.unwrap_or_default(), run.started);
+        }
         self.record.resetting
     }
 
-    /// As if none of the containers had run yet, but for their counts and what is told of their last ends. Only who asked for
-    /// that too often has to wait.
+    /// As if none of the containers had run yet, but for their counts and what is told of their last ends.
     fn reset(&mut self, pod: &Pod) {
         self.record.resetting = false;
         self.record.initialized = None;
         for (_, container) in spec::containers(pod) {
             let Some(view) = self.containers.get_mut(&container.name) else { continue };
-            let Some(run) = view.ended.take() else { continue };
-            let record = self.record_of(&container.name);
-            record.restarts += 1;
-            if !restart::resets_pod(container, run.exit_code) {
-                record.backoff = Backoff::default();
+            if view.ended.take().is_some() {
+                let record = self.record_of(&container.name);
+                record.restarts += 1;
+                record.backoff = Backoff::default(); // The pod has had its own.
             }
         }
     }

@@ -671,17 +671,19 @@ fn one_container_begins_all_anew() {
 #[test]
 fn who_begins_all_anew_again_and_again_waits() {
     let mut world = resetting(json!({ "restartPolicy": "Never" }));
+    let rules = world.pod.spec.as_ref().unwrap().containers[0].restart_policy_rules.clone();
+    world.pod.spec.as_mut().unwrap().containers[1].restart_policy_rules = rules;
     begins(&mut world);
-    for _ in 0..2 {
-        world.crash("source", 42);
-        world.settle();
-        world.crash("init", 0);
-        world.settle();
-    }
-    assert!(world.view.running("source").is_none() && world.view.running("other").is_some());
-    assert_eq!(world.waiting().as_deref(), Some("CrashLoopBackOff"));
-    world.wait(10);
-    assert!(world.view.running("source").is_some());
+    world.crash("source", 42);
+    begins(&mut world);
+    assert!(world.view.running("source").is_some() && world.view.running("other").is_some());
+    world.crash("other", 42);
+    world.settle();
+    assert!(world.view.containers.values().all(|view| view.running.is_none()), "also if they take turns");
+    assert_eq!(world.waiting().as_deref(), Some("RestartingAllContainers"));
+    world.now += SignedDuration::from_secs(10);
+    begins(&mut world);
+    assert!(world.view.running("source").is_some() && world.view.running("other").is_some());
 }
 
 #[test]
@@ -757,4 +759,33 @@ fn the_pull_of_an_image_that_nobody_wants_any_more_is_given_up() {
     world.apply(Change::Ended(pull));
     world.settle();
     assert!(world.view.running("c").is_some());
+}
+
+#[test]
+fn nothing_starts_with_an_image_that_its_container_has_no_more() {
+    let mut world = World::new(json!({
+        "initContainers": [{ "name": "init", "image": "i" }],
+        "containers": [{ "name": "c", "image": "i" }],
+    }));
+    world.settle();
+    set_image(&mut world, "other");
+    let pull = Action::EnsureImage { container: "c".to_owned() };
+    assert!(decide(&world.pod, &world.view, world.now).actions.contains(&pull));
+    world.apply(Change::Begun(pull));
+    world.crash("init", 0);
+    let plan = decide(&world.pod, &world.view, world.now);
+    assert!(!plan.actions.iter().any(|action| action.key() == "start/c"), "{:?}", plan.actions);
+}
+
+#[test]
+fn an_init_container_goes_on_with_the_image_that_it_began_with() {
+    let mut world = World::new(json!({
+        "initContainers": [{ "name": "init", "image": "i" }],
+        "containers": [{ "name": "c", "image": "i" }],
+    }));
+    world.settle();
+    world.pod.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0].image = Some("other".to_owned());
+    world.log.clear();
+    world.settle();
+    assert_eq!(world.log, [""; 0]);
 }
