@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{TtrpcRequest, TtrpcResponse, TtrpcStatus};
-use crate::wire::{self, Decoder, Message};
+use crate::wire::{self, Decoder, Message, WireError};
 
 const SERVICE: &str = "nri.pkg.api.v1alpha1.Plugin";
 /// gRPC's code for a call that there is not.
@@ -32,6 +32,9 @@ pub(crate) enum CallError {
     /// It takes too long.
     #[error("no answer within {} ms", .0.as_millis())]
     TimedOut(Duration),
+    /// What it was to be asked is more than can be sent, for which it can do nothing.
+    #[error("it cannot be asked: {0}")]
+    TooLong(WireError),
     /// The answer is none.
     #[error("{0}")]
     Protocol(String),
@@ -144,7 +147,7 @@ impl Connection {
             let mut state = self.state();
             let stream = state.stream_last.map_or(1, |last| last.wrapping_add(2));
             let message = Message { connection: wire::PLUGIN, stream, kind: wire::REQUEST, payload };
-            let bytes = wire::encode(&message).map_err(|error| CallError::Protocol(error.to_string()))?;
+            let bytes = wire::encode(&message).map_err(CallError::TooLong)?;
             state.stream_last = Some(stream);
             state.waiting.insert(stream, sender);
             place.send(bytes);

@@ -6,7 +6,7 @@
 //! ```
 //! A connection carries two of ttrpc: on one the runtime calls the plugin, on the other the plugin calls the runtime
 //! (`wire`). A plugin is asked one thing at a time; one that does not answer in time, or not as it should, is disconnected and
-//! told of, and pods go on without it.
+//! told of, and pods go on without it. What could not be told to plugins is not made ([`fits`]).
 
 mod connection;
 mod hub;
@@ -22,7 +22,7 @@ pub mod api {
 
 pub use hub::{Config, Host, Nri, StartError};
 pub use merge::{Creation, removal};
-pub use plugin::PluginError;
+pub use plugin::{PluginError, fits};
 
 /// The version that plugins are told.
 pub const VERSION: &str = "v0.12.3";

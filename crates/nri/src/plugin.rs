@@ -10,11 +10,14 @@ use tokio::time::{Instant, timeout_at};
 use crate::VERSION;
 use crate::api::{self, Container, Event, PodSandbox};
 use crate::connection::{CallError, Connection, Incoming, UNIMPLEMENTED};
+use crate::wire::PAYLOAD_MAX;
 
 /// All events that there are, as bits.
 const EVENTS: u32 = (1 << (Event::Last as u32 - 1)) - 1;
 /// How much of the node's state goes into one message, so that it stays below what the protocol allows.
 const PART_MAX: usize = 3 << 20;
+/// What a message has around a pod or container.
+const ENVELOPE: usize = 1 << 10;
 
 /// Why a pod or container cannot be as plugins want it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +40,21 @@ pub enum PluginError {
         /// What they both set.
         what: String,
     },
+    /// Plugins could not be told of it.
+    #[error(
+        "its configuration has {0} bytes, of which NRI plugins can be told {PART_MAX}: give it fewer environment variables"
+    )]
+    TooLarge(usize),
+}
+
+/// Whether plugins can be told of a pod, or of a container with its pod: in one message, as all of them want it, and as one
+/// that comes later has to be told.
+///
+/// # Errors
+/// It is too large.
+pub fn fits(pod: &PodSandbox, container: Option<&Container>) -> Result<(), PluginError> {
+    let length = pod.encoded_len() + container.map_or(0, prost::Message::encoded_len);
+    if length > PART_MAX { Err(PluginError::TooLarge(length)) } else { Ok(()) }
 }
 
 /// How a plugin is called: its index decides when it is asked.
@@ -192,6 +210,9 @@ impl Plugin {
             Err(CallError::Refused { message, .. }) => {
                 Err(PluginError::Refused { plugin: self.title.clone(), message })
             }
+            Err(error @ CallError::TooLong(_)) => {
+                Err(PluginError::Refused { plugin: self.title.clone(), message: error.to_string() })
+            }
             Err(error) => {
                 if !self.connection.is_closed() {
                     tracing::warn!(plugin = self.title, method, %error, "an NRI plugin is disconnected; pods go on without it");
@@ -256,7 +277,7 @@ async fn register(
     }
 }
 
-/// The state in messages that are not too long.
+/// The state in messages that are not too long. What [`fits`] has not seen, because there was no NRI then, may fit into none.
 fn parts(pods: Vec<PodSandbox>, containers: Vec<Container>) -> Vec<api::SynchronizeRequest> {
     let mut parts = vec![api::SynchronizeRequest::default()];
     let mut length = 0;
@@ -267,13 +288,20 @@ fn parts(pods: Vec<PodSandbox>, containers: Vec<Container>) -> Vec<api::Synchron
         }
         length += more;
     };
-    for pod in pods {
+    let can_be_told = |kind: &str, id: &str, length: usize| {
+        let can = length + ENVELOPE <= PAYLOAD_MAX;
+        if !can {
+            tracing::warn!(kind, id, length, "NRI plugins are not told of it: its configuration is too large");
+        }
+        can
+    };
+    for pod in pods.into_iter().filter(|pod| can_be_told("pod", &pod.id, pod.encoded_len())) {
         room(&mut parts, pod.encoded_len() + 8);
         if let Some(part) = parts.last_mut() {
             part.pods.push(pod);
         }
     }
-    for container in containers {
+    for container in containers.into_iter().filter(|one| can_be_told("container", &one.id, one.encoded_len())) {
         room(&mut parts, container.encoded_len() + 8);
         if let Some(part) = parts.last_mut() {
             part.containers.push(container);
@@ -303,5 +331,42 @@ mod tests {
         assert_eq!(counts(vec![]), [0]);
         assert_eq!(counts(vec![pod(10), pod(10)]), [2]);
         assert_eq!(counts(vec![pod(2 << 20), pod(2 << 20), pod(10)]), [1, 2]);
+        assert_eq!(counts(vec![pod(PAYLOAD_MAX), pod(10)]), [1], "what fits into no message is left out");
+    }
+
+    #[test]
+    fn a_pod_and_its_container_fit_into_one_message() {
+        let pod = PodSandbox { name: "x".repeat(1 << 20), ..PodSandbox::default() };
+        let container = |size: usize| Container { env: vec!["x".repeat(size)], ..Container::default() };
+        assert_eq!(fits(&pod, None), Ok(()));
+        assert_eq!(fits(&pod, Some(&container(1 << 20))), Ok(()));
+        assert!(
+            matches!(fits(&pod, Some(&container(2 << 20))), Err(PluginError::TooLarge(length)) if length > PART_MAX)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_question_that_is_too_long_is_the_containers_fault() {
+        let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
+        let (connection, _calls, work) = Connection::new(ours);
+        let worker = tokio::spawn(work);
+        let plugin = Plugin {
+            name: Name { index: "10".into(), base: "a".into() },
+            title: "10-a".into(),
+            events: EVENTS,
+            connection,
+            limit: Duration::from_secs(60),
+            turn: Mutex::default(),
+        };
+        let container = Container { env: vec!["x".repeat(PAYLOAD_MAX)], ..Container::default() };
+        let request = api::CreateContainerRequest { pod: None, container: Some(container.clone()) };
+        let answer =
+            plugin.ask::<api::CreateContainerResponse>(Event::CreateContainer, "CreateContainer", &request).await;
+        assert!(matches!(&answer, Err(PluginError::Refused { plugin, .. }) if plugin == "10-a"), "{answer:?}");
+        let about = api::StateChangeEvent { container: Some(container), ..Default::default() };
+        assert!(plugin.tell(Event::StartContainer, &about).await.is_err());
+        assert!(!plugin.connection.is_closed(), "the plugin stays");
+        plugin.connection.close();
+        worker.await.unwrap();
     }
 }

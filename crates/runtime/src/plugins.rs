@@ -7,7 +7,7 @@
 //! UpdateContainer… ──► asked for the limits
 //! Stop, Remove ──────► told
 //! ```
-//! Without plugins nothing is made for them. Who refuses what has happened already is told of in the log.
+//! Without plugins nothing is made for them, but what is too large for those that may come is refused. Who refuses what has happened already is told of in the log.
 
 mod apply;
 mod show;
@@ -42,6 +42,9 @@ fn nri_of(core: &Core) -> Option<&Arc<nri::Nri>> {
 
 /// Tells of a sandbox that is about to be ready, from now on also those plugins that come in.
 pub(crate) async fn run_sandbox(core: &Core, sandbox: &Sandbox) -> Outcome {
+    if core.nri.get().is_some() {
+        nri::fits(&show::pod(sandbox), None).map_err(|error| refused(&error))?;
+    }
     sandbox.live().told = true;
     let Some(nri) = nri_of(core) else { return Ok(()) };
     let told = nri.tell(Event::RunPodSandbox, show::pod(sandbox), None).await;
@@ -63,10 +66,17 @@ pub(crate) async fn create(
     container: &Container,
     spec: &mut ContainerSpec,
 ) -> Outcome {
-    let Some(nri) = nri_of(core) else { return Ok(()) };
-    let shown = show::container(container, Some(&spec.oci));
-    let creation = nri.create_container(&show::pod(sandbox), shown).await.map_err(|error| refused(&error))?;
+    let Some(nri) = core.nri.get() else { return Ok(()) };
+    let (pod, shown) = (show::pod(sandbox), show::container(container, Some(&spec.oci)));
+    nri::fits(&pod, Some(&shown)).map_err(|error| refused(&error))?;
+    if nri.is_empty() {
+        return Ok(());
+    }
+    let creation = nri.create_container(&pod, shown).await.map_err(|error| refused(&error))?;
     apply::adjust(spec, &creation.adjust, &core.host)?;
+    // What they have made of it is what others are told.
+    let shown = show::container(container, Some(&spec.oci));
+    nri::fits(&pod, Some(&shown)).map_err(|error| refused(&error))?;
     change_others(core, creation.updates).await;
     Ok(())
 }

@@ -126,6 +126,7 @@ fn nri_plugins_see_and_adjust_pods() {
         let _external = joins(&node, &harbour).await;
         updates(&node, &harbour).await;
         refuses(&node).await;
+        too_large(&node, "large", &["10-installed", "20-external"]).await;
         is_let_go(&node, &harbour).await;
         node.down().await;
     });
@@ -212,6 +213,20 @@ async fn refuses(node: &Node) {
     node.remove_sandbox(&pod).await.unwrap();
 }
 
+/// What no message has room for is not made, and no plugin goes for it.
+async fn too_large(node: &Node, name: &str, plugins: &[&str]) {
+    let (config, pod) = sandbox(node, name, &[]).await.unwrap();
+    for count in [32, 48] {
+        let mut request = script_config("main", "true");
+        let value = |number: usize| v1::KeyValue { key: format!("LONG{number}"), value: vec![b'x'; 100 << 10] };
+        request.envs = (0..count).map(value).collect();
+        let error = node.create(&pod, &config, request).await.unwrap_err().to_string();
+        assert!(error.contains("NRI plugins can be told"), "{error}");
+        assert_eq!(node.runtime.plugins(), plugins);
+    }
+    node.remove_sandbox(&pod).await.unwrap();
+}
+
 /// One that hangs, and one that dies: pods go on.
 async fn is_let_go(node: &Node, harbour: &Harbour) {
     let (config, pod) = sandbox(node, "patient", &[("hang", "external")]).await.unwrap();
@@ -225,6 +240,7 @@ async fn is_let_go(node: &Node, harbour: &Harbour) {
         assert!(begun.elapsed() < Duration::from_secs(60), "a killed plugin still takes part");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    too_large(node, "unseen", &[]).await;
     node.start_container(&container).await.unwrap();
     assert_eq!(node.exited(&container).await.exit_code, 4);
     node.remove_sandbox(&pod).await.unwrap();
