@@ -63,15 +63,15 @@ pub(super) struct Userspace {
     own: BTreeSet<IpAddr>,
     surroundings: Arc<Surroundings>,
     serving: BTreeMap<Frontend, Serving>,
-    /// Addresses that somebody uses: with the address of a Service that has gone, its connections would go as well.
-    holds: BTreeMap<IpAddr, Hold>,
+    /// Places that somebody uses: with the address of a Service that has gone, its connections would go as well.
+    holds: BTreeMap<Frontend, Hold>,
     /// Addresses that the kernel does not let this node have, and why; they are tried again.
     refused: BTreeMap<IpAddr, Errno>,
     /// Sockets that could not be had, and why; they are tried again.
     failed: BTreeMap<Frontend, io::ErrorKind>,
 }
 
-/// Whoever uses an address has a copy.
+/// Whoever uses a place has a copy: its socket, and the connections that came by it.
 type Hold = Arc<()>;
 
 /// A socket at work; dropped, it takes nothing new.
@@ -148,12 +148,15 @@ impl Userspace {
             self.serve(place, entry);
         }
         self.holds.retain(|_, hold| Arc::strong_count(hold) > 1);
-        let unused = |address: &&IpAddr| self.own.contains(*address) || !self.holds.contains_key(*address);
-        let gone: Vec<IpAddr> = bound.difference(&wanted).filter(unused).copied().collect();
+        let used: BTreeSet<IpAddr> =
+            self.holds.keys().map(|place| place.address).filter(|address| !self.own.contains(address)).collect();
+        let gone: Vec<IpAddr> = bound.difference(&wanted).filter(|address| !used.contains(*address)).copied().collect();
         bind::delete(&mut self.route, self.link, &gone)?;
         let foreign = self.foreign_ports(&wanted);
-        let is_held = |rule: &PortRule| !self.own.contains(&rule.address) && self.holds.contains_key(&rule.address);
-        Ok(ports::settle(&mut self.route, &foreign, is_held)?)
+        // By port: what else is at the address of a foreign host is that host's.
+        let held: BTreeSet<PortRule> =
+            self.holds.keys().filter(|place| used.contains(&place.address)).map(port_rule).collect();
+        Ok(ports::settle(&mut self.route, &foreign, |rule| held.contains(rule))?)
     }
 
     /// Addresses of Services that this host is to have.
@@ -162,15 +165,14 @@ impl Userspace {
         taken.map(|(frontend, _)| frontend.address)
     }
 
-    /// Ports of addresses that it is not to have: those without endpoints as well, as connections there are reset.
+    /// Ports of addresses that it is not to have: those without endpoints as well, as connections there are reset. A place
+    /// that has no socket stays with the host that may be there, and the budget of sockets is that of the rules, too.
     fn foreign_ports(&self, taken: &BTreeSet<IpAddr>) -> BTreeSet<PortRule> {
         let is_here = |address| taken.contains(address) || self.own.contains(address);
         let foreign = self.explicit.iter().filter(|(place, entry)| {
-            entry.kind == Kind::ExternalIp && place.protocol != Protocol::Sctp && !is_here(&place.address)
+            entry.kind == Kind::ExternalIp && self.serving.contains_key(place) && !is_here(&place.address)
         });
-        let rule =
-            |place: &Frontend| PortRule { address: place.address, protocol: place.protocol.number(), port: place.port };
-        foreign.map(|(place, _)| rule(place)).collect()
+        foreign.map(|(place, _)| port_rule(place)).collect()
     }
 
     /// Takes addresses for this node's own. Frontends of those that the kernel refuses are not served.
@@ -254,7 +256,7 @@ impl Userspace {
     }
 
     fn start(&mut self, place: Frontend, terms: Arc<Terms>) -> io::Result<Serving> {
-        let hold = self.holds.entry(place.address).or_default().clone();
+        let hold = self.holds.entry(place).or_default().clone();
         let runtime = self.runtime.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let _inside = runtime.enter();
         let (address, is_foreign) = (SocketAddr::new(place.address, place.port), terms.entry.kind == Kind::ExternalIp);
@@ -454,6 +456,10 @@ fn leads_somewhere(entry: &Entry) -> bool {
     leads(&entry.inside) || entry.outside.as_ref().is_some_and(leads)
 }
 
+fn port_rule(place: &Frontend) -> PortRule {
+    PortRule { address: place.address, protocol: place.protocol.number(), port: place.port }
+}
+
 /// Whether node ports answer on it: not on loopback, nor where the same address is on every link.
 fn is_usable(address: IpAddr) -> bool {
     let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
@@ -498,6 +504,32 @@ pub(super) mod tests {
             userspace.update(&Difference { changes: vec![gone] }).unwrap();
             assert_eq!(serving(&userspace), [at(2), at(3)]);
             assert!(userspace.failed.is_empty());
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
+
+    #[test]
+    fn only_places_that_have_a_socket_are_led_here() {
+        let run = || {
+            if let Err(error) = testkit::netns::enter_private() {
+                return eprintln!("skipped: needs CAP_SYS_ADMIN for a network namespace ({error:#})");
+            }
+            let mut userspace = Userspace::open().unwrap();
+            userspace.listeners_max = 2;
+            let at = |port| Frontend { address: [198, 51, 100, 4].into(), protocol: Protocol::Tcp, port };
+            let new = || Some(Entry { kind: Kind::ExternalIp, ..entry(&[([10, 0, 0, 1], 80).into()]) });
+            let come = |port| Change { frontend: at(port), old: None, new: new() };
+            userspace.update(&Difference { changes: [80, 443, 8080].map(come).to_vec() }).unwrap();
+            let led = |userspace: &mut Userspace| {
+                let mut ports: Vec<u16> = userspace.route.port_rules(10_254).unwrap().iter().map(|r| r.port).collect();
+                ports.sort_unstable();
+                ports
+            };
+            assert_eq!(led(&mut userspace), [80, 443], "as many as there may be sockets");
+            let gone = |port| Change { frontend: at(port), old: new(), new: None };
+            userspace.update(&Difference { changes: vec![gone(8080)] }).unwrap();
+            userspace.update(&Difference { changes: vec![gone(443)] }).unwrap();
+            assert_eq!(led(&mut userspace), [80], "the socket of a port holds no other port of its address");
         };
         std::thread::spawn(run).join().unwrap();
     }

@@ -140,6 +140,22 @@ fn of_an_external_address_only_the_ports_of_services_are_taken() {
         host.endpoints("dns", &[ready(pod.ips[0])]);
         proxy.settled().await;
         assert_eq!(ask_udp(&udp(&host.here, 0), FAR, 53).unwrap(), "pod");
+        let b = host.server("b").await;
+        for (name, cluster_ip, port) in [("stays", "10.96.0.11", 80), ("goes", "10.96.0.12", 8022)] {
+            host.service(name, json!({"clusterIP": cluster_ip, "externalIPs": [FAR], "ports": [{"port": port}]}));
+            host.endpoints(name, &[ready(b.ips[0])]);
+        }
+        proxy.settled().await;
+        assert_eq!(ask(&host.here, ip(FAR), 8022).unwrap().0, "b");
+        host.remove_service("goes");
+        proxy.settled().await;
+        // What was carried for the port ends first; the other Service, which uses the same address, does not.
+        let begun = std::time::Instant::now();
+        while !ask(&host.here, ip(FAR), 8022).is_ok_and(|(name, _)| name == "far") {
+            assert!(begun.elapsed() < 6 * PATIENCE, "the port is not given back");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(ask(&host.here, ip(FAR), 80).unwrap().0, "b");
         proxy.cleanup().await.unwrap();
         assert_eq!(Socket::route().unwrap().port_rules(10_254).unwrap(), []);
     });
