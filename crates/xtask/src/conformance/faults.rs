@@ -21,6 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
+use crate::conformance::dice::Dice;
 use crate::demo::Stage;
 use crate::voyage::leftovers;
 use crate::workspace::build_release;
@@ -151,10 +152,10 @@ async fn under_fire(stage: &Stage, options: &FaultsOptions, seed: u64) -> anyhow
     shared.pull().await?;
     let mut workers = JoinSet::new();
     for worker in 0..options.pods {
-        let (shared, random) = (shared.clone(), Random(seed.wrapping_add(worker.wrapping_mul(0x1234_5678_9abc_def1))));
-        workers.spawn_local(work(shared, random));
+        let (shared, dice) = (shared.clone(), Dice::new(seed.wrapping_add(worker.wrapping_mul(0x1234_5678_9abc_def1))));
+        workers.spawn_local(work(shared, dice));
     }
-    let killer = kill(daemon, stage, options.kills, Random(seed), announce);
+    let killer = kill(daemon, stage, options.kills, Dice::new(seed), announce);
     let daemon = tokio::select! {
         killed = killer => killed?,
         // A worker ends before the last kill only where it fails.
@@ -178,11 +179,11 @@ async fn kill(
     mut daemon: Daemon,
     stage: &Stage,
     kills: u64,
-    mut random: Random,
+    mut dice: Dice,
     announce: watch::Sender<u64>,
 ) -> anyhow::Result<Daemon> {
     for _ in 0..kills {
-        tokio::time::sleep(Duration::from_millis(random.below(BETWEEN_MAX_MS))).await; // the random moment
+        tokio::time::sleep(Duration::from_millis(dice.number(BETWEEN_MAX_MS))).await; // the random moment
         announce.send_modify(|generation| *generation += 1);
         daemon.kill()?;
         daemon = Daemon::start(stage)?; // Nobody has anything to do meanwhile.
@@ -237,19 +238,6 @@ impl Drop for Daemon {
         // It has ended already, unless something failed.
         let _ = self.process.kill();
         let _ = self.process.wait();
-    }
-}
-
-/// Numbers without pattern, the same for the same seed (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
     }
 }
 
@@ -310,10 +298,10 @@ impl Shared {
     }
 }
 
-async fn work(shared: Shared, mut random: Random) -> anyhow::Result<()> {
+async fn work(shared: Shared, mut dice: Dice) -> anyhow::Result<()> {
     while !*shared.is_over.borrow() {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
-        live(&shared, number, &mut random).await.with_context(|| format!("pod {number}"))?;
+        live(&shared, number, &mut dice).await.with_context(|| format!("pod {number}"))?;
     }
     Ok(())
 }
@@ -328,8 +316,8 @@ struct Fate {
 }
 
 impl Fate {
-    fn of(number: u64, random: &mut Random) -> Self {
-        let (lines, code) = (20 + random.below(200), 1 + random.below(100));
+    fn of(number: u64, dice: &mut Dice) -> Self {
+        let (lines, code) = (20 + dice.number(200), 1 + dice.number(100));
         let count =
             format!("i=0; while [ $i -lt {lines} ]; do echo \"$i of pod {number}\"; i=$((i+1)); usleep 1000; done");
         let mut log: String = (0..lines).map(|line| format!("{line} of pod {number}\n")).collect();
@@ -347,8 +335,8 @@ impl Fate {
 }
 
 /// The whole life of a pod.
-async fn live(shared: &Shared, number: u64, random: &mut Random) -> anyhow::Result<()> {
-    let fate = Fate::of(number, random);
+async fn live(shared: &Shared, number: u64, dice: &mut Dice) -> anyhow::Result<()> {
+    let fate = Fate::of(number, dice);
     let name = format!("pod-{number}");
     let config = v1::PodSandboxConfig {
         metadata: Some(v1::PodSandboxMetadata { name: name.clone(), uid: name.clone(), ..Default::default() }),

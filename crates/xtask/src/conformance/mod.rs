@@ -9,6 +9,7 @@
 mod cluster;
 mod contained;
 mod cri;
+mod dice;
 pub(crate) mod faults;
 mod left;
 mod machine;

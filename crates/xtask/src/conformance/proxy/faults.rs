@@ -12,11 +12,11 @@ use testkit::host;
 use testkit::service_lab::{Answers, Client, Kept, NODE, Place};
 use tokio::sync::Mutex;
 
-use super::dice::Dice;
 use super::history;
 use super::known;
 use super::stage::{Inquiry, Stage, inquiries, shown};
 use super::world::{Service, Slice, World, cluster_ips, end};
+use crate::conformance::dice::Dice;
 
 /// How long the rules may take to be right again, on a machine that does other things too.
 const LIMIT: Duration = Duration::from_secs(60);

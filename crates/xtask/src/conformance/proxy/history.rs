@@ -4,10 +4,10 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use testkit::service_lab::{BACKENDS, Protocol};
 
-use super::dice::Dice;
 use super::known;
 use super::stage::{Difference, Stage};
 use super::world::{Conditions, Endpoint, NODE, OTHER_NODE, Service, Slice, World, ZONE, end};
+use crate::conformance::dice::Dice;
 
 /// The services that there can be.
 const NUMBERS: [u8; 4] = [41, 42, 43, 44];

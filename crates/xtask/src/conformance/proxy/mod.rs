@@ -9,7 +9,6 @@
 //! Nothing looks at rules: who answers, whom the endpoint sees, and how a refusal comes is all that counts.
 
 mod contestant;
-mod dice;
 mod faults;
 mod history;
 mod known;

@@ -17,9 +17,14 @@ impl Dice {
     }
 
     /// A number below `limit`.
+    pub(super) fn number(&mut self, limit: u64) -> u64 {
+        self.roll() % limit.max(1)
+    }
+
+    /// As [`Self::number`], for places in lists.
     pub(super) fn below(&mut self, limit: usize) -> usize {
-        let limit = u64::try_from(limit.max(1)).unwrap_or(u64::MAX);
-        usize::try_from(self.roll() % limit).unwrap_or_default()
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        usize::try_from(self.number(limit)).unwrap_or_default()
     }
 
     /// True once in `times`.
