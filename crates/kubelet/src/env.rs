@@ -8,6 +8,12 @@ use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, EnvVarSource,
 
 use crate::facts::{self, FactError, NodeFacts};
 
+/// The longest string that execve(2) takes, its end included (`MAX_ARG_STRLEN`).
+const STRING_MAX: usize = 128 * 1024;
+
+/// The most that execve(2) takes of arguments and environment together, by the limit of stacks that nobody has raised.
+const PROGRAM_MAX: usize = 2 * 1024 * 1024;
+
 /// Why a container's environment cannot be made. The texts are those that kubectl users know from upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvError {
@@ -61,7 +67,20 @@ pub enum EnvError {
         /// The key.
         key: String,
     },
+    /// A variable that no program could be given.
+    #[error("environment variable {0:?} is longer than 128 KiB, which no program can be given")]
+    LongVariable(String),
+    /// A part of `command` or `args` that no program could be given.
+    #[error("a part of the command or its arguments is longer than 128 KiB, which no program can be given")]
+    LongWord,
+    /// More than a program can be given, all in all.
+    #[error("environment, command and arguments are larger than 2 MiB together, which no program can be given")]
+    TooLarge,
 }
+
+/// What [`expand`] made is longer than [`STRING_MAX`].
+#[derive(Debug)]
+struct TooLong;
 
 /// What an environment is made from.
 #[derive(Clone, Copy)]
@@ -92,14 +111,30 @@ impl Sources<'_> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     variables: Vec<(String, Vec<u8>)>,
+    /// What they take of a program's memory.
+    bytes: usize,
 }
 
 impl Environment {
-    fn set(&mut self, name: &str, value: impl Into<Vec<u8>>) {
+    /// Sets a variable while all together are within bounds: pods are small, but what they name again and again is not.
+    fn set(&mut self, name: &str, value: impl Into<Vec<u8>>) -> Result<(), EnvError> {
         let value = value.into();
+        self.bytes += string_bytes(name, &value);
         match self.variables.iter_mut().find(|(known, _)| known == name) {
-            Some(variable) => variable.1 = value,
+            Some(variable) => {
+                self.bytes -= string_bytes(name, &variable.1);
+                variable.1 = value;
+            }
             None => self.variables.push((name.to_owned(), value)),
+        }
+        in_bounds(self.bytes)
+    }
+
+    /// Itself, if a program can be given every variable; one that was set again counts as it is now.
+    fn checked(self) -> Result<Self, EnvError> {
+        match self.variables.iter().find(|(name, value)| string_bytes(name, value) > STRING_MAX) {
+            Some((name, _)) => Err(EnvError::LongVariable(name.clone())),
+            None => Ok(self),
         }
     }
 
@@ -113,15 +148,32 @@ impl Environment {
         self.variables.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
     }
 
-    /// Replaces `$(NAME)` in a command or argument; `$$` is a dollar, and unknown names stay as they are.
-    pub fn expand(&self, text: &str) -> String {
-        String::from_utf8_lossy(&expand(text, |name| self.get(name))).into_owned()
-    }
-
-    /// As [`Environment::expand`], but an unknown name is an error: it returns the name (`subPathExpr`).
+    /// A container's `command` and `args`, with `$(NAME)` replaced; `$$` is a dollar, and unknown names stay as they are.
     ///
     /// # Errors
-    /// The first name that is not set.
+    /// More than a program can be given, besides these variables.
+    pub fn command_line(&self, container: &Container) -> Result<(Vec<String>, Vec<String>), EnvError> {
+        let mut bytes = self.bytes;
+        let mut expanded = |words: &Option<Vec<String>>| -> Result<Vec<String>, EnvError> {
+            let words = words.iter().flatten().map(|word| {
+                let word = self.expand(word)?;
+                bytes += word.len() + 1;
+                in_bounds(bytes).map(|()| word)
+            });
+            words.collect()
+        };
+        Ok((expanded(&container.command)?, expanded(&container.args)?))
+    }
+
+    fn expand(&self, word: &str) -> Result<String, EnvError> {
+        let expanded = expand(word, |name| self.get(name)).map_err(|TooLong| EnvError::LongWord)?;
+        Ok(String::from_utf8_lossy(&expanded).into_owned())
+    }
+
+    /// As with `command`, but an unknown name is an error (`subPathExpr`).
+    ///
+    /// # Errors
+    /// What is wrong: the first name that is not set, or the length.
     pub fn expand_strictly(&self, text: &str) -> Result<String, String> {
         let mut unknown = None;
         let expanded = expand(text, |name| {
@@ -131,8 +183,21 @@ impl Environment {
             }
             value
         });
-        unknown.map_or(Ok(String::from_utf8_lossy(&expanded).into_owned()), Err)
+        match (unknown, expanded) {
+            (Some(name), _) => Err(format!("the container has no variable {name}")),
+            (None, Err(TooLong)) => Err("it becomes longer than 128 KiB".to_owned()),
+            (None, Ok(expanded)) => Ok(String::from_utf8_lossy(&expanded).into_owned()),
+        }
     }
+}
+
+/// What a program is given of a variable: `NAME=value`, and an end.
+fn string_bytes(name: &str, value: &[u8]) -> usize {
+    name.len() + value.len() + 2
+}
+
+fn in_bounds(bytes: usize) -> Result<(), EnvError> {
+    if bytes > PROGRAM_MAX { Err(EnvError::TooLarge) } else { Ok(()) }
 }
 
 /// Whether variables of a container come from files of its volumes.
@@ -153,15 +218,15 @@ pub fn of_container(container: &Container, sources: &Sources<'_>) -> Result<Envi
     }
     for variable in container.env.iter().flatten() {
         if let Some(value) = value_of(variable, container, &environment, &services, sources)? {
-            environment.set(&variable.name, value);
+            environment.set(&variable.name, value)?;
         }
     }
     for (name, value) in services {
         if environment.get(&name).is_none() {
-            environment.set(&name, value);
+            environment.set(&name, value)?;
         }
     }
-    Ok(environment)
+    environment.checked()
 }
 
 /// All keys of a ConfigMap or Secret.
@@ -171,14 +236,14 @@ fn add_all(environment: &mut Environment, from: &EnvFromSource, sources: &Source
         let found = sources.store.config_maps().get(&sources.key(&wanted.name));
         let Some(found) = present(found, "configmap", &wanted.name, wanted.optional)? else { return Ok(()) };
         for (key, value) in found.data.iter().flatten() {
-            environment.set(&format!("{prefix}{key}"), value.as_bytes());
+            environment.set(&format!("{prefix}{key}"), value.as_bytes())?;
         }
     }
     if let Some(wanted) = &from.secret_ref {
         let found = sources.store.secrets().get(&sources.key(&wanted.name));
         let Some(found) = present(found, "secret", &wanted.name, wanted.optional)? else { return Ok(()) };
         for (key, value) in found.data.iter().flatten() {
-            environment.set(&format!("{prefix}{key}"), value.0.as_slice());
+            environment.set(&format!("{prefix}{key}"), value.0.as_slice())?;
         }
     }
     Ok(())
@@ -202,7 +267,8 @@ fn value_of(
 ) -> Result<Option<Vec<u8>>, EnvError> {
     if let Some(text) = variable.value.as_deref().filter(|text| !text.is_empty()) {
         let look_up = |name: &str| known.get(name).or_else(|| services.get(name).map(String::as_bytes));
-        return Ok(Some(expand(text, look_up)));
+        let value = expand(text, look_up).map_err(|TooLong| EnvError::LongVariable(variable.name.clone()))?;
+        return Ok(Some(value));
     }
     match &variable.value_from {
         Some(from) => value_from(from, container, sources),
@@ -328,29 +394,39 @@ fn quoted_value<'a>(
     }
 }
 
-/// Replaces `$(NAME)` by `look_up`'s answer; unknown names stay as they are, `$$` becomes `$`.
-fn expand<'a>(text: &str, mut look_up: impl FnMut(&str) -> Option<&'a [u8]>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
+/// Replaces `$(NAME)` by `look_up`'s answer; unknown names stay as they are, `$$` becomes `$`. It ends where no program could
+/// be given more: values that name the one before twice, one after the other, would fill the memory of any machine.
+fn expand<'a>(text: &str, mut look_up: impl FnMut(&str) -> Option<&'a [u8]>) -> Result<Vec<u8>, TooLong> {
+    let mut out = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find('$') {
-        out.extend_from_slice(&rest.as_bytes()[..at]);
+        push(&mut out, &rest.as_bytes()[..at])?;
         let after = &rest[at + 1..];
         if let Some(more) = after.strip_prefix('$') {
-            out.push(b'$');
+            push(&mut out, b"$")?;
             rest = more;
         } else if let Some((name, more)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
             match look_up(name) {
-                Some(value) => out.extend_from_slice(value),
-                None => out.extend_from_slice(format!("$({name})").as_bytes()),
+                Some(value) => push(&mut out, value)?,
+                None => push(&mut out, format!("$({name})").as_bytes())?,
             }
             rest = more;
         } else {
-            out.push(b'$');
+            push(&mut out, b"$")?;
             rest = after;
         }
     }
-    out.extend_from_slice(rest.as_bytes());
-    out
+    push(&mut out, rest.as_bytes())?;
+    Ok(out)
+}
+
+fn push(out: &mut Vec<u8>, part: &[u8]) -> Result<(), TooLong> {
+    // One byte is for the end.
+    if part.len() >= STRING_MAX - out.len() {
+        return Err(TooLong);
+    }
+    out.extend_from_slice(part);
+    Ok(())
 }
 
 /// Variables of the services that a pod can see: `kubernetes` of the default namespace always, those of its own
@@ -407,6 +483,11 @@ mod tests {
             )
             .unwrap(),
         );
+        for (name, bytes) in [("large", 100_000), ("huge", 200_000)] {
+            let data = json!({name: "x".repeat(bytes)});
+            let object = json!({"metadata": {"name": name, "namespace": "shop"}, "data": data});
+            store.config_maps().put(serde_json::from_value(object).unwrap());
+        }
         store.secrets().put(
             serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "shop"}, "data": {"k": "/w=="}}))
                 .unwrap(),
@@ -488,12 +569,49 @@ mod tests {
     #[test]
     fn expansion() {
         let mut environment = Environment::default();
-        environment.set("A", "1");
+        environment.set("A", "1").unwrap();
         for (input, expect) in
             [("$(A)", "1"), ("$$(A)", "$(A)"), ("$$$(A)", "$1"), ("$(B)", "$(B)"), ("$(A", "$(A"), ("$A$", "$A$")]
         {
-            assert_eq!(environment.expand(input), expect);
+            assert_eq!(environment.expand(input).unwrap(), expect);
         }
-        assert_eq!(environment.expand_strictly("$(A)/$(B)"), Err("B".into()));
+        assert_eq!(environment.expand_strictly("$(A)/$(B)"), Err("the container has no variable B".into()));
+    }
+
+    fn doubling(times: usize) -> Vec<serde_json::Value> {
+        let twice = (1..=times).map(|n| json!({"name": format!("A{n}"), "value": format!("$(A{0})$(A{0})", n - 1)}));
+        std::iter::once(json!({"name": "A0", "value": "0123456789abcdef"})).chain(twice).collect()
+    }
+
+    #[test]
+    fn values_that_double_each_other_end_where_no_program_takes_more() {
+        let made = environment(json!({"name": "c", "env": doubling(12)})).unwrap();
+        assert_eq!(made.get("A12").map(<[u8]>::len), Some(64 * 1024));
+        assert!(matches!(environment(json!({"name": "c", "env": doubling(20)})),
+            Err(EnvError::LongVariable(name)) if name == "A13"));
+        let of = |command: &[&str], args: &[&str]| {
+            let container = serde_json::from_value(json!({"name": "c", "command": command, "args": args})).unwrap();
+            made.command_line(&container)
+        };
+        let (command, args) = of(&["$(A12)"], &["$(A12)", "$(A1)"]).unwrap();
+        assert_eq!((command.len(), args.len(), args[1].len()), (1, 2, 32));
+        assert!(matches!(of(&["$(A12)$(A12)"], &[]), Err(EnvError::LongWord)));
+        assert!(matches!(of(&["sh"], &["$(A12)$(A12)"]), Err(EnvError::LongWord)));
+        assert!(matches!(of(&["$(A12)"; 15], &["$(A12)"; 15]), Err(EnvError::TooLarge)));
+        assert!(made.expand_strictly("$(A12)$(A12)").unwrap_err().contains("128 KiB"));
+    }
+
+    #[test]
+    fn a_small_pod_has_no_large_environment_by_naming_an_object_often() {
+        let often = |times: usize| -> Vec<_> {
+            (0..times).map(|n| json!({"prefix": format!("P{n}_"), "configMapRef": {"name": "large"}})).collect()
+        };
+        assert!(environment(json!({"name": "c", "envFrom": often(20)})).is_ok());
+        assert!(matches!(environment(json!({"name": "c", "envFrom": often(22)})), Err(EnvError::TooLarge)));
+        let huge = json!([{"configMapRef": {"name": "huge"}}]);
+        let failure = environment(json!({"name": "c", "envFrom": huge})).unwrap_err();
+        assert!(matches!(failure, EnvError::LongVariable(name) if name == "huge"));
+        let again = json!([{"name": "huge", "value": "small"}]);
+        assert!(environment(json!({"name": "c", "envFrom": huge, "env": again})).is_ok());
     }
 }

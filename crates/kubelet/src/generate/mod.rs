@@ -234,7 +234,7 @@ pub fn container_config_with(
     environment: &Environment,
 ) -> Result<v1::ContainerConfig, GenerateError> {
     let container = request.container;
-    let expanded = |words: &Option<Vec<String>>| words.iter().flatten().map(|word| environment.expand(word)).collect();
+    let (command, args) = environment.command_line(container)?;
     Ok(v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: container.name.clone(), attempt: request.attempt }),
         image: Some(v1::ImageSpec {
@@ -242,8 +242,8 @@ pub fn container_config_with(
             user_specified_image: container.image.clone().unwrap_or_default(),
             ..v1::ImageSpec::default()
         }),
-        command: expanded(&container.command),
-        args: expanded(&container.args),
+        command,
+        args,
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: environment.iter().map(|(key, value)| v1::KeyValue { key: key.into(), value: value.into() }).collect(),
         mounts: mounts(config, request),

@@ -131,6 +131,19 @@ fn non_root_is_held_against_the_image() {
 }
 
 #[test]
+fn what_no_program_can_be_given_is_an_error_of_the_container() {
+    let twice = (1..=20).map(|n| json!({"name": format!("A{n}"), "value": format!("$(A{0})$(A{0})", n - 1)}));
+    let env: Vec<_> = std::iter::once(json!({"name": "A0", "value": "0123456789abcdef"})).chain(twice).collect();
+    let fails = |container: serde_json::Value| {
+        let error = generate(&pod(json!({"containers": [container]})), ImageUser::Id(0)).unwrap_err();
+        assert_eq!(error.reason(), "CreateContainerConfigError");
+        assert!(error.to_string().contains("128 KiB, which no program can be given"), "{error}");
+    };
+    fails(json!({"name": "c", "env": env}));
+    fails(json!({"name": "c", "env": env[..13], "args": ["$(A12)$(A12)"]}));
+}
+
+#[test]
 fn files_are_made_and_kept() {
     let pod = pod(json!({"hostAliases": [{"ip": "192.0.2.1", "hostnames": ["x"]}], "containers": [{"name": "c"}]}));
     with_request(&pod, &ImageUser::Id(0), |config, request| {

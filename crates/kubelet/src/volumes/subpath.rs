@@ -33,9 +33,9 @@ pub(super) struct Found {
 pub(super) fn of(mount: &VolumeMount, environment: &Environment) -> Result<Option<PathBuf>, Cause> {
     let expression = mount.sub_path_expr.as_deref().filter(|text| !text.is_empty());
     let text = match expression {
-        Some(expression) => environment.expand_strictly(expression).map_err(|name| {
-            Cause::Invalid(format!("subPathExpr {expression:?}: the container has no variable {name}"))
-        })?,
+        Some(expression) => environment
+            .expand_strictly(expression)
+            .map_err(|problem| Cause::Invalid(format!("subPathExpr {expression:?}: {problem}")))?,
         None => mount.sub_path.clone().unwrap_or_default(),
     };
     let path = PathBuf::from(&text);
