@@ -259,7 +259,7 @@ fn known(
         stats: group.stats(),
         io: group.io(),
         processes: u64::try_from(processes.len()).unwrap_or(0),
-        open: Some(Open::of(&processes, Path::new("/proc"))),
+        open: Open::of(&processes, Path::new("/proc")),
         started_at: target.started_at,
         resources: target.resources.clone(),
         written: written.map(|(usage, _)| usage),

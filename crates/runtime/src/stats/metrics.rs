@@ -35,7 +35,7 @@ pub(super) struct Known {
     pub(super) io: Vec<cgroup::IoStats>,
     /// How many processes it has.
     pub(super) processes: u64,
-    /// What these have open; of containers only.
+    /// What these have open; of containers only, and only if that is not too much to count.
     pub(super) open: Option<Open>,
     /// When it was started, in nanoseconds since 1970.
     pub(super) started_at: i64,
@@ -186,9 +186,9 @@ const FAMILIES: &[Family] = &families! {
     Gauge "container_threads" [] "Threads." => |k| one(k.stats.pids.count);
     Gauge "container_threads_max" [] "How many threads there may be; 0 means any number."
         => |k| one(k.stats.pids.limit.unwrap_or(0));
-    Gauge "container_file_descriptors" [] "Files that the processes have open."
+    Gauge "container_file_descriptors" [] "Files that the processes have open, up to 10000."
         => |k| maybe(k.open.map(|open| open.files));
-    Gauge "container_sockets" [] "Sockets that the processes have open." => |k| maybe(k.open.map(|open| open.sockets));
+    Gauge "container_sockets" [] "Sockets that the processes have open, of up to 10000 files." => |k| maybe(k.open.map(|open| open.sockets));
     Gauge "container_last_seen" [] "When this was looked at." => |_| one(now());
     Gauge "container_start_time_seconds" [] "When the container was started."
         => |k| asked(k.started_at / 1_000_000_000);

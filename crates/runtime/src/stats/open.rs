@@ -5,6 +5,10 @@ use std::path::Path;
 
 use sys::rustix::process::Pid;
 
+/// How many descriptors are looked at for one container: each costs a call, and a pod can have more than can be looked at between
+/// two looks.
+const LOOKS_MAX: u64 = 10_000;
+
 /// How many of each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Open {
@@ -15,18 +19,25 @@ pub(super) struct Open {
 }
 
 impl Open {
-    /// Counts what `processes` have open. One that has ended meanwhile has nothing.
-    pub(super) fn of(processes: &[Pid], proc: &Path) -> Self {
+    /// Counts what `processes` have open; nothing if that is too much to look at. One that has ended meanwhile has nothing.
+    pub(super) fn of(processes: &[Pid], proc: &Path) -> Option<Self> {
+        Self::within(processes, proc, LOOKS_MAX)
+    }
+
+    fn within(processes: &[Pid], proc: &Path, looks_max: u64) -> Option<Self> {
         let mut open = Self::default();
         for process in processes {
             let descriptors = proc.join(process.as_raw_nonzero().to_string()).join("fd");
             for descriptor in fs::read_dir(descriptors).into_iter().flatten().flatten() {
+                if open.files == looks_max {
+                    return None;
+                }
                 open.files += 1;
                 let is_socket = |target: &Path| target.as_os_str().as_encoded_bytes().starts_with(b"socket:");
                 open.sockets += u64::from(fs::read_link(descriptor.path()).is_ok_and(|target| is_socket(&target)));
             }
         }
-        open
+        Some(open)
     }
 }
 
@@ -47,6 +58,8 @@ mod tests {
             symlink(target, directory.join(number.to_string())).unwrap();
         }
         let processes = [7, 8, 9].map(|number| Pid::from_raw(number).unwrap());
-        assert_eq!(Open::of(&processes, proc.path()), Open { files: 4, sockets: 2 });
+        assert_eq!(Open::of(&processes, proc.path()), Some(Open { files: 4, sockets: 2 }));
+        assert_eq!(Open::within(&processes, proc.path(), 4), Some(Open { files: 4, sockets: 2 }));
+        assert_eq!(Open::within(&processes, proc.path(), 3), None, "the limit is for all processes together");
     }
 }
