@@ -183,7 +183,8 @@ fn image_mount(
     if !wanted.readonly {
         return Err(SpecError::invalid("mounts.image", &image.image, "can be mounted read-only only: set readonly"));
     }
-    let mut options = vec!["rbind", "rprivate", "ro"];
+    // It is mounted so already, but another runtime sets what the options say and takes away the rest.
+    let mut options = vec!["rbind", "rprivate", "ro", "nosuid", "nodev"];
     options.extend(mount_options(wanted)?);
     let source = format!("{IMAGE_SOURCE}/{container}/{}", images.len());
     let name = ImageMount { image: image.image.clone(), sub_path: wanted.image_sub_path.clone() };

@@ -658,6 +658,7 @@ fn images_are_mounted_by_name() {
         let mount = made.oci.mounts.iter().find(|mount| mount.destination == at).unwrap();
         assert_eq!(made.images[&mount.source], ImageMount { image: name.into(), sub_path: sub.into() });
         assert_eq!(mount.options.contains(&"noexec".to_owned()), option, "{:?}", mount.options);
+        assert_eq!(mount.options[..5], ["rbind", "rprivate", "ro", "nosuid", "nodev"]);
         assert_eq!(made.image_at(at), Some(name));
     }
     assert_eq!(made.image_at("/proc"), None);
