@@ -27,6 +27,8 @@ use crate::single::Outcome;
 use crate::spec::ContainerSpec;
 use crate::{info, update};
 
+pub(crate) use apply::merge;
+
 /// The runtime as plugins see it.
 #[derive(Debug)]
 pub(crate) struct Seen(pub(crate) Weak<Core>);

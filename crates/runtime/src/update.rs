@@ -33,10 +33,7 @@ pub(crate) async fn resources(core: &Arc<Core>, request: v1::UpdateContainerReso
             driver.update(&container.id, &resources).await.map_err(|error| fail(&error))?;
         }
         Some(driver) => {
-            let mut all = container.record().resources.clone().unwrap_or_default();
-            merge(&mut all, wanted.clone());
-            let all = spec::resources(&all, &core.host)?;
-            driver.put_resources(&container.id, all).map_err(|error| fail(&error))?;
+            driver.put_resources(&container.id, resources).map_err(|error| fail(&error))?;
         }
     }
     let noted = container.update(|record| {

@@ -11,6 +11,7 @@ use keeper::protocol::{MOUNTS, PID, ROOTFS};
 use sys::cgroup::Cgroup;
 
 use super::{CONFIG, Driver, DriverError, put, text};
+use crate::plugins;
 
 /// `CAP_SYS_RESOURCE`, without which no process is protected more from the OOM killer than it was.
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
@@ -60,7 +61,7 @@ impl Driver {
         Ok(Bundle { joins, volumes, base })
     }
 
-    /// Writes other limits into a bundle whose container was not started yet.
+    /// Writes other limits into a bundle whose container was not started yet; what they do not name stays.
     ///
     /// # Errors
     /// It cannot be read or written.
@@ -70,8 +71,7 @@ impl Driver {
         let json = fs::read(&path).map_err(failed)?;
         let mut spec: oci::Spec = serde_json::from_slice(&json).map_err(|error| failed(error.into()))?;
         let linux = spec.linux.get_or_insert_default();
-        let devices = linux.resources.take().map(|known| known.devices).unwrap_or_default();
-        linux.resources = Some(oci::Resources { devices, ..resources });
+        plugins::merge(linux.resources.get_or_insert_default(), resources);
         put(&path, &spec)
     }
 }
@@ -171,6 +171,12 @@ mod tests {
             ],
             linux: Some(oci::Linux {
                 cgroups_path: "pods/c".to_owned(),
+                resources: Some(oci::Resources {
+                    devices: vec![oci::DeviceRule::default()],
+                    cpu: Some(oci::Cpu { shares: Some(512), quota: Some(1000), ..oci::Cpu::default() }),
+                    pids: Some(oci::Pids { limit: Some(9) }),
+                    ..oci::Resources::default()
+                }),
                 namespaces: vec![
                     namespace(NamespaceKind::Mount, ""),
                     namespace(NamespaceKind::Network, "/proc/1/ns/net"),
@@ -181,7 +187,9 @@ mod tests {
         };
         let bundle = driver.put_bundle("c", spec.clone(), None, u64::MAX).unwrap();
         assert_eq!((bundle.joins, bundle.volumes), (vec![NamespaceKind::Network], vec!["/data".to_owned()]));
-        let resources = oci::Resources { hugepage_limits: Vec::new(), ..oci::Resources::default() };
+        let memory = oci::Memory { limit: Some(7), ..oci::Memory::default() };
+        let cpu = oci::Cpu { quota: Some(2000), ..oci::Cpu::default() };
+        let resources = oci::Resources { memory: Some(memory), cpu: Some(cpu), ..oci::Resources::default() };
         driver.put_resources("c", resources).unwrap();
         let directory = driver.bundle("c");
         let written: oci::Spec = serde_json::from_slice(&fs::read(directory.join(CONFIG)).unwrap()).unwrap();
@@ -191,6 +199,10 @@ mod tests {
         let linux = written.linux.unwrap();
         assert_eq!((linux.cgroups_path.as_str(), linux.rootfs_propagation.as_str()), ("pods/c", "rslave"));
         assert_eq!(linux.namespaces[1].path, at("net"));
+        let limits = linux.resources.unwrap();
+        assert_eq!((limits.devices.len(), limits.pids.and_then(|pids| pids.limit)), (1, Some(9)));
+        assert_eq!(limits.cpu.map(|cpu| (cpu.shares, cpu.quota)), Some((Some(512), Some(2000))));
+        assert_eq!(limits.memory.and_then(|memory| memory.limit), Some(7));
         // A root that can be written needs no mounts for its volumes.
         let spec = oci::Spec { root: Some(oci::Root::default()), ..spec };
         assert_eq!(driver.put_bundle("c", spec, None, u64::MAX).unwrap().volumes, Vec::<String>::new());

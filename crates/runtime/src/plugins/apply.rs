@@ -256,7 +256,7 @@ pub(super) fn resources(wanted: &api::LinuxResources) -> Result<oci::Resources, 
 }
 
 /// Takes what `new` sets.
-fn merge(known: &mut oci::Resources, new: oci::Resources) {
+pub(crate) fn merge(known: &mut oci::Resources, new: oci::Resources) {
     if let Some(new) = new.memory {
         let known = known.memory.get_or_insert_default();
         known.limit = new.limit.or(known.limit);
