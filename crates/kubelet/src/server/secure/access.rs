@@ -9,6 +9,7 @@ use http::{Method, Request};
 
 use super::identity::{self, User};
 use super::{Authority, Refusal, SecureConfig};
+use crate::server::query;
 
 /// For how long an answer of the authority holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +47,10 @@ pub struct Access {
 /// besides (KEP-2862).
 ///
 /// Who runs a program in a pod creates something, also where a WebSocket has to be opened by GET: leave to look (`get` on
-/// `nodes/proxy`, which programs that collect metrics often have) is no leave to do that.
+/// `nodes/proxy`, which programs that collect metrics often have) is no leave to do that. `path` is the request's as it
+/// came; it is decoded as where it is served, or `/%65xec` would be something else here than there.
 fn wanted(method: &Method, path: &str, node: &str) -> Vec<Access> {
+    let path = query::decode(path);
     let first = path.split('/').find(|part| !part.is_empty()).unwrap_or_default();
     let verb = match *method {
         _ if matches!(first, "exec" | "attach" | "portForward" | "run" | "cri") => "create",
@@ -185,9 +188,22 @@ mod tests {
     /// KEP-2862 has the hole, which has no number: GET opens WebSockets, and what they carry.
     #[test]
     fn leave_to_look_is_no_leave_to_run() {
-        for path in ["/exec/a/b/c?command=sh", "//exec/a/b/c", "/attach/a/b/c", "/portForward/a/b", "/run/a/b/c"] {
+        for path in [
+            "/exec/a/b/c?command=sh",
+            "//exec//a/b/c",
+            "/%65xec/a/b/c?command=sh",
+            "/%2Fexec/a/b/c",
+            "/%2f/%65%78%65%63%2Fa/b/c",
+            "/exec%2Fa/b/c",
+            "/attach/a/b/c",
+            "/%61ttach/a/b/c",
+            "/portForward/a/b",
+            "/port%46orward/a/b",
+            "/run/a/b/c",
+        ] {
             for method in [Method::GET, Method::POST, Method::HEAD] {
-                let access = wanted(&method, path.split('?').next().unwrap(), "n1");
+                let uri: http::Uri = path.parse().unwrap();
+                let access = wanted(&method, uri.path(), "n1");
                 assert!(access.iter().all(|access| access.verb == "create"), "{method} {path}: {access:?}");
             }
         }
