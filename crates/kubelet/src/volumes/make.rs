@@ -84,8 +84,8 @@ impl Maker {
                 self.group().apply(&path, Writable::Yes, &|| ground.is_over())?;
                 Ok(Ready::Path { path, read_only: false, relabel: true })
             }
-            Kind::HostPath { path, read_only, owned, .. } => {
-                Ok(Ready::Path { path: path.clone(), read_only: *read_only, relabel: *owned })
+            Kind::HostPath { path, read_only, relabel, .. } => {
+                Ok(Ready::Path { path: path.clone(), read_only: *read_only, relabel: *relabel })
             }
             Kind::Content { plugin, in_memory } => {
                 let path = self.dir(plugin, name);

@@ -21,8 +21,10 @@ use super::nfs::Share;
 pub(super) enum Kind<'a> {
     /// An empty directory.
     EmptyDir { medium: Medium, size: Option<u64> },
-    /// A path of the node; `owned` when it was made for a claim, so that it may be handed to the pod's group.
-    HostPath { path: PathBuf, kind: String, owned: bool, read_only: bool },
+    /// A path of the node; `owned` when it was made for a claim, so that it may be handed to the pod's group. With `relabel`
+    /// everything below is labelled for the pod where there is SELinux: local volumes that it may write are its own, but a
+    /// hostPath is the node's, also behind a claim.
+    HostPath { path: PathBuf, kind: String, owned: bool, relabel: bool, read_only: bool },
     /// Files whose content comes from the store.
     Content { plugin: &'static str, in_memory: bool },
     /// A device of the node.
@@ -112,7 +114,7 @@ pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<K
     if let Some(source) = &volume.host_path {
         let path = host_path(&source.path)?;
         let kind = source.type_.clone().unwrap_or_default();
-        return Ok(Kind::HostPath { path, kind, owned: false, read_only: false });
+        return Ok(Kind::HostPath { path, kind, owned: false, relabel: false, read_only: false });
     }
     if let Some(source) = &volume.persistent_volume_claim {
         let key = Key::new(pod.metadata.namespace.as_deref().unwrap_or("default"), &source.claim_name);
@@ -257,7 +259,8 @@ fn claim(claim: &PersistentVolumeClaim, read_only: bool, store: &Store) -> Resul
     if spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
         return Ok(Kind::Device { path, read_only });
     }
-    Ok(Kind::HostPath { path, kind, owned: true, read_only })
+    let relabel = !read_only && spec.is_some_and(|spec| spec.host_path.is_none() && spec.local.is_some());
+    Ok(Kind::HostPath { path, kind, owned: true, relabel, read_only })
 }
 
 fn on_node(volume: &PersistentVolume) -> Result<(String, String), Cause> {
@@ -294,6 +297,15 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "pv1"}, "spec": {"hostPath": {"path": "/data"}}}))
                 .unwrap(),
         );
+        store.persistent_volume_claims().put(
+            serde_json::from_value(
+                json!({"metadata": {"name": "disk", "namespace": "shop"}, "spec": {"volumeName": "pv2"}}),
+            )
+            .unwrap(),
+        );
+        store.persistent_volumes().put(
+            serde_json::from_value(json!({"metadata": {"name": "pv2"}, "spec": {"local": {"path": "/disk"}}})).unwrap(),
+        );
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "shop"}})).unwrap();
         let mut volume = volume;
         volume["name"] = json!("v");
@@ -329,10 +341,22 @@ mod tests {
         check(json!({"iscsi": {"targetPortal": "s", "iqn": "i", "lun": 0}}), Err("iscsi volumes are not supported"));
         check(json!({"image": {"reference": "r"}}), Ok(Kind::Image { reference: "r" }));
         let claim = |name: &str| json!({"persistentVolumeClaim": {"claimName": name}});
-        let path = Kind::HostPath { path: "/data".into(), kind: String::new(), owned: true, read_only: false };
-        check(claim("data"), Ok(path));
         check(claim("none"), Err("persistentvolumeclaim \"none\" not found"));
         check(claim("new"), Err("not bound"));
+    }
+
+    #[test]
+    fn only_local_volumes_that_a_pod_may_write_are_labelled_for_it() {
+        let made = |path: &str, kind: &str, owned, relabel, read_only| {
+            Ok(Kind::HostPath { path: path.into(), kind: kind.into(), owned, relabel, read_only })
+        };
+        let claim =
+            |name: &str, read_only: bool| json!({"persistentVolumeClaim": {"claimName": name, "readOnly": read_only}});
+        check(json!({"hostPath": {"path": "/data"}}), made("/data", "", false, false, false));
+        check(claim("data", false), made("/data", "", true, false, false));
+        check(claim("data", true), made("/data", "", true, false, true));
+        check(claim("disk", false), made("/disk", "Directory", true, true, false));
+        check(claim("disk", true), made("/disk", "Directory", true, false, true));
     }
 
     #[test]
