@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use sys::rustix::process::Pid;
 
 /// How many descriptors are looked at for one container: each costs a call, and a pod can have more than can be looked at between
 /// two looks.
 const LOOKS_MAX: u64 = 10_000;
+/// How long that may take: the kernel walks over all places of a process's table, of which there may be a million for one descriptor.
+const TIME_MAX: Duration = Duration::from_secs(1);
 
 /// How many of each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,12 +24,16 @@ pub(super) struct Open {
 impl Open {
     /// Counts what `processes` have open; nothing if that is too much to look at. One that has ended meanwhile has nothing.
     pub(super) fn of(processes: &[Pid], proc: &Path) -> Option<Self> {
-        Self::within(processes, proc, LOOKS_MAX)
+        Self::within(processes, proc, LOOKS_MAX, TIME_MAX)
     }
 
-    fn within(processes: &[Pid], proc: &Path, looks_max: u64) -> Option<Self> {
+    fn within(processes: &[Pid], proc: &Path, looks_max: u64, time_max: Duration) -> Option<Self> {
+        let begun = Instant::now();
         let mut open = Self::default();
         for process in processes {
+            if begun.elapsed() >= time_max {
+                return None;
+            }
             let descriptors = proc.join(process.as_raw_nonzero().to_string()).join("fd");
             for descriptor in fs::read_dir(descriptors).into_iter().flatten().flatten() {
                 if open.files == looks_max {
@@ -59,7 +66,12 @@ mod tests {
         }
         let processes = [7, 8, 9].map(|number| Pid::from_raw(number).unwrap());
         assert_eq!(Open::of(&processes, proc.path()), Some(Open { files: 4, sockets: 2 }));
-        assert_eq!(Open::within(&processes, proc.path(), 4), Some(Open { files: 4, sockets: 2 }));
-        assert_eq!(Open::within(&processes, proc.path(), 3), None, "the limit is for all processes together");
+        assert_eq!(Open::within(&processes, proc.path(), 4, Duration::MAX), Some(Open { files: 4, sockets: 2 }));
+        assert_eq!(
+            Open::within(&processes, proc.path(), 3, Duration::MAX),
+            None,
+            "the limit is for all processes together"
+        );
+        assert_eq!(Open::within(&processes, proc.path(), 4, Duration::ZERO), None, "as is that of time");
     }
 }
