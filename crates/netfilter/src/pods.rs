@@ -1,7 +1,7 @@
 //! The table of the pods' network: masquerading and host ports.
 //!
 //! ```text
-//! guard:              from another interface to 127.0.0.0/8 ─► drop
+//! guard:              from another interface, to or from 127.0.0.0/8 ─► drop
 //! prerouting, output: to an address of this host ─► port in ip_ports or ports? ─► dnat to the pod
 //! postrouting:        pod to itself ─► masquerade          (else it would take the packet for its own and drop it)
 //!                     127.0.0.0/8 to pod ─► masquerade     (nobody else has a way back to there)
@@ -9,9 +9,10 @@
 //!                     pod to outside the subnet ─► masquerade
 //! ```
 //!
-//! Host ports answer on 127.0.0.0/8, too. That needs `route_localnet` on the pods' interface, which alone would open the
-//! host's loopback to the pods (CVE-2020-8558): the guard drops what no translation has led there. IPv6 has no such
-//! setting, so nothing can be led away from `::1`.
+//! Host ports answer on 127.0.0.0/8, too. That
+//! needs `route_localnet` on the pods' interface, which alone would open the host's loopback to the pods (CVE-2020-8558):
+//! the guard drops what no translation has led there, and what claims to come from there. IPv6 has no such setting, so
+//! nothing can be led away from `::1`.
 
 use std::net::IpAddr;
 
@@ -19,7 +20,8 @@ use sys::netlink::nft::{Base, Batch, Cmp, Data, Element, Expr, Family, Hook, Met
 
 use crate::key::{self, Ip, Part};
 
-const GUARD: &str = "guard";
+/// The chain that keeps the host's loopback to itself.
+pub const GUARD: &str = "guard";
 const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
@@ -98,7 +100,9 @@ impl PodTable {
         let mut batch = self.remove_table();
         batch.add_table();
         batch.add_chain(GUARD, Some(Base { kind: "filter", hook: Hook::Prerouting, priority: RAW }));
-        add_guard_rule(&mut batch);
+        for address in [key::V4.source(Reg(0)), key::V4.destination(Reg(0))] {
+            add_guard_rule(&mut batch, address);
+        }
         for (chain, hook) in [(PREROUTING, Hook::Prerouting), (OUTPUT, Hook::Output)] {
             batch.add_chain(chain, Some(Base { kind: "nat", hook, priority: BEFORE_DSTNAT }));
         }
@@ -150,7 +154,8 @@ impl PodTable {
     }
 }
 
-fn add_guard_rule(batch: &mut Batch) {
+/// Drops what comes from another interface and has a loopback address.
+fn add_guard_rule(batch: &mut Batch, address: Expr<'_>) {
     const LOOPBACK: &[u8] = b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     let ip = key::V4;
     let [family, is_family] = ip.is_family();
@@ -162,7 +167,7 @@ fn add_guard_rule(batch: &mut Batch) {
             is_family,
             Expr::Meta { dreg: Reg(0), key: Meta::IifName },
             Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: LOOPBACK },
-            ip.destination(Reg(0)),
+            address,
             Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
             Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: loopback },
             Expr::Verdict(Verdict::Drop),

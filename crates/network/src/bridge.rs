@@ -17,7 +17,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
-use netfilter::pods::{Forward, PodTable};
+use netfilter::pods::{Forward, GUARD, PodTable};
 use sys::netlink::route::{Link, Mac, Route, VethPair};
 use sys::netlink::{self, Socket, Writer};
 use sys::netns;
@@ -337,12 +337,24 @@ impl Bridge {
         Ok(link.map(|link| seen_from_peer(&link)))
     }
 
-    /// Adds host ports.
-    pub(crate) fn add_ports(&self, object: &str, forwards: &[Forward]) -> Result<(), NetworkError> {
+    /// Adds host ports. `all` are those of every pod, for a table that somebody flushed: without its guard the host's
+    /// loopback is open to the pods.
+    pub(crate) fn add_ports(
+        &self,
+        object: &str,
+        forwards: &[Forward],
+        all: impl FnOnce() -> Vec<Forward>,
+    ) -> Result<(), NetworkError> {
+        let mut filter = self.filter();
+        let guard = filter.chain_uses(PodTable::FAMILY, &self.table.name, GUARD);
+        if guard.during(&self.table.name, "looking for the nftables table")?.unwrap_or(0) == 0 {
+            tracing::warn!(table = self.table.name, "the pods' nftables table has been flushed; it is written anew");
+            return filter.commit(self.table.replace(&all())).during(object, "writing the nftables table");
+        }
         if forwards.is_empty() {
             return Ok(());
         }
-        self.filter().commit(self.table.add(forwards)).during(object, "adding host ports")
+        filter.commit(self.table.add(forwards)).during(object, "adding host ports")
     }
 
     /// Removes the host ports of a pod, and the UDP flows that still lead there. `left` are the ports of all the others.
@@ -387,8 +399,9 @@ impl Bridge {
             delete.delete_address(LOOPBACK, address, full_prefix(address));
             self.route().request(&delete).during("lo", "deleting an address")?;
         }
-        self.filter().commit(self.table.remove_table()).during(&self.table.name, "removing the nftables table")?;
-        delete_link(&mut self.route(), &self.name).during(&self.name, "deleting the bridge")
+        // The link first: packets to the host's loopback are routed on it, and the table's guard is what keeps pods off.
+        delete_link(&mut self.route(), &self.name).during(&self.name, "deleting the bridge")?;
+        self.filter().commit(self.table.remove_table()).during(&self.table.name, "removing the nftables table")
     }
 }
 

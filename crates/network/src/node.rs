@@ -228,7 +228,8 @@ impl Node {
     fn publish(&self, sandbox: &str) -> Result<(), NetworkError> {
         let Some(record) = self.state().sandboxes.get(sandbox).cloned() else { return Ok(()) };
         self.records.save(sandbox, &record).during(sandbox, "writing the record")?;
-        self.bridge.add_ports(sandbox, &ports::forwards(&record.ports, &record.ips))
+        let forwards = ports::forwards(&record.ports, &record.ips);
+        self.bridge.add_ports(sandbox, &forwards, || self.state().forwards_without(""))
     }
 
     /// Closes the host ports. The link, whose removal takes the kernel some RCU grace periods, follows with

@@ -244,9 +244,47 @@ fn the_hosts_loopback_is_closed_to_pods() {
             String::from_utf8(buffer[..length].to_vec()).unwrap()
         };
         assert_eq!(first(), "address");
+        let nft = |words: &str| {
+            let run = || testkit::host::run(Command::new("nft").args(words.split(' '))).map_err(io::Error::other);
+            netns::run_in(host.here.as_fd(), run).unwrap();
+        };
+        nft("flush chain inet orlop-net guard");
+        assert_eq!(first(), "loopback", "without the guard it would be open");
+        service.recv_from(&mut [0; 16]).unwrap();
+        nft("flush ruleset");
+        network.attach(request("next", &[])).await.unwrap();
+        assert_eq!(first(), "address", "the next pod finds it missing");
+        serve(&pod.netns, 80);
+        ask(&host.outside, self::ip(HOST), 8080).expect("the host ports are there again");
+        network.shutdown().await.unwrap();
+    });
+}
+
+/// Nor does it get anywhere as the host's loopback, though the host takes its own addresses for those of others.
+#[test]
+fn no_pod_passes_for_the_hosts_loopback() {
+    on_a_host(async |host| {
+        let network = host.network(&[]).await;
+        let pod = network.attach(request("pod", &[])).await.unwrap();
+        std::fs::write("/proc/sys/net/ipv4/conf/orlop0/accept_local", "1").unwrap();
+        let service = netns::run_in(host.here.as_fd(), || UdpSocket::bind("0.0.0.0:5300")).unwrap();
+        service.set_read_timeout(Some(PATIENCE)).unwrap();
+        let there = || {
+            std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1")?;
+            Ok((UdpSocket::bind("127.0.0.9:0")?, UdpSocket::bind("0.0.0.0:0")?))
+        };
+        let (as_loopback, as_itself) = netns::run_in(pod.netns.as_fd(), there).unwrap();
+        let first = || {
+            as_loopback.send_to(b"loopback", "10.85.0.1:5300").unwrap();
+            as_itself.send_to(b"address", "10.85.0.1:5300").unwrap();
+            let mut buffer = [0; 16];
+            let (length, _) = service.recv_from(&mut buffer).unwrap();
+            String::from_utf8(buffer[..length].to_vec()).unwrap()
+        };
+        assert_eq!(first(), "address");
         let open = || testkit::host::run(Command::new("nft").args(["flush", "chain", "inet", "orlop-net", "guard"]));
         netns::run_in(host.here.as_fd(), || open().map_err(io::Error::other)).unwrap();
-        assert_eq!(first(), "loopback", "without the guard it would be open");
+        assert_eq!(first(), "loopback", "without the guard it would be taken");
         network.shutdown().await.unwrap();
     });
 }
