@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! guard:              from another interface, to or from 127.0.0.0/8 ─► drop
-//! prerouting, output: to an address of this host ─► port in ip_ports or ports? ─► dnat to the pod
+//! prerouting, output: to an address of this host ─► port in ip_ports? ─► dnat to the pod
+//!                     to 127.0.0.0/8 but 127.0.0.1 ─► as it is
+//!                     port in ports? ─► dnat to the pod
 //! postrouting:        pod to itself ─► masquerade          (else it would take the packet for its own and drop it)
 //!                     127.0.0.0/8 to pod ─► masquerade     (nobody else has a way back to there)
 //!                     pod to another node's pod ─► as it is
 //!                     pod to outside the subnet ─► masquerade
 //! ```
 //!
-//! Host ports answer on 127.0.0.0/8, too. That
+//! Host ports answer on 127.0.0.1, too; at other loopback addresses are programs of the host, such as its resolver. That
 //! needs `route_localnet` on the pods' interface, which alone would open the host's loopback to the pods (CVE-2020-8558):
 //! the guard drops what no translation has led there, and what claims to come from there. IPv6 has no such setting, so
 //! nothing can be led away from `::1`.
@@ -203,6 +205,9 @@ fn add_port_rules(batch: &mut Batch, ip: Ip) {
     let (target, port) = (Reg(8), Reg(8 + ip.words()));
     let (loopback, mask) = ip.loopback;
     for (set, key) in [(&ip_ports, address), (&ports, Reg(4))] {
+        if *set == ports && !ip.is_v6() {
+            add_resolver_rule(batch);
+        }
         let mut expressions = ip.is_family().to_vec();
         if ip.is_v6() {
             expressions.extend([
@@ -220,6 +225,25 @@ fn add_port_rules(batch: &mut Batch, ip: Ip) {
         ]);
         batch.add_rule(PORTS, &expressions);
     }
+}
+
+/// Leaves the loopback addresses but 127.0.0.1 to who listens there: of port 53 it may be the host's resolver.
+fn add_resolver_rule(batch: &mut Batch) {
+    let ip = key::V4;
+    let [family, is_family] = ip.is_family();
+    let (loopback, mask) = ip.loopback;
+    batch.add_rule(
+        PORTS,
+        &[
+            family,
+            is_family,
+            ip.destination(Reg(0)),
+            Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: &[127, 0, 0, 1] },
+            Expr::Mask { sreg: Reg(0), dreg: Reg(0), mask },
+            Expr::Compare { sreg: Reg(0), op: Cmp::Eq, value: loopback },
+            Expr::Verdict(Verdict::Return),
+        ],
+    );
 }
 
 fn add_loop_rule(batch: &mut Batch, ip: Ip) {

@@ -290,6 +290,31 @@ fn no_pod_passes_for_the_hosts_loopback() {
 }
 
 #[test]
+fn a_host_port_leaves_the_other_loopback_addresses_to_the_host() {
+    on_a_host(async |host| {
+        let network = host.network(&[]).await;
+        let named =
+            PortMapping { protocol: Protocol::Tcp, host_port: 54, container_port: 80, host_ip: Some(ip("127.0.0.2")) };
+        let mut ports = request("pod", &[(Protocol::Tcp, 53, 80)]);
+        ports.port_mappings.push(named);
+        let pod = network.attach(ports).await.unwrap();
+        serve(&pod.netns, 80);
+        let resolver = TcpListener::bind("127.0.0.53:53").unwrap();
+        std::thread::spawn(move || {
+            for stream in resolver.incoming() {
+                let _ = stream.map(|mut stream| stream.write_all(b"resolver"));
+            }
+        });
+        assert_eq!(ask(&host.here, ip("127.0.0.53"), 53).unwrap(), "resolver");
+        assert_eq!(ask(&host.here, ip("127.0.0.1"), 53).unwrap(), "10.85.0.1", "the pod");
+        assert_eq!(ask(&host.here, ip("127.0.0.2"), 54).unwrap(), "10.85.0.1", "the pod, by an address that it names");
+        let refused = ask(&host.here, ip("127.0.0.2"), 53).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "nobody is there");
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
 fn a_udp_sender_follows_the_host_port() {
     on_a_host(async |host| {
         let network = host.network(&[]).await;
