@@ -143,8 +143,7 @@ fn linux(spec: &mut oci::Spec, wanted: &api::LinuxContainerAdjustment, host: &Ho
     for (name, value) in &wanted.sysctl {
         match removal(name) {
             Some(gone) => drop(linux.sysctl.remove(gone)),
-            None if spec::is_namespaced(name) => drop(linux.sysctl.insert(name.clone(), value.clone())),
-            None => return Err(SpecError::invalid("sysctls", name, "would change the whole host")),
+            None => drop(linux.sysctl.insert(spec::container_sysctl(linux, name)?, value.clone())),
         }
     }
     if let Some(policy) = &wanted.seccomp_policy {
@@ -299,6 +298,10 @@ mod tests {
         process.args = vec!["sleep".to_owned()];
         spec.oci.mounts =
             ["/a", "/a/b", "/c"].map(|at| oci::Mount { destination: at.to_owned(), ..Default::default() }).into();
+        adjusted_from(spec, wanted)
+    }
+
+    fn adjusted_from(mut spec: ContainerSpec, wanted: &api::ContainerAdjustment) -> Result<oci::Spec, String> {
         adjust(&mut spec, wanted, &Host::default()).map(|()| spec.oci).map_err(|error| error.to_string())
     }
 
@@ -338,16 +341,39 @@ mod tests {
         assert_eq!((memory.limit, memory.swap, limits.pids.unwrap().limit), (Some(7), Some(7), Some(9)));
     }
 
+    /// A container in these namespaces of its pod.
+    fn container_in(kinds: &[oci::NamespaceKind]) -> ContainerSpec {
+        let mut spec = ContainerSpec::default();
+        let joined = |kind: &oci::NamespaceKind| oci::Namespace { kind: *kind, path: "/run/it".to_owned() };
+        spec.oci.linux.get_or_insert_default().namespaces = kinds.iter().map(joined).collect();
+        spec
+    }
+
+    #[test]
+    fn no_kernel_parameter_of_the_host_is_set() {
+        use executor::oci::NamespaceKind::{Ipc, Network};
+        let set = |kinds: &[oci::NamespaceKind], name: &str| {
+            let sysctl = [(name.to_owned(), "1".to_owned())].into();
+            let wanted = of_linux(api::LinuxContainerAdjustment { sysctl, ..Default::default() });
+            let spec = adjusted_from(container_in(kinds), &wanted)?;
+            Ok::<_, String>(spec.linux.unwrap().sysctl.into_keys().collect::<Vec<_>>())
+        };
+        for (own, name) in
+            [(Network, "net.core.somaxconn"), (Ipc, "kernel.shmmax"), (Ipc, "kernel.sem"), (Ipc, "fs.mqueue.msg_max")]
+        {
+            let other = if own == Network { Ipc } else { Network };
+            assert_eq!(set(&[own], name).unwrap(), [name]);
+            for kinds in [&[][..], &[other]] {
+                assert!(set(kinds, name).unwrap_err().contains("belongs to the host"), "{name}");
+            }
+        }
+        assert_eq!(set(&[Network], "net/core/somaxconn").unwrap(), ["net.core.somaxconn"]);
+        assert!(set(&[], "net/core/somaxconn").unwrap_err().contains("belongs to the host"));
+        assert!(set(&[Network, Ipc], "kernel.panic").unwrap_err().contains("whole host"));
+    }
+
     #[test]
     fn what_cannot_be_is_refused_by_name() {
-        let sysctl = |name: &str| {
-            of_linux(api::LinuxContainerAdjustment {
-                sysctl: [(name.to_owned(), "1".to_owned())].into(),
-                ..Default::default()
-            })
-        };
-        assert!(adjusted(&sysctl("net.core.somaxconn")).is_ok());
-        assert!(adjusted(&sysctl("kernel.panic")).unwrap_err().contains("whole host"));
         let group = api::LinuxContainerAdjustment { cgroups_path: "/x".to_owned(), ..Default::default() };
         assert!(adjusted(&of_linux(group)).unwrap_err().contains("another control group"));
         let hooks = api::Hooks { prestart: vec![api::Hook::default()], ..Default::default() };

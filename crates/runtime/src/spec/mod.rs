@@ -39,7 +39,7 @@ pub(crate) use cdi::add_cdi;
 pub(crate) use error::SpecError;
 pub(crate) use prepare::{HostDevice, Prepared, prepare};
 pub(crate) use resources::resources;
-pub(crate) use sandbox::{group_of, hostname_file, is_namespaced, resolv_conf, sandbox_sysctls, sandbox_users};
+pub(crate) use sandbox::{container_sysctl, group_of, hostname_file, resolv_conf, sandbox_sysctls, sandbox_users};
 pub(crate) use signal::{stop_signal, stop_signal_of_image};
 pub(crate) use user::{ResolvedUser, resolve_user};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cri::v1;
-use executor::oci::IdMapping;
+use executor::oci::{IdMapping, Linux, NamespaceKind};
 
 use super::namespaces::{is_host, mappings, of_sandbox};
 use super::{ContainerInput, SpecError};
@@ -62,22 +62,7 @@ pub(crate) fn sandbox_sysctls(sandbox: &v1::PodSandboxConfig) -> Result<Vec<(Str
     }
     let wanted = sandbox.linux.iter().flat_map(|linux| &linux.sysctls);
     for (name, value) in wanted {
-        // Either separator is allowed (sysctl(8)); the first one in the name says which it is.
-        let dotted = if is_slashed(name) { name.replace('/', ".") } else { name.clone() };
-        let (known, own) = match scope(&dotted) {
-            Some(Scope::Network) => (true, own_network),
-            Some(Scope::Ipc) => (true, own_ipc),
-            None => (false, false),
-        };
-        if !own {
-            let problem = if known {
-                "belongs to the host, whose namespace the sandbox shares"
-            } else {
-                "has no namespace of its own: it would change the whole host"
-            };
-            return Err(SpecError::invalid("sysctls", name, problem));
-        }
-        all.insert(dotted, value.clone());
+        all.insert(checked(name, own_network, own_ipc)?, value.clone());
     }
     Ok(all.into_iter().collect())
 }
@@ -102,9 +87,25 @@ pub(crate) fn sandbox_users(sandbox: &v1::PodSandboxConfig) -> Result<Option<Use
     Ok(Some((users.uids, users.gids)))
 }
 
-/// Whether a kernel parameter belongs to a network or IPC namespace.
-pub(crate) fn is_namespaced(name: &str) -> bool {
-    scope(name).is_some()
+/// The name, with dots, of a kernel parameter that somebody wants for a container.
+///
+/// # Errors
+/// As [`sandbox_sysctls`].
+pub(crate) fn container_sysctl(linux: &Linux, name: &str) -> Result<String, SpecError> {
+    let has = |kind| linux.namespaces.iter().any(|one| one.kind == kind);
+    checked(name, has(NamespaceKind::Network), has(NamespaceKind::Ipc))
+}
+
+/// The name with dots. Either separator is allowed (sysctl(8)); the first one in the name says which it is.
+fn checked(name: &str, own_network: bool, own_ipc: bool) -> Result<String, SpecError> {
+    let dotted = if is_slashed(name) { name.replace('/', ".") } else { name.to_owned() };
+    let problem = match scope(&dotted) {
+        Some(Scope::Network) if own_network => return Ok(dotted),
+        Some(Scope::Ipc) if own_ipc => return Ok(dotted),
+        Some(_) => "belongs to the host, whose namespace the sandbox shares",
+        None => "has no namespace of its own: it would change the whole host",
+    };
+    Err(SpecError::invalid("sysctls", name, problem))
 }
 
 fn is_slashed(name: &str) -> bool {
