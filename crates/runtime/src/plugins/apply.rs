@@ -1,6 +1,6 @@
 //! What plugins want, put into a container's configuration. What this runtime cannot do is refused by name (R5).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use executor::oci;
@@ -31,12 +31,9 @@ pub(super) fn adjust(
     let has_text = spec.raw_environment.is_empty();
     refuse(!wanted.env.is_empty() && !has_text, "a variable beside others that are not UTF-8")?;
     let oci = &mut spec.oci;
-    for (name, value) in &wanted.annotations {
-        match removal(name) {
-            Some(gone) => drop(oci.annotations.remove(gone)),
-            None => drop(oci.annotations.insert(name.clone(), value.clone())),
-        }
-    }
+    let (gone, set) = parted(&wanted.annotations);
+    oci.annotations.retain(|name, _| !gone.contains(&name.as_str()));
+    oci.annotations.extend(set.into_iter().map(|(name, value)| (name.clone(), value.clone())));
     mounts(&mut oci.mounts, &wanted.mounts);
     let process = oci.process.get_or_insert_default();
     environment(&mut process.env, &wanted.env);
@@ -55,6 +52,12 @@ pub(super) fn adjust(
     }
     let names: Vec<&str> = wanted.cdi_devices.iter().map(|device| device.name.as_str()).collect();
     spec::add_cdi(oci, &names)
+}
+
+/// What goes, and what is set afterwards: a map has no order, and may hold both of one name.
+fn parted(wanted: &HashMap<String, String>) -> (Vec<&str>, Vec<(&String, &String)>) {
+    let gone = wanted.keys().filter_map(|name| removal(name)).collect();
+    (gone, wanted.iter().filter(|(name, _)| removal(name).is_none()).collect())
 }
 
 /// Those of the same place are replaced; parents come before what lies in them.
@@ -140,11 +143,10 @@ fn linux(spec: &mut oci::Spec, wanted: &api::LinuxContainerAdjustment, host: &Ho
         });
     }
     let linux = spec.linux.get_or_insert_default();
-    for (name, value) in &wanted.sysctl {
-        match removal(name) {
-            Some(gone) => drop(linux.sysctl.remove(gone)),
-            None => drop(linux.sysctl.insert(spec::container_sysctl(linux, name)?, value.clone())),
-        }
+    let (gone, set) = parted(&wanted.sysctl);
+    linux.sysctl.retain(|name, _| !gone.contains(&name.as_str()));
+    for (name, value) in set {
+        linux.sysctl.insert(spec::container_sysctl(linux, name)?, value.clone());
     }
     if let Some(policy) = &wanted.seccomp_policy {
         linux.seccomp = Some(seccomp(policy));
@@ -370,6 +372,29 @@ mod tests {
         assert_eq!(set(&[Network], "net/core/somaxconn").unwrap(), ["net.core.somaxconn"]);
         assert!(set(&[], "net/core/somaxconn").unwrap_err().contains("belongs to the host"));
         assert!(set(&[Network, Ipc], "kernel.panic").unwrap_err().contains("whole host"));
+    }
+
+    #[test]
+    fn what_is_removed_and_set_is_set() {
+        // Many, as maps order them at random.
+        let names: Vec<String> = (0..32).map(|number| format!("net.{number}")).collect();
+        let both =
+            names.iter().flat_map(|name| [(format!("-{name}"), String::new()), (name.clone(), "new".to_owned())]);
+        let wanted: HashMap<_, _> = both.chain([("-net.gone".to_owned(), String::new())]).collect();
+        let mut before = container_in(&[oci::NamespaceKind::Network]);
+        let known: BTreeMap<_, _> =
+            ["net.0", "net.gone", "net.kept"].map(|name| (name.to_owned(), "old".to_owned())).into();
+        before.oci.annotations.clone_from(&known);
+        before.oci.linux.get_or_insert_default().sysctl = known;
+        let wanted = api::ContainerAdjustment {
+            annotations: wanted.clone(),
+            ..of_linux(api::LinuxContainerAdjustment { sysctl: wanted, ..Default::default() })
+        };
+        let spec = adjusted_from(before, &wanted).unwrap();
+        let kept = [("net.kept".to_owned(), "old".to_owned())];
+        let expect: BTreeMap<_, _> = names.into_iter().map(|name| (name, "new".to_owned())).chain(kept).collect();
+        assert_eq!(spec.annotations, expect);
+        assert_eq!(spec.linux.unwrap().sysctl, expect);
     }
 
     #[test]
