@@ -132,8 +132,11 @@ fn linux(spec: &mut oci::Spec, wanted: &api::LinuxContainerAdjustment, host: &Ho
             .then(|| oci::IoPriority { class: class.to_owned(), priority: priority.priority });
     }
     if let Some(scheduler) = &wanted.scheduler {
-        process.scheduler = Some(oci::Scheduler {
-            policy: scheduler.policy().as_str_name().to_owned(),
+        let known = api::LinuxSchedulerPolicy::try_from(scheduler.policy);
+        refuse(known.is_err(), "an unknown scheduling policy")?;
+        let policy = known.ok().filter(|policy| *policy != api::LinuxSchedulerPolicy::SchedNone);
+        process.scheduler = policy.map(|policy| oci::Scheduler {
+            policy: policy.as_str_name().to_owned(),
             nice: Some(scheduler.nice),
             priority: Some(scheduler.priority),
             flags: scheduler.flags().map(|flag| flag.as_str_name().to_owned()).collect(),
@@ -395,6 +398,21 @@ mod tests {
         let expect: BTreeMap<_, _> = names.into_iter().map(|name| (name, "new".to_owned())).chain(kept).collect();
         assert_eq!(spec.annotations, expect);
         assert_eq!(spec.linux.unwrap().sysctl, expect);
+    }
+
+    #[test]
+    fn a_scheduler_can_be_none() {
+        let scheduled = |policy| {
+            let scheduler = Some(api::LinuxScheduler { policy, nice: 3, ..Default::default() });
+            let wanted = of_linux(api::LinuxContainerAdjustment { scheduler, ..Default::default() });
+            let mut before = ContainerSpec::default();
+            before.oci.process.get_or_insert_default().scheduler =
+                Some(oci::Scheduler { policy: "SCHED_IDLE".to_owned(), ..Default::default() });
+            adjusted_from(before, &wanted).map(|spec| spec.process.unwrap().scheduler.map(|one| one.policy))
+        };
+        assert_eq!(scheduled(api::LinuxSchedulerPolicy::SchedNone.into()).unwrap(), None);
+        assert_eq!(scheduled(api::LinuxSchedulerPolicy::SchedBatch.into()).unwrap().as_deref(), Some("SCHED_BATCH"));
+        assert!(scheduled(77).unwrap_err().contains("an unknown scheduling policy"));
     }
 
     #[test]
