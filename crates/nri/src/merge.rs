@@ -239,6 +239,11 @@ impl Merge {
             merge_resources(&mut self.others.owners, &id, to, resources, plugin)?;
             let to = self.container.linux.get_or_insert_default().resources.get_or_insert_default();
             merge_resources(&mut Owners::default(), &id, to, resources, plugin)?;
+            // Rules are a list that is read in order: each plugin's come after those before it, and nobody owns one.
+            self.both(|adjust, linux| {
+                adjust.resources.get_or_insert_default().devices.extend(resources.devices.iter().cloned());
+                linux.resources.get_or_insert_default().devices.extend(resources.devices.iter().cloned());
+            });
         }
         if !wanted.cgroups_path.is_empty() {
             self.claim(Field::CgroupsPath, "", plugin)?;
@@ -389,7 +394,7 @@ impl Update {
     }
 }
 
-/// Takes what `from` sets.
+/// Takes what `from` sets. Rules of devices are for containers that are made, see [`Merge::linux`].
 fn merge_resources(
     owners: &mut Owners,
     id: &str,
@@ -507,6 +512,22 @@ mod tests {
         assert!(merge.adjust(words(&["true"]), "20-b").is_err());
         merge.adjust(words(&["", "true"]), "20-b").unwrap();
         assert_eq!(merge.finish().adjust.args, ["true"]);
+    }
+
+    #[test]
+    fn rules_of_devices_are_of_all_plugins() {
+        let rule = |access: &str| api::LinuxDeviceCgroup { access: access.to_owned(), ..Default::default() };
+        let rules = |access: &str| {
+            let resources = Some(LinuxResources { devices: vec![rule(access)], ..LinuxResources::default() });
+            let linux = Some(api::LinuxContainerAdjustment { resources, ..Default::default() });
+            ContainerAdjustment { linux, ..ContainerAdjustment::default() }
+        };
+        let mut merge = Merge::new(container());
+        merge.adjust(rules("r"), "10-a").unwrap();
+        merge.adjust(rules("w"), "20-b").unwrap();
+        let expect = [rule("r"), rule("w")];
+        assert_eq!(merge.container().linux.as_ref().unwrap().resources.as_ref().unwrap().devices, expect);
+        assert_eq!(merge.finish().adjust.linux.unwrap().resources.unwrap().devices, expect);
     }
 
     fn shares(id: &str, value: u64, ignore_failure: bool) -> ContainerUpdate {

@@ -158,6 +158,9 @@ fn linux(spec: &mut oci::Spec, wanted: &api::LinuxContainerAdjustment, host: &Ho
     if let Some(limits) = &wanted.resources {
         let known = linux.resources.get_or_insert_default();
         merge(known, resources(limits)?);
+        for rule in &limits.devices {
+            known.devices.push(device_rule(rule)?);
+        }
         refuse(!known.unified.is_empty() && !host.facts.unified_cgroups, "resources.unified on version 1")?;
     }
     Ok(())
@@ -196,6 +199,22 @@ fn devices(linux: &mut oci::Linux, wanted: &[api::LinuxDevice]) -> Result<(), Sp
     Ok(())
 }
 
+/// A number that cannot be must not become any number.
+fn device_rule(rule: &api::LinuxDeviceCgroup) -> Result<oci::DeviceRule, SpecError> {
+    let number = |number: &Option<api::OptionalInt64>| match number.as_ref().map(|number| number.value) {
+        None | Some(-1) => Ok(None), // Any.
+        Some(value) if u32::try_from(value).is_ok() => Ok(Some(value)),
+        Some(value) => Err(SpecError::invalid("resources.devices", value, "is a number that cannot be")),
+    };
+    Ok(oci::DeviceRule {
+        allow: rule.allow,
+        kind: rule.r#type.clone(),
+        major: number(&rule.major)?,
+        minor: number(&rule.minor)?,
+        access: rule.access.clone(),
+    })
+}
+
 fn seccomp(policy: &api::LinuxSeccomp) -> oci::Seccomp {
     let argument = |argument: &api::LinuxSeccompArg| oci::SyscallArg {
         index: argument.index,
@@ -220,7 +239,7 @@ fn seccomp(policy: &api::LinuxSeccomp) -> oci::Seccomp {
     }
 }
 
-/// Limits as plugins have them.
+/// Limits as plugins have them, all but the rules of devices.
 ///
 /// # Errors
 /// One that this runtime does not set.
@@ -413,6 +432,36 @@ mod tests {
         assert_eq!(scheduled(api::LinuxSchedulerPolicy::SchedNone.into()).unwrap(), None);
         assert_eq!(scheduled(api::LinuxSchedulerPolicy::SchedBatch.into()).unwrap().as_deref(), Some("SCHED_BATCH"));
         assert!(scheduled(77).unwrap_err().contains("an unknown scheduling policy"));
+    }
+
+    #[test]
+    fn rules_of_devices_come_after_those_before() {
+        let ruled = |major, minor| {
+            let number = |value| Some(api::OptionalInt64 { value });
+            let rule = api::LinuxDeviceCgroup {
+                allow: true,
+                r#type: "c".to_owned(),
+                major: number(major),
+                minor: number(minor),
+                access: "rw".to_owned(),
+            };
+            let resources = Some(api::LinuxResources { devices: vec![rule], ..Default::default() });
+            let wanted = of_linux(api::LinuxContainerAdjustment { resources, ..Default::default() });
+            let mut before = ContainerSpec::default();
+            let limits = before.oci.linux.get_or_insert_default().resources.get_or_insert_default();
+            limits.devices.push(oci::DeviceRule::default());
+            adjusted_from(before, &wanted).map(|spec| spec.linux.unwrap().resources.unwrap().devices)
+        };
+        let rule = |minor| oci::DeviceRule {
+            allow: true,
+            kind: "c".to_owned(),
+            major: Some(10),
+            minor,
+            access: "rw".to_owned(),
+        };
+        assert_eq!(ruled(10, 200).unwrap(), [oci::DeviceRule::default(), rule(Some(200))]);
+        assert_eq!(ruled(10, -1).unwrap(), [oci::DeviceRule::default(), rule(None)]);
+        assert!(ruled(10, 1 << 32).unwrap_err().contains("cannot be"));
     }
 
     #[test]
