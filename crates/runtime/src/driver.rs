@@ -17,7 +17,7 @@ mod bundle;
 mod handlers;
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ const STATES: &str = "r";
 const CONFIG: &str = "config.json";
 const PROCESS: &str = "process.json";
 const LOG: &str = "log.json";
+/// Most that is read of a log, from its end (R6).
+const LAST_MAX: u64 = 64 << 10;
 /// How much of an exec's id is in its directory's name.
 const EXEC_ID_LENGTH: usize = 16;
 
@@ -201,11 +203,42 @@ fn put(path: &Path, value: &impl serde::Serialize) -> Result<(), DriverError> {
 
 /// The last error in a runtime's log: lines of JSON with `level` and `msg`.
 fn last_words(place: &Path) -> Option<String> {
-    let log = fs::read_to_string(place.join(LOG)).ok()?;
+    let log = end_of(&place.join(LOG)).ok()?;
     let message = |line: &str| {
         let line: serde_json::Value = serde_json::from_str(line).ok()?;
         let level = line.get("level")?.as_str()?;
         (level == "error" || level == "fatal").then(|| line.get("msg")?.as_str().map(|text| text.trim().to_owned()))?
     };
     log.lines().rev().find_map(message)
+}
+
+fn end_of(path: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_MAX)))?;
+    let mut end = Vec::new();
+    file.take(LAST_MAX).read_to_end(&mut end)?;
+    // Where it begins within a line, or within a letter, that line is none of JSON.
+    Ok(String::from_utf8_lossy(&end).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_of_a_log_is_read() {
+        let place = tempfile::tempdir().unwrap();
+        let words = |log: &str| {
+            fs::write(place.path().join(LOG), log).unwrap();
+            last_words(place.path())
+        };
+        let error = r#"{"level":"error","msg":" why "}"#;
+        let filler = "{\"level\":\"info\",\"msg\":\"é\"}\n".repeat(4000);
+        assert_eq!(words(error).as_deref(), Some("why"));
+        assert_eq!(words(&format!("{filler}{error}\n{{")).as_deref(), Some("why"));
+        assert!(filler.len() as u64 > LAST_MAX);
+        assert_eq!(words(&format!("{error}\n{filler}")), None);
+        assert_eq!(last_words(Path::new("/nowhere")), None);
+    }
 }
