@@ -153,7 +153,6 @@ impl Driver {
         let place = self.bundle(container);
         let call = Call {
             program: self.program.clone(),
-            name: program::name_of(&self.program),
             arguments: self.words(&place, words),
             environment: vec![program::PATH.to_owned()],
             directory: self.place.clone(),

@@ -1,10 +1,11 @@
-//! Programs of the operator's that the runtime starts: other OCI runtimes and hooks. Nothing else is ever started (R3).
+//! Programs of the operator's that the runtime starts and waits for: other OCI runtimes (R3). Hooks are the executor's to start,
+//! plugins of the Node Resource Interface are `nri`'s.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,6 @@ pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/us
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) program: PathBuf,
-    /// The name by which it is called.
-    pub(crate) name: String,
     pub(crate) arguments: Vec<String>,
     /// `NAME=value`; nothing else.
     pub(crate) environment: Vec<String>,
@@ -94,7 +93,7 @@ fn start(call: &Call, stdout: &File, stderr: &File) -> std::io::Result<Child> {
     #[allow(clippy::disallowed_methods, reason = "the operator has configured it (R3)")]
     let mut command = Command::new(&call.program);
     let variables = call.environment.iter().filter_map(|variable| variable.split_once('='));
-    command.arg0(&call.name).args(&call.arguments).env_clear().envs(variables).current_dir(&call.directory);
+    command.args(&call.arguments).env_clear().envs(variables).current_dir(&call.directory);
     command.stdin(memory(&call.input)?).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?).process_group(0);
     command.spawn()
 }
@@ -136,11 +135,6 @@ fn content(mut file: File) -> Vec<u8> {
     content
 }
 
-/// The name by which a program is called where nothing else is said.
-pub(crate) fn name_of(program: &Path) -> String {
-    program.to_string_lossy().into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,7 +142,6 @@ mod tests {
     fn shell(script: &str, input: &str, limit: Duration) -> Result<Output, ProgramError> {
         run(&Call {
             program: "/bin/sh".into(),
-            name: "sh".to_owned(),
             arguments: ["-c", script].map(str::to_owned).to_vec(),
             environment: vec![PATH.to_owned(), "A=b".to_owned()],
             directory: "/".into(),

@@ -70,7 +70,6 @@ impl Handler {
 async fn features(of: &HandlerConfig) -> Result<Features, String> {
     let call = Call {
         program: of.path.clone(),
-        name: program::name_of(&of.path),
         arguments: of.arguments.iter().cloned().chain(["features".to_owned()]).collect(),
         environment: vec![program::PATH.to_owned()],
         directory: "/".into(),
