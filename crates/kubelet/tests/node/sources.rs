@@ -82,8 +82,11 @@ fn a_status_is_offered_until_it_is_taken() {
 /// Who counts on how a pod ended, a Job for one, sees no more of it than its last status.
 fn the_last_status_comes_before_the_deletion() {
     on_a_node(|node| async {
-        node.want("p", "trap 'exit 0' TERM; sleep 1000 & wait", json!({}));
-        node.desk.running("p").await;
+        // It is ready once it has said what its stop signal means.
+        let probe = json!({ "exec": { "command": ["test", "-e", "/heeds"] }, "periodSeconds": 1 });
+        let script = "trap 'exit 0' TERM; touch /heeds; sleep 1000 & wait";
+        node.want("p", script, json!({ "readinessProbe": probe }));
+        node.desk.when("it is ready", |desk| desk.container("p")["ready"] == true).await;
         node.desk.take_statuses(false);
         node.desk.delete("p", 30);
         node.vanished(&node.path("kubelet/pods").join(node.uid("p"))).await;
