@@ -10,9 +10,13 @@ use crate::fixture::{Node, on_a_node};
 pub(crate) const TESTS: &[Test] = &[("a_critical_pod_gets_its_place", a_critical_pod_gets_its_place)];
 
 fn want(node: &Node, name: &str, priority: i32, script: &str, cpu: &str) {
+    want_probed(node, name, priority, script, cpu, Value::Null);
+}
+
+fn want_probed(node: &Node, name: &str, priority: i32, script: &str, cpu: &str, probe: Value) {
     let resources = json!({ "requests": { "cpu": cpu } });
-    let container =
-        json!({ "name": "c", "image": node.image(), "command": ["sh", "-c", script], "resources": resources });
+    let container = json!({ "name": "c", "image": node.image(), "command": ["sh", "-c", script],
+        "resources": resources, "readinessProbe": probe });
     let spec = json!({ "terminationGracePeriodSeconds": 60, "priority": priority, "containers": [container] });
     node.want_spec(name, spec);
 }
@@ -26,11 +30,12 @@ fn a_critical_pod_gets_its_place() {
         let allocatable = [("cpu", 1000), ("pods", 110_000)];
         let allocatable = allocatable.map(|(name, milli)| (name.to_owned(), Quantity::from_milli(milli))).into();
         node.restart_at(Site { name: "n".to_owned(), allocatable, ..Site::default() }).await;
-        // It ends when the test lets it.
-        let gate = "trap 'until [ -e /gate ]; do sleep 1; done; exit 0' TERM; sleep 1000 & wait";
-        want(&node, "large", 0, gate, "700m");
+        // It ends when the test lets it, and is ready once it has said what its stop signal means.
+        let gate = "trap 'until [ -e /gate ]; do sleep 1; done; exit 0' TERM; touch /heeds; sleep 1000 & wait";
+        let heeds = json!({ "exec": { "command": ["test", "-e", "/heeds"] }, "periodSeconds": 1 });
+        want_probed(&node, "large", 0, gate, "700m", heeds);
         want(&node, "small", 0, "sleep 1000", "200m");
-        node.desk.running("large").await;
+        node.desk.when("large is ready", |desk| desk.container("large")["ready"] == true).await;
         node.desk.running("small").await;
         want(&node, "critical", 2_000_000_000, "sleep 1000", "600m");
         node.desk
