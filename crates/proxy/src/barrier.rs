@@ -14,7 +14,8 @@ pub struct Barrier {
 
 impl Barrier {
     /// Returns when the kernel leads no new connection to this ending pod: at once if no Service does, and as soon as the
-    /// rules are written that go with the EndpointSlices which say that the pod ends. Endpoints that name a pod are
+    /// rules are written that go with the EndpointSlices which say that the pod ends and packets which older rules have sent on
+    /// their way have come. Endpoints that name a pod are
     /// found by its uid, others by their addresses. A pod that still serves while nobody else does goes on to get
     /// connections (KEP-1669), and one of a Service that publishes pods which are not ready does, too; neither is waited
     /// for. Returns also when the proxy has stopped: nothing will change then. The caller bounds the wait.

@@ -42,6 +42,9 @@ use crate::{Config, Mode, Owned, RulesError, StartError};
 const COMPONENT: &str = "kube-proxy";
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How long packets that the rules of before have led to an endpoint may be on their way to it: they wait in a processor's
+/// backlog, which a busy machine empties as it runs any other thread.
+const ON_THE_WAY: Duration = Duration::from_millis(30);
 /// However long the kernel took, the next change waits no longer than this.
 const PACE_MAX: Duration = Duration::from_secs(1);
 /// Objects that are decoded before others get the thread.
@@ -108,6 +111,8 @@ pub(crate) struct Sync {
     /// Out on loan while it works.
     kernel: Option<Kernel>,
     step: Step,
+    /// When rules changed last.
+    changed: Instant,
     /// UDP frontends whose flows have not been looked at since they changed.
     suspicious: HashSet<Frontend>,
     waiting: Vec<Request>,
@@ -190,6 +195,7 @@ impl Sync {
             stop,
             kernel: Some(kernel),
             step: Step::Out { due: now, backoff: BACKOFF_FIRST },
+            changed: now,
             suspicious: HashSet::new(),
             waiting: Vec::new(),
             said: BTreeSet::new(),
@@ -348,7 +354,10 @@ impl Sync {
             Step::In => {
                 let updated = self.with_kernel(move |kernel| kernel.rules.update(&difference)).await;
                 match updated {
-                    Ok(()) => self.telemetry.metrics.synced(Extent::Difference, begun.elapsed()),
+                    Ok(()) => {
+                        self.changed = Instant::now();
+                        self.telemetry.metrics.synced(Extent::Difference, begun.elapsed());
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "a change of service rules was refused; all of them are written anew");
                         self.telemetry.metrics.failed(Extent::Difference);
@@ -432,6 +441,7 @@ impl Sync {
             Ok(left) => {
                 self.suspicious.extend(left);
                 self.step = Step::In;
+                self.changed = Instant::now();
                 self.telemetry.metrics.synced(Extent::All, begun.elapsed());
                 tracing::info!(place = self.place, frontends, "service rules are in place");
                 self.remove_other_modes().await;
@@ -524,12 +534,26 @@ impl Sync {
                 Request::Left { pod_uid, addresses, done }
                     if self.step == Step::In && !self.model.serves(&pod_uid, &addresses) =>
                 {
-                    let _ = done.send(());
+                    self.answer_left(done);
                 }
                 request => self.waiting.push(request),
             }
         }
         self.waiting.retain(|request| !request.is_abandoned());
+    }
+
+    /// Answers at once, unless rules have changed a moment ago: perhaps those that led there.
+    fn answer_left(&self, done: oneshot::Sender<()>) {
+        let due = self.changed + ON_THE_WAY;
+        if due <= Instant::now() {
+            let _ = done.send(());
+            return;
+        }
+        // It ends by itself, a moment later.
+        tokio::spawn(async move {
+            tokio::time::sleep_until(due).await;
+            let _ = done.send(());
+        });
     }
 
     fn tell_problems(&mut self) {

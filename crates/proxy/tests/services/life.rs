@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sys::netlink::Socket;
@@ -66,8 +66,11 @@ fn the_barrier_opens_when_the_kernel_no_longer_leads_to_the_pod() {
         proxy.settled().await;
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished(), "the pod still serves");
+        let before = Instant::now();
         host.endpoints("web", &[End { ready: false, terminating: true, ..a }, b.clone()]);
         waiting.await.unwrap();
+        let waited = before.elapsed();
+        assert!(waited >= Duration::from_millis(30), "packets may still be on their way after {waited:?}");
         assert_eq!(answers(&client.netns, ip(VIP), 80, 30), ["b"]);
         host.endpoints("web", &[End { ready: false, terminating: true, ..b }]);
         barrier.left("uid-b", &[]).await;
