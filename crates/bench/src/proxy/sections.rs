@@ -1,6 +1,7 @@
 //! What is measured of a proxy, in its order.
 
 use std::net::SocketAddr;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use testkit::api::Api;
@@ -100,7 +101,7 @@ impl Sections<'_> {
         Ok(())
     }
 
-    /// Services come and go.
+    /// Services come and go. A bare watcher beside shows what of their times is the API server's.
     fn life(&mut self, stage: &mut Stage) -> anyhow::Result<()> {
         let mut session = self.api.session()?;
         let long_since = Instant::now();
@@ -109,6 +110,7 @@ impl Sections<'_> {
                 break;
             }
             let to = self.world.new_address(nth);
+            let seen = self.world.watcher(self.api, nth, "ADDED");
             std::thread::sleep(APART);
             let begun = Instant::now();
             let served = stage.side.place(Client::Pod).start(probes::until_served(to, begun, self.limit()));
@@ -116,12 +118,15 @@ impl Sections<'_> {
             let took =
                 served.wait()?.ok_or_else(|| stage.proxy.silent("a Service that was created does not answer"))?;
             self.results.add_ms(Measure::ServiceCreated, took);
+            self.results.add_ms(Measure::ServiceSeen, joined(seen)?.duration_since(begun));
+            let seen = self.world.watcher(self.api, nth, "DELETED");
             std::thread::sleep(APART);
             let begun = Instant::now();
             self.world.delete(&mut session, nth)?;
             let refused = stage.side.place(Client::Pod).run(probes::until_refused(to, begun, self.limit()))?;
             let took = refused.ok_or_else(|| stage.proxy.silent("a Service that was deleted answers still"))?;
             self.results.add_ms(Measure::ServiceDeleted, took);
+            self.results.add_ms(Measure::DeletionSeen, joined(seen)?.duration_since(begun));
         }
         eprintln!("    Services came and went, {:.0} s", long_since.elapsed().as_secs_f64());
         Ok(())
@@ -155,4 +160,9 @@ impl Sections<'_> {
     fn limit(&self) -> Duration {
         Duration::from_secs(self.arguments.limit)
     }
+}
+
+/// What a thread has found.
+fn joined<T>(thread: JoinHandle<anyhow::Result<T>>) -> anyhow::Result<T> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -23,6 +25,8 @@ const NODES: u32 = 1000;
 const SERVED: u32 = 16;
 /// Requests that the API server has at once.
 const WRITERS: usize = 8;
+/// How long a watch may last; longer than any change takes.
+const WATCH_LIMIT: Duration = Duration::from_secs(300);
 /// EndpointSlices that change, in turn.
 const CHANGING: u32 = 200;
 
@@ -99,6 +103,16 @@ impl World {
     /// Creates a Service whose endpoints are there.
     pub(super) fn create(self, session: &mut Session, nth: u32) -> anyhow::Result<()> {
         session.create(SERVICES, &service(self.services + nth))
+    }
+
+    /// Watches it alone, from before it is made: returns when an event of this type came.
+    pub(super) fn watcher(self, api: &Api, nth: u32, wanted: &'static str) -> JoinHandle<anyhow::Result<Instant>> {
+        let path = format!("{SERVICES}?watch=1&fieldSelector=metadata.name%3D{}", name(self.services + nth));
+        let api = api.clone();
+        std::thread::spawn(move || {
+            api.watch(&path, WATCH_LIMIT, |event| event["type"] == wanted)?;
+            Ok(Instant::now())
+        })
     }
 
     /// Deletes it.
