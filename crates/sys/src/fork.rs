@@ -147,6 +147,16 @@ pub fn share_heaps(count: i32) {
     }
 }
 
+/// Lets blocks of so many bytes and more be mappings of their own, which go back to the kernel as they are freed, whatever lies
+/// around them. Without it glibc raises the bound to the largest block that was ever freed.
+pub fn map_blocks_from(bytes: i32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: two numbers; a value that glibc does not take changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, bytes);
+    }
+}
+
 /// Gives freed heap back to the kernel.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]

@@ -8,6 +8,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const WORKERS: usize = 2;
 /// Heaps of all threads together: enough that those which run tasks seldom wait for each other.
 const HEAPS: i32 = 2;
+/// A list of the API server, a file, a body: what is this large lives briefly, and would leave a hole in a heap.
+const MAPPED_BYTES: i32 = 32 << 10;
 /// A task's frames are small; the default of 2 MiB would count against the node's memory for each blocked path. Frames that
 /// are not optimised are several times as large.
 const STACK_BYTES: usize = if cfg!(debug_assertions) { 2 << 20 } else { 512 << 10 };
@@ -20,6 +22,7 @@ pub(crate) fn seal() -> anyhow::Result<()> {
 /// The daemon's threads.
 pub(crate) fn threads() -> anyhow::Result<Runtime> {
     sys::fork::share_heaps(HEAPS);
+    sys::fork::map_blocks_from(MAPPED_BYTES);
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_stack_size(STACK_BYTES)
