@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::api::{Api, ApiSource, ApiSourceConfig, Config, SealConfig};
-use cluster::{Key, Object, Store, Table};
+use cluster::{Change, Key, Object, Store, Table, Watch};
 use serde_json::{Value, json};
 use testkit::control_plane::{self, ControlPlane, Options};
 
@@ -68,11 +68,19 @@ impl Lab {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}});
         // It is there, if there is no server to ask.
         self.others().ensure("/api/v1/nodes", &node).ok();
-        let kubelet = Some(Api::new(self.node()).unwrap());
+        self.source(Some(Api::new(self.node()).unwrap()), None, sealed)
+    }
+
+    /// The source of a proxy alone.
+    pub(crate) fn service_proxy(&self) -> Arc<ApiSource> {
+        self.source(None, Some(Api::new(self.proxy()).unwrap()), None)
+    }
+
+    fn source(&self, kubelet: Option<Api>, proxy: Option<Api>, sealed: Option<SealConfig>) -> Arc<ApiSource> {
         let config = ApiSourceConfig {
             node_name: NODE.into(),
             kubelet,
-            proxy: None,
+            proxy,
             event_rate: None,
             sealed,
             static_pods: None,
@@ -123,7 +131,7 @@ pub(crate) fn key(name: &str) -> Key {
     Key::new("default", name)
 }
 
-/// Waits until a table's object is as wanted.
+/// Waits until an object that the table keeps is as wanted.
 pub(crate) async fn when<T: Object>(table: &Table<T>, key: &Key, holds: impl Fn(Option<&T>) -> bool) {
     let mut watch = table.watch();
     let waited = tokio::time::timeout(LIMIT, async {
@@ -132,6 +140,12 @@ pub(crate) async fn when<T: Object>(table: &Table<T>, key: &Key, holds: impl Fn(
         }
     });
     waited.await.unwrap_or_else(|_| panic!("{key} is not as it should be"));
+}
+
+/// The next object that a watch tells of. For tables that objects pass through ([`Table::let_pass`]): once it is told of, such
+/// a table has no more of it than its name.
+pub(crate) async fn told<T: Object>(watch: &mut Watch<T>) -> Change<T> {
+    tokio::time::timeout(LIMIT, watch.next()).await.expect("the watch tells of something")
 }
 
 /// A store without a source.

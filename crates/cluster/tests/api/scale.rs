@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use cluster::Source as _;
-use cluster::api::{Api, ApiSource, ApiSourceConfig};
+use cluster::k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 use testkit::control_plane::Part;
 use testkit::serial::Test;
 
 use crate::etcd::Etcd;
-use crate::lab::{LIMIT, Lab, NODE, run, when};
+use crate::lab::{LIMIT, Lab, run, told};
 
 pub(crate) const TESTS: &[Test] = &[("ten_thousand_services", ten_thousand_services)];
 
@@ -29,17 +29,7 @@ fn ten_thousand_services() {
     std::fs::write("/proc/self/clear_refs", "5").expect("the kernel lets a process forget its own peak");
     run(async {
         let begun = Instant::now();
-        let proxy = Some(Api::new(lab.proxy()).unwrap());
-        let config = ApiSourceConfig {
-            node_name: NODE.into(),
-            kubelet: None,
-            proxy,
-            event_rate: None,
-            sealed: None,
-            static_pods: None,
-            static_pods_url: None,
-        };
-        let source = ApiSource::start(config).unwrap();
+        let source = lab.service_proxy();
         let store = source.store();
         // As a proxy does: it keeps of a slice what it needs.
         let mut slices = store.endpoint_slices().watch();
@@ -64,14 +54,19 @@ fn ten_thousand_services() {
             (peak_kb() - before) / 1024
         );
         let one = cluster::Key::new("default", "s7");
+        let mut services = store.services().watch();
         let begun = Instant::now();
         lab.others()
             .merge("/api/v1/namespaces/default/services/s7", &json!({"spec": {"sessionAffinity": "ClientIP"}}))
             .unwrap();
-        when(store.services(), &one, |service| {
-            service.unwrap().spec.as_ref().unwrap().session_affinity.as_deref() == Some("ClientIP")
-        })
-        .await;
+        let is_changed =
+            |service: &Service| service.spec.as_ref().unwrap().session_affinity.as_deref() == Some("ClientIP");
+        loop {
+            let change = told(&mut services).await;
+            if change.key == one && change.object.is_some_and(|service| is_changed(&service)) {
+                break;
+            }
+        }
         println!("  a change was seen {:?} after it began", begun.elapsed());
     });
 }

@@ -1,15 +1,15 @@
 //! What a kubelet gets from its source, and what it gives.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cluster::api::{Api, ApiSource, ApiSourceConfig};
 use cluster::k8s_openapi::api::core::v1::{Pod, PodStatus, Secret};
 use cluster::{Change, EventKind, Source as _, SourceError, event_about};
 use serde_json::{Value, json};
 use testkit::control_plane::{Options, Part};
 use testkit::serial::Test;
 
-use crate::lab::{LIMIT, Lab, MAPS, NODE, PODS, SECRETS, key, run, when};
+use crate::lab::{LIMIT, Lab, MAPS, NODE, PODS, SECRETS, key, run, told, when};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_node_sees_its_own", a_node_sees_its_own),
@@ -455,18 +455,9 @@ fn a_proxy_sees_services_and_slices() {
         "ports": [{"name": "", "port": 8080}], "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}]});
     lab.others().create("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", &slice).unwrap();
     run(async {
-        let proxy = Some(Api::new(lab.proxy()).unwrap());
-        let config = ApiSourceConfig {
-            node_name: NODE.into(),
-            kubelet: None,
-            proxy,
-            event_rate: None,
-            sealed: None,
-            static_pods: None,
-            static_pods_url: None,
-        };
-        let source = ApiSource::start(config).unwrap();
+        let source = lab.service_proxy();
         let store = source.store();
+        let (mut services, mut slices) = (store.services().watch(), store.endpoint_slices().watch());
         let known = async {
             store.services().synced().await;
             store.endpoint_slices().synced().await;
@@ -474,15 +465,23 @@ fn a_proxy_sees_services_and_slices() {
         };
         tokio::time::timeout(LIMIT, known).await.unwrap();
         // The API server makes its own some time after it is ready.
-        when(store.services(), &key("kubernetes"), |service| service.is_some()).await;
-        let names: Vec<String> = store.services().keys().iter().map(|key| key.name().to_owned()).collect();
-        assert_eq!(names, ["kubernetes", "web"]);
-        assert_eq!(store.services().get(&key("web")).unwrap().metadata.annotations, None);
-        assert_eq!(
-            store.endpoint_slices().get(&key("web-1")).unwrap().endpoints.as_ref().unwrap()[0].addresses,
-            ["10.0.0.1"]
-        );
+        let mut seen = BTreeMap::new();
+        while !["kubernetes", "web"].iter().all(|name| seen.contains_key(&key(name))) {
+            let change = told(&mut services).await;
+            seen.extend(change.object.map(|service| (change.key, service)));
+        }
+        assert_eq!(seen.keys().map(|key| key.name()).collect::<Vec<_>>(), ["kubernetes", "web"]);
+        assert_eq!(seen[&key("web")].metadata.annotations, None);
+        let slice = loop {
+            let change = told(&mut slices).await;
+            if change.key == key("web-1") {
+                break change.object.unwrap();
+            }
+        };
+        assert_eq!(slice.endpoints.as_ref().unwrap()[0].addresses, ["10.0.0.1"]);
         lab.others().delete(&format!("{SERVICES}/web")).unwrap();
-        when(store.services(), &key("web"), |service| service.is_none()).await;
+        while store.services().keys().contains(&key("web")) {
+            told(&mut services).await;
+        }
     });
 }
