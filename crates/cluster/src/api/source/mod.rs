@@ -13,14 +13,15 @@ mod mirrors;
 mod objects;
 mod references;
 mod sealed;
+mod start;
 mod status;
 mod trim;
 
 pub(crate) use self::references::first as first_reference;
 pub use self::sealed::{SealConfig, SealError};
+pub use self::start::{ApiSourceConfig, StartError};
 
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -36,18 +37,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::events::Recorder;
-use self::mirrors::Mirrors;
 use self::objects::Objects;
-use self::references::Referred;
-use self::sealed::{SealedToken, Tokens, Vault};
+use self::sealed::{SealedToken, Tokens};
 use self::status::Statuses;
 use super::client::Api;
-use super::config::Rate;
 use super::error::ApiError;
-use super::follow::{Following, Progress, Selection, Sink, follow, follow_from};
+use super::follow::{Following, Selection, follow_from};
 use super::verbs::{Deletion, Kind, Patch};
-use crate::api::manifest_url::{ManifestUrl, Page};
-use crate::manifests::{Problem, StaticPods, is_static};
+use crate::manifests::is_static;
 use crate::source::{Source, SourceError, Token};
 use crate::{Key, Store, Table};
 
@@ -55,29 +52,6 @@ use crate::{Key, Store, Table};
 const LOOK_UP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a node with static pods waits for a server that may be one of them.
 const STATIC_PATIENCE: Duration = Duration::from_secs(1);
-/// Services and slices with these labels are not for this proxy.
-const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-const HEADLESS: &str = "service.kubernetes.io/headless";
-
-/// What a source follows, and as whom.
-#[derive(Debug, Clone)]
-pub struct ApiSourceConfig {
-    /// The name of this node.
-    pub node_name: String,
-    /// As a kubelet: the pods of this node and what they refer to, the Node, Services. None for a proxy alone.
-    pub kubelet: Option<Api>,
-    /// As a proxy: EndpointSlices, ServiceCIDRs, and Services and the Node if no kubelet follows them. Nodes may not read EndpointSlices, so
-    /// this is usually another user than the kubelet. None for a kubelet alone.
-    pub proxy: Option<Api>,
-    /// How many events are sent at most (upstream's `eventRecordQPS` and `eventBurst`).
-    pub event_rate: Option<Rate>,
-    /// Where what pods need is kept, so that they start again without an API server. None: they wait for it.
-    pub sealed: Option<SealConfig>,
-    /// The file or directory of static pods (`staticPodPath`).
-    pub static_pods: Option<PathBuf>,
-    /// Where more of them are, on an HTTP server (`staticPodURL`).
-    pub static_pods_url: Option<ManifestUrl>,
-}
 
 /// A source that follows a kube-apiserver.
 pub struct ApiSource {
@@ -108,132 +82,14 @@ pub struct ApiSource {
     /// All other kinds. What is followed ends with these.
     others: Vec<Following>,
     /// They end with this value.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 /// The uids of pods that the kubelet has done with, by name. They are not shown again, however long the finalizers of
 /// others keep them. Held while such a pod is hidden or another one shown.
 type Finished = Arc<Mutex<HashMap<Key, String>>>;
 
-/// Why a source cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Neither kubelet nor proxy.
-    #[error("an API source needs a client: for a kubelet, a proxy, or both")]
-    NoClient,
-    /// The directory of what is kept.
-    #[error(transparent)]
-    Sealed(#[from] SealError),
-    /// The static pods cannot be followed.
-    #[error("{0}")]
-    StaticPods(Box<Problem>),
-    /// Their URL is none, or a header.
-    #[error("static pods of a server: {0}; correct staticPodURL or staticPodURLHeader")]
-    StaticPodsUrl(String),
-}
-
 impl ApiSource {
-    /// Follows what `config` says from now on. Whether the server can be reached is seen later, in the progress and in the
-    /// tables. Must be called inside a tokio runtime.
-    ///
-    /// # Errors
-    /// A configuration without a client, or a directory that cannot be used.
-    pub fn start(config: ApiSourceConfig) -> Result<Arc<Self>, StartError> {
-        let ApiSourceConfig { node_name, kubelet, proxy, event_rate, sealed, static_pods, static_pods_url } = config;
-        let mut tasks = JoinSet::new();
-        let page = static_pods_url.as_ref().map(Page::new).transpose().map_err(StartError::StaticPodsUrl)?;
-        let page = page.zip(static_pods_url).map(|(page, at)| {
-            let (tell, told) = watch::channel(None);
-            tasks.spawn(page.follow(tell));
-            (at.url, told)
-        });
-        let has_any = static_pods.is_some() || page.is_some();
-        let static_pods = has_any.then(|| StaticPods::open(static_pods.as_deref(), page, &node_name)).transpose();
-        let static_pods = static_pods.map_err(StartError::StaticPods)?;
-        let has_static_pods = static_pods.as_ref().is_some_and(|pods| !pods.declared().is_empty());
-        let api = kubelet.clone().or_else(|| proxy.clone()).ok_or(StartError::NoClient)?;
-        let patience = sealed.as_ref().map(|sealed| sealed.patience).unwrap_or_default();
-        let vault = sealed.as_ref().map(Vault::open).transpose()?;
-        let kept = vault.as_ref().map(Vault::load).unwrap_or_default();
-        let tokens = vault.as_ref().map(Tokens::load);
-        let store = Store::new();
-        let (finished, restored) = (Finished::default(), watch::Sender::new(false));
-        // Headless Services are of no use to proxies and environments.
-        let mut addressed = Selection::all().fields("spec.clusterIP!=None");
-        if kubelet.is_none() {
-            addressed = addressed.labels(&format!("!{PROXY_NAME}"));
-            // A proxy alone keeps of them what it needs.
-            store.services().let_pass();
-        }
-        let sink = Cut { table: store.services().clone(), cut: trim::service };
-        let services = follow_from(&api, addressed, sink, kept.services());
-        mark_synced(&mut tasks, &services, store.services());
-        let own = Key::cluster(&node_name);
-        let node = follow_from(&api, Selection::named(&own), store.nodes().clone(), [own.clone()]);
-        mark_synced(&mut tasks, &node, store.nodes());
-        let mut others = vec![node];
-        let objects = Arc::new(Objects::new(api.clone(), store.clone()));
-        let statuses = Statuses::new(api.clone(), store.pods().clone());
-        let mirrored = Store::new().pods().clone();
-        let mirrors = Statuses::new(api.clone(), mirrored.clone());
-        if let Some(kubelet) = &kubelet {
-            let mine = Selection::all().fields(&format!("spec.nodeName={node_name}"));
-            let sink = Pods { table: store.pods().clone(), mirrors: mirrored.clone(), finished: finished.clone() };
-            let pods = follow_from(kubelet, mine, sink, kept.pods());
-            mark_synced(&mut tasks, &pods, store.pods());
-            if let (Some(vault), Some(tokens)) = (vault, tokens.clone()) {
-                let (progress, kept, told) = (pods.progress(), (vault, kept, tokens), restored.clone());
-                tasks.spawn(sealed::run(kept, patience, progress, store.clone(), objects.clone(), told));
-            }
-            if let Some(files) = static_pods {
-                mirrors::settle(files.declared(), store.pods(), &mut HashSet::new());
-                tasks.spawn(mirrors::keep_pods(files, store.pods().clone()));
-            }
-            let keeper = Mirrors {
-                api: api.clone(),
-                store: store.clone(),
-                node: own,
-                mirrors: mirrored,
-                statuses: mirrors.clone(),
-            };
-            tasks.spawn(keeper.run(pods.progress()));
-            others.push(pods);
-            tasks.spawn(attend(store.clone(), objects.clone(), statuses.clone()));
-        }
-        if let Some(proxy) = &proxy {
-            // A proxy keeps of them what it needs; together they would be the largest part of its memory.
-            store.endpoint_slices().let_pass();
-            let slices = Selection::all().labels(&format!("!{HEADLESS},!{PROXY_NAME}"));
-            let slices = follow(proxy, slices, Cut { table: store.endpoint_slices().clone(), cut: trim::slice });
-            mark_synced(&mut tasks, &slices, store.endpoint_slices());
-            // Older servers have no such kind, and older roles no right to it: then nobody knows the ranges.
-            let ranges = follow(proxy, Selection::all(), store.service_cidrs().clone());
-            mark_synced(&mut tasks, &ranges, store.service_cidrs());
-            others.extend([slices, ranges]);
-        }
-        let recorder = Recorder::new(api.clone(), &node_name, event_rate);
-        Ok(Arc::new(Self {
-            store,
-            api,
-            objects,
-            statuses,
-            mirrors,
-            recorder,
-            finished,
-            services,
-            classes: OnceLock::new(),
-            drivers: OnceLock::new(),
-            bundles: OnceLock::new(),
-            certificates: OnceLock::new(),
-            node_name,
-            tokens,
-            has_static_pods,
-            restored,
-            others,
-            _tasks: tasks,
-        }))
-    }
-
     /// Waits until there is enough to begin with: pods, Services and the Node are known, or there is no API server and what
     /// was kept has come back. Then the tables may still lack pods ([`Table::synced`]). Static pods do not wait: the server
     /// may be one of them.
@@ -553,110 +409,9 @@ fn expanded(claim: &PersistentVolumeClaim, size: &Quantity) -> serde_json::Value
     changes.into()
 }
 
-/// Marks the table when its objects are known.
-fn mark_synced<T: Kind>(tasks: &mut JoinSet<()>, following: &Following, table: &Table<T>) {
-    let (mut progress, table) = (following.progress(), table.clone());
-    tasks.spawn(async move {
-        if progress.wait_for(|progress: &Progress| progress.is_known).await.is_ok() {
-            table.set_synced();
-        }
-    });
-}
-
-/// A table that gets of an object what a node has use for.
-struct Cut<T> {
-    table: Table<T>,
-    cut: fn(&mut T),
-}
-
-impl<T: Kind> Sink<T> for Cut<T> {
-    fn put(&mut self, mut object: T) {
-        (self.cut)(&mut object);
-        self.table.mirror(object);
-    }
-
-    fn remove(&mut self, key: &Key) {
-        self.table.remove(key);
-    }
-}
-
-/// The table of pods, without those that are finished; mirrors have their own. The node's static pods are in it, too, and
-/// none of the server's takes the place of one.
-struct Pods {
-    table: Table<Pod>,
-    mirrors: Table<Pod>,
-    finished: Finished,
-}
-
-impl Sink<Pod> for Pods {
-    fn put(&mut self, mut pod: Pod) {
-        if mirrors::mirrored(&pod).is_some() {
-            self.mirrors.mirror(pod);
-            return;
-        }
-        mirrors::disown(&mut pod);
-        let key = Key::of(&pod.metadata);
-        if self.has_static(&key) {
-            return;
-        }
-        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
-        if finished.get(&key) == pod.metadata.uid.as_ref() {
-            return;
-        }
-        finished.remove(&key);
-        self.table.mirror(pod);
-    }
-
-    fn remove(&mut self, key: &Key) {
-        self.finished.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-        self.mirrors.remove(key);
-        if !self.has_static(key) {
-            self.table.remove(key);
-        }
-    }
-}
-
-impl Pods {
-    fn has_static(&self, key: &Key) -> bool {
-        self.table.get(key).is_some_and(|pod| is_static(&pod))
-    }
-}
-
-/// Follows the pods of this node: what they refer to is followed, too, and their statuses are kept as the kubelet says.
-async fn attend(store: Store, objects: Arc<Objects>, statuses: Statuses) {
-    let mut pods = store.pods().watch();
-    let mut claims = store.persistent_volume_claims().watch();
-    let mut volumes = store.persistent_volumes().watch();
-    loop {
-        let referred = tokio::select! {
-            change = pods.next() => {
-                statuses.keep_only(&change.key, change.object.as_deref());
-                match change.object {
-                    Some(pod) => drop(objects.set(&pod)),
-                    None => objects.forget(&change.key),
-                }
-                continue;
-            }
-            change = claims.next() => (Referred::Claim, change.key),
-            change = volumes.next() => (Referred::Volume, change.key),
-        };
-        for pod in objects.pods_of(&referred).iter().filter_map(|key| store.pods().get(key)) {
-            objects.set(&pod);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pod(uid: &str) -> Pod {
-        let mut pod = Pod::default();
-        pod.metadata.namespace = Some("shop".into());
-        pod.metadata.name = Some("web".into());
-        pod.metadata.uid = Some(uid.into());
-        pod
-    }
 
     #[test]
     fn a_claim_whose_volume_has_grown_waits_no_more() {
@@ -673,21 +428,5 @@ mod tests {
             {"op": "remove", "path": "/status/allocatedResourceStatuses/storage"},
         ]);
         assert_eq!(expanded(&claim, &Quantity("2Gi".to_owned())), expect);
-    }
-
-    #[test]
-    fn a_finished_pod_is_hidden_until_its_name_is_free() {
-        let (store, finished) = (Store::new(), Finished::default());
-        let mirrors = Store::new().pods().clone();
-        let mut sink = Pods { table: store.pods().clone(), mirrors, finished: finished.clone() };
-        let key = Key::new("shop", "web");
-        finished.lock().unwrap().insert(key.clone(), "one".into());
-        sink.put(pod("one"));
-        assert!(store.pods().is_empty());
-        sink.put(pod("two"));
-        assert_eq!((store.pods().len(), finished.lock().unwrap().len()), (1, 0));
-        finished.lock().unwrap().insert(key.clone(), "two".into());
-        sink.remove(&key);
-        assert!(store.pods().is_empty() && finished.lock().unwrap().is_empty());
     }
 }

@@ -11,7 +11,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeCl
 use tokio::sync::watch;
 
 use super::references::{self, Reference, Referred};
-use super::{Cut, trim};
+use super::start::Cut;
+use super::trim;
 use crate::api::client::Api;
 use crate::api::error::ApiError;
 use crate::api::follow::{Following, Progress, Selection, follow_from, poll};
