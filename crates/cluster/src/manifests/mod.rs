@@ -9,12 +9,13 @@ mod go_print;
 mod kinds;
 mod path;
 mod problem;
+mod source;
 mod static_pods;
 mod validate;
 mod yaml;
 
-pub use engine::{Manifests, ManifestsConfig};
 pub use problem::{ObjectName, Problem, Severity};
+pub use source::{Manifests, ManifestsConfig};
 
 pub(crate) use kinds::{AnyObject, Kind};
 pub(crate) use static_pods::{Declared as StaticPod, StaticPods, is_static};
