@@ -8,6 +8,7 @@
 //! [`decide`] depends on the latest view only; asked again after its actions have been carried out, it returns nothing.
 
 pub mod backoff;
+mod change;
 mod decide;
 pub mod eviction;
 pub mod probe;
@@ -20,8 +21,7 @@ pub mod spec;
 pub mod status;
 mod view;
 
+pub use change::{Change, Note, NoteKind};
 pub use decide::{Action, Plan, Stop, decide};
 pub use qos::QosClass;
-pub use view::{
-    Change, ContainerRecord, ContainerView, Left, Note, NoteKind, Outage, Record, Run, Running, Sandbox, Setup, View,
-};
+pub use view::{ContainerRecord, ContainerView, Left, Outage, Record, Run, Running, Sandbox, Setup, View};
