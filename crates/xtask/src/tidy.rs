@@ -12,13 +12,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("configfile", &[]),
     ("instruments", &["sys"]),
     ("trust", &[]),
+    ("dbus", &["sys"]),
     ("service", &[]),
     ("pod", &[]),
     ("cri", &[]),
     ("plugin", &[]),
     ("netfilter", &["sys", "service"]),
     ("executor", &["sys"]),
-    ("oci", &["sys", "executor"]),
+    ("oci", &["sys", "dbus", "executor"]),
     ("keeper", &["sys", "executor"]),
     ("nri", &["sys"]),
     ("image", &["sys", "trust"]),
@@ -26,7 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cluster", &["sys", "trust"]),
     ("runtime", &["sys", "executor", "keeper", "image", "network", "nri", "cri"]),
     ("proxy", &["sys", "configfile", "instruments", "service", "netfilter", "cluster"]),
-    ("kubelet", &["sys", "configfile", "instruments", "trust", "cri", "plugin", "cluster", "pod"]),
+    ("kubelet", &["sys", "dbus", "configfile", "instruments", "trust", "cri", "plugin", "cluster", "pod"]),
 ];
 
 /// Crates that pure ones must not use.

@@ -4,9 +4,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dbus::{BUS, BUS_PATH, BusError, Method, PROPERTIES};
 use sys::rustix::process::{Pid, Signal, kill_process};
 
-use super::bus::{Bus, BusError, Method};
+use super::bus::Bus;
 
 /// Where the bus and logind are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,10 +27,10 @@ impl Default for Places {
 const SERVICE: &str = "org.freedesktop.login1";
 const MANAGER: &str = "org.freedesktop.login1.Manager";
 const PATH: &str = "/org/freedesktop/login1";
-const DBUS: &str = "org.freedesktop.DBus";
 const PREPARE: &str = "PrepareForShutdown";
 /// Upstream's name for it: whoever removes one kubelet's configuration removes the other's.
 const CONF: &str = "99-kubelet.conf";
+const GET: Method<'_> = Method { destination: SERVICE, path: PATH, interface: PROPERTIES, member: "Get" };
 /// How often, and from which pause on, it is looked whether logind has read its configuration.
 const LOOKS: u32 = 5;
 const LOOK_FIRST: Duration = Duration::from_millis(100);
@@ -74,11 +75,8 @@ impl Logind {
     pub(super) async fn connect(bus: &Path) -> Result<Self, LogindError> {
         let mut bus = Bus::connect(bus).await?;
         let rule = format!("type='signal',sender='{SERVICE}',path='{PATH}',interface='{MANAGER}',member='{PREPARE}'");
-        bus.call(
-            Method { destination: DBUS, path: "/org/freedesktop/DBus", interface: DBUS, member: "AddMatch" },
-            &[&rule],
-        )
-        .await?;
+        let add = Method { destination: BUS, path: BUS_PATH, interface: BUS, member: "AddMatch" };
+        bus.call(add, &[rule.as_str().into()]).await?;
         Ok(Self(bus))
     }
 
@@ -102,21 +100,14 @@ impl Logind {
     }
 
     async fn delay_max(&mut self) -> Result<Duration, LogindError> {
-        let get =
-            Method { destination: SERVICE, path: PATH, interface: "org.freedesktop.DBus.Properties", member: "Get" };
-        let answer = self.0.call(get, &[MANAGER, "InhibitDelayMaxUSec"]).await?;
-        Ok(Duration::from_micros(answer.variant_u64()?))
+        let answer = self.0.call(GET, &[MANAGER.into(), "InhibitDelayMaxUSec".into()]).await?;
+        Ok(Duration::from_micros(answer.value()?.number()?))
     }
 
     /// logind reads its configuration when it is sent SIGHUP.
     async fn reload(&mut self) -> Result<(), LogindError> {
-        let who = Method {
-            destination: DBUS,
-            path: "/org/freedesktop/DBus",
-            interface: DBUS,
-            member: "GetConnectionUnixProcessID",
-        };
-        let pid = self.0.call(who, &[SERVICE]).await?.number()?;
+        let who = Method { destination: BUS, path: BUS_PATH, interface: BUS, member: "GetConnectionUnixProcessID" };
+        let pid = self.0.call(who, &[SERVICE.into()]).await?.value()?.number()?;
         if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
             kill_process(pid, Signal::HUP).map_err(|error| BusError::Io(error.into()))?;
         }
@@ -127,7 +118,8 @@ impl Logind {
     pub(super) async fn inhibit(&mut self) -> Result<Lock, LogindError> {
         let method = Method { destination: SERVICE, path: PATH, interface: MANAGER, member: "Inhibit" };
         let why = "Kubelet needs time to handle node shutdown";
-        let mut answer = self.0.call(method, &["shutdown", "kubelet", why, "delay"]).await?;
+        let mut answer =
+            self.0.call(method, &["shutdown".into(), "kubelet".into(), why.into(), "delay".into()]).await?;
         let fd = answer.fds.pop().ok_or(BusError::Malformed("there is no lock in the answer"))?;
         Ok(Lock { _fd: fd })
     }
@@ -139,7 +131,7 @@ impl Logind {
             if signal.interface != MANAGER || signal.member != PREPARE {
                 continue;
             }
-            let said = signal.number()? != 0;
+            let said = signal.value()?.truth()?;
             // Anybody on the bus may send us such a signal; only logind knows.
             if self.is_preparing().await? == said {
                 return Ok(said);
@@ -150,9 +142,7 @@ impl Logind {
 
     /// Whether a shutdown has begun.
     pub(super) async fn is_preparing(&mut self) -> Result<bool, LogindError> {
-        let get =
-            Method { destination: SERVICE, path: PATH, interface: "org.freedesktop.DBus.Properties", member: "Get" };
-        Ok(self.0.call(get, &[MANAGER, "PreparingForShutdown"]).await?.variant_bool()?)
+        Ok(self.0.call(GET, &[MANAGER.into(), "PreparingForShutdown".into()]).await?.value()?.truth()?)
     }
 }
 
