@@ -35,7 +35,8 @@ static METER: sys::meter::Meter = sys::meter::Meter;
 pub use exec::{ExecFds, ExecOptions, ExecPlan, exec, exec_plan, start_exec};
 pub use launch::{Gate, LaunchError, LaunchFds, Launched, Outcome, START_MAX, Starting, Stdio, Step, launch, start};
 pub use plan::{
-    HookPlan, HooksPlan, HostFacts, LaunchPlan, PlanError, ProcessPlan, Warning, device_rules, hook_plans, limits, plan,
+    HookPlan, HooksPlan, HostFacts, LaunchPlan, PlanError, ProcessPlan, Warning, device_rules, hook_plans,
+    in_user_namespace, limits, plan,
 };
 pub use sys::schedule::Inherited;
 pub use wire::DecodeError;

@@ -30,16 +30,12 @@ impl Context {
         let rootless = match arguments.rootless {
             Rootless::True => true,
             Rootless::False => false,
-            Rootless::Auto => !is_root || in_user_namespace(),
+            // As whose root this is: in a namespace of users, as Podman makes one for a user, root may less.
+            Rootless::Auto => !is_root || executor::in_user_namespace(),
         };
         let log = Log::open(arguments.log.as_deref(), arguments.log_format)?;
         Ok(Self { root, root_given: arguments.root.is_some(), systemd: arguments.systemd_cgroup, rootless, log })
     }
-}
-
-/// As whose root this is: in a namespace of users, as Podman makes one for a user, root may less.
-fn in_user_namespace() -> bool {
-    executor::HostFacts::read().is_ok_and(|facts| facts.in_user_namespace)
 }
 
 /// runc's own place, as its callers know it.

@@ -54,6 +54,7 @@ const EXEC_FAILED: u8 = 255;
 
 /// Runs the command of a command line, which begins with the name that the program was called by.
 pub fn main(words: Vec<OsString>) -> ExitCode {
+    let sealed = if may_make_a_process(&words) { sys::program::seal() } else { Ok(()) };
     let arguments = Arguments::parse_from(words);
     let context = match Context::new(&arguments) {
         Ok(context) => context,
@@ -63,27 +64,33 @@ pub fn main(words: Vec<OsString>) -> ExitCode {
         }
     };
     let failed = if matches!(arguments.command, Some(Command::Exec(_))) { EXEC_FAILED } else { FAILED };
-    run(&context, arguments).unwrap_or_else(|error| {
+    run(&context, arguments, sealed).unwrap_or_else(|error| {
         context.log.error(&error);
         ExitCode::from(failed)
     })
 }
 
-fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, Error> {
+/// Whether the command is `create`, `run` or `exec`, for which the program goes on as another: that is found out before anything
+/// is made that would be made twice. One that only has such a word among its options goes on as well.
+fn may_make_a_process(words: &[OsString]) -> bool {
+    words.iter().skip(1).any(|word| ["create", "run", "exec"].iter().any(|command| word == command))
+}
+
+fn run(context: &Context, arguments: Arguments, sealed: sys::Result<()>) -> Result<ExitCode, Error> {
     let Some(command) = arguments.command.filter(|_| !arguments.version) else {
         return args::print_version();
     };
     match command {
         Command::Create(options) => {
-            sys::program::seal()?;
+            sealed?;
             create::run(context, &options).map_err(Error::during("runc create failed"))?;
         }
         Command::Run(options) => {
-            sys::program::seal()?;
+            sealed?;
             return run::run(context, &options).map_err(Error::during("runc run failed"));
         }
         Command::Exec(options) => {
-            sys::program::seal()?;
+            sealed?;
             return exec::run(context, &options).map_err(Error::during("exec failed"));
         }
         Command::Start { id } => start::run(context, &id)?,

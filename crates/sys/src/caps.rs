@@ -133,8 +133,13 @@ fn word(bits: u64) -> u32 {
 
 /// The calling process's bounding set.
 pub fn bounding() -> u64 {
-    let has = |number: &u32| prctl(libc::PR_CAPBSET_READ, *number, 0) == 1;
-    (0..64).filter(has).fold(0, |bits, number| bits | 1 << number)
+    let bit = |number: u32| match prctl(libc::PR_CAPBSET_READ, number, 0) {
+        1 => Some(1 << number),
+        0 => Some(0),
+        // Beyond the last capability of this kernel.
+        _ => None,
+    };
+    (0..64).map_while(bit).fold(0, |bits, bit| bits | bit)
 }
 
 /// Takes everything out of the bounding set that is not in `keep`.

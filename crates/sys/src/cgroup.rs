@@ -455,6 +455,12 @@ fn rdma_line((device, handles, objects): &(String, Option<u32>, Option<u32>)) ->
 }
 
 fn remove_tree(dir: &Path) -> Result<()> {
+    match fs::remove_dir(dir) {
+        // There are groups below it, or a process in it.
+        Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty) => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).during("rmdir", dir.display()),
+        _ => return Ok(()),
+    }
     let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
     for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -95,16 +95,16 @@ pub fn make_in_root(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<Own
     }
     let parts: Vec<_> =
         path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir)).collect();
-    let mut walked = std::path::PathBuf::from("/");
-    for (index, part) in parts.iter().enumerate() {
-        let parent = open_in_root(root, &walked, OFlags::PATH | OFlags::DIRECTORY)?;
-        walked.push(part);
-        if open_in_root(root, &walked, OFlags::PATH).is_ok() {
-            continue;
-        }
-        let is_last = index + 1 == parts.len();
-        let name = Path::new(part.as_os_str());
-        if is_last && kind == Kind::File {
+    // From the end, as most is there: the longest way that leads somewhere.
+    let way = |count: usize| Path::new("/").join(parts[..count].iter().collect::<std::path::PathBuf>());
+    let mut count = parts.len();
+    while count > 1 && open_in_root(root, &way(count - 1), OFlags::PATH).is_err() {
+        count -= 1;
+    }
+    for index in count.saturating_sub(1)..parts.len() {
+        let parent = open_in_root(root, &way(index), OFlags::PATH | OFlags::DIRECTORY)?;
+        let name = Path::new(parts[index].as_os_str());
+        if index + 1 == parts.len() && kind == Kind::File {
             make_file(parent.as_fd(), name)?;
         } else {
             make_directory(parent.as_fd(), name)?;

@@ -36,7 +36,7 @@ impl HostFacts {
             unified_cgroups: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
             cgroup_hierarchies: cgroup_hierarchies(&mounts),
             root_is_initramfs: root_is_initramfs(&mounts),
-            in_user_namespace: in_user_namespace(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default()),
+            in_user_namespace: self::in_user_namespace(),
             apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y")),
             selinux: sys::kernel::has_selinux(),
         })
@@ -70,8 +70,13 @@ fn names_hierarchy(option: &str) -> bool {
     !matches!(option, "rw" | "ro" | "xattr" | "noprefix" | "clone_children") && !option.starts_with("release_agent=")
 }
 
+/// Whether this process is in a user namespace.
+pub fn in_user_namespace() -> bool {
+    maps_ids(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default())
+}
+
 /// Only in the first namespace all ids mean themselves.
-fn in_user_namespace(uid_map: &str) -> bool {
+fn maps_ids(uid_map: &str) -> bool {
     !uid_map.is_empty() && uid_map.split_whitespace().ne(["0", "0", "4294967295"])
 }
 
@@ -99,8 +104,8 @@ mod tests {
 
     #[test]
     fn a_user_namespace_is_known_by_its_mapping() {
-        assert!(!in_user_namespace("         0          0 4294967295\n"));
-        assert!(in_user_namespace("         0       1000          1\n"));
+        assert!(!maps_ids("         0          0 4294967295\n"));
+        assert!(maps_ids("         0       1000          1\n"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod resources;
 mod root;
 mod types;
 
-pub use facts::HostFacts;
+pub use facts::{HostFacts, in_user_namespace};
 pub use hooks::hook_plans;
 pub use resources::{device_rules, limits};
 pub use types::*;
