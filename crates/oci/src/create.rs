@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use executor::plan::RootEntry;
-use executor::{HooksPlan, HostFacts, Inherited, LaunchFds, LaunchPlan, Launched, Starting};
+use executor::{HooksPlan, HostFacts, Inherited, LaunchFds, LaunchPlan, Launched, Starting, oci};
 use sys::process;
 
 use crate::args::CreateOptions;
@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::record::{Place, Record};
 use crate::spec::Bundle;
-use crate::{hooks, log, namespaces};
+use crate::{hooks, log, namespaces, rootless};
 
 /// As long as hooks may take that have no limit of their own.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -67,9 +67,10 @@ pub(crate) fn make(
     place.write(&record)?;
 
     let mut container = Container { place, record };
-    let mut plan = plan(context, options, &bundle, &unfinished, &container)?;
+    let spec = rootless::enter(&bundle.spec)?;
+    let mut plan = plan(context, options, &bundle, &spec, &unfinished, &container)?;
     plan.gate = begin == Begin::Told;
-    let fds = LaunchFds { inherited, ..descriptors(&plan, &bundle, &unfinished, &container)? };
+    let fds = LaunchFds { inherited, ..descriptors(&plan, &bundle, &spec, &unfinished, &container)? };
     let size = bundle.spec.process.as_ref().and_then(|process| process.console_size);
     let launch_error = |error| launch_error(error, &bundle);
     let starting = executor::start(&plan, fds, console::stdio(terminal, size)?).map_err(launch_error)?;
@@ -115,10 +116,11 @@ fn plan(
     context: &Context,
     options: &CreateOptions,
     bundle: &Bundle,
+    spec: &oci::Spec,
     unfinished: &Unfinished,
     container: &Container,
 ) -> Result<LaunchPlan, Error> {
-    let mut spec = bundle.spec.clone();
+    let mut spec = spec.clone();
     let hooks = container.hooks();
     let has_hooks =
         [&hooks.prestart, &hooks.create_runtime, &hooks.create_container].iter().any(|hooks| !hooks.is_empty());
@@ -155,10 +157,11 @@ fn plan(
 fn descriptors(
     plan: &LaunchPlan,
     bundle: &Bundle,
+    spec: &oci::Spec,
     unfinished: &Unfinished,
     container: &Container,
 ) -> Result<LaunchFds, Error> {
-    let linux = bundle.spec.linux.clone().unwrap_or_default();
+    let linux = spec.linux.clone().unwrap_or_default();
     let namespaces = namespaces::open(&linux)?;
     let user = namespaces::user(&namespaces);
     let mounts = executor::prepare::open_sources(plan, user).map_err(Error::Source)?;

@@ -53,7 +53,7 @@ fn start(
     terminal: Terminal,
     callers: &Callers,
 ) -> Result<Launched, Error> {
-    let plan_options = PlanOptions { container: &container.record.spec, facts: &HostFacts::read()? };
+    let plan_options = PlanOptions { container: &container.record.spec, facts: &facts_for(container)? };
     let mut plan = executor::exec_plan(process, plan_options)?;
     plan.dies_with_parent = false;
     plan.process.owns_streams = true;
@@ -67,6 +67,16 @@ fn start(
     let launched = starting.wait(PATIENCE).map_err(failed)?;
     tell(container, &launched, terminal, callers).inspect_err(|_| end(launched.child.pidfd.as_fd()))?;
     Ok(launched)
+}
+
+/// Whoever enters a user namespace of his has all capabilities there, also one who has none here.
+fn facts_for(container: &Container) -> Result<HostFacts, Error> {
+    let mut facts = HostFacts::read()?;
+    let mut namespaces = container.record.spec.linux.iter().flat_map(|linux| &linux.namespaces);
+    if namespaces.any(|one| one.kind == oci::NamespaceKind::User) {
+        facts.capabilities = sys::caps::bounding();
+    }
+    Ok(facts)
 }
 
 fn tell(container: &Container, launched: &Launched, terminal: Terminal, callers: &Callers) -> Result<(), Error> {

@@ -31,6 +31,7 @@ mod log;
 mod namespaces;
 mod ps;
 mod record;
+mod rootless;
 mod run;
 mod seccomp;
 mod spec;

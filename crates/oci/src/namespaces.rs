@@ -24,7 +24,7 @@ pub(crate) fn open(linux: &oci::Linux) -> Result<Vec<(NamespaceKind, OwnedFd)>, 
     Ok(opened)
 }
 
-fn by_path(path: &Path) -> Result<OwnedFd, Error> {
+pub(crate) fn by_path(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     Ok(sys::rustix::fs::open(path, flags, Mode::empty()).during("open", path.display())?)
 }

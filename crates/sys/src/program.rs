@@ -39,6 +39,9 @@ pub enum Seal {
 /// Neither a mount nor a copy in memory can be made; the reason is that of the second.
 pub fn seal() -> Result<()> {
     let (own, path) = own()?;
+    if !may_be_written(&own)? {
+        return Ok(());
+    }
     if seal_of(&own, &path)?.is_some() {
         return process::set_name(&own_name()); // A copy in memory is called by the number of its descriptor.
     }
@@ -73,6 +76,15 @@ pub fn give(command: &mut std::process::Command, fd: OwnedFd, number: i32) {
     };
     // SAFETY: system calls alone, which are safe after a fork.
     unsafe { command.pre_exec(take) };
+}
+
+/// Whether whoever this process runs things for could write the program. A user without rights of his own, in whose name all of
+/// it is done, can not, where it belongs to somebody else.
+fn may_be_written(own: &OwnedFd) -> Result<bool> {
+    let user = rustix::process::geteuid();
+    let stat = rustix::fs::fstat(own).during("fstat", OWN)?;
+    let access = rustix::fs::accessat(CWD, OWN, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS);
+    Ok(user.is_root() || stat.st_uid == user.as_raw() || access.is_ok())
 }
 
 /// This process's program and its name.

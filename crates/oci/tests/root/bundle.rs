@@ -13,6 +13,8 @@ pub(crate) struct Bundle {
     pub(crate) id: String,
     program: PathBuf,
     name: &'static str,
+    /// Who runs it; this user without one.
+    user: Option<u32>,
 }
 
 impl Bundle {
@@ -28,7 +30,7 @@ impl Bundle {
         std::fs::create_dir(&rootfs).unwrap();
         testkit::image::busybox_root(&rootfs).unwrap();
         let id = format!("orlop-test-{name}-{}", std::process::id());
-        let bundle = Self { dir, id, program, name: called };
+        let bundle = Self { dir, id, program, name: called, user: None };
         let mut made = bundle.runtime(&["spec", "--bundle", bundle.path().to_str().unwrap()]);
         assert!(made.status().unwrap().success());
         bundle.change(|spec| {
@@ -41,6 +43,17 @@ impl Bundle {
 
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Makes it another user's, with a runtime that he may execute.
+    pub(crate) fn give_to(&mut self, user: u32) {
+        let program = self.path().join("runc");
+        std::fs::copy(&self.program, &program).unwrap();
+        let id = format!("{user}:{user}");
+        assert!(Command::new("chown").args(["-R", &id]).arg(self.path()).status().unwrap().success());
+        // As where it is installed, it belongs to root.
+        std::os::unix::fs::chown(&program, Some(0), Some(0)).unwrap();
+        (self.program, self.user) = (program, Some(user));
     }
 
     /// Changes its configuration.
@@ -57,6 +70,9 @@ impl Bundle {
         command.arg0(self.name).arg("--root").arg(self.path().join("state"));
         command.arg("--log").arg(self.path().join("log.json")).args(["--log-format", "json"]).args(words);
         command.stdin(Stdio::null());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         command
     }
 

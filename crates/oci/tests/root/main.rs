@@ -8,6 +8,7 @@ mod compare;
 mod details;
 mod lifecycle;
 mod modules;
+mod rootless;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,5 +19,8 @@ fn main() -> ExitCode {
         return oci::main(words);
     }
     let missing = (!sys::rustix::process::geteuid().is_root()).then(|| "root".to_owned());
-    testkit::serial::main(&[lifecycle::TESTS, details::TESTS, compare::TESTS, modules::TESTS].concat(), missing)
+    testkit::serial::main(
+        &[lifecycle::TESTS, details::TESTS, compare::TESTS, modules::TESTS, rootless::TESTS].concat(),
+        missing,
+    )
 }

@@ -36,6 +36,7 @@ const ONLY: &[(&str, &[&str])] = &[
             "mounts_map",
             "processes_beside",
             "in_a_user_namespace",
+            "a_user_without_rights",
             "apparmor",
             "without_a_module",
         ],
