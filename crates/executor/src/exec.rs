@@ -11,7 +11,7 @@ use sys::schedule::Inherited;
 use sys::{path, rustix};
 
 use crate::launch::{
-    self, InStep as _, Labels, Last, LaunchError, Launched, Reporter, START_MAX, Starting, Stdio, Step,
+    self, InStep as _, Labels, Last, LaunchError, Launched, Place, Reporter, START_MAX, Starting, Stdio, Step,
 };
 use crate::oci;
 use crate::plan::{self, HostFacts, PlanError, ProcessPlan, mask_of};
@@ -104,6 +104,19 @@ pub fn exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Launched,
 /// # Errors
 /// There is no process.
 pub fn start_exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Starting, LaunchError> {
+    start_in(Place::Inside, plan, fds, stdio)
+}
+
+/// As [`start_exec`], for a process that somebody else puts into its control group: it waits for that before it does anything
+/// ([`Starting::wait_outside`]).
+///
+/// # Errors
+/// There is no process.
+pub fn start_exec_outside(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Starting, LaunchError> {
+    start_in(Place::Outside, plan, fds, stdio)
+}
+
+fn start_in(place: Place, plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Starting, LaunchError> {
     let (ours, theirs) =
         launch::channel_pair().map_err(|error| LaunchError::io(Step::Descriptors, &error, "socketpair"))?;
     let reporter = Reporter(theirs);
@@ -113,7 +126,7 @@ pub fn start_exec(plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Result<Sta
     let how = Clone { cgroup, keep: Some(&keep), ..Clone::default() };
     let first = process::spawn(&how, || {
         let life = || {
-            launch::begin(&plan.process, fds.cgroup.as_ref(), &reporter)?;
+            launch::begin(&plan.process, fds.cgroup.as_ref(), place, &reporter)?;
             let proc = path::open_proc().step(Step::Label, "/proc")?;
             // Before it is in the container nobody there can see it; from then on nobody may look into it.
             process::set_dumpable(false).step(Step::Session, "dumpable")?;

@@ -32,8 +32,10 @@ pub mod wire;
 #[global_allocator]
 static METER: sys::meter::Meter = sys::meter::Meter;
 
-pub use exec::{ExecFds, ExecOptions, ExecPlan, exec, exec_plan, start_exec};
-pub use launch::{Gate, LaunchError, LaunchFds, Launched, Outcome, START_MAX, Starting, Stdio, Step, launch, start};
+pub use exec::{ExecFds, ExecOptions, ExecPlan, exec, exec_plan, start_exec, start_exec_outside};
+pub use launch::{
+    Gate, LaunchError, LaunchFds, Launched, Outcome, START_MAX, Starting, Stdio, Step, launch, start, start_outside,
+};
 pub use plan::{
     HookPlan, HooksPlan, HostFacts, LaunchPlan, PlanError, ProcessPlan, Warning, device_rules, hook_plans,
     in_user_namespace, limits, plan,

@@ -4,15 +4,16 @@ use std::os::fd::AsFd as _;
 use std::path::{Component, Path, PathBuf};
 
 use executor::oci;
-use sys::cgroup::{Cgroup, Hierarchy};
+use sys::cgroup::{Cgroup, DeviceRule, Hierarchy};
 use sys::process;
 use sys::rustix::io::Errno;
 use sys::rustix::process::Pid;
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::systemd::{self, Holder, Unit};
 
-const MOUNT: &str = "/sys/fs/cgroup";
+pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
 
 /// The control group of a container.
 #[derive(Debug)]
@@ -20,7 +21,9 @@ pub(crate) struct Group {
     pub(crate) cgroup: Cgroup,
     pub(crate) origin: Origin,
     /// systemd's unit that it belongs to.
-    pub(crate) unit: Option<String>,
+    pub(crate) unit: Option<Unit>,
+    /// What stands in for its first process until that is there.
+    pub(crate) holder: Option<Holder>,
 }
 
 /// Who made a group.
@@ -59,11 +62,7 @@ impl Origin {
 /// Makes the control group of `spec` with its limits. None for a user who may not make one and has said so.
 pub(crate) fn make(context: &Context, id: &str, spec: &oci::Spec) -> Result<Option<Group>, Error> {
     if context.systemd {
-        return Err(Error::Invalid(
-            "--systemd-cgroup: control groups of systemd are not supported yet; use the driver cgroupfs (containerd: \
-             SystemdCgroup = false, Docker: native.cgroupdriver=cgroupfs, Podman: --cgroup-manager cgroupfs)"
-                .to_owned(),
-        ));
+        return systemd::make(context, id, spec).map(Some);
     }
     let path = spec.linux.as_ref().map(|linux| linux.cgroups_path.as_str()).unwrap_or_default();
     let cgroup = place(id, path)?;
@@ -71,8 +70,8 @@ pub(crate) fn make(context: &Context, id: &str, spec: &oci::Spec) -> Result<Opti
     if origin == Origin::Other {
         check_unused(&cgroup)?;
     }
-    match fill(&cgroup, spec, context.rootless) {
-        Ok(()) => Ok(Some(Group { cgroup, origin, unit: None })),
+    match fill(&cgroup, spec, context) {
+        Ok(()) => Ok(Some(Group { cgroup, origin, unit: None, holder: None })),
         Err(Error::System(error)) if context.rootless && is_forbidden(error.errno) => Ok(None),
         Err(error) => {
             if origin == Origin::Container {
@@ -118,14 +117,19 @@ fn clean(path: &str) -> PathBuf {
     clean
 }
 
-fn fill(cgroup: &Cgroup, spec: &oci::Spec, rootless: bool) -> Result<(), Error> {
+fn fill(cgroup: &Cgroup, spec: &oci::Spec, context: &Context) -> Result<(), Error> {
     let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
     let (limits, rules) = (executor::limits(&resources)?, executor::device_rules(&resources)?);
     cgroup.create()?;
     cgroup.set(&limits)?;
-    match cgroup.allow_devices(&rules) {
+    allow_devices(cgroup, &rules, context)
+}
+
+/// Allows the devices of `rules` and no others.
+pub(crate) fn allow_devices(cgroup: &Cgroup, rules: &[DeviceRule], context: &Context) -> Result<(), Error> {
+    match cgroup.allow_devices(rules) {
         // Who has no devices of his own to give away has none to forbid, either.
-        Err(error) if rootless && is_forbidden(error.errno) => Ok(()),
+        Err(error) if context.rootless && is_forbidden(error.errno) => Ok(()),
         other => Ok(other?),
     }
 }
@@ -188,6 +192,7 @@ fn binds(mount: &oci::Mount, places: &[(String, PathBuf)]) -> Vec<oci::Mount> {
             };
             let names = places.iter().map(|(controllers, dir)| {
                 let name = controllers.strip_prefix("name=").unwrap_or(controllers);
+                let name = if name.is_empty() { "unified" } else { name };
                 bind(dir, format!("{}/{name}", mount.destination))
             });
             std::iter::once(cover).chain(names).collect()

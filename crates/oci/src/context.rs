@@ -25,7 +25,7 @@ impl Context {
         let is_root = sys::rustix::process::geteuid().is_root();
         let root = match &arguments.root {
             Some(root) => std::path::absolute(root).map_err(Error::file("find", root))?,
-            None => default_root(is_root),
+            None => default_root(),
         };
         let rootless = match arguments.rootless {
             Rootless::True => true,
@@ -38,9 +38,12 @@ impl Context {
     }
 }
 
-/// runc's own place, as its callers know it.
-fn default_root(is_root: bool) -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !is_root) {
+/// runc's own place, as its callers know it: a user's own, also where he is called root in a namespace of his.
+fn default_root() -> PathBuf {
+    let is_root = sys::rustix::process::geteuid().is_root();
+    let of_user =
+        || !is_root || executor::in_user_namespace() && std::env::var_os("USER").is_none_or(|name| name != "root");
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|_| of_user()) {
         Some(dir) => Path::new(&dir).join("runc"),
         None => PathBuf::from("/run/runc"),
     }

@@ -1,6 +1,7 @@
 //! `create`: everything up to the program.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use executor::plan::RootEntry;
@@ -15,6 +16,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::record::{Place, Record};
 use crate::spec::Bundle;
+use crate::systemd::Unit;
 use crate::{hooks, log, namespaces, rootless};
 
 /// As long as hooks may take that have no limit of their own.
@@ -73,8 +75,21 @@ pub(crate) fn make(
     let fds = LaunchFds { inherited, ..descriptors(&plan, &bundle, &spec, &unfinished, &container)? };
     let size = bundle.spec.process.as_ref().and_then(|process| process.console_size);
     let launch_error = |error| launch_error(error, &bundle);
-    let starting = executor::start(&plan, fds, console::stdio(terminal, size)?).map_err(launch_error)?;
+    let streams = console::stdio(terminal, size)?;
+    let starting = if is_taken_in(container.record.unit.as_ref()) {
+        executor::start_outside(&plan, fds, streams)
+    } else {
+        executor::start(&plan, fds, streams)
+    };
+    let mut starting = starting.map_err(launch_error)?;
+    if let Err(error) = take_in(&mut starting, container.record.unit.as_ref(), Path::new("")) {
+        give_up(starting);
+        return Err(error);
+    }
     let launched = see_through(starting, &plan, &mut container)?.map_err(launch_error)?;
+    if let Some(group) = &mut unfinished.group {
+        group.holder = None;
+    }
     let told = finish(&mut container, &launched, &callers, terminal);
     if let Err(error) = told {
         end(&launched);
@@ -167,9 +182,34 @@ fn descriptors(
     let mounts = executor::prepare::open_sources(plan, user).map_err(Error::Source)?;
     let rootfs = plan.root.as_ref().map(|_| sys::mount::copy_tree(&bundle.rootfs, true)).transpose()?;
     let group = unfinished.group.as_ref();
-    let cgroup = group.map(|group| group.cgroup.entry()).transpose()?;
+    let cgroup = match group {
+        Some(group) if !is_taken_in(group.unit.as_ref()) => Some(group.cgroup.entry()?),
+        _ => None,
+    };
     let gate = plan.gate.then(|| container.place.listen()).transpose()?;
     Ok(LaunchFds { rootfs, mounts, namespaces, cgroup, gate, inherited: Inherited::default() })
+}
+
+/// Whether a new process cannot begin in its unit's group by itself.
+pub(crate) fn is_taken_in(unit: Option<&Unit>) -> bool {
+    unit.is_some_and(Unit::takes_in)
+}
+
+/// Has a new process put into its unit's group, or the one `below` it, where that has to be done.
+pub(crate) fn take_in(starting: &mut Starting, unit: Option<&Unit>, below: &Path) -> Result<(), Error> {
+    let Some(unit) = unit.filter(|unit| unit.takes_in()) else { return Ok(()) };
+    // One that failed says so later.
+    let Some(child) = starting.wait_outside(PATIENCE) else { return Ok(()) };
+    unit.attach(below, child.pid)?;
+    // It may have ended.
+    let _ = starting.go_on();
+    Ok(())
+}
+
+/// Ends a process that has not come to its program.
+pub(crate) fn give_up(starting: Starting) {
+    let outcome = starting.give_up(sys::rustix::io::Errno::CANCELED);
+    outcome.rest.iter().for_each(end_child);
 }
 
 /// Runs the hooks of this process's namespaces when the container's are there, then waits for the process to be ready.
@@ -181,8 +221,7 @@ fn see_through(
     if plan.halts && starting.wait_for_halt(PATIENCE) {
         let run = note(container, starting.child().pid.as_raw_nonzero().get()).and_then(|()| runtime_hooks(container));
         if let Err(error) = run {
-            let outcome = starting.give_up(sys::rustix::io::Errno::CANCELED);
-            outcome.rest.iter().for_each(end_child);
+            give_up(starting);
             return Err(error);
         }
         if let Err(error) = starting.go_on() {
@@ -238,8 +277,9 @@ struct Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         // The error that led here is the one to tell; what could not be removed `delete --force` removes.
-        if let Some(group) = &self.group {
-            let _ = crate::delete::remove_group(&group.cgroup, group.origin);
+        if let Some(group) = &mut self.group {
+            group.holder = None;
+            let _ = crate::delete::remove_group(&group.cgroup, group.origin, group.unit.as_ref());
         }
         if let Some(place) = &self.place {
             let _ = place.remove();

@@ -14,6 +14,7 @@ use crate::container::{Container, Status};
 use crate::context::Context;
 use crate::error::Error;
 use crate::record::Place;
+use crate::systemd::Unit;
 use crate::{hooks, kill};
 
 /// How long processes may take to end after SIGKILL.
@@ -53,7 +54,7 @@ fn end(container: &Container) -> Result<(), Error> {
 /// Removes a container whose first process has ended, and runs its last hooks.
 pub(crate) fn destroy(container: &Container) -> Result<(), Error> {
     if let Some(group) = container.group() {
-        remove_group(&group, container.group_origin())?;
+        remove_group(&group, container.group_origin(), container.record.unit.as_ref())?;
     }
     container.place.remove()?;
     let hooks = container.hooks();
@@ -61,9 +62,16 @@ pub(crate) fn destroy(container: &Container) -> Result<(), Error> {
 }
 
 /// Ends what is in a group, and removes it if it was made for the container.
-pub(crate) fn remove_group(group: &Cgroup, origin: Origin) -> Result<(), Error> {
+pub(crate) fn remove_group(group: &Cgroup, origin: Origin, unit: Option<&Unit>) -> Result<(), Error> {
     let deadline = Instant::now() + END_MAX;
     loop {
+        if origin == Origin::Container && unit.is_none() {
+            match group.delete() {
+                // Something is left, or begins; or the last has not been counted off yet.
+                Err(error) if error.errno == Errno::BUSY && Instant::now() < deadline => {}
+                other => return Ok(other?),
+            }
+        }
         let left = origin.processes(group);
         if !left.is_empty() {
             origin.kill(group)?;
@@ -72,13 +80,14 @@ pub(crate) fn remove_group(group: &Cgroup, origin: Origin) -> Result<(), Error> 
                 return Err(Error::StillRunning);
             }
         }
-        if origin == Origin::Other {
-            return Ok(());
-        }
-        match group.delete() {
-            // Something has begun meanwhile, or the last has not been counted off yet.
-            Err(error) if error.errno == Errno::BUSY && Instant::now() < deadline => std::thread::yield_now(),
-            other => return Ok(other?),
+        match unit {
+            _ if origin == Origin::Other => return Ok(()),
+            None => std::thread::yield_now(),
+            Some(unit) => {
+                // It removes its own directories; others are left for us.
+                unit.end()?;
+                return Ok(group.delete()?);
+            }
         }
     }
 }

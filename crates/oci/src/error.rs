@@ -11,6 +11,8 @@ use executor::hook::HookError;
 use executor::prepare::PrepareError;
 use executor::{LaunchError, PlanError, Step};
 
+use crate::systemd::SystemdError;
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -49,6 +51,8 @@ pub(crate) enum Error {
     Json { path: PathBuf, cause: serde_json::Error },
     #[error("{}", system(.0))]
     System(#[from] sys::Error),
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
     #[error("error mounting {:?} to rootfs at {:?}: {}", .0.path, .0.target, system(&.0.cause))]
     Source(PrepareError),
     #[error("unable to start container process: error during container init: {}", launch(.error, .program))]

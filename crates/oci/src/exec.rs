@@ -1,6 +1,7 @@
 //! `exec`: a further process in a container.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use executor::{ExecFds, ExecOptions as PlanOptions, HostFacts, Inherited, Launched, oci};
@@ -60,10 +61,20 @@ fn start(
     plan.process.finds_home = true;
     let stopped = || Error::State("cannot exec in a stopped container".to_owned());
     let target = container.process().ok_or_else(stopped)?;
-    let cgroup = entry(container, &options.cgroup)?;
+    let (cgroup, below) = entry(container, &options.cgroup)?;
     let fds = ExecFds { target: target.as_fd(), cgroup, inherited };
     let failed = |error| Error::Exec { error, program: process.args.first().cloned().unwrap_or_default() };
-    let starting = executor::start_exec(&plan, fds, console::stdio(terminal, process.console_size)?).map_err(failed)?;
+    let streams = console::stdio(terminal, process.console_size)?;
+    let starting = if create::is_taken_in(container.record.unit.as_ref()) {
+        executor::start_exec_outside(&plan, fds, streams)
+    } else {
+        executor::start_exec(&plan, fds, streams)
+    };
+    let mut starting = starting.map_err(failed)?;
+    if let Err(error) = create::take_in(&mut starting, container.record.unit.as_ref(), &below) {
+        create::give_up(starting);
+        return Err(error);
+    }
     let launched = starting.wait(PATIENCE).map_err(failed)?;
     tell(container, &launched, terminal, callers).inspect_err(|_| end(launched.child.pidfd.as_fd()))?;
     Ok(launched)
@@ -93,12 +104,18 @@ fn end(pidfd: BorrowedFd<'_>) {
     let _ = sys::process::send_signal(pidfd, 9); // It may have ended.
 }
 
-/// The group that the process begins in: the container's, or one that the container has made below it.
-fn entry(container: &Container, below: &[String]) -> Result<Option<Entry>, Error> {
-    let Some(group) = container.group() else { return Ok(None) };
-    let group = below_group(&group, below)?;
-    let entry = group.entry()?;
-    Ok(Some(entry))
+/// The group that the process begins in: the container's, or one that the container has made below it. Where it is put there,
+/// its path from there.
+fn entry(container: &Container, below: &[String]) -> Result<(Option<Entry>, PathBuf), Error> {
+    let Some(whole) = container.group() else { return Ok((None, PathBuf::new())) };
+    let group = below_group(&whole, below)?;
+    if !create::is_taken_in(container.record.unit.as_ref()) {
+        return Ok((Some(group.entry()?), PathBuf::new()));
+    }
+    // A user's systemd has one tree.
+    let mut paths = group.directories().into_iter().zip(whole.directories());
+    let path = paths.find_map(|(dir, whole)| dir.strip_prefix(whole).map(PathBuf::from).ok());
+    Ok((None, path.unwrap_or_default()))
 }
 
 /// `path`, or `controller:path` for each of version 1's trees; what is not named stays at the container's own group.

@@ -98,7 +98,7 @@ fn features() -> serde_json::Value {
         "linux": {
             "namespaces": NAMESPACES,
             "capabilities": sys::caps::names(sys::caps::ALL),
-            "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true },
+            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true },
             "seccomp": {
                 "enabled": true,
                 "actions": ACTIONS,

@@ -36,6 +36,7 @@ mod run;
 mod seccomp;
 mod spec;
 mod start;
+mod systemd;
 mod template;
 mod update;
 

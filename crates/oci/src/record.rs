@@ -12,6 +12,7 @@ use sys::rustix::fs::{Mode, OFlags};
 use sys::rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 use crate::error::Error;
+use crate::systemd::Unit;
 
 /// What `create` knows of a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,7 +37,7 @@ pub(crate) struct Record {
     pub(crate) group_was_there: bool,
     /// systemd's unit that the group belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) unit: Option<String>,
+    pub(crate) unit: Option<Unit>,
     /// The configuration, as it was.
     pub(crate) spec: oci::Spec,
 }

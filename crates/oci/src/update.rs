@@ -23,7 +23,11 @@ pub(crate) fn run(context: &Context, options: &UpdateOptions) -> Result<(), Erro
         None => from_flags(options)?,
     };
     let none = || Error::Invalid("the container has no control group to limit".to_owned());
-    container.group().ok_or_else(none)?.set(&executor::limits(&wanted)?)?;
+    let (group, limits) = (container.group().ok_or_else(none)?, executor::limits(&wanted)?);
+    if let Some(unit) = &container.record.unit {
+        unit.set(&limits)?;
+    }
+    group.set(&limits)?;
     if let Some(linux) = &mut container.record.spec.linux {
         let had = linux.resources.take().unwrap_or_default();
         linux.resources = Some(merged(had, wanted));

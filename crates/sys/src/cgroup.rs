@@ -4,6 +4,7 @@
 //! `kubepods/burstable/pod…/…`. On version 1 a group is a directory in each controller's own tree.
 
 mod stats;
+mod unit;
 mod v1;
 mod v2;
 
@@ -19,6 +20,7 @@ use rustix::process::Pid;
 use crate::error::{Context as _, Error, Result};
 
 pub use stats::{CpuStats, IoStats, MemoryStats, PidStats, Pressure, Stats};
+pub use unit::{UnitProperty, UnitValue};
 
 /// The version of the control group interface, with what it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +119,7 @@ pub struct Cgroup {
 pub enum Entry {
     /// Version 2: begin in this directory (`CLONE_INTO_CGROUP`).
     Directory(OwnedFd),
-    /// Version 1: write the process id into each of these `cgroup.procs` before exec.
+    /// Version 1: a process with one thread writes 0 into each of these before exec.
     Files(Vec<OwnedFd>),
 }
 
@@ -164,6 +166,25 @@ impl Hierarchy {
         let hierarchies = own.lines().filter_map(|line| line.rsplit_once(':').map(|(hierarchy, _)| hierarchy));
         let roots: String = hierarchies.map(|hierarchy| format!("{hierarchy}:/\n")).collect();
         Ok(Self { version: Version::V1(v1::roots(mount, &roots)?) })
+    }
+
+    /// The group that a service manager has put a process in.
+    ///
+    /// # Errors
+    /// `ESRCH` when the process has ended, `ENOENT` where it is in no group of a service manager.
+    pub fn managed_group_of(&self, pid: Pid) -> Result<Cgroup> {
+        let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
+        let groups = fs::read_to_string(&path).during("read", &path)?;
+        let mark = if self.is_unified() { "0::" } else { ":name=systemd:" };
+        let place = groups.lines().find_map(|line| line.split_once(mark).map(|(_, place)| place));
+        let missing = || Error { call: "find", subject: format!("{mark} in {path}"), errno: rustix::io::Errno::NOENT };
+        let group = self.group(place.ok_or_else(missing)?);
+        Ok(match &self.version {
+            Version::V1(roots) => {
+                Self { version: Version::V1(v1::with_unified(roots, &group.path)) }.group(&group.path)
+            }
+            Version::V2(_) => group,
+        })
     }
 
     /// Whether this is version 2.
@@ -300,6 +321,21 @@ impl Cgroup {
             v1::inherit_cpuset(&dir)?;
         }
         Ok(())
+    }
+
+    /// Adds to a group that a service manager has made what that does not know: controllers, as far as this process may hand
+    /// them down, or version 1's other trees.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; none on version 2.
+    pub fn complete(&self) -> Result<()> {
+        match &self.hierarchy.version {
+            Version::V1(_) => self.create(),
+            Version::V2(root) => {
+                v2::hand_down_to(root, &self.path);
+                Ok(())
+            }
+        }
     }
 
     /// Sets limits.

@@ -40,6 +40,36 @@ pub fn root(packages: &[&str]) -> anyhow::Result<PathBuf> {
     Ok(entry.join("root"))
 }
 
+/// systemd with its message bus, for the system and for users, and Podman, which asks a runtime for its control groups.
+const MANAGED: &[&str] = &["systemd", "dbus", "dbus-user-session", "libpam-systemd", "podman", "netavark", "uidmap"];
+
+/// A directory with a Debian that systemd can run, for a container.
+///
+/// # Errors
+/// As [`root`].
+pub fn managed() -> anyhow::Result<PathBuf> {
+    root(MANAGED)
+}
+
+/// The same as the file of a disk, for a virtual machine.
+///
+/// # Errors
+/// As [`root`], or no mke2fs.
+pub fn managed_disk() -> anyhow::Result<PathBuf> {
+    const SIZE: &str = "400M";
+    let root = managed()?;
+    let key = cache::key([SIZE.as_bytes(), root.as_os_str().as_encoded_bytes()]);
+    let entry = cache::entry("debian-disk", &key, |dir| {
+        let mut make = Command::new("mke2fs");
+        make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"]).arg(&root).arg(dir.join(MANAGED_DISK)).arg(SIZE);
+        host::run(&mut make)
+    })?;
+    Ok(entry.join(MANAGED_DISK))
+}
+
+/// The name of that file.
+pub const MANAGED_DISK: &str = "debian.ext4";
+
 /// Takes packages apart, also those that are installed, with those that they need and this machine lacks. What some have in `/lib` is in `/usr/lib`.
 const UNPACK: &str = "set -e
 dir=$1

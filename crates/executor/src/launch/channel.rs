@@ -38,6 +38,8 @@ pub(crate) enum Message {
     Terminal(OwnedFd),
     /// The final process, made by the one in between: its id and its descriptor.
     Child(i32, OwnedFd),
+    /// It is not in its control group yet and waits to be put there.
+    Outside,
     /// Namespaces and mounts are made; it waits for the launcher's hooks.
     Halted,
     /// Everything is set up; it waits for the launcher.
@@ -60,6 +62,7 @@ enum Kind {
     Executing = 6,
     Halted = 7,
     Listener = 8,
+    Outside = 9,
 }
 
 /// A pair of ends: the launcher's and the child's.
@@ -102,6 +105,11 @@ impl Reporter {
     /// Says that exec is next. False when the launcher has gone: it would not know of the program.
     pub(crate) fn executing(&self) -> bool {
         self.send(Kind::Executing, 0, [0, 0], "", None)
+    }
+
+    /// Says that it is not in its control group, and waits. False when the launcher has gone.
+    pub(crate) fn outside(&self) -> bool {
+        self.send(Kind::Outside, 0, [0, 0], "", None) && told_to_go_on(self.0.as_fd())
     }
 
     /// Says that namespaces and mounts are made, and waits. False when the launcher has gone.
@@ -177,6 +185,7 @@ fn parse(packet: &[u8], fd: Option<OwnedFd>) -> Option<Message> {
         6 => Message::Executing,
         7 => Message::Halted,
         8 => Message::Listener(fd?),
+        9 => Message::Outside,
         _ => return None,
     })
 }

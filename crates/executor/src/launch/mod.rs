@@ -198,6 +198,28 @@ pub fn launch(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Launche
 /// # Errors
 /// There is no process.
 pub fn start(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Starting, LaunchError> {
+    start_in(Place::Inside, plan, fds, stdio)
+}
+
+/// As [`start`], for a process that somebody else puts into its control group: it waits for that before it does anything
+/// ([`Starting::wait_outside`]).
+///
+/// # Errors
+/// There is no process.
+pub fn start_outside(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Starting, LaunchError> {
+    start_in(Place::Outside, plan, fds, stdio)
+}
+
+/// Where a process begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In its control group, or it enters that by itself.
+    Inside,
+    /// Outside of it: somebody else has to put it there.
+    Outside,
+}
+
+fn start_in(place: Place, plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Starting, LaunchError> {
     if fds.mounts.len() != plan.sources.len() || fds.rootfs.is_none() != plan.root.is_none() {
         return Err(LaunchError::new(Step::Descriptors, Errno::INVAL, "the root or a mount is missing"));
     }
@@ -217,7 +239,7 @@ pub fn start(plan: &LaunchPlan, fds: LaunchFds, stdio: Stdio) -> Result<Starting
     };
     let first = process::spawn(&how, || {
         let life = || {
-            begin(&plan.process, fds.cgroup.as_ref(), &reporter)?;
+            begin(&plan.process, fds.cgroup.as_ref(), place, &reporter)?;
             if !through {
                 return container(plan, &fds, &stdio, &reporter);
             }
@@ -419,7 +441,12 @@ pub(crate) fn join_some(
 
 /// What a child does first, while it still is as privileged as the launcher: enters its control group, raises hard limits, protects
 /// itself from the OOM killer as far as it may.
-pub(crate) fn begin(process: &ProcessPlan, cgroup: Option<&Entry>, reporter: &Reporter) -> Result<(), LaunchError> {
+pub(crate) fn begin(
+    process: &ProcessPlan,
+    cgroup: Option<&Entry>,
+    place: Place,
+    reporter: &Reporter,
+) -> Result<(), LaunchError> {
     if !process.cpus_first.is_empty() {
         sys::schedule::set_affinity(&process.cpus_first).step(Step::Scheduling, "process.execCPUAffinity")?;
     }
@@ -428,6 +455,9 @@ pub(crate) fn begin(process: &ProcessPlan, cgroup: Option<&Entry>, reporter: &Re
             sys::rustix::io::write(file, b"0")
                 .map_err(|errno| LaunchError::new(Step::JoinCgroup, errno, "cgroup.procs"))?;
         }
+    }
+    if place == Place::Outside && !reporter.outside() {
+        process::exit_now(1);
     }
     if let Some(wanted) = process.oom_score_adj {
         match std::fs::write("/proc/self/oom_score_adj", wanted.to_string()) {

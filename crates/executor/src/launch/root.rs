@@ -139,11 +139,16 @@ fn fd_at<'a>(mounts: &'a [OwnedFd], index: u32, at: &str) -> Result<BorrowedFd<'
     found.map(OwnedFd::as_fd).ok_or_else(|| LaunchError::new(Step::Mount, Errno::BADF, at))
 }
 
+/// Nothing is made in them. Where those that can be seen are read-only, as within another container, the kernel gives a user no
+/// others.
+const NEVER_FILLED: &[&str] = &["proc", "sysfs"];
+
 /// A new file system, writable for now: mount points and nodes may have to be made in it.
 fn new_filesystem(plan: &FilesystemPlan, at: &str) -> Result<OwnedFd, LaunchError> {
     let options: Vec<(&str, Option<&str>)> =
         plan.options.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
-    mount::new_filesystem(&plan.kind, &options, plan.attributes & !attribute::READ_ONLY).step(Step::Filesystem, at)
+    let later = if NEVER_FILLED.contains(&plan.kind.as_str()) { 0 } else { attribute::READ_ONLY };
+    mount::new_filesystem(&plan.kind, &options, plan.attributes & !later).step(Step::Filesystem, at)
 }
 
 fn seal(plan: &FilesystemPlan, mount: BorrowedFd<'_>, at: &str) -> Result<(), LaunchError> {

@@ -31,6 +31,8 @@ pub struct Starting {
     last: Option<Child>,
     terminal: Option<OwnedFd>,
     listener: Option<OwnedFd>,
+    /// It waits to be put into its control group.
+    outside: bool,
     /// It waits for the launcher's hooks.
     halted: bool,
     /// It stops at its gate.
@@ -73,6 +75,7 @@ impl Starting {
             last: None,
             terminal: None,
             listener: None,
+            outside: false,
             halted: false,
             gated,
             at_gate: false,
@@ -94,6 +97,11 @@ impl Starting {
                 Ok(Some(Message::Child(pid, pidfd))) => self.last = Pid::from_raw(pid).map(|pid| Child { pid, pidfd }),
                 Ok(Some(Message::Listener(listener))) => self.listener = Some(listener),
                 Ok(Some(Message::Halted)) => self.halted = true,
+                Ok(Some(Message::Outside)) => {
+                    self.outside = true;
+                    // It has made nobody yet.
+                    return true;
+                }
                 Ok(Some(Message::Ready)) => self.at_gate = self.gated,
                 Ok(Some(Message::Executing)) => self.executing = true,
                 Ok(Some(Message::Error(error))) => self.failure = Some(error),
@@ -111,25 +119,37 @@ impl Starting {
         }
     }
 
+    /// Waits until it is there to be put into its control group, which it is not in ([`super::start_outside`]). None
+    /// when it has failed instead, or not come there in time; [`Self::wait`] says why.
+    pub fn wait_outside(&mut self, limit: Duration) -> Option<&Child> {
+        self.listen(limit);
+        self.outside.then_some(&self.first)
+    }
+
     /// Waits until it has halted, as [`crate::LaunchPlan::halts`] asks. False when it has failed instead, or not come there
     /// in time; [`Self::wait`] says why.
     pub fn wait_for_halt(&mut self, limit: Duration) -> bool {
+        self.listen(limit);
+        self.halted
+    }
+
+    /// Waits until there was something to hear that the launcher has to act upon.
+    fn listen(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
         while !self.hear() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || readable(self.channel.as_fd(), left).is_err() {
-                return false;
+                return;
             }
         }
-        self.halted
     }
 
-    /// Lets it go on from where it has halted.
+    /// Lets it go on from where it has halted, or from outside.
     ///
     /// # Errors
     /// It has ended.
     pub fn go_on(&mut self) -> Result<(), LaunchError> {
-        self.halted = false;
+        (self.halted, self.outside) = (false, false);
         channel::open_gate(self.channel.as_fd())
             .map_err(|error| LaunchError::io(Step::Protocol, &error, "it has halted"))
     }

@@ -39,6 +39,14 @@ pub(super) fn roots(mount: &Path, own: &str) -> Result<Vec<(String, PathBuf)>> {
     Ok(roots)
 }
 
+/// With the tree of version 2 that a service manager has beside those of version 1 to see which of its groups are empty (it
+/// calls that hybrid), if the group `path` is there: a unit whose processes are not ends.
+pub(super) fn with_unified(roots: &[(String, PathBuf)], path: &Path) -> Vec<(String, PathBuf)> {
+    let managers = roots.iter().find(|(names, _)| names == "name=systemd").and_then(|(_, root)| root.parent());
+    let unified = managers.map(|mount| mount.join("unified")).filter(|root| root.join(path).is_dir());
+    roots.iter().cloned().chain(unified.map(|root| (String::new(), root))).collect()
+}
+
 pub(super) fn has_controller(roots: &[(String, PathBuf)], name: &str) -> bool {
     let name = if name == "io" { "blkio" } else { name };
     root_of(roots, name).is_some()

@@ -52,6 +52,15 @@ pub(super) fn create(root: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Hands controllers down to a group that is there, as far as that is allowed: a user has the tree of his own service manager.
+pub(super) fn hand_down_to(root: &Path, path: &Path) {
+    let mut dir = root.to_owned();
+    for part in path.components() {
+        let _ = hand_down(&dir); // Whoever needs the controller hears that it is not there.
+        dir.push(part);
+    }
+}
+
 fn hand_down(dir: &Path) -> Result<()> {
     let has = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
     let given = fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
@@ -122,7 +131,7 @@ fn set_io(dir: &Path, limits: &Limits) -> Result<()> {
 
 /// Version 1's shares (2 to 262144, 1024 is one CPU) as version 2's weight (1 to 10000, 100 is the default), by the
 /// curve that runc, crun and the kubelet agreed on in 2025 so that 1024 becomes 100.
-fn weight(shares: u64) -> u64 {
+pub(super) fn weight(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     #[expect(clippy::cast_precision_loss, reason = "below 2^18")]
     let l = (shares as f64).log2();
@@ -133,7 +142,7 @@ fn weight(shares: u64) -> u64 {
 }
 
 /// Version 1 limits memory and swap together, version 2 swap alone.
-fn swap_only(both: i64, memory: Option<i64>) -> i64 {
+pub(super) fn swap_only(both: i64, memory: Option<i64>) -> i64 {
     if both < 0 { -1 } else { both.saturating_sub(memory.unwrap_or(0).max(0)).max(0) }
 }
 

@@ -1,5 +1,6 @@
 //! The tests that need root once more, in the machine: another kernel, control groups version 2, every controller.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -45,6 +46,11 @@ const ONLY: &[(&str, &[&str])] = &[
 
 /// Tests whose work is the processor's alone, of which the machine has little; and those that read files of the workspace.
 const SKIP: &[(&str, &str)] = &[("keeper root", "gigabyte"), ("sys sys", "fuzz")];
+
+/// Files that a program needs there.
+type Files = fn() -> anyhow::Result<Vec<PathBuf>>;
+const FILES: &[(&str, Files)] =
+    &[("oci systemd", || Ok(vec![testkit::debian::managed_disk()?, testkit::go::build(&testkit::go::RUNC)?]))];
 
 /// Programs that need packages of a distribution.
 const NEVER: &[&str] = &["oci callers"];
@@ -181,6 +187,14 @@ fn job(artifact: &Artifact) -> Option<Job> {
     let command = format!("{} --show-output {skip}{}", program.file_name()?, only.join(" "));
     // Tests of a program start it; cargo puts it above the tests' directory.
     let started = program.ancestors().nth(2)?.join(package(artifact));
-    let programs = [program.clone(), started].into_iter().filter(|path| path.exists()).map(Into::into).collect();
+    let mut programs: Vec<PathBuf> =
+        [program.clone(), started].into_iter().filter(|path| path.exists()).map(Into::into).collect();
+    if let Some((_, files)) = FILES.iter().find(|(of, _)| *of == name) {
+        match files() {
+            Ok(files) => programs.extend(files),
+            // The program tells that it needs them.
+            Err(error) => println!("vm: {name}: {error:#}"),
+        }
+    }
     Some(Job { name, command, programs })
 }

@@ -25,7 +25,7 @@ const SHELL: &str = "/bin/sh";
 
 /// Sizes of the sparse disks.
 const SYSTEM_SIZE: &str = "8G";
-const JOBS_SIZE: &str = "2G";
+const JOBS_SIZE: &str = "3G";
 
 /// What is the same for every run.
 pub(super) struct System {
