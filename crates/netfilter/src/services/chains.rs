@@ -14,6 +14,8 @@ use crate::key::{self, Ip, V4, V6};
 const PREROUTING: &str = "prerouting";
 const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
+/// What may have been led to an endpoint, on its way out.
+const LEAVING: &str = "leaving";
 const PREROUTING_LAST: &str = "prerouting-last";
 const OUTPUT_LAST: &str = "output-last";
 /// Beside IPVS only.
@@ -37,6 +39,11 @@ const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const ICMP_REDIRECT: u8 = 5;
 const NDISC_REDIRECT: u8 = 137;
+
+/// Chains with session affinity have this bit in their numbers ...
+pub(super) const AFFINITY_BIT: u32 = 31;
+/// ... and its length in seconds from this bit on, before it the number of endpoints.
+pub(super) const AFFINITY_SHIFT: u32 = 14;
 
 /// A chain that leads to one of `count` endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,16 +92,9 @@ impl Layout {
         Expr::Map { set, sreg: Reg(self.frontend), dreg: self.found() }
     }
 
-    /// Moves the number that a map gave behind the frontend. It goes through the packet's mark, which is as before
-    /// afterwards: the program `nft` aborts on listing a rule that uses a map's value as part of a key (seen with 1.0.6).
+    /// Moves the number that a map gave behind the frontend.
     fn move_number(self) -> [Expr<'static>; 4] {
-        let saved = self.found_port();
-        [
-            Expr::Meta { dreg: saved, key: Meta::Mark },
-            Expr::SetMeta { key: Meta::Mark, sreg: self.found() },
-            Expr::Meta { dreg: self.number(), key: Meta::Mark },
-            Expr::SetMeta { key: Meta::Mark, sreg: saved },
-        ]
+        through_mark(self.found(), self.number(), self.found_port())
     }
 
     /// Loads the frontend that a packet goes to.
@@ -113,7 +113,24 @@ impl Layout {
     }
 }
 
+/// Moves what a map gave. It goes through the packet's mark, which is as before afterwards: the program `nft` aborts on
+/// listing a rule that uses a map's value as part of a key (seen with 1.0.6).
+fn through_mark(found: Reg, to: Reg, saved: Reg) -> [Expr<'static>; 4] {
+    [
+        Expr::Meta { dreg: saved, key: Meta::Mark },
+        Expr::SetMeta { key: Meta::Mark, sreg: found },
+        Expr::Meta { dreg: to, key: Meta::Mark },
+        Expr::SetMeta { key: Meta::Mark, sreg: saved },
+    ]
+}
+
 impl LoadBalancer {
+    /// Under which `verdicts` has it. It says all that makes a difference between chains of a map, so it is the same in each
+    /// daemon's table: a packet that finds it before a replacement of the table finds the same chain after it.
+    pub(super) fn number(&self) -> u32 {
+        self.affinity_s.map_or(0, |seconds| 1 << AFFINITY_BIT | seconds << AFFINITY_SHIFT) | self.count
+    }
+
     pub(super) fn name(&self) -> String {
         let LoadBalancer { side, node_port, count, affinity_s, .. } = self;
         let kind = if *node_port { "node-port" } else { "lb" };
@@ -190,7 +207,7 @@ pub(super) fn add_sources(batch: &mut Batch, number: u32, sources: &[IpNet]) {
 /// See [`super::ServiceTable::fixed_chains`].
 pub(super) fn fixed() -> Vec<String> {
     let of_families =
-        ["inbound", "outbound", "dispatch"].into_iter().flat_map(|name| [V4, V6].map(|ip| (name, ip.suffix)));
+        ["inbound", "outbound", "dispatch", LEAVING].into_iter().flat_map(|name| [V4, V6].map(|ip| (name, ip.suffix)));
     let hooks = [PREROUTING, OUTPUT, POSTROUTING, PREROUTING_LAST, OUTPUT_LAST];
     hooks.map(str::to_owned).into_iter().chain(of_families.map(|(name, suffix)| format!("{name}{suffix}"))).collect()
 }
@@ -233,7 +250,7 @@ fn add_redirect_rules(batch: &mut Batch) {
     batch.add_chain(REDIRECTS, Some(Base { kind: "filter", hook: Hook::Output, priority: FILTER }));
     for (ip, protocol, kind) in [(V4, ICMP, ICMP_REDIRECT), (V6, ICMPV6, NDISC_REDIRECT)] {
         let [family, is_family] = ip.is_family();
-        let hairpins = address_set(Kind::Hairpins, ip);
+        let hairpins = set_name(Kind::Hairpins, ip);
         batch.add_rule(
             REDIRECTS,
             &[
@@ -261,17 +278,17 @@ fn add_paths(batch: &mut Batch, ip: Ip, network: &Network, balancer: Balancer) {
     for (hook, path) in [(PREROUTING, &inbound), (OUTPUT, &outbound)] {
         let [family, is_family] = ip.is_family();
         batch.add_rule(hook, &[family, is_family, Expr::Verdict(Verdict::Goto(path))]);
-        add_verdict_rule(batch, path, &[], ip, Kind::Firewall);
+        add_firewall_rule(batch, path, ip);
     }
     let pods = Pods::of(network, ip);
     let from_outside = pods.unless_from();
     let node_ports = node_port_conditions(ip, network, balancer);
-    add_verdict_rule(batch, &inbound, &from_outside, ip, Kind::Services(Side::Outside));
+    add_service_rule(batch, &inbound, &from_outside, ip, Side::Outside);
     add_node_port_rules(batch, &inbound, &from_outside, ip, Side::Outside, &node_ports);
     for path in [&inbound, &outbound] {
         batch.add_rule(path, &[Expr::Verdict(Verdict::Goto(&dispatch))]);
     }
-    add_verdict_rule(batch, &dispatch, &[], ip, Kind::Services(Side::Inside));
+    add_service_rule(batch, &dispatch, &[], ip, Side::Inside);
     if balancer == Balancer::Ipvs {
         add_vip_refusal(batch, &dispatch, ip);
     }
@@ -333,13 +350,41 @@ fn masked(ip: Ip, range: IpNet) -> (Vec<u8>, Vec<u8>) {
     ip.network(range.addr(), range.prefix_len())
 }
 
-/// Takes the verdict of the frontend.
-fn add_verdict_rule(batch: &mut Batch, chain: &str, before: &[Expr<'_>], ip: Ip, kind: Kind) {
-    let set = SetName { kind, ipv6: ip.is_v6() }.name();
-    let mut rule = before.to_vec();
-    rule.extend(Layout { ip, frontend: 0 }.load_frontend(false));
+/// Goes through the sources of the frontend.
+fn add_firewall_rule(batch: &mut Batch, chain: &str, ip: Ip) {
+    let set = set_name(Kind::Firewall, ip);
+    let mut rule = Layout { ip, frontend: 0 }.load_frontend(false).to_vec();
     rule.push(Expr::Vmap { set: &set, sreg: Reg(0) });
     batch.add_rule(chain, &rule);
+}
+
+/// Takes the verdict of the frontend.
+fn add_service_rule(batch: &mut Batch, chain: &str, before: &[Expr<'_>], ip: Ip, side: Side) {
+    let layout = Layout { ip, frontend: 0 };
+    let verdict = VerdictOf::new(Kind::Services(side), Kind::Verdicts { side, node_port: false }, ip);
+    let mut rule = before.to_vec();
+    rule.extend(layout.load_frontend(false));
+    rule.extend(verdict.take(layout.number()));
+    batch.add_rule(chain, &rule);
+}
+
+/// The way from a key to a verdict: a map gives the number under which another has it.
+struct VerdictOf {
+    numbers: String,
+    verdicts: String,
+}
+
+impl VerdictOf {
+    fn new(numbers: Kind, verdicts: Kind, ip: Ip) -> VerdictOf {
+        VerdictOf { numbers: set_name(numbers, ip), verdicts: set_name(verdicts, ip) }
+    }
+
+    /// Takes the verdict of the key that begins in the first register; this one and the next are free.
+    fn take(&self, free: Reg) -> [Expr<'_>; 6] {
+        let [saved, set, get, restored] = through_mark(free, free, Reg(free.0 + 1));
+        let find = Expr::Map { set: &self.numbers, sreg: Reg(0), dreg: free };
+        [find, saved, set, get, restored, Expr::Vmap { set: &self.verdicts, sreg: free }]
+    }
 }
 
 /// On which addresses node ports answer: one of these conditions holds.
@@ -356,7 +401,7 @@ fn node_port_conditions(ip: Ip, network: &Network, balancer: Balancer) -> NodePo
             let limits = network.node_ports.limits(ip.is_v6());
             NodePortAddresses::OfHost(limits.into_iter().map(|range| masked(ip, range)).collect())
         }
-        Balancer::Ipvs => NodePortAddresses::In(address_set(Kind::Own, ip)),
+        Balancer::Ipvs => NodePortAddresses::In(set_name(Kind::Own, ip)),
     }
 }
 
@@ -390,11 +435,12 @@ fn add_node_port_rules(
     side: Side,
     addresses: &NodePortAddresses,
 ) {
-    let set = SetName { kind: Kind::NodePorts(side), ipv6: ip.is_v6() }.name();
+    let verdict = VerdictOf::new(Kind::NodePorts(side), Kind::Verdicts { side, node_port: true }, ip);
     for condition in addresses.conditions(ip) {
         let mut rule = before.to_vec();
         rule.extend(condition);
-        rule.extend([key::protocol(Reg(0)), key::destination_port(Reg(1)), Expr::Vmap { set: &set, sreg: Reg(0) }]);
+        rule.extend([key::protocol(Reg(0)), key::destination_port(Reg(1))]);
+        rule.extend(verdict.take(Reg(2)));
         batch.add_rule(chain, &rule);
     }
 }
@@ -411,7 +457,7 @@ fn to_this_node(ip: Ip) -> [Expr<'static>; 5] {
     ]
 }
 
-fn address_set(kind: Kind, ip: Ip) -> String {
+fn set_name(kind: Kind, ip: Ip) -> String {
     SetName { kind, ipv6: ip.is_v6() }.name()
 }
 
@@ -423,7 +469,7 @@ fn is_in<'s>(set: &'s str, address: Expr<'s>) -> [Expr<'s>; 2] {
 /// Refuses what goes to an address of a Service on another port: IPVS needs the address to be this host's own, and the
 /// host's own servers must not answer there.
 fn add_vip_refusal(batch: &mut Batch, chain: &str, ip: Ip) {
-    let vips = address_set(Kind::Vips, ip);
+    let vips = set_name(Kind::Vips, ip);
     let mut rule = is_in(&vips, ip.destination(Reg(0))).to_vec();
     // The refusal itself comes by here when this host is refused: it is its own answer, to the same address.
     rule.extend([
@@ -478,28 +524,30 @@ fn add_cidr_rule(
 
 /// Masquerades where the answer would not come back through this node otherwise.
 fn add_masquerade_rules(batch: &mut Batch, ip: Ip, network: &Network, balancer: Balancer) {
-    let set = |kind| SetName { kind, ipv6: ip.is_v6() }.name();
+    let set = |kind| set_name(kind, ip);
     let hairpins = set(Kind::Hairpins);
-    let concerned = concerned(ip, balancer);
-    let mut to_itself = concerned.clone();
-    to_itself.extend([
-        // What this host sends to itself never leaves it.
-        Expr::FibType { dreg: Reg(0), destination: false },
-        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: RTN_LOCAL },
+    let leaving = format!("{LEAVING}{}", ip.suffix);
+    batch.add_chain(&leaving, None);
+    let mut concerned = concerned(ip, balancer);
+    concerned.push(Expr::Verdict(Verdict::Goto(&leaving)));
+    batch.add_rule(POSTROUTING, &concerned);
+    let to_itself = [
         ip.source(Reg(0)),
         ip.destination(Reg(ip.words())),
         Expr::Lookup { set: &hairpins, sreg: Reg(0), invert: false },
+        // What this host sends to itself never leaves it.
+        Expr::FibType { dreg: Reg(0), destination: false },
+        Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: RTN_LOCAL },
         Expr::Masquerade,
-    ]);
-    batch.add_rule(POSTROUTING, &to_itself);
+    ];
+    batch.add_rule(&leaving, &to_itself);
 
     let pods = Pods::of(network, ip);
     let original = Expr::Ct { dreg: Reg(0), key: ip.original_destination() };
-    let own = address_set(Kind::Own, ip);
+    let own = set_name(Kind::Own, ip);
     let services: Vec<_> = of_family(&network.service_cidrs, ip).map(|range| masked(ip, range)).collect();
     for (kind, unless_from) in [(Kind::Masquerade, pods.unless_from()), (Kind::MasqueradeAway, Vec::new())] {
-        let mut away = concerned.clone();
-        away.extend(unless_from);
+        let mut away = unless_from;
         away.extend([
             // Both halves the same address: whether the endpoint is on this node.
             ip.destination(Reg(0)),
@@ -515,14 +563,14 @@ fn add_masquerade_rules(batch: &mut Batch, ip: Ip, network: &Network, balancer: 
                     Balancer::Rules => rule.extend(services.iter().flat_map(|range| outside_of(range, original))),
                 }
             }
-            add_masquerade_rule(batch, ip, &rule, address, &set(kind));
+            add_masquerade_rule(batch, &leaving, ip, &rule, address, &set(kind));
         }
     }
     if network.masquerade_all {
-        add_masquerade_rule(batch, ip, &concerned, original, &set(Kind::MasqueradeAll));
+        add_masquerade_rule(batch, &leaving, ip, &[], original, &set(Kind::MasqueradeAll));
     }
     if balancer == Balancer::Ipvs {
-        add_vip_masquerade(batch, ip);
+        add_vip_masquerade(batch, &leaving, ip);
     }
 }
 
@@ -536,7 +584,7 @@ fn outside_of<'s>((network, mask): &'s (Vec<u8>, Vec<u8>), address: Expr<'s>) ->
 }
 
 /// Masquerades what went to a frontend of this set; `address` loads the frontend's.
-fn add_masquerade_rule(batch: &mut Batch, ip: Ip, before: &[Expr<'_>], address: Expr<'_>, set: &str) {
+fn add_masquerade_rule(batch: &mut Batch, chain: &str, ip: Ip, before: &[Expr<'_>], address: Expr<'_>, set: &str) {
     let layout = Layout { ip, frontend: 0 };
     let mut rule = before.to_vec();
     rule.extend([
@@ -546,22 +594,20 @@ fn add_masquerade_rule(batch: &mut Batch, ip: Ip, before: &[Expr<'_>], address: 
         Expr::Lookup { set, sreg: Reg(0), invert: false },
         Expr::Masquerade,
     ]);
-    batch.add_rule(POSTROUTING, &rule);
+    batch.add_rule(chain, &rule);
 }
 
 /// Masquerades this host's own connections to Services: the address of one is local beside IPVS, so the host takes it for
 /// its own source, too, and an endpoint elsewhere would answer to itself.
-fn add_vip_masquerade(batch: &mut Batch, ip: Ip) {
-    let vips = address_set(Kind::Vips, ip);
-    let [family, is_family] = ip.is_family();
-    let mut rule = vec![family, is_family];
-    rule.extend(is_in(&vips, ip.source(Reg(0))));
+fn add_vip_masquerade(batch: &mut Batch, chain: &str, ip: Ip) {
+    let vips = set_name(Kind::Vips, ip);
+    let mut rule = is_in(&vips, ip.source(Reg(0))).to_vec();
     rule.extend([
         Expr::FibType { dreg: Reg(0), destination: true },
         Expr::Compare { sreg: Reg(0), op: Cmp::Neq, value: RTN_LOCAL },
         Expr::Masquerade,
     ]);
-    batch.add_rule(POSTROUTING, &rule);
+    batch.add_rule(chain, &rule);
 }
 
 /// Goes on if the packet may have been led to an endpoint. IPVS leaves no trace of that which rules could read, so what

@@ -13,6 +13,14 @@ use crate::key::{Ip, Part};
 /// Clients that are remembered, in each address family: a budget, not a promise.
 const AFFINITY_MAX: u32 = 1 << 17;
 
+/// The longest session affinity, in seconds: the API admits no more than a day.
+const AFFINITY_S_MAX: u32 = 86_400;
+/// The most endpoints that new connections to a frontend are spread over, as far as their count fits into a chain's number
+/// ([`LoadBalancer::number`]).
+const SLOTS_MAX: u32 = (1 << chains::AFFINITY_BIT) - 1;
+/// The same with session affinity.
+const SLOTS_WITH_AFFINITY_MAX: u32 = (1 << chains::AFFINITY_SHIFT) - 1;
+
 /// For whom an endpoint is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Side {
@@ -36,10 +44,12 @@ impl Side {
 /// What a set holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
-    /// Frontend → verdict.
+    /// Frontend → number of what becomes of who connects.
     Services(Side),
-    /// Protocol . port → verdict.
+    /// Protocol . port → the same.
     NodePorts(Side),
+    /// The number → verdict.
+    Verdicts { side: Side, node_port: bool },
     /// Frontend . slot → endpoint.
     Endpoints(Side),
     /// Frontend . slot → number of the endpoint, of those with affinity.
@@ -90,7 +100,8 @@ impl SetName {
         let of_sides = Side::BOTH.into_iter().flat_map(|side| {
             let kinds =
                 [Kind::Services, Kind::NodePorts, Kind::Endpoints, Kind::Numbers, Kind::Members, Kind::Affinity];
-            kinds.map(|kind| kind(side))
+            let verdicts = [false, true].map(|node_port| Kind::Verdicts { side, node_port });
+            kinds.map(|kind| kind(side)).into_iter().chain(verdicts)
         });
         let beside_ipvs = [Kind::Own, Kind::Vips].into_iter().filter(move |_| balancer == Balancer::Ipvs);
         let masquerade = [Kind::Masquerade, Kind::MasqueradeAway, Kind::MasqueradeAll];
@@ -102,6 +113,8 @@ impl SetName {
         let (side, word) = match self.kind {
             Kind::Services(side) => (side, "services"),
             Kind::NodePorts(side) => (side, "node-ports"),
+            Kind::Verdicts { side, node_port: false } => (side, "verdicts"),
+            Kind::Verdicts { side, node_port: true } => (side, "node-port-verdicts"),
             Kind::Endpoints(side) => (side, "endpoints"),
             Kind::Numbers(side) => (side, "numbers"),
             Kind::Members(side) => (side, "members"),
@@ -126,8 +139,10 @@ impl SetName {
         use Type::{InetProto, InetService, Mark, Verdict};
         let address = Ip::v6(self.ipv6).address;
         let (key, data): (&[Type], &[Type]) = match self.kind {
-            Kind::Services(_) | Kind::Firewall => (&[address, InetProto, InetService], &[Verdict]),
-            Kind::NodePorts(_) => (&[InetProto, InetService], &[Verdict]),
+            Kind::Services(_) => (&[address, InetProto, InetService], &[Mark]),
+            Kind::NodePorts(_) => (&[InetProto, InetService], &[Mark]),
+            Kind::Verdicts { .. } => (&[Mark], &[Verdict]),
+            Kind::Firewall => (&[address, InetProto, InetService], &[Verdict]),
             Kind::Endpoints(_) | Kind::Members(_) => {
                 (&[address, InetProto, InetService, Mark], &[address, InetService])
             }
@@ -153,6 +168,50 @@ impl Value {
             Value::Accept => Data::Verdict(Verdict::Accept),
         }
     }
+}
+
+/// What becomes of who connects to a frontend, and is led no further by a chain of its own. Chains of endpoints have the
+/// numbers between ([`LoadBalancer::number`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Refused,
+    Dropped,
+    /// Others lead the connection.
+    Accepted,
+}
+
+impl Fate {
+    const fn number(self) -> u32 {
+        match self {
+            Fate::Refused => 0,
+            Fate::Dropped => u32::MAX,
+            Fate::Accepted => u32::MAX - 1,
+        }
+    }
+
+    fn verdict(self) -> Value {
+        match self {
+            Fate::Refused => Value::Goto(chains::REFUSE.to_owned()),
+            Fate::Dropped => Value::Drop,
+            Fate::Accepted => Value::Accept,
+        }
+    }
+}
+
+/// Verdicts that are there whatever the rules are.
+pub(super) fn fixed_verdicts(balancer: Balancer, mut visit: impl FnMut(SetName, Part, Value)) {
+    let verdicts = SetName::all(balancer).filter(|set| matches!(set.kind, Kind::Verdicts { .. }));
+    for set in verdicts {
+        for fate in [Fate::Refused, Fate::Dropped, Fate::Accepted] {
+            visit(set, Part::new().number(fate.number()), fate.verdict());
+        }
+    }
+}
+
+/// The element by which a chain of endpoints is found.
+pub(super) fn verdict(chain: &LoadBalancer) -> (SetName, Part, Value) {
+    let kind = Kind::Verdicts { side: chain.side, node_port: chain.node_port };
+    (SetName { kind, ipv6: chain.ipv6 }, Part::new().number(chain.number()), Value::Goto(chain.name()))
 }
 
 /// The key of a frontend.
@@ -215,14 +274,11 @@ pub(super) fn ipvs_side(entry: &Entry) -> Option<Side> {
 /// The chain that serves one side of an entry, if one does.
 pub(super) fn load_balancer(frontend: &Frontend, entry: &Entry, side: Side) -> Option<LoadBalancer> {
     let target = target(entry, side)?;
-    let count = u32::try_from(target.endpoints().len()).unwrap_or(u32::MAX);
-    (count > 0).then_some(LoadBalancer {
-        ipv6: frontend.address.is_ipv6(),
-        node_port: frontend.is_node_port(),
-        side,
-        count,
-        affinity_s: entry.affinity_s,
-    })
+    let affinity_s = entry.affinity_s.map(|seconds| seconds.min(AFFINITY_S_MAX));
+    let most = if affinity_s.is_some() { SLOTS_WITH_AFFINITY_MAX } else { SLOTS_MAX };
+    let count = u32::try_from(target.endpoints().len()).map_or(most, |count| count.min(most));
+    let (ipv6, node_port) = (frontend.address.is_ipv6(), frontend.is_node_port());
+    (count > 0).then_some(LoadBalancer { ipv6, node_port, side, count, affinity_s })
 }
 
 /// What the elements of an entry depend on beside it.
@@ -251,19 +307,20 @@ pub(super) fn list(
     for side in Side::BOTH {
         let target = target(entry, side);
         let is_left = left == Some(side);
-        let verdict = match target {
+        let number = match target {
             None => continue,
-            Some(Target::Refuse) => Some(Value::Goto(chains::REFUSE.to_owned())),
-            Some(Target::Drop) => Some(Value::Drop),
-            Some(Target::Endpoints(_)) if is_left => Some(Value::Accept),
-            Some(Target::Endpoints(_)) => load_balancer(frontend, entry, side).map(|chain| Value::Goto(chain.name())),
+            Some(Target::Refuse) => Some(Fate::Refused.number()),
+            Some(Target::Drop) => Some(Fate::Dropped.number()),
+            Some(Target::Endpoints(_)) if is_left => Some(Fate::Accepted.number()),
+            Some(Target::Endpoints(_)) => load_balancer(frontend, entry, side).map(|chain| chain.number()),
         };
-        match verdict {
-            Some(verdict) if frontend.is_node_port() => {
+        let number = number.map(|number| Value::Bytes(Part::new().number(number)));
+        match number {
+            Some(number) if frontend.is_node_port() => {
                 let key = Part::new().protocol(frontend.protocol.number()).port(frontend.port);
-                visit(Kind::NodePorts(side), key, verdict);
+                visit(Kind::NodePorts(side), key, number);
             }
-            Some(verdict) => visit(Kind::Services(side), key(frontend), verdict),
+            Some(number) => visit(Kind::Services(side), key(frontend), number),
             None => {}
         }
         let endpoints = target.filter(|_| !is_left).map_or(&[][..], Target::endpoints);
@@ -298,6 +355,49 @@ pub(super) fn list(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With a verdict among them the kernel would walk all rules and maps for each change of a Service.
+    #[test]
+    fn frontends_have_no_verdicts() {
+        let endpoint = |n: u8| Endpoint { address: [10, 0, 0, n].into(), port: 80, local: n == 1 };
+        let service = service::Name { namespace: "ns".into(), name: "web".into() };
+        let port = service::ServicePort { service, name: "".into(), health_check_port: None };
+        let entry = Entry {
+            port: std::sync::Arc::new(port),
+            kind: service::Kind::NodePort,
+            inside: Target::Endpoints([endpoint(1), endpoint(2)].into()),
+            inside_local: false,
+            outside: Some(Target::Drop),
+            affinity_s: Some(10_800),
+            sources: None,
+        };
+        let refused = Entry { inside: Target::Refuse, outside: None, affinity_s: None, ..entry.clone() };
+        let circumstances = Circumstances { source: None, pods_known: true, masquerade_all: true, left: None };
+        for address in [[10, 96, 0, 1], [0; 4]] {
+            let frontend = Frontend { address: address.into(), protocol: service::Protocol::Tcp, port: 80 };
+            for entry in [&entry, &refused] {
+                let mut count = 0;
+                list(&frontend, entry, circumstances, |set, _, value| {
+                    assert!(matches!(value, Value::None | Value::Bytes(_)), "{set:?} {value:?}");
+                    count += 1;
+                });
+                assert!(count > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn chains_and_fates_have_numbers_of_their_own() {
+        let chain =
+            |count, affinity_s| LoadBalancer { ipv6: false, node_port: false, side: Side::Inside, count, affinity_s };
+        let counts = |most: u32| [1, 2, 3, most - 1, most];
+        let mut numbers: Vec<u32> = counts(SLOTS_MAX).map(|count| chain(count, None).number()).to_vec();
+        for seconds in [1, 2, 10_800, AFFINITY_S_MAX] {
+            numbers.extend(counts(SLOTS_WITH_AFFINITY_MAX).map(|count| chain(count, Some(seconds)).number()));
+        }
+        numbers.extend([Fate::Refused, Fate::Dropped, Fate::Accepted].map(Fate::number));
+        assert_eq!(numbers.iter().collect::<HashSet<_>>().len(), numbers.len());
+    }
 
     #[test]
     fn numbers_belong_to_endpoints_not_to_slots() {

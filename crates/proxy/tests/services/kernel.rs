@@ -67,10 +67,15 @@ impl Listing {
         let family = if frontend.address.is_ipv6() { 6 } else { 4 };
         let set = |word: &str| format!("{prefix}{word}{family}");
         let key = format!("{} {} {}", frontend.address, frontend.protocol.number(), frontend.port);
-        let verdict = match frontend.is_node_port() {
-            true => self.take(&set("node-ports"), &format!("{} {}", frontend.protocol.number(), frontend.port)),
-            false => self.take(&set("services"), &key),
+        let (number, verdicts) = match frontend.is_node_port() {
+            true => {
+                let key = format!("{} {}", frontend.protocol.number(), frontend.port);
+                (self.take(&set("node-ports"), &key), "node-port-verdicts")
+            }
+            false => (self.take(&set("services"), &key), "verdicts"),
         };
+        // `nft` takes a number in a value for one in network order, and so it does with one that is all of a key.
+        let verdict = self.sets[&set(verdicts)][&number].clone();
         let count = target.endpoints().len();
         let kind = if frontend.is_node_port() { "node-port" } else { "lb" };
         let affinity = entry.affinity_s.map(|seconds| format!("-affinity-{seconds}")).unwrap_or_default();
@@ -86,7 +91,6 @@ impl Listing {
             (0..count).map(|slot| self.take(&set("endpoints"), &format!("{key} {slot}"))).collect();
         assert_eq!(slots, wanted, "{frontend}");
         if entry.affinity_s.is_some() {
-            // `nft` takes a number in a value for one in network order.
             let number = |slot| self.take(&set("numbers"), &format!("{key} {slot}")).parse().map(u32::swap_bytes);
             let numbers: Vec<u32> = (0..count).map(number).collect::<Result<_, _>>().unwrap();
             let member = |number| self.take(&set("members"), &format!("{key} {number}"));
@@ -110,7 +114,7 @@ pub(crate) fn check(host: &Host) {
     let fixed = ["prerouting", "output", "postrouting", "prerouting-last", "output-last", "refuse"];
     let mut chains: BTreeSet<String> = fixed.map(str::to_owned).into_iter().collect();
     for family in [4, 6] {
-        chains.extend(["inbound", "outbound", "dispatch"].map(|name| format!("{name}{family}")));
+        chains.extend(["inbound", "outbound", "dispatch", "leaving"].map(|name| format!("{name}{family}")));
     }
     let (mut local, mut sources) = (BTreeSet::new(), BTreeSet::new());
     for (frontend, entry) in model.rules().iter() {
@@ -137,6 +141,12 @@ pub(crate) fn check(host: &Host) {
     let distinct: BTreeSet<_> = sources.iter().map(|(admitted, _)| admitted.clone()).collect();
     assert_eq!(distinct.len(), sources.len(), "one chain for one list of sources");
     assert_eq!(listing.chains, chains);
+    for (_, verdicts) in listing.sets.iter_mut().filter(|(set, _)| set.contains("verdicts")) {
+        let led: Vec<&str> = verdicts.values().filter_map(|verdict| verdict.strip_prefix("goto ")).collect();
+        assert!(led.iter().all(|chain| chains.contains(*chain)), "{led:?}");
+        assert_eq!(led.len(), led.iter().collect::<BTreeSet<_>>().len(), "one number for one chain");
+        verdicts.clear();
+    }
     listing.sets.retain(|_, elements| !elements.is_empty());
     assert_eq!(listing.sets, BTreeMap::new(), "nothing is left over");
 }
