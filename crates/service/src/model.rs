@@ -33,6 +33,8 @@ pub struct Model {
     dirty: BTreeSet<Name>,
     /// Those with a health-check node port: few of many.
     checked: BTreeSet<Name>,
+    /// Those with faults: few of many.
+    faulty: BTreeSet<Name>,
 }
 
 /// One Service, or the slices of one that is not there.
@@ -73,6 +75,7 @@ impl Model {
             rules: Rules::default(),
             dirty: BTreeSet::new(),
             checked: BTreeSet::new(),
+            faulty: BTreeSet::new(),
         }
     }
 
@@ -108,10 +111,15 @@ impl Model {
 
     fn put_service(&mut self, name: Name, facts: Option<ServiceFacts>) {
         if self.services.get(&name).and_then(|state| state.facts.as_ref()) != facts.as_ref() {
-            match facts.as_ref().and_then(|facts| facts.health_check_port) {
-                Some(_) => self.checked.insert(name.clone()),
-                None => self.checked.remove(&name),
-            };
+            let is_checked = facts.as_ref().is_some_and(|facts| facts.health_check_port.is_some());
+            let is_faulty = facts.as_ref().is_some_and(|facts| !facts.faults.is_empty());
+            for (few, is_one) in [(&mut self.checked, is_checked), (&mut self.faulty, is_faulty)] {
+                if is_one {
+                    few.insert(name.clone())
+                } else {
+                    few.remove(&name)
+                };
+            }
             self.services.entry(name.clone()).or_default().facts = facts;
             self.dirty.insert(name);
         }
@@ -223,8 +231,9 @@ impl Model {
 
     /// What is wrong with Services.
     pub fn problems(&self) -> Vec<Problem> {
-        let faulty = self.services.iter().flat_map(|(service, state)| {
-            let faults = state.facts.iter().flat_map(|facts| &facts.faults);
+        let faulty = self.faulty.iter().flat_map(|service| {
+            let facts = self.services.get(service).and_then(|state| state.facts.as_ref());
+            let faults = facts.into_iter().flat_map(|facts| &facts.faults);
             faults.map(|fault| Problem { service: service.clone(), fault: fault.clone() })
         });
         let losers = self.claims.losers().map(|(frontend, owner, loser)| Problem {

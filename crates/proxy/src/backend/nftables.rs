@@ -101,7 +101,19 @@ impl Nftables {
         }
         let mut batch = self.table.update(difference);
         more(&mut batch);
-        Ok(self.netfilter.commit(batch)?)
+        self.netfilter.commit(batch)?;
+        self.know_own_commit();
+        Ok(())
+    }
+
+    /// If ours was the only transaction since the last look, there is no need to count before the next.
+    fn know_own_commit(&mut self) {
+        // Without an answer the next look counts.
+        if let Ok(generation) = self.netfilter.generation()
+            && generation == self.generation.wrapping_add(1)
+        {
+            self.generation = generation;
+        }
     }
 }
 
