@@ -28,6 +28,7 @@ use sys::netlink::policy::PortRule;
 use sys::netlink::{self, Socket, Writer};
 use sys::rustix::io::Errno;
 use sys::rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+use sys::rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -45,6 +46,9 @@ const LINK: &str = "orlop-services";
 const CONNECTIONS_MAX: usize = 4096;
 /// Flows of UDP at a time: a budget.
 const FLOWS_MAX: usize = 1 << 14;
+/// Descriptors that are enough for all of these. Not more: programs that this process starts inherit the limit, and some
+/// close all that they might have.
+const DESCRIPTORS_WANTED: u64 = 1 << 17;
 
 /// The sockets, and who serves them.
 #[derive(Debug)]
@@ -435,9 +439,25 @@ fn no_descriptor_left() -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, remedy)
 }
 
+/// How many descriptors this process may have, once as many as are wanted have been asked for.
 fn descriptors_max() -> usize {
-    let limit = sys::rustix::process::getrlimit(sys::rustix::process::Resource::Nofile).current;
-    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    let limit = getrlimit(Resource::Nofile);
+    let raised = raised(&limit).filter(|raised| match setrlimit(Resource::Nofile, raised.clone()) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files stays as it is; it is what connections at a time depend on");
+            false
+        }
+    });
+    let Rlimit { current, .. } = raised.unwrap_or(limit);
+    current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+/// The limit of open files as it should be, as far as it may be; none if it is.
+fn raised(limit: &Rlimit) -> Option<Rlimit> {
+    let wanted = limit.maximum.map_or(DESCRIPTORS_WANTED, |maximum| maximum.min(DESCRIPTORS_WANTED));
+    let is_less = limit.current.is_some_and(|current| current < wanted);
+    is_less.then_some(Rlimit { current: Some(wanted), maximum: limit.maximum })
 }
 
 fn leave_out(entry: &mut Entry, ends: impl Fn(&Endpoint) -> bool) {
@@ -482,6 +502,22 @@ pub(super) mod tests {
         }
         let all = Budgets { connections: CONNECTIONS_MAX, flows: FLOWS_MAX, listeners: 1 << 17 };
         assert_eq!(Budgets::within(1 << 20), all);
+    }
+
+    #[test]
+    fn the_limit_of_descriptors_is_raised_as_far_as_it_may_be() {
+        let limit = |current, maximum| Rlimit { current, maximum };
+        let check = |before: Rlimit, after: Option<u64>| {
+            assert_eq!(
+                raised(&before).map(|after| (after.current, after.maximum)),
+                after.map(|n| (Some(n), before.maximum))
+            );
+        };
+        check(limit(Some(1024), Some(4096)), Some(4096));
+        check(limit(Some(1024), Some(1 << 20)), Some(1 << 17));
+        check(limit(Some(1024), None), Some(1 << 17));
+        check(limit(Some(1 << 20), Some(1 << 20)), None);
+        check(limit(None, None), None);
     }
 
     #[test]
