@@ -39,6 +39,16 @@ pub use save::Remains;
 pub const HINTS: [&str; 3] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", CANARY];
 /// A chain in each table that does nothing but be there.
 pub const CANARY: &str = names::CANARY;
+/// Counters of the kernel (nfacct) that rules count in, under upstream's names.
+pub mod counters {
+    /// Packets that were dropped because connection tracking takes them for invalid.
+    pub const INVALID_DROPPED: &str = "ct_state_invalid_dropped_pkts";
+    /// Packets that node ports took on loopback addresses.
+    pub const LOOPBACK_ACCEPTED: &str = "localhost_nps_accepted_pkts";
+    /// Both.
+    pub const ALL: [&str; 2] = [INVALID_DROPPED, LOOPBACK_ACCEPTED];
+}
+
 /// With more endpoints than these in one address family, as upstream, rules about single ones have no comments.
 const COMMENTED_ENDPOINTS_MAX: usize = 1000;
 
@@ -89,16 +99,29 @@ pub struct Config {
     pub localhost_node_ports: bool,
     /// Drop what connection tracking takes for invalid instead of letting it through untranslated.
     pub drop_invalid: bool,
+    /// Whether the counters are there ([`counters`]).
+    pub counts: bool,
 }
 
 impl Config {
     /// Upstream's defaults.
     pub fn new() -> Config {
-        Config { network: Network::default(), masquerade_bit: 14, localhost_node_ports: true, drop_invalid: true }
+        Config {
+            network: Network::default(),
+            masquerade_bit: 14,
+            localhost_node_ports: true,
+            drop_invalid: true,
+            counts: false,
+        }
     }
 
     fn mark(&self) -> String {
         format!("{:#x}", 1u32 << (self.masquerade_bit & 31))
+    }
+
+    /// What lets a rule count, with the space behind it.
+    fn counting(&self, counter: &str) -> String {
+        if self.counts { format!("-m nfacct --nfacct-name {counter} ") } else { String::new() }
     }
 
     /// Whether node ports answer on loopback addresses. Those of IPv6 cannot be translated.
@@ -374,6 +397,17 @@ impl ServiceRules {
         Least { uses, entries: entries.to_vec() }
     }
 
+    /// How many rules a table has of ours, without those of chains that are not ours.
+    pub fn count(&self, table: Table, ipv6: bool) -> usize {
+        let of_ports = match table {
+            Table::Mangle => 0,
+            Table::Filter => self.sizes.of(ipv6).filter,
+            Table::Nat => self.sizes.of(ipv6).nat,
+        };
+        let (first, last) = (base::first_rules(&self.config, table, ipv6), base::last_rules(&self.config, table, ipv6));
+        of_ports + first.len() + last.len()
+    }
+
     /// Whether nothing is missing from what has been written.
     pub fn is_whole(&self, remains: &Remains, ipv6: bool) -> bool {
         let whole = self.whole(ipv6);
@@ -448,6 +482,19 @@ impl ServiceRules {
     }
 }
 
+/// How many rules scripts add to a table.
+pub fn count_written<'s>(scripts: impl IntoIterator<Item = &'s str>, table: Table) -> usize {
+    let (mut of, mut count) = (None, 0);
+    for line in scripts.into_iter().flat_map(str::lines) {
+        if let Some(name) = line.strip_prefix('*') {
+            of = Table::named(name);
+        } else if of == Some(table) && (line.starts_with("-A ") || line.starts_with("-I ")) {
+            count += 1;
+        }
+    }
+    count
+}
+
 /// Scripts that use all that rules may need, but for SCTP, which few Services need and not every kernel has. They are for
 /// tables of a network namespace that nobody uses.
 pub fn trial(config: &Config) -> Families<Vec<String>> {
@@ -516,8 +563,8 @@ impl Edit {
 
     fn script(self) -> String {
         let (mut refuse, mut nat, mut admit) = (Section::default(), Section::default(), Section::default());
-        for (chain, rule) in &self.come {
-            // In front: the last rule of a chain must stay the last one.
+        for (chain, rule) in self.come.iter().rev() {
+            // In front: the last rule of a chain must stay the last one. In the end the first of these stands first.
             let section = if chain.table() == Table::Nat { &mut nat } else { &mut refuse };
             section.insert(chain.name(), rule);
         }

@@ -7,10 +7,11 @@ mod userspace;
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use service::{Difference, Frontend, Network, Rules};
 
-use crate::{Config, Owned, RulesError, StartError};
+use crate::{Config, Owned, RulesError, StartError, Tallies};
 
 /// How rules are carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,6 +90,17 @@ pub(crate) trait Backend: fmt::Debug + Send {
 
     /// Removes everything of this mode; nothing of it being there is no error.
     fn remove(&mut self) -> Result<(), RulesError>;
+
+    /// How long each address family took in the last write, if they are written one after the other; none for one that had
+    /// nothing to write.
+    fn took(&self) -> Option<[Option<Duration>; 2]> {
+        None
+    }
+
+    /// What is counted of the rules beside what the model knows.
+    fn tallies(&mut self) -> Tallies {
+        Tallies::default()
+    }
 
     /// What of ours is there.
     fn owned(&mut self) -> Result<Vec<Owned>, RulesError>;

@@ -30,7 +30,7 @@ pub use barrier::Barrier;
 pub use config::{Config, IptablesKind, IptablesOptions, IpvsOptions};
 pub use health::{Answer, Health};
 pub use ipnet::IpNet;
-pub use metrics::Metrics;
+pub use metrics::{Metrics, RuleCounts, Tallies};
 pub use proxy::{Proxy, Questions, RulesError, StartError};
 pub use server::{ListenError, More, Telling};
 pub use service::Refusals;

@@ -49,6 +49,64 @@ struct Changes {
     pending: AtomicU64,
 }
 
+/// What is counted of the rules that are in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tallies {
+    /// Ports of Services that this node must not lead anywhere.
+    pub refusals: Refusals,
+    /// Rules by table and address family (whether it is IPv6), of the mode `iptables`.
+    pub rules: Vec<(&'static str, bool, RuleCounts)>,
+    /// Packets that were dropped because connection tracking takes them for invalid; none if nobody counts.
+    pub invalid_dropped: Option<u64>,
+    /// Packets that node ports took on loopback addresses; none if nobody counts.
+    pub loopback_accepted: Option<u64>,
+}
+
+/// How many rules a table has of ours, and how many the last sync wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are what they are called")]
+pub struct RuleCounts {
+    pub total: usize,
+    pub written: usize,
+}
+
+impl Tallies {
+    fn write(&self, text: &mut Text) {
+        type Pick = fn(&RuleCounts) -> usize;
+        let total: Pick = |counts| counts.total;
+        let written: Pick = |counts| counts.written;
+        let gauges = [
+            ("total", "Total number of iptables rules owned by kube-proxy", total),
+            ("last", "Number of iptables rules written by kube-proxy in last sync", written),
+        ];
+        for (word, help, count) in gauges.into_iter().filter(|_| !self.rules.is_empty()) {
+            let name = format!("kubeproxy_sync_proxy_rules_iptables_{word}");
+            text.family(&name, "gauge", help);
+            for (table, ipv6, counts) in &self.rules {
+                let labels = labels(&[("ip_family", FAMILIES[usize::from(*ipv6)]), ("table", table)]);
+                text.sample(&name, &labels, count(counts));
+            }
+        }
+        let counters = [
+            (
+                "ct_state_invalid_dropped",
+                "packets dropped by iptables to work around conntrack problems",
+                self.invalid_dropped,
+            ),
+            (
+                "localhost_nodeports_accepted",
+                "Number of packets accepted on nodeports of loopback interface",
+                self.loopback_accepted,
+            ),
+        ];
+        for (word, help, packets) in counters {
+            if let Some(packets) = packets {
+                text.single(&format!("kubeproxy_iptables_{word}_packets_total"), "counter", help, packets);
+            }
+        }
+    }
+}
+
 /// How much of the rules was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
@@ -90,12 +148,14 @@ impl Metrics {
         self.queued.store(now_ms(), Ordering::Relaxed);
     }
 
-    /// Rules were written.
-    pub(crate) fn synced(&self, extent: Extent, took: Duration) {
+    /// Rules were written, in so much time for each address family; none if it had nothing to write.
+    pub(crate) fn synced(&self, extent: Extent, took: [Option<Duration>; 2]) {
         let of_extent = if extent == Extent::All { &self.full_syncs } else { &self.partial_syncs };
-        for family in families() {
-            self.syncs.observe(&family, took);
-            of_extent.observe(&family, took);
+        for (family, took) in families().zip(took) {
+            if let Some(took) = took {
+                self.syncs.observe(&family, took);
+                of_extent.observe(&family, took);
+            }
         }
     }
 
@@ -131,9 +191,11 @@ impl Metrics {
         self.livez.add(&labels(&[("code", &code.to_string())]));
     }
 
-    /// All families. `refusals` are those of the rules that are in force.
-    pub fn write(&self, text: &mut Text, refusals: Refusals) {
+    /// All families. `tallies` are those of the rules that are in force.
+    pub fn write(&self, text: &mut Text, tallies: &Tallies) {
+        let refusals = tallies.refusals;
         self.write_syncs(text);
+        tallies.write(text);
         self.services.write(text, "service", "Service");
         self.endpoints.write(text, "endpoint", "Endpoint");
         self.write_failures(text);
@@ -215,4 +277,26 @@ fn families() -> impl Iterator<Item = String> {
 
 fn now_ms() -> u64 {
     u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_of_iptables_have_upstreams_names() {
+        let counts = RuleCounts { total: 7, written: 2 };
+        let tallies = Tallies { rules: vec![("nat", true, counts)], invalid_dropped: Some(0), ..Tallies::default() };
+        let mut text = Text::default();
+        tallies.write(&mut text);
+        let text = text.out;
+        for line in [
+            "kubeproxy_sync_proxy_rules_iptables_total{ip_family=\"IPv6\",table=\"nat\"} 7",
+            "kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv6\",table=\"nat\"} 2",
+            "kubeproxy_iptables_ct_state_invalid_dropped_packets_total 0",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{text}");
+        }
+        assert!(!text.contains("localhost_nodeports"), "nobody counts them");
+    }
 }

@@ -13,7 +13,7 @@ use crate::backend;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::sync::{Kernel, Request, Sync, Telemetry};
-use crate::{Barrier, Config, Owned};
+use crate::{Barrier, Config, Owned, Tallies};
 
 /// Requests that wait for the loop; more of them wait with their senders.
 const REQUESTS_MAX: usize = 64;
@@ -121,7 +121,12 @@ impl Questions {
 
     /// Ports of Services that this node must not lead anywhere.
     pub async fn refusals(&self) -> Refusals {
-        self.ask(Request::Refusals).await.unwrap_or_default()
+        self.tallies().await.refusals
+    }
+
+    /// What is counted of the rules that are in force.
+    pub async fn tallies(&self) -> Tallies {
+        self.ask(Request::Tallies).await.unwrap_or_default()
     }
 
     /// `None`: the loop has ended.

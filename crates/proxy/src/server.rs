@@ -92,8 +92,8 @@ impl Telling {
     /// All that is counted.
     pub async fn metrics_text(&self) -> String {
         let mut text = Text::default();
-        let refusals = self.questions.refusals().await;
-        self.metrics.write(&mut text, refusals);
+        let tallies = self.questions.tallies().await;
+        self.metrics.write(&mut text, &tallies);
         process::write(&mut text);
         if let Some(more) = &self.more {
             more(&mut text);

@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::jiff::Timestamp;
-use service::{Explanation, Frontend, Model, Name, Network, Problem, Refusals};
+use service::{Explanation, Frontend, Model, Name, Network, Problem};
 use sys::rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -36,7 +36,7 @@ use crate::health_ports::{Blocked, HealthPorts};
 use crate::metrics::{Extent, Metrics};
 use crate::proxy::resumed;
 use crate::surroundings::Surroundings;
-use crate::{Config, Mode, Owned, RulesError, StartError};
+use crate::{Config, Mode, Owned, RulesError, StartError, Tallies};
 
 /// As upstream's events name themselves.
 const COMPONENT: &str = "kube-proxy";
@@ -66,8 +66,8 @@ pub(crate) enum Request {
     Owned(oneshot::Sender<Result<Vec<Owned>, RulesError>>),
     /// Tell what a packet to a Service meets.
     Explain { service: Name, answer: oneshot::Sender<Option<Explanation>> },
-    /// Count the ports that this node must not lead anywhere.
-    Refusals(oneshot::Sender<Refusals>),
+    /// Count what the rules are.
+    Tallies(oneshot::Sender<Tallies>),
 }
 
 /// The kernel's side: the rules, and connection tracking.
@@ -352,11 +352,14 @@ impl Sync {
         match self.step {
             Step::In if difference.is_empty() => {}
             Step::In => {
-                let updated = self.with_kernel(move |kernel| kernel.rules.update(&difference)).await;
-                match updated {
-                    Ok(()) => {
+                let families = difference.families();
+                let update = move |kernel: &mut Kernel| kernel.rules.update(&difference).map(|()| kernel.rules.took());
+                match self.with_kernel(update).await {
+                    Ok(took) => {
                         self.changed = Instant::now();
-                        self.telemetry.metrics.synced(Extent::Difference, begun.elapsed());
+                        let all = begun.elapsed();
+                        let took = took.unwrap_or_else(|| families.map(|is_touched| is_touched.then_some(all)));
+                        self.telemetry.metrics.synced(Extent::Difference, took);
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a change of service rules was refused; all of them are written anew");
@@ -435,14 +438,15 @@ impl Sync {
                 tracing::warn!(%error, "UDP clients of Services that went meanwhile stay where they are until they pause");
                 Vec::new()
             });
-            kernel.rules.replace(&rules, &network).map(|()| left)
+            kernel.rules.replace(&rules, &network).map(|()| (left, kernel.rules.took()))
         });
         match replaced.await {
-            Ok(left) => {
+            Ok((left, took)) => {
                 self.suspicious.extend(left);
                 self.step = Step::In;
                 self.changed = Instant::now();
-                self.telemetry.metrics.synced(Extent::All, begun.elapsed());
+                let took = took.unwrap_or([Some(begun.elapsed()); 2]);
+                self.telemetry.metrics.synced(Extent::All, took);
                 tracing::info!(place = self.place, frontends, "service rules are in place");
                 self.remove_other_modes().await;
             }
@@ -525,8 +529,9 @@ impl Sync {
                 Request::Explain { service, answer } => {
                     let _ = answer.send(self.model.explain(&service.namespace, &service.name));
                 }
-                Request::Refusals(answer) => {
-                    let _ = answer.send(self.model.rules().refusals());
+                Request::Tallies(answer) => {
+                    let tallies = self.with_kernel(|kernel| kernel.rules.tallies()).await;
+                    let _ = answer.send(Tallies { refusals: self.model.rules().refusals(), ..tallies });
                 }
                 Request::Settled(done) if self.step == Step::In => {
                     let _ = done.send(());
@@ -604,7 +609,7 @@ impl Request {
             Request::Left { done, .. } | Request::Settled(done) => done.is_closed(),
             Request::Owned(answer) => answer.is_closed(),
             Request::Explain { answer, .. } => answer.is_closed(),
-            Request::Refusals(answer) => answer.is_closed(),
+            Request::Tallies(answer) => answer.is_closed(),
         }
     }
 }

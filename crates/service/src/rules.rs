@@ -98,6 +98,13 @@ impl Rules {
     }
 }
 
+impl Difference {
+    /// Whether it is about IPv4, and whether about IPv6.
+    pub fn families(&self) -> [bool; 2] {
+        [false, true].map(|ipv6| self.changes.iter().any(|change| change.frontend.address.is_ipv6() == ipv6))
+    }
+}
+
 /// What leads from `old` to `new`.
 pub fn diff(old: &Rules, new: &Rules) -> Difference {
     let (mut olds, mut news) = (old.iter().peekable(), new.iter().peekable());

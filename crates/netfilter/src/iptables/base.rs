@@ -1,7 +1,7 @@
 //! Chains that are always there, and the jumps that lead to them.
 
 use super::port::Shared;
-use super::{Config, Table, names};
+use super::{Config, Table, counters, names};
 
 /// A rule of a built-in chain that leads to ours.
 pub(super) struct Jump {
@@ -134,7 +134,8 @@ fn first_filter_rules(config: &Config, ipv6: bool) -> Vec<(&'static str, String)
     if config.drop_invalid {
         // Connection tracking translates nothing back that it takes for invalid: the client would answer a segment from an
         // address that it never spoke to with a reset (kubernetes/kubernetes#74839).
-        rules.push((names::FORWARD, "-m conntrack --ctstate INVALID -j DROP".to_owned()));
+        let counting = config.counting(counters::INVALID_DROPPED);
+        rules.push((names::FORWARD, format!("-m conntrack --ctstate INVALID {counting}-j DROP")));
     }
     let mark = config.mark();
     let forward = "-m comment --comment \"kubernetes forwarding rules\"";

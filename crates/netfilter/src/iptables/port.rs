@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use service::{Endpoint, Entry, Frontend, Kind, Name, Protocol, ServicePort, Target};
 
 use super::names::{self, PortNames};
-use super::{Config, Style, Table};
+use super::{Config, Style, Table, counters};
 
 /// One port of a Service in one address family: what chains are named after.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -223,7 +223,13 @@ impl<'a> Writer<'a> {
                 (Shared::Services, self.comment("external IP"), self.names.external())
             }
         };
-        self.share(chain, format!("{} -j {to}", self.matching(frontend, &comment)));
+        let matching = self.matching(frontend, &comment);
+        if entry.kind == Kind::NodePort && self.config.counts && self.config.opens_loopback(self.ipv6) {
+            // It begins with what comes first in the order of rules, and so it stands before the other.
+            let counting = self.config.counting(counters::LOOPBACK_ACCEPTED);
+            self.share(chain, format!("-d 127.0.0.0/8 {matching} {counting}-j {to}"));
+        }
+        self.share(chain, format!("{matching} -j {to}"));
     }
 
     /// Entries for the outside that have endpoints somewhere.

@@ -427,6 +427,44 @@ fn node_ports_keep_to_their_addresses() {
 }
 
 #[test]
+fn what_node_ports_take_on_loopback_addresses_is_counted_first() {
+    let config = Config { counts: true, ..config() };
+    let mut model = Model::new("here");
+    let spec = json!({"type": "NodePort", "clusterIP": "172.30.0.41", "clusterIPs": ["172.30.0.41"],
+        "ports": [{"name": "p80", "port": 80, "nodePort": 3001}]});
+    let mut rules = ServiceRules::new(config.clone());
+    let mut tables = Tables::new();
+    let scripts = rules.replace(model.rules(), &config.network, &Families::default(), usize::MAX);
+    scripts.of(false).iter().for_each(|script| tables.restore(script));
+    let chain_is_counted_first = |tables: &Tables| {
+        let [counted, plain] = tables.chain("nat", "KUBE-NODEPORTS") else { panic!("{tables:?}") };
+        assert!(
+            counted.starts_with("-d 127.0.0.0/8 ") && counted.contains("--nfacct-name localhost_nps_accepted_pkts")
+        );
+        assert!(plain.starts_with("-p tcp ") && !plain.contains("nfacct"), "{plain}");
+        assert_eq!(save::target(counted), save::target(plain));
+    };
+    model.set_service(&service("svc", spec, &[]));
+    model.set_slice(&slice("svc", &[("10.1.0.1".to_owned(), "here")]));
+    let difference = model.update();
+    let script = rules.update(&difference).of(false).clone();
+    tables.restore(&script);
+    chain_is_counted_first(&tables);
+    chain_is_counted_first(&tables_of(config.clone(), &model, false));
+    assert!(tables.chain("filter", "KUBE-FORWARD")[0].contains("--nfacct-name ct_state_invalid_dropped_pkts"));
+    let of_ours = |tables: &Tables, table: &str| -> usize {
+        let ours = |((of, chain), _): &(&(String, String), &Vec<String>)| of == table && chain.starts_with("KUBE-");
+        tables.0.iter().filter(ours).map(|(_, rules)| rules.len()).sum()
+    };
+    for table in Table::ALL {
+        assert_eq!(rules.count(table, false), of_ours(&tables, table.name()), "{table:?}");
+    }
+    // The Service's address, its two node ports, its chains: EXT 2, SVC 2, SEP 2.
+    assert_eq!(count_written([script.as_str()], Table::Nat), 9);
+    assert_eq!(count_written([script.as_str()], Table::Filter), 0);
+}
+
+#[test]
 fn a_name_cannot_end_the_line() {
     let mut model = Model::new("here");
     let name = "web\"\n-A INPUT -j ACCEPT\n#";

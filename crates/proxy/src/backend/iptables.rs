@@ -12,16 +12,18 @@ mod watch;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
 
-use netfilter::iptables::{self, Families, Remains, ServiceRules};
+use netfilter::iptables::{self, Families, Remains, ServiceRules, Table, counters};
 use service::{Difference, Frontend, Network, Rules};
+use sys::netlink::{self, Socket};
 use sys::netns;
 
 use self::programs::Programs;
 use self::watch::Watch;
 use super::Backend;
 use crate::configuration::NodePortAddress;
-use crate::{Config, IptablesKind, Owned, RulesError, StartError};
+use crate::{Config, IptablesKind, Owned, RuleCounts, RulesError, StartError, Tallies};
 
 /// The switch that lets packets to 127.0.0.0/8 be routed.
 const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
@@ -46,27 +48,53 @@ pub(super) struct Iptables {
     /// What was there when it was looked at last; whoever replaces it takes it.
     remains: Option<Families<Remains>>,
     watch: Watch,
+    /// Where counters of rules are asked for, if the kernel has such.
+    counters: Option<Socket>,
+    last: Families<Written>,
 }
+
+/// The last write of one address family.
+#[derive(Debug, Clone, Copy, Default)]
+struct Written {
+    /// Rules in `filter` and `nat`.
+    rules: [usize; 2],
+    /// None if nothing was to be written.
+    took: Option<Duration>,
+}
+
+impl Written {
+    fn new(scripts: &[String], begun: Instant) -> Written {
+        let rules = COUNTED.map(|table| iptables::count_written(scripts.iter().map(String::as_str), table));
+        Written { rules, took: Some(begun.elapsed()) }
+    }
+}
+
+/// Tables whose rules are counted.
+const COUNTED: [Table; 2] = [Table::Filter, Table::Nat];
 
 impl Iptables {
     /// Finds the programs, and tries in a network namespace of its own whether they and the kernel have all that rules need.
     pub(super) fn open(config: &Config) -> Result<Iptables, StartError> {
         let localhost_node_ports = opens_loopback(config);
-        let options = iptables::Config {
+        let counters = with_counters();
+        let mut options = iptables::Config {
             network: Network::default(),
             masquerade_bit: config.iptables.masquerade_bit,
             localhost_node_ports,
             drop_invalid: !is_liberal(),
+            counts: counters.is_some(),
         };
         let mut programs = Programs::find(config.iptables.kind)?;
-        programs.try_out(&options)?;
+        programs.try_out(&mut options)?;
         Ok(Iptables {
             loopback: if localhost_node_ports { Loopback::Closed } else { Loopback::Unused },
             watch: Watch::new(programs.kind, programs.families())?,
             programs,
             namespace: netns::current().map_err(StartError::Namespace)?,
+            counters: counters.filter(|_| options.counts),
             rules: ServiceRules::new(options),
             remains: None,
+            last: Families::default(),
         })
     }
 
@@ -80,12 +108,18 @@ impl Iptables {
         Ok(remains)
     }
 
-    fn restore(&mut self, scripts: &Families<String>) -> Result<(), RulesError> {
+    /// Carries scripts out, and notes what they were.
+    fn restore(&mut self, scripts: &Families<Vec<String>>) -> Result<(), RulesError> {
         for family in self.programs.families() {
-            let script = scripts.of(family.is_ipv6());
-            if !script.is_empty() {
-                self.inside(|| self.programs.restore(*family, script))?;
-            }
+            let (scripts, begun) = (scripts.of(family.is_ipv6()), Instant::now());
+            let written = match scripts.iter().all(String::is_empty) {
+                true => Written::default(),
+                false => {
+                    self.inside(|| self.programs.restore_all(*family, scripts))?;
+                    Written::new(scripts, begun)
+                }
+            };
+            *self.last.of_mut(family.is_ipv6()) = written;
         }
         Ok(())
     }
@@ -108,9 +142,7 @@ impl Backend for Iptables {
             None => self.look()?,
         };
         let scripts = self.rules.replace(rules, network, &remains, self.programs.lines_max());
-        for family in self.programs.families() {
-            self.inside(|| self.programs.restore_all(*family, scripts.of(family.is_ipv6())))?;
-        }
+        self.restore(&scripts)?;
         self.watch.written(&self.rules)?;
         // Not before the rule that keeps others out.
         if self.loopback == Loopback::Closed {
@@ -130,7 +162,7 @@ impl Backend for Iptables {
             return Err(RulesError::Removed);
         }
         let scripts = self.rules.update(difference);
-        self.restore(&scripts)?;
+        self.restore(&Families(scripts.0.map(|script| vec![script])))?;
         self.watch.written(&self.rules)
     }
 
@@ -164,6 +196,25 @@ impl Backend for Iptables {
         self.inside(|| remove(&self.programs))
     }
 
+    fn took(&self) -> Option<[Option<Duration>; 2]> {
+        Some(self.last.0.map(|written| written.took))
+    }
+
+    fn tallies(&mut self) -> Tallies {
+        let mut tallies = Tallies::default();
+        for family in self.programs.families() {
+            for (table, written) in COUNTED.into_iter().zip(self.last.of(family.is_ipv6()).rules) {
+                let total = self.rules.count(table, family.is_ipv6());
+                tallies.rules.push((table.name(), family.is_ipv6(), RuleCounts { total, written }));
+            }
+        }
+        if let Some(socket) = &mut self.counters {
+            let count = |name| socket.counted_packets(name).ok().flatten();
+            [tallies.invalid_dropped, tallies.loopback_accepted] = counters::ALL.map(count);
+        }
+        tallies
+    }
+
     fn owned(&mut self) -> Result<Vec<Owned>, RulesError> {
         let remains = self.look()?;
         let mut owned = Vec::new();
@@ -191,6 +242,16 @@ fn remove(programs: &Programs) -> Result<(), RulesError> {
         programs.restore_all(*family, &scripts)?;
     }
     Ok(())
+}
+
+/// Makes the counters of rules in the calling thread's namespace; none if the kernel has no such.
+fn with_counters() -> Option<Socket> {
+    let made = || -> netlink::Result<Socket> {
+        let mut socket = Socket::netfilter()?;
+        counters::ALL.into_iter().try_for_each(|name| socket.ensure_counter(name))?;
+        Ok(socket)
+    };
+    made().inspect_err(|error| tracing::info!(%error, "rules are not counted: the kernel has no nfacct")).ok()
 }
 
 /// Whether connection tracking takes segments outside of the window for valid.

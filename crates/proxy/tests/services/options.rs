@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cluster::Source as _;
 use k8s_openapi::api::core::v1::Node;
 use proxy::configuration::{DetectLocal, NodePortAddress};
-use proxy::{Config, Proxy};
+use proxy::{Config, Proxy, Tallies};
 use serde_json::json;
 use sys::netns;
 
@@ -170,6 +170,44 @@ fn load_balancers_learn_who_has_endpoints() {
         let gone = move || netns::run_in(outside.as_fd(), || TcpStream::connect((ip(HOST), 30500)));
         assert!(tokio::task::spawn_blocking(gone).await.unwrap().is_err(), "the port stays open");
     });
+}
+
+#[test]
+fn rules_of_iptables_are_counted_and_count() {
+    for way in Way::rules().into_iter().filter(|way| way.is_iptables()) {
+        on_a_host(way, async move |host| {
+            let proxy = host.proxy().await;
+            let pod = host.server("a").await;
+            let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+            host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+            host.endpoints("web", &[ready(pod.ips[0])]);
+            proxy.settled().await;
+            let tallies = proxy.questions().tallies().await;
+            for (table, ipv6, counts) in &tallies.rules {
+                assert!(counts.total >= counts.written, "{table} {tallies:?}");
+                if !ipv6 {
+                    let listing = way.iptables("-save", &format!("-t {table}"));
+                    let ours = listing.lines().filter(|line| line.starts_with("-A KUBE-")).count();
+                    assert_eq!(counts.total, ours, "{table}\n{listing}");
+                }
+            }
+            let written = |tallies: &Tallies, which| {
+                let found = tallies.rules.iter().find(|(table, ipv6, _)| (*table, *ipv6) == (which, false));
+                found.map(|(.., counts)| counts.written)
+            };
+            assert!(written(&tallies, "nat") > Some(0), "{tallies:?}");
+            assert_eq!(written(&tallies, "filter"), Some(0), "a Service with endpoints has no rule there");
+            for _ in 0..3 {
+                ask(&host.here, ip("127.0.0.1"), NODE_PORT).unwrap();
+            }
+            ask(&host.here, ip(HOST), NODE_PORT).unwrap();
+            match proxy.questions().tallies().await.loopback_accepted {
+                Some(packets) => assert_eq!(packets, 3, "one for each connection"),
+                None => println!("skipped: needs CONFIG_NETFILTER_XT_MATCH_NFACCT"),
+            }
+            proxy.stop().await;
+        });
+    }
 }
 
 /// What the health-check node port says, from outside.

@@ -274,6 +274,11 @@ impl<'a> Attribute<'a> {
         self.value.first_chunk().map_or(0, |b| u32::from_be_bytes(*b))
     }
 
+    /// The value in network order, 0 if it is too short.
+    pub fn be64(&self) -> u64 {
+        self.value.first_chunk().map_or(0, |b| u64::from_be_bytes(*b))
+    }
+
     /// The value as an address of the family its length tells.
     pub fn address(&self) -> Option<std::net::IpAddr> {
         if let Ok(octets) = <[u8; 4]>::try_from(self.value) {

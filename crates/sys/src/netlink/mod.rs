@@ -1,5 +1,6 @@
 //! Netlink: one socket, one message builder and parser, and on top of them links, addresses and routes ([`route`]),
-//! nftables transactions ([`nft`]), connection tracking ([`conntrack`]) and the kernel's load balancer ([`ipvs`]).
+//! nftables transactions ([`nft`]), connection tracking ([`conntrack`]), counters of iptables ([`nfacct`]) and the kernel's
+//! load balancer ([`ipvs`]).
 //!
 //! A socket belongs to the network namespace of the thread that opened it and works from any thread afterwards.
 //! The kernel answers requests inside `sendmsg`, so a request blocks for as long as the kernel works, never on a peer.
@@ -10,6 +11,7 @@ mod fuzz;
 mod generic;
 pub mod ipvs;
 mod message;
+pub mod nfacct;
 pub mod nft;
 pub mod policy;
 pub mod route;

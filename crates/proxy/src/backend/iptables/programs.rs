@@ -209,7 +209,20 @@ impl Programs {
 
     /// Finds out whether programs and kernel have all that rules need, in a network namespace that ends with the trial. A
     /// kernel without IPv6 is served in IPv4 alone.
-    pub(super) fn try_out(&mut self, config: &tables::Config) -> Result<(), StartError> {
+    ///
+    /// Where they cannot count (`counts`), that is left out.
+    pub(super) fn try_out(&mut self, config: &mut tables::Config) -> Result<(), StartError> {
+        match self.try_with(config) {
+            Err(StartError::IptablesUnusable(error)) if config.counts => {
+                tracing::info!(%error, "rules are not counted: iptables has no match nfacct");
+                config.counts = false;
+                self.try_with(config)
+            }
+            tried => tried,
+        }
+    }
+
+    fn try_with(&mut self, config: &tables::Config) -> Result<(), StartError> {
         let scripts = tables::trial(config);
         let this = &*self;
         let tried = netns::create(|| {
@@ -217,6 +230,7 @@ impl Programs {
                 let mut scripts = scripts.of(family.is_ipv6()).iter();
                 scripts.try_for_each(|script| this.restore(*family, script))
             };
+            let _counters = config.counts.then(super::with_counters); // The scripts tell whether they are there.
             Ok(Family::BOTH.iter().map(all).collect::<Vec<_>>())
         });
         let results = match tried {
