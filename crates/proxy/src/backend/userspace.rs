@@ -442,7 +442,7 @@ fn no_descriptor_left() -> io::Error {
 /// How many descriptors this process may have, once as many as are wanted have been asked for.
 fn descriptors_max() -> usize {
     let limit = getrlimit(Resource::Nofile);
-    let raised = raised(&limit).filter(|raised| match setrlimit(Resource::Nofile, raised.clone()) {
+    let raised = raised(&limit).filter(|raised| match setrlimit(Resource::Nofile, *raised) {
         Ok(()) => true,
         Err(error) => {
             tracing::warn!(%error, "the limit of open files stays as it is; it is what connections at a time depend on");
