@@ -134,7 +134,7 @@ fn a_claim_is_given_back_by_its_last_pod() {
         let driver = driver(&node);
         claim(&node, "shared", &["first", "second"]);
         want(&node, "first", "shared", "sleep 1000");
-        want(&node, "second", "shared", "trap exit TERM; while ! [ -e /go ]; do sleep 0.1; done");
+        want(&node, "second", "shared", "while ! [ -e /go ]; do sleep 0.1; done");
         node.desk.running("first").await;
         node.desk.running("second").await;
         node.desk.delete("first", 0);

@@ -176,7 +176,7 @@ fn want(node: &Node, name: &str, resource: &str, count: usize) {
     let script = format!(
         "set -e; [ \"$(echo $GADGETS | tr , '\\n' | grep -c .)\" = {count} ]; grep -q Linux /etc/gadgets; \
          for id in $(echo $GADGETS | tr , ' '); do head -c 1 /dev/$id > /dev/null; done; \
-         touch /checked; trap 'exit 0' TERM; sleep 1000 & wait"
+         trap 'exit 0' TERM; touch /checked; sleep 1000 & wait"
     );
     let probe = json!({ "exec": { "command": ["test", "-e", "/checked"] }, "periodSeconds": 1 });
     let resources = json!({ "limits": { resource: count.to_string() } });

@@ -253,6 +253,14 @@ impl Node {
         assert!(waited.await.is_ok(), "waited in vain: {what}");
     }
 
+    /// Waits until the container of a pod that runs has written this line: after it has set its traps, say.
+    pub(crate) async fn said(&self, pod: &str, line: &str) {
+        let dir = self.path("logs").join(format!("default_{pod}_{}/c", self.uid(pod)));
+        let log = dir.join("0.log");
+        let has_said = || std::fs::read_to_string(&log).is_ok_and(|log| log.lines().any(|said| said.ends_with(line)));
+        self.until(&dir, &format!("{pod} says {line:?}"), has_said).await;
+    }
+
     /// Deletes all pods, and checks that nothing of them is left.
     async fn down(self) {
         for pod in cluster::Source::store(&*self.desk).pods().list() {
@@ -281,7 +289,8 @@ struct Changes(sys::rustix::fd::OwnedFd);
 impl Changes {
     fn of(dir: &Path) -> Self {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
-        inotify::add_watch(&watch, dir, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::CLOSE_WRITE).unwrap();
+        let written = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CLOSE_WRITE;
+        inotify::add_watch(&watch, dir, inotify::WatchFlags::MOVED_TO | written).unwrap();
         Self(watch)
     }
 

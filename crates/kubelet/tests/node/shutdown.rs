@@ -150,7 +150,7 @@ fn a_shutdown_waits_for_pods_in_order() {
         let lab = Arc::new(lab);
         let (_task, mut heard) = watch_for_it(&node, &lab);
         let container = json!({ "name": "c", "image": node.image(),
-            "command": ["sh", "-c", "trap 'sleep 0.3; exit 0' TERM; while :; do sleep 0.05; done"] });
+            "command": ["sh", "-c", "trap 'sleep 0.3; exit 0' TERM; echo heeds; while :; do sleep 0.05; done"] });
         for (name, priority) in [("plain", 0), ("critical", 2_000_001_000)] {
             node.want_spec(
                 name,
@@ -158,8 +158,10 @@ fn a_shutdown_waits_for_pods_in_order() {
                 "containers": [container] }),
             );
         }
-        node.desk.running("plain").await;
-        node.desk.running("critical").await;
+        for name in ["plain", "critical"] {
+            node.desk.running(name).await;
+            node.said(name, "heeds").await;
+        }
         // logind's own limit of 5 s was too short: it has been told ours.
         let here = lab.clone();
         tokio::task::spawn_blocking(move || {

@@ -22,6 +22,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_runs_is_kept_until_the_source_has_named_all_pods", what_runs_is_kept_until_the_source_has_named_all_pods),
 ];
 
+/// Ends when it is told to, from when it has said so.
+const HEEDS: &str = "trap 'exit 0' TERM; echo heeds; sleep 1000 & wait";
+
 /// Waits until a sandbox has been removed, by its event.
 async fn removed(events: &mut cri::Items<v1::ContainerEventResponse>, sandbox: &str) {
     let deleted = async {
@@ -43,8 +46,9 @@ async fn sandbox(node: &Node, pod: &str) -> String {
 /// As after `kubectl delete --force`, or when another kubelet has removed the object.
 fn a_pod_that_vanishes_is_ended() {
     on_a_node(|node| async {
-        node.want("p", "trap 'exit 0' TERM; sleep 1000 & wait", json!({}));
+        node.want("p", HEEDS, json!({}));
         node.desk.running("p").await;
+        node.said("p", "heeds").await;
         node.desk.store().pods().remove(&key("p"));
         // Its record goes last.
         node.vanished(&node.path("records").join(format!("{}.json", node.uid("p")))).await;
@@ -82,11 +86,9 @@ fn a_status_is_offered_until_it_is_taken() {
 /// Who counts on how a pod ended, a Job for one, sees no more of it than its last status.
 fn the_last_status_comes_before_the_deletion() {
     on_a_node(|node| async {
-        // It is ready once it has said what its stop signal means.
-        let probe = json!({ "exec": { "command": ["test", "-e", "/heeds"] }, "periodSeconds": 1 });
-        let script = "trap 'exit 0' TERM; touch /heeds; sleep 1000 & wait";
-        node.want("p", script, json!({ "readinessProbe": probe }));
-        node.desk.when("it is ready", |desk| desk.container("p")["ready"] == true).await;
+        node.want("p", HEEDS, json!({}));
+        node.desk.running("p").await;
+        node.said("p", "heeds").await;
         node.desk.take_statuses(false);
         node.desk.delete("p", 30);
         node.vanished(&node.path("kubelet/pods").join(node.uid("p"))).await;

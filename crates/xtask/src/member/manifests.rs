@@ -239,12 +239,12 @@ spec:
       - { name: hold, secret: { secretName: hold, defaultMode: 256 } }
 ";
 
-/// A pod that a test can make exit.
+/// A pod that a test can make exit once it is ready: the first process of a pod ignores signals that it has no handler for.
 pub(super) const RESTLESS: &str = "apiVersion: v1
 kind: Pod
 metadata: { name: restless, labels: { app: restless } }
 spec:
   terminationGracePeriodSeconds: 1
   containers:
-  - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'trap exit TERM; sleep infinity & wait'] }
+  - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'trap exit TERM; touch /heeds; sleep infinity & wait'], readinessProbe: { exec: { command: [test, -e, /heeds] }, periodSeconds: 1 } }
 ";
