@@ -1,10 +1,13 @@
 //! The environment of a container: values from everywhere, references between them, and names of services.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod file;
+mod services;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use cluster::{Key, Store};
-use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, EnvVarSource, FileKeySelector, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar, EnvVarSource, Pod};
 
 use crate::facts::{self, FactError, NodeFacts};
 
@@ -111,6 +114,8 @@ impl Sources<'_> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     variables: Vec<(String, Vec<u8>)>,
+    /// Where each of them is: a ConfigMap may have fifty thousand.
+    places: HashMap<String, usize>,
     /// What they take of a program's memory.
     bytes: usize,
 }
@@ -120,12 +125,15 @@ impl Environment {
     fn set(&mut self, name: &str, value: impl Into<Vec<u8>>) -> Result<(), EnvError> {
         let value = value.into();
         self.bytes += string_bytes(name, &value);
-        match self.variables.iter_mut().find(|(known, _)| known == name) {
-            Some(variable) => {
-                self.bytes -= string_bytes(name, &variable.1);
-                variable.1 = value;
+        match self.places.get(name) {
+            Some(place) => {
+                let before = std::mem::replace(&mut self.variables[*place].1, value);
+                self.bytes -= string_bytes(name, &before);
             }
-            None => self.variables.push((name.to_owned(), value)),
+            None => {
+                self.places.insert(name.to_owned(), self.variables.len());
+                self.variables.push((name.to_owned(), value));
+            }
         }
         in_bounds(self.bytes)
     }
@@ -140,7 +148,7 @@ impl Environment {
 
     /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice())
+        self.places.get(name).map(|place| self.variables[*place].1.as_slice())
     }
 
     /// All variables, in order.
@@ -211,7 +219,7 @@ pub fn reads_files(container: &Container) -> bool {
 /// # Errors
 /// What is missing; [`EnvError`].
 pub fn of_container(container: &Container, sources: &Sources<'_>) -> Result<Environment, EnvError> {
-    let services = service_variables(sources);
+    let services = services::variables(sources);
     let mut environment = Environment::default();
     for source in container.env_from.iter().flatten() {
         add_all(&mut environment, source, sources)?;
@@ -296,7 +304,7 @@ fn value_from(from: &EnvVarSource, container: &Container, sources: &Sources<'_>)
         return key_or(value, "Secret", sources.key(&wanted.name), &wanted.key, wanted.optional);
     }
     match &from.file_key_ref {
-        Some(wanted) => from_file(wanted, sources),
+        Some(wanted) => file::of_key(wanted, sources),
         None => Ok(Some(Vec::new())),
     }
 }
@@ -311,86 +319,6 @@ fn key_or(
     match value {
         None if optional != Some(true) => Err(EnvError::NoKey { kind, object, key: key.to_owned() }),
         value => Ok(value),
-    }
-}
-
-/// A key of a file that an init container wrote into a volume.
-fn from_file(wanted: &FileKeySelector, sources: &Sources<'_>) -> Result<Option<Vec<u8>>, EnvError> {
-    let root =
-        sources.volumes.get(&wanted.volume_name).ok_or_else(|| EnvError::NoVolume(wanted.volume_name.clone()))?;
-    let path = Path::new(&wanted.path);
-    let failed = |source| EnvError::Read { path: path.to_owned(), source };
-    let text = match read_below(root, path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && wanted.optional == Some(true) => return Ok(None),
-        read => read.map_err(failed)?,
-    };
-    match parse_file(&text, &wanted.key) {
-        Ok(None) if wanted.optional == Some(true) => Ok(None),
-        Ok(None) => Err(EnvError::NoFileKey { path: path.to_owned(), key: wanted.key.clone() }),
-        Ok(Some(value)) => Ok(Some(value.into_bytes())),
-        Err((line, problem)) => Err(EnvError::Syntax { path: path.to_owned(), line, problem }),
-    }
-}
-
-/// The largest environment file that is read; the API server allows no more for all variables of a file.
-const FILE_MAX: u64 = 64 * 1024;
-
-fn read_below(root: &Path, path: &Path) -> std::io::Result<String> {
-    use std::io::Read as _;
-    use std::os::fd::AsFd as _;
-    use sys::rustix::fs::OFlags;
-
-    let root = std::fs::File::open(root)?;
-    // NONBLOCK: a FIFO in the volume must not hang the pod.
-    let file = sys::path::open_in_root(root.as_fd(), path, OFlags::RDONLY | OFlags::NONBLOCK)
-        .map_err(|error| std::io::Error::from(error.errno))?;
-    let mut text = String::new();
-    std::fs::File::from(file).take(FILE_MAX).read_to_string(&mut text)?;
-    Ok(text)
-}
-
-/// Finds `KEY='value'`; a value may go over several lines.
-fn parse_file(text: &str, key: &str) -> Result<Option<String>, (usize, &'static str)> {
-    let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
-    while let Some((number, line)) = lines.next() {
-        let line = line.trim_start_matches([' ', '\t']);
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let (name, rest) = line.split_once('=').ok_or((number, "'=' is missing"))?;
-        if name.trim_end() != name || name.is_empty() {
-            return Err((number, "the name before '=' is empty or ends in a space"));
-        }
-        // As in a shell, `KEY= 'x'` sets KEY to nothing.
-        if rest.starts_with([' ', '\t']) {
-            continue;
-        }
-        let first = rest.strip_prefix('\'').ok_or((number, "the value must be enclosed in single quotes"))?;
-        let value = quoted_value(first, number, &mut lines)?;
-        if name == key {
-            return Ok(Some(value).filter(|value| !value.is_empty()));
-        }
-    }
-    Ok(None)
-}
-
-fn quoted_value<'a>(
-    first: &'a str,
-    number: usize,
-    lines: &mut impl Iterator<Item = (usize, &'a str)>,
-) -> Result<String, (usize, &'static str)> {
-    let mut value = String::new();
-    let (mut line, mut at) = (first, number);
-    loop {
-        if let Some((end, after)) = line.split_once('\'') {
-            value.push_str(end);
-            let after = after.trim_start_matches([' ', '\t']);
-            let clean = after.is_empty() || after.starts_with('#');
-            return if clean { Ok(value) } else { Err((at, "there is something after the closing quote")) };
-        }
-        value.push_str(line);
-        value.push('\n');
-        (at, line) = lines.next().ok_or((number, "the quote is not closed"))?;
     }
 }
 
@@ -427,47 +355,6 @@ fn push(out: &mut Vec<u8>, part: &[u8]) -> Result<(), TooLong> {
     }
     out.extend_from_slice(part);
     Ok(())
-}
-
-/// Variables of the services that a pod can see: `kubernetes` of the default namespace always, those of its own
-/// namespace with `enableServiceLinks` (the default).
-fn service_variables(sources: &Sources<'_>) -> BTreeMap<String, String> {
-    let mut variables = BTreeMap::new();
-    if let Some(service) = sources.store.services().get(&Key::new("default", "kubernetes")) {
-        add_service(&mut variables, &service);
-    }
-    if pod::spec::of(sources.pod).enable_service_links != Some(false) {
-        for service in sources.store.services().list_namespace(sources.namespace()) {
-            add_service(&mut variables, &service);
-        }
-    }
-    variables
-}
-
-fn add_service(variables: &mut BTreeMap<String, String>, service: &Service) {
-    let Some(spec) = &service.spec else { return };
-    let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { return };
-    let upper = |name: &str| name.replace('-', "_").to_uppercase();
-    let prefix = upper(service.metadata.name.as_deref().unwrap_or_default());
-    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    variables.insert(format!("{prefix}_SERVICE_HOST"), ip.to_owned());
-    for (index, port) in spec.ports.iter().flatten().enumerate() {
-        let number = port.port.to_string();
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        let url = format!("{}://{host}:{number}", protocol.to_lowercase());
-        if index == 0 {
-            variables.insert(format!("{prefix}_SERVICE_PORT"), number.clone());
-            variables.insert(format!("{prefix}_PORT"), url.clone());
-        }
-        if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-            variables.insert(format!("{prefix}_SERVICE_PORT_{}", upper(name)), number.clone());
-        }
-        let link = format!("{prefix}_PORT_{number}_{}", protocol.to_uppercase());
-        variables.insert(format!("{link}_PROTO"), protocol.to_lowercase());
-        variables.insert(format!("{link}_PORT"), number);
-        variables.insert(format!("{link}_ADDR"), ip.to_owned());
-        variables.insert(link, url);
-    }
 }
 
 #[cfg(test)]
@@ -554,16 +441,6 @@ mod tests {
             failure(from(json!({"configMapKeyRef": {"name": "cm", "key": "k"}}))),
             "couldn't find key k in ConfigMap shop/cm"
         );
-    }
-
-    #[test]
-    fn files_of_variables() {
-        let text = "# comment\nA='1'\n B='two\nlines' # end\nC= 'x'\n";
-        assert_eq!(parse_file(text, "A"), Ok(Some("1".into())));
-        assert_eq!(parse_file(text, "B"), Ok(Some("two\nlines".into())));
-        assert_eq!(parse_file(text, "C"), Ok(None));
-        assert_eq!(parse_file("A=1", "A"), Err((1, "the value must be enclosed in single quotes")));
-        assert_eq!(parse_file("A='1\n", "A"), Err((1, "the quote is not closed")));
     }
 
     #[test]
