@@ -195,15 +195,26 @@ impl Metrics {
 
     /// What belongs to `/metrics`.
     pub(crate) fn write(&self, text: &mut Text) {
-        let renewals = [
-            ("kubelet_certificate_manager_client_expiration_renew_errors", "Counter of certificate renewal errors."),
-            ("kubelet_server_expiration_renew_errors", "Counter of certificate renewal errors."),
-        ];
-        for (name, help) in renewals {
-            text.family(name, "counter", help);
+        for name in
+            ["kubelet_certificate_manager_client_expiration_renew_errors", "kubelet_server_expiration_renew_errors"]
+        {
+            text.family(name, "counter", "Counter of certificate renewal errors.");
             text.sample(name, "", self.failed_renewals.get(name));
         }
-        for (counts, name, help) in [
+        self.counters().into_iter().for_each(|(counts, name, help)| counts.write(text, name, help));
+        self.durations().into_iter().for_each(|(histograms, name, help)| histograms.write(text, name, help));
+        self.write_claims_in_use(text);
+        let start = "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run";
+        self.pod_start.write(text, "kubelet_pod_start_duration_seconds", start);
+        let sli = "Duration in seconds to start a pod, excluding time to pull images and run init containers, measured from \
+                   pod creation timestamp to when all its containers are reported as started and observed via watch";
+        self.pod_start_sli.write(text, "kubelet_pod_start_sli_duration_seconds", sli);
+        process::write(text);
+    }
+
+    /// Each with its name and upstream's explanation.
+    fn counters(&self) -> [(&Counts, &'static str, &'static str); 6] {
+        [
             (
                 &self.calls,
                 "kubelet_runtime_operations_total",
@@ -226,10 +237,12 @@ impl Metrics {
                 "kubelet_http_requests_total",
                 "Number of the http requests received since the server started",
             ),
-        ] {
-            counts.write(text, name, help);
-        }
-        for (histograms, name, help) in [
+        ]
+    }
+
+    /// As [`Metrics::counters`].
+    fn durations(&self) -> [(&Histograms, &'static str, &'static str); 5] {
+        [
             (
                 &self.call_durations,
                 "kubelet_runtime_operations_duration_seconds",
@@ -254,26 +267,18 @@ impl Metrics {
                 "dra_grpc_operations_duration_seconds",
                 "Duration in seconds of the DRA gRPC operations",
             ),
-        ] {
-            histograms.write(text, name, help);
-        }
+        ]
+    }
+
+    fn write_claims_in_use(&self, text: &mut Text) {
         const IN_USE: &str = "dra_resource_claims_in_use";
-        text.family(
-            IN_USE,
-            "gauge",
-            "The number of ResourceClaims that are currently in use on the node, by driver name",
-        );
+        let help = "The number of ResourceClaims that are currently in use on the node, by driver name";
+        text.family(IN_USE, "gauge", help);
         let in_use = self.claims_in_use.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (driver, count) in in_use {
             let driver = if driver.is_empty() { "<any>" } else { &driver };
             text.sample(IN_USE, &labels(&[("driver_name", driver)]), count);
         }
-        let start = "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run";
-        self.pod_start.write(text, "kubelet_pod_start_duration_seconds", start);
-        let sli = "Duration in seconds to start a pod, excluding time to pull images and run init containers, measured from \
-                   pod creation timestamp to when all its containers are reported as started and observed via watch";
-        self.pod_start_sli.write(text, "kubelet_pod_start_sli_duration_seconds", sli);
-        process::write(text);
     }
 }
 
