@@ -28,9 +28,10 @@ impl Layers {
         Layers { schema, written: Value::Object(Map::new()), faults: Vec::new(), is_whole: true }
     }
 
-    /// A document, YAML or JSON, over what is there: a merge patch (RFC 7396).
-    pub fn file(&mut self, file: &Path) {
-        let read = std::fs::read_to_string(file).map_err(|error| error.to_string());
+    /// A document, YAML or JSON, over what is there: a merge patch (RFC 7396). `flag` is the one that led to it.
+    pub fn file(&mut self, flag: &str, file: &Path) {
+        let read = std::fs::read_to_string(file)
+            .map_err(|error| format!("cannot be read: {error}; check that the file is there and readable"));
         match read.and_then(|text| self.document(&text)) {
             Ok(layer) => {
                 let faults = &mut self.faults;
@@ -39,7 +40,7 @@ impl Layers {
                 merge::patch(&mut self.written, layer);
             }
             Err(fault) => {
-                self.fault(format!("{}: {fault}", file.display()));
+                self.fault(format!("{flag} {}: {fault}", file.display()));
                 self.is_whole = false;
             }
         }
@@ -148,7 +149,7 @@ mod tests {
         let file = dir.path().join("config.yaml");
         std::fs::write(&file, format!("apiVersion: test/v1\nkind: Test\n{text}")).unwrap();
         let mut layers = Layers::new(&SCHEMA);
-        layers.file(&file);
+        layers.file("--config", &file);
         flags.iter().for_each(|(flag, text)| layers.flag(flag, text));
         layers.finish()
     }
@@ -191,8 +192,11 @@ mod tests {
         let error = layers.read::<()>(|_| Err(vec!["two".to_owned()])).unwrap_err();
         assert_eq!(error, Faults(vec!["one".to_owned(), "two".to_owned()]));
         let mut layers = Layers::new(&SCHEMA);
-        layers.file(Path::new("/not/there"));
-        assert_eq!(layers.read::<()>(|_| Err(vec!["two".to_owned()])).unwrap_err().0.len(), 1);
+        layers.file("--config", Path::new("/not/there"));
+        let Faults(faults) = layers.read::<()>(|_| Err(vec!["two".to_owned()])).unwrap_err();
+        let expect = "--config /not/there: cannot be read: No such file or directory (os error 2); check that the file is there and \
+            readable";
+        assert_eq!(faults, [expect]);
         let mut layers = Layers::new(&SCHEMA);
         layers.flag("count", "7");
         assert_eq!(layers.read(|written| Ok(written["count"].clone())).unwrap().1, json!(7));
@@ -213,7 +217,7 @@ mod tests {
         let file = dir.path().join("x");
         std::fs::write(&file, "apiVersion: v1\nkind: Pod\n").unwrap();
         let mut layers = Layers::new(&SCHEMA);
-        layers.file(&file);
+        layers.file("--config", &file);
         let error = layers.finish().unwrap_err().to_string();
         assert!(error.contains("apiVersion is \"v1\", expected test/v1"), "{error}");
     }

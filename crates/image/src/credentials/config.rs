@@ -40,7 +40,7 @@ pub(crate) fn read(path: &Path, bin_dir: Option<&Path>) -> Result<Vec<ProviderCo
         let place = if file == path { String::new() } else { format!("{}: ", file.display()) };
         match fs::read_to_string(&file) {
             Ok(text) => providers.extend(reader.document(&place, &text)),
-            Err(e) => reader.faults.push(format!("{place}{e}")),
+            Err(e) => reader.faults.push(format!("{place}{}", unreadable(&e))),
         }
     }
     match reader.faults.as_slice() {
@@ -52,10 +52,11 @@ pub(crate) fn read(path: &Path, bin_dir: Option<&Path>) -> Result<Vec<ProviderCo
 
 /// The file itself, or those in a directory by name.
 fn files(path: &Path) -> Result<Vec<PathBuf>, String> {
-    if !fs::metadata(path).map_err(|e| e.to_string())?.is_dir() {
+    let is_dir = fs::metadata(path).map_err(|e| unreadable(&e))?.is_dir();
+    if !is_dir {
         return Ok(vec![path.to_owned()]);
     }
-    let entries = fs::read_dir(path).map_err(|e| e.to_string())?;
+    let entries = fs::read_dir(path).map_err(|e| unreadable(&e))?;
     let is_config = |file: &PathBuf| {
         file.is_file() && file.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known))
     };
@@ -65,6 +66,10 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, String> {
         return Err("it is a directory without .json, .yaml or .yml files".into());
     }
     Ok(files)
+}
+
+fn unreadable(error: &std::io::Error) -> String {
+    format!("cannot be read: {error}; check that it is there and readable")
 }
 
 /// Goes through documents and collects what is wrong with them.

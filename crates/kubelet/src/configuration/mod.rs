@@ -58,9 +58,9 @@ pub struct Loaded {
 /// All faults at once, each with its file and field.
 pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let mut layers = Layers::new(&SCHEMA);
-    sources.file.iter().for_each(|file| layers.file(file));
+    sources.file.iter().for_each(|file| layers.file("--config", file));
     match drop_ins(sources.dir.as_deref()) {
-        Ok(files) => files.iter().for_each(|file| layers.file(file)),
+        Ok(files) => files.iter().for_each(|file| layers.file("--config-dir", file)),
         Err(fault) => layers.fault(fault),
     }
     let given =
@@ -140,7 +140,12 @@ fn reserved_memory_of_flag(text: &str) -> Result<Value, String> {
 
 fn drop_ins(dir: Option<&Path>) -> Result<Vec<PathBuf>, String> {
     let Some(dir) = dir else { return Ok(Vec::new()) };
-    let entries = std::fs::read_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let entries = std::fs::read_dir(dir).map_err(|error| {
+        format!(
+            "--config-dir {}: cannot be read: {error}; check that the directory is there and readable",
+            dir.display()
+        )
+    })?;
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "conf"));
     files.sort();

@@ -67,8 +67,8 @@ pub struct Configuration {
     pub pod_cidr: Option<String>,
     /// The group in which the tree of the pods' groups stands, without a slash in front; empty for the root.
     pub cgroup_root: PathBuf,
-    /// Resolver configuration of pods that use the node's.
-    pub resolv_conf: PathBuf,
+    /// Resolver configuration of pods that use the node's, if it is not in the usual place.
+    pub resolv_conf: Option<PathBuf>,
     /// Requests to the API server, per second.
     pub kube_api_qps: u32,
     /// Requests to the API server at once.
@@ -221,7 +221,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         image_service_endpoint: reader.text("imageServiceEndpoint"),
         pod_cidr: reader.text("podCIDR"),
         cgroup_root: reader.text("cgroupRoot").unwrap_or_default().trim_matches('/').into(),
-        resolv_conf: reader.file("resolvConf").unwrap_or_else(|| "/etc/resolv.conf".into()),
+        resolv_conf: reader.file("resolvConf"),
         kube_api_qps: reader.number("kubeAPIQPS", 50),
         kube_api_burst: reader.number("kubeAPIBurst", 100),
         event_rate: (reader.number("eventRecordQPS", 50), reader.number("eventBurst", 100)),

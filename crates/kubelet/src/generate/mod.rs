@@ -32,6 +32,7 @@ pub use security::{ImageUser, UserRange};
 /// Where a container's termination message goes unless the spec says otherwise.
 const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
 const HOSTS_PATH: &str = "/etc/hosts";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// What holds for all pods of a node.
 #[derive(Debug, Clone)]
@@ -57,9 +58,10 @@ pub struct Config {
 }
 
 impl Config {
-    /// The configuration for this machine: its resolver settings, and how its kernel limits swap.
-    pub fn of_machine(paths: Paths, node: NodeFacts, dns: ClusterDns, resolv_conf: &Path) -> Self {
-        let resolver = fs::read_to_string(resolv_conf).unwrap_or_default();
+    /// The configuration for this machine: its resolver settings, which may be elsewhere than in the usual place and may be
+    /// missing, and how its kernel limits swap.
+    pub fn of_machine(paths: Paths, node: NodeFacts, dns: ClusterDns, resolv_conf: Option<&Path>) -> Self {
+        let resolver = fs::read_to_string(resolv_conf.unwrap_or(Path::new(RESOLV_CONF))).unwrap_or_default();
         Self {
             paths,
             cgroup_root: PathBuf::new(),

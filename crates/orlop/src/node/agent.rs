@@ -6,7 +6,7 @@
 //! ```
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -56,14 +56,20 @@ pub(super) struct Config {
     /// What is given to containers whole.
     pub(super) policies: Policies,
     pub(super) pods: PodRules,
-    /// Whose name servers pods get that want the node's.
-    pub(super) resolv_conf: PathBuf,
+    /// Whose name servers pods get that want the node's, if those are not in the usual place.
+    pub(super) resolv_conf: Option<PathBuf>,
     /// The service proxy, and the source that it follows.
     pub(super) proxy: Option<(proxy::Config, Arc<dyn Source>)>,
     /// To what pods are admitted; a node alone takes all.
     pub(super) site: Option<Arc<dyn kubelet::SiteNow>>,
     /// Where CSI drivers are made known; a node alone tells nobody.
     pub(super) csi_node: Option<CsiNode>,
+}
+
+impl Config {
+    fn paths(&self) -> Paths {
+        Paths { root: self.layout.kubelet_root.clone(), logs: self.layout.pod_logs.clone() }
+    }
 }
 
 /// What holds for all pods.
@@ -107,64 +113,36 @@ pub(crate) struct Agent {
 impl Agent {
     /// Writes the service rules, then adopts the pods that run and starts those that do not.
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
-        let Config { layout, facts, dns, cgroup_root, policies, pods, resolv_conf, proxy, site, csi_node } = config;
-        let cpu = facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
-        let groups = groups_of_pods(&cgroup_root, cpu, &pods)?;
-        let proxy = proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
-        let barrier: Arc<dyn kubelet::Barrier> = match &proxy {
-            Some(proxy) => Arc::new(RuleBarrier(proxy.barrier())),
-            None => Arc::new(kubelet::NoBarrier),
-        };
-        let paths = Paths { root: layout.kubelet_root.clone(), logs: layout.pod_logs.clone() };
-        let given = resources::Config { policies, ..resources::Config::plain(paths.root.clone()) };
+        let paths = config.paths();
+        let groups = groups_of_pods(&config)?;
+        let kubelet_config = kubelet_config(&config, &base);
+        let proxy = config.proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
         let metrics: Arc<Metrics> = Arc::default();
+        let given = resources::Config { policies: config.policies, ..resources::Config::plain(paths.root.clone()) };
         let resources = Resources::start(&given, base.runtime.clone(), source.clone(), metrics.clone()).await;
         let resources = resources.context("start the resource managers")?;
-        let volumes = VolumesConfig {
-            paths: paths.clone(),
-            node: facts.clone(),
-            recursive_read_only: true,
-            csi_call_within: CSI_CALL_WITHIN,
-        };
-        let volumes = Volumes::new(volumes, source.clone());
+        let volumes = Volumes::new(volumes_config(&paths, &config.facts), source.clone());
         let [devices, claims] = resources.handlers();
-        let handlers = vec![volumes.driver_handler(csi_node), devices, claims];
+        let handlers = vec![volumes.driver_handler(config.csi_node), devices, claims];
         let plugins = Registry::start(&paths.plugins_registry(), handlers)?;
-        // Another program's containers are its own to measure.
-        let containers = base.own().ok().map(|own| Containers { runtime: own.runtime.clone(), groups: groups.clone() });
-        let containers = containers.map(|one| Arc::new(one) as Arc<dyn ContainerMetrics>);
-        let telemetry = Telemetry { metrics: metrics.clone(), containers, ..Telemetry::default() };
-        let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths.clone(), &facts.name);
-        let kubelet_api = kubelet_api.with_telemetry(telemetry).with_volumes(volumes.clone());
-        let config = kubelet::Config {
-            generate: generate::Config {
-                cgroup_root,
-                seccomp_default: pods.seccomp_default,
-                rules: pods.limits,
-                shared_swap_bytes: pods.shared_swap_bytes,
-                ..generate::Config::of_machine(paths, facts, dns, &resolv_conf)
-            },
-            records_dir: layout.state_dir.join("pods"),
-            barrier_timeout: BARRIER,
-            runtime_name: base.identity.name.clone(),
-            pulls_max: pods.pulls_max,
-        };
+        let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths, &config.facts.name);
+        let kubelet_api = kubelet_api.with_telemetry(telemetry(&base, &groups, &metrics)).with_volumes(volumes.clone());
         let parts = kubelet::Parts {
             source: source.clone(),
             runtime: base.runtime.clone(),
             images: base.image_service.clone(),
             volumes: volumes.clone(),
-            barrier,
+            barrier: barrier(proxy.as_ref()),
             keychain: Arc::new(Keychain::new(source.store().clone(), base.credentials.clone())),
             groups: groups.clone(),
             resources: resources.clone(),
-            site,
+            site: config.site,
             metrics: metrics.clone(),
         };
         base.tasks.begin(be_thrifty(source.store().changes()));
-        let kubelet = Kubelet::start(config, parts).await.context("start the kubelet")?;
+        let kubelet = Kubelet::start(kubelet_config, parts).await.context("start the kubelet")?;
         Ok(Self {
-            layout,
+            layout: config.layout,
             base,
             source,
             groups,
@@ -276,7 +254,8 @@ async fn be_thrifty(mut changes: watch::Receiver<u64>) {
 }
 
 /// The tree of the pods' groups, in a group that has to exist as upstream wants it: a name that is misspelt shows.
-fn groups_of_pods(root: &Path, cpu_milli: i64, rules: &PodRules) -> anyhow::Result<Tree> {
+fn groups_of_pods(config: &Config) -> anyhow::Result<Tree> {
+    let (root, rules) = (&config.cgroup_root, &config.pods);
     let hierarchy = sys::cgroup::Hierarchy::detect()?;
     if !hierarchy.group(root).exists() {
         bail!("the control group {root:?} does not exist; make it, or change `cgroupRoot`");
@@ -286,9 +265,51 @@ fn groups_of_pods(root: &Path, cpu_milli: i64, rules: &PodRules) -> anyhow::Resu
         let kept = qos::keep_reserved(&hierarchy.group(path), reserved, *cpu_only);
         kept.with_context(|| format!("keep the group of `{field}` to what is reserved for it"))?;
     }
+    let cpu_milli = config.facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
     let groups = Tree::new(hierarchy, rules.limits.clone()).below(root);
     groups.ensure_roots(cpu_milli, rules.memory_bytes).context("make the control groups of pods")?;
     Ok(groups)
+}
+
+fn kubelet_config(config: &Config, base: &Base) -> kubelet::Config {
+    let (facts, dns, pods) = (config.facts.clone(), config.dns.clone(), &config.pods);
+    kubelet::Config {
+        generate: generate::Config {
+            cgroup_root: config.cgroup_root.clone(),
+            seccomp_default: pods.seccomp_default,
+            rules: pods.limits.clone(),
+            shared_swap_bytes: pods.shared_swap_bytes,
+            ..generate::Config::of_machine(config.paths(), facts, dns, config.resolv_conf.as_deref())
+        },
+        records_dir: config.layout.state_dir.join("pods"),
+        barrier_timeout: BARRIER,
+        runtime_name: base.identity.name.clone(),
+        pulls_max: pods.pulls_max,
+    }
+}
+
+fn volumes_config(paths: &Paths, facts: &NodeFacts) -> VolumesConfig {
+    VolumesConfig {
+        paths: paths.clone(),
+        node: facts.clone(),
+        recursive_read_only: true,
+        csi_call_within: CSI_CALL_WITHIN,
+    }
+}
+
+/// What the kubelet's API tells of its work, and of containers: those of another runtime are that one's to measure.
+fn telemetry(base: &Base, groups: &Tree, metrics: &Arc<Metrics>) -> Telemetry {
+    let containers = base.own().ok().map(|own| Containers { runtime: own.runtime.clone(), groups: groups.clone() });
+    let containers = containers.map(|one| Arc::new(one) as Arc<dyn ContainerMetrics>);
+    Telemetry { metrics: metrics.clone(), containers, ..Telemetry::default() }
+}
+
+/// What an ending pod waits for before its containers hear of it.
+fn barrier(proxy: Option<&Proxy>) -> Arc<dyn kubelet::Barrier> {
+    match proxy {
+        Some(proxy) => Arc::new(RuleBarrier(proxy.barrier())),
+        None => Arc::new(kubelet::NoBarrier),
+    }
 }
 
 /// What containers use, for Prometheus.

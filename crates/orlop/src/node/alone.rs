@@ -53,7 +53,7 @@ impl Alone {
             cgroup_root: PathBuf::new(),
             policies: Policies::default(),
             pods: agent::PodRules { limits: qos::Rules::of_machine(), ..agent::PodRules::default() },
-            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            resolv_conf: None,
             proxy: Some((proxy_config(settings), manifests.clone())),
             site: None,
             csi_node: None,

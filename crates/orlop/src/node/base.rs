@@ -101,7 +101,7 @@ impl Base {
         config.registry_config_dirs.clone_from(&settings.registry_config_dirs);
         config.docker_configs.clone_from(&settings.credentials.docker_configs);
         let images = Images::open(config)?;
-        let credentials = Arc::new(Credentials::new(settings.credentials.clone())?);
+        let credentials = credentials(settings)?;
         let network = Network::new(network)?;
         let parts = runtime::Parts { images: images.clone(), network: network.clone(), zygote: zygote.into() };
         let mut config = runtime::Config::new(&layout.state_dir, &layout.run_dir);
@@ -143,7 +143,7 @@ impl Base {
         Ok(Self {
             runtime,
             image_service: images,
-            credentials: Arc::new(Credentials::new(settings.credentials.clone())?),
+            credentials: credentials(settings)?,
             own: None,
             other: endpoint.runtime.clone(),
             identity,
@@ -183,6 +183,12 @@ impl Base {
             own.runtime.leave_group();
         }
     }
+}
+
+/// What the node knows about registries.
+fn credentials(settings: &Settings) -> anyhow::Result<Arc<Credentials>> {
+    let credentials = Credentials::new(settings.credentials.clone());
+    Ok(Arc::new(credentials.context("--image-credential-provider-config")?))
 }
 
 /// What the images that nobody uses take can be had back.

@@ -107,11 +107,12 @@ impl RuntimeConfig {
 /// All that is wrong with it.
 pub(crate) fn load(given: Option<&Path>) -> Result<RuntimeConfig, Vec<String>> {
     let path = given.unwrap_or(Path::new(PATH));
-    let fault = |text: String| vec![format!("{}: {text}", path.display())];
+    let place = given.map_or_else(|| PATH.to_owned(), |path| format!("--runtime-config {}", path.display()));
+    let fault = |text: String| vec![format!("{place}: {text}")];
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text).map_err(|faults| faults.into_iter().flat_map(fault).collect()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && given.is_none() => Ok(RuntimeConfig::default()),
-        Err(error) => Err(fault(error.to_string())),
+        Err(error) => Err(fault(format!("cannot be read: {error}; check that the file is there and readable"))),
     }
 }
 

@@ -118,7 +118,8 @@ impl UpSettings {
             }
         };
         for path in options.paths.iter().filter(|path| path.as_os_str() != "-" && !path.exists()) {
-            faults.0.push(format!("{}: no such file or directory", path.display()));
+            let fault = "no such file or directory; name manifests, directories of them, or - for stdin";
+            faults.0.push(format!("{}: {fault}", path.display()));
         }
         faults.none()?;
         let name = options.hostname_override.clone().unwrap_or_else(host_name);
@@ -172,6 +173,7 @@ impl MemberSettings {
         let own = node.cri_socket.clone();
         let runtime = loaded.as_ref().and_then(|loaded| faults.endpoint(&loaded.configuration, &own));
         if let Some(loaded) = &loaded {
+            faults.files_of(&loaded.configuration);
             (node.image_gc, node.log_limits) = (loaded.configuration.image_gc, loaded.configuration.log_limits);
             if let Some(dir) = &loaded.configuration.pod_logs_dir {
                 node.layout.pod_logs.clone_from(dir);
@@ -282,6 +284,25 @@ impl Faults {
                     "orlop's own runtime pulls its images itself; name its runtime by containerRuntimeEndpoint, too";
                 self.0.push(format!("imageServiceEndpoint {}: {fault}", images.display()));
                 None
+            }
+        }
+    }
+
+    /// Files that the configuration names have to be there.
+    fn files_of(&mut self, configuration: &Configuration) {
+        let (certificate, key) = configuration.tls.as_ref().map(|(certificate, key)| (certificate, key)).unzip();
+        let named = [
+            ("authentication.x509.clientCAFile", configuration.authentication.client_ca_file.as_ref()),
+            ("tlsCertFile", certificate),
+            ("tlsPrivateKeyFile", key),
+            ("resolvConf", configuration.resolv_conf.as_ref()),
+        ];
+        for (field, path) in named.into_iter().filter_map(|(field, path)| Some((field, path?))) {
+            if let Err(error) = std::fs::File::open(path) {
+                let path = path.display();
+                self.0.push(format!(
+                    "{field} {path}: cannot be read: {error}; check that the file is there and readable"
+                ));
             }
         }
     }

@@ -67,5 +67,7 @@ fn clean_up(settings: &Settings) -> anyhow::Result<()> {
 fn write_config(settings: &Settings, file: &std::path::Path) -> anyhow::Result<()> {
     let document = proxy::configuration::document(&settings.written);
     let text = serde_saphyr::to_string(&document).context("write the configuration as YAML")?;
-    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    std::fs::write(file, text).with_context(|| {
+        format!("--write-config-to {} cannot be written; name a file in a directory that is there", file.display())
+    })
 }

@@ -70,9 +70,12 @@ impl Settings {
     pub(super) fn api(&self) -> anyhow::Result<cluster::api::Config> {
         let (per_second, burst) = self.configuration.rate;
         let mut config = match (&self.configuration.kubeconfig, &self.master) {
-            (Some(path), _) => cluster::api::Config::from_kubeconfig(path)
-                // It names its cause itself.
-                .map_err(|error| anyhow!("--kubeconfig {}: {error}", path.display()))?,
+            (Some(path), _) => {
+                let named = if self.file.is_some() { "clientConnection.kubeconfig" } else { "--kubeconfig" };
+                cluster::api::Config::from_kubeconfig(path)
+                    // It names its cause itself.
+                    .map_err(|error| anyhow!("{named} {}: {error}", path.display()))?
+            }
             (None, None) => cluster::api::Config::in_cluster()?,
             (None, Some(url)) => cluster::api::Config::new(server(url)?, Trust::Host, Identity::default()),
         };

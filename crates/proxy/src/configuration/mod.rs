@@ -60,7 +60,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let mut warnings = Vec::new();
     match &sources.file {
         Some(file) => {
-            layers.file(file);
+            layers.file("--config", file);
             let given = sources.flags.iter();
             warnings.extend(given.map(|(flag, _)| format!("--{flag} has no effect beside --config; write it there")));
         }
