@@ -10,7 +10,6 @@
 
 mod backend;
 mod barrier;
-mod bind;
 mod config;
 pub mod configuration;
 mod conntrack;
@@ -20,6 +19,7 @@ mod health_ports;
 mod metrics;
 mod proxy;
 mod server;
+mod service_link;
 mod surroundings;
 mod sync;
 pub mod sysctls;

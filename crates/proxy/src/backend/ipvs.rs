@@ -17,15 +17,16 @@ use std::time::{Duration, Instant};
 use netfilter::ipvs::{self as plan, Observed, Steps, Turnover, VirtualTable};
 use netfilter::services::{Addresses, Balancer, ServiceTable};
 use service::{Change, Difference, Frontend, Network, NodePorts, Rules};
+use sys::netlink;
 use sys::netlink::ipvs::{Command, Ipvs, Settings, Timeouts, Virtual};
-use sys::netlink::{self, Socket, Writer};
 use sys::netns;
 use sys::rustix::io::Errno;
 
 use super::Backend;
 use super::nftables::Nftables;
 use crate::conntrack::again;
-use crate::{Config, IpvsOptions, Owned, RulesError, StartError, bind};
+use crate::service_link::{NodeAddresses, ServiceLink};
+use crate::{Config, IpvsOptions, Owned, RulesError, StartError};
 
 /// How many looks at the rules, each a question to the kernel, for one at addresses and servers, which takes listings.
 const LOOKS_PER_KEEPING: u32 = 10;
@@ -37,11 +38,10 @@ const LINK: &str = "kube-ipvs0";
 pub(super) struct IpvsBackend {
     rules: Nftables,
     ipvs: Ipvs,
-    route: Socket,
+    link: ServiceLink,
     virtuals: VirtualTable,
     /// Which of this node's addresses have node ports.
     node_ports: NodePorts,
-    link: u32,
     /// Addresses that the kernel does not let this node have; tried again with every replacement. Their frontends are no
     /// virtual services.
     refused: BTreeSet<IpAddr>,
@@ -64,7 +64,7 @@ impl IpvsBackend {
         probe(&options.scheduler)?;
         sysctl::set(options.strict_arp)?;
         ipvs.set_timeouts(timeouts(options)).map_err(StartError::Kernel)?;
-        let route = Socket::route().map_err(StartError::Kernel)?;
+        let link = ServiceLink::open(LINK).map_err(StartError::Kernel)?;
         let virtuals = VirtualTable::new(plan::Config {
             scheduler: options.scheduler.clone(),
             excluded: options.exclude_cidrs.clone(),
@@ -72,10 +72,9 @@ impl IpvsBackend {
         Ok(IpvsBackend {
             rules,
             ipvs,
-            route,
+            link,
             virtuals,
             node_ports: NodePorts::All,
-            link: 0,
             refused: BTreeSet::new(),
             keep_up_every: config.look_every * LOOKS_PER_KEEPING,
             kept_up: None,
@@ -87,28 +86,15 @@ impl IpvsBackend {
         for (service, settings) in again(|| self.ipvs.services())? {
             services.push((service, settings, again(|| self.ipvs.servers(&service))?));
         }
-        let (own, bound) = self.addresses()?;
+        let NodeAddresses { own, bound } = self.addresses()?;
         Ok(Observed { services, bound, own })
     }
 
     /// Addresses on which node ports answer, and those of Services.
-    fn addresses(&mut self) -> netlink::Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
-        let link = self.link;
-        let all = again(|| self.route.addresses())?.into_iter().filter(|(_, address, _)| is_usable(*address));
-        let (bound, mut own): (Vec<_>, Vec<_>) = all.partition(|(index, ..)| *index == link);
-        own.retain(|(_, address, _)| self.node_ports.include(*address));
-        let addresses = |list: Vec<(u32, IpAddr, u8)>| list.into_iter().map(|(_, address, _)| address).collect();
-        Ok((addresses(own), addresses(bound)))
-    }
-
-    fn make_link(&mut self) -> netlink::Result<()> {
-        if self.route.link(LINK)?.is_none() {
-            let mut request = Writer::new();
-            request.create_dummy(LINK);
-            self.route.request(&request)?;
-        }
-        self.link = self.route.link(LINK)?.map_or(0, |link| link.index);
-        Ok(())
+    fn addresses(&mut self) -> netlink::Result<NodeAddresses> {
+        let mut addresses = self.link.addresses()?;
+        addresses.own.retain(|address| self.node_ports.include(*address));
+        Ok(addresses)
     }
 
     /// What comes before the rules lead there.
@@ -116,7 +102,7 @@ impl IpvsBackend {
         if steps.cut > 0 {
             tracing::warn!(servers = steps.cut, "more servers end than can be waited for: connections to some are cut");
         }
-        if let Some((_, error)) = bind::add(&mut self.route, self.link, &steps.bind)?.into_iter().next() {
+        if let Some((_, error)) = self.link.add(&steps.bind)?.into_iter().next() {
             return Err(error); // a replacement does without it
         }
         self.ipvs.apply(&steps.make)
@@ -125,7 +111,7 @@ impl IpvsBackend {
     /// What goes when the rules no longer lead there.
     fn after(&mut self, steps: &Steps) -> netlink::Result<()> {
         self.ipvs.apply(&steps.unmake)?;
-        bind::delete(&mut self.route, self.link, &steps.unbind)
+        self.link.delete(&steps.unbind)
     }
 
     /// Puts addresses of Services on the interface before anything relies on them, and remembers which the kernel refuses.
@@ -139,7 +125,7 @@ impl IpvsBackend {
             explicit.filter(|address| !there.iter().any(|known| known.contains(address))).collect();
         let new: Vec<IpAddr> = new.into_iter().collect();
         let mut refused = BTreeSet::new();
-        for (address, error) in bind::add(&mut self.route, self.link, &new)? {
+        for (address, error) in self.link.add(&new)? {
             if !self.refused.contains(&address) {
                 tracing::warn!(%address, %error, "the kernel refuses this address of a Service: it is not served");
             }
@@ -164,9 +150,11 @@ impl IpvsBackend {
     /// Takes in what changes without rules: addresses of this node, and connections that have ended. Returns whether
     /// everything is there that has been written.
     fn keep_up(&mut self) -> Result<bool, RulesError> {
-        let Some(link) = self.route.link(LINK)? else { return Ok(false) };
-        let (own, bound) = self.addresses()?;
-        if link.index != self.link || bound != *self.virtuals.bound() || !self.has_services()? {
+        if !self.link.is_same()? {
+            return Ok(false);
+        }
+        let NodeAddresses { own, bound } = self.addresses()?;
+        if bound != *self.virtuals.bound() || !self.has_services()? {
             return Ok(false);
         }
         let (steps, turnover) = self.virtuals.set_own(own);
@@ -189,16 +177,16 @@ impl IpvsBackend {
 /// Removes what this mode has left beside the table of nftables, if it has. Its interface says so: a virtual service alone
 /// may be anybody's. Connections that IPVS leads end with their service.
 pub(super) fn remove_leftovers(config: &Config) -> Result<(), RulesError> {
-    let mut route = Socket::route()?;
-    let Some(link) = route.link(LINK)? else { return Ok(()) };
+    let mut link = ServiceLink::open(LINK)?;
+    if !link.exists()? {
+        return Ok(());
+    }
     let mut ipvs = Ipvs::open()?;
     let services = again(|| ipvs.services())?.into_iter().map(|(service, _)| service);
     let is_excluded = |address| config.ipvs.exclude_cidrs.iter().any(|range| range.contains(&address));
     let ours = services.filter(|service| !is_excluded(service.address)).map(Command::DeleteService);
     ipvs.apply(&ours.collect::<Vec<_>>())?;
-    let mut request = Writer::new();
-    request.delete_link(link.index);
-    Ok(route.request(&request)?)
+    Ok(link.remove()?)
 }
 
 impl Backend for IpvsBackend {
@@ -208,7 +196,7 @@ impl Backend for IpvsBackend {
 
     fn replace(&mut self, rules: &Rules, network: &Network) -> Result<(), RulesError> {
         self.node_ports.clone_from(&network.node_ports);
-        self.make_link()?;
+        self.link.make_dummy()?;
         let observed = self.observe()?;
         let needed = rules.iter().filter(|(_, entry)| plan::needs_address(entry)).map(|(one, _)| one);
         self.refused = self.take_addresses(needed, &[&observed.bound, &observed.own])?;
@@ -258,18 +246,14 @@ impl Backend for IpvsBackend {
     fn remove(&mut self) -> Result<(), RulesError> {
         let observed = self.observe()?;
         self.ipvs.apply(&self.virtuals.remove(&observed))?;
-        if let Some(link) = self.route.link(LINK)? {
-            let mut request = Writer::new();
-            request.delete_link(link.index);
-            self.route.request(&request)?;
-        }
+        self.link.remove()?;
         self.rules.remove()
     }
 
     fn owned(&mut self) -> Result<Vec<Owned>, RulesError> {
         let mut owned = self.rules.owned()?;
         let services = || Some("services".to_owned());
-        if self.route.link(LINK)?.is_some() {
+        if self.link.exists()? {
             owned.push(Owned { kind: "link", name: LINK.to_owned(), owner: services() });
         }
         let virtuals = again(|| self.ipvs.services())?;
@@ -288,9 +272,7 @@ fn probe(scheduler: &str) -> Result<(), StartError> {
     let service = Virtual { address, protocol: service::Protocol::Tcp.number(), port: 1 };
     let settings = Settings { scheduler: scheduler.to_owned(), flags: 0, timeout_s: 0 };
     let tried = netns::create(|| {
-        let mut link = Writer::new();
-        link.create_dummy(LINK);
-        let linked = Socket::route().and_then(|mut route| route.request(&link));
+        let linked = ServiceLink::open(LINK).and_then(|mut link| link.make_dummy());
         let added = Ipvs::open().and_then(|mut ipvs| ipvs.apply(&[Command::AddService(service, settings)]));
         Ok((linked, added))
     });
@@ -336,12 +318,6 @@ fn narrowed<'d>(difference: &'d Difference, refused: &BTreeSet<IpAddr>) -> Cow<'
     let mut difference = difference.clone();
     difference.changes.retain(|change| change.new.is_none() || !refused.contains(&change.frontend.address));
     Cow::Owned(difference)
-}
-
-/// Whether node ports answer on it: not on loopback, nor where the same address is on every link.
-fn is_usable(address: IpAddr) -> bool {
-    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    !address.is_loopback() && !link_local
 }
 
 fn name(service: &Virtual) -> String {

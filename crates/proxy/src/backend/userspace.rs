@@ -24,8 +24,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use service::{Difference, Endpoint, Entry, Frontend, Kind, Network, Protocol, Rules, Target};
+use sys::netlink;
 use sys::netlink::policy::PortRule;
-use sys::netlink::{self, Socket, Writer};
 use sys::rustix::io::Errno;
 use sys::rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use sys::rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -37,8 +37,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::budget::Budget;
 use self::choose::{Balance, Surroundings, Terms};
 use super::Backend;
-use crate::conntrack::again;
-use crate::{Owned, RulesError, StartError, bind};
+use crate::service_link::{NodeAddresses, ServiceLink};
+use crate::{Owned, RulesError, StartError};
 
 /// The interface of the Services' addresses.
 const LINK: &str = "orlop-services";
@@ -58,8 +58,7 @@ pub(super) struct Userspace {
     connections: Arc<Budget>,
     flows: Arc<Budget>,
     listeners_max: usize,
-    route: Socket,
-    link: u32,
+    link: ServiceLink,
     /// Frontends with an address.
     explicit: BTreeMap<Frontend, Entry>,
     node_ports: BTreeMap<Frontend, Entry>,
@@ -97,8 +96,8 @@ impl Serving {
 impl Userspace {
     /// Makes the interface in the calling thread's namespace, and the threads.
     pub(super) fn open() -> Result<Userspace, StartError> {
-        let mut route = Socket::route().map_err(StartError::Kernel)?;
-        let link = make_link(&mut route).map_err(|error| match error.errno {
+        let mut link = ServiceLink::open(LINK).map_err(StartError::Kernel)?;
+        make(&mut link).map_err(|error| match error.errno {
             Errno::PERM => StartError::NotPermitted(error),
             Errno::OPNOTSUPP => StartError::NoLink(error),
             _ => StartError::Kernel(error),
@@ -115,7 +114,6 @@ impl Userspace {
             connections: Budget::new("connections", budgets.connections),
             flows: Budget::new("flows of UDP", budgets.flows),
             listeners_max: budgets.listeners,
-            route,
             link,
             explicit: BTreeMap::new(),
             node_ports: BTreeMap::new(),
@@ -129,18 +127,9 @@ impl Userspace {
         })
     }
 
-    /// Addresses of the node's other interfaces, and those of Services.
-    fn addresses(&mut self) -> netlink::Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
-        let link = self.link;
-        let all = again(|| self.route.addresses())?.into_iter().filter(|(_, address, _)| is_usable(*address));
-        let (bound, own): (Vec<_>, Vec<_>) = all.partition(|(index, ..)| *index == link);
-        let addresses = |list: Vec<(u32, IpAddr, u8)>| list.into_iter().map(|(_, address, _)| address).collect();
-        Ok((addresses(own), addresses(bound)))
-    }
-
     /// Brings addresses and sockets to what is wanted.
     fn settle(&mut self) -> Result<(), RulesError> {
-        let (own, bound) = self.addresses()?;
+        let NodeAddresses { own, bound } = self.link.addresses()?;
         self.surroundings = Arc::new(Surroundings { local: self.network.local.clone(), own: own.clone() });
         self.own = own;
         let wanted: BTreeSet<IpAddr> = self.taken().filter(|address| !self.own.contains(address)).collect();
@@ -155,12 +144,12 @@ impl Userspace {
         let used: BTreeSet<IpAddr> =
             self.holds.keys().map(|place| place.address).filter(|address| !self.own.contains(address)).collect();
         let gone: Vec<IpAddr> = bound.difference(&wanted).filter(|address| !used.contains(*address)).copied().collect();
-        bind::delete(&mut self.route, self.link, &gone)?;
+        self.link.delete(&gone)?;
         let foreign = self.foreign_ports(&wanted);
         // By port: what else is at the address of a foreign host is that host's.
         let held: BTreeSet<PortRule> =
             self.holds.keys().filter(|place| used.contains(&place.address)).map(port_rule).collect();
-        Ok(ports::settle(&mut self.route, &foreign, |rule| held.contains(rule))?)
+        Ok(ports::settle(self.link.socket(), &foreign, |rule| held.contains(rule))?)
     }
 
     /// Addresses of Services that this host is to have.
@@ -182,7 +171,7 @@ impl Userspace {
     /// Takes addresses for this node's own. Frontends of those that the kernel refuses are not served.
     fn take_addresses(&mut self, addresses: Vec<IpAddr>) -> Result<(), RulesError> {
         let mut refused = BTreeMap::new();
-        for (address, error) in bind::add(&mut self.route, self.link, &addresses)? {
+        for (address, error) in self.link.add(&addresses)? {
             if self.refused.get(&address) != Some(&error.errno) {
                 tracing::warn!(%address, %error, "the kernel refuses this address of a Service; it is tried again");
             }
@@ -298,7 +287,7 @@ impl Backend for Userspace {
     }
 
     fn replace(&mut self, rules: &Rules, network: &Network) -> Result<(), RulesError> {
-        self.link = self.route.link(LINK)?.map_or(self.link, |link| link.index);
+        make(&mut self.link)?;
         (self.explicit, self.node_ports) = (BTreeMap::new(), BTreeMap::new());
         self.network.clone_from(network);
         for (frontend, entry) in rules.iter() {
@@ -317,14 +306,10 @@ impl Backend for Userspace {
     /// Sockets are nobody else's, so only the interface can be gone. Addresses of this node may have changed, and ports
     /// that others held may be free.
     fn is_there(&mut self) -> Result<bool, RulesError> {
-        match self.route.link(LINK)? {
-            Some(link) if link.index == self.link => self.settle().map(|()| true),
-            Some(_) => Ok(false),
-            None => {
-                make_link(&mut self.route)?;
-                Ok(false)
-            }
+        if !self.link.is_same()? {
+            return Ok(false);
         }
+        self.settle().map(|()| true)
     }
 
     /// Flows end with their endpoint here, and the kernel tracks none that lead there.
@@ -338,12 +323,8 @@ impl Backend for Userspace {
     }
 
     fn owned(&mut self) -> Result<Vec<Owned>, RulesError> {
-        let there = self.route.link(LINK)?.map(|_| Owned {
-            kind: "link",
-            name: LINK.to_owned(),
-            owner: Some("services".to_owned()),
-        });
-        Ok(there.into_iter().collect())
+        let link = Owned { kind: "link", name: LINK.to_owned(), owner: Some("services".to_owned()) };
+        Ok(self.link.exists()?.then_some(link).into_iter().collect())
     }
 }
 
@@ -358,30 +339,17 @@ impl Drop for Userspace {
 
 /// Removes the interface, if it is there, and what leads ports here.
 pub(super) fn remove_leftovers() -> Result<(), RulesError> {
-    let mut route = Socket::route()?;
-    ports::remove(&mut route)?;
-    if let Some(link) = route.link(LINK)? {
-        let mut request = Writer::new();
-        request.delete_link(link.index);
-        route.request(&request)?;
-    }
-    Ok(())
+    let mut link = ServiceLink::open(LINK)?;
+    ports::remove(link.socket())?;
+    Ok(link.remove()?)
 }
 
-/// A dummy interface, or a bridge without ports on kernels that have only that: both do nothing but hold addresses.
-fn make_link(route: &mut Socket) -> netlink::Result<u32> {
-    /// Locally administered; nobody sees it.
-    const MAC: [u8; 6] = [0x0a, 0x58, 0, 0, 0, 1];
-    if route.link(LINK)?.is_none() {
-        let (mut dummy, mut bridge) = (Writer::new(), Writer::new());
-        dummy.create_dummy(LINK);
-        bridge.create_bridge(LINK, MAC, 1500);
-        match route.request(&dummy) {
-            Err(error) if error.errno == Errno::OPNOTSUPP => route.request(&bridge)?,
-            made => made?,
-        }
+/// A dummy interface, or a bridge on kernels that have only that.
+fn make(link: &mut ServiceLink) -> netlink::Result<()> {
+    match link.make_dummy() {
+        Err(error) if error.errno == Errno::OPNOTSUPP => link.make_bridge(),
+        made => made,
     }
-    Ok(route.link(LINK)?.map_or(0, |link| link.index))
 }
 
 /// Connections that wait to be taken, as far as the kernel's limit (`somaxconn`) allows: as Go's servers have it.
@@ -478,12 +446,6 @@ fn leads_somewhere(entry: &Entry) -> bool {
 
 fn port_rule(place: &Frontend) -> PortRule {
     PortRule { address: place.address, protocol: place.protocol.number(), port: place.port }
-}
-
-/// Whether node ports answer on it: not on loopback, nor where the same address is on every link.
-fn is_usable(address: IpAddr) -> bool {
-    let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    !address.is_loopback() && !link_local
 }
 
 #[cfg(test)]
