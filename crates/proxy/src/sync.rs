@@ -418,14 +418,9 @@ impl Sync {
     fn tell_blocked(&self, blocked: &Blocked) {
         let Blocked { service, port, error } = blocked;
         tracing::warn!(%service, port, %error, "load balancers cannot ask for the health of a service");
-        let key = Key::new(&service.namespace, &service.name);
-        if let Some(object) = self.source.store().services().get(&key) {
-            let node = &self.config.node_name;
-            let message =
-                format!("node {node} cannot listen on healthCheckNodePort {port} of Service {service}: {error}");
-            let reason = "FailedToStartServiceHealthcheck";
-            self.source.event(event_about(&*object, EventKind::Warning, reason, message, COMPONENT));
-        }
+        let node = &self.config.node_name;
+        let message = format!("node {node} cannot listen on healthCheckNodePort {port} of Service {service}: {error}");
+        self.tell_of(service, "FailedToStartServiceHealthcheck", message);
     }
 
     async fn replace(&mut self, backoff: Duration) {

@@ -1,7 +1,7 @@
 //! What the operator and the cluster say beside Services, as packets feel it.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
@@ -208,6 +208,22 @@ fn rules_of_iptables_are_counted_and_count() {
             proxy.stop().await;
         });
     }
+}
+
+/// A proxy alone has no more of a Service than its name by then.
+#[test]
+fn a_port_of_health_checks_that_is_taken_is_told() {
+    on_a_host(Way::Nftables, async |host| {
+        host.store().services().let_pass();
+        let _taken = TcpListener::bind(("::", 30500)).unwrap();
+        let proxy = host.proxy().await;
+        let spec = json!({"type": "LoadBalancer", "clusterIP": VIP, "externalTrafficPolicy": "Local",
+            "healthCheckNodePort": 30500, "ports": [{"port": 80}]});
+        host.service("web", spec);
+        proxy.settled().await;
+        assert_eq!(host.event_reasons(), ["FailedToStartServiceHealthcheck"]);
+        proxy.stop().await;
+    });
 }
 
 /// What the health-check node port says, from outside.
