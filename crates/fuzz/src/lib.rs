@@ -12,6 +12,7 @@
 #![allow(clippy::print_stdout, reason = "tests speak on stdout")]
 
 mod change;
+mod dice;
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use change::Random;
+pub use dice::Dice;
 
 /// Environment variable: for how many seconds to go on, instead of the few inputs of a test.
 pub const SECONDS: &str = "ORLOP_FUZZ_SECONDS";
@@ -65,18 +66,23 @@ impl Target {
     ///
     /// # Panics
     /// If `parse` does, if it takes more memory than it may, or if it comes to no end (which aborts the process).
-    pub fn run<O: Hash>(&self, mut parse: impl FnMut(&[u8]) -> O) {
+    pub fn run<O: Hash>(&self, parse: impl FnMut(&[u8]) -> O) {
+        self.run_in(&findings(), parse);
+    }
+
+    /// As [`Target::run`]; inputs that were not survived go into the directory `findings`.
+    fn run_in<O: Hash>(&self, findings: &Path, mut parse: impl FnMut(&[u8]) -> O) {
         let corpus = self.corpus();
         assert!(!corpus.is_empty(), "{} has no corpus", self.name);
         let seed = number_of(SEED).unwrap_or(SEED_DEFAULT);
         let until = number_of(SECONDS).map(|seconds| Instant::now() + Duration::from_secs(seconds));
-        let watch = Watch::start(self.name);
+        let watch = Watch::start(self.name, findings.to_owned());
         let mut tried = 0_u64;
         let mut seen = HashSet::new();
         let mut feed = |input: &[u8]| {
             tried += 1;
             watch.begin(input);
-            let outcome = self.measured(input, &mut parse);
+            let outcome = self.measured(input, findings, &mut parse);
             watch.end();
             seen.insert(outcome)
         };
@@ -84,11 +90,11 @@ impl Target {
         for input in &pool {
             feed(input);
         }
-        let mut random = Random::new(seed);
+        let mut dice = Dice::new(seed);
         let mut left = INPUTS;
         while until.map_or(left > 0, |until| Instant::now() < until) {
             left = left.saturating_sub(1);
-            let input = change::changed(&pool, self.words, LENGTH_MAX, &mut random);
+            let input = change::changed(&pool, self.words, LENGTH_MAX, &mut dice);
             if feed(&input) && pool.len() < POOL_MAX {
                 pool.push(input);
             }
@@ -109,7 +115,7 @@ impl Target {
     }
 
     /// The outcome of one input as a number.
-    fn measured<O: Hash>(&self, input: &[u8], parse: &mut impl FnMut(&[u8]) -> O) -> u64 {
+    fn measured<O: Hash>(&self, input: &[u8], findings: &Path, parse: &mut impl FnMut(&[u8]) -> O) -> u64 {
         let mut result: Option<Result<u64, Box<dyn Any + Send>>> = None;
         let peak = (self.meter)(&mut || {
             let parsed = catch_unwind(AssertUnwindSafe(|| {
@@ -120,13 +126,13 @@ impl Target {
             result = Some(parsed);
         });
         if peak > self.memory_max {
-            let file = keep(self.name, input);
+            let file = keep(findings, self.name, input);
             panic!("{} takes {peak} bytes of memory for an input of {}: {}", self.name, input.len(), file.display());
         }
         match result {
             Some(Ok(outcome)) => outcome,
             Some(Err(panic)) => {
-                println!("fuzz {}: a panic; the input is {}", self.name, keep(self.name, input).display());
+                println!("fuzz {}: a panic; the input is {}", self.name, keep(findings, self.name, input).display());
                 resume_unwind(panic)
             }
             None => panic!("the meter runs what it measures"),
@@ -138,13 +144,16 @@ fn number_of(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
 }
 
+fn findings() -> PathBuf {
+    std::env::var_os(FINDINGS).map_or_else(|| std::env::temp_dir().join("orlop-fuzz"), PathBuf::from)
+}
+
 /// Writes an input to a file that is named for it.
-fn keep(name: &str, input: &[u8]) -> PathBuf {
+fn keep(dir: &Path, name: &str, input: &[u8]) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     input.hash(&mut hasher);
-    let dir = std::env::var_os(FINDINGS).map_or_else(|| std::env::temp_dir().join("orlop-fuzz"), PathBuf::from);
     let file = dir.join(format!("{name}-{:016x}", hasher.finish()));
-    let kept = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(&file, input));
+    let kept = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&file, input));
     kept.unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
     file
 }
@@ -153,7 +162,7 @@ fn keep(name: &str, input: &[u8]) -> PathBuf {
 struct Watch(Sender<Option<Vec<u8>>>);
 
 impl Watch {
-    fn start(name: &'static str) -> Self {
+    fn start(name: &'static str, findings: PathBuf) -> Self {
         let (sender, inputs) = channel::<Option<Vec<u8>>>();
         let watch = move || {
             let mut current: Option<Vec<u8>> = None;
@@ -165,7 +174,7 @@ impl Watch {
                 match (news, &current) {
                     (Ok(input), _) => current = input,
                     (Err(RecvTimeoutError::Timeout), Some(input)) => {
-                        let file = keep(name, input);
+                        let file = keep(&findings, name, input);
                         println!("fuzz {name}: no end after {} s; the input is {}", LONGEST.as_secs(), file.display());
                         std::process::abort();
                     }
@@ -219,8 +228,9 @@ mod tests {
 
     #[test]
     fn what_lies_behind_several_steps_is_found() {
+        let findings = tempfile::tempdir().unwrap();
         let found = catch_unwind(|| {
-            TARGET.run(|input| {
+            TARGET.run_in(findings.path(), |input| {
                 let text = String::from_utf8_lossy(input);
                 let steps = (text.contains("magic"), text.contains("magicmagic"), input.first() == Some(&0xff));
                 assert!(steps != (true, true, true), "found");
@@ -228,6 +238,14 @@ mod tests {
             });
         });
         assert!(found.is_err());
+        let input = only_file(findings.path());
+        assert!(input.first() == Some(&0xff) && String::from_utf8_lossy(&input).contains("magicmagic"));
+    }
+
+    fn only_file(dir: &Path) -> Vec<u8> {
+        let files: Vec<_> = std::fs::read_dir(dir).unwrap().collect();
+        let [Ok(file)] = &files[..] else { panic!("{files:?}") };
+        std::fs::read(file.path()).unwrap()
     }
 
     #[test]
@@ -239,6 +257,8 @@ mod tests {
             },
             ..TARGET
         };
-        assert!(catch_unwind(|| greedy.run(<[u8]>::len)).is_err());
+        let findings = tempfile::tempdir().unwrap();
+        assert!(catch_unwind(|| greedy.run_in(findings.path(), <[u8]>::len)).is_err());
+        assert_eq!(vec![only_file(findings.path())], greedy.corpus(), "the first input was too much");
     }
 }

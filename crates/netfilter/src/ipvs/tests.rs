@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use fuzz::Dice;
 use service::{Endpoint, Kind, Name, ServicePort, Target};
 
 use super::*;
@@ -262,45 +263,29 @@ fn who_comes_from_outside_is_served_where_that_makes_a_difference() {
     assert_eq!(kernel.leads(WEB, 80), ["10.0.0.2"]);
 }
 
-/// A small generator, so that a failure can be repeated (xorshift, Marsaglia 2003).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[usize::try_from(self.below(all.len() as u64)).unwrap()]
-    }
-
-    fn rules(&mut self) -> Vec<(Frontend, Entry)> {
-        let mut entries = Vec::new();
-        for address in ["10.96.0.1", "10.96.0.2", "192.0.2.1", "0.0.0.0"] {
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                if self.below(3) > 0 {
-                    let ends = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
-                    let some: Vec<&str> = ends.into_iter().filter(|_| self.below(2) == 0).collect();
-                    let affinity_s = *self.pick(&[None, Some(60)]);
-                    entries.push((at(address, protocol, 80), Entry { affinity_s, ..entry(&some) }));
-                }
+fn any_entries(dice: &mut Dice) -> Vec<(Frontend, Entry)> {
+    let mut entries = Vec::new();
+    for address in ["10.96.0.1", "10.96.0.2", "192.0.2.1", "0.0.0.0"] {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            if !dice.one_in(3) {
+                let ends = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+                let some: Vec<&str> = ends.into_iter().filter(|_| dice.one_in(2)).collect();
+                let affinity_s = dice.pick(&[None, Some(60)]);
+                entries.push((at(address, protocol, 80), Entry { affinity_s, ..entry(&some) }));
             }
         }
-        entries
     }
+    entries
 }
 
 #[test]
 fn many_changes_lead_where_a_fresh_start_would() {
     let owns = [vec!["192.0.2.1"], vec!["192.0.2.1", "192.0.2.2"], vec!["192.0.2.2", "10.96.0.2"], vec![]];
     for seed in 1..=40 {
-        let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let mut dice = Dice::new(seed);
         let (mut table, mut kernel, mut now) = (table(), Kernel::default(), Rules::default());
         for _ in 0..30 {
-            now = change(&mut table, &mut kernel, &now, &dice.rules());
+            now = change(&mut table, &mut kernel, &now, &any_entries(&mut dice));
             kernel.own = dice.pick(&owns).iter().map(|address| ip(address)).collect();
             let (steps, _) = table.set_own(kernel.own.clone());
             kernel.carry_out(steps);

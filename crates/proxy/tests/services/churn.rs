@@ -1,28 +1,13 @@
 //! Many small changes, then a look at the kernel: it must be where a fresh start would have led.
 
+use fuzz::Dice;
 use serde_json::json;
 
 use crate::host::{End, Host, Way, ip, on_hosts, ready};
 use crate::kernel;
 
-/// A small generator, so that a failure can be repeated (xorshift, Marsaglia 2003).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
-
 fn change(host: &Host, dice: &mut Dice) {
-    let name = dice.below(6);
+    let name = dice.number(6);
     let service = format!("s{name}");
     if dice.chance(60) {
         let mut ends = Vec::new();
@@ -43,14 +28,14 @@ fn change(host: &Host, dice: &mut Dice) {
         let node_port = 30_000 + name * 10;
         // Two services share each address, and now and then a port.
         let address = name / 2;
-        let port = 80 + dice.below(2);
+        let port = 80 + dice.number(2);
         let vips = [format!("10.96.0.{}", address + 1), format!("fd00:96::{:x}", address + 1)];
         let vips = &vips[..if dice.chance(50) { 1 } else { 2 }];
         let ranges: &[&str] = if dice.chance(50) { &["192.0.2.0/24", "2001:db8::/32"] } else { &["198.51.100.0/24"] };
         let spec = json!({
             "type": "LoadBalancer", "clusterIP": vips[0], "clusterIPs": vips,
             "sessionAffinity": if dice.chance(30) { "ClientIP" } else { "None" },
-            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 100 + dice.below(2)}},
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 100 + dice.number(2)}},
             "internalTrafficPolicy": policy(dice.chance(30)), "externalTrafficPolicy": policy(dice.chance(50)),
             "loadBalancerSourceRanges": if dice.chance(60) { ranges } else { &[] },
             "ports": [{"name": "", "port": port, "nodePort": node_port},
@@ -65,10 +50,10 @@ fn the_kernel_follows_the_rules() {
         // Programs of iptables take their time, and IPVS is where everything does.
         let seeds = if host.way == Way::Nftables { 3 } else { 1 };
         for seed in 1..=seeds {
-            let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+            let mut dice = Dice::new(seed);
             let mut proxy = host.proxy().await;
             for round in 0..60 {
-                for _ in 0..=dice.below(4) {
+                for _ in 0..=dice.number(4) {
                     change(&host, &mut dice);
                 }
                 proxy.settled().await;

@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use cri::{Error, ImageService as _, RuntimeService as _, v1};
+use fuzz::Dice;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
-use crate::conformance::dice::Dice;
 use crate::demo::Stage;
 use crate::voyage::leftovers;
 use crate::workspace::build_release;

@@ -9,7 +9,6 @@
 mod cluster;
 mod contained;
 mod cri;
-mod dice;
 pub(crate) mod faults;
 mod left;
 mod machine;

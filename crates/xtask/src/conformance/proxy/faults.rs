@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use fuzz::Dice;
 use serde_json::json;
 use testkit::control_plane::Part;
 use testkit::host;
@@ -16,7 +17,6 @@ use super::history;
 use super::known;
 use super::stage::{Inquiry, Stage, inquiries, shown};
 use super::world::{Service, Slice, World, cluster_ips, end};
-use crate::conformance::dice::Dice;
 
 /// How long the rules may take to be right again, on a machine that does other things too.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -1,13 +1,13 @@
 //! Random histories: worlds that follow from one another by chance, and the shortest that still shows a difference.
 
 use anyhow::Context as _;
+use fuzz::Dice;
 use serde_json::{Value, json};
 use testkit::service_lab::{BACKENDS, Protocol};
 
 use super::known;
 use super::stage::{Difference, Stage};
 use super::world::{Conditions, Endpoint, NODE, OTHER_NODE, Service, Slice, World, ZONE, end};
-use crate::conformance::dice::Dice;
 
 /// The services that there can be.
 const NUMBERS: [u8; 4] = [41, 42, 43, 44];
