@@ -169,7 +169,10 @@ fn empty(dir: &Path, mark: &str) -> anyhow::Result<()> {
     if dir.exists() {
         std::fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))?;
     }
-    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))
+    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    // At once: a run that fails before its suite begins has left logs, too.
+    let mark = dir.join(mark);
+    std::fs::write(&mark, "").with_context(|| format!("write {}", mark.display()))
 }
 
 /// Waits for the end of the suite, or for Ctrl-C, which ends it.
@@ -190,4 +193,21 @@ fn until_done(mut run: Run, mut check: impl FnMut() -> anyhow::Result<()>) -> an
         }
         run.end()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::empty;
+
+    #[test]
+    fn a_run_takes_over_the_directory_of_one_that_has_failed_early() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("run");
+        empty(&output, "mark").unwrap();
+        std::fs::write(output.join("node-1.some-name.log"), "it did not start").unwrap();
+        empty(&output, "mark").unwrap();
+        assert!(!output.join("node-1.some-name.log").exists());
+        std::fs::write(dir.path().join("letter"), "dear").unwrap();
+        assert!(empty(dir.path(), "mark").unwrap_err().to_string().contains("name another directory"));
+    }
 }
