@@ -1,4 +1,5 @@
-//! Rules of the workspace as code: which crate may depend on which, and that each known attack has its test.
+//! Rules of the workspace as code: which crate may depend on which, that each known attack has its test, and that the map
+//! shows what there is.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,7 +48,57 @@ pub(crate) fn run() -> anyhow::Result<()> {
     if !missing.is_empty() {
         bail!("docs/attacks.md names tests that there are not: {}", missing.join(", "))
     }
+    let stale = stale_places()?;
+    if !stale.is_empty() {
+        bail!("docs/ARCHITECTURE.md names what there is not: {}", stale.join(", "))
+    }
     Ok(())
+}
+
+/// The places that the map names as `crate::module::item`, and that are not there.
+fn stale_places() -> anyhow::Result<Vec<String>> {
+    let root = crate::workspace::root();
+    let path = root.join("docs/ARCHITECTURE.md");
+    let map = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let is_place =
+        |text: &&str| text.contains("::") && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':');
+    let mut stale = Vec::new();
+    for place in map.split('`').skip(1).step_by(2).filter(is_place) {
+        if !is_there(&root.join("crates"), place)? {
+            stale.push(place.to_owned());
+        }
+    }
+    Ok(stale)
+}
+
+/// Follows the names into files as far as there are files, and looks for the others in what is left.
+fn is_there(crates: &Path, place: &str) -> anyhow::Result<bool> {
+    let mut names = place.split("::").peekable();
+    let mut dir = crates.join(names.next().unwrap_or_default()).join("src");
+    if !dir.is_dir() {
+        return Ok(false);
+    }
+    while let Some(next) = names.peek().map(|name| dir.join(name)) {
+        if !next.is_dir() && !next.with_extension("rs").is_file() {
+            break;
+        }
+        dir = next;
+        names.next();
+    }
+    let mut sources = std::fs::read_to_string(dir.with_extension("rs")).unwrap_or_default();
+    if dir.is_dir() {
+        add_sources(&dir, &mut sources)?;
+    }
+    let defines = |name: &str| {
+        let kinds = ["fn", "struct", "enum", "trait", "mod", "type", "const", "static"];
+        let is_word_end = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        let follows = |start: &str| sources.split(start).skip(1).any(is_word_end);
+        // A field, or a variant.
+        kinds.iter().any(|kind| follows(&format!("{kind} {name}")))
+            || follows(&format!("    {name}"))
+            || follows(&format!("    pub {name}"))
+    };
+    Ok(names.all(defines))
 }
 
 /// The tests that the table of attacks names, and that are not in any source.
@@ -109,6 +160,16 @@ mod tests {
     #[test]
     fn dependencies_point_one_way() {
         assert_eq!(super::dependency_faults().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_map_shows_what_there_is() {
+        assert_eq!(super::stale_places().unwrap(), Vec::<String>::new());
+        let crates = crate::workspace::root().join("crates");
+        for place in ["xtask::nothing", "xtask::tidy::Nothing", "nothing::tidy"] {
+            assert!(!super::is_there(&crates, place).unwrap(), "{place}");
+        }
+        assert!(super::is_there(&crates, "xtask::tidy::is_there").unwrap());
     }
 
     #[test]
