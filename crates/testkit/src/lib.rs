@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "a test program speaks on stdout")]
 
 pub mod api;
+pub mod bad_network;
 pub mod cache;
 pub mod callers;
 pub mod certificates;

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use image::{Digest, Error, Reference, Silent};
 use serde_json::json;
 use sys::rustix::process::{Pid, Signal};
+use testkit::bad_network::{Answer, Proxy, Request};
 use testkit::image::{Builder, Layout};
 use testkit::registry::Registry;
 use testkit::serial::Test;
 
 use crate::fixture::{Scene, file, free_port, noise, registry, run, sample};
-use crate::proxy::{Answer, Proxy, Request};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_registry_that_is_down_is_told_at_once", a_registry_that_is_down_is_told_at_once),

@@ -1,12 +1,12 @@
 //! `hosts.toml` in all its variants, against real registries.
 
 use image::Error;
+use testkit::bad_network::{Answer, Proxy};
 use testkit::certificates::{Pair, self_signed, signed};
 use testkit::registry::{Manner, Registry};
 use testkit::serial::Test;
 
 use crate::fixture::{Scene, free_port, registry, registry_with, run, sample};
-use crate::proxy::{Answer, Proxy};
 
 pub(crate) const TESTS: &[Test] = &[
     ("mirrors_are_asked_in_order", mirrors_are_asked_in_order),

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use base64::Engine as _;
 use image::credentials::{Credentials, CredentialsConfig, PullSecret};
 use image::{Auth, Error, Reference, Silent};
+use testkit::bad_network::{Answer, Proxy, Request};
 use testkit::registry::{Manner, PASSWORD, Registry, USER};
 use testkit::serial::Test;
 
 use crate::fixture::{Scene, registry, registry_with, run, sample};
-use crate::proxy::{Answer, Proxy, Request};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_registry_that_wants_a_login_gets_one", a_registry_that_wants_a_login_gets_one),

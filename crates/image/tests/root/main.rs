@@ -11,7 +11,6 @@ mod hosts;
 mod loads;
 mod logins;
 mod malicious;
-mod proxy;
 mod pulls;
 mod stores;
 

@@ -6,29 +6,37 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
+/// Why a lock is not poisoned.
+const SERVES: &str = "no thread that serves has panicked";
+
 /// A request as it came.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Request {
-    pub(crate) method: String,
+pub struct Request {
+    /// `GET` and the like.
+    pub method: String,
     /// With its query.
-    pub(crate) path: String,
-    pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: String,
+    pub path: String,
+    /// Names as the client spells them, with their values.
+    pub headers: Vec<(String, String)>,
+    /// What came after them.
+    pub body: String,
 }
 
 impl Request {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    /// The value of a header, whatever the case of its name.
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    pub(crate) fn is_blob(&self) -> bool {
+    /// Whether it is about a layer or a configuration.
+    pub fn is_blob(&self) -> bool {
         self.path.contains("/blobs/")
     }
 }
 
 /// What becomes of a request.
 #[derive(Debug, Clone)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// The registry answers.
     Forward,
     /// The registry answers to this path.
@@ -44,23 +52,36 @@ pub(crate) enum Answer {
 }
 
 /// A running proxy; it takes no connections after this.
-pub(crate) struct Proxy {
+#[derive(Debug)]
+pub struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
 
+type Policy = Box<dyn Fn(&Request) -> Answer + Send + Sync>;
+
 struct Shared {
     upstream: SocketAddr,
-    policy: Box<dyn Fn(&Request) -> Answer + Send + Sync>,
+    policy: Policy,
     seen: Mutex<Vec<Request>>,
     sent_bytes: Mutex<u64>,
     ended: AtomicBool,
 }
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("upstream", &self.upstream).finish_non_exhaustive()
+    }
+}
+
 impl Proxy {
-    pub(crate) fn start(upstream: SocketAddr, policy: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
+    /// Serves on a port of loopback; `policy` says what becomes of each request.
+    ///
+    /// # Panics
+    /// There is no port.
+    pub fn start(upstream: SocketAddr, policy: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a port");
+        let address = listener.local_addr().expect("it was bound");
         let shared = Arc::new(Shared {
             upstream,
             policy: Box::new(policy),
@@ -82,18 +103,25 @@ impl Proxy {
         Self { address, shared }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// All requests so far.
-    pub(crate) fn seen(&self) -> Vec<Request> {
-        self.shared.seen.lock().unwrap().clone()
+    ///
+    /// # Panics
+    /// A thread that serves has panicked.
+    pub fn seen(&self) -> Vec<Request> {
+        self.shared.seen.lock().expect(SERVES).clone()
     }
 
     /// Bytes of bodies sent to clients so far.
-    pub(crate) fn sent_bytes(&self) -> u64 {
-        *self.shared.sent_bytes.lock().unwrap()
+    ///
+    /// # Panics
+    /// As [`Proxy::seen`].
+    pub fn sent_bytes(&self) -> u64 {
+        *self.shared.sent_bytes.lock().expect(SERVES)
     }
 }
 
@@ -108,7 +136,7 @@ impl Drop for Proxy {
 fn serve(shared: &Shared, stream: TcpStream) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Some(request) = read_request(&mut reader)? {
-        shared.seen.lock().unwrap().push(request.clone());
+        shared.seen.lock().expect(SERVES).push(request.clone());
         match (shared.policy)(&request) {
             Answer::Reply(status, headers, body) => reply(&stream, status, &headers, &body)?,
             Answer::Forward => return forward(shared, &request, &stream, u64::MAX),
@@ -174,6 +202,6 @@ fn forward(shared: &Shared, request: &Request, mut client: &TcpStream, most: u64
     }
     client.write_all(b"\r\n")?;
     let sent = std::io::copy(&mut answer.take(most), &mut client)?;
-    *shared.sent_bytes.lock().unwrap() += sent;
+    *shared.sent_bytes.lock().expect(SERVES) += sent;
     Ok(())
 }
