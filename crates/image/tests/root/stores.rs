@@ -8,17 +8,22 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 
 use image::{Config, Error, Images, Reference, Silent};
+use sys::rustix::fs::inotify;
 use sys::rustix::mount::{MountFlags, UnmountFlags};
+use testkit::bad_network::{Answer, Proxy};
 use testkit::image::Builder;
 use testkit::serial::Test;
 
 use crate::fixture::{Scene, file, noise, registry, run, sample};
-use crate::proxy::{Answer, Proxy};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_full_disk_is_told_and_heals", a_full_disk_is_told_and_heals),
     ("a_full_disk_stops_a_load_of_a_compressed_archive", a_full_disk_stops_a_load_of_a_compressed_archive),
     ("a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing", a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing),
+    (
+        "a_daemon_killed_in_the_middle_of_a_sweep_leaves_nothing",
+        a_daemon_killed_in_the_middle_of_a_sweep_leaves_nothing,
+    ),
     ("two_daemons_do_not_share_a_store", two_daemons_do_not_share_a_store),
     ("a_sweep_takes_nothing_that_a_pull_counts_on", a_sweep_takes_nothing_that_a_pull_counts_on),
     ("layers_are_written_out_after_the_pull", layers_are_written_out_after_the_pull),
@@ -103,18 +108,29 @@ fn a_full_disk_stops_a_load_of_a_compressed_archive() {
 /// A first argument that makes this program a daemon which pulls an image into a store.
 const DAEMON: &str = "--pull-daemon";
 
+/// One that makes it remove the image again, and so on.
+const SWEEPER: &str = "--sweep-daemon";
+
 /// Runs that daemon, if this process was started as one.
 pub(crate) fn maybe_run_daemon() -> Option<ExitCode> {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next()? != DAEMON {
-        return None;
-    }
-    let (state_dir, reference) = (arguments.next()?, arguments.next()?);
+    let kind = arguments.next().filter(|kind| [DAEMON, SWEEPER].contains(&kind.as_str()))?;
+    let (state_dir, reference) = (arguments.next()?, arguments.next()?.parse::<Reference>().unwrap());
+    let pulled = run(async {
+        let images = open(Path::new(&state_dir));
+        while kind == SWEEPER {
+            images.pull(&reference, None, &Silent).await.unwrap();
+            images.remove_unused(&HashSet::new()).await.unwrap();
+        }
+        images.pull(&reference, None, &Silent).await
+    });
+    Some(if pulled.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn open(state_dir: &Path) -> Arc<Images> {
     let mut config = Config::new(state_dir);
     config.registry_config_dirs.clear();
-    let images = Images::open(config).unwrap();
-    let pulled = run(async { images.pull(&reference.parse::<Reference>().unwrap(), None, &Silent).await });
-    Some(if pulled.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Images::open(config).unwrap()
 }
 
 fn workers_in(state_dir: &Path) -> usize {
@@ -169,6 +185,54 @@ fn a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing() {
         images.settled().await;
         assert_eq!(images.fsck().unwrap(), []);
     });
+}
+
+/// Returns when so many layers were taken out of sight since.
+fn removals(layers: &Path) -> impl FnOnce(usize) + use<> {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+    inotify::add_watch(&watch, layers, inotify::WatchFlags::MOVED_FROM).unwrap();
+    move |count| {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&watch, &mut buffer);
+        (0..count).for_each(|_| drop(events.next().unwrap()));
+    }
+}
+
+/// It is killed when it has taken out the first layer, the second one, and so on; or a little later.
+#[expect(clippy::disallowed_methods, reason = "this very program")]
+fn a_daemon_killed_in_the_middle_of_a_sweep_leaves_nothing() {
+    const LAYERS: usize = 5;
+    let scene = Scene::new();
+    let registry = registry(&scene);
+    let mut builder = Builder::new(scene.path("layout")).unwrap();
+    for number in 0..LAYERS {
+        builder.layer(|tar| file(tar, &number.to_string(), "x")).unwrap();
+    }
+    registry.push(&builder.finish(serde_json::json!({})).unwrap(), "sample", "1").unwrap();
+    let name = format!("{}/sample:1", registry.address());
+    for removed in 1..=LAYERS {
+        let state_dir = scene.path(&format!("swept-{removed}"));
+        run(async { drop(open(&state_dir)) });
+        let reached = removals(&state_dir.join("layers/sha256"));
+        let mut daemon = Command::new("/proc/self/exe").arg(SWEEPER).arg(&state_dir).arg(&name).spawn().unwrap();
+        reached(removed);
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        run(async {
+            let images = open(&state_dir);
+            assert_eq!(std::fs::read_dir(state_dir.join("tmp")).unwrap().count(), 0);
+            let left = images.fsck().unwrap();
+            assert!(left.iter().all(|unowned| unowned.reason.contains("garbage collection")), "{left:?}");
+            // What is there is whole.
+            for image in images.list() {
+                images.mount_image(&image.id, "", None).unwrap();
+            }
+            images.pull(&name.parse().unwrap(), None, &Silent).await.unwrap();
+            assert_eq!(images.list().len(), 1);
+            images.remove_unused(&HashSet::new()).await.unwrap();
+            assert_eq!((images.fsck().unwrap(), images.usage()), (Vec::new(), image::Usage::default()));
+        });
+    }
 }
 
 fn two_daemons_do_not_share_a_store() {
