@@ -103,6 +103,9 @@ pub(crate) struct ContainerRecord {
     /// SELinux labels of its processes and files.
     #[prost(message, optional, tag = "13")]
     pub(crate) labels: Option<RecordedLabels>,
+    /// It has been sent the signal that stops it.
+    #[prost(bool, tag = "14")]
+    pub(crate) asked: bool,
 }
 
 /// How a container ended.

@@ -56,8 +56,7 @@ async fn ask_and_kill(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<
     }
     let asked = async {
         container.reached(Phase::Running).await;
-        let number = container.record().stop_signal;
-        signal(sandbox, container, number).await;
+        ask(sandbox, container).await;
         container.reached(Phase::Exited).await;
     };
     let has_grace = container.deadline.borrow().is_some_and(|deadline| deadline > Instant::now());
@@ -68,6 +67,23 @@ async fn ask_and_kill(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<
         }
     }
     kill(core, sandbox, container).await
+}
+
+/// Sends the stop signal, once: an application may take a second one for impatience, and a daemon that was killed since has
+/// sent it already.
+async fn ask(sandbox: &Sandbox, container: &Container) {
+    let (number, asked) = {
+        let record = container.record();
+        (record.stop_signal, record.asked)
+    };
+    if asked {
+        return;
+    }
+    signal(sandbox, container, number).await;
+    // Afterwards: a signal too much is better than none.
+    if let Err(error) = container.update(|record| record.asked = true) {
+        tracing::warn!(container = container.id, %error, "that a container was asked to end cannot be recorded");
+    }
 }
 
 /// Waits for the deadline, which may come closer meanwhile.

@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pods_outlive_a_killed_daemon", pods_outlive_a_killed_daemon),
     ("pods_of_other_runtimes_outlive_a_killed_daemon", pods_of_other_runtimes_outlive_a_killed_daemon),
     ("a_killed_daemon_leaves_nothing_half_made", a_killed_daemon_leaves_nothing_half_made),
+    ("who_was_asked_to_end_is_not_asked_again", who_was_asked_to_end_is_not_asked_again),
     ("a_killed_keeper_is_told", a_killed_keeper_is_told),
     ("a_keeper_killed_before_its_sandbox_is_ready_is_told", a_keeper_killed_before_its_sandbox_is_ready_is_told),
     ("what_died_with_the_daemon_away_is_told", what_died_with_the_daemon_away_is_told),
@@ -54,6 +55,8 @@ enum Scene {
     OfEachRuntime,
     /// Pods that say more than fits into a pipe as soon as they are allowed to.
     Loud,
+    /// A pod that takes its time to end, and was asked to.
+    Asked,
 }
 
 /// Where this program was started as a daemon, it is one until it is killed.
@@ -65,13 +68,14 @@ pub(crate) fn maybe_be_a_daemon() {
     run(async {
         let node = match scene {
             Scene::OfEachRuntime => handlers::start(&places, zygote).await,
-            Scene::OfEachKind | Scene::WithoutEnd | Scene::Loud => Node::start(&places, zygote).await,
+            Scene::OfEachKind | Scene::WithoutEnd | Scene::Loud | Scene::Asked => Node::start(&places, zygote).await,
         };
         match scene {
             Scene::OfEachRuntime => of_each_runtime(&node).await,
             Scene::OfEachKind => of_each_kind(&node).await,
             Scene::WithoutEnd => without_end(&node).await,
             Scene::Loud => loud(&node).await,
+            Scene::Asked => asked(&node).await,
         }
     });
     unreachable!("it is killed");
@@ -217,6 +221,48 @@ async fn pod_that_waits(node: &Node, name: &str, directory: &Path, then: &str) -
     let container = node.create(&sandbox, &config, request).await.unwrap();
     node.start_container(&container).await.unwrap();
     Pod { config, sandbox, container }
+}
+
+async fn asked(node: &Node) {
+    let shared = node.places.run.join("asked");
+    std::fs::create_dir_all(&shared).unwrap();
+    let until_end = "while ! test -e /shared/end; do usleep 5000; done";
+    let script = format!("trap 'echo asked' TERM; : > /shared/heeds; {until_end}");
+    let pod = pod_that_waits(node, "asked", &shared, &script).await;
+    std::fs::write(shared.join("go"), "").unwrap();
+    let heeds = ["sh", "-c", "while ! test -e /shared/heeds; do usleep 5000; done"];
+    node.exec(&pod.container, &heeds, 0).await.unwrap();
+    println!("{} {}", pod.sandbox, pod.container);
+    node.stop_container(&pod.container, 1000).await.unwrap();
+}
+
+/// An application may take a second signal for impatience, as many that are written in Go do.
+fn who_was_asked_to_end_is_not_asked_again() {
+    let ground = Ground::new();
+    let mut daemon = Daemon::start(Scene::Asked, &ground.places);
+    let line = daemon.line();
+    let (sandbox, container) = line.split_once(' ').unwrap();
+    // A container's record ends with that it was asked: field 14, true.
+    let record = ground.places.run.join("sandboxes").join(sandbox).join("containers").join(container);
+    while !std::fs::read(&record).unwrap().ends_with(&[14 << 3, 1]) {
+        std::thread::yield_now();
+    }
+    daemon.kill();
+    let zygote = zygote();
+    run(async {
+        let node = Node::start(&ground.places, zygote).await;
+        let stopped = node.stop_container(container, 1000);
+        let ended = async {
+            // What the stop had to say to the container was said before this.
+            node.exec(container, &["true"], 0).await.unwrap();
+            assert_eq!(node.status(container).await.state(), ContainerState::ContainerRunning);
+            std::fs::write(ground.places.run.join("asked/end"), "").unwrap();
+        };
+        tokio::join!(stopped, ended).0.unwrap();
+        assert_eq!(node.status(container).await.exit_code, 0);
+        assert_eq!(node.log("asked"), ["stdout F up", "stdout F asked"]);
+        node.down().await;
+    });
 }
 
 /// How many lines each of them says; a pipe holds some ten thousand.
