@@ -37,6 +37,8 @@ pub(crate) struct Job {
     pub(crate) image: Option<String>,
     /// The run whose processes that container is to see.
     pub(crate) target: Option<String>,
+    /// The preStop hook of the run that is to be ended is over: a daemon has died since.
+    pub(crate) is_pre_stopped: bool,
     pub(crate) shared: Arc<Shared>,
     /// Cancelled when nobody wants the action any more ([`pod::Plan::aborts`]).
     pub(crate) abort: CancellationToken,
@@ -106,6 +108,13 @@ pub(crate) fn job(context: &Arc<Context>, pod: &Arc<Pod>, view: &View, action: A
         ),
         _ => (None, None),
     };
+    let is_pre_stopped = match &action {
+        Action::Stop(stop) => {
+            let record = view.record.containers.get(&stop.container);
+            record.is_some_and(|record| record.pre_stopped.as_ref() == Some(&stop.id))
+        }
+        _ => false,
+    };
     Job {
         context: context.clone(),
         pod: pod.clone(),
@@ -114,6 +123,7 @@ pub(crate) fn job(context: &Arc<Context>, pod: &Arc<Pod>, view: &View, action: A
         addresses,
         image,
         target,
+        is_pre_stopped,
         shared: shared.clone(),
         abort: CancellationToken::new(),
     }

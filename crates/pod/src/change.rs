@@ -114,6 +114,13 @@ pub enum Change {
         /// The run's id.
         id: String,
     },
+    /// The preStop hook is over, well or not.
+    PreStopped {
+        /// The container.
+        container: String,
+        /// The run's id.
+        id: String,
+    },
     /// A probe was answered, or not.
     Probed {
         /// The container.
@@ -247,6 +254,7 @@ impl View {
             }
             Change::Exited { container, run } => return self.exited(pod, &container, run),
             Change::PostStarted { container, id } => self.record_of(&container).post_started = Some(id),
+            Change::PreStopped { container, id } => self.record_of(&container).pre_stopped = Some(id),
             Change::Probed { container, id, kind, outcome, message } => {
                 return self.probed(pod, &container, &id, kind, outcome, &message, now);
             }

@@ -118,6 +118,9 @@ pub struct ContainerRecord {
     pub probed: Option<String>,
     /// The run whose postStart hook has succeeded.
     pub post_started: Option<String>,
+    /// The run whose preStop hook is over, well or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_stopped: Option<String>,
     /// The newest run that has ended.
     pub last: Option<Run>,
     /// The one that ended before it.

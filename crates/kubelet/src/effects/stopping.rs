@@ -25,7 +25,7 @@ impl Job {
         let grace = Duration::from_secs(u64::try_from(*grace_s).unwrap_or(0));
         let begun = Instant::now();
         let spec = pod::spec::container(&self.pod, container).map(|(_, spec)| spec);
-        if let Some(spec) = spec.filter(|_| !grace.is_zero()) {
+        if let Some(spec) = spec.filter(|_| !grace.is_zero() && !self.is_pre_stopped) {
             self.pre_stop(&spec, id, grace).await;
         }
         let left = grace.saturating_sub(begun.elapsed()).max(GRACE_LEAST.min(grace));
@@ -40,11 +40,11 @@ impl Job {
         let handler = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
         let Some(handler) = handler else { return };
         let hook = probing::hook(&*self.context.parts.runtime, self.target(container, id), handler, Some(grace));
-        let message = match tokio::time::timeout(grace, hook).await {
-            Ok(Ok(())) => return,
-            Ok(Err(message)) => message,
-            Err(_) => format!("it did not end within the grace period of {} s", grace.as_secs()),
-        };
+        let late = |_| Err(format!("it did not end within the grace period of {} s", grace.as_secs()));
+        let ended = tokio::time::timeout(grace, hook).await.unwrap_or_else(late);
+        // A daemon that takes over from here on does not run it again.
+        self.change(Change::PreStopped { container: container.name.clone(), id: id.to_owned() });
+        let Err(message) = ended else { return };
         self.context.warning(
             &self.pod,
             "FailedPreStopHook",
