@@ -66,7 +66,7 @@ impl Records {
     pub(crate) fn save(&self, sandbox: &str, record: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_vec(record)?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        let temporary = self.dir.join(format!(".{sandbox}"));
+        let temporary = self.dir.join(format!(".{sandbox}{SUFFIX}"));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&text)?;
         fs::rename(&temporary, self.path(sandbox))
@@ -88,9 +88,12 @@ impl Records {
         Ok(ours)
     }
 
-    /// All records. What cannot be read is removed.
+    /// All records. What cannot be read is removed, and what a daemon that was killed has not finished writing.
     pub(crate) fn load_all<T: DeserializeOwned>(&self) -> io::Result<Vec<(String, T)>> {
         let mut records = Vec::new();
+        for name in self.names()?.iter().filter(|name| name.starts_with('.') && name.ends_with(SUFFIX)) {
+            fs::remove_file(self.dir.join(name))?;
+        }
         for sandbox in self.list()? {
             match self.read(&sandbox) {
                 Ok(record) => records.push((sandbox, record)),
@@ -105,17 +108,18 @@ impl Records {
 
     /// Sandboxes that have a record.
     pub(crate) fn list(&self) -> io::Result<Vec<String>> {
-        let mut sandboxes = Vec::new();
+        let names = self.names()?;
+        let sandboxes = names.iter().filter_map(|name| name.strip_suffix(SUFFIX));
+        Ok(sandboxes.filter(|sandbox| !sandbox.starts_with('.')).map(str::to_owned).collect())
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
         let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(sandboxes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other?,
         };
-        for entry in entries {
-            let name = entry?.file_name();
-            let sandbox = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
-            sandboxes.extend(sandbox.filter(|sandbox| !sandbox.starts_with('.')).map(str::to_owned));
-        }
-        Ok(sandboxes)
+        let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+        names.filter_map(Result::transpose).collect()
     }
 
     fn read<T: DeserializeOwned>(&self, sandbox: &str) -> io::Result<T> {
@@ -150,7 +154,10 @@ mod tests {
         records.save("good", &good).unwrap();
         records.save("old", &record("another boot")).unwrap();
         fs::write(records.path("torn"), "{").unwrap();
+        let half = dir.path().join(format!("network/.half{SUFFIX}"));
+        fs::write(&half, "{").unwrap();
         assert_eq!(records.load().unwrap(), [("good".to_owned(), good)]);
+        assert!(!half.exists());
         assert_eq!(records.list().unwrap(), ["good"]);
         records.remove("good").unwrap();
         records.remove("good").unwrap();

@@ -11,6 +11,7 @@ mod args;
 pub(crate) mod config;
 mod invoke;
 mod janitor;
+mod orphans;
 mod sandboxes;
 
 use std::path::{Path, PathBuf};
@@ -50,6 +51,11 @@ impl Attached {
     pub(crate) fn new(network: &NetworkList, request: &AttachRequest) -> Result<Attached, NetworkError> {
         let capabilities = args::capabilities(request).map_err(NetworkError::Config)?;
         Ok(Attached { network: network.clone(), arguments: args::generic(request), capabilities, result: None })
+    }
+
+    /// Whether ADD has succeeded.
+    fn is_complete(&self) -> bool {
+        self.result.is_some()
     }
 }
 

@@ -15,7 +15,7 @@ use sys::netlink::route::{Link, LinkStats};
 use sys::netns;
 
 use super::config::NetworkList;
-use super::{Addresses, Attached, Cni, INTERFACE, Subject};
+use super::{Addresses, Attached, Cni, INTERFACE, Subject, orphans};
 use crate::bridge::{During as _, LOOPBACK};
 use crate::node::{check_name, mac_text};
 use crate::record::Records;
@@ -79,6 +79,9 @@ impl Sandboxes {
     /// Takes over the live ones, and finds those that are gone and must be deleted.
     pub(crate) fn adopt(&self, live: &mut Vec<LiveSandbox>) -> Result<(), NetworkError> {
         let records = self.records.load_all::<Kept>().during("CNI attachments", "reading the directory")?;
+        let lives = |id: &str| live.iter().any(|other| other.sandbox_id == id);
+        let unfinished = records.iter().filter(|(id, kept)| !kept.attached.is_complete() || !lives(id));
+        end_plugins(unfinished.map(|(id, _)| id.as_str()).collect());
         self.clear_links()?;
         for (sandbox, kept) in records {
             self.cni.expect();
@@ -270,6 +273,18 @@ impl Sandboxes {
     fn clear_links(&self) -> Result<(), NetworkError> {
         let clear = || self.links()?.iter().try_for_each(|sandbox| remove_link(&self.netns_dir.join(sandbox)));
         clear().during("namespaces", "removing old paths")
+    }
+}
+
+/// Ends the plugins that an earlier daemon has left at work on sandboxes for which DEL is due: it would come too early.
+fn end_plugins(sandboxes: HashSet<&str>) {
+    if sandboxes.is_empty() {
+        return;
+    }
+    match orphans::end(&sandboxes) {
+        Ok(0) => {}
+        Ok(count) => tracing::warn!(count, "processes of CNI plugins that an earlier daemon had started were ended"),
+        Err(error) => tracing::warn!(%error, "CNI plugins that an earlier daemon has started may still be at work"),
     }
 }
 
