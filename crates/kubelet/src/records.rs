@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use pod::Record;
 
+/// How the name of a record ends until it is whole.
+const NEW: &str = "new";
+
 /// A directory with one JSON file for each pod, by uid.
 #[derive(Debug)]
 pub(crate) struct Records {
@@ -15,6 +18,13 @@ pub(crate) struct Records {
 impl Records {
     pub(crate) fn open(dir: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            // A daemon was killed while it wrote it.
+            if path.extension().is_some_and(|extension| extension == NEW) {
+                fs::remove_file(path)?;
+            }
+        }
         Ok(Self { dir })
     }
 
@@ -43,7 +53,7 @@ impl Records {
     /// Replaces the record in one step. Nothing is synced: after a crash of the machine no run of it is left.
     pub(crate) fn save(&self, uid: &str, record: &Record) -> io::Result<()> {
         let Some(path) = self.path(uid) else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let temporary = path.with_extension("new");
+        let temporary = path.with_extension(NEW);
         fs::write(&temporary, serde_json::to_vec(record)?)?;
         fs::rename(temporary, path)
     }
@@ -69,5 +79,14 @@ mod tests {
         records.remove("a-1");
         assert_eq!(records.load("a-1"), None);
         assert!(records.save("../x", &Record::default()).is_err());
+    }
+
+    #[test]
+    fn half_a_record_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a-1.json"), serde_json::to_vec(&Record::default()).unwrap()).unwrap();
+        fs::write(dir.path().join("a-1.new"), "{").unwrap();
+        let records = Records::open(dir.path().to_owned()).unwrap();
+        assert_eq!((records.load("a-1"), dir.path().join("a-1.new").exists()), (Some(Record::default()), false));
     }
 }

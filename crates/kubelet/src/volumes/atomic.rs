@@ -136,7 +136,7 @@ fn link(dir: &Path, files: &Files) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes links that lead nowhere now, and older versions.
+/// Removes links that lead nowhere now, older versions, and what a daemon that was killed has not finished.
 fn clean(dir: &Path, files: &Files) -> io::Result<()> {
     let current = fs::read_link(dir.join(DATA))?;
     let tree = sys::tree::Dir::open(dir)?;
@@ -146,7 +146,8 @@ fn clean(dir: &Path, files: &Files) -> io::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let kind = entry.file_type()?;
-        if kind.is_symlink() && !name.starts_with("..") && !visible.contains(&*name) {
+        let is_unused = !name.starts_with("..") && !visible.contains(&*name);
+        if kind.is_symlink() && (is_unused || name == NEW_DATA) {
             fs::remove_file(entry.path())?;
         } else if kind.is_dir() && name.starts_with("..") && Path::new(&*name) != current {
             tree.remove_all(entry.file_name().as_bytes())?;
@@ -198,5 +199,42 @@ mod tests {
         assert!(!dir.join(first).exists(), "the old version is gone");
         assert!(put(dir, &[]));
         assert_eq!(names(dir), ["..data"]);
+    }
+
+    /// What a daemon leaves that is killed in the middle of a write, at each of its steps.
+    #[test]
+    fn a_write_that_was_cut_off_is_made_whole() {
+        let (old, new) = ([("a", "1", 0o644), ("b", "1", 0o644)], [("a", "2", 0o644), ("c/d", "2", 0o644)]);
+        type Cut = fn(&Path, &Path);
+        let cuts: [(&str, Cut); 5] = [
+            ("an empty directory", |_, next| fs::create_dir(next).unwrap()),
+            ("some of the files", |_, next| drop(fill(next, &files(&[("a", "2", 0o644)])))),
+            ("all of them", |_, next| drop(fill(next, &files(&[("a", "2", 0o644), ("c/d", "2", 0o644)])))),
+            ("the link beside", |dir, next| {
+                fill(next, &files(&[("a", "2", 0o644), ("c/d", "2", 0o644)])).unwrap();
+                symlink(next.file_name().unwrap(), dir.join(NEW_DATA)).unwrap();
+            }),
+            ("the version, but no links to its files", |dir, next| {
+                fill(next, &files(&[("a", "2", 0o644), ("c/d", "2", 0o644)])).unwrap();
+                publish(dir, next.file_name().unwrap().to_str().unwrap()).unwrap();
+            }),
+        ];
+        for (what, cut) in cuts {
+            // The files that the next daemon is to show may be the old ones again.
+            for wanted in [&new[..], &old[..]] {
+                let dir = tempfile::tempdir().unwrap();
+                let dir = dir.path();
+                put(dir, &old);
+                cut(dir, &dir.join(new_name(dir)));
+                put(dir, wanted);
+                let visible = wanted.iter().map(|(path, ..)| path.split('/').next().unwrap());
+                let expected: Vec<&str> = ["..data"].into_iter().chain(visible).collect();
+                assert_eq!(names(dir), expected, "{what}");
+                assert!(shows(&dir.join(fs::read_link(dir.join(DATA)).unwrap()), &files(wanted)), "{what}");
+                let versions = fs::read_dir(dir).unwrap().flatten().filter(|entry| entry.path().is_dir());
+                let versions = versions.filter(|entry| entry.file_name().to_string_lossy().starts_with("..2"));
+                assert_eq!(versions.count(), 1, "{what}");
+            }
+        }
     }
 }
