@@ -355,6 +355,32 @@ fn volumes_belong_to_the_group() {
     });
 }
 
+/// As upstream: a local volume is for who claims it, a hostPath is the node's.
+#[test]
+fn volumes_behind_claims_belong_to_the_group_if_they_are_local_and_not_read_only() {
+    with_mounts(async |fixture| {
+        for kind in ["local", "hostPath"] {
+            let name = kind.to_lowercase();
+            let path = fixture.dir.path().join(&name);
+            fs::create_dir(&path).unwrap();
+            let volume = json!({"metadata": {"name": name}, "spec": {kind: {"path": path}}});
+            fixture.store.persistent_volumes().put(serde_json::from_value(volume).unwrap());
+            let claim = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"volumeName": name}});
+            fixture.store.persistent_volume_claims().put(serde_json::from_value(claim).unwrap());
+        }
+        for (claim, read_only, given) in [("local", true, false), ("local", false, true), ("hostpath", false, false)] {
+            let source = json!({"name": "v", "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}});
+            let pod = pod(json!({
+                "securityContext": {"fsGroup": 4242},
+                "containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+                "volumes": [source]}));
+            let volumes = fixture.volumes.set_up(&pod).await.unwrap().host_paths();
+            assert_eq!(fs::metadata(&volumes["v"]).unwrap().gid() == 4242, given, "{claim} {read_only}");
+            fixture.volumes.tear_down(pod.metadata.uid.as_deref().unwrap()).await.unwrap();
+        }
+    });
+}
+
 /// Deeper than a stack is high, and than a process may have descriptors.
 const DEPTH: usize = 20_000;
 

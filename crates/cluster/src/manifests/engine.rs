@@ -11,8 +11,8 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, HostPathVolumeSource, Namespace, Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
-    Pod, Secret, Service, ServiceAccount,
+    ConfigMap, LocalVolumeSource, Namespace, Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
+    Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -403,14 +403,15 @@ impl Engine {
         std::fs::create_dir_all(&path)?;
         let spec = claim.spec.clone().unwrap_or_default();
         let capacity = spec.resources.as_ref().and_then(|resources| resources.requests.clone());
-        let host_path = HostPathVolumeSource { path: path.display().to_string(), type_: Some("Directory".into()) };
+        // Not a hostPath: it is for the pods that claim it, and so for their group.
+        let local = LocalVolumeSource { path: path.display().to_string(), fs_type: None };
         let metadata = ObjectMeta { name: Some(volume.clone()), ..fresh() };
         self.owner.store.persistent_volumes().put(PersistentVolume {
             metadata,
             spec: Some(PersistentVolumeSpec {
                 access_modes: spec.access_modes.clone(),
                 capacity: capacity.clone(),
-                host_path: Some(host_path),
+                local: Some(local),
                 persistent_volume_reclaim_policy: Some("Retain".into()),
                 ..PersistentVolumeSpec::default()
             }),

@@ -58,15 +58,15 @@ impl Maker {
         Ok(all.into_iter().filter_map(|(name, share)| Some((name, share?))).collect())
     }
 
-    /// Looks at the paths of the node that the pod uses, makes those that it is to make, and gives those that are made for
-    /// claims to its group. Any of them may be on a file system that does not answer.
+    /// Looks at the paths of the node that the pod uses, makes those that it is to make, and gives those that are its own to
+    /// its group. Any of them may be on a file system that does not answer.
     pub(super) fn look_outside(&self, ground: &Ground) -> Result<(), VolumeError> {
         self.each(|_, kind| match kind {
             Kind::HostPath { path, kind, owned, .. } => {
-                place::host_path(path, kind, *owned)?;
+                place::host_path(path, kind)?;
                 if *owned { self.group().apply(path, Writable::Yes, &|| ground.is_over()) } else { Ok(()) }
             }
-            Kind::Device { path, .. } => place::host_path(path, "BlockDevice", false),
+            Kind::Device { path, .. } => place::host_path(path, "BlockDevice"),
             Kind::EmptyDir { .. } | Kind::Content { .. } | Kind::Csi(_) | Kind::Nfs(_) | Kind::Image { .. } => Ok(()),
         })
         .map(drop)
@@ -84,8 +84,8 @@ impl Maker {
                 self.group().apply(&path, Writable::Yes, &|| ground.is_over())?;
                 Ok(Ready::Path { path, read_only: false, relabel: true })
             }
-            Kind::HostPath { path, read_only, relabel, .. } => {
-                Ok(Ready::Path { path: path.clone(), read_only: *read_only, relabel: *relabel })
+            Kind::HostPath { path, read_only, owned, .. } => {
+                Ok(Ready::Path { path: path.clone(), read_only: *read_only, relabel: *owned })
             }
             Kind::Content { plugin, in_memory } => {
                 let path = self.dir(plugin, name);

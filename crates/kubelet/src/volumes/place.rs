@@ -108,10 +108,9 @@ fn mount_tmpfs(path: &Path, size: Option<&str>, mode: &str) -> Result<(), Cause>
     Ok(sys::mount::attach_at(mount.as_fd(), path)?)
 }
 
-/// Holds a path of the node against its type, and makes it if the type says so. One made for a claim can be written by
-/// everybody, as the usual provisioners of directories have it: the pod's user is not known to them.
-pub(super) fn host_path(path: &Path, kind: &str, for_claim: bool) -> Result<(), Cause> {
-    if kind.is_empty() && !for_claim {
+/// Holds a path of the node against its type, and makes it if the type says so.
+pub(super) fn host_path(path: &Path, kind: &str) -> Result<(), Cause> {
+    if kind.is_empty() {
         return Ok(());
     }
     let found = match fs::metadata(path) {
@@ -124,11 +123,10 @@ pub(super) fn host_path(path: &Path, kind: &str, for_claim: bool) -> Result<(), 
         _ => Err(Cause::HostPath { path: path.to_owned(), expected }),
     };
     match kind {
-        "DirectoryOrCreate" | "" if found.is_none() => {
+        "DirectoryOrCreate" if found.is_none() => {
             make_dir(path)?;
-            set_mode(path, if for_claim { 0o777 } else { 0o755 })
+            set_mode(path, 0o755)
         }
-        "" => Ok(()),
         "FileOrCreate" if found.is_none() => {
             fs::OpenOptions::new().create(true).append(true).open(path).map_err(Cause::file("make file", path))?;
             set_mode(path, 0o644)
@@ -226,7 +224,7 @@ mod tests {
     fn host_paths_are_what_they_should_be() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name| dir.path().join(name);
-        let check = |name, kind| host_path(&at(name), kind, false).map_err(|cause| cause.to_string());
+        let check = |name, kind| host_path(&at(name), kind).map_err(|cause| cause.to_string());
         assert!(check("none", "").is_ok() && !at("none").exists());
         assert!(check("d", "Directory").unwrap_err().contains("is not a directory"));
         check("d/e", "DirectoryOrCreate").unwrap();
@@ -236,7 +234,7 @@ mod tests {
         assert!(check("f", "Socket").unwrap_err().ends_with("is not a socket file"));
         let _listener = std::os::unix::net::UnixListener::bind(at("s")).unwrap();
         check("s", "Socket").unwrap();
-        assert!(host_path(Path::new("/dev/null"), "CharDevice", false).is_ok());
+        assert!(host_path(Path::new("/dev/null"), "CharDevice").is_ok());
         assert!(check("f", "Odd").unwrap_err().contains("invalid volume type"));
     }
 

@@ -21,10 +21,9 @@ use super::nfs::Share;
 pub(super) enum Kind<'a> {
     /// An empty directory.
     EmptyDir { medium: Medium, size: Option<u64> },
-    /// A path of the node; `owned` when it was made for a claim, so that it may be handed to the pod's group. With `relabel`
-    /// everything below is labelled for the pod where there is SELinux: local volumes that it may write are its own, but a
-    /// hostPath is the node's, also behind a claim.
-    HostPath { path: PathBuf, kind: String, owned: bool, relabel: bool, read_only: bool },
+    /// A path of the node. One that is `owned` is the pod's to write, so all below is given to its group, and labelled for it
+    /// where there is SELinux: so are local volumes, but a hostPath is the node's, also behind a claim.
+    HostPath { path: PathBuf, kind: String, owned: bool, read_only: bool },
     /// Files whose content comes from the store.
     Content { plugin: &'static str, in_memory: bool },
     /// A device of the node.
@@ -114,7 +113,7 @@ pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<K
     if let Some(source) = &volume.host_path {
         let path = host_path(&source.path)?;
         let kind = source.type_.clone().unwrap_or_default();
-        return Ok(Kind::HostPath { path, kind, owned: false, relabel: false, read_only: false });
+        return Ok(Kind::HostPath { path, kind, owned: false, read_only: false });
     }
     if let Some(source) = &volume.persistent_volume_claim {
         let key = Key::new(pod.metadata.namespace.as_deref().unwrap_or("default"), &source.claim_name);
@@ -259,8 +258,8 @@ fn claim(claim: &PersistentVolumeClaim, read_only: bool, store: &Store) -> Resul
     if spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
         return Ok(Kind::Device { path, read_only });
     }
-    let relabel = !read_only && spec.is_some_and(|spec| spec.host_path.is_none() && spec.local.is_some());
-    Ok(Kind::HostPath { path, kind, owned: true, relabel, read_only })
+    let owned = !read_only && spec.is_some_and(|spec| spec.host_path.is_none() && spec.local.is_some());
+    Ok(Kind::HostPath { path, kind, owned, read_only })
 }
 
 fn on_node(volume: &PersistentVolume) -> Result<(String, String), Cause> {
@@ -346,17 +345,17 @@ mod tests {
     }
 
     #[test]
-    fn only_local_volumes_that_a_pod_may_write_are_labelled_for_it() {
-        let made = |path: &str, kind: &str, owned, relabel, read_only| {
-            Ok(Kind::HostPath { path: path.into(), kind: kind.into(), owned, relabel, read_only })
+    fn only_local_volumes_that_a_pod_may_write_are_its_own() {
+        let made = |path: &str, kind: &str, owned, read_only| {
+            Ok(Kind::HostPath { path: path.into(), kind: kind.into(), owned, read_only })
         };
         let claim =
             |name: &str, read_only: bool| json!({"persistentVolumeClaim": {"claimName": name, "readOnly": read_only}});
-        check(json!({"hostPath": {"path": "/data"}}), made("/data", "", false, false, false));
-        check(claim("data", false), made("/data", "", true, false, false));
-        check(claim("data", true), made("/data", "", true, false, true));
-        check(claim("disk", false), made("/disk", "Directory", true, true, false));
-        check(claim("disk", true), made("/disk", "Directory", true, false, true));
+        check(json!({"hostPath": {"path": "/data"}}), made("/data", "", false, false));
+        check(claim("data", false), made("/data", "", false, false));
+        check(claim("data", true), made("/data", "", false, true));
+        check(claim("disk", false), made("/disk", "Directory", true, false));
+        check(claim("disk", true), made("/disk", "Directory", false, true));
     }
 
     #[test]
