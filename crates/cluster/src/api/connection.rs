@@ -97,6 +97,9 @@ impl Pool {
         shown: &Shown,
         mut request: Request<Body>,
     ) -> Result<Answer, ApiError> {
+        if let Some(proxy) = &config.proxy {
+            proxy.address(&config.server, &mut request);
+        }
         // A connection may have been closed by the server a moment ago; then the request comes back unsent.
         loop {
             let (connection, ticket, is_new) = match self.free(shown.generation) {

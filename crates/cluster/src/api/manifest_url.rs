@@ -123,6 +123,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
+    use super::super::proxy::Proxy;
     use super::*;
 
     /// Answers one request after the other; gives what was asked.
@@ -164,6 +165,18 @@ mod tests {
         answer(&listener, "200 OK", "two").await;
         assert_eq!(told.wait_for(|text| text.as_deref() != Some("one")).await.unwrap().as_deref(), Some("two"));
         follow.abort();
+    }
+
+    #[tokio::test]
+    async fn a_proxy_is_told_whom_to_ask() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = ManifestUrl { url: "http://pods.example/all".to_owned(), headers: BTreeMap::new(), every: WITHIN };
+        let mut page = Page::new(&at).unwrap();
+        page.config.proxy = Some(Proxy::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap());
+        let (got, asked) = tokio::join!(page.get(), answer(&listener, "200 OK", "one"));
+        assert_eq!(got.as_deref(), Ok("one"));
+        assert!(asked.starts_with("get http://pods.example"), "{asked}");
+        assert!(asked.contains("/all http/1.1\r\nhost: pods.example"), "{asked}");
     }
 
     #[test]

@@ -6,6 +6,9 @@ use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::header::PROXY_AUTHORIZATION;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Uri};
 use ipnet::IpNet;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -74,10 +77,37 @@ impl Proxy {
         }
     }
 
-    /// A connection to `server` through this proxy.
+    /// Whether it passes requests on to `server` one by one, as Go's clients have it do where nothing is encrypted: it may let
+    /// nobody connect to such ports.
+    fn forwards(&self, server: &Server) -> bool {
+        self.kind == Kind::Connect && !server.tls
+    }
+
+    /// Tells the proxy for whom a request is, if it passes requests on (RFC 9112 §3.2.2).
+    pub(super) fn address<B>(&self, server: &Server, request: &mut Request<B>) {
+        if !self.forwards(server) {
+            return;
+        }
+        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let absolute = Uri::builder().scheme("http").authority(server.authority()).path_and_query(path).build();
+        *request.uri_mut() = absolute.expect("a server that was parsed has an authority");
+        if let Some(login) = self.login() {
+            let value = HeaderValue::from_str(&login).expect("base64 is text");
+            request.headers_mut().insert(PROXY_AUTHORIZATION, value);
+        }
+    }
+
+    /// What the proxy wants to see of name and password.
+    fn login(&self) -> Option<String> {
+        let (name, password) = self.login.as_ref()?;
+        Some(format!("Basic {}", STANDARD.encode(format!("{name}:{}", password.expose()))))
+    }
+
+    /// A connection to `server` through this proxy, or to the proxy if it passes requests on.
     pub(super) async fn connect(&self, server: &Server) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         match self.kind {
+            Kind::Connect if self.forwards(server) => {}
             Kind::Connect => self.ask(&mut stream, server).await?,
             Kind::Socks5 => self.negotiate(&mut stream, server).await?,
         }
@@ -88,9 +118,8 @@ impl Proxy {
     async fn ask(&self, stream: &mut TcpStream, server: &Server) -> io::Result<()> {
         let authority = server.authority();
         let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
-        if let Some((name, password)) = &self.login {
-            let pair = STANDARD.encode(format!("{name}:{}", password.expose()));
-            request.push_str(&format!("Proxy-Authorization: Basic {pair}\r\n"));
+        if let Some(login) = self.login() {
+            request.push_str(&format!("Proxy-Authorization: {login}\r\n"));
         }
         request.push_str("\r\n");
         stream.write_all(request.as_bytes()).await?;
@@ -286,6 +315,24 @@ mod tests {
         let port = scripted(&[(b"CONNECT", b"HTTP/1.1 407 No\r\n\r\n")]).await;
         let error = first_byte(format!("http://127.0.0.1:{port}")).await.unwrap_err().to_string();
         assert!(error.contains("407"), "{error}");
+    }
+
+    /// As a Go program asks a proxy for what is not encrypted.
+    #[tokio::test]
+    async fn requests_without_encryption_are_passed_on() {
+        let server = Server::parse("http://pods.example:8080").unwrap();
+        let script: &[(&[u8], &[u8])] = &[];
+        let proxy = Proxy::parse(&format!("http://u:p@127.0.0.1:{}", scripted(script).await)).unwrap();
+        assert_eq!(proxy.connect(&server).await.unwrap().read_u8().await.unwrap(), b'!', "nothing is asked first");
+        let mut request = Request::get("/all?of=this").body(()).unwrap();
+        proxy.address(&server, &mut request);
+        assert_eq!(request.uri().to_string(), "http://pods.example:8080/all?of=this");
+        assert_eq!(request.headers()[PROXY_AUTHORIZATION], "Basic dTpw");
+        for (url, server) in [("socks5://p", &server), ("http://p", &Server::new("cp", 6443))] {
+            let mut request = Request::get("/all").body(()).unwrap();
+            Proxy::parse(url).unwrap().address(server, &mut request);
+            assert_eq!(request.uri().to_string(), "/all", "{url}");
+        }
     }
 
     #[tokio::test]
