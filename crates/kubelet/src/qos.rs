@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use pod::quantity::Quantity;
 pub use pod::resources::{List, of_container, of_pod};
-use pod::resources::{is_limited, of_containers, of_requirements};
+use pod::resources::{is_limited, of_containers, of_whole};
 use pod::spec::Role;
 use pod::{QosClass, spec};
 use sys::cgroup::{Cgroup, Hierarchy, Limits};
@@ -184,8 +184,7 @@ fn burstable_score(pod: &Pod, role: Role, container: &Container, memory_bytes: u
 
 /// Each container's part of the memory that the pod as a whole requests and no container does.
 fn unassigned_memory(pod: &Pod) -> i64 {
-    let Some(whole) = &spec::of(pod).resources else { return 0 };
-    let Some(whole) = of_requirements(whole, "memory", List::Requests) else { return 0 };
+    let Some(whole) = of_whole(pod, "memory", List::Requests) else { return 0 };
     let count = i64::try_from(spec::containers(pod).count()).unwrap_or(i64::MAX).max(1);
     let assigned = of_containers(pod, "memory", List::Requests).units();
     (whole.units() - assigned).max(0) / count

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 
 use crate::quantity::Quantity;
+use crate::resources::{self, List};
 
 /// The class of a pod (`status.qosClass`): whom the kernel takes memory from first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,8 +29,11 @@ impl QosClass {
     /// The class of a pod.
     pub fn of(pod: &Pod) -> Self {
         let Some(spec) = &pod.spec else { return Self::BestEffort };
-        if let Some(whole) = spec.resources.as_ref().filter(|whole| !is_empty(whole)) {
-            return if is_guaranteed(Some(whole)) { Self::Guaranteed } else { Self::Burstable };
+        if spec.resources.as_ref().is_some_and(|whole| !is_empty(whole)) {
+            let limit = |name| resources::of_whole(pod, name, List::Limits);
+            let is_whole =
+                |name| limit(name).is_some() && resources::of_whole(pod, name, List::Requests) == limit(name);
+            return if COUNTED.into_iter().all(is_whole) { Self::Guaranteed } else { Self::Burstable };
         }
         let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
         if all().all(|container| container.resources.as_ref().is_none_or(is_empty)) {
