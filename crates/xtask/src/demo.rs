@@ -82,6 +82,11 @@ impl Stage {
         self.registry.push(image, repository, "latest").map(drop)
     }
 
+    /// Where the registry listens.
+    pub(crate) fn registry_address(&self) -> SocketAddr {
+        self.registry.address()
+    }
+
     /// The registry's process.
     pub(crate) fn registry_pid(&self) -> u32 {
         self.registry.pid()

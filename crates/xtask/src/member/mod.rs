@@ -5,6 +5,7 @@ pub(crate) mod kubeadm;
 mod manifests;
 mod points;
 mod proxy;
+pub(crate) mod restarts;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -40,10 +41,17 @@ pub(crate) struct Fleet {
     stage: Stage,
     plane: ControlPlane,
     node: Child,
+    setting: Setting,
     bootstrap_kubeconfig: PathBuf,
     proxy_kubeconfig: PathBuf,
-    /// The program of a driver of claims.
-    claim_driver: PathBuf,
+}
+
+/// What is special about a node.
+#[derive(Default)]
+struct Setting {
+    flags: Vec<String>,
+    /// More lines of its KubeletConfiguration.
+    configuration: String,
 }
 
 /// A point of the voyage: its title and its check.
@@ -81,9 +89,13 @@ const POINTS: &[Point] = &[
 /// The first point that failed, with what helps to understand it printed before.
 pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
     let programs = control_plane::build()?;
-    let claim_driver = testkit::go::build(&testkit::go::DRA_TEST_DRIVER)?;
+    // What points need, built while there is a way out.
+    testkit::go::build(&testkit::go::DRA_TEST_DRIVER)?;
     let runc = testkit::go::build(&testkit::go::RUNC)?;
-    let mut fleet = Fleet::start(orlop, &programs, claim_driver, &runc)?;
+    let stage = Stage::set_up(orlop, false)?;
+    std::fs::write(runtime_configuration(&stage), manifests::RUNTIMES.replace("RUNC", &runc.display().to_string()))?;
+    let flags = vec![format!("--runtime-config={}", runtime_configuration(&stage).display())];
+    let mut fleet = Fleet::start(stage, &programs, Setting { flags, ..Setting::default() })?;
     for (number, (title, check)) in (1..).zip(POINTS) {
         let begin = Instant::now();
         match check(&mut fleet) {
@@ -99,12 +111,7 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
 }
 
 impl Fleet {
-    fn start(orlop: &Path, programs: &Path, claim_driver: PathBuf, runc: &Path) -> anyhow::Result<Self> {
-        let stage = Stage::set_up(orlop, false)?;
-        std::fs::write(
-            runtime_configuration(&stage),
-            manifests::RUNTIMES.replace("RUNC", &runc.display().to_string()),
-        )?;
+    fn start(stage: Stage, programs: &Path, setting: Setting) -> anyhow::Result<Self> {
         netns::add_address(IpAddr::V4(ADDRESS))?;
         let options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
         let mut plane = ControlPlane::start(programs, &stage.dir.path().join("plane"), options)?;
@@ -115,8 +122,8 @@ impl Fleet {
             plane.grant(binding, role, group)?;
         }
         let proxy_kubeconfig = plane.proxy_kubeconfig()?;
-        let node = spawn(&stage, &plane, &bootstrap_kubeconfig, &proxy_kubeconfig, &[])?;
-        Ok(Self { stage, plane, node, bootstrap_kubeconfig, proxy_kubeconfig, claim_driver })
+        let node = spawn(&stage, &plane, &bootstrap_kubeconfig, &proxy_kubeconfig, &setting, &[])?;
+        Ok(Self { stage, plane, node, setting, bootstrap_kubeconfig, proxy_kubeconfig })
     }
 
     /// Starts the daemon again over what runs.
@@ -126,7 +133,8 @@ impl Fleet {
 
     /// As [`Fleet::start_again`], with more flags.
     fn start_again_with(&mut self, flags: &[&str]) -> anyhow::Result<()> {
-        self.node = spawn(&self.stage, &self.plane, &self.bootstrap_kubeconfig, &self.proxy_kubeconfig, flags)?;
+        let (bootstrap, proxy) = (&self.bootstrap_kubeconfig, &self.proxy_kubeconfig);
+        self.node = spawn(&self.stage, &self.plane, bootstrap, proxy, &self.setting, flags)?;
         Ok(())
     }
 
@@ -200,7 +208,15 @@ impl Drop for Fleet {
         // A node alone, with nothing to run, removes the pods that it finds.
         let empty = self.stage.dir.path().join("empty");
         let _ = std::fs::create_dir_all(&empty);
-        let up = self.stage.orlop().arg("up").arg("--detach").arg(&empty).stdout(Stdio::null()).status();
+        let up = self
+            .stage
+            .orlop()
+            .arg("up")
+            .args(&self.setting.flags)
+            .arg("--detach")
+            .arg(&empty)
+            .stdout(Stdio::null())
+            .status();
         if up.is_ok_and(|status| status.success()) {
             let _ = self.orlop(&["down"]);
         }
@@ -221,18 +237,25 @@ fn log_file(stage: &Stage) -> PathBuf {
     stage.dir.path().join("orlop.log")
 }
 
-fn spawn(stage: &Stage, plane: &ControlPlane, bootstrap: &Path, proxy: &Path, flags: &[&str]) -> anyhow::Result<Child> {
+fn spawn(
+    stage: &Stage,
+    plane: &ControlPlane,
+    bootstrap: &Path,
+    proxy: &Path,
+    setting: &Setting,
+    flags: &[&str],
+) -> anyhow::Result<Child> {
     let config = stage.dir.path().join("kubelet.yaml");
-    std::fs::write(&config, manifests::joining_configuration(plane, &static_pods(stage))?)?;
+    std::fs::write(&config, manifests::joining_configuration(plane, &static_pods(stage))? + &setting.configuration)?;
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log_file(stage))?;
     let mut node: Command = stage.orlop();
     node.env("ORLOP_LOG", "info").arg("node").arg("--kubeconfig").arg(stage.dir.path().join("kubelet.conf"));
     node.arg("--bootstrap-kubeconfig").arg(bootstrap);
     node.arg("--proxy-kubeconfig").arg(proxy).arg("--config").arg(config);
-    node.arg("--runtime-config").arg(runtime_configuration(stage));
     node.arg("--service-cidr").arg(&plane.options().service_range);
     node.args(["--hostname-override", NODE, "--node-labels", "deck=lower", "--node-ip"])
         .arg(ADDRESS.to_string())
+        .args(&setting.flags)
         .args(flags);
     node.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start orlop node")
 }

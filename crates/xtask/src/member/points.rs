@@ -24,7 +24,7 @@ fn is_ready(pod: &Value) -> bool {
     condition(pod, "Ready") == Some("True") && pod["metadata"]["deletionTimestamp"].is_null()
 }
 
-fn name(object: &Value) -> &str {
+pub(super) fn name(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
 }
 
@@ -239,7 +239,9 @@ pub(super) fn claims(fleet: &mut Fleet) -> anyhow::Result<String> {
     // As an operator's manifest makes it for the driver.
     std::fs::create_dir_all(root.join("plugins").join(DRIVER))?;
     let (words, log) = ([&words[..], &places].concat(), fleet.stage.dir.path().join("rigging.log"));
-    let mut driver = Daemon::new(fleet.plane.nursery(), &fleet.claim_driver, words, log);
+    // It was built before the network became private.
+    let program = testkit::go::build(&testkit::go::DRA_TEST_DRIVER)?;
+    let mut driver = Daemon::new(fleet.plane.nursery(), &program, words, log);
     driver.start()?;
     let slices = |fleet: &Fleet| -> anyhow::Result<usize> {
         let all = fleet.get("resourceslices")?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
+use clap::ValueEnum as _;
 use testkit::host::{self, Tool};
 use testkit::{callers, go, suite};
 
@@ -54,6 +55,8 @@ enum Part {
     Faults,
     /// A node of a real control plane.
     Member,
+    /// A node of a real control plane whose daemon is killed in the middle of everything.
+    Restarts,
     /// The service proxy beside upstream's.
     Proxy,
 }
@@ -71,6 +74,7 @@ impl Part {
                 voyage(options, count, crate::member::kubeadm::run)?;
                 voyage(options, count, crate::member::foreign::run)
             }
+            Self::Restarts => voyage(options, count, crate::member::restarts::run),
             Self::Proxy => voyage(options, count, crate::conformance::proxy::quick),
         }
     }
@@ -81,7 +85,7 @@ impl Options {
         match self.only {
             Some(part) => vec![part],
             None if self.quick => vec![Part::Crates],
-            None => vec![Part::Crates, Part::Vm, Part::Voyage, Part::Trials, Part::Faults, Part::Member, Part::Proxy],
+            None => Part::value_variants().to_vec(),
         }
     }
 }
