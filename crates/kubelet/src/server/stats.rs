@@ -4,6 +4,7 @@ use cluster::Store;
 use cri::{Error, RuntimeService, v1};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use sys::cgroup::Pressure;
 
 use crate::generate::label;
 use crate::volumes::{Usage, VolumeStats, Volumes};
@@ -16,9 +17,12 @@ pub(super) async fn summary(runtime: &dyn RuntimeService, node: &str) -> Result<
     Ok(json!({
         "node": {
             "nodeName": node,
-            "cpu": {"time": now(), "usageCoreNanoSeconds": host.cpu_ns},
+            "cpu": {"time": now(), "usageCoreNanoSeconds": host.cpu_ns, "psi": of_machine("cpu")},
             "memory": {"time": now(), "availableBytes": host.memory_available,
-                "workingSetBytes": host.memory_total.saturating_sub(host.memory_available)},
+                "workingSetBytes": host.memory_total.saturating_sub(host.memory_available), "psi": of_machine("memory")},
+            "io": of_machine("io").map(|psi| json!({"time": now(), "psi": psi})),
+            "swap": {"time": now(), "swapAvailableBytes": host.swap_free,
+                "swapUsageBytes": host.swap_total.saturating_sub(host.swap_free)},
         },
         "pods": pods,
     }))
@@ -51,6 +55,47 @@ fn volume(stats: &VolumeStats) -> Value {
     shown
 }
 
+/// How long the machine's tasks have waited for something, where its kernel measures it.
+fn of_machine(what: &str) -> Option<Value> {
+    let pressure = Pressure::of_machine(what)?;
+    // The kernel counts microseconds, the API nanoseconds.
+    let part = |([avg10, avg60, avg300], total): ([f64; 3], u64)| {
+        waited(&v1::PsiData { total: total.saturating_mul(1000), avg10, avg60, avg300 })
+    };
+    Some(json!({"full": part(pressure.full), "some": part(pressure.some)}))
+}
+
+/// As [`of_machine`], of a control group.
+fn psi(stats: &v1::PsiStats) -> Value {
+    let part = |data: &Option<v1::PsiData>| waited(&data.unwrap_or_default());
+    json!({"full": part(&stats.full), "some": part(&stats.some)})
+}
+
+fn waited(data: &v1::PsiData) -> Value {
+    json!({"total": data.total, "avg10": data.avg10, "avg60": data.avg60, "avg300": data.avg300})
+}
+
+fn io(usage: &v1::IoUsage) -> Value {
+    json!({"time": time(usage.timestamp), "psi": usage.psi.as_ref().map(psi)})
+}
+
+fn swap(usage: &v1::SwapUsage) -> Value {
+    json!({"time": time(usage.timestamp), "swapAvailableBytes": number(&usage.swap_available_bytes),
+        "swapUsageBytes": number(&usage.swap_usage_bytes)})
+}
+
+/// What a pod's containers swap together, which the CRI does not count.
+fn containers_swap(pod: &v1::LinuxPodSandboxStats) -> Option<Value> {
+    let all: Vec<&v1::SwapUsage> = pod.containers.iter().filter_map(|container| container.swap.as_ref()).collect();
+    let sum = |of: fn(&v1::SwapUsage) -> &Option<v1::UInt64Value>| -> Option<v1::UInt64Value> {
+        let value = all.iter().filter_map(|usage| number(of(usage))).reduce(u64::saturating_add)?;
+        Some(v1::UInt64Value { value })
+    };
+    let timestamp = all.iter().map(|usage| usage.timestamp).max()?;
+    let (available, used) = (sum(|usage| &usage.swap_available_bytes), sum(|usage| &usage.swap_usage_bytes));
+    Some(swap(&v1::SwapUsage { timestamp, swap_available_bytes: available, swap_usage_bytes: used }))
+}
+
 fn now() -> String {
     Timestamp::now().to_string()
 }
@@ -76,6 +121,8 @@ fn pod(stats: &v1::PodSandboxStats) -> Option<Value> {
         "containers": containers,
         "cpu": linux.cpu.as_ref().map(cpu),
         "memory": linux.memory.as_ref().map(memory),
+        "io": linux.io.as_ref().map(io),
+        "swap": containers_swap(linux),
         "network": network.map(|(at, interface)| json!({
             "time": time(at), "name": interface.name,
             "rxBytes": number(&interface.rx_bytes), "rxErrors": number(&interface.rx_errors),
@@ -91,6 +138,8 @@ fn container(stats: &v1::ContainerStats) -> Option<Value> {
         "name": stats.attributes.as_ref()?.metadata.as_ref()?.name,
         "cpu": stats.cpu.as_ref().map(cpu),
         "memory": stats.memory.as_ref().map(memory),
+        "io": stats.io.as_ref().map(io),
+        "swap": stats.swap.as_ref().map(swap),
         "rootfs": layer.map(|layer| json!({"time": time(layer.timestamp), "usedBytes": number(&layer.used_bytes),
             "inodesUsed": number(&layer.inodes_used)})),
     }))
@@ -98,14 +147,14 @@ fn container(stats: &v1::ContainerStats) -> Option<Value> {
 
 fn cpu(usage: &v1::CpuUsage) -> Value {
     json!({"time": time(usage.timestamp), "usageNanoCores": number(&usage.usage_nano_cores),
-        "usageCoreNanoSeconds": number(&usage.usage_core_nano_seconds)})
+        "usageCoreNanoSeconds": number(&usage.usage_core_nano_seconds), "psi": usage.psi.as_ref().map(psi)})
 }
 
 fn memory(usage: &v1::MemoryUsage) -> Value {
     json!({"time": time(usage.timestamp), "workingSetBytes": number(&usage.working_set_bytes),
         "availableBytes": number(&usage.available_bytes), "usageBytes": number(&usage.usage_bytes),
         "rssBytes": number(&usage.rss_bytes), "pageFaults": number(&usage.page_faults),
-        "majorPageFaults": number(&usage.major_page_faults)})
+        "majorPageFaults": number(&usage.major_page_faults), "psi": usage.psi.as_ref().map(psi)})
 }
 
 /// `/runningpods`: what the runtime runs, as pods.
@@ -175,6 +224,29 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pressure_and_swap_of_a_pod() {
+        let some = |value| Some(v1::UInt64Value { value });
+        let swap = |used| v1::SwapUsage { timestamp: 1, swap_available_bytes: some(1), swap_usage_bytes: some(used) };
+        let container = |used| v1::ContainerStats { swap: Some(swap(used)), ..v1::ContainerStats::default() };
+        let waited = v1::PsiData { total: 7, avg10: 1.5, avg60: 0.0, avg300: 0.0 };
+        let cpu =
+            v1::CpuUsage { psi: Some(v1::PsiStats { some: Some(waited), full: None }), ..v1::CpuUsage::default() };
+        let linux = v1::LinuxPodSandboxStats {
+            cpu: Some(cpu),
+            containers: vec![container(2), container(3)],
+            ..v1::LinuxPodSandboxStats::default()
+        };
+        let attributes =
+            v1::PodSandboxAttributes { metadata: Some(v1::PodSandboxMetadata::default()), ..Default::default() };
+        let shown =
+            pod(&v1::PodSandboxStats { attributes: Some(attributes), linux: Some(linux), windows: None }).unwrap();
+        assert_eq!(shown["cpu"]["psi"]["some"], json!({"total": 7, "avg10": 1.5, "avg60": 0.0, "avg300": 0.0}));
+        assert_eq!(shown["cpu"]["psi"]["full"]["total"], 0);
+        assert_eq!((&shown["swap"]["swapUsageBytes"], &shown["swap"]["swapAvailableBytes"]), (&json!(5), &json!(2)));
+        assert_eq!(shown["io"], Value::Null);
+    }
 
     #[test]
     fn the_machine() {

@@ -112,6 +112,11 @@ pub struct Pressure {
 }
 
 impl Pressure {
+    /// Of the whole machine: `cpu`, `memory` or `io`. None where the kernel does not measure it.
+    pub fn of_machine(what: &str) -> Option<Self> {
+        Self::read(&Path::new("/proc/pressure").join(what))
+    }
+
     /// Reads a pressure file.
     pub(super) fn read(file: &Path) -> Option<Self> {
         let text = fs::read_to_string(file).ok()?;
