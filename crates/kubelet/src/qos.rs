@@ -11,6 +11,8 @@
 //!
 //! It stands at the root of the hierarchy, or in the group that the operator names (`cgroupRoot`).
 
+mod memory;
+
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -22,6 +24,8 @@ use pod::{QosClass, spec};
 use sys::cgroup::{Cgroup, Hierarchy, Limits};
 
 use crate::node::machine::{self, binary};
+
+pub use memory::MemoryRules;
 
 /// The fewest `cpu.shares` that the kernel takes (`MIN_SHARES`, kernel/sched/sched.h).
 pub const SHARES_MIN: u64 = 2;
@@ -35,7 +39,7 @@ const QUOTA_MIN_US: i64 = 1000;
 const NODE_CRITICAL: i32 = 2_000_001_000;
 
 /// What operator and machine say about the limits of all pods.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
     /// Most processes of one pod (`podPidsLimit`).
     pub pids: Option<i64>,
@@ -43,11 +47,13 @@ pub struct Rules {
     pub cpu_period_us: Option<u64>,
     /// Sizes of huge pages that the machine has, as `2MB`: pods get none of what they did not ask for.
     pub huge_pages: Vec<String>,
+    /// What only control groups of version 2 can do.
+    pub memory: Option<MemoryRules>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { pids: None, cpu_period_us: Some(PERIOD_US), huge_pages: Vec::new() }
+        Self { pids: None, cpu_period_us: Some(PERIOD_US), huge_pages: Vec::new(), memory: None }
     }
 }
 
@@ -56,7 +62,12 @@ impl Rules {
     pub fn of_machine() -> Self {
         let mut sizes: Vec<u64> = machine::huge_page_sizes(Path::new("/sys/kernel/mm/hugepages")).collect();
         sizes.sort_unstable();
-        Self { huge_pages: sizes.into_iter().map(page_size).collect(), ..Self::default() }
+        let is_unified = Hierarchy::detect().is_ok_and(|hierarchy| hierarchy.is_unified());
+        Self {
+            huge_pages: sizes.into_iter().map(page_size).collect(),
+            memory: is_unified.then(MemoryRules::default),
+            ..Self::default()
+        }
     }
 
     /// Microseconds of CPU time for each period; `None` without a limit.
@@ -142,6 +153,7 @@ pub fn pod_limits(pod: &Pod, rules: &Rules) -> Limits {
         memory_bytes: Some(of_pod(pod, "memory", List::Limits).units()).filter(|bytes| *bytes > 0 && limited("memory")),
         pids: rules.pids,
         hugepages: rules.huge_page_limits(|resource| of_pod(pod, resource, List::Limits).units()),
+        unified: rules.memory.map(|memory| memory.of_pod(pod)).unwrap_or_default(),
         ..Limits::default()
     }
 }
@@ -246,14 +258,17 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives the Burstable class the CPU share that its pods asked for together.
+    /// Gives the Burstable class the CPU share that its pods asked for together, and the groups of many pods what of their
+    /// memory is kept from reclaim.
     ///
     /// # Errors
     /// The group and the kernel's reason.
-    pub fn share<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> sys::Result<()> {
+    pub fn share<'a>(&self, pods: impl Iterator<Item = &'a Pod> + Clone) -> sys::Result<()> {
+        let [all, of_class] = self.rules.memory.and_then(|memory| memory.of_classes(pods.clone())).unwrap_or_default();
+        self.root().set(&self.present(Limits { unified: all, ..Limits::default() }))?;
         let burstable = pods.filter(|pod| QosClass::of(pod) == QosClass::Burstable);
         let milli = burstable.map(|pod| of_pod(pod, "cpu", List::Requests)).sum::<Quantity>().milli();
-        let limits = Limits { cpu_shares: Some(shares(milli)), ..Limits::default() };
+        let limits = Limits { cpu_shares: Some(shares(milli)), unified: of_class, ..Limits::default() };
         self.group(class_group(QosClass::Burstable)).set(&self.present(limits))
     }
 
@@ -275,7 +290,7 @@ impl Tree {
     pub fn resize_pod(&self, pod: &Pod, part: Part) -> sys::Result<()> {
         let all = pod_limits(pod, &self.rules);
         let limits = match part {
-            Part::Memory => Limits { memory_bytes: all.memory_bytes, ..Limits::default() },
+            Part::Memory => Limits { memory_bytes: all.memory_bytes, unified: all.unified, ..Limits::default() },
             Part::Quota => {
                 Limits { cpu_quota_us: all.cpu_quota_us, cpu_period_us: all.cpu_period_us, ..Limits::default() }
             }
@@ -314,6 +329,8 @@ impl Tree {
             memory_bytes: limits.memory_bytes.filter(|_| has("memory")),
             pids: limits.pids.filter(|_| has("pids")),
             hugepages: if has("hugetlb") { limits.hugepages } else { Vec::new() },
+            // All of them are of memory.
+            unified: if has("memory") { limits.unified } else { Vec::new() },
             ..limits
         }
     }

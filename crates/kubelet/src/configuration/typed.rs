@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::node::pressure::Policy;
 use crate::node::shutdown::Period;
+use crate::qos::MemoryRules;
 use crate::resources::policies::Policies;
 use crate::server::secure::Holds;
 
@@ -93,6 +94,9 @@ pub struct Configuration {
     pub pulls_max: Option<usize>,
     /// Whether containers get a share of the machine's swap (`memorySwap.swapBehavior: LimitedSwap`).
     pub limited_swap: bool,
+    /// What control groups of version 2 do for memory (`singleProcessOOMKill`, `memoryThrottlingFactor`,
+    /// `memoryReservationPolicy`).
+    pub memory: MemoryRules,
     /// Whether a machine that swaps is refused. Upstream refuses it unless told not to; here containers get no swap anyway, so
     /// the operator has to say so.
     pub fail_swap_on: bool,
@@ -235,6 +239,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         pod_logs_dir: upkeep::pod_logs_dir(&mut reader),
         pulls_max: pulls_max(&mut reader),
         limited_swap: limited_swap(&mut reader),
+        memory: resources::memory_of_containers(&mut reader),
         fail_swap_on: reader.flag("failSwapOn", false),
         pod_pids_limit: Some(reader.number("podPidsLimit", -1)).filter(|limit: &i64| *limit > 0),
         cpu_period_us: resources::cpu_period(&mut reader),
@@ -514,6 +519,17 @@ mod tests {
         let expect = ManifestUrl { url: "http://s/p".to_owned(), headers, every: Duration::from_secs(5) };
         assert_eq!(read(&written).unwrap().static_pod_url, Some(expect));
         assert!(read(&json!({"staticPodURL": "http://s/p", "staticPodURLHeader": {"a": "b"}})).is_err());
+    }
+
+    #[test]
+    fn memory_of_version_2() {
+        assert_eq!(read(&json!({})).unwrap().memory, MemoryRules::default());
+        let chosen = json!({"singleProcessOOMKill": true, "memoryThrottlingFactor": 0.5,
+            "memoryReservationPolicy": "TieredReservation"});
+        let expect = MemoryRules { single_kill: Some(true), throttling_factor: Some(0.5), reserves: true };
+        assert_eq!(read(&chosen).unwrap().memory, expect);
+        let wrong = json!({"memoryThrottlingFactor": 1.5, "memoryReservationPolicy": "All"});
+        assert_eq!(read(&wrong).unwrap_err().len(), 2);
     }
 
     #[test]

@@ -17,13 +17,14 @@ use cri::v1;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use pod::QosClass;
 use pod::spec::{self, Role};
+use sys::cgroup::Cgroup;
 
 use crate::admission::is_critical;
 use crate::env::{self, EnvError, Environment, Sources};
 use crate::facts::NodeFacts;
 use crate::hosts::{self, ClusterDns, NameError};
 use crate::paths::Paths;
-use crate::qos;
+use crate::qos::{self, Tree};
 
 pub use identity::{annotation, container_hash, label};
 pub(crate) use security::is_privileged;
@@ -59,8 +60,14 @@ pub struct Config {
 
 impl Config {
     /// The configuration for this machine: its resolver settings, which may be elsewhere than in the usual place and may be
-    /// missing, and how its kernel limits swap.
-    pub fn of_machine(paths: Paths, node: NodeFacts, dns: ClusterDns, resolv_conf: Option<&Path>) -> Self {
+    /// missing, and how its kernel limits the swap of `groups`, which are there.
+    pub fn of_machine(
+        paths: Paths,
+        node: NodeFacts,
+        dns: ClusterDns,
+        resolv_conf: Option<&Path>,
+        groups: &Tree,
+    ) -> Self {
         let resolver = fs::read_to_string(resolv_conf.unwrap_or(Path::new(RESOLV_CONF))).unwrap_or_default();
         Self {
             paths,
@@ -69,7 +76,7 @@ impl Config {
             dns,
             host_dns: hosts::parse_resolv_conf(&resolver),
             seccomp_default: false,
-            swap: Swap::of_machine(),
+            swap: Swap::of(&groups.root()),
             shared_swap_bytes: 0,
             rules: qos::Rules::of_machine(),
         }
@@ -91,15 +98,11 @@ pub enum Swap {
 }
 
 impl Swap {
-    /// Of this machine: version 2 does where a group has the file.
-    fn of_machine() -> Self {
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let unified = own.lines().find_map(|line| line.strip_prefix("0::"));
-        let in_two = unified.is_some_and(|group| {
-            Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/')).join(SWAP_MAX).exists()
-        });
-        let in_one = Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
-        match (in_two, in_one) {
+    /// Of this group. The daemon's own would not tell: one at the root of version 2, or whose memory is not accounted, has no
+    /// such file.
+    fn of(group: &Cgroup) -> Self {
+        let has = |file: &str| group.directories().iter().any(|dir| dir.join(file).exists());
+        match (has(SWAP_MAX), has("memory.memsw.limit_in_bytes")) {
             (true, _) => Self::Alone,
             (false, true) => Self::WithMemory,
             (false, false) => Self::Unlimited,
@@ -344,14 +347,20 @@ pub(crate) fn resources(config: &Config, pod: &Pod, role: Role, container: &Cont
         cpu_shares: signed(qos::shares(asked)),
         memory_limit_in_bytes: memory,
         memory_swap_limit_in_bytes: if config.swap == Swap::WithMemory { memory } else { 0 },
-        unified: (config.swap == Swap::Alone)
-            .then(|| (SWAP_MAX.to_owned(), swap_bytes(config, pod, container).to_string()))
-            .into_iter()
-            .collect(),
+        unified: unified(config, pod, container).collect(),
         oom_score_adj: qos::oom_score_adj(pod, role, container, config.node.memory_bytes),
         hugepage_limits: hugepages(config, |resource| limit(resource).units()),
         ..v1::LinuxContainerResources::default()
     }
+}
+
+/// What only control groups of version 2 can do.
+fn unified(config: &Config, pod: &Pod, container: &Container) -> impl Iterator<Item = (String, String)> + use<> {
+    let swap =
+        (config.swap == Swap::Alone).then(|| (SWAP_MAX.to_owned(), swap_bytes(config, pod, container).to_string()));
+    let allocatable = config.node.allocatable.get("memory").map(|amount| amount.units());
+    let memory = config.rules.memory.map(|memory| memory.of_container(pod, container, allocatable));
+    swap.into_iter().chain(memory.unwrap_or_default())
 }
 
 /// What a container may swap: its part of the machine's swap is that of the machine's memory which it asks for, as upstream

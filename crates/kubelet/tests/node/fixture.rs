@@ -383,7 +383,7 @@ async fn start_kubelet_in(
     let config = kubelet::Config {
         generate: generate::Config {
             cgroup_root: cgroup_root.to_owned(),
-            ..generate::Config::of_machine(paths, node, dns, None)
+            ..generate::Config::of_machine(paths, node, dns, None, &groups)
         },
         records_dir: dir.join("records"),
         barrier_timeout: Duration::ZERO,

@@ -115,7 +115,7 @@ impl Agent {
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
         let paths = config.paths();
         let groups = groups_of_pods(&config)?;
-        let kubelet_config = kubelet_config(&config, &base);
+        let kubelet_config = kubelet_config(&config, &base, &groups);
         let proxy = config.proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
         let metrics: Arc<Metrics> = Arc::default();
         let given = resources::Config { policies: config.policies, ..resources::Config::plain(paths.root.clone()) };
@@ -271,7 +271,7 @@ fn groups_of_pods(config: &Config) -> anyhow::Result<Tree> {
     Ok(groups)
 }
 
-fn kubelet_config(config: &Config, base: &Base) -> kubelet::Config {
+fn kubelet_config(config: &Config, base: &Base, groups: &Tree) -> kubelet::Config {
     let (facts, dns, pods) = (config.facts.clone(), config.dns.clone(), &config.pods);
     kubelet::Config {
         generate: generate::Config {
@@ -279,7 +279,7 @@ fn kubelet_config(config: &Config, base: &Base) -> kubelet::Config {
             seccomp_default: pods.seccomp_default,
             rules: pods.limits.clone(),
             shared_swap_bytes: pods.shared_swap_bytes,
-            ..generate::Config::of_machine(config.paths(), facts, dns, config.resolv_conf.as_deref())
+            ..generate::Config::of_machine(config.paths(), facts, dns, config.resolv_conf.as_deref(), groups)
         },
         records_dir: config.layout.state_dir.join("pods"),
         barrier_timeout: BARRIER,

@@ -164,10 +164,17 @@ fn machine(settings: &MemberSettings) -> anyhow::Result<Machine> {
     if configuration.fail_swap_on && machine.info.swap.is_some() {
         bail!("this machine swaps, and `failSwapOn` is true; switch swap off (swapoff -a), or set it to false");
     }
-    if configuration.limited_swap && !sys::cgroup::Hierarchy::detect()?.is_unified() {
-        bail!(
-            "`memorySwap.swapBehavior: LimitedSwap` needs control groups of version 2, which this machine does not have"
-        );
+    let memory = configuration.memory;
+    let wants_version_2 = [
+        ("memorySwap.swapBehavior: LimitedSwap", configuration.limited_swap),
+        ("singleProcessOOMKill: false", memory.single_kill == Some(false)),
+        ("memoryThrottlingFactor", memory.throttling_factor.is_some()),
+        ("memoryReservationPolicy: TieredReservation", memory.reserves),
+    ];
+    if let Some((field, _)) = wants_version_2.iter().find(|(_, wanted)| *wanted)
+        && !sys::cgroup::Hierarchy::detect()?.is_unified()
+    {
+        bail!("`{field}` needs control groups of version 2, which this machine does not have");
     }
     if !configuration.eviction.local_storage {
         machine.capacity.remove("ephemeral-storage");
@@ -324,11 +331,13 @@ fn pod_rules(configuration: &Configuration, node: &NodeConfig, machine: &Machine
     let reserved = node.reserved.get("memory").map_or(0, |amount| amount.units());
     let memory = machine.capacity.get("memory").map(|amount| amount.units().saturating_sub(reserved));
     let swap = machine.info.swap.as_ref().and_then(|swap| swap.capacity);
+    let machine_rules = qos::Rules::of_machine();
     PodRules {
         limits: qos::Rules {
             pids: configuration.pod_pids_limit,
             cpu_period_us: configuration.cpu_period_us,
-            ..qos::Rules::of_machine()
+            memory: machine_rules.memory.map(|_| configuration.memory),
+            ..machine_rules
         },
         memory_bytes: memory.filter(|bytes| configuration.enforced.pods && *bytes > 0),
         seccomp_default: configuration.seccomp_default,

@@ -8,6 +8,7 @@ use pod::quantity::Quantity;
 use serde_json::Value;
 
 use super::{Enforced, EnforcedGroup};
+use crate::qos::MemoryRules;
 use crate::resources::cpu::{self, CpuSet, Reserved};
 use crate::resources::policies::{Policies, Scope, Topology};
 use crate::resources::{memory as memory_manager, topology as topology_manager};
@@ -55,6 +56,27 @@ pub(super) fn enforced(reader: &mut Reader<'_>) -> Enforced {
         enforced.groups.push(EnforcedGroup { field, path, reserved: amounts(reader, given), cpu_only });
     }
     enforced
+}
+
+pub(super) fn memory_of_containers(reader: &mut Reader<'_>) -> MemoryRules {
+    const FACTOR: &str = "memoryThrottlingFactor";
+    const POLICY: &str = "memoryReservationPolicy";
+    let factor = reader.get(FACTOR).and_then(Value::as_f64);
+    if factor.is_some_and(|factor| factor <= 0.0 || factor > 1.0) {
+        reader.fault(FACTOR, "it has to be above 0 and at most 1");
+    }
+    let policy = reader.text(POLICY);
+    if !matches!(policy.as_deref(), None | Some("None" | "TieredReservation")) {
+        reader.fault(
+            POLICY,
+            format!("{:?} is neither None nor TieredReservation", policy.as_deref().unwrap_or_default()),
+        );
+    }
+    MemoryRules {
+        single_kill: reader.get("singleProcessOOMKill").and_then(Value::as_bool),
+        throttling_factor: factor,
+        reserves: policy.as_deref() == Some("TieredReservation"),
+    }
 }
 
 /// Quantities by resource. Those that are none have been told of.
