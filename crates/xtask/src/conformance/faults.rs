@@ -8,20 +8,18 @@
 //! A call that a kill has cut off is made again, as a node agent makes it: it joins what it left or finds it done. What each
 //! container prints and how it ends is known before; in the end nothing may be left.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use cri::{Error, ImageService as _, RuntimeService as _, v1};
+use cri::{Error, RuntimeService as _, v1};
 use fuzz::Dice;
-use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
+use super::served::{self, Daemon, IMAGE, fsck, group_of, nothing_is_left, print_log};
 use crate::demo::Stage;
 use crate::voyage::leftovers;
 use crate::workspace::build_release;
@@ -45,8 +43,6 @@ pub(crate) struct FaultsOptions {
 
 /// Kills in a run of all tests.
 const QUICK: FaultsOptions = FaultsOptions { kills: 10, pods: 4, seed: None, orlop: None };
-/// The name of the image in the stage's registry.
-const IMAGE: &str = "docker.io/library/busybox:latest";
 /// No call, and no pod, takes longer, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The longest time between two kills.
@@ -86,47 +82,9 @@ fn try_with(orlop: &Path, options: &FaultsOptions) -> anyhow::Result<usize> {
     Ok(1)
 }
 
-/// What `orlop fsck` says, of others on this machine too.
-fn fsck(stage: &Stage) -> anyhow::Result<Vec<String>> {
-    let output = stage.orlop().arg("fsck").output().context("start orlop fsck")?;
-    ensure!(output.stderr.is_empty(), "orlop fsck: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
-}
-
 fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or_default()
-}
-
-fn print_log(stage: &Stage) {
-    let log = std::fs::read_to_string(stage.dir.path().join("orlop.log")).unwrap_or_default();
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(60)..].iter().for_each(|line| println!("{line}"));
-}
-
-/// The bridge and the table stay for the next runtime; what belongs to a pod must be gone.
-fn nothing_is_left(stage: &Stage, before: &[String]) -> anyhow::Result<()> {
-    let of_pods = |line: &String| {
-        let of_network = line.starts_with("interface ") || line.starts_with("nft ");
-        let of_daemon = line.starts_with("file ");
-        !of_network && !of_daemon
-    };
-    let mut left: Vec<String> = leftovers::since(before, stage.dir.path())?.into_iter().filter(of_pods).collect();
-    for dir in ["run/sandboxes", "state/images/rootfs"] {
-        let entries = std::fs::read_dir(stage.dir.path().join(dir)).into_iter().flatten().flatten();
-        left.extend(entries.map(|entry| format!("{dir} {}", entry.file_name().display())));
-    }
-    // The parent of all is the caller's own, as a kubelet's is.
-    let group = group_of(stage);
-    let groups = leftovers::control_groups_named(&group)?;
-    left.extend(groups.into_iter().filter(|line| !line.ends_with(&group)));
-    ensure!(left.is_empty(), "left behind:\n  {}", left.join("\n  "));
-    testkit::groups::remove(Path::new(&group).as_os_str())
-}
-
-/// The control group of the pods of a stage.
-fn group_of(stage: &Stage) -> String {
-    stage.dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// What there was to do.
@@ -192,55 +150,6 @@ async fn kill(
     Ok(daemon)
 }
 
-/// A running `orlop runtime`.
-struct Daemon {
-    process: Child,
-    socket: PathBuf,
-}
-
-impl Daemon {
-    /// Starts it and waits until it serves.
-    fn start(stage: &Stage) -> anyhow::Result<Self> {
-        let dir = stage.dir.path();
-        let socket = dir.join("cri.sock");
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("orlop.log"))?;
-        let mut command = stage.orlop();
-        command.env("ORLOP_LOG", "info").arg("runtime").arg("--listen").arg(format!("unix://{}", socket.display()));
-        command.arg("--cni-conf-dir").arg(dir.join("no-cni"));
-        let mut process =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().context("start orlop")?;
-        let stdout = process.stdout.take().context("stdout is piped")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        let daemon = Self { process, socket };
-        ensure!(line.contains("CRI on"), "the runtime did not start again: {line:?}");
-        Ok(daemon)
-    }
-
-    fn kill(&mut self) -> anyhow::Result<()> {
-        self.process.kill()?;
-        self.process.wait()?;
-        Ok(())
-    }
-
-    /// Asks it to end, as a service manager does.
-    fn end(mut self) -> anyhow::Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.process.id())?).context("a process id")?;
-        kill_process(pid, Signal::TERM)?;
-        let status = self.process.wait()?;
-        ensure!(status.success(), "the runtime ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It has ended already, unless something failed.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 /// What all workers know.
 #[derive(Clone)]
 struct Shared {
@@ -263,9 +172,7 @@ impl Shared {
     }
 
     async fn pull(&self) -> anyhow::Result<()> {
-        let image = Some(v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() });
-        self.client()?.pull_image(v1::PullImageRequest { image, ..Default::default() }).await?;
-        Ok(())
+        served::pull(&self.client()?).await
     }
 
     /// Makes a call until it is answered by a daemon that lived from its beginning to its end; whether it was cut off before.

@@ -1,11 +1,12 @@
 //! `conformance`: the suites that others publish, run against orlop; upstream's service proxy beside ours; and the runtime under
-//! faults.
+//! faults and under thousands of pods.
 //!
 //! ```text
 //! node ──► private network namespace ─► control plane, registry, node ─► ginkgo ─► e2e.test × procs ─► report.json
 //! cri  ──► the same ──────────────────► registry, runtime ─────────────► ginkgo ─► critest × procs ──► report.json
 //! ```
 
+pub(crate) mod churn;
 mod cluster;
 mod contained;
 mod cri;
@@ -15,6 +16,7 @@ mod machine;
 mod node;
 mod outcome;
 pub(crate) mod proxy;
+mod served;
 mod suite;
 
 use std::path::{Path, PathBuf};
@@ -41,6 +43,8 @@ pub(crate) enum Conformance {
     Proxy(proxy::ProxyOptions),
     /// The runtime alone, killed at random moments while pods begin, exec, log and end
     Faults(faults::FaultsOptions),
+    /// The runtime alone, while thousands of pods come and go: nothing of them may stay
+    Churn(churn::ChurnOptions),
 }
 
 /// How to run the tests of nodes.
@@ -88,6 +92,7 @@ pub(crate) fn run(conformance: &Conformance) -> anyhow::Result<()> {
         Conformance::Cri(options) => cri::run(options),
         Conformance::Proxy(options) => proxy::run(options),
         Conformance::Faults(options) => faults::run(options),
+        Conformance::Churn(options) => churn::run(options),
     }
 }
 

@@ -51,7 +51,7 @@ enum Part {
     Voyage,
     /// Bad input and faults on a whole node.
     Trials,
-    /// The runtime, killed at random moments.
+    /// The runtime, killed at random moments, and while hundreds of pods come and go.
     Faults,
     /// A node of a real control plane.
     Member,
@@ -68,7 +68,10 @@ impl Part {
             Self::Vm => vm::run(count),
             Self::Voyage => voyage(options, count, crate::demo::once),
             Self::Trials => voyage(options, count, crate::demo::try_faults),
-            Self::Faults => voyage(options, count, crate::conformance::faults::quick),
+            Self::Faults => {
+                voyage(options, count, crate::conformance::faults::quick)?;
+                voyage(options, count, crate::conformance::churn::quick)
+            }
             Self::Member => {
                 voyage(options, count, crate::member::run)?;
                 voyage(options, count, crate::member::kubeadm::run)?;

@@ -30,7 +30,8 @@ fn mounts(stage: &Path) -> anyhow::Result<Vec<String>> {
     Ok(table.lines().filter(ours).map(|line| format!("mount {line}")).collect())
 }
 
-fn interfaces() -> anyhow::Result<Vec<String>> {
+/// The network interfaces here, but for loopback.
+pub(crate) fn interfaces() -> anyhow::Result<Vec<String>> {
     let text = String::from_utf8(output(Command::new("ip").args(["-o", "link"]))?)?;
     Ok(text.lines().filter(|line| !line.contains(" lo:")).map(|line| format!("interface {line}")).collect())
 }
