@@ -396,7 +396,7 @@ fn a_killed_daemon_leaves_nothing_half_made() {
 }
 
 /// The process id of a pod's keeper.
-async fn keeper_of(node: &Node, sandbox: &str) -> u32 {
+pub(crate) async fn keeper_of(node: &Node, sandbox: &str) -> u32 {
     let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: true };
     let info = node.runtime.pod_sandbox_status(request).await.unwrap().info;
     let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();

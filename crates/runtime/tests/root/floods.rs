@@ -11,6 +11,7 @@ use cri::{RuntimeService as _, v1};
 use sys::cgroup::{Hierarchy, Limits};
 use testkit::serial::Test;
 
+use crate::adoption::keeper_of;
 use crate::fixture::{Ground, Node, Pod, groups, on_a_node, run, script_config, zygote};
 use crate::streams::{Client, exec};
 
@@ -19,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("zombies_are_reaped_or_end_with_their_container", zombies),
     ("want_of_memory_in_an_exec_costs_the_exec", memory_of_an_exec),
     ("want_of_memory_in_one_container_costs_no_other", memory_of_a_neighbour),
+    ("want_of_memory_in_a_pod_spares_its_keeper", memory_of_a_pod),
     ("a_client_that_does_not_read_holds_up_its_own_exec", unread_output),
     ("a_terminal_that_nobody_reads_holds_up_its_own_program", unread_terminal),
     ("a_full_disk_of_logs_costs_lines_and_no_container", full_logs),
@@ -183,6 +185,43 @@ fn memory_of_a_neighbour() {
             let status = node.exited(&container).await;
             assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
         }
+        let lines = node.log("memory").len();
+        while node.log("memory").len() <= lines + 10 {
+            tokio::task::yield_now().await;
+        }
+        node
+    });
+}
+
+/// The limit is that of the whole pod, in whose control group its keeper lives: who takes the most ends, and all is told.
+fn memory_of_a_pod() {
+    const POD_MAX: i64 = 32 << 20;
+    on_a_node(|node| async {
+        let pod = node.pod("memory", "while :; do echo on; sleep 0.01; done").await;
+        let group = Hierarchy::detect().unwrap().group(format!("{}/{}", node.places.group, pod.sandbox));
+        let keeper = keeper_of(&node, &pod.sandbox).await;
+        // With version 1 it moves there a moment later.
+        let is_in = |dir: &std::path::PathBuf| {
+            let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+            text.lines().any(|line| line == keeper.to_string())
+        };
+        let is_there = async {
+            while !group.child(&pod.sandbox).directories().iter().all(is_in) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), is_there).await.expect("the keeper is in its pod's group");
+        let limits = Limits { memory_bytes: Some(POD_MAX), memory_swap_bytes: Some(POD_MAX), ..Limits::default() };
+        group.set(&limits).unwrap();
+        for name in ["one", "two", "three"] {
+            let mut request = script_config(name, "");
+            request.command = GREED.iter().map(|&word| word.to_owned()).collect();
+            let container = started(&node, &pod, request).await;
+            let status = node.exited(&container).await;
+            assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{name}");
+        }
+        assert_eq!(node.sandbox_status(&pod.sandbox).await.state(), v1::PodSandboxState::SandboxReady);
+        assert_eq!(keeper_of(&node, &pod.sandbox).await, keeper);
         let lines = node.log("memory").len();
         while node.log("memory").len() <= lines + 10 {
             tokio::task::yield_now().await;
