@@ -27,6 +27,8 @@ enum Kind {
     Command,
     /// Its tests, as a program.
     Tests,
+    /// The same, of a package that has nothing else.
+    TestsAlone,
     /// The program of another package, in the version that this one needs.
     Needed(&'static str),
     /// A program of the project itself, which uses the package: its source.
@@ -149,6 +151,13 @@ pub const KUBE_PROXY: Program = KUBERNETES.program("kube-proxy", "cmd/kube-proxy
 pub const E2E: Program = Program { kind: Kind::Tests, ..KUBERNETES.program("e2e.test", "test/e2e") };
 /// What runs them side by side, in the version that they are written for.
 pub const GINKGO: Program = Program { name: "ginkgo", kind: Kind::Needed("github.com/onsi/ginkgo/v2/ginkgo"), ..E2E };
+
+/// The tests of container runtimes: critest.
+pub const CRITEST: Program = Program {
+    kind: Kind::TestsAlone,
+    ..Module::new("sigs.k8s.io/cri-tools", "v1.37.0").program("critest", "cmd/critest")
+}
+.for_images();
 
 /// The program of most tests of the suites: a server, a client, a prober and more.
 pub const AGNHOST: Program = test_image("agnhost", "test/images/agnhost");
@@ -310,13 +319,15 @@ fn build_into(dir: &Path, program: &Program) -> anyhow::Result<()> {
     let package = format!("{}/{package}", module.path);
     let package = package.trim_end_matches('/');
     let output = dir.join(name).display().to_string();
-    go(&["get", &format!("{package}@{}", module.version)])?;
+    // What has no package to import is got by its module.
+    let wanted = if *kind == Kind::TestsAlone { module.path } else { package };
+    go(&["get", &format!("{wanted}@{}", module.version)])?;
     if let Kind::Own(text) = kind {
         std::fs::write(source.path().join("main.go"), text)?;
     }
     let (make, package) = match kind {
         Kind::Command => (&["build"][..], package),
-        Kind::Tests => (&["test", "-c"][..], package),
+        Kind::Tests | Kind::TestsAlone => (&["test", "-c"][..], package),
         Kind::Needed(other) => (&["build"][..], *other),
         Kind::Own(_) => (&["build"][..], "."),
     };

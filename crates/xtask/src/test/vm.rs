@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use cargo_metadata::{Artifact, Message, TargetKind};
 
 use super::count::Count;
-use crate::lab::vm::{End, Job, News, Outcome, Security, run_jobs};
+use crate::lab::vm::{End, Job, News, Outcome, SELINUX, Security, run_jobs};
 use crate::workspace::{build_release, cargo};
 
 /// Crates that talk to the kernel: their programs in `tests/` run in the machine.
@@ -52,11 +52,8 @@ type Files = fn() -> anyhow::Result<Vec<PathBuf>>;
 const FILES: &[(&str, Files)] =
     &[("oci systemd", || Ok(vec![testkit::debian::managed_disk()?, testkit::go::build(&testkit::go::RUNC)?]))];
 
-/// Programs that need packages of a distribution.
-const NEVER: &[&str] = &["oci callers"];
-
-/// Boots the machine with SELinux in the place of AppArmor.
-const SELINUX: &str = "lsm=lockdown,yama,selinux";
+/// Programs that need packages of a distribution, or files of the workspace.
+const NEVER: &[&str] = &["oci callers", "orlop past"];
 
 /// Programs with tests that need SELinux, all of which have its name.
 const LABELLED: &[&str] = &["runtime root", "oci root"];

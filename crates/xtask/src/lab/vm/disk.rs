@@ -18,7 +18,7 @@ const INIT: &str = include_str!("init.sh");
 const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
 
 /// Programs that tests start or compare with, taken from the host with their libraries; the node needs none of them.
-const PROGRAMS: &[&str] = &["ip", "nft", "conntrack", "docker-registry", "stat"];
+const PROGRAMS: &[&str] = &["ip", "nft", "conntrack", "docker-registry", "stat", "ipcmk"];
 
 /// The host's shell, too: that of busybox takes its own commands before those in `PATH`.
 const SHELL: &str = "/bin/sh";
@@ -67,7 +67,11 @@ pub(super) fn jobs_disk(jobs: &[Job], scratch: &Path) -> anyhow::Result<PathBuf>
     for job in jobs {
         for program in &job.programs {
             let name = program.file_name().with_context(|| format!("{} is no program", program.display()))?;
-            strip(program, &root.join(name))?;
+            if program.is_dir() {
+                host::run(Command::new("cp").arg("-rT").arg(program).arg(root.join(name)))?;
+            } else {
+                strip(program, &root.join(name))?;
+            }
         }
         list.push_str(&format!("{}\t{}\n", job.name, job.command));
     }

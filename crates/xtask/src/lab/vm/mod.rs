@@ -40,6 +40,9 @@ pub(crate) struct Options {
     limit: u64,
 }
 
+/// Boots the machine with SELinux in the place of AppArmor.
+pub(crate) const SELINUX: &str = "lsm=lockdown,yama,selinux";
+
 /// What the lab needs on the host.
 pub(crate) const TOOLS: &[Tool] = &[
     Tool { program: "qemu-system-x86_64", deb: "qemu-system-x86", rpm: "qemu-system-x86-core" },
@@ -50,6 +53,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool::new("mke2fs", "e2fsprogs"),
     Tool::new("strip", "binutils"),
     Tool::new("stat", "coreutils"),
+    Tool::new("ipcmk", "util-linux"),
     Tool { program: "ip", deb: "iproute2", rpm: "iproute" },
     Tool::new("nft", "nftables"),
     Tool { program: "conntrack", deb: "conntrack", rpm: "conntrack-tools" },
@@ -61,7 +65,7 @@ pub(crate) const TOOLS: &[Tool] = &[
 pub(crate) struct Job {
     /// How it is called in reports.
     pub(crate) name: String,
-    /// Files that it needs, found by their names in its `PATH`.
+    /// Files that it needs, found by their names in its `PATH`, and directories, found beside them in `/jobs`.
     pub(crate) programs: Vec<PathBuf>,
     /// One line of shell.
     pub(crate) command: String,

@@ -74,7 +74,7 @@ impl Security {
     }
 
     /// What stands at `/etc/apparmor.d` where the package is installed.
-    fn profiles(&self) -> PathBuf {
+    pub(crate) fn profiles(&self) -> PathBuf {
         self.root.join("etc/apparmor.d")
     }
 }

@@ -1,4 +1,6 @@
-//! `conformance cri`: the tests of container runtimes, which the user brings (critest of kubernetes-sigs/cri-tools).
+//! `conformance cri`: the tests of container runtimes (critest of kubernetes-sigs/cri-tools), here or in a virtual machine.
+
+mod vm;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use testkit::daemon::{Daemon, Nursery};
 use testkit::host::{self, Tool};
 use testkit::registry::Registry;
@@ -34,9 +36,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How to run them.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The program of the tests: `git clone https://github.com/kubernetes-sigs/cri-tools && make -C cri-tools critest`
+    /// The program of the tests, instead of the one that is built from its Go module; static, for the virtual machine
     #[arg(long, value_name = "PROGRAM")]
-    critest: PathBuf,
+    critest: Option<PathBuf>,
+    /// Run them in the virtual machine, one after the other: its kernel has AppArmor, and control groups of version 2
+    #[arg(long, conflicts_with_all = ["runtime_endpoint_of", "inside"])]
+    vm: bool,
+    /// Boot the machine with SELinux instead of AppArmor
+    #[arg(long, requires = "vm")]
+    selinux: bool,
     /// Whose runtime is tested
     #[arg(long, value_enum, value_name = "RUNTIME", default_value = "orlop")]
     runtime_endpoint_of: Whose,
@@ -55,7 +63,7 @@ pub(crate) struct Options {
     /// The directory of another run, as one with containerd: what passed there and does not here is shown apart
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
-    /// Where the report and the logs go, emptied before [default: target/conformance/cri-orlop, or …/cri-containerd]
+    /// Where the report and the logs go, emptied before [default: target/conformance/cri-orlop, …/cri-vm, or the like]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Test this program instead of building one
@@ -79,11 +87,19 @@ enum Whose {
 /// The command.
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     host::install(TOOLS)?;
-    ensure!(options.critest.is_file(), "{} is no program; see --help for how to make it", options.critest.display());
-    let suite = Suite { ginkgo: go::build(&go::GINKGO)?, tests: options.critest.canonicalize()? };
+    let tests = match &options.critest {
+        Some(program) => program.canonicalize().with_context(|| format!("find {}", program.display()))?,
+        None => go::build(&go::CRITEST)?,
+    };
     testkit::suite::build(testkit::suite::ALL)?;
     let under_test = UnderTest::prepared(options)?;
     let output = options.output();
+    if let (true, UnderTest::Orlop(orlop)) = (options.vm, &under_test) {
+        empty(&output, suite::LOG)?;
+        vm::grade(orlop, &tests, options, &output)?;
+        return report(&output, options.against.as_deref());
+    }
+    let suite = Suite { ginkgo: go::build(&go::GINKGO)?, tests };
     if let Some(dir) = &options.inside {
         contained::cover()?;
         return grade(&under_test, suite, dir, options);
@@ -102,6 +118,8 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
 impl Options {
     fn output(&self) -> PathBuf {
         let default = match self.runtime_endpoint_of {
+            Whose::Orlop if self.selinux => "target/conformance/cri-selinux",
+            Whose::Orlop if self.vm => "target/conformance/cri-vm",
             Whose::Orlop => "target/conformance/cri-orlop",
             Whose::Containerd => "target/conformance/cri-containerd",
         };
@@ -112,12 +130,17 @@ impl Options {
         Choice { focus: self.focus.as_deref(), skip: self.skip.as_deref(), labels: None, procs: self.procs }
     }
 
+    /// How critest is told by what it has to stream.
+    fn streams(&self) -> impl Iterator<Item = &'static str> {
+        let words = ["-websocket-exec", "-websocket-attach", "-websocket-portforward"];
+        words.into_iter().filter(|_| self.websocket)
+    }
+
     /// What critest is told.
-    fn suite_arguments(&self, socket: &Path) -> Vec<OsString> {
+    fn suite_arguments(&self, socket: &Path, nri: Option<&Path>) -> Vec<OsString> {
         let mut arguments = vec![format!("-runtime-endpoint=unix://{}", socket.display()).into()];
-        if self.websocket {
-            arguments.extend(["-websocket-exec", "-websocket-attach", "-websocket-portforward"].map(OsString::from));
-        }
+        arguments.extend(nri.map(|socket| format!("-nri-socket={}", socket.display()).into()));
+        arguments.extend(self.streams().map(OsString::from));
         arguments.extend(self.rest.iter().cloned());
         arguments
     }
@@ -139,7 +162,8 @@ fn grade(under_test: &UnderTest, mut suite: Suite, dir: &Path, options: &Options
     // By its name ginkgo knows that it has not to be compiled.
     let tests = std::mem::replace(&mut suite.tests, dir.join("critest.test"));
     symlink(tests, &suite.tests)?;
-    let run = suite.start(&options.choice(), &options.suite_arguments(&socket), &output)?;
+    let nri = under_test.nri_socket(dir);
+    let run = suite.start(&options.choice(), &options.suite_arguments(&socket, nri.as_deref()), &output)?;
     let ended = until_done(run, || daemon.check());
     let end = under_test.end(&mut daemon, dir);
     ended.and(end)
@@ -183,6 +207,11 @@ impl UnderTest {
         }
     }
 
+    /// Where plugins of the Node Resource Interface connect, with a socket of this run's own.
+    fn nri_socket(&self, dir: &Path) -> Option<PathBuf> {
+        matches!(self, Self::Orlop(_)).then(|| dir.join("run/nri.sock"))
+    }
+
     /// Ends it. The specs remove their pods; what they leave is told and removed, and the rest of orlop goes with it.
     fn end(&self, daemon: &mut Daemon, dir: &Path) -> anyhow::Result<()> {
         daemon.stop(PATIENCE)?;
@@ -209,16 +238,16 @@ mod tests {
     #[test]
     fn critest_is_told_what_the_user_says() {
         let told = |words: &str| {
-            let words = format!("cri --critest critest {words}");
+            let words = format!("cri {words}");
             let line = Line::try_parse_from(words.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
-            let told = line.options.suite_arguments(Path::new("/run/cri.sock"));
+            let told = line.options.suite_arguments(Path::new("/run/cri.sock"), Some(Path::new("/run/nri.sock")));
             told.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(told(""), "-runtime-endpoint=unix:///run/cri.sock");
+        assert_eq!(told(""), "-runtime-endpoint=unix:///run/cri.sock -nri-socket=/run/nri.sock");
         assert_eq!(
-            told("--websocket --focus Image -- -nri-socket /run/nri.sock"),
-            "-runtime-endpoint=unix:///run/cri.sock -websocket-exec -websocket-attach -websocket-portforward \
-             -nri-socket /run/nri.sock"
+            told("--websocket --focus Image -- -runtime-handler runc"),
+            "-runtime-endpoint=unix:///run/cri.sock -nri-socket=/run/nri.sock -websocket-exec -websocket-attach \
+             -websocket-portforward -runtime-handler runc"
         );
     }
 }
