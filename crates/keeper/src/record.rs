@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use sys::rustix::fs::{CWD, Mode, OFlags, openat, renameat};
 
-use crate::protocol::{RECORD, Snapshot, VERSION, wire};
+use crate::protocol::{RECORD, Snapshot, VERSION, VERSION_OLDEST, wire};
 
 /// What the file begins with; the protocol's version follows.
 const MAGIC: &[u8] = b"orlop-keeper";
@@ -30,13 +30,13 @@ pub fn read_record(directory: impl AsFd) -> io::Result<Snapshot> {
     decode(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a keeper's record of this version"))
 }
 
-fn encode(snapshot: &Snapshot) -> Vec<u8> {
+pub(crate) fn encode(snapshot: &Snapshot) -> Vec<u8> {
     [MAGIC, &VERSION.to_le_bytes(), &wire::encode(snapshot)].concat()
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Option<Snapshot> {
     let (version, body) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<2>()?;
-    (u16::from_le_bytes(*version) == VERSION).then(|| wire::decode(body).ok())?
+    (VERSION_OLDEST..=VERSION).contains(&u16::from_le_bytes(*version)).then(|| wire::decode(body).ok())?
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cri::v1::ContainerEventType as Kind;
 use futures_util::future::join_all;
-use keeper::protocol::{self, ExecSession, GetNamespace, NamespaceKind, Request, Role, Signal, Snapshot};
+use keeper::protocol::{self, ExecSession, GetNamespace, NamespaceKind, Reason, Request, Role, Signal, Snapshot};
 use network::LiveSandbox;
 use tokio::time::timeout;
 
@@ -27,39 +27,68 @@ const KILL: u32 = 9;
 /// writing of a log as a rule.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
+/// Why nothing can be taken over.
+#[derive(Debug)]
+pub(crate) enum AdoptError {
+    /// The directory cannot be read.
+    List(std::io::Error),
+    /// A pod lives with whose keeper nothing can be agreed on.
+    Foreign(Foreign),
+}
+
+/// A keeper with which there is no common version of the protocol. Its pod lives, and is not to be taken for one that has
+/// ended: it would be started twice.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    pub(crate) sandbox: String,
+    /// What the keeper says.
+    pub(crate) detail: String,
+}
+
+impl Foreign {
+    /// Whether it was refused for that.
+    fn of(sandbox: &Sandbox, error: &ClientError) -> Option<Self> {
+        let ClientError::Refused(failure) = error else { return None };
+        let detail = failure.detail.clone();
+        (failure.reason == Reason::Version).then(|| Self { sandbox: sandbox.id.clone(), detail })
+    }
+}
+
 /// Takes over the sandboxes in the run directory; those that live, for the network.
-pub(crate) async fn everything(core: &Arc<Core>) -> std::io::Result<Vec<LiveSandbox>> {
-    let directories = std::fs::read_dir(core.sandboxes_dir())?;
-    let directories = directories.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>()?;
+pub(crate) async fn everything(core: &Arc<Core>) -> Result<Vec<LiveSandbox>, AdoptError> {
+    let directories = std::fs::read_dir(core.sandboxes_dir()).map_err(AdoptError::List)?;
+    let directories = directories.map(|entry| entry.map(|entry| entry.path()));
+    let directories = directories.collect::<std::io::Result<Vec<_>>>().map_err(AdoptError::List)?;
     let found = join_all(directories.into_iter().map(|path| one(core, Records::new(path)))).await;
+    let found = found.into_iter().collect::<Result<Vec<_>, _>>().map_err(AdoptError::Foreign)?;
     let live = found.into_iter().flatten().collect();
     release_orphans(core).await;
     end_orphans(core).await;
     Ok(live)
 }
 
-async fn one(core: &Arc<Core>, records: Records) -> Option<LiveSandbox> {
+async fn one(core: &Arc<Core>, records: Records) -> Result<Option<LiveSandbox>, Foreign> {
     let record = match records.sandbox() {
         Ok(record) => record,
         // Its making had not come to the record: nothing else had begun.
         Err(error) => {
             tracing::warn!(directory = %records.directory().display(), %error, "a sandbox without a record is removed");
             remove(&records);
-            return None;
+            return Ok(None);
         }
     };
     if record.boot_id != core.boot_id {
         remove(&records);
-        return None;
+        return Ok(None);
     }
     let (sandbox, unfinished) = enter(core, record, records);
-    let live = connect(core, &sandbox).await;
+    let live = connect(core, &sandbox).await?;
     if unfinished {
         // Nobody has heard of it: its client asks again.
         give_up(core, &sandbox).await;
-        return None;
+        return Ok(None);
     }
-    live
+    Ok(live)
 }
 
 fn remove(records: &Records) {
@@ -108,22 +137,25 @@ fn enter_container(core: &Arc<Core>, sandbox: &Arc<Sandbox>, record: ContainerRe
 }
 
 /// Finds the sandbox's keeper, or takes note that it is gone.
-async fn connect(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Option<LiveSandbox> {
+async fn connect(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Result<Option<LiveSandbox>, Foreign> {
     if sandbox.live().stopped {
-        return None;
+        return Ok(None);
     }
     let found = timeout(ANSWER_MAX, async {
         let (client, snapshot) = find(core, sandbox).await?;
         let netns = netns_of(sandbox, &client).await;
         Ok((client, snapshot, netns))
     });
-    match found.await {
+    Ok(match found.await {
         Ok(Ok((client, snapshot, netns))) => {
             accept(core, sandbox, client, &snapshot);
             Some(LiveSandbox { sandbox_id: sandbox.id.clone(), netns })
         }
         Ok(Err(error)) => {
             let error: ClientError = error;
+            if let Some(foreign) = Foreign::of(sandbox, &error) {
+                return Err(foreign);
+            }
             tracing::warn!(sandbox = sandbox.id, %error, "the keeper is gone");
             lose(core, sandbox);
             None
@@ -136,7 +168,7 @@ async fn connect(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Option<LiveSandbox
             core.tasks.clone().spawn(async move { hear(&core, &sandbox).await });
             Some(LiveSandbox { sandbox_id, netns: None })
         }
-    }
+    })
 }
 
 /// Waits for a keeper that takes its time.
@@ -153,10 +185,16 @@ async fn hear(core: &Arc<Core>, sandbox: &Arc<Sandbox>) {
             accept(core, sandbox, client, &snapshot);
             core.publish(Kind::ContainerStartedEvent, &sandbox.id, sandbox);
         }
-        Err(error) => {
-            tracing::warn!(sandbox = sandbox.id, %error, "the keeper is gone");
-            lose(core, sandbox);
-        }
+        Err(error) => match Foreign::of(sandbox, &error) {
+            // What lives stays unheard of.
+            Some(Foreign { sandbox, detail }) => {
+                tracing::error!(sandbox, detail, "this program does not speak with the sandbox's keeper");
+            }
+            None => {
+                tracing::warn!(sandbox = sandbox.id, %error, "the keeper is gone");
+                lose(core, sandbox);
+            }
+        },
     }
 }
 

@@ -5,19 +5,21 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use keeper::protocol::{VERSION, VERSION_OLDEST};
 use network::Owned;
 use sys::cgroup::Hierarchy;
 use sys::rustix::fs::{FlockOperation, flock};
 use sys::rustix::io::Errno;
 
+use crate::adopt::{self, AdoptError, Foreign};
 use crate::backend::Streaming;
 use crate::config::{Config, Parts};
 use crate::core::{Core, Place};
 use crate::driver::Handlers;
+use crate::fsck;
 use crate::plugins::Seen;
 use crate::spec::Host;
 use crate::stream::{Server, Via};
-use crate::{adopt, fsck};
 
 /// Name of the streaming server's socket in the run directory.
 const STREAMING_SOCKET: &str = "streaming.sock";
@@ -75,6 +77,17 @@ pub enum StartError {
     /// Plugins cannot connect.
     #[error("starting the Node Resource Interface")]
     Nri(#[source] nri::StartError),
+    /// A pod lives with whose keeper this version has no protocol in common.
+    #[error(
+        "the keeper of sandbox {sandbox} is of another version of this program: {detail}, this one {VERSION_OLDEST} to \
+         {VERSION}. The pod goes on: start the program that made it again, or drain the node and boot it"
+    )]
+    Foreign {
+        /// Whose.
+        sandbox: String,
+        /// What the keeper says.
+        detail: String,
+    },
     /// The pods' network cannot be taken over.
     #[error("taking over the pods' network")]
     Network(#[source] network::NetworkError),
@@ -93,7 +106,10 @@ impl Runtime {
         let place = place(&config.run_dir, Handlers::ask(&config.handlers).await)?;
         let streaming = Arc::new(listen(&config).await?);
         let core = Core::new(config, parts, place);
-        let live = adopt::everything(&core).await.map_err(|error| trouble("reading", error))?;
+        let live = adopt::everything(&core).await.map_err(|error| match error {
+            AdoptError::List(error) => trouble("reading", error),
+            AdoptError::Foreign(Foreign { sandbox, detail }) => StartError::Foreign { sandbox, detail },
+        })?;
         core.network.adopt(live).await.map_err(StartError::Network)?;
         adopt::discard_unfinished(&core).await;
         if let Some(config) = core.config.nri.clone() {

@@ -4,11 +4,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::base::Forked;
-use super::lock::Lock;
 use super::member::Member;
 use super::process::{Signals, seal, threads};
 use super::settings::MemberSettings;
-use super::{api, logging, socket};
+use super::{api, format, logging, socket};
 use crate::args::{MemberOptions, Places};
 use crate::check;
 use crate::cli::format::print;
@@ -23,7 +22,7 @@ pub(crate) fn run(places: &Places, options: &MemberOptions) -> anyhow::Result<Ex
         tracing::warn!("{warning}");
     }
     let layout = &settings.node.layout;
-    let _locks = [Lock::take(&layout.state_dir)?, Lock::take(&layout.run_dir)?];
+    let _locks = format::take(layout)?;
     let forked = Forked::new()?;
     let threads = threads()?;
     let served = threads.block_on(serve(&settings, forked));

@@ -8,6 +8,7 @@ mod base;
 pub(crate) mod client_metrics;
 mod detach;
 mod foreign;
+mod format;
 mod fsck;
 pub(crate) mod join;
 mod keychain;

@@ -3,10 +3,9 @@
 use std::process::ExitCode;
 
 use super::base::{self, Base, Forked};
-use super::lock::Lock;
-use super::logging;
 use super::process::{Signals, seal, threads};
 use super::settings::Settings;
+use super::{format, logging};
 use crate::args::{NodeOptions, Places};
 use crate::check;
 use crate::cli::format::print;
@@ -18,7 +17,7 @@ pub(crate) fn run(places: &Places, options: &NodeOptions) -> anyhow::Result<Exit
     check::require(places)?;
     logging::start(options.log_level);
     let layout = &settings.layout;
-    let _locks = [Lock::take(&layout.state_dir)?, Lock::take(&layout.run_dir)?];
+    let _locks = format::take(layout)?;
     let forked = Forked::new()?;
     let threads = threads()?;
     let served = threads.block_on(serve(&settings, forked));

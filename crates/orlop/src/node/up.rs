@@ -15,7 +15,7 @@ use super::detach::{self, Waiter};
 use super::lock::Lock;
 use super::process::{Signals, seal, threads};
 use super::settings::UpSettings;
-use super::{api, logging, notices};
+use super::{api, format, logging, notices};
 use crate::args::{Arguments, Command, Places, UpOptions};
 use crate::check;
 use crate::cli::format::print;
@@ -47,7 +47,7 @@ pub(super) fn detached(waiter: &mut Waiter) -> anyhow::Result<()> {
 fn live(settings: &UpSettings, options: &UpOptions, waiter: &mut Waiter) -> anyhow::Result<()> {
     logging::start(options.node.log_level);
     let layout = &settings.node.layout;
-    let _locks = [Lock::take(&layout.state_dir)?, Lock::take(&layout.run_dir)?];
+    let _locks = format::take(layout)?;
     let forked = Forked::new()?;
     let threads = threads()?;
     let outcome = threads.block_on(serve(settings, options, forked, waiter));
