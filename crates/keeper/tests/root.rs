@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
             ("a_host_name_and_sysctls_belong_to_the_pod", sandbox),
             ("a_stopped_process_does_not_hold_its_keeper", stopped),
             ("a_line_of_a_gigabyte_is_streamed", endless_line),
+            ("a_keeper_does_what_0_1_0_says", yesterday),
         ],
         missing,
     )
@@ -72,13 +74,18 @@ impl Client {
     }
 
     fn with(config: KeeperConfig) -> Self {
+        let mut client = Self::silent(config);
+        client.hello();
+        client
+    }
+
+    /// One that has not said hello.
+    fn silent(config: KeeperConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let directory = File::open(dir.path()).unwrap();
         let fds = KeeperFds { directory: directory.as_fd(), network: None, mounts: None, cgroup: None };
         let socket = ZYGOTE.get().unwrap().spawn_keeper(config, &fds).unwrap();
-        let mut client = Self { dir, socket, decoder: Decoder::default(), number: 0, events: Vec::new() };
-        client.hello();
-        client
+        Self { dir, socket, decoder: Decoder::default(), number: 0, events: Vec::new() }
     }
 
     fn hello(&mut self) -> Welcome {
@@ -119,9 +126,21 @@ impl Client {
         self.number += 1;
         let mut bytes = Vec::new();
         protocol::encode(self.number, &Message::Request(request), fds.len(), &mut bytes).unwrap();
-        let sent = sys::fdpass::send(self.socket.as_fd(), &bytes, fds).unwrap();
-        (&self.socket).write_all(&bytes[sent..]).unwrap();
+        self.send_bytes(&bytes, fds);
         self.number
+    }
+
+    fn send_bytes(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let sent = sys::fdpass::send(self.socket.as_fd(), bytes, fds).unwrap();
+        (&self.socket).write_all(&bytes[sent..]).unwrap();
+    }
+
+    /// Says what another version has written down, and hears the answer.
+    fn say(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> (Reply, Vec<OwnedFd>) {
+        self.send_bytes(bytes, fds);
+        let (number, reply, fds) = self.reply();
+        assert_eq!(number.to_le_bytes(), bytes[8..12]);
+        (reply, fds)
     }
 
     /// The next reply, and to which request.
@@ -492,4 +511,50 @@ fn endless_line() {
             assert!(content.iter().all(|byte| *byte == 0) && content.len() <= 16 << 10, "{}", content.len());
         }
     }
+}
+
+/// What a daemon of 0.1.0 says to its keepers, as it was written down then; that it is said the same today is another test's.
+fn yesterday() {
+    const SAID: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/past/0.1.0/keeper"));
+    let said: BTreeMap<&str, Vec<u8>> = testkit::past::parse(SAID).into_iter().collect();
+    let (tree, mut client) = (tree(), Client::silent(config()));
+    let (Reply::Welcome(welcome), _) = client.say(&said["hello"], &[]) else { panic!("no welcome") };
+    assert_eq!((welcome.version, welcome.sandbox.as_str()), (1, "s1"));
+    let (root, logs) = (sys::mount::copy_tree(tree.path(), false).unwrap(), File::open(client.dir.path()).unwrap());
+    let (launched, fds) = client.say(&said["launch"], &[logs.as_fd(), root.as_fd()]);
+    let process = started(launched);
+    assert_eq!(fds.len(), 1, "a pidfd");
+    let (Reply::Snapshot(snapshot), _) = client.say(&said["snapshot"], &[]) else { panic!("no snapshot") };
+    assert_eq!((snapshot.containers[0].id.as_str(), &snapshot.containers[0].process), ("c1", &process));
+
+    let (mut output, theirs) = std::io::pipe().unwrap();
+    started(client.say(&said["exec"], &[theirs.as_fd()]).0);
+    drop(theirs);
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "executed\n");
+    let (id, exit) = client.exit();
+    assert_eq!((id.as_str(), exit.code), ("e1", 4));
+
+    assert_eq!(client.say(&said["namespace"], &[]).1.len(), 1);
+    assert!(matches!(client.say(&said["resize"], &[]).0, Reply::Failed(Failure { reason: Reason::State, .. })));
+    std::fs::rename(client.dir.path().join("0.log"), client.dir.path().join("0.log.1")).unwrap();
+    assert_eq!(client.say(&said["reopen"], &[logs.as_fd()]).0, Reply::Done);
+    let (theirs_in, mut input) = std::io::pipe().unwrap();
+    let (mut output, theirs_out) = std::io::pipe().unwrap();
+    assert_eq!(client.say(&said["attach"], &[theirs_in.as_fd(), theirs_out.as_fd()]).0, Reply::Done);
+    drop((theirs_in, theirs_out));
+    input.write_all(b"one\n").unwrap();
+    drop(input);
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "got one\n");
+    let (id, exit) = client.exit();
+    assert_eq!((id.as_str(), exit.code), ("c1", 5));
+    assert_eq!(client.log(), ["stdout F got one"], "after the log was opened anew");
+    assert_eq!(client.say(&said["signal"], &[]).0, Reply::Done, "it has ended and is not forgotten");
+    assert_eq!(client.say(&said["forget"], &[]).0, Reply::Done);
+    // The last one: `Drop` finds nobody any more.
+    assert_eq!(client.say(&said["shutdown"], &[]).0, Reply::Done);
+    assert!(client.frame().is_none(), "the keeper has ended");
 }

@@ -89,4 +89,16 @@ mod tests {
         let records = Records::open(dir.path().to_owned()).unwrap();
         assert_eq!((records.load("a-1"), dir.path().join("a-1.new").exists()), (Some(Record::default()), false));
     }
+
+    /// Written by `cargo xtask past`.
+    #[test]
+    fn records_of_0_1_0_are_read() {
+        let records = Records::open(testkit::past::dir("0.1.0").join("state/pods")).unwrap();
+        let uids = records.uids();
+        assert_eq!(uids.len(), 3, "two that live and one that has ended");
+        for uid in uids {
+            let record = records.load(&uid).unwrap();
+            assert!(record.started.is_some() && record.containers.contains_key("main"), "{record:?}");
+        }
+    }
 }

@@ -163,4 +163,16 @@ mod tests {
         records.remove("good").unwrap();
         assert!(records.list().unwrap().is_empty());
     }
+
+    /// Written by `cargo xtask past`: a pod on the bridge with a host port.
+    #[test]
+    fn a_record_of_0_1_0_is_read() {
+        let records = Records::at(&testkit::past::dir("0.1.0").join("run/network")).unwrap();
+        let sandboxes = records.list().unwrap();
+        let [sandbox] = &sandboxes[..] else { panic!("{sandboxes:?}") };
+        let record: Record = records.read(sandbox).unwrap();
+        assert_eq!((record.ports[0].host_port, record.ports[0].container_port), (18080, 8080));
+        assert_eq!(record.ips.len(), 1);
+        assert!(matches!(record.link, Link::Veth(name) if !name.is_empty()));
+    }
 }

@@ -1,4 +1,4 @@
-//! Developer commands: demo, test, check, bench, conformance, fuzz, lab, codegen.
+//! Developer commands: demo, test, check, bench, conformance, fuzz, lab, codegen, past.
 #![allow(clippy::print_stdout, reason = "a command line speaks on stdout")]
 #![allow(clippy::disallowed_methods, reason = "a developer tool starts compilers and test programs")]
 
@@ -11,6 +11,7 @@ mod fuzz;
 mod images;
 mod lab;
 mod member;
+mod past;
 mod test;
 mod tidy;
 mod voyage;
@@ -46,6 +47,8 @@ enum Command {
     Lab(lab::Lab),
     /// Generate the committed protobuf messages.
     Codegen,
+    /// Write down what this version leaves on disk, once for a release: tests of later ones read it (root).
+    Past(past::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -58,5 +61,6 @@ fn main() -> anyhow::Result<()> {
         Command::Check => check::run_command(),
         Command::Lab(lab) => lab::run(&lab),
         Command::Codegen => codegen::run(),
+        Command::Past(options) => past::run(&options),
     }
 }

@@ -45,12 +45,16 @@
 //!
 //! # Versions
 //! [`Hello`] names the range of versions that the client speaks, [`Welcome`] the one that both will use. A version
-//! only ever appends messages; a message never changes its fields within a kind.
+//! only ever appends messages; a message never changes its fields within a kind. A plan inside a message has a version of its own
+//! (`executor`): whoever raises that raises this one, and goes on writing plans of the version that a keeper of before reads. Tests
+//! hold what 0.1.0 said (`testkit/past`).
 
 mod frame;
 #[cfg(test)]
 mod fuzz;
 mod messages;
+#[cfg(test)]
+mod past;
 pub mod wire;
 
 pub use frame::{Decoder, Frame, HEADER_LEN, Message, encode};

@@ -16,6 +16,8 @@
 //! attached here has to be the server's word of today, or two nodes would write to one disk. Volumes of drivers that attach
 //! nothing need no such word.
 
+#[cfg(test)]
+mod past;
 mod seal;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
