@@ -101,12 +101,15 @@ fn is_there(crates: &Path, place: &str) -> anyhow::Result<bool> {
     Ok(names.all(defines))
 }
 
-/// The tests that the table of attacks names, and that are not in any source.
+/// The tests that the tables of attacks and faults name, and that are not in any source.
 fn missing_attacks() -> anyhow::Result<Vec<String>> {
     let root = crate::workspace::root();
     let path = root.join("docs/attacks.md");
     let table = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    let followed_by_line = |line: &str| line.starts_with("|---");
+    let lines = table.lines().zip(table.lines().skip(1).chain([""]));
+    let rows: Vec<&str> =
+        lines.filter(|(line, next)| line.starts_with("| ") && !followed_by_line(next)).map(|(line, _)| line).collect();
     let mut sources = String::new();
     add_sources(&root.join("crates"), &mut sources)?;
     let names =
