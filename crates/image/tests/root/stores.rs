@@ -118,11 +118,13 @@ pub(crate) fn maybe_run_daemon() -> Option<ExitCode> {
     let (state_dir, reference) = (arguments.next()?, arguments.next()?.parse::<Reference>().unwrap());
     let pulled = run(async {
         let images = open(Path::new(&state_dir));
-        while kind == SWEEPER {
+        if kind == DAEMON {
+            return images.pull(&reference, None, &Silent).await;
+        }
+        loop {
             images.pull(&reference, None, &Silent).await.unwrap();
             images.remove_unused(&HashSet::new()).await.unwrap();
         }
-        images.pull(&reference, None, &Silent).await
     });
     Some(if pulled.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -194,7 +196,9 @@ fn removals(layers: &Path) -> impl FnOnce(usize) + use<> {
     move |count| {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&watch, &mut buffer);
-        (0..count).for_each(|_| drop(events.next().unwrap()));
+        for _ in 0..count {
+            events.next().unwrap();
+        }
     }
 }
 

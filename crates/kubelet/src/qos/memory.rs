@@ -86,8 +86,7 @@ fn file(name: &str, bytes: i64) -> (String, String) {
 
 /// Whether the pod as a whole has a limit, which its group keeps.
 fn has_own_limit(pod: &Pod) -> bool {
-    let whole = spec::of(pod).resources.as_ref();
-    whole.is_some_and(|whole| pod::resources::of_requirements(whole, "memory", List::Limits).is_some())
+    pod::resources::of_whole(pod, "memory", List::Limits).is_some()
 }
 
 #[cfg(test)]

@@ -518,16 +518,17 @@ pub(super) mod tests {
             let new = || Some(Entry { kind: Kind::ExternalIp, ..entry(&[([10, 0, 0, 1], 80).into()]) });
             let come = |port| Change { frontend: at(port), old: None, new: new() };
             userspace.update(&Difference { changes: [80, 443, 8080].map(come).to_vec() }).unwrap();
-            let led = |userspace: &mut Userspace| {
-                let mut ports: Vec<u16> = userspace.route.port_rules(10_254).unwrap().iter().map(|r| r.port).collect();
+            let led = || {
+                let mut ports: Vec<u16> =
+                    netlink::Socket::route().unwrap().port_rules(10_254).unwrap().iter().map(|r| r.port).collect();
                 ports.sort_unstable();
                 ports
             };
-            assert_eq!(led(&mut userspace), [80, 443], "as many as there may be sockets");
+            assert_eq!(led(), [80, 443], "as many as there may be sockets");
             let gone = |port| Change { frontend: at(port), old: new(), new: None };
             userspace.update(&Difference { changes: vec![gone(8080)] }).unwrap();
             userspace.update(&Difference { changes: vec![gone(443)] }).unwrap();
-            assert_eq!(led(&mut userspace), [80], "the socket of a port holds no other port of its address");
+            assert_eq!(led(), [80], "the socket of a port holds no other port of its address");
         };
         std::thread::spawn(run).join().unwrap();
     }

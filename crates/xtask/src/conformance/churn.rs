@@ -269,7 +269,7 @@ async fn work(shared: Arc<Shared>, end: u64) -> anyhow::Result<()> {
 
 /// The whole life of a pod: every other one ends by itself, the rest is killed; every fourth one has a command run in it.
 async fn live(shared: &Shared, number: u64) -> anyhow::Result<()> {
-    let ends_itself = number % 2 == 0;
+    let ends_itself = number.is_multiple_of(2);
     let script = if ends_itself { "echo here; exit 3" } else { "echo here; exec sleep 1000" };
     let name = format!("pod-{number}");
     let config = v1::PodSandboxConfig {
