@@ -10,7 +10,8 @@
 //! | | 1 | flags, none for calls with one answer |
 //! | | … | payload |
 //!
-//! A message may be cut into frames anywhere (containerd/nri `pkg/net/multiplex`, containerd/ttrpc `PROTOCOL.md`).
+//! A message may be cut into frames anywhere (containerd/nri `pkg/net/multiplex`, containerd/ttrpc `PROTOCOL.md`), but plugins of
+//! the published library take only those that they can read at once, see [`encode`].
 
 /// On this one the runtime calls the plugin.
 pub(crate) const PLUGIN: u32 = 1;
@@ -99,21 +100,30 @@ fn take(buffer: &mut Vec<u8>, connection: u32) -> Result<Option<Message>, WireEr
     Ok(Some(message))
 }
 
-/// A message in one frame.
+/// What a Go program reads at once of a connection, if it does not ask for more (`bufio.NewReader`).
+const READ: usize = 4096;
+
+/// A message in frames: what is read with its header, and the rest, as Go programs write it. A longer first frame is an error to
+/// plugins of the published library, whose connections give a reader whole frames or none.
 pub(crate) fn encode(message: &Message) -> Result<Vec<u8>, WireError> {
     let length = message.payload.len();
     let too_long = WireError::TooLong(length);
     if length > PAYLOAD_MAX {
         return Err(too_long);
     }
-    let payload = u32::try_from(length).map_err(|_| too_long)?;
-    let frame = u32::try_from(MESSAGE_HEADER + length).map_err(|_| too_long)?;
-    let mut bytes = Vec::with_capacity(FRAME_HEADER + MESSAGE_HEADER + length);
-    for number in [message.connection, frame, payload, message.stream] {
-        bytes.extend_from_slice(&number.to_be_bytes());
+    let mut whole = Vec::with_capacity(MESSAGE_HEADER + length);
+    for number in [u32::try_from(length).map_err(|_| too_long)?, message.stream] {
+        whole.extend_from_slice(&number.to_be_bytes());
     }
-    bytes.extend_from_slice(&[message.kind, 0]);
-    bytes.extend_from_slice(&message.payload);
+    whole.extend_from_slice(&[message.kind, 0]);
+    whole.extend_from_slice(&message.payload);
+    let (first, rest) = whole.split_at(whole.len().min(READ));
+    let mut bytes = Vec::with_capacity(2 * FRAME_HEADER + whole.len());
+    for frame in [first, rest].into_iter().filter(|frame| !frame.is_empty()) {
+        bytes.extend_from_slice(&message.connection.to_be_bytes());
+        bytes.extend_from_slice(&u32::try_from(frame.len()).map_err(|_| too_long)?.to_be_bytes());
+        bytes.extend_from_slice(frame);
+    }
     Ok(bytes)
 }
 
@@ -156,6 +166,34 @@ mod tests {
         assert_eq!(decoder.next(), Ok(None));
         decoder.push(&frame(payload)).unwrap();
         assert_eq!(decoder.next(), Ok(Some(message(RUNTIME, 9, b"payload"))));
+    }
+
+    /// The lengths of frames.
+    fn frames(mut bytes: &[u8]) -> Vec<usize> {
+        let mut lengths = Vec::new();
+        while let Some((header, rest)) = bytes.split_first_chunk::<FRAME_HEADER>() {
+            lengths.push(number(&header[4..]) as usize);
+            bytes = &rest[lengths[lengths.len() - 1]..];
+        }
+        lengths
+    }
+
+    /// critest's spec of containers that a plugin hears of when it comes in found that they were too much for it.
+    #[test]
+    fn a_reader_of_four_kibibytes_gets_all_of_a_long_message() {
+        for (payload, expect) in [
+            (0, vec![MESSAGE_HEADER]),
+            (READ - MESSAGE_HEADER, vec![READ]),
+            (READ, vec![READ, MESSAGE_HEADER]),
+            (1 << 20, vec![READ, (1 << 20) + MESSAGE_HEADER - READ]),
+        ] {
+            let sent = message(PLUGIN, 3, &vec![5; payload]);
+            let bytes = encode(&sent).unwrap();
+            assert_eq!(frames(&bytes), expect);
+            let mut decoder = Decoder::default();
+            decoder.push(&bytes).unwrap();
+            assert_eq!(decoder.next(), Ok(Some(sent)));
+        }
     }
 
     #[test]

@@ -58,9 +58,9 @@ fn copy(from: &Path, to: &Path, before: &[u8], after: &[u8]) {
             copy(&entry.path(), &to, before, after);
         } else {
             let mut bytes = std::fs::read(entry.path()).unwrap();
-            while let Some(at) = bytes.windows(before.len()).position(|window| window == before) {
-                bytes[at..at + before.len()].copy_from_slice(after);
-            }
+            let found = |(at, window)| (window == before).then_some(at);
+            let places: Vec<usize> = bytes.windows(before.len()).enumerate().filter_map(found).collect();
+            places.into_iter().for_each(|at| bytes[at..at + before.len()].copy_from_slice(after));
             std::fs::write(to, bytes).unwrap();
         }
     }

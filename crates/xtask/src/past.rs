@@ -65,8 +65,8 @@ spec:
 "#;
 /// What is kept of a node's directories.
 const KEPT: &[&str] = &["run/format", "run/sandboxes", "run/network", "state/format", "state/pods", "state/images"];
-/// Directories with the content of images.
-const CONTENT: &[&str] = &["fs", "work", "tmp"];
+/// Of these not: the content of images, and what is held by a daemon that runs.
+const NOT_KEPT: &[&str] = &["fs", "work", "tmp", "lock"];
 /// No record is longer.
 const RECORD_MAX: u64 = 64 << 10;
 /// How long the pods may take.
@@ -138,7 +138,7 @@ fn keep(stage: &Path, output: &Path) -> anyhow::Result<usize> {
         if metadata.is_dir() {
             for entry in from.read_dir()? {
                 let name = entry?.file_name();
-                if !CONTENT.iter().any(|content| name == *content) {
+                if !NOT_KEPT.iter().any(|other| name == *other) {
                     open.push(path.join(name));
                 }
             }

@@ -140,6 +140,8 @@ async fn adjusts(node: &Node, harbour: &Harbour) {
                   ulimit -n; head -c 3 /dev/from-plugin | wc -c";
     let mut request = script_config("main", script);
     request.envs.push(v1::KeyValue { key: "UNWANTED".to_owned(), value: b"there".to_vec() });
+    // More than a plugin reads at once.
+    request.envs.push(v1::KeyValue { key: "LONG".to_owned(), value: vec![b'x'; 40 << 10] });
     let container = node.create(&pod, &config, request).await.unwrap();
     assert_eq!(configured(node, &container, "/linux/resources/cpu/shares").await, 512);
     assert_eq!(configured(node, &container, "/linux/resources/memory/limit").await, 77 << 20);

@@ -126,14 +126,13 @@ fn listen(said: ChildStdout, mut log: File) -> anyhow::Result<()> {
 
 /// Finds the ends of specs in what ginkgo says: a line with a mark and the outcome, and then the name.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+struct Progress {
     mark: Option<(&'static str, String)>,
     ended: usize,
 }
 
 impl Progress {
-    /// What to say of a line of its output, if it tells of an end.
-    pub(super) fn line(&mut self, line: &str) -> Option<String> {
+    fn line(&mut self, line: &str) -> Option<String> {
         if let Some((word, time)) = self.mark.take() {
             self.ended += 1;
             return Some(format!("{:>4} {word} {}{time}", self.ended, without_labels(line)));

@@ -46,13 +46,14 @@ pub(super) fn grade(orlop: &Path, critest: &Path, options: &Options, output: &Pa
         command,
     });
     let append = if options.selinux { SELINUX } else { "" };
-    let mut progress = suite::Progress::default();
+    let mut is_next = false;
     let outcomes = run_jobs(&jobs, append, LIMIT, |news| {
-        if let News::Line(line) = news
-            && let Some(ended) = progress.line(line)
-        {
-            println!("{ended}");
+        let News::Line(line) = news else { return };
+        // One after the other, each begins with a line and its name.
+        if is_next && line.starts_with('[') {
+            println!("{line}");
         }
+        is_next = line.starts_with("----");
     })?;
     keep(&outcomes, output)
 }

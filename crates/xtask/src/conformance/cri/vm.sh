@@ -6,6 +6,8 @@ mkdir -p $lab /var/run/nri /var/cache/apparmor
 cp -r /jobs/certs.d $lab/certs.d
 # The suite loads profiles that include what distributions have.
 cp -r /jobs/apparmor.d/. /etc/apparmor.d/
+mkdir -p /etc/apparmor
+touch /etc/apparmor/parser.conf
 cat >$lab/registry.yml <<END
 version: 0.1
 log: { level: warn }
