@@ -26,6 +26,9 @@ wire_struct! {
         pub sandbox: String,
         /// Its network.
         pub network: Network,
+        /// Whether the keeper itself enters its pod's own network, where `/proc/<pid>/net` then shows it to others. What
+        /// other OCI runtimes start of their own accord, such as hooks, would be there, too.
+        pub enters_network: bool,
         /// Whether a mount namespace comes along. It is kept for whoever asks with `GetNamespace`, and with it what is
         /// mounted there; only the first process of a shared pid namespace lives in it.
         pub mounts: bool,

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
             ("a_dead_keeper_ends_its_containers_and_leaves_a_record", dead_keeper),
             ("what_cannot_be_launched_is_explained", failures),
             ("a_host_name_and_sysctls_belong_to_the_pod", sandbox),
+            ("a_keeper_is_found_in_the_network_of_its_pod", in_the_network),
             ("a_stopped_process_does_not_hold_its_keeper", stopped),
             ("a_line_of_a_gigabyte_is_streamed", endless_line),
             ("a_keeper_does_what_0_1_0_says", yesterday),
@@ -56,6 +57,7 @@ fn config() -> KeeperConfig {
     KeeperConfig {
         sandbox: "s1".into(),
         network: Network::New,
+        enters_network: false,
         mounts: false,
         own_uts: true,
         own_ipc: true,
@@ -395,6 +397,25 @@ fn sandbox() {
     assert_eq!(client.log(), ["stdout F pod", "stdout F 21"]);
     let get = GetNamespace { kind: protocol::NamespaceKind::Net, container: None };
     assert_eq!(client.ask(Request::GetNamespace(get), &[]).1.len(), 1);
+}
+
+/// As the first process of a pod is with other runtimes, for who reads `/proc/<pid>/net`.
+fn in_the_network() {
+    let network = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/net")).unwrap();
+    let mut outside = Client::new();
+    assert_eq!(network(&outside.hello().pid.to_string()), network("self"));
+    let (tree, mut client) = (tree(), Client::with(KeeperConfig { enters_network: true, ..config() }));
+    let keeper = client.hello().pid;
+    let get = GetNamespace { kind: protocol::NamespaceKind::Net, container: None };
+    let (_, pod) = client.ask(Request::GetNamespace(get), &[]);
+    let pod = std::fs::read_link(format!("/proc/self/fd/{}", pod[0].as_raw_fd())).unwrap();
+    assert_eq!(network(&keeper.to_string()), pod);
+    assert_ne!(pod, network("self"));
+    let reads = "sed -n 3p /proc/net/dev; exit 7";
+    started(client.launch(tree.path(), &spec(reads), quiet()));
+    assert_eq!(client.exit().1.code, 7, "it lives and starts containers");
+    let host = KeeperConfig { network: Network::Host, enters_network: true, sysctls: Vec::new(), ..config() };
+    assert_eq!(network(&Client::with(host).hello().pid.to_string()), network("self"), "the host's is not entered");
 }
 
 /// A control group whose processes can be stopped. It ends with the test.

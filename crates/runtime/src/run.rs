@@ -275,6 +275,7 @@ fn keeper_config(sandbox: &Sandbox) -> Result<KeeperConfig, Error> {
             (false, Some(_)) => keeper::Network::New,
             (false, None) => keeper::Network::Given,
         },
+        enters_network: sandbox.driver.is_none(),
         mounts: true,
         own_uts: !host_network,
         own_ipc: namespaces.ipc() != NamespaceMode::Node,

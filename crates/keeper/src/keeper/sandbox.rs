@@ -88,6 +88,9 @@ fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<(Sandb
     process::set_dumpable(false).map_err(|error| sandbox_failure(&error))?;
     let mut namespaces = make_namespaces(&config, network.as_ref())?;
     namespaces.extend(network.map(|network| (NamespaceKind::Network, network)));
+    if config.enters_network {
+        enter_network(&namespaces).map_err(|error| sandbox_failure(&error))?;
+    }
     namespaces.extend(mounts.map(|mounts| (NamespaceKind::Mount, mounts)));
     let reaper = if config.shared_pid { Some(start_reaper(&mut namespaces)?) } else { None };
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(system("boot_id"))?;
@@ -141,6 +144,12 @@ fn make_namespaces(config: &KeeperConfig, network: Option<&OwnedFd>) -> Result<V
     }
     let network = network.map(|fd| fd.as_fd());
     namespaces::create(&request, network).map_err(|error| sandbox_failure(&error))
+}
+
+/// A pod in the host's network has none to enter.
+fn enter_network(namespaces: &[(NamespaceKind, OwnedFd)]) -> Result<(), sys::Error> {
+    let network = namespaces.iter().find(|(kind, _)| *kind == NamespaceKind::Network);
+    network.map_or(Ok(()), |(_, network)| process::join(network.as_fd(), process::namespace::NETWORK))
 }
 
 /// Starts the pod's first process and adds its pid namespace.
