@@ -51,6 +51,7 @@ mod status;
 mod stop;
 mod stream;
 mod table;
+mod tasks;
 mod update;
 mod usage;
 

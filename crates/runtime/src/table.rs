@@ -98,6 +98,15 @@ impl Table {
         Ok((found.sandbox.upgrade().ok_or_else(not_found)?, found))
     }
 
+    /// The sandbox or container of exactly this id, also while it is being made.
+    pub(crate) fn every(&self, id: &str) -> Option<(Arc<Sandbox>, Option<Arc<Container>>)> {
+        let all = self.lock();
+        match all.containers.get(id) {
+            Some(container) => Some((container.sandbox.upgrade()?, Some(container.clone()))),
+            None => all.sandboxes.get(id).map(|sandbox| (sandbox.clone(), None)),
+        }
+    }
+
     pub(crate) fn has_container(&self, id: &str) -> bool {
         self.lock().containers.contains_key(id)
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! socket ─► AnyAuthority ─► HTTP/2 ─► path ─┬─ /runtime.v1.RuntimeService/… ─► RuntimeService
 //!                                           ├─ /runtime.v1.ImageService/…   ─► ImageService
+//!                                           ├─ /containerd.services.…       ─► Tasks, for cAdvisor
 //!                                           ╰─ any other                    ─► Unimplemented
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! has to be finished nevertheless, the services finish.
 
 mod authority;
+mod containerd;
 mod services;
 mod socket;
 
@@ -37,6 +39,7 @@ use crate::v1::image_service_server::ImageServiceServer;
 use crate::v1::runtime_service_server::RuntimeServiceServer;
 use crate::{ImageService, RuntimeService};
 use authority::AnyAuthority;
+pub use containerd::{Process, Task, Tasks};
 use services::Served;
 pub use socket::{BindError, bind};
 
@@ -49,11 +52,12 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 type RuntimeServer = RuntimeServiceServer<Served<dyn RuntimeService>>;
 type ImageServer = ImageServiceServer<Served<dyn ImageService>>;
 
-/// The two services, ready to answer.
+/// The services, ready to answer.
 #[derive(Clone)]
 struct Services {
     runtime: RuntimeServer,
     images: ImageServer,
+    tasks: Option<Arc<dyn Tasks>>,
 }
 
 /// Serves until `stop`, then no longer accepts connections nor calls, ends streams, and waits for the answers of the
@@ -65,13 +69,24 @@ pub async fn serve(
     images: Arc<dyn ImageService>,
     stop: CancellationToken,
 ) {
-    serve_calls(listener, Services::new(runtime, images, &stop), stop).await;
+    serve_calls(listener, Services::new(runtime, images, None, &stop), stop).await;
+}
+
+/// As [`serve`]; whoever takes the runtime for containerd finds `tasks`.
+pub async fn serve_with_tasks(
+    listener: UnixListener,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+    tasks: Arc<dyn Tasks>,
+    stop: CancellationToken,
+) {
+    serve_calls(listener, Services::new(runtime, images, Some(tasks), &stop), stop).await;
 }
 
 /// As [`serve`], of another service: what is generated for one by `tonic` can be given here. The kubelet's own sockets, on
 /// which plugins register, have the same clients as CRI and need the same patience with them.
 pub async fn serve_calls<S: Calls>(listener: UnixListener, service: S, stop: CancellationToken) {
-    let tasks = Tasks::new();
+    let tasks = Connections::new();
     let _cut_off = tasks.cut_off.clone().drop_guard();
     loop {
         let accepted = tokio::select! {
@@ -95,19 +110,28 @@ pub async fn serve_calls<S: Calls>(listener: UnixListener, service: S, stop: Can
 }
 
 impl Services {
-    fn new(runtime: Arc<dyn RuntimeService>, images: Arc<dyn ImageService>, stop: &CancellationToken) -> Self {
+    fn new(
+        runtime: Arc<dyn RuntimeService>,
+        images: Arc<dyn ImageService>,
+        tasks: Option<Arc<dyn Tasks>>,
+        stop: &CancellationToken,
+    ) -> Self {
         let runtime = RuntimeServiceServer::new(Served { service: runtime, stop: stop.clone() });
         let images = ImageServiceServer::new(Served { service: images, stop: stop.clone() });
         Self {
             runtime: runtime.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX),
             images: images.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX),
+            tasks,
         }
     }
 
     async fn route(mut self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        match request.uri().path().split('/').nth(1) {
-            Some(RuntimeServer::NAME) => self.runtime.call(request).await,
-            Some(ImageServer::NAME) => self.images.call(request).await,
+        match (request.uri().path().split('/').nth(1), self.tasks) {
+            (Some(RuntimeServer::NAME), _) => self.runtime.call(request).await,
+            (Some(ImageServer::NAME), _) => self.images.call(request).await,
+            (Some(name), Some(tasks)) if name.starts_with(containerd::PACKAGE) => {
+                Ok(containerd::answer(tasks, request).await)
+            }
             _ => {
                 let message = format!("{} is no call of CRI v1", request.uri().path());
                 Ok(tonic::Status::unimplemented(message).into_http())
@@ -150,7 +174,7 @@ impl<S> Calls for S where
 }
 
 /// Speaks HTTP/2 with one client until it goes, or until all its calls are answered after `stop`.
-async fn connection<S: Calls>(stream: UnixStream, service: S, tasks: Tasks, stop: CancellationToken) {
+async fn connection<S: Calls>(stream: UnixStream, service: S, tasks: Connections, stop: CancellationToken) {
     let io = TokioIo::new(AnyAuthority::new(stream));
     let answer = service_fn(move |request| service.clone().call(request));
     let connection =
@@ -170,12 +194,12 @@ async fn connection<S: Calls>(stream: UnixStream, service: S, tasks: Tasks, stop
 
 /// The connections and their calls; all of them end when `cut_off` says so.
 #[derive(Clone)]
-struct Tasks {
+struct Connections {
     tracker: TaskTracker,
     cut_off: CancellationToken,
 }
 
-impl Tasks {
+impl Connections {
     fn new() -> Self {
         Self { tracker: TaskTracker::new(), cut_off: CancellationToken::new() }
     }
@@ -186,7 +210,7 @@ impl Tasks {
     }
 }
 
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Connections {
     fn execute(&self, task: F) {
         self.spawn(task);
     }

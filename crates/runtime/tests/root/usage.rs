@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use cri::server::{Process, Tasks as _};
 use cri::{RuntimeService as _, v1};
 use futures_util::TryStreamExt as _;
 use runtime::ImagesInUse as _;
@@ -15,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_sandbox_tells_what_its_pod_uses", a_sandbox_tells_what_its_pod_uses),
     ("statistics_are_filtered", statistics_are_filtered),
     ("metrics_of_pods_and_containers", metrics_of_pods_and_containers),
+    ("cadvisor_learns_whose_a_group_is", cadvisor_learns_whose_a_group_is),
     ("images_of_containers_are_in_use", images_of_containers_are_in_use),
 ];
 
@@ -140,6 +142,36 @@ fn metrics_of_pods_and_containers() {
         assert!(find("container_memory_usage_bytes").value.unwrap().value > 0);
         assert_eq!(find("container_memory_rss").label_values[2..], ["main", &pod.container, IMAGE]);
         assert!(measured.metrics.iter().any(|metric| metric.name == "container_network_receive_bytes_total"));
+        node
+    });
+}
+
+/// What it makes of the answers is tried with upstream's kubelet itself, in the developers' tests of the whole node.
+fn cadvisor_learns_whose_a_group_is() {
+    on_a_node(|node| async {
+        let config = node.sandbox_config("known");
+        let sandbox = node.run_sandbox(&config).await.unwrap();
+        let container = node.create(&sandbox, &config, script_config("main", "exit 3")).await.unwrap();
+        let made = node.runtime.task(&container).unwrap();
+        assert_eq!((made.process, made.sandbox.as_ref(), made.image.as_str()), (Process::None, Some(&sandbox), IMAGE));
+        assert_eq!(made.labels["container"], "main");
+        node.start_container(&container).await.unwrap();
+        node.exited(&container).await;
+        assert_eq!(node.runtime.task(&container).unwrap().process, Process::Ended(3));
+        let task = node.runtime.task(&sandbox).unwrap();
+        assert_eq!((task.sandbox, task.labels["app"].as_str()), (None, "known"));
+        let Process::Runs(Some(keeper)) = task.process else { panic!("{:?}", task.process) };
+        let interfaces = std::fs::read_to_string(format!("/proc/{keeper}/net/dev")).unwrap();
+        assert!(interfaces.contains("eth0:"), "{interfaces}");
+        assert_eq!(node.runtime.task(&sandbox[..12]), None, "only whole ids name a group");
+        node.stop_sandbox(&sandbox).await.unwrap();
+        assert_eq!(node.runtime.task(&sandbox).unwrap().process, Process::Ended(0));
+        let mut config = node.sandbox_config("of-the-host");
+        let linux = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        linux.namespace_options =
+            Some(v1::NamespaceOption { network: v1::NamespaceMode::Node.into(), ..Default::default() });
+        let sandbox = node.run_sandbox(&config).await.unwrap();
+        assert!(matches!(node.runtime.task(&sandbox).unwrap().process, Process::Runs(Some(_))));
         node
     });
 }
