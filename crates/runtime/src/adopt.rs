@@ -99,7 +99,7 @@ fn remove(records: &Records) {
 
 /// Enters a sandbox and its containers as their records have them.
 fn enter(core: &Arc<Core>, record: SandboxRecord, records: Records) -> (Arc<Sandbox>, bool) {
-    let (group, owns_group) = core.pod_group(&record.id, &record.config.clone().unwrap_or_default());
+    let (group, owns_group) = core.pod_group(&record);
     let progress = record.progress();
     let labels = core.selinux.recorded(record.labels.as_ref());
     let sandbox = Sandbox::new(record, records, labels, group, owns_group);

@@ -13,6 +13,10 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// The control group of sandboxes that name no parent; one group for each is made below it.
     pub cgroup_parent: PathBuf,
+    /// Whether the parents that requests name are paths from the top of each hierarchy, as other node agents mean them;
+    /// otherwise they count from the groups that this process is in, where orlop's own kubelet makes them. Version 2 makes a
+    /// difference only where a service manager has delegated a part of the tree.
+    pub parents_from_top: bool,
     /// Where exec, attach and port forwarding are served; port 0 takes any that is free.
     pub streaming_address: SocketAddr,
     /// When the keepers rotate a container's log; without limits it grows until the kubelet rotates it.
@@ -50,6 +54,7 @@ impl Config {
             state_dir: state_dir.into(),
             run_dir: run_dir.into(),
             cgroup_parent: "orlop".into(),
+            parents_from_top: false,
             streaming_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             log_limits: Some(LogLimits { bytes_max: 10 << 20, files_max: 5 }),
             handlers: Vec::new(),

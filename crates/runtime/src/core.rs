@@ -15,6 +15,7 @@ use crate::client::Listener;
 use crate::config::{Config, Parts};
 use crate::driver::Handlers;
 use crate::events::Bus;
+use crate::record::SandboxRecord;
 use crate::sandbox::Sandbox;
 use crate::selinux::SeLinux;
 use crate::spec::Host;
@@ -36,6 +37,8 @@ pub(crate) struct Core {
     /// Plugins, once the runtime has started.
     pub(crate) nri: OnceLock<Arc<nri::Nri>>,
     pub(crate) hierarchy: Hierarchy,
+    /// The same hierarchies from their tops.
+    pub(crate) top: Hierarchy,
     pub(crate) boot_id: String,
     pub(crate) table: Table,
     pub(crate) bus: Bus,
@@ -54,12 +57,13 @@ pub(crate) struct Place {
     pub(crate) host: Host,
     pub(crate) handlers: Handlers,
     pub(crate) hierarchy: Hierarchy,
+    pub(crate) top: Hierarchy,
     pub(crate) boot_id: String,
 }
 
 impl Core {
     pub(crate) fn new(config: Config, parts: Parts, place: Place) -> Arc<Self> {
-        let Place { lock, host, handlers, hierarchy, boot_id } = place;
+        let Place { lock, host, handlers, hierarchy, top, boot_id } = place;
         Arc::new(Self {
             config,
             stats: Stats::new(parts.images.clone(), parts.network.clone()),
@@ -71,6 +75,7 @@ impl Core {
             selinux: SeLinux::of_host(),
             nri: OnceLock::new(),
             hierarchy,
+            top,
             boot_id,
             _lock: lock,
             table: Table::default(),
@@ -86,10 +91,14 @@ impl Core {
     }
 
     /// The group that a sandbox's groups are made in, and whether it is ours alone.
-    pub(crate) fn pod_group(&self, id: &str, config: &v1::PodSandboxConfig) -> (Cgroup, bool) {
-        match config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()) {
-            None | Some("") => (self.hierarchy.group(self.config.cgroup_parent.join(id)), true),
-            Some(parent) => (self.hierarchy.group(spec::group_of(parent)), false),
+    pub(crate) fn pod_group(&self, record: &SandboxRecord) -> (Cgroup, bool) {
+        let linux = record.config.as_ref().and_then(|config| config.linux.as_ref());
+        match linux.map(|linux| linux.cgroup_parent.as_str()) {
+            None | Some("") => (self.hierarchy.group(self.config.cgroup_parent.join(&record.id)), true),
+            Some(parent) => {
+                let hierarchy = if record.parent_from_top { &self.top } else { &self.hierarchy };
+                (hierarchy.group(spec::group_of(parent)), false)
+            }
         }
     }
 

@@ -44,6 +44,9 @@ pub(crate) struct SandboxRecord {
     /// SELinux labels of its processes and files.
     #[prost(message, optional, tag = "10")]
     pub(crate) labels: Option<RecordedLabels>,
+    /// See `Config::parents_from_top`.
+    #[prost(bool, tag = "11")]
+    pub(crate) parent_from_top: bool,
 }
 
 /// SELinux labels.

@@ -66,7 +66,6 @@ fn fresh(
     let id = new_id();
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     let labels = core.selinux.of_sandbox(security.and_then(|security| security.selinux_options.as_ref()))?;
-    let (group, owns_group) = core.pod_group(&id, config);
     let records = Records::new(core.sandboxes_dir().join(&id));
     let driver = handler.map(|handler| handler.driver(records.directory()));
     let record = SandboxRecord {
@@ -76,8 +75,10 @@ fn fresh(
         handler: name.to_owned(),
         driver: driver.as_ref().map(|driver| driver.program.to_string_lossy().into_owned()).unwrap_or_default(),
         driver_arguments: driver.map(|driver| driver.arguments).unwrap_or_default(),
+        parent_from_top: core.config.parents_from_top,
         ..SandboxRecord::default()
     };
+    let (group, owns_group) = core.pod_group(&record);
     Ok(Sandbox::new(record, records, labels, group, owns_group))
 }
 

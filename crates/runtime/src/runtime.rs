@@ -203,7 +203,8 @@ fn place(run_dir: &Path, handlers: Handlers) -> Result<Place, StartError> {
     let lock = lock(run_dir)?;
     let hierarchy = Hierarchy::detect().map_err(StartError::Host)?;
     let host = Host::read(&hierarchy).map_err(StartError::Host)?;
-    Ok(Place { lock, host, handlers, hierarchy, boot_id: boot_id().map_err(StartError::Host)? })
+    let top = Hierarchy::whole(Path::new("/sys/fs/cgroup")).map_err(StartError::Host)?;
+    Ok(Place { lock, host, handlers, hierarchy, top, boot_id: boot_id().map_err(StartError::Host)? })
 }
 
 /// Held while this runtime lives; the kernel lets it go with the process, however that ends.

@@ -31,6 +31,7 @@ pub(crate) struct Sandbox {
     pub(crate) group: Cgroup,
     /// Whether that group is ours to remove: its parent was not named by the client.
     pub(crate) owns_group: bool,
+    parent_from_top: bool,
     /// Guards what changes. Never held while anything is waited for.
     live: Mutex<Live>,
     /// Guards the set of containers.
@@ -107,6 +108,7 @@ impl Sandbox {
             labels,
             group,
             owns_group,
+            parent_from_top: record.parent_from_top,
             live: Mutex::new(Live { ips, ..Live::default() }),
             containers: Mutex::default(),
             execs: Mutex::default(),
@@ -178,6 +180,7 @@ impl Sandbox {
                 .unwrap_or_default(),
             driver_arguments: self.driver.as_ref().map(|driver| driver.arguments.clone()).unwrap_or_default(),
             labels: self.labels.as_ref().map(Labels::record),
+            parent_from_top: self.parent_from_top,
         }
     }
 }

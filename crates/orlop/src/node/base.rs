@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::foreign::{self, Endpoint, Services};
-use super::settings::Settings;
+use super::settings::{Agent, Settings};
 use super::tasks::Tasks;
 
 /// The processes that have to be forked before there is a thread.
@@ -68,8 +68,8 @@ pub(crate) struct Base {
     pub(super) tasks: Tasks,
     /// Nobody is served any more.
     pub(super) stopped: CancellationToken,
-    /// Removes images that nobody uses when the disk fills, and whatever else nobody else does.
-    collector: JoinHandle<()>,
+    /// Removes images that nobody uses when the disk fills, and does whatever else nobody else does.
+    collector: Option<JoinHandle<()>>,
 }
 
 /// How a runtime calls itself.
@@ -107,16 +107,20 @@ impl Base {
         let mut config = runtime::Config::new(&layout.state_dir, &layout.run_dir);
         config.cgroup_parent = layout.group.clone().into();
         let LogLimits { bytes_max, files_max, .. } = settings.log_limits;
-        config.log_limits = Some(runtime::LogLimits { bytes_max, files_max });
+        let is_own = settings.agent == Agent::Own;
+        config.log_limits = is_own.then_some(runtime::LogLimits { bytes_max, files_max });
+        config.parents_from_top = !is_own;
         config.handlers.clone_from(&settings.runtime.handlers);
         config.nri = settings.runtime.nri(layout);
         let runtime = Runtime::start(config, parts).await?;
         let stopped = CancellationToken::new();
         let listener = cri::server::bind(&settings.cri_socket).await?;
         let image_server = Arc::new(ImageServer::new(images.clone(), runtime.clone()));
-        let served = cri::server::serve(listener, runtime.for_clients(), image_server.clone(), stopped.clone());
+        let clients = runtime.for_clients();
+        let served =
+            cri::server::serve_with_tasks(listener, clients.clone(), image_server.clone(), clients, stopped.clone());
         let cri = tokio::spawn(served);
-        let collector = tokio::spawn(collect_images(image_server.clone(), policy_of(settings.image_gc)));
+        let collector = is_own.then(|| collect_images(image_server.clone(), policy_of(settings.image_gc)));
         Ok(Self {
             runtime: runtime.clone(),
             image_service: image_server.clone(),
@@ -127,7 +131,7 @@ impl Base {
             image_root: layout.images(),
             tasks: Tasks::default(),
             stopped,
-            collector,
+            collector: collector.map(tokio::spawn),
         })
     }
 
@@ -150,7 +154,7 @@ impl Base {
             image_root,
             tasks: Tasks::default(),
             stopped: CancellationToken::new(),
-            collector: tokio::spawn(upkeep.run()),
+            collector: Some(tokio::spawn(upkeep.run())),
         })
     }
 
@@ -176,7 +180,9 @@ impl Base {
     /// Answers nobody any more; what runs goes on.
     pub(crate) async fn stop(&self) {
         self.stopped.cancel();
-        self.collector.abort();
+        if let Some(collector) = &self.collector {
+            collector.abort();
+        }
         self.tasks.end().await;
         if let Some(own) = &self.own {
             own.cri.abort();

@@ -22,10 +22,20 @@ const POD_CIDR: &str = "10.85.0.0/16";
 
 const KUBELET_ROOT: &str = "/var/lib/kubelet";
 
+/// Whose kubelet has the pods run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Agent {
+    /// This program's.
+    Own,
+    /// Another program, which rotates logs and removes images itself and names control groups from their tops.
+    Other,
+}
+
 /// A node to run, as the operator wants it.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) layout: Layout,
+    pub(crate) agent: Agent,
     /// The CRI socket.
     pub(crate) cri_socket: PathBuf,
     pub(crate) cni_conf_dir: PathBuf,
@@ -56,12 +66,12 @@ pub(crate) struct UpSettings {
 }
 
 impl Settings {
-    /// Of the options that every node has.
+    /// Of a runtime alone, by the options that every node has.
     pub(crate) fn new(places: &Places, options: &NodeOptions) -> anyhow::Result<Self> {
         let mut faults = Faults::default();
         let settings = Self::read(places, options, &mut faults);
         faults.none()?;
-        Ok(settings)
+        Ok(Self { agent: Agent::Other, ..settings })
     }
 
     fn read(places: &Places, options: &NodeOptions, faults: &mut Faults) -> Self {
@@ -77,6 +87,7 @@ impl Settings {
         }
         Self {
             layout,
+            agent: Agent::Own,
             cri_socket: cri_socket.unwrap_or_default(),
             cni_conf_dir: options.cni_conf_dir.clone(),
             cni_bin_dir: options.cni_bin_dir.clone(),

@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pods_of_other_runtimes_outlive_a_killed_daemon", pods_of_other_runtimes_outlive_a_killed_daemon),
     ("a_killed_daemon_leaves_nothing_half_made", a_killed_daemon_leaves_nothing_half_made),
     ("who_was_asked_to_end_is_not_asked_again", who_was_asked_to_end_is_not_asked_again),
+    ("a_parent_is_found_where_its_pod_began", a_parent_is_found_where_its_pod_began),
     ("a_killed_keeper_is_told", a_killed_keeper_is_told),
     ("a_keeper_killed_before_its_sandbox_is_ready_is_told", a_keeper_killed_before_its_sandbox_is_ready_is_told),
     ("what_died_with_the_daemon_away_is_told", what_died_with_the_daemon_away_is_told),
@@ -401,6 +402,37 @@ pub(crate) async fn keeper_of(node: &Node, sandbox: &str) -> u32 {
     let info = node.runtime.pod_sandbox_status(request).await.unwrap().info;
     let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
     u32::try_from(info["pid"].as_u64().unwrap()).unwrap()
+}
+
+/// A kubelet of somebody else names control groups from their tops, ours from where it is itself.
+fn a_parent_is_found_where_its_pod_began() {
+    let ground = Ground::new();
+    let (first, second) = (zygote(), zygote());
+    let parent = format!("/{}-top/pod1", ground.places.group);
+    let top = sys::cgroup::Hierarchy::whole(Path::new("/sys/fs/cgroup")).unwrap();
+    let pod = run(async {
+        let network = network::Config::new(ground.places.run.join("network"));
+        let node = Node::start_with(network, &ground.places, first, |config| config.parents_from_top = true).await;
+        let mut config = node.sandbox_config("guest");
+        config.linux.get_or_insert_default().cgroup_parent.clone_from(&parent);
+        let sandbox = node.run_sandbox(&config).await.unwrap();
+        let container = node.create(&sandbox, &config, script_config("main", "sleep 1000")).await.unwrap();
+        node.start_container(&container).await.unwrap();
+        node.runtime.stop().await;
+        Pod { config, sandbox, container }
+    });
+    let group = top.group(&parent).child(&pod.container);
+    assert_eq!(group.processes().len(), 1, "in every hierarchy: {:?}", group.directories());
+    assert!(group.directories().iter().all(|directory| directory.is_dir()));
+    run(async {
+        let next = Node::start(&ground.places, second).await;
+        assert_eq!(next.status(&pod.container).await.state(), ContainerState::ContainerRunning);
+        next.stop_sandbox(&pod.sandbox).await.unwrap();
+        next.remove_sandbox(&pod.sandbox).await.unwrap();
+        next.down().await;
+    });
+    assert!(!group.exists());
+    [parent, format!("/{}-top", ground.places.group)].iter().for_each(|path| top.group(path).delete().unwrap());
 }
 
 fn a_killed_keeper_is_told() {
