@@ -38,7 +38,7 @@ pub struct Node<'a> {
     pub address: &'a str,
     /// As whom the kubelet speaks to the API server.
     pub kubeconfig: &'a Path,
-    /// The network of its pods.
+    /// The network of its pods, where containerd makes it.
     pub network: containerd::Network<'a>,
     /// A KubeletConfiguration, to which the rest is added.
     pub configuration: &'a str,
@@ -53,8 +53,16 @@ impl Node<'_> {
         spare_the_kernel(self.scratch)?;
         let socket = self.scratch.join("cri.sock");
         let runtime = containerd::prepare(self.programs, self.scratch, &socket, &self.network)?;
+        Ok(vec![(containerd::program(self.programs)?, runtime.into()), self.kubelet(&socket)?])
+    }
+
+    /// The kubelet alone, with whatever runtime listens on `socket`. Who calls it has spared the kernel.
+    ///
+    /// # Errors
+    /// It is missing, or its configuration cannot be written.
+    pub fn kubelet(&self, socket: &Path) -> anyhow::Result<Invocation> {
         let config = self.scratch.join("kubelet.yaml");
-        std::fs::write(&config, format!("{}{}", self.configuration, settings(&socket)))?;
+        std::fs::write(&config, format!("{}{}", self.configuration, settings(socket)))?;
         let pairs = [
             ("--kubeconfig", self.kubeconfig.display().to_string()),
             ("--config", config.display().to_string()),
@@ -62,8 +70,8 @@ impl Node<'_> {
             ("--node-ip", self.address.to_owned()),
             ("--cert-dir", self.scratch.join("pki").display().to_string()),
         ];
-        let kubelet = pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
-        Ok(vec![(containerd::program(self.programs)?, runtime.into()), (self.program(&go::KUBELET)?, kubelet)])
+        let arguments = pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        Ok((self.program(&go::KUBELET)?, arguments))
     }
 
     /// kube-proxy in a mode of its own.

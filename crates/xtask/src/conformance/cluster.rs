@@ -74,9 +74,7 @@ impl Cluster {
         suite::write_hosts(&dir.join("certs.d"), registry.address())?;
         let (machines, proxy) = match plan.nodes {
             1 => (vec![Machine::shared(ADDRESS.into(), plane.nursery())], None),
-            more => {
-                (Machine::apart(more, matches!(plan.kind, Kind::Upstream(_)))?, Some(way_to_services(&plane, output)?))
-            }
+            more => (Machine::apart(more, plan.kind.needs_cover())?, Some(way_to_services(&plane, output)?)),
         };
         let nodes = machines.iter().map(|machine| {
             let own = dir.join(&machine.name);

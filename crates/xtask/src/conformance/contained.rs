@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
 use testkit::groups;
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,9 +53,11 @@ fn outside(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// As [`cover`], for the calling thread and what it starts from now on.
-pub(super) fn cover_apart() -> anyhow::Result<()> {
+pub(crate) fn cover_apart() -> anyhow::Result<()> {
     #[expect(deprecated, reason = "the replacement is unsafe for flags that this call does not pass")]
     rustix::thread::unshare(UnshareFlags::NEWNS | UnshareFlags::FS).context("unshare the mount namespace")?;
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", flags).context("keep mounts from the machine")?;
     cover()
 }
 

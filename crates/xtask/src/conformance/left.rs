@@ -7,12 +7,12 @@ use anyhow::ensure;
 use testkit::host;
 
 /// Where orlop keeps its things.
-pub(super) fn places(dir: &Path) -> [String; 2] {
+pub(crate) fn places(dir: &Path) -> [String; 2] {
     ["state", "run"].map(|place| format!("--{place}-dir={}", dir.join(place).display()))
 }
 
 /// Whether everything in `dir` has an owner; asked while the node serves.
-pub(super) fn nothing(orlop: &Path, dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn nothing(orlop: &Path, dir: &Path) -> anyhow::Result<()> {
     let left = host::output(&mut command(orlop, dir, &["fsck"]))?;
     let left = String::from_utf8_lossy(&left);
     ensure!(left.is_empty(), "this is left:\n{left}");
@@ -20,13 +20,13 @@ pub(super) fn nothing(orlop: &Path, dir: &Path) -> anyhow::Result<()> {
 }
 
 /// The sandboxes of a node that does not run.
-pub(super) fn sandboxes(dir: &Path) -> Vec<String> {
+pub(crate) fn sandboxes(dir: &Path) -> Vec<String> {
     let entries = dir.join("run/sandboxes").read_dir().into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// A node alone, with nothing to run, removes the pods that it finds.
-pub(super) fn remove(orlop: &Path, dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn remove(orlop: &Path, dir: &Path) -> anyhow::Result<()> {
     let nothing = dir.join("nothing");
     std::fs::create_dir_all(&nothing)?;
     host::run(command(orlop, dir, &["up", "--detach"]).arg(nothing))?;

@@ -8,10 +8,10 @@
 
 pub(crate) mod churn;
 mod cluster;
-mod contained;
+pub(crate) mod contained;
 mod cri;
 pub(crate) mod faults;
-mod left;
+pub(crate) mod left;
 mod machine;
 mod node;
 mod outcome;
@@ -63,15 +63,18 @@ pub(crate) struct NodeOptions {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(2..))]
     procs: u16,
     /// Test upstream's kubelet, kube-proxy and containerd instead of orlop
-    #[arg(long, conflicts_with_all = ["orlop", "against"])]
+    #[arg(long, conflicts_with_all = ["orlop", "against", "upstream_kubelet"])]
     upstream: bool,
+    /// Test orlop's runtime alone, on whose socket upstream's kubelet runs the pods
+    #[arg(long)]
+    upstream_kubelet: bool,
     /// The directory of a run with --upstream: what passed there and fails here is shown apart
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
     /// How many nodes; more than one have network namespaces of their own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     nodes: u8,
-    /// Where the report and all logs go, emptied before [default: target/conformance/node, or …/upstream]
+    /// Where the report and all logs go, emptied before [default: target/conformance/node, …/upstream or …/upstream-kubelet]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Test this program instead of building one
@@ -98,11 +101,7 @@ pub(crate) fn run(conformance: &Conformance) -> anyhow::Result<()> {
 
 fn node(options: &NodeOptions) -> anyhow::Result<()> {
     host::install(TOOLS)?;
-    let kind = match (options.upstream, &options.orlop) {
-        (true, _) => Kind::Upstream(go::build_all("reference-node", &[go::REFERENCE, go::REFERENCE_NODE].concat())?),
-        (false, Some(program)) => Kind::Orlop(std::path::absolute(program)?),
-        (false, None) => Kind::Orlop(build_release()?),
-    };
+    let kind = options.kind()?;
     let programs = control_plane::build_with(&[go::COREDNS])?;
     let suite = Suite { ginkgo: go::build(&go::GINKGO)?, tests: go::build(&go::E2E)? };
     testkit::suite::build(testkit::suite::ALL)?;
@@ -114,7 +113,7 @@ fn node(options: &NodeOptions) -> anyhow::Result<()> {
         }
         None => empty(&output, suite::LOG)?,
     }
-    if options.upstream {
+    if kind.needs_cover() {
         contained::run()?;
     } else {
         let dir = tempfile::Builder::new().prefix("orlop-conformance-").tempdir()?;
@@ -127,8 +126,27 @@ fn node(options: &NodeOptions) -> anyhow::Result<()> {
 
 impl NodeOptions {
     fn output(&self) -> PathBuf {
-        let default = if self.upstream { "target/conformance/upstream" } else { "target/conformance/node" };
+        let default = match (self.upstream, self.upstream_kubelet) {
+            (true, _) => "target/conformance/upstream",
+            (_, true) => "target/conformance/upstream-kubelet",
+            (false, false) => "target/conformance/node",
+        };
         root().join(self.output.as_deref().unwrap_or(Path::new(default)))
+    }
+
+    /// Whose node it is, with its programs built.
+    fn kind(&self) -> anyhow::Result<Kind> {
+        let orlop = || self.orlop.as_ref().map_or_else(build_release, |program| Ok(std::path::absolute(program)?));
+        Ok(match (self.upstream, self.upstream_kubelet) {
+            (true, _) => {
+                Kind::Upstream(go::build_all("reference-node", &[go::REFERENCE, go::REFERENCE_NODE].concat())?)
+            }
+            (_, true) => Kind::UpstreamKubelet {
+                programs: go::build_all("upstream-kubelet", go::REFERENCE_NODE)?,
+                orlop: orlop()?,
+            },
+            (false, false) => Kind::Orlop(orlop()?),
+        })
     }
 
     fn choice(&self) -> Choice<'_> {

@@ -1,19 +1,22 @@
-//! The node that the suite grades: orlop's, or upstream's as the measure.
+//! The node that the suite grades: orlop's, upstream's kubelet on orlop's runtime, or all of upstream's as the measure.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use testkit::control_plane::ControlPlane;
 use testkit::daemon::Daemon;
 use testkit::{containerd, groups, upstream};
 
 use super::left;
 use super::machine::{self, Machine};
+use crate::voyage::keepers_in;
 
 /// How long it may take to end; pods go on.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Where upstream's kubelet has to find a runtime that it shall ask whose a control group is, for its metrics.
+const KNOWN_SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// Whose node.
 #[derive(Debug, Clone)]
@@ -22,6 +25,15 @@ pub(super) enum Kind {
     Orlop(PathBuf),
     /// Of the programs in this directory: containerd, kubelet, kube-proxy and what belongs to them.
     Upstream(PathBuf),
+    /// The kubelet and the kube-proxy of this directory, on the runtime of this program.
+    UpstreamKubelet { programs: PathBuf, orlop: PathBuf },
+}
+
+impl Kind {
+    /// Whether it writes to places that are in no configuration.
+    pub(super) fn needs_cover(&self) -> bool {
+        !matches!(self, Self::Orlop(_))
+    }
 }
 
 /// A node's daemons.
@@ -46,6 +58,7 @@ impl Node {
         let invocations = match kind {
             Kind::Orlop(program) => vec![(program.clone(), place.orlop_arguments()?)],
             Kind::Upstream(programs) => place.upstream_daemons(programs)?,
+            Kind::UpstreamKubelet { programs, orlop } => place.upstream_kubelet(programs, orlop)?,
         };
         let daemon = |(program, arguments): upstream::Invocation| {
             let log = format!("{}.{}.log", machine.name, program.file_name().unwrap_or_default().display());
@@ -70,7 +83,7 @@ impl Node {
     pub(super) fn kubelet_root(&self) -> PathBuf {
         match self.kind {
             Kind::Orlop(_) => self.dir.join("state/kubelet"),
-            Kind::Upstream(_) => "/var/lib/kubelet".into(),
+            Kind::Upstream(_) | Kind::UpstreamKubelet { .. } => "/var/lib/kubelet".into(),
         }
     }
 
@@ -79,6 +92,7 @@ impl Node {
         let orlop = match &self.kind {
             Kind::Orlop(program) => Some(program.clone()),
             Kind::Upstream(_) => None,
+            Kind::UpstreamKubelet { .. } => return self.end_runtime(removed),
         };
         let left = orlop.as_deref().filter(|_| removed).map_or(Ok(()), |orlop| left::nothing(orlop, &self.dir));
         self.daemons.iter_mut().rev().try_for_each(|daemon| daemon.stop(STOP_LIMIT))?;
@@ -86,6 +100,16 @@ impl Node {
             left::remove(&orlop, &self.dir)?;
         }
         left
+    }
+}
+
+impl Node {
+    /// The records of pods that have ended stay until the kubelet removes them, once a minute; their processes do not.
+    fn end_runtime(&mut self, removed: bool) -> anyhow::Result<()> {
+        let keepers = keepers_in(&self.dir)?;
+        self.daemons.iter_mut().rev().try_for_each(|daemon| daemon.stop(STOP_LIMIT))?;
+        ensure!(!removed || keepers.is_empty(), "the pods have been removed, and these keepers are left: {keepers:?}");
+        Ok(())
     }
 }
 
@@ -119,8 +143,39 @@ impl Place<'_> {
     }
 
     fn upstream_daemons(&self, programs: &Path) -> anyhow::Result<Vec<upstream::Invocation>> {
-        let Self { machine, plane, dir } = self;
         self.registries()?;
+        self.with_node(programs, |node| node.daemons())
+    }
+
+    /// The socket is where containerd's is as a rule: who starts orlop so needs to tell the kubelet nothing else.
+    fn upstream_kubelet(&self, programs: &Path, orlop: &Path) -> anyhow::Result<Vec<upstream::Invocation>> {
+        upstream::spare_the_kernel(self.dir)?;
+        let runtime = (orlop.to_owned(), self.runtime_arguments()?);
+        let kubelet = |node: &upstream::Node<'_>| node.kubelet(Path::new(KNOWN_SOCKET));
+        self.with_node(programs, |node| Ok(vec![runtime, kubelet(node)?]))
+    }
+
+    fn runtime_arguments(&self) -> anyhow::Result<Vec<String>> {
+        let Self { machine, dir, .. } = self;
+        let flags = [
+            "runtime".to_owned(),
+            format!("--listen=unix://{KNOWN_SOCKET}"),
+            format!("--registry-config-dir={}", self.registries()?.display()),
+            format!("--cni-conf-dir={}", dir.join("cni").display()),
+            format!("--pod-cidr={}", machine.pods),
+            format!("--cluster-cidr={}", machine::PODS),
+            "--log-level=info".to_owned(),
+        ];
+        Ok(flags.into_iter().chain(left::places(dir)).collect())
+    }
+
+    /// What `make` makes of upstream's node, and its service proxy.
+    fn with_node(
+        &self,
+        programs: &Path,
+        make: impl FnOnce(&upstream::Node<'_>) -> anyhow::Result<Vec<upstream::Invocation>>,
+    ) -> anyhow::Result<Vec<upstream::Invocation>> {
+        let Self { machine, plane, dir } = self;
         let node = upstream::Node {
             programs,
             scratch: dir,
@@ -130,7 +185,7 @@ impl Place<'_> {
             kubeconfig: &plane.node_kubeconfig(&machine.name)?,
             configuration: &self.configuration()?,
         };
-        let mut daemons = node.daemons()?;
+        let mut daemons = make(&node)?;
         daemons.push(node.proxy(&plane.proxy_kubeconfig()?, "iptables", machine::PODS)?);
         Ok(daemons)
     }
