@@ -3,6 +3,7 @@
 pub(crate) mod foreign;
 pub(crate) mod kubeadm;
 mod manifests;
+pub(crate) mod peer;
 mod points;
 mod proxy;
 pub(crate) mod restarts;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, SocketAddr};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -139,15 +139,14 @@ pub(super) fn reaches_in(fleet: &mut Fleet) -> anyhow::Result<String> {
     ensure!(std::fs::read_to_string(&local)?.trim() == pod, "the copy differs");
     let failed = fleet.kubectl_words(&["exec", pod, "--", "sh", "-c", "exit 7"]).err().context("exit 7 succeeded")?;
     ensure!(format!("{failed:#}").contains("exit code 7"), "{failed:#}");
-    forwards(fleet, pod)?;
+    forwards(fleet.plane.kubectl()?, pod)?;
     let ours = fleet.orlop(&["ps", "-A"])?;
     ensure!(ours.contains(pod), "`orlop ps` does not know the pod: {ours}");
     Ok("logs, cp, exec and its exit code, port-forward".to_owned())
 }
 
-/// `kubectl port-forward` leads into the pod.
-fn forwards(fleet: &Fleet, pod: &str) -> anyhow::Result<()> {
-    let mut kubectl = fleet.plane.kubectl()?;
+/// `kubectl port-forward` leads into the pod, which serves its name.
+pub(super) fn forwards(mut kubectl: Command, pod: &str) -> anyhow::Result<()> {
     let forward = kubectl.args(["port-forward", pod, ":8080"]).stdout(Stdio::piped()).spawn();
     let mut forward = forward.context("start kubectl")?;
     let seen = (|| {

@@ -57,6 +57,8 @@ enum Part {
     Member,
     /// A node of a real control plane whose daemon is killed in the middle of everything.
     Restarts,
+    /// Upstream's kubelet on the runtime alone.
+    Peer,
     /// The service proxy beside upstream's.
     Proxy,
 }
@@ -78,6 +80,7 @@ impl Part {
                 voyage(options, count, crate::member::foreign::run)
             }
             Self::Restarts => voyage(options, count, crate::member::restarts::run),
+            Self::Peer => voyage(options, count, crate::member::peer::run),
             Self::Proxy => voyage(options, count, crate::conformance::proxy::quick),
         }
     }
