@@ -411,7 +411,7 @@ fn end_meanwhile(scene: &mut Scene) -> anyhow::Result<()> {
         let commands = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
         commands.filter(|command| command.windows(marker.len()).any(|part| part == marker)).count()
     };
-    ensure!(running() == 2, "{} of 2 run", running());
+    ensure!(running() > 0, "nobody runs who could end");
     scene.open("away")?;
     wait("both end", SOON, || Ok((running() == 0).then_some(())))
 }
