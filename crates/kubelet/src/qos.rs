@@ -264,7 +264,7 @@ impl Tree {
     /// # Errors
     /// The group and the kernel's reason.
     pub fn share<'a>(&self, pods: impl Iterator<Item = &'a Pod> + Clone) -> sys::Result<()> {
-        let [all, of_class] = self.rules.memory.and_then(|memory| memory.of_classes(pods.clone())).unwrap_or_default();
+        let [all, of_class] = self.rules.memory.map(|memory| memory.of_classes(pods.clone())).unwrap_or_default();
         self.root().set(&self.present(Limits { unified: all, ..Limits::default() }))?;
         let burstable = pods.filter(|pod| QosClass::of(pod) == QosClass::Burstable);
         let milli = burstable.map(|pod| of_pod(pod, "cpu", List::Requests)).sum::<Quantity>().milli();

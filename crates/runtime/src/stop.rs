@@ -79,7 +79,9 @@ async fn ask(sandbox: &Sandbox, container: &Container) {
     if asked {
         return;
     }
-    signal(sandbox, container, number).await;
+    if !signal(sandbox, container, number).await {
+        return;
+    }
     // Afterwards: a signal too much is better than none.
     if let Err(error) = container.update(|record| record.asked = true) {
         tracing::warn!(container = container.id, %error, "that a container was asked to end cannot be recorded");
@@ -98,10 +100,11 @@ async fn deadline_over(container: &Container) {
     }
 }
 
-async fn signal(sandbox: &Sandbox, container: &Container, signal: u32) {
+/// Returns whether it was sent.
+async fn signal(sandbox: &Sandbox, container: &Container, signal: u32) -> bool {
     if let Some(driver) = &sandbox.driver {
         match driver.kill(&container.id, signal).await {
-            Ok(()) => return,
+            Ok(()) => return true,
             // It may have ended; what else there is to do about it, is the same.
             Err(error) => tracing::debug!(container = container.id, %error, "a signal could not be sent"),
         }
@@ -111,10 +114,11 @@ async fn signal(sandbox: &Sandbox, container: &Container, signal: u32) {
         Ok(keeper) => keeper.done(request, Vec::new()).await.map(drop),
         Err(error) => Err(error),
     };
-    if let Err(error) = sent {
+    if let Err(error) = &sent {
         // Without a keeper the container ends as well, and the kill of its group follows.
         tracing::debug!(container = container.id, %error, "a signal could not be sent");
     }
+    sent.is_ok()
 }
 
 async fn kill(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Outcome {

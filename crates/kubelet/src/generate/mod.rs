@@ -68,7 +68,12 @@ impl Config {
         resolv_conf: Option<&Path>,
         groups: &Tree,
     ) -> Self {
-        let resolver = fs::read_to_string(resolv_conf.unwrap_or(Path::new(RESOLV_CONF))).unwrap_or_default();
+        let resolver = fs::read_to_string(resolv_conf.unwrap_or(Path::new(RESOLV_CONF))).unwrap_or_else(|error| {
+            if let Some(path) = resolv_conf {
+                tracing::warn!(path = %path.display(), %error, "`resolvConf` cannot be read: pods have no name servers of the node's");
+            }
+            String::new()
+        });
         Self {
             paths,
             cgroup_root: PathBuf::new(),

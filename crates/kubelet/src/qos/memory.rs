@@ -33,7 +33,7 @@ impl MemoryRules {
         let bounded_by_pod = limit == 0 && has_own_limit(pod);
         let limit = if limit == 0 { allocatable_bytes.unwrap_or(0) } else { limit };
         let high = self.high(asked, limit).filter(|_| !bounded_by_pod);
-        kill.into_iter().chain(self.reserved(pod, asked)).chain(high).collect()
+        kill.into_iter().chain(self.reserved(pod, asked)).chain([high_file(high)]).collect()
     }
 
     /// For the group of a pod.
@@ -43,16 +43,13 @@ impl MemoryRules {
         let limit =
             Some(amount(List::Limits)).filter(|_| spec::of(pod).resources.is_some() && is_limited(pod, "memory"));
         let high = limit.and_then(|limit| self.high(asked, limit));
-        self.reserved(pod, asked).into_iter().chain(high).collect()
+        self.reserved(pod, asked).into_iter().chain([high_file(high)]).collect()
     }
 
     /// For the groups of all pods and of the Burstable ones: protection counts only as far as the groups above have it, too.
-    pub(crate) fn of_classes<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> Option<[Files; 2]> {
-        if !self.reserves {
-            return None;
-        }
+    pub(crate) fn of_classes<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> [Files; 2] {
         let (mut guaranteed, mut burstable) = (0, 0);
-        for pod in pods {
+        for pod in pods.filter(|_| self.reserves) {
             let asked = of_pod(pod, "memory", List::Requests).units();
             match QosClass::of(pod) {
                 QosClass::Guaranteed => guaranteed += asked,
@@ -61,23 +58,30 @@ impl MemoryRules {
             }
         }
         let low = file("memory.low", burstable);
-        Some([vec![file("memory.min", guaranteed + burstable), low.clone()], vec![low]])
+        [vec![file("memory.min", guaranteed + burstable), low.clone()], vec![low]]
     }
 
-    fn reserved(&self, pod: &Pod, asked: i64) -> Option<(String, String)> {
-        let name = if QosClass::of(pod) == QosClass::Guaranteed { "memory.min" } else { "memory.low" };
-        (self.reserves && asked > 0).then(|| file(name, asked))
+    /// Both are always written: a rule that is taken back, or a pod that is resized, leaves nothing of before.
+    fn reserved(&self, pod: &Pod, asked: i64) -> [(String, String); 2] {
+        let asked = if self.reserves { asked } else { 0 };
+        let (min, low) = if QosClass::of(pod) == QosClass::Guaranteed { (asked, 0) } else { (0, asked) };
+        [file("memory.min", min), file("memory.low", low)]
     }
 
     /// Who gets all that it asks for is not slowed down.
-    fn high(&self, asked: i64, limit: i64) -> Option<(String, String)> {
+    fn high(&self, asked: i64, limit: i64) -> Option<i64> {
         let factor = self.throttling_factor.filter(|_| limit > asked)?;
         #[expect(clippy::cast_precision_loss, reason = "memory of machines is below 2^53 bytes")]
         let above = (limit - asked) as f64 * factor;
         #[expect(clippy::cast_possible_truncation, reason = "it is not above the limit")]
         let bytes = (asked + above as i64) / PAGE_BYTES * PAGE_BYTES;
-        (bytes > asked).then(|| file("memory.high", bytes))
+        (bytes > asked).then_some(bytes)
     }
+}
+
+/// Written in any case, as what keeps memory from reclaim is.
+fn high_file(bytes: Option<i64>) -> (String, String) {
+    ("memory.high".to_owned(), bytes.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string()))
 }
 
 fn file(name: &str, bytes: i64) -> (String, String) {
@@ -121,16 +125,26 @@ mod tests {
 
     #[test]
     fn files_by_what_is_asked_for() {
+        const NONE: &str = "min=0 low=0 high=max";
         let burstable = json!({"requests": {"memory": "100Mi"}, "limits": {"memory": "200Mi"}});
         let guaranteed = json!({"limits": {"cpu": "1", "memory": "100Mi"}});
-        check(MemoryRules::default(), &burstable, &Value::Null, "oom.group=1", "");
-        check(MemoryRules { single_kill: Some(true), ..MemoryRules::default() }, &burstable, &Value::Null, "", "");
-        check(ALL, &burstable, &Value::Null, "oom.group=1 low=104857600 high=199229440", "low=104857600");
-        check(ALL, &guaranteed, &Value::Null, "oom.group=1 min=104857600", "min=104857600");
-        check(ALL, &json!({}), &Value::Null, "oom.group=1 high=966365184", "");
+        let single = MemoryRules { single_kill: Some(true), ..MemoryRules::default() };
+        check(MemoryRules::default(), &burstable, &Value::Null, "oom.group=1 min=0 low=0 high=max", NONE);
+        check(single, &burstable, &Value::Null, NONE, NONE);
+        check(
+            ALL,
+            &burstable,
+            &Value::Null,
+            "oom.group=1 min=0 low=104857600 high=199229440",
+            "min=0 low=104857600 high=max",
+        );
+        let whole_of_guaranteed = "min=104857600 low=0 high=max";
+        check(ALL, &guaranteed, &Value::Null, "oom.group=1 min=104857600 low=0 high=max", whole_of_guaranteed);
+        check(ALL, &json!({}), &Value::Null, "oom.group=1 min=0 low=0 high=966365184", NONE);
         // The pod as a whole has the limit: its group keeps it.
         let whole = json!({"requests": {"memory": "100Mi"}, "limits": {"memory": "200Mi"}});
-        check(ALL, &json!({}), &whole, "oom.group=1", "low=104857600 high=199229440");
+        let of_pod = "min=0 low=104857600 high=199229440";
+        check(ALL, &json!({}), &whole, "oom.group=1 min=0 low=0 high=max", of_pod);
     }
 
     #[test]
@@ -141,8 +155,9 @@ mod tests {
             asking(json!({"requests": {"memory": "4"}})),
             asking(json!({})),
         ];
-        let [all, burstable] = ALL.of_classes(pods.iter()).unwrap();
+        let [all, burstable] = ALL.of_classes(pods.iter());
         assert_eq!((shown(&all).as_str(), shown(&burstable).as_str()), ("min=7 low=4", "low=4"));
-        assert!(MemoryRules::default().of_classes(pods.iter()).is_none());
+        let [all, burstable] = MemoryRules::default().of_classes(pods.iter());
+        assert_eq!((shown(&all).as_str(), shown(&burstable).as_str()), ("min=0 low=0", "low=0"));
     }
 }

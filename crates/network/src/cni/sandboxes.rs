@@ -15,7 +15,8 @@ use sys::netlink::route::{Link, LinkStats};
 use sys::netns;
 
 use super::config::NetworkList;
-use super::{Addresses, Attached, Cni, INTERFACE, Subject, orphans};
+use super::orphans::{self, Work};
+use super::{Addresses, Attached, Cni, INTERFACE, Subject};
 use crate::bridge::{During as _, LOOPBACK};
 use crate::node::{check_name, mac_text};
 use crate::record::Records;
@@ -80,8 +81,13 @@ impl Sandboxes {
     pub(crate) fn adopt(&self, live: &mut Vec<LiveSandbox>) -> Result<(), NetworkError> {
         let records = self.records.load_all::<Kept>().during("CNI attachments", "reading the directory")?;
         let lives = |id: &str| live.iter().any(|other| other.sandbox_id == id);
-        let unfinished = records.iter().filter(|(id, kept)| !kept.attached.is_complete() || !lives(id));
-        end_plugins(unfinished.map(|(id, _)| id.as_str()).collect());
+        // What an ADD that was heard of has left running is meant to: a name server for the whole network, for one.
+        let work = |(id, kept): &(String, Kept)| {
+            let is_gone = kept.attached.is_complete() && !lives(id);
+            if is_gone { Some(Work::After) } else { (!kept.attached.is_complete()).then_some(Work::All) }
+        };
+        let unfinished = records.iter().filter_map(|record| Some((record.0.as_str(), work(record)?)));
+        end_plugins(&unfinished.collect());
         self.clear_links()?;
         for (sandbox, kept) in records {
             self.cni.expect();
@@ -277,11 +283,11 @@ impl Sandboxes {
 }
 
 /// Ends the plugins that an earlier daemon has left at work on sandboxes for which DEL is due: it would come too early.
-fn end_plugins(sandboxes: HashSet<&str>) {
+fn end_plugins(sandboxes: &HashMap<&str, Work>) {
     if sandboxes.is_empty() {
         return;
     }
-    match orphans::end(&sandboxes) {
+    match orphans::end(sandboxes) {
         Ok(0) => {}
         Ok(count) => tracing::warn!(count, "processes of CNI plugins that an earlier daemon had started were ended"),
         Err(error) => tracing::warn!(%error, "CNI plugins that an earlier daemon has started may still be at work"),

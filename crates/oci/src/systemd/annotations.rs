@@ -9,6 +9,27 @@ use super::manager::Property;
 use crate::error::Error;
 
 const PREFIX: &str = "org.systemd.property.";
+/// What may be said so: how a container is ended, when it is begun, and what is told of it. Engines pass annotations on that the
+/// authors of pods write, so nothing that reaches beyond the container is among them (CVE-2024-3154): no action of the host, no
+/// other unit, no slice, no process, no limit.
+const NAMES: [&str; 12] = [
+    "After",
+    "Before",
+    "CollectMode",
+    "DefaultDependencies",
+    "Description",
+    "Documentation",
+    "FinalKillSignal",
+    "KillSignal",
+    "RuntimeMaxUSec",
+    "SendSIGHUP",
+    "SendSIGKILL",
+    "TimeoutStopUSec",
+];
+/// No value that makes sense is longer.
+const TEXT_MAX: usize = 4096;
+/// Arrays and types in each other.
+const DEPTH_MAX: u8 = 8;
 
 /// Those of a configuration.
 pub(super) fn properties(annotations: &BTreeMap<String, String>) -> Result<Vec<Property>, Error> {
@@ -18,17 +39,26 @@ pub(super) fn properties(annotations: &BTreeMap<String, String>) -> Result<Vec<P
 
 fn property(name: &str, text: &str) -> Result<Property, Error> {
     let invalid = |why: &str| Error::Invalid(format!("annotation {PREFIX}{name}={text}: {why}"));
-    if name.len() < 3 || !name.bytes().all(|letter| letter.is_ascii_alphabetic()) {
-        return Err(invalid("the name is no property's"));
-    }
-    let value = parse(text).ok_or_else(|| invalid("the value is not understood"))?;
     // Documentation has times in seconds, properties have them in microseconds.
     let of_time = name.strip_suffix("Sec").filter(|rest| rest.ends_with(|letter: char| letter.is_ascii_lowercase()));
+    let property = of_time.map_or_else(|| name.to_owned(), |rest| format!("{rest}USec"));
+    if !NAMES.contains(&property.as_str()) {
+        return Err(Error::Invalid(format!(
+            "annotation {PREFIX}{name}: annotations may be those of a pod's author, who may set nothing but {}; remove it",
+            NAMES.join(", ")
+        )));
+    }
+    if text.len() > TEXT_MAX || text.contains('\0') {
+        return Err(Error::Invalid(format!(
+            "annotation {PREFIX}{name}: the value is longer than {TEXT_MAX} bytes, or has a zero byte"
+        )));
+    }
+    let value = parse(text).ok_or_else(|| invalid("the value is not understood"))?;
     match of_time {
-        None => Ok((name.to_owned(), value)),
-        Some(rest) => {
+        None => Ok((property, value)),
+        Some(_) => {
             let value = microseconds(&value).ok_or_else(|| invalid("the value is no number"))?;
-            Ok((format!("{rest}USec"), Value::U64(value)))
+            Ok((property, Value::U64(value)))
         }
     }
 }
@@ -51,13 +81,14 @@ fn microseconds(value: &Value) -> Option<u64> {
 
 /// Truths, numbers, texts, and arrays of them.
 fn parse(text: &str) -> Option<Value> {
-    let mut parser = Parser { rest: text.trim() };
+    let mut parser = Parser { rest: text.trim(), depth: 0 };
     let value = parser.value(None)?;
     parser.rest.trim().is_empty().then_some(value)
 }
 
 struct Parser<'a> {
     rest: &'a str,
+    depth: u8,
 }
 
 /// Types by their names before a value; `@` has the letter itself.
@@ -77,6 +108,13 @@ const TYPES: [(&str, &str); 10] = [
 impl<'a> Parser<'a> {
     /// A value of the type `wanted`, or of the one that it has by itself.
     fn value(&mut self, wanted: Option<&str>) -> Option<Value> {
+        self.depth += 1;
+        let value = (self.depth <= DEPTH_MAX).then(|| self.value_here(wanted)).flatten();
+        self.depth -= 1;
+        value
+    }
+
+    fn value_here(&mut self, wanted: Option<&str>) -> Option<Value> {
         self.rest = self.rest.trim_start();
         match self.rest.chars().next()? {
             quote @ ('\'' | '"') => {
@@ -87,7 +125,9 @@ impl<'a> Parser<'a> {
             '@' => {
                 self.rest = &self.rest[1..];
                 let signature = self.word();
-                self.value(Some(signature))
+                let of = signature.strip_prefix('a').unwrap_or(signature);
+                let is_known = TYPES.iter().any(|(_, letter)| *letter == of);
+                is_known.then(|| self.value(Some(signature))).flatten()
             }
             _ => {
                 let word = self.word();
@@ -210,9 +250,32 @@ mod tests {
                 assert_eq!(found, Some(expect), "{text}");
             }
         }
-        for wrong in ["", "word", "'open", "[1", "[1 2]", "[1, 'a']", "byte 300", "1 2", "uint64 -1", "@", "@x 'a'"] {
-            assert_eq!(parse(wrong), None, "{wrong}");
+        let wrong =
+            ["", "word", "'open", "[1", "[1 2]", "[1, 'a']", "byte 300", "1 2", "uint64 -1", "@", "@x 'a'", "@{sv} []"];
+        let deep = ["[".repeat(4000), "@i ".repeat(1300), "int32 ".repeat(600)];
+        for wrong in wrong.into_iter().map(str::to_owned).chain(deep) {
+            assert_eq!(parse(&wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn cve_2024_3154_annotations_reach_nothing_beyond_their_container() {
+        for (name, text) in [
+            ("SuccessAction", "'poweroff-force'"),
+            ("Conflicts", "['sshd.service']"),
+            ("OnSuccess", "['other.service']"),
+            ("Slice", "'system.slice'"),
+            ("PIDs", "@au [1]"),
+            ("ExecStartPre", "['/bin/true']"),
+            ("DevicePolicy", "'auto'"),
+            ("MemoryMax", "uint64 1"),
+            ("KillSignal", "'\0'"),
+        ] {
+            let refused = properties(&BTreeMap::from([(format!("{PREFIX}{name}"), text.to_owned())])).unwrap_err();
+            assert!(refused.to_string().contains(name), "{refused}");
+        }
+        let long = BTreeMap::from([(format!("{PREFIX}Description"), format!("'{}'", "x".repeat(TEXT_MAX)))]);
+        assert!(properties(&long).is_err());
     }
 
     #[test]
@@ -228,9 +291,11 @@ mod tests {
         );
         assert_eq!(one("org.systemd.property.TimeoutStopUSec", "uint64 7"), ("TimeoutStopUSec".into(), Value::U64(7)));
         assert_eq!(one("org.systemd.property.KillSignal", "37"), ("KillSignal".into(), Value::I32(37)));
-        for (key, text) in [("KillSec", "'a'"), ("a", "1"), ("Kill_Signal", "1"), ("KillSignal", "?"), ("ASec", "-1")] {
+        for (key, text) in
+            [("TimeoutStopSec", "'a'"), ("a", "1"), ("Kill_Signal", "1"), ("KillSignal", "?"), ("TimeoutStopSec", "-1")]
+        {
             let refused = of(&format!("org.systemd.property.{key}"), text);
-            assert!(refused.is_err() || key == "ASec", "{key}: {refused:?}");
+            assert!(refused.is_err(), "{key}: {refused:?}");
         }
     }
 }

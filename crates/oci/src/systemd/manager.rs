@@ -1,6 +1,6 @@
 //! What there is to say to systemd (org.freedesktop.systemd1(5)): that it make a unit, change it, end it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dbus::{Address, BUS, BUS_PATH, Bus, BusError, Identity, Method, PROPERTIES, Value};
 
@@ -37,9 +37,9 @@ pub(crate) enum SystemdError {
          log in again with the package dbus-user-session installed"
     )]
     NoSession,
-    #[error("systemd: unit {unit}: its job ended as {result:?}")]
+    #[error("systemd: unit {unit}: its job ended as {result:?}; see `journalctl -u {unit}`")]
     Job { unit: String, result: String },
-    #[error("systemd: unit {unit} has not come or gone within {} s", PATIENCE.as_secs())]
+    #[error("systemd: unit {unit} has not come or gone within {} s; see `systemctl status {unit}`", PATIENCE.as_secs())]
     Late { unit: String },
 }
 
@@ -130,7 +130,12 @@ impl Manager {
             }
             other => other.into(),
         };
+        let begun = Instant::now();
         loop {
+            // Each signal of others would begin the patience of one read anew.
+            if begun.elapsed() > PATIENCE {
+                return Err(SystemdError::Late { unit: unit.to_owned() });
+            }
             let signal = self.bus.signal().map_err(late)?;
             // Anybody on a bus may send us such a signal.
             if signal.interface != MANAGER || signal.member != REMOVED || signal.sender != answer.sender {

@@ -164,22 +164,34 @@ fn machine(settings: &MemberSettings) -> anyhow::Result<Machine> {
     if configuration.fail_swap_on && machine.info.swap.is_some() {
         bail!("this machine swaps, and `failSwapOn` is true; switch swap off (swapoff -a), or set it to false");
     }
-    let memory = configuration.memory;
-    let wants_version_2 = [
-        ("memorySwap.swapBehavior: LimitedSwap", configuration.limited_swap),
-        ("singleProcessOOMKill: false", memory.single_kill == Some(false)),
-        ("memoryThrottlingFactor", memory.throttling_factor.is_some()),
-        ("memoryReservationPolicy: TieredReservation", memory.reserves),
-    ];
-    if let Some((field, _)) = wants_version_2.iter().find(|(_, wanted)| *wanted)
-        && !sys::cgroup::Hierarchy::detect()?.is_unified()
-    {
-        bail!("`{field}` needs control groups of version 2, which this machine does not have");
+    if !sys::cgroup::Hierarchy::detect()?.is_unified() {
+        heed_version_1(configuration)?;
     }
     if !configuration.eviction.local_storage {
         machine.capacity.remove("ephemeral-storage");
     }
     Ok(machine)
+}
+
+/// What control groups of version 1 cannot do: refused where pods would not have what the field promises them, as upstream does.
+fn heed_version_1(configuration: &Configuration) -> anyhow::Result<()> {
+    let memory = configuration.memory;
+    let refused = [
+        ("memorySwap.swapBehavior: LimitedSwap", configuration.limited_swap),
+        ("singleProcessOOMKill: false", memory.single_kill == Some(false)),
+    ];
+    if let Some((field, _)) = refused.iter().find(|(_, wanted)| *wanted) {
+        bail!(
+            "`{field}` needs control groups of version 2, which this machine does not have; remove the field, or boot with \
+             systemd.unified_cgroup_hierarchy=1"
+        );
+    }
+    let without_effect =
+        [("memoryThrottlingFactor", memory.throttling_factor.is_some()), ("memoryReservationPolicy", memory.reserves)];
+    for (field, _) in without_effect.iter().filter(|(_, wanted)| *wanted) {
+        tracing::warn!(field, "a field has no effect: this machine has control groups of version 1");
+    }
+    Ok(())
 }
 
 /// How many pods the node takes: `maxPods`, or fewer where `podsPerCore` says so.

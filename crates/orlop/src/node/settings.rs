@@ -306,7 +306,6 @@ impl Faults {
             ("authentication.x509.clientCAFile", configuration.authentication.client_ca_file.as_ref()),
             ("tlsCertFile", certificate),
             ("tlsPrivateKeyFile", key),
-            ("resolvConf", configuration.resolv_conf.as_ref()),
         ];
         for (field, path) in named.into_iter().filter_map(|(field, path)| Some((field, path?))) {
             if let Err(error) = std::fs::File::open(path) {

@@ -72,10 +72,12 @@ pub(super) fn memory_of_containers(reader: &mut Reader<'_>) -> MemoryRules {
             format!("{:?} is neither None nor TieredReservation", policy.as_deref().unwrap_or_default()),
         );
     }
+    // Upstream's gate; what it switches off may be written.
+    let is_on = reader.get("featureGates").and_then(|gates| gates.get("MemoryQoS")?.as_bool()) != Some(false);
     MemoryRules {
         single_kill: reader.get("singleProcessOOMKill").and_then(Value::as_bool),
-        throttling_factor: factor,
-        reserves: policy.as_deref() == Some("TieredReservation"),
+        throttling_factor: factor.filter(|_| is_on),
+        reserves: is_on && policy.as_deref() == Some("TieredReservation"),
     }
 }
 
