@@ -425,7 +425,7 @@ fn what_is_mounted_in_a_volume_is_not_the_pods() {
             .unwrap(),
         );
         fixture.store.persistent_volumes().put(
-            serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": {"hostPath": {"path": data}}})).unwrap(),
+            serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": {"local": {"path": data}}})).unwrap(),
         );
         let pod = pod(json!({
             "securityContext": {"fsGroup": 4242},
