@@ -169,7 +169,7 @@ mod tests {
     fn the_map_shows_what_there_is() {
         assert_eq!(super::stale_places().unwrap(), Vec::<String>::new());
         let crates = crate::workspace::root().join("crates");
-        for place in ["xtask::nothing", "xtask::tidy::Nothing", "nothing::tidy"] {
+        for place in ["xtask::nonesuch", "xtask::tidy::Nonesuch", "nonesuch::tidy"] {
             assert!(!super::is_there(&crates, place).unwrap(), "{place}");
         }
         assert!(super::is_there(&crates, "xtask::tidy::is_there").unwrap());
