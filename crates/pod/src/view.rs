@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodCondition};
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::{self, Backoff};
@@ -72,6 +72,9 @@ pub struct Record {
     pub volumes: Outage,
     /// Failures of the sandbox.
     pub sandbox: Outage,
+    /// The conditions of a pod whose source does not bring them back, since when they hold above all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<PodCondition>,
 }
 
 /// A step that failed, and when it may be tried again.

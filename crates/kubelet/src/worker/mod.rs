@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::admission::Rejection;
+use crate::admission::{Rejection, is_static};
 use crate::adopt::{self, Found};
 use crate::context::{Context, name_of, uid_of};
 use crate::effects::{self, Shared};
@@ -124,6 +124,10 @@ impl Worker {
             view.claims = pod::Setup::Ready;
         }
         self.saved = view.record.clone();
+        if self.status.is_none() && !view.record.conditions.is_empty() {
+            let conditions = Some(view.record.conditions.clone());
+            self.status = Some(Arc::new(PodStatus { conditions, ..PodStatus::default() }));
+        }
         self.view = Arc::new(view);
         // A pod is taken with what it asks for; of one that was taken before, this is on record.
         let record = &mut Arc::make_mut(&mut self.view).record;
@@ -358,9 +362,14 @@ impl Worker {
             self.apply(Change::Begun(action.clone()));
             self.shown().timeline.begin(action);
         }
+        let status = self.present_status();
+        if is_static(&self.pod) {
+            let conditions = status.conditions.clone().unwrap_or_default();
+            Arc::make_mut(&mut self.view).record.conditions = conditions;
+        }
         // Before anything is done: what it leads to builds on this.
         self.save();
-        self.publish();
+        self.publish(status);
         for action in plan.actions {
             let job = effects::job(&self.context, &self.pod, &self.view, action, &self.shared);
             self.aborts.insert(job.action.key(), job.abort.clone());
@@ -394,14 +403,18 @@ impl Worker {
         Resources::has_claims(&self.pod) && self.context.parts.resources.holds_claims(uid_of(&self.pod))
     }
 
-    fn publish(&mut self) {
+    fn present_status(&self) -> PodStatus {
         let before = self.status.as_deref();
         let mut status = pod::status::compute(&self.pod, &self.view, &self.host, before, Timestamp::now());
         self.context.parts.resources.describe(&self.pod, &mut status);
         if self.holds_claims() {
             hold_back_end(&mut status, before);
         }
-        if before != Some(&status) {
+        status
+    }
+
+    fn publish(&mut self, status: PodStatus) {
+        if self.status.as_deref() != Some(&status) {
             let status = Arc::new(status);
             self.count_start(&status);
             self.publisher.publish(status.clone());
