@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use plugin::csi::node_server::{Node, NodeServer};
 use plugin::csi::node_service_capability::{Rpc, Type};
@@ -83,7 +83,7 @@ struct Service {
     config: DriverConfig,
     calls: Arc<watch::Sender<Vec<Call>>>,
     /// The call that gets no answer.
-    hung: Arc<Mutex<Option<&'static str>>>,
+    hung: Arc<watch::Sender<Option<&'static str>>>,
 }
 
 impl Driver {
@@ -106,18 +106,17 @@ impl Driver {
         self.service.calls.subscribe()
     }
 
-    /// The call of this name gets no answer from now on; none: all do.
+    /// The call of this name gets no answer from now on; none: all do, also those that wait for theirs.
     pub fn hang(&self, call: Option<&'static str>) {
-        *self.service.hung.lock().unwrap_or_else(PoisonError::into_inner) = call;
+        self.service.hung.send_replace(call);
     }
 }
 
 impl Service {
     async fn answer<T>(&self, call: Call, work: impl FnOnce() -> std::io::Result<T>) -> Result<Response<T>, Status> {
-        let is_hung = *self.hung.lock().unwrap_or_else(PoisonError::into_inner) == Some(call.name());
-        if is_hung {
-            std::future::pending::<()>().await;
-        }
+        let mut hung = self.hung.subscribe();
+        // The sender is part of this service.
+        let _ = hung.wait_for(|hung| *hung != Some(call.name())).await;
         let done = work().map_err(|error| Status::internal(error.to_string()))?;
         self.calls.send_modify(|calls| calls.push(call));
         Ok(Response::new(done))
