@@ -533,6 +533,11 @@ pub(super) fn boots_alone(fleet: &mut Fleet) -> anyhow::Result<String> {
     }
     let took = begin.elapsed();
     fleet.plane.run(Part::ApiServer)?;
+    // Who has lost the server for so long rests for up to a minute before it asks again; those that boot do not.
+    for part in [Part::ControllerManager, Part::Scheduler] {
+        fleet.plane.kill(part)?;
+        fleet.plane.run(part)?;
+    }
     wait("the node is Ready", SOON, || {
         let node = fleet.get(&format!("node {NODE}"))?;
         Ok((condition(&node, "Ready") == Some("True")).then_some(()))
