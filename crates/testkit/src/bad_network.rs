@@ -1,7 +1,7 @@
 //! An HTTP server in front of a registry, which does to a client what networks and broken servers do.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
@@ -45,7 +45,8 @@ pub enum Answer {
     Cut(u64),
     /// The registry answers the whole, whatever range was asked for; the connection breaks after so many bytes.
     WholeCut(u64),
-    /// The registry answers, and the connection hangs after so many bytes of the body, until the client is gone.
+    /// The registry answers, and the connection hangs after so many bytes of the body, until the client is gone or the proxy
+    /// lets go ([`Proxy::let_go`]).
     Hang(u64, Sender<()>),
     /// The proxy itself answers.
     Reply(u16, Vec<(&'static str, String)>, Vec<u8>),
@@ -65,6 +66,7 @@ struct Shared {
     policy: Policy,
     seen: Mutex<Vec<Request>>,
     sent_bytes: Mutex<u64>,
+    hung: Mutex<Vec<TcpStream>>,
     ended: AtomicBool,
 }
 
@@ -87,6 +89,7 @@ impl Proxy {
             policy: Box::new(policy),
             seen: Mutex::default(),
             sent_bytes: Mutex::default(),
+            hung: Mutex::default(),
             ended: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -106,6 +109,16 @@ impl Proxy {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Breaks the connections that hang: their clients ask again.
+    ///
+    /// # Panics
+    /// As [`Proxy::seen`].
+    pub fn let_go(&self) {
+        for stream in self.shared.hung.lock().expect(SERVES).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both); // Its client may have gone.
+        }
     }
 
     /// All requests so far.
@@ -149,6 +162,7 @@ fn serve(shared: &Shared, stream: TcpStream) -> std::io::Result<()> {
             }
             Answer::Hang(after, reached) => {
                 forward(shared, &request, &stream, after)?;
+                shared.hung.lock().expect(SERVES).push(stream.try_clone()?);
                 let _ = reached.send(());
                 return reader.read(&mut [0; 1]).map(drop);
             }

@@ -180,6 +180,7 @@ fn is_stored(state: &std::path::Path, digest: &str) -> bool {
 
 fn pulled(scene: &mut Scene) -> anyhow::Result<String> {
     scene.open("pulled")?;
+    scene.proxy.let_go();
     is_first(&scene.until_ready("puller")?)?;
     let asked = |digest: &String| {
         let seen = scene.proxy.seen();
