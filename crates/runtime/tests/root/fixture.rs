@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use cri::{Error, Items, RuntimeService as _, v1};
 use futures_util::StreamExt as _;
@@ -98,6 +99,19 @@ pub(crate) struct Node {
     pub(crate) places: Places,
 }
 
+/// The images, as soon as what a node of before has left running in this process lets go of them: a daemon's end would.
+async fn opened(places: &Places) -> Arc<Images> {
+    let opened = async {
+        loop {
+            match Images::open(image::Config::new(places.state.join("images"))) {
+                Err(image::Error::Locked { .. }) => tokio::task::yield_now().await,
+                other => return other.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), opened).await.expect("somebody keeps the images")
+}
+
 impl Node {
     pub(crate) async fn start(places: &Places, zygote: Zygote) -> Self {
         Self::start_on(network::Config::new(places.run.join("network")), places, zygote).await
@@ -115,7 +129,7 @@ impl Node {
         zygote: Zygote,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let images = Images::open(image::Config::new(places.state.join("images"))).unwrap();
+        let images = opened(places).await;
         let network = Network::new(network).unwrap();
         let mut config = Config::new(&places.state, &places.run);
         config.cgroup_parent = places.group.clone().into();

@@ -3,13 +3,17 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use cri::{ImageService as _, v1};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::demo::Stage;
-use crate::voyage::leftovers;
+use crate::voyage::{leftovers, wait};
+
+/// What is about to happen happens within this time.
+const SOON: Duration = Duration::from_secs(30);
 
 /// The name of the image in the stage's registry.
 pub(super) const IMAGE: &str = "docker.io/library/busybox:latest";
@@ -89,7 +93,12 @@ pub(super) fn nothing_is_left(stage: &Stage, before: &[String]) -> anyhow::Resul
         let of_daemon = line.starts_with("file ");
         !of_network && !of_daemon
     };
-    let mut left: Vec<String> = leftovers::since(before, stage.dir.path())?.into_iter().filter(of_pods).collect();
+    let since =
+        || anyhow::Ok(leftovers::since(before, stage.dir.path())?.into_iter().filter(of_pods).collect::<Vec<_>>());
+    // The daemon's helper ends by the end of its socket, a moment after the daemon.
+    let processes = || Ok((!since()?.iter().any(|line| line.starts_with("process "))).then_some(()));
+    let _ = wait("the daemon's helper ends", SOON, processes); // what is still there then is named below
+    let mut left = since()?;
     for dir in ["run/sandboxes", "state/images/rootfs"] {
         let entries = std::fs::read_dir(stage.dir.path().join(dir)).into_iter().flatten().flatten();
         left.extend(entries.map(|entry| format!("{dir} {}", entry.file_name().display())));
