@@ -371,8 +371,8 @@ fn full_run() {
         assert!(error.to_string().contains("No space left on device"), "{error}");
         let created = node.create(&pod.sandbox, &pod.config, script_config("second", "true")).await;
         assert!(created.unwrap_err().to_string().contains("No space left on device"));
-        // What runs is not touched, and its end is told although it can be written down nowhere.
-        assert_eq!(say(&node, &pod.container, "touch /end; echo told").await, "told");
+        // What runs is not touched, and its end, which is that of the command, is told although it can be written down nowhere.
+        assert_eq!(say(&node, &pod.container, "echo told; touch /end").await, "told");
         assert_eq!(node.exited(&pod.container).await.exit_code, 9);
         std::fs::remove_file(&filler).unwrap();
         drop(stuffing);
