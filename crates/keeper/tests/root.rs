@@ -36,6 +36,7 @@ fn main() -> ExitCode {
             ("what_cannot_be_launched_is_explained", failures),
             ("a_host_name_and_sysctls_belong_to_the_pod", sandbox),
             ("a_keeper_is_found_in_the_network_of_its_pod", in_the_network),
+            ("a_keeper_knows_nothing_of_the_nodes_environment", environment),
             ("a_stopped_process_does_not_hold_its_keeper", stopped),
             ("a_line_of_a_gigabyte_is_streamed", endless_line),
             ("a_keeper_does_what_0_1_0_says", yesterday),
@@ -416,6 +417,33 @@ fn in_the_network() {
     assert_eq!(client.exit().1.code, 7, "it lives and starts containers");
     let host = KeeperConfig { network: Network::Host, enters_network: true, sysctls: Vec::new(), ..config() };
     assert_eq!(network(&Client::with(host).hello().pid.to_string()), network("self"), "the host's is not entered");
+}
+
+/// Who may look into a process that is made by it would find it there.
+fn environment() {
+    let variables = |who: &str| std::fs::read(format!("/proc/{who}/environ")).unwrap();
+    let path = format!("PATH={}", std::env::var("PATH").unwrap());
+    let is_in = |bytes: &[u8]| bytes.windows(path.len()).any(|part| part == path.as_bytes());
+    assert!(is_in(&variables("self")) && is_in(&memory_of("self")), "there is something to forget");
+    let mut client = Client::new();
+    let keeper = client.hello().pid.to_string();
+    assert!(variables(&keeper).iter().all(|byte| *byte == 0));
+    assert!(!is_in(&memory_of(&keeper)));
+}
+
+/// Its stack, on which the kernel puts the environment, and its heap.
+fn memory_of(pid: &str) -> Vec<u8> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let file = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut memory = Vec::new();
+    for line in maps.lines().filter(|line| line.ends_with("[stack]") || line.ends_with("[heap]")) {
+        let (begin, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [begin, end] = [begin, end].map(|text| u64::from_str_radix(text, 16).unwrap());
+        let mut part = vec![0; usize::try_from(end - begin).unwrap()];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut part, begin).unwrap();
+        memory.extend(part);
+    }
+    memory
 }
 
 /// A control group whose processes can be stopped. It ends with the test.

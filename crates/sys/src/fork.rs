@@ -183,6 +183,21 @@ pub fn reap_for_ever() -> ! {
     }
 }
 
+/// Takes out of this process's memory what it was told by its environment: `/proc/<pid>/environ` shows that of all copies, too.
+/// Call it in a process that has one thread.
+pub(crate) fn forget_environment() {
+    // SAFETY: the one thread changes no variable meanwhile; each entry is a string of this process that may be written, where
+    // the kernel or `setenv` put it, and afterwards nobody finds any of them.
+    unsafe {
+        let mut next = libc::environ;
+        while let Some(entry) = next.as_ref().filter(|entry| !entry.is_null()) {
+            entry.write_bytes(0, libc::strlen(*entry));
+            next = next.add(1);
+        }
+        libc::clearenv();
+    }
+}
+
 /// Overwrites the command line that `/proc/<pid>/cmdline` shows, and the thread's name that `ps` shows without it.
 ///
 /// The name is cut to the room that the arguments and the environment of this process take.

@@ -23,7 +23,7 @@ pub struct Helper {
     /// By this name.
     pub name: &'static str,
     /// Its whole life. It begins with the data and the file descriptors of the order, in the zygote's session, which has no
-    /// terminal; no other descriptors are open but the standard three, which are `/dev/null`.
+    /// terminal and no environment; no other descriptors are open but the standard three, which are `/dev/null`.
     pub run: fn(Vec<u8>, Vec<OwnedFd>) -> !,
 }
 
@@ -92,6 +92,8 @@ fn live<H: Helpers>(_: Vec<u8>, mut fds: Vec<OwnedFd>) -> ! {
     let _ = fork::new_session(); // It is a fresh child and leads nothing, so this cannot fail.
     let _ = fork::detach_stdio(); // Without /dev/null it keeps the daemon's streams; nothing is written to them.
     let _ = process::set_dumpable(false); // Defence in depth; cannot fail for this value.
+    // Proxies' passwords and the like: containers of a pod that share their processes see its first one, which comes from here.
+    fork::forget_environment();
     fork::ignore_children();
     let _ = fork::set_process_name("orlop-zygote"); // Cosmetic.
     fork::trim_heap();
