@@ -309,7 +309,7 @@ fn shared_pid() {
     let request = executor::namespaces::Request { kinds: vec![NamespaceKind::Uts], ..Default::default() };
     let mut pod = executor::namespaces::create(&request, None).unwrap();
     pod.push((NamespaceKind::Mount, empty_mounts()));
-    let reaper = executor::reaper::start(&pod).unwrap();
+    let reaper = executor::reaper::start(&pod, None).unwrap();
     let namespace = || (NamespaceKind::Pid, executor::namespaces::open(&reaper, NamespaceKind::Pid).unwrap());
     let mut spec = spec(
         "cat /proc/1/comm; test $$ -gt 1 && echo second; ls -A /proc/1/root /proc/1/cwd /proc/1/root/../..; ls /proc/1/fd; \
@@ -356,11 +356,11 @@ fn shared_pid() {
     let request = executor::namespaces::Request { uids: ids.clone(), gids: ids, ..request };
     let mut mapped = executor::namespaces::create(&request, None).unwrap();
     mapped.push((NamespaceKind::Mount, empty_mounts()));
-    let reaper = executor::reaper::start(&mapped).unwrap();
+    let reaper = executor::reaper::start(&mapped, None).unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", reaper.pid.as_raw_nonzero())).unwrap();
     assert!(status.contains(&format!("CapPrm:\t{none}")) && status.contains("Uid:\t100000\t"), "{status}");
     end(reaper);
-    let error = executor::reaper::start(&[]).unwrap_err();
+    let error = executor::reaper::start(&[], None).unwrap_err();
     assert_eq!(error.step, Step::Descriptors, "{error}");
 }
 

@@ -30,7 +30,7 @@ wire_struct! {
         /// other OCI runtimes start of their own accord, such as hooks, would be there, too.
         pub enters_network: bool,
         /// Whether a mount namespace comes along. It is kept for whoever asks with `GetNamespace`, and with it what is
-        /// mounted there; only the first process of a shared pid namespace lives in it.
+        /// mounted there; only the first process of a shared pid namespace lives in it, unless it has labels.
         pub mounts: bool,
         /// Whether it has host and domain names of its own.
         pub own_uts: bool,
@@ -38,6 +38,8 @@ wire_struct! {
         pub own_ipc: bool,
         /// Whether its containers share one pid namespace, whose first process the keeper provides; wants `mounts`.
         pub shared_pid: bool,
+        /// What that first process is labelled with, where the host labels containers.
+        pub labels: Option<Labels>,
         /// Its user namespace, if it has one.
         pub user: Option<UserNamespace>,
         /// Its host name, where `own_uts`.
@@ -48,6 +50,14 @@ wire_struct! {
         pub oom_score_adj: i32,
         /// How long a process may take from its making to its program, in milliseconds.
         pub start_max_ms: u32,
+    }
+
+    /// SELinux labels of a pod.
+    pub struct Labels {
+        /// Of its processes.
+        pub process: String,
+        /// Of its files.
+        pub file: String,
     }
 
     /// Ids of a user namespace.

@@ -17,6 +17,6 @@ pub mod zygote;
 #[global_allocator]
 static METER: sys::meter::Meter = sys::meter::Meter;
 
-pub use config::{IdMapping, KeeperConfig, KeeperFds, Network, UserNamespace};
+pub use config::{IdMapping, KeeperConfig, KeeperFds, Labels, Network, UserNamespace};
 pub use record::read_record;
 pub use zygote::{HELPER, Zygote};

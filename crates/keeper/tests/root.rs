@@ -63,6 +63,7 @@ fn config() -> KeeperConfig {
         own_uts: true,
         own_ipc: true,
         shared_pid: false,
+        labels: None,
         user: None,
         hostname: Some("pod".into()),
         sysctls: vec![("net.ipv4.ip_default_ttl".into(), "21".into())],

@@ -281,6 +281,10 @@ fn keeper_config(sandbox: &Sandbox) -> Result<KeeperConfig, Error> {
         own_uts: !host_network,
         own_ipc: namespaces.ipc() != NamespaceMode::Node,
         shared_pid: namespaces.pid() == NamespaceMode::Pod,
+        labels: sandbox
+            .labels
+            .as_ref()
+            .map(|labels| keeper::Labels { process: labels.process.clone(), file: labels.file.clone() }),
         user: users.map(|(uids, gids)| UserNamespace { uids: id_mappings(uids), gids: id_mappings(gids) }),
         hostname: Some(files::hostname(sandbox)).filter(|name| !host_network && !name.is_empty()),
         sysctls: spec::sandbox_sysctls(&sandbox.config)?,

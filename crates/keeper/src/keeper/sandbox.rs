@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use executor::namespaces::{self, Request};
 use executor::oci::{self, NamespaceKind};
+use executor::reaper;
 use sys::process::{self, Child};
 use sys::{fork, rustix};
 
 use super::failure;
 use crate::clock;
-use crate::config::{IdMapping, KeeperConfig, Network};
+use crate::config::{IdMapping, KeeperConfig, Labels, Network};
 use crate::protocol::{Failure, Reason, VERSION, Welcome, wire};
 
 /// The pod's own things.
@@ -92,7 +93,8 @@ fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<(Sandb
         enter_network(&namespaces).map_err(|error| sandbox_failure(&error))?;
     }
     namespaces.extend(mounts.map(|mounts| (NamespaceKind::Mount, mounts)));
-    let reaper = if config.shared_pid { Some(start_reaper(&mut namespaces)?) } else { None };
+    let labels = config.labels.as_ref();
+    let reaper = if config.shared_pid { Some(start_reaper(&mut namespaces, labels)?) } else { None };
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(system("boot_id"))?;
     let welcome = Welcome {
         version: VERSION,
@@ -153,8 +155,9 @@ fn enter_network(namespaces: &[(NamespaceKind, OwnedFd)]) -> Result<(), sys::Err
 }
 
 /// Starts the pod's first process and adds its pid namespace.
-fn start_reaper(namespaces: &mut Vec<(NamespaceKind, OwnedFd)>) -> Result<Child, Failure> {
-    let reaper = executor::reaper::start(namespaces).map_err(|error| Failure {
+fn start_reaper(namespaces: &mut Vec<(NamespaceKind, OwnedFd)>, labels: Option<&Labels>) -> Result<Child, Failure> {
+    let labels = labels.map(|labels| reaper::Labels { process: &labels.process, file: &labels.file });
+    let reaper = reaper::start(namespaces, labels).map_err(|error| Failure {
         reason: Reason::Sandbox,
         step: error.step.to_string(),
         errno: error.errno,

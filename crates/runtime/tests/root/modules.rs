@@ -5,6 +5,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
 
+use cri::RuntimeService as _;
 use cri::v1;
 use cri::v1::security_profile::ProfileType;
 use testkit::serial::Test;
@@ -15,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("apparmor_confines_who_asks_for_nothing", apparmor_default),
     ("apparmor_profiles_of_the_operator_are_enforced", apparmor_profiles),
     ("selinux_labels_pods_apart", selinux_pods),
+    ("selinux_labels_the_first_process_of_a_pod", selinux_first_process),
     ("selinux_volumes_belong_to_who_relabels_them", selinux_volumes),
     ("selinux_labels_are_chosen_or_refused", selinux_options),
     ("selinux_labels_outlive_the_daemon", selinux_adoption),
@@ -237,6 +239,59 @@ fn selinux_pods() {
         assert!(labels(&node, &privileged).await.contains(":spc_t:"));
         node
     });
+}
+
+/// Where containers share their processes they see one that is none of theirs: it is the pod's, and nothing of the node.
+fn selinux_first_process() {
+    if !selinux() {
+        return;
+    }
+    on_a_node(|node| async {
+        for (name, privileged) in [("shared", false), ("mighty", true)] {
+            let sharing = staying("main", |context| {
+                context.privileged = privileged;
+                context.namespace_options = Some(v1::NamespaceOption::default());
+                let add = vec!["SYS_PTRACE".to_owned()];
+                context.capabilities = Some(v1::Capability { add_capabilities: add, ..Default::default() });
+            });
+            let shared = pod(&node, name, sharing).await.unwrap().container;
+            assert_eq!(said(&node, &shared, "cat /proc/1/comm").await, "orlop-pause");
+            let label = said(&node, &shared, "tr -d '\\0' </proc/1/attr/current").await;
+            assert!(label.starts_with("system_u:system_r:container_t:s0:c"), "{label}");
+            let own = said(&node, &shared, "tr -d '\\0' </proc/self/attr/current").await;
+            assert!(if privileged { own.contains(":spc_t:") } else { own == label }, "{own} beside {label}");
+            let mounts = said(&node, &shared, "cat /proc/1/mountinfo").await;
+            let context = format!(",context=\"system_u:object_r:container_file_t:{}\",", level(&label));
+            assert!(mounts.lines().count() == 1 && mounts.contains(&context), "{mounts}");
+            assert_eq!(
+                said(&node, &shared, "ls -A /proc/1/root/ /proc/1/cwd/ /proc/1/fd/ | tr -d '\\n'").await,
+                "/proc/1/cwd/:/proc/1/fd/:012/proc/1/root/:"
+            );
+        }
+        let of_users = first_of_pod_with_users(&node).await;
+        assert!(of_users.starts_with("system_u:system_r:container_t:s0:c"), "{of_users}");
+        node
+    });
+}
+
+/// The label of the first process of a pod with users of its own, as the host sees it: kernels that cannot map the owners of files
+/// on a tmpfs have no containers in it.
+async fn first_of_pod_with_users(node: &Node) -> String {
+    let mapping = || vec![v1::IdMapping { host_id: 1_000_000, container_id: 0, length: 65536 }];
+    let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
+    let options = v1::NamespaceOption { userns_options: Some(users), ..Default::default() };
+    let context = v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+    let linux = v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+    let config = v1::PodSandboxConfig { linux: Some(linux), ..node.sandbox_config("users") };
+    let pod_sandbox_id = node.run_sandbox(&config).await.unwrap();
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id, verbose: true };
+    let info = node.runtime.pod_sandbox_status(request).await.unwrap().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let (keeper, read) = (&info["pid"], |file: String| fs::read_to_string(file).unwrap());
+    let first = read(format!("/proc/{keeper}/task/{keeper}/children"));
+    let read_of = |name: &str| read(format!("/proc/{}/{name}", first.trim()));
+    assert!(read_of("status").contains("\nUid:\t1000000\t"), "its root is no root here");
+    read_of("attr/current").trim_end_matches('\0').to_owned()
 }
 
 /// A directory of the host with a file, in which everybody may write.
