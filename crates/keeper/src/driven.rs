@@ -13,6 +13,7 @@ use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -329,10 +330,13 @@ impl Tree {
     fn build(&self, directory: &Path) -> sys::Result<()> {
         process::leave(namespace::MOUNT)?;
         mount::set_propagation(Path::new("/"), Propagation::Private, true)?;
+        if self.namespaces.iter().any(|(kind, _)| *kind == NamespaceKind::User) {
+            open_way()?;
+        }
         let scratch = mount::new_filesystem("tmpfs", &[("mode", Some("0755"))], 0)?;
         mount::attach_at(scratch.as_fd(), &directory.join(MOUNTS))?;
         for (index, source) in self.mounts.iter().enumerate() {
-            place(scratch.as_fd(), &index.to_string(), source.as_fd())?;
+            place(scratch.as_fd(), index.to_string(), source.as_fd())?;
         }
         for (kind, namespace) in &self.namespaces {
             let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
@@ -346,15 +350,37 @@ impl Tree {
         for (index, volume) in self.volumes.iter().enumerate() {
             let found = path::make_in_root(root.as_fd(), Path::new(volume), Kind::Directory)?;
             let copy = mount::copy_tree_at(found.as_fd(), true)?;
-            place(scratch.as_fd(), &format!("v{index}"), copy.as_fd())?;
+            place(scratch.as_fd(), format!("v{index}"), copy.as_fd())?;
         }
         Ok(())
     }
 }
 
+/// Lets users of another namespace come to the sandbox's directory, the working directory: the first one above it that is root's
+/// alone, as the run directory is, gets covered by one that is not, in which there is nothing but the sandbox's directories.
+fn open_way() -> sys::Result<()> {
+    use sys::error::Context as _;
+    let sandbox = std::env::current_dir().during("getcwd", "")?;
+    let is_closed = |path: &&Path| fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o001 == 0);
+    let Some(closed) = sandbox.ancestors().filter(is_closed).last() else { return Ok(()) };
+    let names = directories_of(&sandbox).during("readdir", sandbox.display())?;
+    let copy = |name: String| mount::copy_tree(&sandbox.join(&name), false).map(|copy| (name, copy));
+    let copies = names.into_iter().map(copy).collect::<sys::Result<Vec<_>>>()?;
+    let cover = mount::new_filesystem("tmpfs", &[("mode", Some("0755"))], 0)?;
+    mount::attach_at(cover.as_fd(), closed)?;
+    let at = sandbox.strip_prefix(closed).unwrap_or(Path::new(""));
+    copies.iter().try_for_each(|(name, copy)| place(cover.as_fd(), at.join(name), copy.as_fd()))?;
+    chdir(&sandbox).during("chdir", sandbox.display())
+}
+
+fn directories_of(path: &Path) -> io::Result<Vec<String>> {
+    let name = |entry: fs::DirEntry| entry.file_name().into_string().ok().filter(|_| entry.path().is_dir());
+    fs::read_dir(path)?.map(|entry| entry.map(name)).filter_map(Result::transpose).collect()
+}
+
 /// Attaches a mount at a new place of its kind.
-fn place(scratch: BorrowedFd<'_>, name: &str, mount: BorrowedFd<'_>) -> sys::Result<()> {
+fn place(scratch: BorrowedFd<'_>, name: impl AsRef<Path>, mount: BorrowedFd<'_>) -> sys::Result<()> {
     let kind = if path::is_directory(mount)? { Kind::Directory } else { Kind::File };
-    let at = path::make_in_root(scratch, Path::new(name), kind)?;
+    let at = path::make_in_root(scratch, name.as_ref(), kind)?;
     mount::attach(mount, at.as_fd())
 }

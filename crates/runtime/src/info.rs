@@ -64,7 +64,7 @@ fn features_of_all() -> v1::RuntimeFeatures {
 }
 
 /// Whether the operator has left the kernel any (`user.max_user_namespaces`), and they are of use.
-fn has_user_namespaces() -> bool {
+pub(crate) fn has_user_namespaces() -> bool {
     let text = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
     sys::kernel::maps_owners_on_tmpfs() && text.trim().parse::<u64>().is_ok_and(|count| count > 0)
 }

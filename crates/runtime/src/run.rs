@@ -99,8 +99,11 @@ fn handler_of(core: &Core, config: &v1::PodSandboxConfig, name: &str) -> Result<
         let text = format!("failed to get sandbox runtime: no runtime for {name:?} is configured");
         return Err(Error::InvalidArgument(text));
     };
-    if spec::sandbox_users(config)?.is_some() {
-        let text = format!("user namespaces are not possible with the runtime handler {name:?}; unset hostUsers");
+    if spec::sandbox_users(config)?.is_some() && !handler.features.user_namespaces {
+        let text = format!(
+            "user namespaces are not possible with the runtime handler {name:?}, or on this kernel: its program does not name \
+             them among its features; unset hostUsers"
+        );
         return Err(Error::FailedPrecondition(text));
     }
     Ok(Some(handler.clone()))

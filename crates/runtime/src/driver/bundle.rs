@@ -10,7 +10,7 @@ use executor::oci::{self, NamespaceKind};
 use keeper::protocol::{MOUNTS, PID, ROOTFS};
 use sys::cgroup::Cgroup;
 
-use super::{CONFIG, Driver, DriverError, put, text};
+use super::{CONFIG, Driver, DriverError, STATES, put, text};
 use crate::plugins;
 
 /// `CAP_SYS_RESOURCE`, without which no process is protected more from the OOM killer than it was.
@@ -50,7 +50,12 @@ impl Driver {
             fs::create_dir_all(&path).map_err(|source| DriverError::File { path, source })?;
         }
         let joined = spec.linux.iter().flat_map(|linux| &linux.namespaces).filter(|one| !one.path.is_empty());
-        let joins = joined.map(|one| one.kind).collect();
+        let joins: Vec<NamespaceKind> = joined.map(|one| one.kind).collect();
+        if joins.contains(&NamespaceKind::User) {
+            // Where the runtime is what is not there by now cannot be made, as it has another view of the directories above.
+            let path = self.place.join(STATES);
+            fs::create_dir_all(&path).map_err(|source| DriverError::File { path, source })?;
+        }
         let volumes = place_mounts(&mut spec, &bundle.join(MOUNTS));
         place_rest(&mut spec, &bundle.join(MOUNTS));
         if capabilities & CAP_SYS_RESOURCE == 0 {
@@ -109,6 +114,9 @@ fn place_mounts(spec: &mut oci::Spec, mounts: &Path) -> Vec<String> {
             format!("{}", count - 1)
         };
         mount.source = text(&mounts.join(name));
+        // Its owners are mapped already, which happens once to a mount.
+        mount.options.retain(|option| option != "idmap" && option != "ridmap");
+        (mount.uid_mappings, mount.gid_mappings) = (Vec::new(), Vec::new());
         true
     });
     volumes

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::{COMMAND_MAX, Driver};
 use crate::config::HandlerConfig;
 use crate::core::patient;
+use crate::info;
 use crate::program::{self, Call};
 
 /// All of them, by name.
@@ -29,6 +30,13 @@ pub(crate) struct Handler {
 #[serde(rename_all = "camelCase", default)]
 struct Features {
     mount_options: Vec<String>,
+    linux: LinuxFeatures,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct LinuxFeatures {
+    namespaces: Vec<String>,
 }
 
 impl Handlers {
@@ -41,9 +49,9 @@ impl Handlers {
             });
             let features = v1::RuntimeHandlerFeatures {
                 recursive_read_only_mounts: features.mount_options.iter().any(|option| option == "rro"),
-                // Their containers would have to be reached by others than root through the run directory, which only root
-                // sees into.
-                user_namespaces: false,
+                // Files are mapped before it sees them, so nothing more is asked of it.
+                user_namespaces: info::has_user_namespaces()
+                    && features.linux.namespaces.iter().any(|namespace| namespace == "user"),
             };
             let handler = Handler { program: one.path.clone(), arguments: one.arguments.clone(), features };
             (one.name.clone(), handler)

@@ -15,6 +15,7 @@ use crate::fixture::{Ground, Node, Places, Pod, run, script_config, zygote};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pods_of_other_runtimes_live_and_go", pods_of_other_runtimes_live_and_go),
+    ("pods_of_other_runtimes_have_users_of_their_own", users_of_their_own),
     ("other_runtimes_are_told_of", other_runtimes_are_told_of),
     ("hooks_of_cdi_devices_are_run", hooks_of_cdi_devices_are_run),
 ];
@@ -149,6 +150,81 @@ async fn lives_and_goes(node: &Node, name: &str) {
     assert_eq!(node.log(name), ["stdout F up".to_owned(), format!("stdout F {name}"), "stdout F bye".to_owned()]);
     fails(node, name, &pod).await;
     has_a_terminal(node, name, &pod).await;
+}
+
+/// As with the runtime itself: nobody in the container is root on the host, and the files are the container's.
+fn users_of_their_own() {
+    if !sys::kernel::maps_owners_on_tmpfs() {
+        println!("skipped: needs Linux 6.3 (id-mapped mounts of a tmpfs)");
+        return;
+    }
+    programs();
+    let ground = Ground::new();
+    let zygote = zygote();
+    run(async {
+        let node = start(&ground.places, zygote).await;
+        for name in usable().into_iter().filter(|name| *name != "crun") {
+            has_users_of_its_own(&node, name).await;
+        }
+        if usable().contains(&"crun") {
+            let error = mapped(&node, "crun").await.unwrap_err().to_string();
+            assert!(error.contains("unset hostUsers"), "it names no features: {error}");
+        }
+        node.down().await;
+    });
+}
+
+fn options() -> v1::NamespaceOption {
+    let mapping = || vec![v1::IdMapping { host_id: 1_000_000, container_id: 0, length: 65536 }];
+    let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
+    v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), userns_options: Some(users), ..Default::default() }
+}
+
+async fn mapped(node: &Node, handler: &str) -> Result<(v1::PodSandboxConfig, String), Error> {
+    let context = v1::LinuxSandboxSecurityContext { namespace_options: Some(options()), ..Default::default() };
+    let linux = v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+    let config = v1::PodSandboxConfig { linux: Some(linux), ..node.sandbox_config(handler) };
+    let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
+    Ok((config, node.runtime.run_pod_sandbox(request).await?.pod_sandbox_id))
+}
+
+async fn has_users_of_its_own(node: &Node, name: &str) {
+    let (config, sandbox) = mapped(node, name).await.unwrap();
+    let volume = tempfile::tempdir_in("/dev/shm").unwrap();
+    std::fs::set_permissions(volume.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let context = v1::LinuxContainerSecurityContext { namespace_options: Some(options()), ..Default::default() };
+    let script = "id -u; echo mine > /file; stat -c %u:%g /file /bin /etc/hosts /volume; ip addr show eth0 | grep -c 'inet '; \
+                  read -r a b c < /proc/self/uid_map; echo $a $b $c; touch /volume/made; hostname; exec sleep 1000";
+    let request = v1::ContainerConfig {
+        linux: Some(v1::LinuxContainerConfig { security_context: Some(context), ..Default::default() }),
+        mounts: vec![v1::Mount {
+            container_path: "/volume".to_owned(),
+            host_path: volume.path().to_string_lossy().into_owned(),
+            uid_mappings: options().userns_options.unwrap().uids,
+            gid_mappings: options().userns_options.unwrap().gids,
+            ..Default::default()
+        }],
+        ..script_config("main", script)
+    };
+    let container = node.create(&sandbox, &config, request).await.unwrap();
+    node.start_container(&container).await.unwrap();
+    let said = node.exec(
+        &container,
+        &["sh", "-c", "until test -e /volume/made; do usleep 1000; done; id -u; echo x > /dev/shm/x"],
+        60,
+    );
+    assert_eq!(said.await.unwrap().stdout, b"0\n", "{name}");
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(volume.path().join("made")).unwrap());
+    assert_eq!(owner, 0, "{name}: a mapped volume has the files of root");
+    node.stop_container(&container, 0).await.unwrap();
+    assert_eq!(node.status(&container).await.exit_code, 137, "{name}");
+    let expected =
+        ["0", "0:0", "0:0", "0:0", "0:0", "1", "0 1000000 65536", name].map(|line| format!("stdout F {line}"));
+    assert_eq!(node.log(name), expected);
+    let request = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+    node.runtime.stop_pod_sandbox(request).await.unwrap();
+    let request = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox };
+    node.runtime.remove_pod_sandbox(request).await.unwrap();
 }
 
 /// A container that would be in another control group than this runtime believes is none.
