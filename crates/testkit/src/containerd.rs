@@ -20,7 +20,7 @@ pub fn program(programs: &Path) -> anyhow::Result<PathBuf> {
 /// The network of its pods.
 #[derive(Debug, Clone, Copy)]
 pub struct Network<'a> {
-    /// Their addresses.
+    /// Their addresses: a range, or one of each family with a comma between them.
     pub pods: &'a str,
     /// Whether what they send to others comes from the node's address; where there are routes to pods it need not.
     pub masquerade: bool,
@@ -84,6 +84,9 @@ disable = true
 impl Network<'_> {
     /// The bridge as clusters without another network have it, host ports included.
     fn config(&self) -> String {
+        let ranges: Vec<_> = self.pods.split(',').map(|range| json!([{ "subnet": range }])).collect();
+        let anywhere = |range: &str| if range.contains(':') { "::/0" } else { "0.0.0.0/0" };
+        let routes: Vec<_> = self.pods.split(',').map(|range| json!({ "dst": anywhere(range) })).collect();
         let bridge = json!({
             "type": "bridge",
             "bridge": "cni0",
@@ -93,8 +96,8 @@ impl Network<'_> {
             "hairpinMode": true,
             "ipam": {
                 "type": "host-local",
-                "ranges": [[{ "subnet": self.pods }]],
-                "routes": [{ "dst": "0.0.0.0/0" }],
+                "ranges": ranges,
+                "routes": routes,
             },
         });
         let ports = json!({ "type": "portmap", "backend": "nftables", "capabilities": { "portMappings": true } });

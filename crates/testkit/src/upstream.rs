@@ -34,7 +34,7 @@ pub struct Node<'a> {
     pub scratch: &'a Path,
     /// Its name.
     pub name: &'a str,
-    /// Its address.
+    /// Its address, or one of each family with a comma between them.
     pub address: &'a str,
     /// As whom the kubelet speaks to the API server.
     pub kubeconfig: &'a Path,
@@ -79,18 +79,21 @@ impl Node<'_> {
     /// # Errors
     /// It is missing.
     pub fn proxy(&self, kubeconfig: &Path, mode: &str, pods: &str) -> anyhow::Result<Invocation> {
+        Ok((self.program(&go::KUBE_PROXY)?, self.proxy_arguments(kubeconfig, mode, pods)))
+    }
+
+    /// What it is told, for whoever takes the same flags.
+    pub fn proxy_arguments(&self, kubeconfig: &Path, mode: &str, pods: &str) -> Vec<String> {
         let arguments = [
             format!("--kubeconfig={}", kubeconfig.display()),
             format!("--hostname-override={}", self.name),
             format!("--proxy-mode={mode}"),
             format!("--cluster-cidr={pods}"),
-            // The machine's own limits are not a test's to change.
+            // The machine's own limit is not a test's to change; times are those of the network namespace.
             "--conntrack-max-per-core=0".to_owned(),
-            "--conntrack-tcp-timeout-established=0".to_owned(),
-            "--conntrack-tcp-timeout-close-wait=0".to_owned(),
             "--oom-score-adj=0".to_owned(),
         ];
-        Ok((self.program(&go::KUBE_PROXY)?, arguments.into()))
+        arguments.into()
     }
 
     fn program(&self, program: &go::Program) -> anyhow::Result<PathBuf> {

@@ -54,6 +54,7 @@ pub const ALL: &[Image] = &[
     e2e("e2e-test-images/sample-device-plugin", &["1.7"], Content::DevicePlugin),
     e2e("e2e-test-images/sample-apiserver", &["1.29.2"], Content::SampleApiServer),
     e2e("etcd", &["3.7.0-0"], Content::Etcd),
+    e2e("build-image/distroless-iptables", &["v0.9.9"], Content::Shell),
     critest("k8s-staging-cri-tools/test-image-user-uid", Content::User("1002")),
     critest("k8s-staging-cri-tools/test-image-user-username", Content::User("www-data")),
     critest("k8s-staging-cri-tools/test-image-user-uid-group", Content::User("1003:1004")),
@@ -120,7 +121,8 @@ impl Image {
     /// A package, a Go module or a compiler is missing.
     pub fn layout(&self) -> anyhow::Result<Layout> {
         let (tags, content) = (self.tags.join(" "), format!("{:?}", self.content));
-        let parts = [RECIPE, self.repository, &tags, &content].map(str::as_bytes);
+        let tools = self.content.tools();
+        let parts = [RECIPE, self.repository, &tags, &content].into_iter().chain(tools.as_deref()).map(str::as_bytes);
         let name = format!("image-{}", self.repository.rsplit('/').next().unwrap_or(self.repository));
         let dir = cache::entry(&name, &cache::key(parts), |dir| {
             host::install(recipes::TOOLS)?;

@@ -31,6 +31,7 @@ const PACKAGES: &[&str] = &[
     "nginx-light",
     "procps",
     "socat",
+    "wget",
 ];
 
 /// A recipe.
@@ -83,6 +84,11 @@ impl Content {
                 Ok(with_defaults(own))
             }
         }
+    }
+
+    /// What it has of [`TESTERS_TOOLS`], as a text.
+    pub(super) fn tools(self) -> Option<String> {
+        matches!(self, Self::Tools | Self::Agnhost).then(|| format!("{TESTERS_TOOLS:?}"))
     }
 
     /// What comes on top of the shell.
@@ -183,6 +189,8 @@ const TESTERS_TOOLS: &[(&str, &str)] = &[
     ("usr/bin/iperf", "usr/bin/iperf"),
     ("usr/bin/socat", "usr/bin/socat"),
     ("usr/bin/getent", "usr/bin/getent"),
+    // That of Debian's busybox dies of the option `-T`.
+    ("usr/bin/wget", "usr/bin/wget"),
     ("bin/nc.openbsd", "usr/bin/nc"),
     ("bin/ss", "usr/sbin/ss"),
     ("bin/ip", "usr/sbin/ip"),

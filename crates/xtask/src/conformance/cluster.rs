@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::json;
 use testkit::control_plane::{ControlPlane, Options, Part};
 use testkit::daemon::Daemon;
 use testkit::host::{self, Tool};
 use testkit::registry::Registry;
 use testkit::{containerd, go, netns, suite};
 
-use super::machine::{self, Machine};
+use super::machine::{Families, Machine};
 use super::node::{Kind, Node};
 use crate::images;
 use crate::member::condition;
@@ -49,6 +50,8 @@ pub(super) struct Plan<'a> {
     pub(super) kind: &'a Kind,
     /// How many nodes.
     pub(super) nodes: u8,
+    /// Both only with several nodes.
+    pub(super) families: Families,
     /// The directory of the control plane's programs.
     pub(super) programs: &'a Path,
     /// Everything but the logs of nodes is written below it.
@@ -63,7 +66,11 @@ impl Cluster {
         let Plan { dir, output, .. } = *plan;
         netns::enter_private()?;
         netns::add_address(IpAddr::V4(ADDRESS))?;
-        let options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
+        let mut options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
+        if plan.families == Families::Dual {
+            options.service_range.push_str(",fd00:10:96::/112");
+            options.pod_range.push_str(",fd00:10:244::/48");
+        }
         let mut plane = ControlPlane::start(plan.programs, &dir.join("plane"), options)?;
         for part in [Part::ControllerManager, Part::Scheduler, Part::Dns] {
             plane.run(part)?;
@@ -74,7 +81,10 @@ impl Cluster {
         suite::write_hosts(&dir.join("certs.d"), registry.address())?;
         let (machines, proxy) = match plan.nodes {
             1 => (vec![Machine::shared(ADDRESS.into(), plane.nursery())], None),
-            more => (Machine::apart(more, plan.kind.needs_cover())?, Some(way_to_services(&plane, output)?)),
+            more => {
+                let machines = Machine::apart(more, plan.families, plan.kind.needs_cover())?;
+                (machines, Some(way_to_services(&plane, plan.families.pods(), output)?))
+            }
         };
         let nodes = machines.iter().map(|machine| {
             let own = dir.join(&machine.name);
@@ -90,9 +100,14 @@ impl Cluster {
 
     fn start_nodes(&mut self) -> anyhow::Result<()> {
         let api = self.plane.api();
-        for node in &mut self.nodes {
+        let several = self.nodes.len() > 1;
+        for (number, node) in (1..).zip(&mut self.nodes) {
             let path = format!("/api/v1/nodes/{}", node.name);
             node.start(READY_LIMIT, || api.get(&path).is_ok_and(|node| condition(&node, "Ready") == Some("True")))?;
+            if several {
+                let zone = json!({ "topology.kubernetes.io/zone": format!("zone-{number}") });
+                api.merge(&path, &json!({ "metadata": { "labels": zone } }))?;
+            }
         }
         Ok(())
     }
@@ -112,6 +127,7 @@ impl Cluster {
             add("--kubelet-root-dir", &node.kubelet_root());
         }
         add("--e2e-output-dir", output);
+        arguments.push(format!("--num-nodes={}", self.nodes.len()).into());
         Ok(arguments)
     }
 
@@ -137,12 +153,12 @@ impl Cluster {
 }
 
 /// Upstream's kube-proxy, as on the machine of a control plane: the API server calls webhooks by their Services.
-fn way_to_services(plane: &ControlPlane, output: &Path) -> anyhow::Result<Daemon> {
+fn way_to_services(plane: &ControlPlane, pods: &str, output: &Path) -> anyhow::Result<Daemon> {
     let arguments = [
         format!("--kubeconfig={}", plane.proxy_kubeconfig()?.display()),
         "--hostname-override=plane".to_owned(),
         "--proxy-mode=iptables".to_owned(),
-        format!("--cluster-cidr={}", machine::PODS),
+        format!("--cluster-cidr={pods}"),
         "--conntrack-max-per-core=0".to_owned(),
         "--conntrack-tcp-timeout-established=0".to_owned(),
         "--conntrack-tcp-timeout-close-wait=0".to_owned(),

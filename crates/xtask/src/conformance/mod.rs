@@ -28,7 +28,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::workspace::{build_release, root};
 use cluster::{Cluster, Plan, TOOLS};
-use node::Kind;
+use machine::Families;
+use node::{Kind, Proxy};
 use outcome::Outcome;
 use suite::{Choice, Run, Suite};
 
@@ -59,22 +60,37 @@ pub(crate) struct NodeOptions {
     /// Which specs, by their labels
     #[arg(long, value_name = "FILTER", default_value = suite::NODE_CONFORMANCE)]
     labels: String,
+    /// Only the specs that grade a service proxy, instead of those marked [NodeConformance]; with --dual-stack those that
+    /// need it
+    #[arg(long, conflicts_with_all = ["focus", "labels"])]
+    services: bool,
     /// How many run side by side
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(2..))]
     procs: u16,
     /// Test upstream's kubelet, kube-proxy and containerd instead of orlop
-    #[arg(long, conflicts_with_all = ["orlop", "against", "upstream_kubelet"])]
+    #[arg(long, conflicts_with = "upstream_kubelet")]
     upstream: bool,
     /// Test orlop's runtime alone, on whose socket upstream's kubelet runs the pods
     #[arg(long)]
     upstream_kubelet: bool,
+    /// With --upstream: let `orlop proxy` be its kube-proxy, and the rest upstream's
+    #[arg(long, requires = "upstream")]
+    orlop_proxy: bool,
+    /// The mode of the kube-proxy of --upstream
+    #[arg(long, value_name = "MODE", requires = "upstream", default_value = "iptables",
+        value_parser = ["iptables", "nftables"])]
+    proxy_mode: String,
     /// The directory of a run with --upstream: what passed there and fails here is shown apart
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
     /// How many nodes; more than one have network namespaces of their own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     nodes: u8,
-    /// Where the report and all logs go, emptied before [default: target/conformance/node, …/upstream or …/upstream-kubelet]
+    /// Let them have addresses of two families; with --upstream and several nodes
+    #[arg(long, requires = "upstream")]
+    dual_stack: bool,
+    /// Where the report and all logs go, emptied before [default: target/conformance/node, …/upstream, …/services or
+    /// …/upstream-kubelet]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Test this program instead of building one
@@ -100,6 +116,13 @@ pub(crate) fn run(conformance: &Conformance) -> anyhow::Result<()> {
 }
 
 fn node(options: &NodeOptions) -> anyhow::Result<()> {
+    let is_pure = options.upstream && !options.orlop_proxy;
+    ensure!(!is_pure || options.orlop.is_none(), "--orlop names a program, and with --upstream alone there is none");
+    ensure!(
+        !is_pure || options.against.is_none(),
+        "--against compares orlop with upstream, and --upstream alone is none"
+    );
+    ensure!(!options.dual_stack || options.nodes > 1, "--dual-stack wants several nodes (--nodes)");
     host::install(TOOLS)?;
     let kind = options.kind()?;
     let programs = control_plane::build_with(&[go::COREDNS])?;
@@ -126,10 +149,11 @@ fn node(options: &NodeOptions) -> anyhow::Result<()> {
 
 impl NodeOptions {
     fn output(&self) -> PathBuf {
-        let default = match (self.upstream, self.upstream_kubelet) {
-            (true, _) => "target/conformance/upstream",
-            (_, true) => "target/conformance/upstream-kubelet",
-            (false, false) => "target/conformance/node",
+        let default = match (self.upstream, self.orlop_proxy, self.upstream_kubelet) {
+            (_, true, _) => "target/conformance/services",
+            (true, ..) => "target/conformance/upstream",
+            (.., true) => "target/conformance/upstream-kubelet",
+            (false, false, false) => "target/conformance/node",
         };
         root().join(self.output.as_deref().unwrap_or(Path::new(default)))
     }
@@ -138,9 +162,10 @@ impl NodeOptions {
     fn kind(&self) -> anyhow::Result<Kind> {
         let orlop = || self.orlop.as_ref().map_or_else(build_release, |program| Ok(std::path::absolute(program)?));
         Ok(match (self.upstream, self.upstream_kubelet) {
-            (true, _) => {
-                Kind::Upstream(go::build_all("reference-node", &[go::REFERENCE, go::REFERENCE_NODE].concat())?)
-            }
+            (true, _) => Kind::Upstream {
+                programs: go::build_all("reference-node", &[go::REFERENCE, go::REFERENCE_NODE].concat())?,
+                proxy: Proxy { program: self.orlop_proxy.then(orlop).transpose()?, mode: self.proxy_mode.clone() },
+            },
             (_, true) => Kind::UpstreamKubelet {
                 programs: go::build_all("upstream-kubelet", go::REFERENCE_NODE)?,
                 orlop: orlop()?,
@@ -150,15 +175,21 @@ impl NodeOptions {
     }
 
     fn choice(&self) -> Choice<'_> {
-        let Self { focus, skip, labels, procs, .. } = self;
-        Choice { focus: focus.as_deref(), skip: skip.as_deref(), labels: Some(labels), procs: *procs }
+        let Self { focus, skip, labels, services, dual_stack, procs, .. } = self;
+        let (focus, labels) = match (services, dual_stack) {
+            (true, false) => (Some(suite::SERVICES), suite::SERVICES_LABELS),
+            (true, true) => (Some(suite::DUAL_STACK), suite::DUAL_STACK_LABELS),
+            (false, _) => (focus.as_deref(), labels.as_str()),
+        };
+        Choice { focus, skip: skip.as_deref(), labels: Some(labels), procs: *procs }
     }
 }
 
 /// Runs the suite against a fresh cluster; it leaves its report.
 fn grade(kind: &Kind, suite: &Suite, programs: &Path, dir: &Path, options: &NodeOptions) -> anyhow::Result<()> {
     let output = options.output();
-    let plan = Plan { kind, nodes: options.nodes, programs, dir, output: &output };
+    let families = if options.dual_stack { Families::Dual } else { Families::Ipv4 };
+    let plan = Plan { kind, nodes: options.nodes, families, programs, dir, output: &output };
     let mut cluster = Cluster::start(&plan)?;
     let run = suite.start(&options.choice(), &cluster.suite_arguments(&output)?, &output)?;
     let outcome = until_done(run, || cluster.check());

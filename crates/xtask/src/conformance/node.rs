@@ -10,7 +10,7 @@ use testkit::daemon::Daemon;
 use testkit::{containerd, groups, upstream};
 
 use super::left;
-use super::machine::{self, Machine};
+use super::machine::Machine;
 use crate::voyage::keepers_in;
 
 /// How long it may take to end; pods go on.
@@ -24,7 +24,7 @@ pub(super) enum Kind {
     /// Of this program.
     Orlop(PathBuf),
     /// Of the programs in this directory: containerd, kubelet, kube-proxy and what belongs to them.
-    Upstream(PathBuf),
+    Upstream { programs: PathBuf, proxy: Proxy },
     /// The kubelet and the kube-proxy of this directory, on the runtime of this program.
     UpstreamKubelet { programs: PathBuf, orlop: PathBuf },
 }
@@ -34,6 +34,14 @@ impl Kind {
     pub(super) fn needs_cover(&self) -> bool {
         !matches!(self, Self::Orlop(_))
     }
+}
+
+/// The service proxy of a node of upstream.
+#[derive(Debug, Clone)]
+pub(super) struct Proxy {
+    /// It is orlop's, of this program.
+    pub(super) program: Option<PathBuf>,
+    pub(super) mode: String,
 }
 
 /// A node's daemons.
@@ -57,7 +65,7 @@ impl Node {
         let place = Place { machine, plane, dir };
         let invocations = match kind {
             Kind::Orlop(program) => vec![(program.clone(), place.orlop_arguments()?)],
-            Kind::Upstream(programs) => place.upstream_daemons(programs)?,
+            Kind::Upstream { programs, proxy } => place.upstream_daemons(programs, proxy)?,
             Kind::UpstreamKubelet { programs, orlop } => place.upstream_kubelet(programs, orlop)?,
         };
         let daemon = |(program, arguments): upstream::Invocation| {
@@ -83,7 +91,7 @@ impl Node {
     pub(super) fn kubelet_root(&self) -> PathBuf {
         match self.kind {
             Kind::Orlop(_) => self.dir.join("state/kubelet"),
-            Kind::Upstream(_) | Kind::UpstreamKubelet { .. } => "/var/lib/kubelet".into(),
+            Kind::Upstream { .. } | Kind::UpstreamKubelet { .. } => "/var/lib/kubelet".into(),
         }
     }
 
@@ -91,7 +99,7 @@ impl Node {
     pub(super) fn end(&mut self, removed: bool) -> anyhow::Result<()> {
         let orlop = match &self.kind {
             Kind::Orlop(program) => Some(program.clone()),
-            Kind::Upstream(_) => None,
+            Kind::Upstream { .. } => None,
             Kind::UpstreamKubelet { .. } => return self.end_runtime(removed),
         };
         let left = orlop.as_deref().filter(|_| removed).map_or(Ok(()), |orlop| left::nothing(orlop, &self.dir));
@@ -134,17 +142,17 @@ impl Place<'_> {
             file("registry-config-dir", &self.registries()?),
             format!("--service-cidr={}", plane.options().service_range),
             format!("--pod-cidr={}", machine.pods),
-            format!("--cluster-cidr={}", machine::PODS),
+            format!("--cluster-cidr={}", machine.all_pods),
             format!("--hostname-override={}", machine.name),
-            format!("--node-ip={}", machine.address),
+            format!("--node-ip={}", machine.addresses),
             "--log-level=info".to_owned(),
         ];
         Ok(flags.into_iter().chain(left::places(dir)).collect())
     }
 
-    fn upstream_daemons(&self, programs: &Path) -> anyhow::Result<Vec<upstream::Invocation>> {
+    fn upstream_daemons(&self, programs: &Path, proxy: &Proxy) -> anyhow::Result<Vec<upstream::Invocation>> {
         self.registries()?;
-        self.with_node(programs, |node| node.daemons())
+        self.with_node(programs, proxy, |node| node.daemons())
     }
 
     /// The socket is where containerd's is as a rule: who starts orlop so needs to tell the kubelet nothing else.
@@ -152,7 +160,8 @@ impl Place<'_> {
         upstream::spare_the_kernel(self.dir)?;
         let runtime = (orlop.to_owned(), self.runtime_arguments()?);
         let kubelet = |node: &upstream::Node<'_>| node.kubelet(Path::new(KNOWN_SOCKET));
-        self.with_node(programs, |node| Ok(vec![runtime, kubelet(node)?]))
+        let proxy = Proxy { program: None, mode: "iptables".to_owned() };
+        self.with_node(programs, &proxy, |node| Ok(vec![runtime, kubelet(node)?]))
     }
 
     fn runtime_arguments(&self) -> anyhow::Result<Vec<String>> {
@@ -163,7 +172,7 @@ impl Place<'_> {
             format!("--registry-config-dir={}", self.registries()?.display()),
             format!("--cni-conf-dir={}", dir.join("cni").display()),
             format!("--pod-cidr={}", machine.pods),
-            format!("--cluster-cidr={}", machine::PODS),
+            format!("--cluster-cidr={}", machine.all_pods),
             "--log-level=info".to_owned(),
         ];
         Ok(flags.into_iter().chain(left::places(dir)).collect())
@@ -173,6 +182,7 @@ impl Place<'_> {
     fn with_node(
         &self,
         programs: &Path,
+        proxy: &Proxy,
         make: impl FnOnce(&upstream::Node<'_>) -> anyhow::Result<Vec<upstream::Invocation>>,
     ) -> anyhow::Result<Vec<upstream::Invocation>> {
         let Self { machine, plane, dir } = self;
@@ -180,14 +190,23 @@ impl Place<'_> {
             programs,
             scratch: dir,
             name: &machine.name,
-            address: &machine.address.to_string(),
-            network: containerd::Network { pods: &machine.pods, masquerade: machine.pods == machine::PODS },
+            address: &machine.addresses,
+            network: containerd::Network { pods: &machine.pods, masquerade: machine.pods == machine.all_pods },
             kubeconfig: &plane.node_kubeconfig(&machine.name)?,
             configuration: &self.configuration()?,
         };
         let mut daemons = make(&node)?;
-        daemons.push(node.proxy(&plane.proxy_kubeconfig()?, "iptables", machine::PODS)?);
+        daemons.push(self.service_proxy(&node, proxy)?);
         Ok(daemons)
+    }
+
+    fn service_proxy(&self, node: &upstream::Node<'_>, proxy: &Proxy) -> anyhow::Result<upstream::Invocation> {
+        let (kubeconfig, pods) = (self.plane.proxy_kubeconfig()?, self.machine.all_pods);
+        let Some(program) = &proxy.program else { return node.proxy(&kubeconfig, &proxy.mode, pods) };
+        let place = |place: &str| format!("--{place}-dir={}", self.dir.join(format!("proxy-{place}")).display());
+        let own = ["proxy".to_owned(), place("state"), place("run")];
+        let arguments = node.proxy_arguments(&kubeconfig, &proxy.mode, pods);
+        Ok((program.clone(), own.into_iter().chain(arguments).collect()))
     }
 
     /// Groups of its own for each node, since all of them are on one machine.

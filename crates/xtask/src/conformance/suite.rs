@@ -16,6 +16,18 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 /// Those that every node has to pass, without those that need a feature of its own, or a cluster for themselves.
 pub(super) const NODE_CONFORMANCE: &str = "NodeConformance && !Serial && !Flaky && Feature: isEmpty";
 
+/// Those of sig-network that grade a service proxy, without those that need a cloud, an Internet, a cluster for
+/// themselves, or a kernel with SCTP.
+pub(super) const SERVICES: &str = "\\[sig-network\\] (Services|Networking Granular Checks|Networking should check kube-proxy|\
+    Conntrack|Connectivity Pod Lifecycle|HostPort|KubeProxy|NoSNAT|Proxy version|Service endpoints latency|Service CIDRs|\
+    Traffic Distribution|Topology Hints)";
+pub(super) const SERVICES_LABELS: &str = "!Serial && !Disruptive && !Flaky && Feature: isSubsetOf KubeProxyNFAcct";
+
+/// Those that grade one with two address families.
+pub(super) const DUAL_STACK: &str = "\\[sig-network\\] ";
+pub(super) const DUAL_STACK_LABELS: &str =
+    "!Serial && !Disruptive && !Flaky && Feature: containsAny IPv6DualStack && Feature: isSubsetOf IPv6DualStack";
+
 /// What ginkgo says.
 pub(super) const LOG: &str = "ginkgo.log";
 /// What it reports.
