@@ -26,23 +26,29 @@
 //! each element with the Service's timeout. `members4` knows the endpoints by these numbers, so an endpoint that left is
 //! forgotten in the transaction that removes it, without looking for its clients. The numbers depend on nothing but the
 //! endpoints: a new daemon leads known clients where the old one did. A map that is full costs affinity, not connections.
+//!
+//! A transaction is at once for a rule and for a set, but not for a packet: rules are those of the moment in which it came to
+//! the hook, a chain that was made since is empty for it, and each lookup finds the elements of its own moment. What a packet
+//! finds first must be good for what it looks up next, before and after ([`transactions`]).
 
 mod chains;
 mod elements;
 mod tally;
+mod transactions;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use service::{Change, Difference, Endpoint, Entry, Frontend, Network, Rules, Target};
+use service::{Difference, Endpoint, Entry, Frontend, Network, Rules, Target};
 use sys::netlink::nft::{Batch, Data, Element, Family};
 
 use crate::key::Part;
 use chains::LoadBalancer;
 use elements::{Circumstances, Kind, SetName, Side, Value};
 use tally::{Step, Tally};
+use transactions::Held;
 
 /// How the table is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +98,8 @@ pub struct ServiceTable {
     next_number: u32,
     /// Endpoints on this node.
     hairpins: Tally<IpAddr>,
+    /// What nothing leads to any more.
+    held: Held,
 }
 
 /// What the table of that name consists of before it is replaced.
@@ -127,6 +135,7 @@ impl ServiceTable {
             numbers: HashMap::new(),
             next_number: 0,
             hairpins: Tally::default(),
+            held: Held::default(),
         }
     }
 
@@ -194,33 +203,23 @@ impl ServiceTable {
         batch
     }
 
-    /// Carries out a difference from the rules that were written last.
-    pub fn update(&mut self, difference: &Difference) -> Batch {
-        for Change { frontend, old, new } in &difference.changes {
-            old.iter().for_each(|entry| self.count(frontend, entry, Step::Less));
-            new.iter().for_each(|entry| self.count(frontend, entry, Step::More));
+    /// Carries out a difference from the rules that were written last, by transactions one after the other, of which the last
+    /// one may have nothing to do.
+    pub fn update(&mut self, difference: &Difference) -> Vec<Batch> {
+        let mut transactions = Vec::new();
+        for step in transactions::steps(difference) {
+            transactions.extend(self.plan(&step));
         }
-        let (load_balancers, sources, hairpins) =
-            (self.load_balancers.take(), self.sources.take(), self.hairpins.take());
-        self.number(&sources.come);
-        let (mut gone, mut come) = (list_hairpins(hairpins.gone), list_hairpins(hairpins.come));
-        for change in &difference.changes {
-            self.compare(change, &mut gone, &mut come);
-        }
-        list_verdicts(&load_balancers.gone, &mut gone);
-        list_verdicts(&load_balancers.come, &mut come);
-        // What is replaced goes first; chains are there before something leads to them and go when nothing does.
-        let mut batch = self.batch();
-        for (set, elements) in &gone {
-            batch.delete_elements(&set.name(), elements.iter().map(|(key, _)| key.as_slice()));
-        }
-        self.add_chains(&mut batch, &load_balancers.come, &sources.come);
-        add_elements(&mut batch, &come);
-        load_balancers.gone.iter().for_each(|chain| batch.delete_chain(&chain.name()));
-        for number in sources.gone.iter().filter_map(|sources| self.numbers.remove(sources)) {
-            batch.delete_chain(&chains::sources_name(number));
-        }
-        batch
+        let last = transactions.pop();
+        let mut batches: Vec<Batch> = transactions.into_iter().map(|one| one.write(self.batch())).collect();
+        batches.retain(|batch| !batch.is_empty());
+        batches.extend(last.map(|one| one.write(self.batch())));
+        batches
+    }
+
+    /// Whether something is held that nothing leads to any more. The next update removes it, be it one without a difference.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// Adds a change of the addresses that rules beside IPVS know to a batch.
@@ -254,7 +253,8 @@ impl ServiceTable {
         self.number(&sources.come);
         SetName::all(self.balancer).for_each(|set| set.add(batch));
         chains::add_base(batch, &self.config, self.balancer);
-        self.add_chains(batch, &load_balancers.come, &sources.come);
+        load_balancers.come.iter().for_each(|chain| chain.add(batch));
+        self.numbered(sources.come).iter().for_each(|(number, sources)| chains::add_sources(batch, *number, sources));
         let mut elements = list_hairpins(hairpins.come);
         list_verdicts(&load_balancers.come, &mut elements);
         elements::fixed_verdicts(self.balancer, |set, key, value| elements.entry(set).or_default().push((key, value)));
@@ -287,13 +287,10 @@ impl ServiceTable {
         }
     }
 
-    fn add_chains(&self, batch: &mut Batch, load_balancers: &[LoadBalancer], sources: &[Arc<[IpNet]>]) {
-        load_balancers.iter().for_each(|chain| chain.add(batch));
-        for sources in sources {
-            if let Some(number) = self.numbers.get(sources) {
-                chains::add_sources(batch, *number, sources);
-            }
-        }
+    /// With their numbers.
+    fn numbered(&self, sources: Vec<Arc<[IpNet]>>) -> Vec<(u32, Arc<[IpNet]>)> {
+        let number = |sources| self.numbers.get(&sources).map(|number| (*number, sources));
+        sources.into_iter().filter_map(number).collect()
     }
 
     fn list(&self, frontend: &Frontend, entry: &Entry, visit: impl FnMut(SetName, Part, Value)) {
@@ -312,29 +309,6 @@ impl ServiceTable {
     fn left(&self, entry: &Entry) -> Option<Side> {
         if self.balancer == Balancer::Ipvs { elements::ipvs_side(entry) } else { None }
     }
-
-    fn compare(&self, change: &Change, gone: &mut Elements, come: &mut Elements) {
-        let list = |entry: &Option<Entry>| {
-            let mut elements = BTreeMap::new();
-            if let Some(entry) = entry {
-                self.list(&change.frontend, entry, |set, key, value| {
-                    elements.insert((set, key), value);
-                });
-            }
-            elements
-        };
-        let (mut old, new) = (list(&change.old), list(&change.new));
-        for (at, value) in new {
-            if old.get(&at) == Some(&value) {
-                old.remove(&at);
-            } else {
-                come.entry(at.0).or_default().push((at.1, value));
-            }
-        }
-        for ((set, key), value) in old {
-            gone.entry(set).or_default().push((key, value));
-        }
-    }
 }
 
 fn list_hairpins(addresses: Vec<IpAddr>) -> Elements {
@@ -345,8 +319,8 @@ fn list_hairpins(addresses: Vec<IpAddr>) -> Elements {
     elements
 }
 
-fn list_verdicts(chains: &[LoadBalancer], elements: &mut Elements) {
-    for (set, key, value) in chains.iter().map(elements::verdict) {
+fn list_verdicts<'c>(chains: impl IntoIterator<Item = &'c LoadBalancer>, elements: &mut Elements) {
+    for (set, key, value) in chains.into_iter().map(elements::verdict) {
         elements.entry(set).or_default().push((key, value));
     }
 }

@@ -215,11 +215,11 @@ pub(super) fn verdict(chain: &LoadBalancer) -> (SetName, Part, Value) {
 }
 
 /// The key of a frontend.
-fn key(frontend: &Frontend) -> Part {
+pub(super) fn key(frontend: &Frontend) -> Part {
     Part::new().address(frontend.address).protocol(frontend.protocol.number()).port(frontend.port)
 }
 
-fn place(endpoint: &Endpoint) -> Part {
+pub(super) fn place(endpoint: &Endpoint) -> Part {
     Part::new().address(endpoint.address).port(endpoint.port)
 }
 

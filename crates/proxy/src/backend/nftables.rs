@@ -96,14 +96,31 @@ impl Nftables {
         more: impl FnOnce(&mut Batch),
     ) -> Result<(), RulesError> {
         // Maps whose rules somebody has flushed would take the change, and nothing would tell any more what is missing.
-        if !self.is_there()? {
+        if !self.has_rules()? {
             return Err(RulesError::Removed);
         }
-        let mut batch = self.table.update(difference);
-        more(&mut batch);
-        self.netfilter.commit(batch)?;
-        self.know_own_commit();
+        let mut batches = self.table.update(difference);
+        if let Some(last) = batches.last_mut() {
+            more(last);
+        }
+        for batch in batches {
+            self.netfilter.commit(batch)?;
+            self.know_own_commit();
+        }
         Ok(())
+    }
+
+    fn has_rules(&mut self) -> Result<bool, RulesError> {
+        let generation = self.netfilter.generation()?;
+        if generation == self.generation {
+            return Ok(true);
+        }
+        // `nft delete table` removes the chains, `nft flush table` what is in them.
+        let there = self.count_uses()? == self.uses;
+        if there {
+            self.generation = generation;
+        }
+        Ok(there)
     }
 
     /// If ours was the only transaction since the last look, there is no need to count before the next.
@@ -131,16 +148,18 @@ impl Backend for Nftables {
     }
 
     fn is_there(&mut self) -> Result<bool, RulesError> {
-        let generation = self.netfilter.generation()?;
-        if generation == self.generation {
+        if !self.has_rules()? {
+            return Ok(false);
+        }
+        if !self.table.is_holding() {
             return Ok(true);
         }
-        // `nft delete table` removes the chains, `nft flush table` what is in them.
-        let there = self.count_uses()? == self.uses;
-        if there {
-            self.generation = generation;
+        // No packet is on its way to that any more.
+        let removed = self.update_with(&Difference::default(), |_| ());
+        if let Err(error) = &removed {
+            tracing::warn!(%error, "what no rule leads to could not be removed");
         }
-        Ok(there)
+        Ok(removed.is_ok())
     }
 
     fn udp_frontends(&mut self) -> Result<Vec<Frontend>, RulesError> {

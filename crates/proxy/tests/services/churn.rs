@@ -66,7 +66,7 @@ fn the_kernel_follows_the_rules() {
                     continue;
                 }
                 if !host.way.is_iptables() {
-                    kernel::check(&host);
+                    kernel::check(&host).await;
                     continue;
                 }
                 let followed = kernel::rules_of_iptables(host.way);
