@@ -40,8 +40,8 @@ pub use join::Join;
 /// Where the API server listens; in a network namespace of its own nobody else does.
 pub const API_PORT: u16 = 6443;
 
-/// How long a part may take until it answers, on a machine that builds something else at the same time.
-const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How long a part may take until it answers, on a machine that builds something else at the same time or is emulated.
+const READY_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a part may take to end by itself.
 const STOP_LIMIT: Duration = Duration::from_secs(20);

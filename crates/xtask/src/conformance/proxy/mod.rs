@@ -33,6 +33,9 @@ use stage::{Difference, Stage};
 const NFT: Tool = Tool::new("nft", "nftables");
 const IPTABLES: Tool = Tool::new("iptables", "iptables");
 
+/// A file that tells the directory of a run from others.
+const MARK: &str = "proxies";
+
 /// How to compare them.
 #[derive(clap::Args)]
 pub(crate) struct ProxyOptions {
@@ -85,7 +88,7 @@ pub(crate) fn run(options: &ProxyOptions) -> anyhow::Result<()> {
         false => PathBuf::new(),
     };
     let output = root().join(&options.output);
-    super::empty(&output, "plane")?;
+    super::empty(&output, MARK)?;
     raise_limit()?;
     let mut lab = Lab::start(&orlop, &output)?;
     let mut rows = Vec::new();
