@@ -286,6 +286,9 @@ async fn inspect(client: &cri::Client) {
 /// A keeper that speaks other versions alone: its pod lives, so no daemon may take it for ended and begin it again.
 fn foreign_keeper() {
     let scratch = ground();
+    // As if its version wrote another number.
+    let formats = ["state", "run"].map(|dir| scratch.path().join(dir).join("format"));
+    formats.iter().for_each(|file| std::fs::remove_file(file).unwrap());
     let listener = listen_in(&living(scratch.path()));
     let played = std::thread::spawn(move || {
         let mut socket = listener.accept().unwrap().0;
@@ -300,10 +303,11 @@ fn foreign_keeper() {
     });
     let refusal = Daemon::refusal(scratch.path());
     played.join().unwrap();
-    for words in ["versions 7 to 9", "Start the program that made it again", "drain the node"] {
+    for words in ["pod default/stays runs", "versions 7 to 9", "Start that version again", "drain the node"] {
         assert!(refusal.to_lowercase().contains(&words.to_lowercase()), "{words}: {refusal}");
     }
     assert!(living(scratch.path()).join("sandbox").exists(), "its records are there");
+    assert!(!formats.iter().any(|file| file.exists()), "what could not be taken over is as its version knows it");
 }
 
 fn later_version() {

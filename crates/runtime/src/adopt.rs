@@ -40,6 +40,8 @@ pub(crate) enum AdoptError {
 /// ended: it would be started twice.
 #[derive(Debug)]
 pub(crate) struct Foreign {
+    /// Namespace and name.
+    pub(crate) pod: String,
     pub(crate) sandbox: String,
     /// What the keeper says.
     pub(crate) detail: String,
@@ -49,8 +51,9 @@ impl Foreign {
     /// Whether it was refused for that.
     fn of(sandbox: &Sandbox, error: &ClientError) -> Option<Self> {
         let ClientError::Refused(failure) = error else { return None };
-        let detail = failure.detail.clone();
-        (failure.reason == Reason::Version).then(|| Self { sandbox: sandbox.id.clone(), detail })
+        let (detail, metadata) = (failure.detail.clone(), sandbox.metadata());
+        let pod = format!("{}/{}", metadata.namespace, metadata.name);
+        (failure.reason == Reason::Version).then(|| Self { pod, sandbox: sandbox.id.clone(), detail })
     }
 }
 
@@ -187,8 +190,14 @@ async fn hear(core: &Arc<Core>, sandbox: &Arc<Sandbox>) {
         }
         Err(error) => match Foreign::of(sandbox, &error) {
             // What lives stays unheard of.
-            Some(Foreign { sandbox, detail }) => {
-                tracing::error!(sandbox, detail, "this program does not speak with the sandbox's keeper");
+            Some(Foreign { pod, sandbox, detail }) => {
+                tracing::error!(
+                    pod,
+                    sandbox,
+                    detail,
+                    "this version does not speak with the sandbox's keeper; drain the node and boot it, or start the version \
+                     that made the pod"
+                );
             }
             None => {
                 tracing::warn!(sandbox = sandbox.id, %error, "the keeper is gone");

@@ -79,11 +79,15 @@ pub enum StartError {
     Nri(#[source] nri::StartError),
     /// A pod lives with whose keeper this version has no protocol in common.
     #[error(
-        "the keeper of sandbox {sandbox} is of another version of this program: {detail}, this one {VERSION_OLDEST} to \
-         {VERSION}. The pod goes on: start the program that made it again, or drain the node and boot it"
+        "pod {pod} runs, made by another version of orlop whose keepers this one, {}, cannot speak with (sandbox {sandbox}: \
+         {detail}, this is {VERSION_OLDEST} to {VERSION}). It goes on, and nothing was changed. Start that version again, or one \
+         between the two; or drain the node and boot the machine, after which this one starts",
+        env!("CARGO_PKG_VERSION")
     )]
     Foreign {
-        /// Whose.
+        /// Whose: namespace and name.
+        pod: String,
+        /// Its sandbox.
         sandbox: String,
         /// What the keeper says.
         detail: String,
@@ -108,7 +112,7 @@ impl Runtime {
         let core = Core::new(config, parts, place);
         let live = adopt::everything(&core).await.map_err(|error| match error {
             AdoptError::List(error) => trouble("reading", error),
-            AdoptError::Foreign(Foreign { sandbox, detail }) => StartError::Foreign { sandbox, detail },
+            AdoptError::Foreign(Foreign { pod, sandbox, detail }) => StartError::Foreign { pod, sandbox, detail },
         })?;
         core.network.adopt(live).await.map_err(StartError::Network)?;
         adopt::discard_unfinished(&core).await;

@@ -88,7 +88,10 @@ impl Keeper {
                 reason: Reason::Version,
                 step: String::new(),
                 errno: 0,
-                detail: format!("this keeper speaks versions {VERSION_OLDEST} to {VERSION}"),
+                detail: format!(
+                    "the keeper of orlop {} speaks versions {VERSION_OLDEST} to {VERSION}",
+                    env!("CARGO_PKG_VERSION")
+                ),
             });
         }
         if hello.role == Role::Control {

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::foreign::{self, Endpoint, Services};
+use super::format;
 use super::settings::{Agent, Settings};
 use super::tasks::Tasks;
 
@@ -113,6 +114,7 @@ impl Base {
         config.handlers.clone_from(&settings.runtime.handlers);
         config.nri = settings.runtime.nri(layout);
         let runtime = Runtime::start(config, parts).await?;
+        format::note(layout)?;
         let stopped = CancellationToken::new();
         let listener = cri::server::bind(&settings.cri_socket).await?;
         let image_server = Arc::new(ImageServer::new(images.clone(), runtime.clone()));
@@ -138,6 +140,7 @@ impl Base {
     /// Connects to another runtime, which may still be starting itself.
     pub(crate) async fn connect(settings: &Settings, endpoint: &Endpoint) -> anyhow::Result<Self> {
         let Services { runtime, images, identity, image_root } = foreign::connect(endpoint).await?;
+        format::note(&settings.layout)?;
         let upkeep = Upkeep {
             runtime: runtime.clone(),
             images: images.clone(),

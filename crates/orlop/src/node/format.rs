@@ -97,17 +97,25 @@ pub(crate) enum FormatError {
     },
 }
 
-/// Takes both directories of a node for this process alone.
+/// Takes both directories of a node for this process alone. They are as they were: see [`note`].
 ///
 /// # Errors
 /// Another process has one of them, or it is in a format that this version does not know.
 pub(crate) fn take(layout: &Layout) -> anyhow::Result<[Lock; 2]> {
     let locks = [Lock::take(&layout.state_dir)?, Lock::take(&layout.run_dir)?];
-    // Both are looked at before one is changed.
-    let found = [STATE.check(&layout.state_dir)?, RUN.check(&layout.run_dir)?];
-    STATE.note(&layout.state_dir, found[0])?;
-    RUN.note(&layout.run_dir, found[1])?;
+    STATE.check(&layout.state_dir)?;
+    RUN.check(&layout.run_dir)?;
     Ok(locks)
+}
+
+/// Notes today's format in both directories, which are taken, once what an earlier version has left was taken over: where that
+/// cannot be, the earlier version has to find them as it knows them. So nothing that it would not know is written before.
+///
+/// # Errors
+/// They cannot be read or written.
+pub(crate) fn note(layout: &Layout) -> Result<(), FormatError> {
+    STATE.note(&layout.state_dir, STATE.check(&layout.state_dir)?)?;
+    RUN.note(&layout.run_dir, RUN.check(&layout.run_dir)?)
 }
 
 impl Kind {
@@ -176,10 +184,15 @@ mod tests {
     fn a_directory_of_before_there_was_a_number_is_taken_and_numbered() {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
-        drop(take(&layout).unwrap());
+        let locks = take(&layout).unwrap();
+        let is_there = |dir: &PathBuf| dir.join(FILE).exists();
+        assert!(!is_there(&layout.state_dir) && !is_there(&layout.run_dir), "nothing has been taken over yet");
+        note(&layout).unwrap();
         let first = written(&layout);
         assert_eq!(first, [text(1), text(1)]);
+        drop(locks);
         drop(take(&layout).unwrap());
+        note(&layout).unwrap();
         assert_eq!(written(&layout), first);
     }
 
