@@ -7,7 +7,7 @@ use super::base::Forked;
 use super::member::Member;
 use super::process::{Signals, seal, threads};
 use super::settings::MemberSettings;
-use super::{api, format, logging, socket};
+use super::{api, format, logging, notify, socket};
 use crate::args::{MemberOptions, Places};
 use crate::check;
 use crate::cli::format::print;
@@ -40,6 +40,7 @@ async fn serve(settings: &MemberSettings, forked: Forked) -> anyhow::Result<()> 
     let stopped = api::Node::agent(&*member).stopped();
     let server = tokio::spawn(api::serve(listener, member.clone(), stopped));
     tell_up(settings, &member);
+    notify::ready();
     signals.next().await;
     member.stop().await;
     let _ = server.await; // A panic there has been told.

@@ -20,6 +20,7 @@ mod member_metrics;
 mod names;
 mod node_status;
 mod notices;
+mod notify;
 pub(crate) mod objects;
 pub(crate) mod process;
 mod runtime_config;

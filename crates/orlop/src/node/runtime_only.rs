@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::base::{self, Base, Forked};
 use super::process::{Signals, seal, threads};
 use super::settings::Settings;
-use super::{format, logging};
+use super::{format, logging, notify};
 use crate::args::{NodeOptions, Places};
 use crate::check;
 use crate::cli::format::print;
@@ -29,6 +29,7 @@ async fn serve(settings: &Settings, forked: Forked) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let base = Base::start(settings, base::network_config(settings), forked.zygote).await?;
     print(&format!("orlop: CRI on unix://{}; Ctrl-C ends the runtime, pods go on\n", settings.cri_socket.display()));
+    notify::ready();
     signals.next().await;
     base.stop().await;
     Ok(())
