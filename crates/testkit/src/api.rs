@@ -14,6 +14,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 
 use crate::certificates::Pair;
+use crate::pace;
 
 /// How long a request may take, unless it is a watch.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
@@ -345,7 +346,7 @@ impl Api {
     /// # Errors
     /// Nobody there, or not the one who is trusted.
     pub fn connection(&self) -> anyhow::Result<Connection> {
-        self.connect(REQUEST_LIMIT)
+        self.connect(pace::stretched(REQUEST_LIMIT))
     }
 
     /// A connection for many requests.
@@ -353,12 +354,12 @@ impl Api {
     /// # Errors
     /// Nobody there, or not the one who is trusted.
     pub fn session(&self) -> anyhow::Result<Session> {
-        let Connection { host, stream } = self.connect(REQUEST_LIMIT)?;
+        let Connection { host, stream } = self.connect(pace::stretched(REQUEST_LIMIT))?;
         Ok(Session { host, stream })
     }
 
     fn connect(&self, limit: Duration) -> anyhow::Result<Connection> {
-        let mut socket = TcpStream::connect_timeout(&self.address, Duration::from_secs(5).min(limit))
+        let mut socket = TcpStream::connect_timeout(&self.address, pace::stretched(Duration::from_secs(5)).min(limit))
             .with_context(|| format!("connect to {}", self.address))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(limit))?;

@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::host::Tool;
+use crate::pace;
 
 /// What makes a program end with the one who started it.
 pub const TOOL: Tool = Tool::new("setpriv", "util-linux");
@@ -122,6 +123,7 @@ impl Daemon {
     /// # Errors
     /// The program ends before, or `limit` passes; the end of its log is in the message.
     pub fn wait_ready(&mut self, limit: Duration, mut ready: impl FnMut() -> bool) -> anyhow::Result<()> {
+        let limit = pace::stretched(limit);
         let deadline = Instant::now() + limit;
         while !ready() {
             self.check()?;
@@ -129,7 +131,7 @@ impl Daemon {
                 bail!("{} is not ready after {} s\n{}", self.name, limit.as_secs(), self.log_end());
             }
             // A foreign program has no event for being ready; its end is one.
-            self.wait_end(Duration::from_millis(20))?;
+            self.wait_end(pace::stretched(Duration::from_millis(20)))?;
         }
         Ok(())
     }
@@ -161,7 +163,7 @@ impl Daemon {
     /// Those of the kernel.
     pub fn stop(&mut self, limit: Duration) -> anyhow::Result<()> {
         self.signal(Signal::TERM)?;
-        self.wait_end(limit)?;
+        self.wait_end(pace::stretched(limit))?;
         self.kill()
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
+use crate::pace;
+
 /// Where control groups are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
 
@@ -69,7 +71,7 @@ fn remove_group(dir: &Path) -> anyhow::Result<()> {
     for _ in 0..100 {
         match std::fs::remove_dir(dir) {
             Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
-                std::thread::sleep(Duration::from_millis(50)); // version 1 has no event for an empty group
+                std::thread::sleep(pace::stretched(Duration::from_millis(50))); // version 1 has no event for an empty group
             }
             other => return other.with_context(|| format!("remove {}", dir.display())),
         }

@@ -22,6 +22,7 @@ pub mod groups;
 pub mod host;
 pub mod image;
 pub mod netns;
+pub mod pace;
 pub mod past;
 pub mod plugins;
 pub mod registry;

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use crate::daemon::{self, Nursery};
 use crate::host::Tool;
 use crate::image::Layout;
+use crate::pace;
 
 /// What the registry needs on the host.
 pub const TOOL: Tool = Tool { program: "docker-registry", deb: "docker-registry", rpm: "docker-distribution" };
@@ -96,7 +97,7 @@ impl Registry {
     }
 
     fn wait_ready(&mut self, manner: &Manner) -> anyhow::Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + pace::stretched(Duration::from_secs(20));
         loop {
             if let Some(status) = self.child.try_wait()? {
                 bail!("docker-registry ended at once: {status}");
@@ -217,8 +218,8 @@ fn request(
     headers: &[(&str, &str)],
     body: Body<'_>,
 ) -> anyhow::Result<Reply> {
-    let mut stream =
-        TcpStream::connect_timeout(&to, Duration::from_secs(5)).with_context(|| format!("connect to {to}"))?;
+    let mut stream = TcpStream::connect_timeout(&to, pace::stretched(Duration::from_secs(5)))
+        .with_context(|| format!("connect to {to}"))?;
     let length = match &body {
         Body::Empty => 0,
         Body::Bytes(bytes) => bytes.len() as u64,

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use cri::{RuntimeService as _, v1};
+use testkit::pace;
 use tokio::task::{JoinSet, LocalSet};
 
 use super::served::{self, Daemon, IMAGE, fsck, group_of, nothing_is_left, print_log};
@@ -183,11 +184,11 @@ async fn churn(stage: &Stage, options: &ChurnOptions) -> anyhow::Result<Churned>
 
 /// Looks until nothing changes any more.
 async fn settled(stage: &Stage, daemon: &Daemon, pods: u64) -> anyhow::Result<Look> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + pace::stretched(PATIENCE);
     let (mut last, mut same) = (look(stage, daemon, pods)?, 1);
     // Threads that have nothing to do end by themselves, some seconds later.
     while same < SAME && Instant::now() < deadline {
-        tokio::time::sleep(BETWEEN_LOOKS).await; // observed from outside, as an operator would
+        tokio::time::sleep(pace::stretched(BETWEEN_LOOKS)).await; // observed from outside, as an operator would
         let now = look(stage, daemon, pods)?;
         same = if now.counts == last.counts { same + 1 } else { 1 };
         last = now;
@@ -260,7 +261,7 @@ async fn work(shared: Arc<Shared>, end: u64) -> anyhow::Result<()> {
         if number >= end {
             return Ok(());
         }
-        let lived = tokio::time::timeout(PATIENCE, live(&shared, number)).await;
+        let lived = tokio::time::timeout(pace::stretched(PATIENCE), live(&shared, number)).await;
         lived
             .unwrap_or_else(|_| Err(anyhow::anyhow!("it takes longer than {PATIENCE:?}")))
             .with_context(|| format!("pod {number}"))?;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use cri::{Error, RuntimeService as _, v1};
 use fuzz::Dice;
+use testkit::pace;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
@@ -141,7 +142,9 @@ async fn kill(
     announce: watch::Sender<u64>,
 ) -> anyhow::Result<Daemon> {
     for _ in 0..kills {
-        tokio::time::sleep(Duration::from_millis(dice.number(BETWEEN_MAX_MS))).await; // the random moment
+        // The random moment.
+        let moment = pace::stretched(Duration::from_millis(dice.number(BETWEEN_MAX_MS)));
+        tokio::time::sleep(moment).await;
         announce.send_modify(|generation| *generation += 1);
         daemon.kill()?;
         daemon = Daemon::start(stage)?; // Nobody has anything to do meanwhile.
@@ -195,7 +198,7 @@ impl Shared {
                 again = true;
             }
         };
-        tokio::time::timeout(PATIENCE, made).await.with_context(|| format!("{what}: no answer"))?
+        tokio::time::timeout(pace::stretched(PATIENCE), made).await.with_context(|| format!("{what}: no answer"))?
     }
 
     /// As [`Self::call`], of a call that has to succeed.
@@ -343,7 +346,7 @@ async fn ended(shared: &Shared, container: &str) -> anyhow::Result<v1::Container
             tokio::time::sleep(Duration::from_millis(20)).await; // observed from outside, as an operator would
         }
     };
-    tokio::time::timeout(PATIENCE, observe).await.context("the container does not end")?
+    tokio::time::timeout(pace::stretched(PATIENCE), observe).await.context("the container does not end")?
 }
 
 /// What a log says, without what the runtime adds to each record.

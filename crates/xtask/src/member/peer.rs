@@ -19,7 +19,7 @@ use cri::{ImageService as _, v1};
 use serde_json::{Value, json};
 use testkit::control_plane::{self, ControlPlane, Options, Part};
 use testkit::daemon::Daemon;
-use testkit::{containerd, go, groups, host, netns, upstream};
+use testkit::{containerd, go, groups, host, netns, pace, upstream};
 
 use super::points::{condition, forwards};
 use super::{ADDRESS, NODE, SOON};
@@ -437,7 +437,8 @@ impl Peer {
     }
 
     fn leaves(&mut self) -> anyhow::Result<String> {
-        self.kubectl(&["delete", "deployment,daemonset,job,pod", "--all", "--wait=true", "--timeout=60s"])?;
+        let limit = format!("--timeout={}s", pace::stretched(SOON).as_secs());
+        self.kubectl(&["delete", "deployment,daemonset,job,pod", "--all", "--wait=true", &limit])?;
         wait("all keepers end", SOON, || Ok(keepers_in(self.dir())?.is_empty().then_some(())))?;
         self.end()?;
         // The machine may have control groups of other kubelets, so `orlop fsck` is not asked.

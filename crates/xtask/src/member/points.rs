@@ -11,6 +11,7 @@ use testkit::certificates;
 use testkit::control_plane::Part;
 use testkit::csi::{Ability, Call, Driver, DriverConfig};
 use testkit::daemon::Daemon;
+use testkit::pace;
 
 use super::{Fleet, NODE, SOON, manifests, wait};
 use crate::voyage::{http_text, keepers_in};
@@ -320,6 +321,11 @@ pub(super) fn certified(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok("key and chain in one file, its trust bundle, and that edited".to_owned())
 }
 
+/// Whether control groups are of version 2: only these know of pressure.
+fn is_unified() -> bool {
+    std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 fn name_of(object: &Value) -> String {
     name(object).to_owned()
 }
@@ -330,7 +336,7 @@ pub(super) fn deletes(fleet: &mut Fleet) -> anyhow::Result<String> {
     let begin = Instant::now();
     fleet.kubectl(&format!("delete pod {pod}"))?; // waits until the object is gone
     let took = begin.elapsed();
-    ensure!(took < Duration::from_secs(5), "the application exits at once, yet the pod took {took:?}");
+    ensure!(took < pace::stretched(Duration::from_secs(5)), "the application exits at once, yet the pod took {took:?}");
     let pods = fleet.until_ready("web", 2)?;
     ensure!(pods.iter().all(|other| name(other) != pod), "it came back");
     Ok(format!("gone after {} ms, replaced", took.as_millis()))
@@ -557,6 +563,8 @@ pub(super) fn strangers(fleet: &mut Fleet) -> anyhow::Result<String> {
     let summary = fleet.kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/stats/summary"))?;
     let summary: Value = serde_json::from_str(&summary)?;
     ensure!(summary["node"]["nodeName"] == NODE, "the summary is of {}", summary["node"]["nodeName"]);
+    let pressure = &summary["pods"][0]["containers"][0]["memory"]["psi"]["some"]["total"];
+    ensure!(pressure.is_u64() || !is_unified(), "nothing of pressure on control groups version 2: {summary}");
     let kubelet = format!("https://{}:10250/pods", super::ADDRESS);
     let curl = |more: &[&str]| {
         let mut command = std::process::Command::new("curl");
@@ -620,6 +628,9 @@ pub(super) fn measures(fleet: &mut Fleet) -> anyhow::Result<String> {
             let found = text.lines().any(|line| line.starts_with(beginning));
             ensure!(found, "{path} has no {beginning}\n{text}");
         }
+        let waited = "container_pressure_memory_waiting_seconds_total{container=\"c\"";
+        let wants_pressure = path == "metrics/cadvisor" && is_unified();
+        ensure!(!wants_pressure || text.contains(waited), "{path} has no {waited}\n{text}");
         lines += text.lines().count();
     }
     Ok(format!("{lines} lines on four paths"))

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use testkit::{host, netns};
+use testkit::{host, netns, pace};
 
 use super::{ADDRESS, Fleet, NODE, SOON, wait};
 use crate::voyage::http_text;
@@ -187,7 +187,7 @@ impl Beside {
 
     /// The API server behind the Service says something.
     fn ask(&self) -> anyhow::Result<()> {
-        let limit = Duration::from_secs(3);
+        let limit = pace::stretched(Duration::from_secs(3));
         let mut stream = TcpStream::connect_timeout(&self.service, limit)?;
         let said = greeting(&mut stream)?;
         ensure!(said.contains("HTTPS"), "it says {said:?}");
@@ -197,7 +197,7 @@ impl Beside {
 
 /// What a server that wants TLS says to who speaks plainly.
 fn greeting(stream: &mut TcpStream) -> anyhow::Result<String> {
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(pace::stretched(Duration::from_secs(10))))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: there\r\nConnection: close\r\n\r\n")?;
     let mut said = String::new();
     stream.read_to_string(&mut said)?;

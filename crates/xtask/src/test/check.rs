@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::count::Count;
 use super::vm::LIMIT;
-use crate::lab::vm::{End, Job, Outcome, run_jobs};
+use crate::lab::vm::{End, Job, Outcome, Shape, run_jobs};
 
 /// What the second machine is booted without, and what `orlop check` calls it.
 const WITHOUT: &[(&str, &str, &str)] = &[
@@ -76,7 +76,7 @@ fn in_machine(orlop: &Path, append: &str, commands: &[&str]) -> anyhow::Result<V
         command: (*command).to_owned(),
     };
     let jobs: Vec<Job> = commands.iter().map(job).collect();
-    run_jobs(&jobs, append, LIMIT, |_| {})
+    run_jobs(&jobs, Shape { append, ..Shape::default() }, LIMIT, |_| {})
 }
 
 fn findings(outcome: &Outcome) -> anyhow::Result<Vec<Finding>> {

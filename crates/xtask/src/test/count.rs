@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Begins the line with the count of a whole run.
+pub(super) const TOTAL: &str = "tests: ";
+
 /// How many tests passed, failed and were skipped.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Count {
@@ -29,6 +32,14 @@ impl Count {
         self.passed += passed - gave_up;
         self.failed += number("failed");
         self.skipped += number("ignored") + gave_up;
+    }
+
+    /// The count in a line that ends a whole run.
+    pub(super) fn total(line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix(TOTAL)?.split(", ");
+        let mut number = |kind: &str| words.next()?.strip_suffix(kind)?.trim().parse().ok();
+        let (passed, failed, skipped) = (number("passed")?, number("failed")?, number("skipped")?);
+        Some(Self { passed, failed, skipped, gave_up: 0 })
     }
 
     /// Adds another count.
@@ -75,5 +86,12 @@ mod tests {
             &["skipped: needs root", "test result: ok. 0 passed; 0 failed; 3 ignored"],
             "0 passed, 0 failed, 3 skipped",
         );
+    }
+
+    #[test]
+    fn a_total_is_read_as_it_was_written() {
+        let count = Count { passed: 13, failed: 1, skipped: 2, gave_up: 0 };
+        assert_eq!(Count::total(&format!("{TOTAL}{count}")), Some(count));
+        assert_eq!(Count::total("tests: many"), None);
     }
 }

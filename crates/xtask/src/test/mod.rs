@@ -3,6 +3,7 @@
 mod check;
 mod count;
 mod vm;
+mod whole;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,12 @@ pub(crate) struct Options {
     /// Only one part.
     #[arg(long, conflicts_with = "quick")]
     only: Option<Part>,
+    /// Run it in the virtual machine, whose control groups are of version 2: voyage, trials, faults, member, restarts, peer
+    #[arg(long, requires = "only")]
+    vm: bool,
+    /// Set by this program for its run in the machine: all that is needed is there
+    #[arg(long, hide = true, requires = "orlop", conflicts_with = "vm")]
+    aboard: bool,
     /// Sail with this program instead of building one.
     #[arg(long, value_name = "PROGRAM")]
     orlop: Option<PathBuf>,
@@ -64,7 +71,15 @@ enum Part {
 }
 
 impl Part {
+    /// As it is called on the command line.
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
     fn run(self, options: &Options, count: &mut Count) -> anyhow::Result<()> {
+        if options.vm {
+            return whole::run(self, &options.orlop()?, count);
+        }
         match self {
             Self::Crates => crates(count),
             Self::Vm => vm::run(count),
@@ -87,6 +102,11 @@ impl Part {
 }
 
 impl Options {
+    /// The program to sail with.
+    fn orlop(&self) -> anyhow::Result<PathBuf> {
+        self.orlop.as_ref().map_or_else(build_release, |program| Ok(std::path::absolute(program)?))
+    }
+
     fn parts(&self) -> Vec<Part> {
         match self.only {
             Some(part) => vec![part],
@@ -101,9 +121,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the tests make namespaces, control groups and mounts: run them as root");
     }
-    host::install(TOOLS)?;
-    host::install(crate::images::TOOLS)?;
-    host::install(crate::lab::vm::TOOLS)?;
+    if !options.aboard {
+        for tools in [TOOLS, crate::images::TOOLS, crate::lab::vm::TOOLS] {
+            host::install(tools)?;
+        }
+    }
     let mut count = Count::default();
     let mut faults = Vec::new();
     for part in options.parts() {
@@ -114,7 +136,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             count.failed = count.failed.max(before + 1);
         }
     }
-    println!("tests: {count}");
+    println!("{}{count}", count::TOTAL);
     match faults.into_iter().next() {
         Some(first) => Err(first),
         None => Ok(()),
@@ -139,7 +161,7 @@ fn crates(count: &mut Count) -> anyhow::Result<()> {
 }
 
 fn voyage(options: &Options, count: &mut Count, sail: fn(&Path) -> anyhow::Result<usize>) -> anyhow::Result<()> {
-    let orlop = options.orlop.clone().map_or_else(build_release, Ok)?;
+    let orlop = options.orlop()?;
     let points = on_own_thread(|| sail(&orlop))?;
     count.passed += points as u64;
     Ok(())

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use cargo_metadata::{Artifact, Message, TargetKind};
 
 use super::count::Count;
-use crate::lab::vm::{End, Job, News, Outcome, SELINUX, Security, run_jobs};
+use crate::lab::vm::{End, Job, News, Outcome, SELINUX, Security, Shape, run_jobs};
 use crate::workspace::{build_release, cargo};
 
 /// Crates that talk to the kernel: their programs in `tests/` run in the machine.
@@ -72,7 +72,7 @@ pub(super) fn run(count: &mut Count) -> anyhow::Result<()> {
     println!("running {} test programs in a virtual machine", jobs.len());
     let mut failed: Vec<String> = Vec::new();
     for (jobs, append) in [(&jobs, ""), (&labelled, SELINUX)] {
-        run_jobs(jobs, append, LIMIT, |news| {
+        run_jobs(jobs, Shape { append, ..Shape::default() }, LIMIT, |news| {
             if let News::Ended(outcome) = news
                 && !report(outcome, count)
             {

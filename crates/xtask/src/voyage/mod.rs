@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+use testkit::pace;
 
 use crate::demo::Stage;
 
@@ -158,10 +159,26 @@ fn copy_manifests(from: &Path, to: &Path) -> anyhow::Result<()> {
             std::fs::copy(&path, to.join(name))?;
         }
     }
+    if pace::is_slow() { slow_down(to) } else { Ok(()) }
+}
+
+/// What the example is told on a slow machine, where Python alone is long under way until it serves, and an answer costs
+/// what ten cost elsewhere: file, line, and what follows it.
+const SLOW: [(&str, &str, &str); 2] = [
+    ("ai-service.yaml", "        env:\n", "        - { name: MODEL_LOAD_SECONDS, value: '5' }\n"),
+    ("client.yaml", "\"/app/client.py\"]\n", "    env: [{ name: PAUSE_SECONDS, value: '1' }]\n"),
+];
+
+fn slow_down(manifests: &Path) -> anyhow::Result<()> {
+    for (name, line, more) in SLOW {
+        let text = std::fs::read_to_string(manifests.join(name))?;
+        ensure!(text.matches(line).count() == 1, "the example's {name} has changed");
+        std::fs::write(manifests.join(name), text.replace(line, &format!("{line}{more}")))?;
+    }
     Ok(())
 }
 
-/// Waits until `check` returns a value, asking again every 50 ms.
+/// Waits until `check` returns a value, asking again every 50 ms; both times stretched on a slow machine ([`pace`]).
 ///
 /// # Errors
 /// `limit` has passed; the message says what was waited for.
@@ -170,7 +187,7 @@ pub(crate) fn wait<T>(
     limit: Duration,
     mut check: impl FnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {
-    let begin = Instant::now();
+    let (begin, limit) = (Instant::now(), pace::stretched(limit));
     loop {
         let last = match check() {
             Ok(Some(value)) => return Ok(value),
@@ -181,6 +198,6 @@ pub(crate) fn wait<T>(
             return Err(last.unwrap_or_else(|| anyhow::anyhow!("it did not happen")))
                 .with_context(|| format!("waited {} s: {what}", limit.as_secs()));
         }
-        std::thread::sleep(Duration::from_millis(50)); // observed from outside, as an operator would
+        std::thread::sleep(pace::stretched(Duration::from_millis(50))); // observed from outside, as an operator would
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
+use testkit::pace;
 
 use super::observe::{Answer, PodView, http, resolve};
 use super::{Voyage, leftovers, wait};
@@ -198,26 +199,45 @@ pub(super) fn burn(voyage: &mut Voyage) -> anyhow::Result<String> {
     bail!("no round of {ROUNDS} is good: {}", seen.join(" | "))
 }
 
-/// How many percent of its throughput the neighbour lost, and what `top` said of the busy container.
+/// How many percent of its share the neighbour lost, and what `top` said of the busy container.
 fn burning_round(voyage: &Voyage, pod: &PodView) -> anyhow::Result<(f64, String)> {
     let address = SocketAddr::new(pod.address()?, PORT);
-    let quiet = neighbour_throughput(voyage)?;
-    http("POST", address, "/burn?seconds=12")?;
-    let usage = wait("the busy container is throttled", Duration::from_secs(8), || throttled(voyage, pod.name()))?;
-    let busy = neighbour_throughput(voyage)?;
+    let seconds = pace::stretched(Duration::from_secs(12)).as_secs();
+    let quiet = neighbour_share(voyage)?;
+    http("POST", address, &format!("/burn?seconds={seconds}"))?;
+    let usage = wait("the busy container is throttled", Duration::from_secs(8), || {
+        let usage = usage(voyage, pod.name())?;
+        Ok((number(&usage, "throttledPercent") > 10.0).then_some(usage))
+    })?;
+    let busy = neighbour_share(voyage)?;
+    // It would count as quiet in the next round, and it takes the time for answers.
+    wait("the container is at rest", Duration::from_secs(15), || {
+        let usage = self::usage(voyage, pod.name())?;
+        Ok((number(&usage, "cpuMilli") < number(&usage, "cpuLimitMilli") / 2.0).then_some(()))
+    })?;
     let text = format!(
         "cpu {}m of {}m, throttled in {:.0} % of periods",
         usage["cpuMilli"],
         usage["cpuLimitMilli"],
-        usage["throttledPercent"].as_f64().unwrap_or(0.0)
+        number(&usage, "throttledPercent")
     );
     Ok((100.0 * (1.0 - busy / quiet), text))
 }
 
-fn throttled(voyage: &Voyage, pod: &str) -> anyhow::Result<Option<Value>> {
+/// What `top` says of a pod with one container.
+fn usage(voyage: &Voyage, pod: &str) -> anyhow::Result<Value> {
     let usages: Vec<Value> = serde_json::from_str(&voyage.orlop(&["top", "-o", "json"])?)?;
-    let usage = usages.into_iter().find(|usage| usage["pod"] == pod).context("top does not show the pod")?;
-    Ok((usage["throttledPercent"].as_f64().unwrap_or(0.0) > 10.0).then_some(usage))
+    usages.into_iter().find(|usage| usage["pod"] == pod).context("top does not show the pod")
+}
+
+fn number(usage: &Value, name: &str) -> f64 {
+    usage[name].as_f64().unwrap_or(0.0)
+}
+
+/// What the neighbour has of the machine. How much it gets done with its time is the host's matter where that is shared by
+/// emulated processors: there its time counts.
+fn neighbour_share(voyage: &Voyage) -> anyhow::Result<f64> {
+    if pace::is_slow() { Ok(number(&usage(voyage, "neighbour")?, "cpuMilli")) } else { neighbour_throughput(voyage) }
 }
 
 /// The neighbour's median throughput over its next six samples of half a second.

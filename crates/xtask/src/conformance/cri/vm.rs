@@ -17,7 +17,7 @@ use testkit::registry::Registry;
 
 use super::super::suite;
 use super::{Options, REGISTRY};
-use crate::lab::vm::{End, Job, News, Outcome, SELINUX, Security, run_jobs};
+use crate::lab::vm::{End, Job, News, Outcome, SELINUX, Security, Shape, run_jobs};
 
 const SCRIPT: &str = include_str!("vm.sh");
 /// The suite calls programs of the machine by it; there everybody is root.
@@ -47,7 +47,7 @@ pub(super) fn grade(orlop: &Path, critest: &Path, options: &Options, output: &Pa
     });
     let append = if options.selinux { SELINUX } else { "" };
     let mut is_next = false;
-    let outcomes = run_jobs(&jobs, append, LIMIT, |news| {
+    let outcomes = run_jobs(&jobs, Shape { append, ..Shape::default() }, LIMIT, |news| {
         let News::Line(line) = news else { return };
         // One after the other, each begins with a line and its name.
         if is_next && line.starts_with('[') {

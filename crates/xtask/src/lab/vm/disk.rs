@@ -1,6 +1,8 @@
 //! What the machine boots from: an initramfs that finds the disk, the disk with a small distribution, and the jobs'
 //! own disk. The machine writes to a throw-away layer above them.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -59,13 +61,20 @@ impl System {
     }
 }
 
-/// A disk with the jobs' programs, without their debug sections, and the list that the machine works through.
+/// Below it on the jobs' disk lie libraries, which the machine puts into its own root.
+const LIBRARIES: &str = "root";
+
+/// A disk with the jobs' programs, without their debug sections, with libraries, and with the list that the machine works
+/// through.
 pub(super) fn jobs_disk(jobs: &[Job], scratch: &Path) -> anyhow::Result<PathBuf> {
     let root = scratch.join("jobs");
     std::fs::create_dir_all(&root)?;
-    let mut list = String::new();
+    let (mut list, mut libraries) = (String::new(), BTreeSet::new());
     for job in jobs {
         for program in &job.programs {
+            for program in executables(program)? {
+                libraries.extend(self::libraries(&program));
+            }
             let name = program.file_name().with_context(|| format!("{} is no program", program.display()))?;
             if program.is_dir() {
                 host::run(Command::new("cp").arg("-rT").arg(program).arg(root.join(name)))?;
@@ -75,10 +84,31 @@ pub(super) fn jobs_disk(jobs: &[Job], scratch: &Path) -> anyhow::Result<PathBuf>
         }
         list.push_str(&format!("{}\t{}\n", job.name, job.command));
     }
+    // Those are mapped while the machine would put them in place.
+    let there = host_programs()?;
+    for library in libraries.iter().filter(|library| !there.contains(library)) {
+        copy_file(library, &root.join(LIBRARIES).join(library.strip_prefix("/")?))?;
+    }
     std::fs::write(root.join("list"), list)?;
     let disk = scratch.join("jobs.ext4");
     make_disk(&root, &disk, JOBS_SIZE)?;
     Ok(disk)
+}
+
+/// A program itself, or the files directly in a directory that may be executed.
+fn executables(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !program.is_dir() {
+        return Ok(vec![program.to_owned()]);
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(program).with_context(|| format!("read {}", program.display()))? {
+        let entry = entry?;
+        let metadata = entry.metadata()?; // of a link itself
+        if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }
 
 fn strip(program: &Path, to: &Path) -> anyhow::Result<()> {
@@ -148,14 +178,19 @@ fn host_programs() -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for program in PROGRAMS.iter().chain([&SHELL]) {
         let path = host::find(program).with_context(|| format!("{program} is not installed"))?;
-        // It fails for static programs, which need nothing.
-        let libraries = host::output(Command::new("ldd").arg(&path)).unwrap_or_default();
-        files.extend(String::from_utf8_lossy(&libraries).split_whitespace().filter_map(absolute));
+        files.extend(libraries(&path));
         files.push(path);
     }
     files.sort();
     files.dedup();
     Ok(files)
+}
+
+/// What the loader would map for a program.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    // It fails for static programs, which need nothing.
+    let told = host::output(Command::new("ldd").arg(program)).unwrap_or_default();
+    String::from_utf8_lossy(&told).split_whitespace().filter_map(absolute).collect()
 }
 
 fn absolute(word: &str) -> Option<PathBuf> {
@@ -167,8 +202,13 @@ fn copy_below(file: &Path, root: &Path) -> anyhow::Result<()> {
     let name = file.file_name().context("a file has a name")?;
     let is_program = PROGRAMS.iter().any(|program| name == *program);
     let to = if is_program { root.join("usr/sbin").join(name) } else { root.join(file.strip_prefix("/")?) };
+    copy_file(file, &to)
+}
+
+/// Copies a file, also into a directory that is not there yet.
+fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(to.parent().context("below the root")?)?;
-    std::fs::copy(file, &to).map(drop).with_context(|| format!("copy {}", file.display()))
+    std::fs::copy(from, to).map(drop).with_context(|| format!("copy {}", from.display()))
 }
 
 fn busybox() -> anyhow::Result<PathBuf> {

@@ -33,6 +33,8 @@ if [ ! -b /dev/vdb ]; then
 fi
 
 mount -t ext4 -o ro /dev/vdb /jobs
+# Libraries of the jobs' programs.
+if [ -d /jobs/root ]; then cp -a /jobs/root/. /; fi
 out=/dev/ttyS1
 stty -F $out raw -echo
 while IFS='	' read -r name command; do

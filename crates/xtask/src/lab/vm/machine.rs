@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use super::Shape;
 use super::disk::System;
 use super::kernel::Kernel;
 
@@ -18,13 +19,14 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const CONSOLE_LINES: usize = 40;
 
 /// qemu with the kernel and the disk; everything written is forgotten when it ends.
-pub(super) fn command(kernel: &Kernel, system: &System, append: &str) -> anyhow::Result<Command> {
+pub(super) fn command(kernel: &Kernel, system: &System, shape: Shape<'_>) -> anyhow::Result<Command> {
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]);
+    qemu.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
+    qemu.arg("-m").arg(shape.memory_mib.to_string());
     qemu.args(["-nographic", "-no-reboot", "-nic", "none"]);
     qemu.arg("-kernel").arg(kernel.image()?).arg("-initrd").arg(system.initramfs());
     qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw,snapshot=on,cache=unsafe", system.disk().display()));
-    qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 {append}"));
+    qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 {}", shape.append));
     Ok(qemu)
 }
 

@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Added to the kernel's command line
     #[arg(long, default_value = "")]
     append: String,
+    /// Mebibytes of memory
+    #[arg(long, value_name = "MIB", default_value_t = Shape::default().memory_mib)]
+    memory: u32,
     /// Seconds until a job is given up
     #[arg(long, default_value_t = 600)]
     limit: u64,
@@ -60,12 +63,28 @@ pub(crate) const TOOLS: &[Tool] = &[
     testkit::registry::TOOL,
 ];
 
+/// What a machine is like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape<'a> {
+    /// Added to the kernel's command line.
+    pub(crate) append: &'a str,
+    /// Its memory.
+    pub(crate) memory_mib: u32,
+}
+
+impl Default for Shape<'_> {
+    fn default() -> Self {
+        Self { append: "", memory_mib: 1024 }
+    }
+}
+
 /// A command in the machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
     /// How it is called in reports.
     pub(crate) name: String,
-    /// Files that it needs, found by their names in its `PATH`, and directories, found beside them in `/jobs`.
+    /// Files that it needs, found by their names in its `PATH`, and directories, found beside them in `/jobs`. Libraries of
+    /// programs, also of those directly in a directory, come with them.
     pub(crate) programs: Vec<PathBuf>,
     /// One line of shell.
     pub(crate) command: String,
@@ -74,10 +93,10 @@ pub(crate) struct Job {
 /// The command.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if options.programs.is_empty() && options.run.is_empty() {
-        return shell(&options.append);
+        return shell(options.shape());
     }
     let limit = Duration::from_secs(options.limit);
-    let outcomes = run_jobs(&jobs(options)?, &options.append, limit, |news| {
+    let outcomes = run_jobs(&jobs(options)?, options.shape(), limit, |news| {
         if let News::Line(line) = news {
             println!("{line}");
         }
@@ -91,6 +110,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!("failed in the machine: {}", failed.join("; "))
+}
+
+impl Options {
+    fn shape(&self) -> Shape<'_> {
+        Shape { append: &self.append, memory_mib: self.memory }
+    }
 }
 
 fn jobs(options: &Options) -> anyhow::Result<Vec<Job>> {
@@ -117,7 +142,7 @@ fn program_job(program: PathBuf) -> anyhow::Result<Job> {
 /// The machine cannot be made or does not boot; its console is in the message.
 pub(crate) fn run_jobs(
     jobs: &[Job],
-    append: &str,
+    shape: Shape<'_>,
     limit: Duration,
     mut tell: impl FnMut(News<'_>),
 ) -> anyhow::Result<Vec<Outcome>> {
@@ -128,7 +153,7 @@ pub(crate) fn run_jobs(
     let mut outcomes: Vec<Outcome> = Vec::new();
     while let Some(rest) = jobs.get(outcomes.len()..).filter(|rest| !rest.is_empty()) {
         let disk = disk::jobs_disk(rest, scratch.path())?;
-        let qemu = machine::command(&kernel, &system, append)?;
+        let qemu = machine::command(&kernel, &system, shape)?;
         let mut machine = Machine::start(qemu, &disk, scratch.path().join("console"))?;
         let done = machine.follow(limit, &mut tell);
         if done.is_empty() {
@@ -139,9 +164,9 @@ pub(crate) fn run_jobs(
     Ok(outcomes)
 }
 
-fn shell(append: &str) -> anyhow::Result<()> {
+fn shell(shape: Shape<'_>) -> anyhow::Result<()> {
     host::install(TOOLS)?;
     let kernel = Kernel::fetch()?;
     let system = System::make(&kernel)?;
-    crate::workspace::run(&mut machine::command(&kernel, &system, append)?)
+    crate::workspace::run(&mut machine::command(&kernel, &system, shape)?)
 }

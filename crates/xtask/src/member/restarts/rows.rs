@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
+use testkit::pace;
 
 use super::{DRIVER, SLOW_REGISTRY, Scene, condition};
 use crate::member::{NODE, SOON, manifests, static_pods};
@@ -166,7 +167,7 @@ fn still_ballast(scene: &mut Scene) -> anyhow::Result<String> {
 fn pulls(scene: &mut Scene) -> anyhow::Result<()> {
     let image = json!({ "image": format!("{SLOW_REGISTRY}/slow") });
     scene.want("puller", IDLE, image, json!({}))?;
-    scene.is_hung.recv_timeout(SOON).context("the large layer was not asked for")?;
+    scene.is_hung.recv_timeout(pace::stretched(SOON)).context("the large layer was not asked for")?;
     let small = scene.layers[0].trim_start_matches("sha256:").to_owned();
     let place = scene.fleet.stage.dir.path().join("state");
     wait("the small layer is there", SOON, || Ok(is_stored(&place, &small).then_some(())))
