@@ -63,10 +63,20 @@ fn features_of_all() -> v1::RuntimeFeatures {
     v1::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false, mount_options: true }
 }
 
-/// Whether the operator has left the kernel any (`user.max_user_namespaces`), and they are of use.
+/// Whether the operator has left the kernel any, and they are of use.
 pub(crate) fn has_user_namespaces() -> bool {
-    let text = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
-    sys::kernel::maps_owners_on_tmpfs() && text.trim().parse::<u64>().is_ok_and(|count| count > 0)
+    remedy_for_users().is_none()
+}
+
+/// What to do so that pods may have user namespaces; none where they may.
+pub(crate) fn remedy_for_users() -> Option<&'static str> {
+    let limit = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    match limit.trim().parse::<u64>() {
+        Err(_) => Some("boot a kernel with CONFIG_USER_NS"),
+        Ok(0) => Some("raise the sysctl user.max_user_namespaces"),
+        Ok(_) if !sys::kernel::maps_owners_on_tmpfs() => Some("boot Linux 6.3 or newer"),
+        Ok(_) => None,
+    }
 }
 
 fn config(core: &Core) -> serde_json::Value {

@@ -91,15 +91,21 @@ fn check(config: &v1::PodSandboxConfig) -> Result<(), Error> {
 
 /// The handler of this name; none where this runtime itself is meant.
 fn handler_of(core: &Core, config: &v1::PodSandboxConfig, name: &str) -> Result<Option<Handler>, Error> {
+    let has_users = spec::sandbox_users(config)?.is_some();
     if name.is_empty() || name == info::NAME {
-        return Ok(None);
+        return match info::remedy_for_users().filter(|_| has_users) {
+            Some(remedy) => Err(Error::FailedPrecondition(format!(
+                "user namespaces are not possible on this machine: {remedy}, or unset hostUsers"
+            ))),
+            None => Ok(None),
+        };
     }
     let Some(handler) = core.handlers.get(name) else {
         // containerd's words, after which people search.
         let text = format!("failed to get sandbox runtime: no runtime for {name:?} is configured");
         return Err(Error::InvalidArgument(text));
     };
-    if spec::sandbox_users(config)?.is_some() && !handler.features.user_namespaces {
+    if has_users && !handler.features.user_namespaces {
         let text = format!(
             "user namespaces are not possible with the runtime handler {name:?}, or on this kernel: its program does not name \
              them among its features; unset hostUsers"

@@ -171,14 +171,16 @@ async fn pod_in_namespaces(node: &Node, name: &str, options: v1::NamespaceOption
 }
 
 fn a_pod_with_users_of_its_own() {
-    if !sys::kernel::maps_owners_on_tmpfs() {
-        println!("skipped: needs Linux 6.3 (id-mapped mounts of a tmpfs)");
-        return;
-    }
     on_a_node(|node| async {
         let mapping = || vec![v1::IdMapping { host_id: 1_000_000, container_id: 0, length: 65536 }];
         let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
         let options = v1::NamespaceOption { userns_options: Some(users), ..Default::default() };
+        if !sys::kernel::maps_owners_on_tmpfs() {
+            let (config, _) = in_namespaces(&node, "users", options, "true");
+            let refused = node.run_sandbox(&config).await.unwrap_err().to_string();
+            assert!(refused.contains("boot Linux 6.3 or newer"), "{refused}");
+            return node;
+        }
         let script = "id -u; echo mine > /file; stat -c %u:%g /file /bin /etc/hosts; ip addr show eth0 | grep -c 'inet '; \
                       read -r a b c < /proc/self/uid_map; echo $a $b $c";
         let pod = pod_in_namespaces(&node, "users", options.clone(), script).await;
