@@ -7,6 +7,7 @@ use std::path::Path;
 use sys::cgroup::Entry;
 use sys::process::{self, Clone, namespace};
 use sys::rustix::fs::{Mode, OFlags};
+use sys::rustix::io::Errno;
 use sys::schedule::Inherited;
 use sys::{path, rustix};
 
@@ -122,9 +123,7 @@ fn start_in(place: Place, plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Re
     let reporter = Reporter(theirs);
     let own = [fds.target, reporter.0.as_fd()].into_iter().chain(launch::files_of(fds.cgroup.as_ref()));
     let keep: Vec<BorrowedFd<'_>> = own.chain(stdio.descriptors()).chain(fds.inherited.borrowed()).collect();
-    let cgroup = fds.cgroup.as_ref().and_then(launch::directory_of);
-    let how = Clone { cgroup, keep: Some(&keep), ..Clone::default() };
-    let first = process::spawn(&how, || {
+    let life = || {
         let life = || {
             launch::begin(&plan.process, fds.cgroup.as_ref(), place, &reporter)?;
             let proc = path::open_proc().step(Step::Label, "/proc")?;
@@ -135,10 +134,27 @@ fn start_in(place: Place, plan: &ExecPlan, fds: ExecFds<'_>, stdio: Stdio) -> Re
             launch::go_through(0, &reporter, || inside(plan, null, &proc, &fds.inherited, &reporter))
         };
         launch::report(life(), &reporter)
-    })
-    .map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
+    };
+    let spawn = |cgroup: Option<&Entry>| {
+        let cgroup = cgroup.and_then(launch::directory_of);
+        process::spawn(&Clone { cgroup, keep: Some(&keep), ..Clone::default() }, life)
+    };
+    let first = spawn(fds.cgroup.as_ref()).or_else(|error| match place_below(&error, &fds) {
+        Some(below) => spawn(Some(&below)),
+        None => Err(error),
+    });
+    let first = first.map_err(|error| LaunchError::from_call(Step::Clone, &error))?;
     drop(reporter);
     Starting::new(first, true, ours, false, Vec::new())
+}
+
+/// Where the container's first process is, if it has left the container's own group for one below: the kernel takes no process
+/// into a group that hands controllers down (EBUSY), or lies beside threaded ones (EOPNOTSUPP). Containers whose first process
+/// is a service manager are like that.
+fn place_below(error: &sys::Error, fds: &ExecFds<'_>) -> Option<Entry> {
+    let is_divided = matches!(error.errno, Errno::BUSY | Errno::OPNOTSUPP);
+    // The first error says more than that of the search.
+    fds.cgroup.as_ref().filter(|_| is_divided)?.below(fds.target).ok().flatten()
 }
 
 /// Streams that are opened before the container's files are all there is.

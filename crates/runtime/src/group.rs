@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use sys::cgroup::Cgroup;
 use sys::rustix::io::Errno;
-use sys::rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
@@ -33,7 +32,7 @@ pub(crate) async fn end(group: &Cgroup) -> Result<(), sys::Error> {
 /// # Errors
 /// As [`end`].
 pub(crate) async fn kill(group: &Cgroup) -> Result<(), sys::Error> {
-    empty(group, || Ok(tree(group).is_empty())).await
+    empty(group, || Ok(group.processes_below().is_empty())).await
 }
 
 async fn empty(group: &Cgroup, is_done: impl Fn() -> Result<bool, sys::Error>) -> Result<(), sys::Error> {
@@ -41,7 +40,7 @@ async fn empty(group: &Cgroup, is_done: impl Fn() -> Result<bool, sys::Error>) -
     while !is_done()? {
         group.kill()?;
         let waiting: Vec<OwnedFd> =
-            tree(group).into_iter().filter_map(|pid| sys::process::pidfd_open(pid).ok()).collect();
+            group.processes_below().into_iter().filter_map(|pid| sys::process::pidfd_open(pid).ok()).collect();
         if waiting.is_empty() {
             tokio::time::sleep(LAG).await;
         }
@@ -62,28 +61,11 @@ async fn ended(processes: Vec<OwnedFd>) {
 }
 
 fn stuck(group: &Cgroup) -> sys::Error {
-    let who: Vec<String> = tree(group).into_iter().map(|pid| pid.as_raw_nonzero().to_string()).collect();
+    let who: Vec<String> = group.processes_below().into_iter().map(|pid| pid.as_raw_nonzero().to_string()).collect();
     let subject = format!(
         "{} (processes {} do not end; they wait for a device or file system that does not answer)",
         group.path().display(),
         who.join(", ")
     );
     sys::Error { call: "kill", subject, errno: Errno::BUSY }
-}
-
-/// The processes of a group and of the groups below, which a container may have made.
-fn tree(group: &Cgroup) -> Vec<Pid> {
-    let mut all = group.processes();
-    let mut children: Vec<std::ffi::OsString> = Vec::new();
-    for directory in group.directories() {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !children.contains(&entry.file_name()) {
-                children.push(entry.file_name());
-            }
-        }
-    }
-    for child in children {
-        all.extend(tree(&group.child(child)));
-    }
-    all
 }

@@ -4,13 +4,13 @@
 //! `kubepods/burstable/pod…/…`. On version 1 a group is a directory in each controller's own tree.
 
 mod stats;
+mod tree;
 mod unit;
 mod v1;
 mod v2;
 
 use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -128,6 +128,17 @@ impl Entry {
     /// period: some milliseconds.
     pub fn at_birth(&self) -> bool {
         matches!(self, Self::Directory(_))
+    }
+
+    /// Where a process of this group is below it: a container that has divided its group may have no processes in the group
+    /// itself any more, nor may others put any there. None on version 1, which knows no such rule, and where the process is
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// `ESRCH` when the process has ended.
+    pub fn below(&self, process: BorrowedFd<'_>) -> Result<Option<Self>> {
+        let Self::Directory(group) = self else { return Ok(None) };
+        Ok(tree::find(group.as_fd(), crate::process::id(process)?)?.map(Self::Directory))
     }
 }
 
@@ -255,10 +266,12 @@ impl Cgroup {
     /// The processes in the group and in all groups below it.
     pub fn processes_below(&self) -> Vec<Pid> {
         let mut all = Vec::new();
-        self.directories().iter().for_each(|dir| add_processes(dir, &mut all));
-        all.sort_unstable();
+        for dir in self.directories() {
+            let _ = tree::each(&dir, |group| all.extend(tree::processes(group))); // what nobody may see has none
+        }
+        all.sort_unstable_by_key(|pid| pid.as_raw_nonzero());
         all.dedup();
-        all.into_iter().filter_map(Pid::from_raw).collect()
+        all
     }
 
     /// Waits until everything in the group stands still, or none has to any more.
@@ -392,7 +405,10 @@ impl Cgroup {
 
     /// Whether a process is in the group or below it.
     pub fn is_populated(&self) -> bool {
-        self.directories().iter().any(|dir| holds_process(dir))
+        match &self.hierarchy.version {
+            Version::V1(_) => !self.processes_below().is_empty(),
+            Version::V2(root) => v2::is_populated(&root.join(&self.path)),
+        }
     }
 
     /// What the group uses.
@@ -463,7 +479,7 @@ impl Cgroup {
     /// `EBUSY` while a process is in it.
     pub fn delete(&self) -> Result<()> {
         for dir in self.directories() {
-            remove_tree(&dir)?;
+            tree::remove(&dir)?;
         }
         Ok(())
     }
@@ -490,43 +506,19 @@ fn rdma_line((device, handles, objects): &(String, Option<u32>, Option<u32>)) ->
     format!("{device}{}{}", part("hca_handle", handles), part("hca_object", objects))
 }
 
-fn remove_tree(dir: &Path) -> Result<()> {
-    match fs::remove_dir(dir) {
-        // There are groups below it, or a process in it.
-        Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty) => {}
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).during("rmdir", dir.display()),
-        _ => return Ok(()),
-    }
-    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path())?;
-        }
-    }
-    match fs::remove_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).during("rmdir", dir.display()),
-        _ => Ok(()),
-    }
-}
-
 fn read_processes(dir: &Path) -> Vec<i32> {
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-fn add_processes(dir: &Path, all: &mut Vec<i32>) {
-    all.extend(read_processes(dir));
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            add_processes(&entry.path(), all);
+/// Sends SIGKILL to each process of a group and of those below.
+fn kill_each(dir: &Path) -> Result<()> {
+    tree::each(dir, |group| {
+        for pid in tree::processes(group) {
+            // It may have ended since it was listed.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
-    }
-}
-
-fn holds_process(dir: &Path) -> bool {
-    let below = || fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut groups = below().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    !read_processes(dir).is_empty() || groups.any(|entry| holds_process(&entry.path()))
+    })
 }
 
 /// Writes a control file in one call; the error names the file and the value.

@@ -243,6 +243,17 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
     rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).during("pidfd_open", pid.as_raw_nonzero())
 }
 
+/// The id, in the caller's pid namespace, of the process of a descriptor (proc(5), fdinfo).
+///
+/// # Errors
+/// `ESRCH` when it has ended.
+pub fn id(pidfd: BorrowedFd<'_>) -> Result<Pid> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(&path).during("read", &path)?;
+    let id = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    id.filter(|id| *id > 0).and_then(Pid::from_raw).ok_or(Error { call: "pidfd", subject: path, errno: Errno::SRCH })
+}
+
 /// Sends `signal` by number (pidfd_send_signal(2)); real-time signals included.
 ///
 /// # Errors

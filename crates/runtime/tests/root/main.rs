@@ -8,6 +8,7 @@
 mod adoption;
 mod answers;
 mod attacks;
+mod delegation;
 mod faults;
 mod fixture;
 mod floods;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         faults::TESTS,
         floods::TESTS,
         attacks::TESTS,
+        delegation::TESTS,
         adoption::TESTS,
         modules::TESTS,
     ]

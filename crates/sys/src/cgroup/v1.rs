@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rustix::process::Signal;
+use rustix::fs::{Mode, OFlags, openat};
 
 use super::stats::add_io_v1;
 use super::{
-    Cgroup, CpuStats, DeviceRule, IoLimitKind, IoStats, Keyed, Limits, MemoryStats, PidStats, Stats, keyed, number,
-    read_processes, write,
+    Cgroup, CpuStats, DeviceRule, IoLimitKind, IoStats, Keyed, Limits, MemoryStats, PidStats, Stats, keyed, kill_each,
+    number, tree, write,
 };
 use crate::error::{Context as _, Error, Result};
 
@@ -209,20 +209,17 @@ pub(super) fn kill(group: &Cgroup, roots: &[(String, PathBuf)]) -> Result<()> {
     }
     // Without a freezer a fork may escape one round; the caller sees it in `processes` and asks again.
     let frozen = freeze(roots, group.path(), true).is_ok();
-    kill_tree(&dir);
-    if frozen { freeze(roots, group.path(), false) } else { Ok(()) }
+    let killed = kill_each(&dir);
+    if frozen { thaw_each(&dir).and(killed) } else { killed }
 }
 
-fn kill_tree(dir: &Path) {
-    for pid in read_processes(dir).into_iter().filter_map(rustix::process::Pid::from_raw) {
-        // It may have ended since it was listed.
-        let _ = rustix::process::kill_process(pid, Signal::KILL);
-    }
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            kill_tree(&entry.path());
+/// Also those below that the container itself has frozen: what stands still does not end.
+fn thaw_each(dir: &Path) -> Result<()> {
+    tree::each(dir, |group| {
+        if let Ok(file) = openat(group, c"freezer.state", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            let _ = rustix::io::write(file, b"THAWED"); // as it goes, so do they
         }
-    }
+    })
 }
 
 pub(super) fn allow_devices(roots: &[(String, PathBuf)], path: &Path, rules: &[DeviceRule]) -> Result<()> {

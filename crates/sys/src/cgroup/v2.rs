@@ -8,8 +8,8 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    CpuStats, DeviceRule, IoLimitKind, Keyed, Limits, MemoryStats, PidStats, Pressure, Stats, keyed, number,
-    read_processes, write,
+    CpuStats, DeviceRule, IoLimitKind, Keyed, Limits, MemoryStats, PidStats, Pressure, Stats, keyed, kill_each, number,
+    write,
 };
 use crate::error::{Context as _, Result};
 
@@ -189,20 +189,13 @@ pub(super) fn kill(dir: &Path) -> Result<()> {
         return write(&file, "1");
     }
     write(&dir.join("cgroup.freeze"), "1")?;
-    kill_tree(dir);
-    write(&dir.join("cgroup.freeze"), "0")
+    let killed = kill_each(dir);
+    write(&dir.join("cgroup.freeze"), "0").and(killed)
 }
 
-fn kill_tree(dir: &Path) {
-    for pid in read_processes(dir).into_iter().filter_map(rustix::process::Pid::from_raw) {
-        // It may have ended since it was listed.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            kill_tree(&entry.path());
-        }
-    }
+/// The kernel knows, of the groups below too.
+pub(super) fn is_populated(dir: &Path) -> bool {
+    keyed(&dir.join("cgroup.events"), "populated") == Some(1)
 }
 
 pub(super) fn oom_kills(dir: &Path) -> u64 {
