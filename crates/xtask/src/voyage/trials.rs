@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use testkit::pace;
 
 use super::observe::{PodView, http_text};
 use super::{Point, Voyage, leftovers, wait};
@@ -17,6 +18,7 @@ pub(super) const TRIALS: &[Point] = &[
     ("init containers, a sidecar, a Job", init_and_job),
     ("host ports, node ports, exec, cp and logs of a previous run", reach_in),
     ("a user namespace maps the pod's root away", user_namespace),
+    ("limits stand in the container's control group; who exceeds them is ended", limits),
     ("an image that is not there is told with its registry's answer", missing_image),
     ("a registry that hangs delays its own pod only", hung_registry),
     ("a killed keeper is noticed and its pod started again", killed_keeper),
@@ -148,6 +150,12 @@ fn reach_in(voyage: &mut Voyage) -> anyhow::Result<String> {
 
 fn user_namespace(voyage: &mut Voyage) -> anyhow::Result<String> {
     voyage.write("mapped.yaml", "apiVersion: v1\nkind: Pod\nmetadata: { name: mapped }\nspec:\n  hostUsers: false\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: c\n    image: busybox\n    command: [sh, -c, 'id -u; cat /proc/self/uid_map; touch /v/mine && ls -ln /v | tail -1; sleep infinity']\n    volumeMounts: [{ name: v, mountPath: /v }]\n  volumes: [{ name: v, emptyDir: {} }]\n")?;
+    if !maps_users(voyage)? {
+        let told = voyage.until_event("mapped", "FailedCreatePodSandBox", "user namespaces are not possible")?;
+        voyage.remove("mapped.yaml")?;
+        voyage.until_gone("mapped")?;
+        return Ok(told);
+    }
     voyage.until("mapped", "runs", |pod| pod.phase() == "Running")?;
     let log = wait("the pod speaks", SOON, || {
         let log = voyage.orlop(&["logs", "mapped"])?;
@@ -158,6 +166,53 @@ fn user_namespace(voyage: &mut Voyage) -> anyhow::Result<String> {
     voyage.remove("mapped.yaml")?;
     voyage.until_gone("mapped")?;
     Ok(format!("root inside is {} outside", words[2]))
+}
+
+/// Files of a container's control group, and what stands in them for the limits below; by version.
+const GIVEN: [&[(&str, &str)]; 2] = [
+    &[("cpu/cpu.cfs_quota_us", "50000"), ("memory/memory.limit_in_bytes", "33554432")],
+    &[
+        ("cpu.max", "50000 100000"),
+        ("memory.max", "33554432"),
+        ("memory.high", "max"),
+        ("memory.swap.max", "0"),
+        ("memory.oom.group", "1"),
+    ],
+];
+
+/// On version 2 a container that needs too much ends as a whole, whoever of its processes it was; version 1 knows processes
+/// only.
+fn limits(voyage: &mut Voyage) -> anyhow::Result<String> {
+    let is_unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let limited = "imagePullPolicy: IfNotPresent, resources: { limits: { cpu: 500m, memory: 32Mi } }, command:";
+    voyage.write("limited.yaml", &sleeper("limited").replace("command:", limited))?;
+    voyage.until("limited", "runs", |pod| pod.phase() == "Running")?;
+    for (file, expect) in GIVEN[usize::from(is_unified)] {
+        let found = voyage.orlop(&["exec", "limited", "--", "cat", &format!("/sys/fs/cgroup/{file}")])?;
+        ensure!(found.trim() == *expect, "{file} is {found:?}, not {expect}");
+    }
+    // It looks for the end of a line that has none.
+    let greedy = voyage.orlop(&["exec", "limited", "--", "tail", "/dev/zero"]);
+    ensure!(greedy.is_err(), "a process has more memory than its container may have");
+    if is_unified {
+        let pod = voyage.until("limited", "runs again", |pod| pod.phase() == "Running" && pod.restarts() == 1)?;
+        let ended = &pod.container()["lastState"]["terminated"];
+        ensure!(ended["reason"] == "OOMKilled" && ended["exitCode"] == 137, "the container ended as {ended}");
+    } else {
+        ensure!(voyage.pod("limited")?.restarts() == 0, "the container was ended for one of its processes");
+    }
+    voyage.remove("limited.yaml")?;
+    voyage.until_gone("limited")?;
+    Ok(format!("of version {}", 1 + u8::from(is_unified)))
+}
+
+/// By what `orlop check` says of this machine; it ends with 1 where something else is missing.
+fn maps_users(voyage: &Voyage) -> anyhow::Result<bool> {
+    let checked = voyage.stage.orlop().args(["check", "--output", "json"]).output()?;
+    let findings: Vec<serde_json::Value> = serde_json::from_slice(&checked.stdout)?;
+    let found =
+        findings.iter().find(|finding| finding["what"] == "user namespaces").context("it says nothing of them")?;
+    Ok(found["verdict"] == "ok")
 }
 
 fn missing_image(voyage: &mut Voyage) -> anyhow::Result<String> {
@@ -248,7 +303,7 @@ fn rolling_update(voyage: &mut Voyage) -> anyhow::Result<String> {
         if settled && (0..20).all(|_| http_text("GET", address, "/").is_ok_and(|(_, page)| page == "two\n")) {
             break;
         }
-        if begun.elapsed() > SOON * 2 {
+        if begun.elapsed() > pace::stretched(SOON * 2) {
             bail!("the new version is not there after {} s", begun.elapsed().as_secs());
         }
     }
