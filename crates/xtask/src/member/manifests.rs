@@ -51,7 +51,7 @@ spec:
     imagePullPolicy: IfNotPresent
     command: [sh, -c, 'echo afloat; exec sleep 100000']
     resources: { limits: { cpu: 50m, memory: 32Mi } }
-    readinessProbe: { exec: { command: [cat, /proc/1/comm] }, periodSeconds: 1 }
+    readinessProbe: { exec: { command: [cat, /proc/1/comm] }, periodSeconds: 1, timeoutSeconds: 30 }
 ---
 apiVersion: v1
 kind: Pod
@@ -120,7 +120,7 @@ spec:
     imagePullPolicy: IfNotPresent
     command: [sh, -c, 'echo cargo > /hold/manifest; exec sleep 100000']
     volumeMounts: [{ name: hold, mountPath: /hold }]
-    readinessProbe: { exec: { command: [test, -s, /hold/manifest] }, periodSeconds: 1 }
+    readinessProbe: { exec: { command: [test, -s, /hold/manifest] }, periodSeconds: 1, timeoutSeconds: 30 }
 ";
 
 /// A class of devices, a pod that claims one of it, and one that asks for it by a resource.
@@ -180,8 +180,8 @@ spec:
     image: busybox
     imagePullPolicy: IfNotPresent
     command: [sh, -c, \"trap exit TERM; sleep 100000 & wait\"]
-    startupProbe: { exec: { command: [sh, -c, \"echo one >> /startups\"] }, periodSeconds: 1 }
-    readinessProbe: { exec: { command: [sh, -c, \"echo one >> /probes\"] }, periodSeconds: 1 }
+    startupProbe: { exec: { command: [sh, -c, \"echo one >> /startups\"] }, periodSeconds: 1, timeoutSeconds: 30 }
+    readinessProbe: { exec: { command: [sh, -c, \"echo one >> /probes\"] }, periodSeconds: 1, timeoutSeconds: 30 }
 ";
 
 /// A web server of two replicas, its settings and its Service.
@@ -229,7 +229,7 @@ spec:
         env:
         - { name: WORD, valueFrom: { configMapKeyRef: { name: settings, key: word } } }
         - { name: NODE, valueFrom: { fieldRef: { fieldPath: spec.nodeName } } }
-        readinessProbe: { httpGet: { path: /, port: 8080 }, periodSeconds: 1 }
+        readinessProbe: { httpGet: { path: /, port: 8080 }, periodSeconds: 1, timeoutSeconds: 30 }
         resources: { requests: { cpu: 10m, memory: 16Mi }, limits: { memory: 64Mi } }
         volumeMounts:
         - { name: settings, mountPath: /settings }
@@ -246,5 +246,5 @@ metadata: { name: restless, labels: { app: restless } }
 spec:
   terminationGracePeriodSeconds: 1
   containers:
-  - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'trap exit TERM; touch /heeds; sleep infinity & wait'], readinessProbe: { exec: { command: [test, -e, /heeds] }, periodSeconds: 1 } }
+  - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'trap exit TERM; touch /heeds; sleep infinity & wait'], readinessProbe: { exec: { command: [test, -e, /heeds] }, periodSeconds: 1, timeoutSeconds: 30 } }
 ";

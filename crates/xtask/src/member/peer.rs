@@ -48,8 +48,8 @@ spec:
       - name: c
         image: busybox
         command: [sh, -c, 'mkdir /w; hostname > /w/index.html; echo listening as $(hostname); exec httpd -f -p 8080 -h /w']
-        livenessProbe: { httpGet: { port: 8080 }, periodSeconds: 1 }
-        readinessProbe: { exec: { command: [test, -s, /w/index.html] }, periodSeconds: 1 }
+        livenessProbe: { httpGet: { port: 8080 }, periodSeconds: 1, timeoutSeconds: 30 }
+        readinessProbe: { exec: { command: [test, -s, /w/index.html] }, periodSeconds: 1, timeoutSeconds: 30 }
         resources: { requests: { cpu: 10m }, limits: { memory: 64Mi } }
 ---
 apiVersion: apps/v1

@@ -280,7 +280,7 @@ fn second_daemon(voyage: &mut Voyage) -> anyhow::Result<String> {
 fn rolling_update(voyage: &mut Voyage) -> anyhow::Result<String> {
     let manifest = |word: &str| {
         format!(
-            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{ name: roll }}\nspec:\n  replicas: 2\n  selector: {{ matchLabels: {{ app: roll }} }}\n  template:\n    metadata: {{ labels: {{ app: roll }} }}\n    spec:\n      terminationGracePeriodSeconds: 2\n      containers:\n      - name: c\n        image: busybox\n        command: [sh, -c, 'mkdir -p /w; echo {word} > /w/index.html; exec httpd -f -p 8080 -h /w']\n        readinessProbe: {{ tcpSocket: {{ port: 8080 }}, periodSeconds: 1 }}\n---\napiVersion: v1\nkind: Service\nmetadata: {{ name: roll }}\nspec: {{ selector: {{ app: roll }}, ports: [{{ port: 80, targetPort: 8080 }}] }}\n"
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{ name: roll }}\nspec:\n  replicas: 2\n  selector: {{ matchLabels: {{ app: roll }} }}\n  template:\n    metadata: {{ labels: {{ app: roll }} }}\n    spec:\n      terminationGracePeriodSeconds: 2\n      containers:\n      - name: c\n        image: busybox\n        command: [sh, -c, 'mkdir -p /w; echo {word} > /w/index.html; exec httpd -f -p 8080 -h /w']\n        readinessProbe: {{ tcpSocket: {{ port: 8080 }}, periodSeconds: 1, timeoutSeconds: 30 }}\n---\napiVersion: v1\nkind: Service\nmetadata: {{ name: roll }}\nspec: {{ selector: {{ app: roll }}, ports: [{{ port: 80, targetPort: 8080 }}] }}\n"
         )
     };
     voyage.write("roll.yaml", &manifest("one"))?;
