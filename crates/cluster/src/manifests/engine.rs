@@ -11,8 +11,8 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, LocalVolumeSource, Namespace, Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
-    Secret, Service, ServiceAccount,
+    ConfigMap, HostPathVolumeSource, LocalVolumeSource, Namespace, Node, PersistentVolume, PersistentVolumeClaim,
+    PersistentVolumeSpec, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -426,6 +426,17 @@ impl Engine {
     }
 }
 
+/// Volumes of claims that an older version has bound were hostPaths: those are the node's, and no pod's group gets them.
+pub(super) fn renew_volumes(store: &Store) {
+    for volume in store.persistent_volumes().list() {
+        let Some(spec) = &volume.spec else { continue };
+        let Some(HostPathVolumeSource { path, .. }) = spec.host_path.clone() else { continue };
+        let local = Some(LocalVolumeSource { path, fs_type: None });
+        let spec = PersistentVolumeSpec { host_path: None, local, ..spec.clone() };
+        store.persistent_volumes().put(PersistentVolume { spec: Some(spec), ..PersistentVolume::clone(&volume) });
+    }
+}
+
 fn until(due: Timestamp) -> Duration {
     Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
 }
@@ -579,9 +590,10 @@ mod tests {
         }
     }
 
+    const CLAIM: &str = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n";
+
     #[tokio::test]
     async fn events_do_not_wake_the_controllers() {
-        const CLAIM: &str = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n";
         let root = tempfile::tempdir().unwrap();
         write(root.path(), "claim.yaml", CLAIM);
         // No directory can be made in a file, so the claim is looked at again whenever the controllers are awake.
@@ -600,6 +612,35 @@ mod tests {
             .unwrap();
         settled().await;
         assert!(bound(), "a change of the node did not");
+    }
+
+    /// As 0.1.0 wrote them.
+    #[tokio::test]
+    async fn volumes_of_claims_that_an_older_version_has_bound_become_local() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "claim.yaml", CLAIM);
+        let manifests = Manifests::start(config(root.path())).unwrap();
+        let is_bound =
+            |claim: &PersistentVolumeClaim| claim.spec.as_ref().is_some_and(|spec| spec.volume_name.is_some());
+        when(&manifests, |store| store.persistent_volume_claims().list().iter().any(|claim| is_bound(claim))).await;
+        let volume = manifests.store.persistent_volumes().list()[0].clone();
+        let path = volume.spec.as_ref().unwrap().local.as_ref().unwrap().path.clone();
+        let mut older = PersistentVolume::clone(&volume);
+        let spec = older.spec.as_mut().unwrap();
+        spec.host_path = Some(HostPathVolumeSource { path: path.clone(), type_: Some("Directory".into()) });
+        spec.local = None;
+        manifests.store.persistent_volumes().put(older);
+        Saver::new(manifests.state.clone(), &manifests.store).flush().await;
+        let left = killed(root.path());
+        write(left.path(), "claim.yaml", CLAIM);
+        let again = Manifests::start(config(left.path())).unwrap();
+        let claims = again.store.persistent_volume_claims().list();
+        let bound = claims[0].spec.as_ref().unwrap().volume_name.clone();
+        let volumes = again.store.persistent_volumes().list();
+        assert_eq!((volumes.len(), bound), (1, volume.metadata.name.clone()), "it is bound anew");
+        let now = volumes[0].spec.as_ref().unwrap();
+        assert!(now.host_path.is_none() && now.local.as_ref().unwrap().path == path, "{now:?}");
+        assert_eq!(volumes[0].metadata.uid, volume.metadata.uid);
     }
 
     /// What a daemon that is killed at this moment leaves.

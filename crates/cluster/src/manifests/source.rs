@@ -10,7 +10,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::engine::Engine;
+use super::engine::{self, Engine};
 use super::events::Events;
 use super::files::{Files, Names};
 use super::kinds::{self, AnyObject};
@@ -60,6 +60,7 @@ impl Manifests {
         let store = Store::new();
         let state = State::open(config.state_dir.join("cluster"))?;
         state.restore(&store);
+        engine::renew_volumes(&store);
         let files = Files::open(&config.paths, Names::Suffixed).map_err(StartError::Input)?;
         let events = Mutex::new(Events::restored(&store));
         let saver = Saver::new(state.clone(), &store);
