@@ -14,13 +14,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("instruments", &["sys"]),
     ("trust", &[]),
     ("dbus", &["sys"]),
+    ("systemd", &["sys", "dbus"]),
     ("service", &[]),
     ("pod", &[]),
     ("cri", &[]),
     ("plugin", &[]),
     ("netfilter", &["sys", "service"]),
     ("executor", &["sys"]),
-    ("oci", &["sys", "dbus", "executor"]),
+    ("oci", &["sys", "dbus", "systemd", "executor"]),
     ("keeper", &["sys", "executor"]),
     ("nri", &["sys"]),
     ("image", &["sys", "trust"]),
@@ -28,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cluster", &["sys", "trust"]),
     ("runtime", &["sys", "executor", "keeper", "image", "network", "nri", "cri"]),
     ("proxy", &["sys", "configfile", "instruments", "service", "netfilter", "cluster"]),
-    ("kubelet", &["sys", "dbus", "configfile", "instruments", "trust", "cri", "plugin", "cluster", "pod"]),
+    ("kubelet", &["sys", "dbus", "systemd", "configfile", "instruments", "trust", "cri", "plugin", "cluster", "pod"]),
 ];
 
 /// Crates that pure ones must not use.

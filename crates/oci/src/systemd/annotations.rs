@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use dbus::Value;
 
-use super::manager::Property;
+use ::systemd::Property;
+
 use crate::error::Error;
 
 const PREFIX: &str = "org.systemd.property.";

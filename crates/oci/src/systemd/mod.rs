@@ -4,7 +4,6 @@
 //! a process of this program that does nothing, until the container's own has begun in the group.
 
 mod annotations;
-mod manager;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -12,15 +11,15 @@ use std::path::Path;
 use dbus::Value;
 use executor::oci;
 use serde::{Deserialize, Serialize};
-use sys::cgroup::{Cgroup, Hierarchy, Limits, UnitProperty, UnitValue};
+use sys::cgroup::{Cgroup, Hierarchy, Limits};
 use sys::process::{self, Child, Clone};
 use sys::rustix::process::Pid;
 
 use crate::cgroups::{self, Group, MOUNT, Origin};
 use crate::context::Context;
 use crate::error::Error;
-pub(crate) use manager::SystemdError;
-use manager::{Manager, Property, Whose};
+pub(crate) use ::systemd::SystemdError;
+use ::systemd::{Manager, Property, Whose, property};
 
 /// A unit of systemd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,25 +135,9 @@ fn birth(wanted: &Wanted, pid: Pid) -> Vec<Property> {
         // Groups below it are the container's.
         ("Delegate".to_owned(), Value::Bool(true)),
         ("PIDs".to_owned(), Value::Array("u".to_owned(), vec![Value::U32(pid)])),
-        // Ended at a shutdown by whoever made it, not before.
-        ("DefaultDependencies".to_owned(), Value::Bool(false)),
     ];
-    let counted = ["MemoryAccounting", "CPUAccounting", "IOAccounting", "TasksAccounting"];
-    all.extend(counted.map(|name| (name.to_owned(), Value::Bool(true))));
+    all.extend(::systemd::of_group());
     all
-}
-
-fn property((name, value): UnitProperty) -> Property {
-    let value = match value {
-        UnitValue::Number(number) => Value::U64(number),
-        UnitValue::Text(text) => text.into(),
-        UnitValue::Mask(bits) => Value::bytes(&bits),
-        UnitValue::Pairs(pairs) => {
-            let pair = |(one, other): (String, String)| Value::Struct(vec![Value::Text(one), Value::Text(other)]);
-            Value::Array("(ss)".to_owned(), pairs.into_iter().map(pair).collect())
-        }
-    };
-    (name.to_owned(), value)
 }
 
 /// Finds the group that the holder has been put in, and gives it what systemd does not know.

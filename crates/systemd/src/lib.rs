@@ -1,8 +1,10 @@
-//! What there is to say to systemd (org.freedesktop.systemd1(5)): that it make a unit, change it, end it.
+//! What there is to say to systemd (org.freedesktop.systemd1(5)): that it make a unit, change it, end it. For who makes control
+//! groups by it: one thread, which waits for each answer.
 
 use std::time::{Duration, Instant};
 
 use dbus::{Address, BUS, BUS_PATH, Bus, BusError, Identity, Method, PROPERTIES, Value};
+use sys::cgroup::{UnitProperty, UnitValue};
 
 /// Longest time for an answer, and for a unit to come or go.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,46 +25,72 @@ mod refusal {
 
 /// Why systemd does not do what it is asked.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SystemdError {
+pub enum SystemdError {
+    /// A call that it refuses.
     #[error("systemd: {0}")]
     Bus(#[from] BusError),
+    /// It is not there.
     #[error(
         "systemd cannot be asked for a control group: {0}; start it and its message bus, or make control groups without it \
          (no --systemd-cgroup; containerd: SystemdCgroup = false, Docker: native.cgroupdriver=cgroupfs, Podman: \
          --cgroup-manager cgroupfs)"
     )]
     Away(BusError),
+    /// A user has none.
     #[error(
         "systemd of the user cannot be found: neither DBUS_SESSION_BUS_ADDRESS is set, nor is there a bus in XDG_RUNTIME_DIR; \
          log in again with the package dbus-user-session installed"
     )]
     NoSession,
+    /// It tried and failed.
     #[error("systemd: unit {unit}: its job ended as {result:?}; see `journalctl -u {unit}`")]
-    Job { unit: String, result: String },
+    Job {
+        /// Of this unit.
+        unit: String,
+        /// As it says.
+        result: String,
+    },
+    /// It does not come to an end.
     #[error("systemd: unit {unit} has not come or gone within {} s; see `systemctl status {unit}`", PATIENCE.as_secs())]
-    Late { unit: String },
+    Late {
+        /// With this unit.
+        unit: String,
+    },
+}
+
+impl SystemdError {
+    /// Whether there is a unit of that name already.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Bus(error) if error.is_named(refusal::EXISTS))
+    }
 }
 
 /// Whose units they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Whose {
+pub enum Whose {
+    /// Of the machine.
     System,
     /// Of the user who runs this.
     User,
 }
 
 /// A property of a unit.
-pub(crate) type Property = (String, Value);
+pub type Property = (String, Value);
 
 /// A connection to systemd, which tells of the ends of its jobs.
 #[derive(Debug)]
-pub(crate) struct Manager {
+pub struct Manager {
     bus: Bus,
-    pub(crate) version: u32,
+    /// systemd's; 0 where that cannot be told.
+    pub version: u32,
 }
 
 impl Manager {
-    pub(crate) fn connect(whose: Whose) -> Result<Self, SystemdError> {
+    /// Connects to the systemd of the machine or of this process's user.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn connect(whose: Whose) -> Result<Self, SystemdError> {
         let mut bus = match whose {
             Whose::System => system_bus()?,
             Whose::User => user_bus()?,
@@ -71,8 +99,11 @@ impl Manager {
         Ok(Self { bus, version })
     }
 
-    /// Makes a unit that goes with its last process. What has its name and failed is forgotten for it.
-    pub(crate) fn begin(&mut self, unit: &str, properties: Vec<Property>) -> Result<(), SystemdError> {
+    /// Makes a unit; a scope goes with its last process. What has its name and failed is forgotten for it.
+    ///
+    /// # Errors
+    /// systemd's, or none of its answers in time.
+    pub fn begin(&mut self, unit: &str, properties: Vec<Property>) -> Result<(), SystemdError> {
         let arguments = [
             unit.into(),
             "replace".into(),
@@ -81,7 +112,7 @@ impl Manager {
             Value::Array("(sa(sv))".to_owned(), Vec::new()),
         ];
         let made = match self.job("StartTransientUnit", unit, &arguments) {
-            Err(SystemdError::Bus(error)) if error.is_named(refusal::EXISTS) => {
+            Err(error) if error.is_taken() => {
                 self.forget(unit);
                 self.job("StartTransientUnit", unit, &arguments)
             }
@@ -91,18 +122,27 @@ impl Manager {
     }
 
     /// Changes a unit, until the machine is booted again.
-    pub(crate) fn change(&mut self, unit: &str, properties: Vec<Property>) -> Result<(), SystemdError> {
+    ///
+    /// # Errors
+    /// systemd's, or none of its answers in time.
+    pub fn change(&mut self, unit: &str, properties: Vec<Property>) -> Result<(), SystemdError> {
         self.call("SetUnitProperties", &[unit.into(), Value::Bool(true), listed(properties)])
     }
 
     /// Puts a process into a unit's group, or one below it.
-    pub(crate) fn attach(&mut self, unit: &str, below: &str, pid: u32) -> Result<(), SystemdError> {
+    ///
+    /// # Errors
+    /// systemd's, or none of its answers in time.
+    pub fn attach(&mut self, unit: &str, below: &str, pid: u32) -> Result<(), SystemdError> {
         let pids = Value::Array("u".to_owned(), vec![Value::U32(pid)]);
         self.call("AttachProcessesToUnit", &[unit.into(), below.into(), pids])
     }
 
     /// Ends a unit. One that has ended is no error.
-    pub(crate) fn end(&mut self, unit: &str) -> Result<(), SystemdError> {
+    ///
+    /// # Errors
+    /// systemd's, or none of its answers in time.
+    pub fn end(&mut self, unit: &str) -> Result<(), SystemdError> {
         let ended = match self.job("StopUnit", unit, &[unit.into(), "replace".into()]) {
             Err(SystemdError::Bus(error)) if error.is_named(refusal::NONE) => Ok(()),
             other => other,
@@ -152,6 +192,28 @@ impl Manager {
             }
         }
     }
+}
+
+/// The property for a limit of a control group.
+pub fn property((name, value): UnitProperty) -> Property {
+    let value = match value {
+        UnitValue::Number(number) => Value::U64(number),
+        UnitValue::Text(text) => text.into(),
+        UnitValue::Mask(bits) => Value::bytes(&bits),
+        UnitValue::Pairs(pairs) => {
+            let pair = |(one, other): (String, String)| Value::Struct(vec![Value::Text(one), Value::Text(other)]);
+            Value::Array("(ss)".to_owned(), pairs.into_iter().map(pair).collect())
+        }
+    };
+    (name.to_owned(), value)
+}
+
+/// Properties of every unit that is made for its control group: not ended by a shutdown but by whoever made it, and with all
+/// that systemd counts.
+pub fn of_group() -> Vec<Property> {
+    let counted = ["MemoryAccounting", "CPUAccounting", "IOAccounting", "TasksAccounting"];
+    let counted = counted.map(|name| (name.to_owned(), Value::Bool(true)));
+    [("DefaultDependencies".to_owned(), Value::Bool(false))].into_iter().chain(counted).collect()
 }
 
 const ASK: Method<'_> = Method { destination: SERVICE, path: PATH, interface: MANAGER, member: "" };
