@@ -22,6 +22,8 @@ pub struct Kubelet {
     workers: Arc<Mutex<Workers>>,
     /// Changes whenever a worker has taken a step.
     steps: watch::Receiver<()>,
+    /// Of how many pods something is left that nobody wants.
+    left: watch::Receiver<usize>,
     /// Stops the manager, with which the workers end.
     stop: DropGuard,
     resources: Arc<Resources>,
@@ -71,7 +73,8 @@ impl Kubelet {
         let context = Arc::new(Context { config, parts, records, users, pulls, steps });
         // A start that is given up leaves nobody at work.
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new().drop_guard());
-        let manager = Manager::new(context, workers.clone(), stop.token().clone());
+        let (tell_left, left) = watch::channel(0);
+        let manager = Manager::new(context, workers.clone(), tell_left, stop.token().clone());
         let (ready, adopted) = tokio::sync::oneshot::channel();
         let manager = Mutex::new(Some(tokio::spawn(manager.run(ready))));
         let shown = workers.clone();
@@ -82,7 +85,7 @@ impl Kubelet {
         // Only now are all pods there.
         let pods_api = pods_api::serve(&root, workers.clone(), heard.clone(), stop.token().clone()).await?;
         let pods_api = Mutex::new(Some(pods_api));
-        Ok(Self { workers, steps: heard, stop, resources, manager, pods_api })
+        Ok(Self { workers, steps: heard, left, stop, resources, manager, pods_api })
     }
 
     fn look<T>(&self, uid: &str, at: impl FnOnce(&Shown) -> T) -> Option<T> {
@@ -148,6 +151,11 @@ impl Kubelet {
                 return; // The kubelet has stopped.
             }
         }
+    }
+
+    /// Returns when nothing is left of pods that nobody wants, or when the kubelet has stopped.
+    pub async fn tidied(&self) {
+        let _ = self.left.clone().wait_for(|left| *left == 0).await; // An error is the end of the kubelet.
     }
 
     /// Ends a pod for the node's sake: it becomes `Failed`. A pod that the node has ended before stays as it is.

@@ -13,10 +13,11 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use pod::backoff::Backoff;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{self, Preemption, Rejection};
+use crate::admission::{self, Preemption, Rejection, is_static};
 use crate::adopt::{self, Found};
 use crate::context::{Context, name_of, uid_of};
 use crate::generate::label;
@@ -40,6 +41,8 @@ pub(crate) struct Manager {
     unclaimed: Option<HashSet<String>>,
     /// Of the jobs those that remove what is left of a pod.
     removals: HashMap<task::Id, Removal>,
+    /// Tells of how many pods something is left that nobody wants.
+    left: watch::Sender<usize>,
     /// Where workers announce that they end, by the uids of their pods.
     ending: UnboundedSender<String>,
     ended: UnboundedReceiver<String>,
@@ -59,12 +62,17 @@ struct Removal {
 }
 
 impl Manager {
-    pub(crate) fn new(context: Arc<Context>, workers: Arc<Mutex<Workers>>, stop: CancellationToken) -> Self {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        workers: Arc<Mutex<Workers>>,
+        left: watch::Sender<usize>,
+        stop: CancellationToken,
+    ) -> Self {
         let (ending, ended) = unbounded_channel();
         let (jobs, removals) = (JoinSet::new(), HashMap::new());
         let (unclaimed, deaths, share) = (Some(HashSet::new()), HashMap::new(), Arc::default());
         let (grants, rooms) = (Grants::default(), Rooms::default());
-        Self { context, workers, stop, jobs, unclaimed, removals, ending, ended, deaths, share, grants, rooms }
+        Self { context, workers, stop, jobs, unclaimed, removals, left, ending, ended, deaths, share, grants, rooms }
     }
 
     /// Adopts what runs, then follows source and runtime until told to stop, whatever it waits for then.
@@ -90,10 +98,12 @@ impl Manager {
         let mut claim_drivers = self.context.parts.resources.drivers();
         let mut events = self.subscribe().await;
         self.adopt().await;
+        self.tell_left();
         let _ = ready.send(()); // Nobody may be waiting.
         let resources = self.context.parts.resources.clone();
         let mut known = std::pin::pin!(store.pods().synced());
         loop {
+            self.tell_left();
             tokio::select! {
                 change = pods.next() => self.hear(change),
                 () = &mut known, if self.unclaimed.is_some() => self.remove_unclaimed(),
@@ -183,6 +193,11 @@ impl Manager {
         }
         let job = self.jobs.spawn(remains::remove(self.context.clone(), uid.clone()));
         self.removals.insert(job.id(), Removal { uid, is_late: false });
+    }
+
+    fn tell_left(&self) {
+        let left = self.removals.len() + self.unclaimed.as_ref().map_or(0, HashSet::len);
+        self.left.send_if_modified(|told| std::mem::replace(told, left) != left);
     }
 
     fn known(&self, uid: &str) -> Option<Arc<Pod>> {
@@ -281,7 +296,7 @@ impl Manager {
                 let victims = pods.into_iter().map(|place| others[place].clone()).collect();
                 Begin::Giving { room: Some(self.make_room(&pod, victims, &resource)) }
             }
-            Ok(_) if is_new(&pod) && self.context.parts.resources.concerns(&pod) => {
+            Ok(_) if self.is_new(&pod) && self.context.parts.resources.concerns(&pod) => {
                 self.context.parts.resources.retain_only(&self.holders());
                 Begin::Giving { room: None }
             }
@@ -298,9 +313,17 @@ impl Manager {
     /// Whether the node takes a pod that is new to it, and which of `others` have to go for it. One that it took before an
     /// interruption stays taken.
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<Preemption, Rejection> {
-        let site = self.context.parts.site.as_ref().filter(|_| is_new(pod));
+        let site = self.context.parts.site.as_ref().filter(|_| self.is_new(pod));
         let Some(site) = site else { return Ok(Preemption::default()) };
         admission::admit(pod, &site.now(), &others.iter().map(|other| &**other).collect::<Vec<_>>())
+    }
+
+    /// Whether nothing was begun of a pod yet, and it is wanted. The source does not bring back what became of a pod that a
+    /// file of the node wants; that is on record.
+    fn is_new(&self, pod: &Pod) -> bool {
+        let is_on_record =
+            || is_static(pod) && self.context.records.load(uid_of(pod)).is_some_and(|record| record.started.is_some());
+        pod.metadata.deletion_timestamp.is_none() && !is_told(pod) && !is_on_record()
     }
 
     /// The pods that take room, the oldest first: of two that are alike the younger one makes room.
@@ -386,12 +409,11 @@ impl Manager {
     }
 }
 
-/// Whether nothing was begun of a pod yet, and it is wanted.
-fn is_new(pod: &Pod) -> bool {
-    let is_known = pod.status.as_ref().is_some_and(|status| {
+/// Whether a pod's status says that something was begun of it.
+fn is_told(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|status| {
         status.start_time.is_some() || matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
-    });
-    !is_known && pod.metadata.deletion_timestamp.is_none()
+    })
 }
 
 /// The CPU share of the Burstable class: one write at a time, with the pods as they are then.

@@ -168,8 +168,25 @@ impl Node {
 
     /// As [`Node::restart`], as a node that does not take every pod.
     pub(crate) async fn restart_at(&mut self, site: Site) {
-        let desk = self.desk.clone();
+        self.restart_at_for(site, self.desk.clone()).await;
+    }
+
+    /// As [`Node::restart_at`], with another desk.
+    pub(crate) async fn restart_at_for(&mut self, site: Site, desk: Arc<Desk>) {
         self.restart_as(Chosen { site: Some(site), ..Chosen::default() }, desk).await;
+    }
+
+    /// What a start of the machine leaves of the pods that run: only what the kubelet has on record. It starts with
+    /// [`Node::restart`] or another of those.
+    pub(crate) async fn go_down(&self) {
+        stopped(&self.kubelet).await;
+        let listed = self.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap();
+        for sandbox in listed.items {
+            let pod_sandbox_id = sandbox.id;
+            let request = v1::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() };
+            self.runtime.stop_pod_sandbox(request).await.unwrap();
+            self.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id }).await.unwrap();
+        }
     }
 
     async fn restart_as(&mut self, chosen: Chosen, desk: Arc<Desk>) -> Arc<Desk> {

@@ -6,6 +6,8 @@ use cluster::Source as _;
 use cri::v1;
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
+use kubelet::admission::Site;
+use pod::quantity::Quantity;
 use serde_json::json;
 use testkit::serial::Test;
 
@@ -19,6 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_last_status_comes_before_the_deletion", the_last_status_comes_before_the_deletion),
     ("a_pod_that_has_ended_is_not_run_again", a_pod_that_has_ended_is_not_run_again),
     ("restart_counts_go_on_without_a_record", restart_counts_go_on_without_a_record),
+    ("what_nobody_wants_is_gone_when_it_is_waited_for", what_nobody_wants_is_gone_when_it_is_waited_for),
+    ("a_static_pod_that_was_taken_stays_taken", a_static_pod_that_was_taken_stays_taken),
     ("what_runs_is_kept_until_the_source_has_named_all_pods", what_runs_is_kept_until_the_source_has_named_all_pods),
 ];
 
@@ -136,6 +140,57 @@ fn restart_counts_go_on_without_a_record() {
         node.desk.running("other").await;
         assert_eq!(node.desk.container("p")["restartCount"], 7);
         assert_eq!(node.desk.pod("p").unwrap().status.as_ref().unwrap().start_time, started);
+        node
+    });
+}
+
+/// As a node that is told to end as soon as it has begun does.
+fn what_nobody_wants_is_gone_when_it_is_waited_for() {
+    on_a_node(|mut node| async {
+        let container = json!({ "name": "c", "image": node.image(), "command": ["sleep", "1000"],
+            "volumeMounts": [{ "name": "words", "mountPath": "/words" }] });
+        let volume = json!({ "name": "words", "emptyDir": { "medium": "Memory" } });
+        let spec = json!({ "terminationGracePeriodSeconds": 1, "containers": [container], "volumes": [volume] });
+        node.want_spec("p", spec);
+        node.desk.running("p").await;
+        node.restart(Arc::new(Desk::new())).await;
+        tokio::time::timeout(LIMIT, node.kubelet.tidied()).await.expect("it goes");
+        assert!(node.containers("p").await.is_empty(), "a container is left");
+        assert!(!node.path("kubelet/pods").join(node.uid("p")).exists(), "volumes are left");
+        node
+    });
+}
+
+/// A file of the node says what it wants and not what became of it: that the node has taken it is on record.
+fn a_static_pod_that_was_taken_stays_taken() {
+    on_a_node(|mut node| async {
+        let site = |label: &str| Site {
+            name: "n".to_owned(),
+            labels: [("deck".to_owned(), label.to_owned())].into(),
+            allocatable: [("pods".to_owned(), Quantity::from_milli(110_000))].into(),
+            ..Site::default()
+        };
+        let of_file = |name: &str| -> Pod {
+            let metadata = json!({ "name": name, "namespace": "default", "uid": node.uid(name),
+                "annotations": { "kubernetes.io/config.source": "file" } });
+            let container = json!({ "name": "c", "image": node.image(), "command": ["sleep", "1000"] });
+            let spec = json!({ "nodeSelector": { "deck": "lower" }, "terminationGracePeriodSeconds": 1, "containers": [container] });
+            serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()
+        };
+        let (taken, late) = (of_file("taken"), of_file("late"));
+        node.restart_at(site("lower")).await;
+        node.desk.store().pods().put(taken.clone());
+        node.desk.running("taken").await;
+        let started = node.desk.pod("taken").unwrap().status.as_ref().unwrap().start_time.clone();
+        node.go_down().await;
+        let desk = Arc::new(Desk::new());
+        desk.store().pods().put(taken);
+        // Nobody who is new would be taken.
+        node.restart_at_for(site("upper"), desk).await;
+        node.desk.store().pods().put(late);
+        node.desk.when("late is rejected", |desk| desk.phase("late").as_deref() == Some("Failed")).await;
+        node.desk.running("taken").await;
+        assert_eq!(node.desk.pod("taken").unwrap().status.as_ref().unwrap().start_time, started);
         node
     });
 }

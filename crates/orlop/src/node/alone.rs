@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cluster::Source as _;
@@ -25,6 +26,8 @@ use super::settings::UpSettings;
 use super::{api, fsck, names, node_status};
 
 const DNS_PORT: u16 = 53;
+/// How long the end waits for the removal of what earlier pods have left.
+const TIDIED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A node at work, alone.
 pub(crate) struct Alone {
@@ -79,9 +82,12 @@ impl Alone {
     /// returns them all.
     pub(crate) async fn end(&self) -> anyhow::Result<()> {
         self.manifests.end_everything().await;
+        let tidied = tokio::time::timeout(TIDIED_WITHIN, self.agent.kubelet.tidied()).await;
         self.agent.kubelet.stop().await;
         let mut faults: Vec<String> = Vec::new();
         let mut note = |what: &str, fault: Option<String>| faults.extend(fault.map(|fault| format!("{what}: {fault}")));
+        let late = || format!("not all of it went within {} s; `orlop up` goes on with it", TIDIED_WITHIN.as_secs());
+        note("what earlier pods have left", tidied.err().map(|_| late()));
         if let Some(proxy) = self.agent.take_proxy() {
             note("service rules", proxy.cleanup().await.err().map(|error| error.to_string()));
         }
