@@ -9,9 +9,11 @@
 //!     └── pod<uid>
 //! ```
 //!
-//! It stands at the root of the hierarchy, or in the group that the operator names (`cgroupRoot`).
+//! It stands at the root of the hierarchy, or in the group that the operator names (`cgroupRoot`). Where systemd makes the
+//! groups, for a runtime that asks systemd for those of its containers, each is a slice: `slices`.
 
 mod memory;
+mod slices;
 
 use std::path::{Path, PathBuf};
 
@@ -158,11 +160,6 @@ pub fn pod_limits(pod: &Pod, rules: &Rules) -> Limits {
     }
 }
 
-/// CPU time without a limit: for pods whose containers have CPUs of their own, which they would be kept from using wholly.
-pub(crate) fn unlimited_cpu() -> Limits {
-    Limits { cpu_quota_us: Some(-1), cpu_period_us: Some(PERIOD_US), ..Limits::default() }
-}
-
 /// `oom_score_adj` of a container's processes on a machine with this much memory: -997 to 1000, 1000 dies first.
 pub fn oom_score_adj(pod: &Pod, role: Role, container: &Container, memory_bytes: u64) -> i64 {
     const GUARANTEED: i64 = -997;
@@ -202,24 +199,61 @@ fn unassigned_memory(pod: &Pod) -> i64 {
     (whole.units() - assigned).max(0) / count
 }
 
+/// Who makes the groups (`cgroupDriver`): whoever makes those of the containers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Driver {
+    /// This program, in the file system.
+    #[default]
+    Cgroupfs,
+    /// systemd, which is asked for them.
+    Systemd,
+}
+
+/// The place of a group of the tree, below the hierarchy: `group` is its path as [`pod_group`] has it, in the operator's `root`.
+pub fn place(driver: Driver, root: &Path, group: &str) -> PathBuf {
+    let path = root.join(group);
+    match driver {
+        Driver::Cgroupfs => path,
+        Driver::Systemd => slices::place(&path),
+    }
+}
+
+/// Why a group is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// The kernel's reason.
+    #[error(transparent)]
+    Kernel(#[from] sys::Error),
+    /// systemd's.
+    #[error(transparent)]
+    Systemd(#[from] systemd::SystemdError),
+}
+
 /// The tree on this machine.
 #[derive(Debug, Clone)]
 pub struct Tree {
     hierarchy: Hierarchy,
     root: PathBuf,
+    driver: Driver,
     rules: Rules,
 }
 
 impl Tree {
     /// A tree in `hierarchy`, where `rules` hold for each pod.
     pub fn new(hierarchy: Hierarchy, rules: Rules) -> Self {
-        Self { hierarchy, root: PathBuf::new(), rules }
+        Self { hierarchy, root: PathBuf::new(), driver: Driver::Cgroupfs, rules }
     }
 
     /// The same tree inside another group (`cgroupRoot`).
     #[must_use]
     pub fn below(self, root: &Path) -> Self {
         Self { root: root.to_owned(), ..self }
+    }
+
+    /// The same tree, made by another. systemd's is at the root of the hierarchy ([`Hierarchy::whole`]).
+    #[must_use]
+    pub fn by(self, driver: Driver) -> Self {
+        Self { driver, ..self }
     }
 
     /// The group of all pods.
@@ -238,22 +272,53 @@ impl Tree {
         [self.hierarchy.group(""), self.root()].into_iter().chain(classes).collect()
     }
 
-    fn group(&self, path: impl AsRef<Path>) -> Cgroup {
-        self.hierarchy.group(&self.root).child(path)
+    fn group(&self, group: impl AsRef<str>) -> Cgroup {
+        self.hierarchy.group(place(self.driver, &self.root, group.as_ref()))
+    }
+
+    /// Makes a group of the tree with limits. Repeating it changes nothing.
+    fn ensure(&self, group: &Cgroup, limits: Limits) -> Result<(), GroupError> {
+        let limits = self.present(limits);
+        if self.driver == Driver::Systemd {
+            slices::ensure(&self.hierarchy, group, &limits)?;
+        }
+        group.create()?;
+        Ok(group.set(&limits)?)
+    }
+
+    /// Changes limits of a group that is there.
+    fn set(&self, group: &Cgroup, limits: Limits) -> Result<(), GroupError> {
+        let limits = self.present(limits);
+        if limits == Limits::default() {
+            return Ok(());
+        }
+        if self.driver == Driver::Systemd {
+            slices::change(&self.hierarchy, group, &limits)?;
+        }
+        Ok(group.set(&limits)?)
+    }
+
+    /// Kills what is left in a group and removes it.
+    fn clear(&self, group: &Cgroup) -> Result<(), GroupError> {
+        if group.exists() {
+            group.kill()?;
+            if self.driver == Driver::Systemd {
+                slices::end(group)?;
+            }
+        }
+        Ok(group.delete()?)
     }
 
     /// Makes the groups of all pods and of the classes; `cpu_milli` and `memory_bytes` are what the node leaves to pods.
     ///
     /// # Errors
-    /// The group and the kernel's reason.
-    pub fn ensure_roots(&self, cpu_milli: i64, memory_bytes: Option<i64>) -> sys::Result<()> {
-        let root = self.root();
-        root.create()?;
-        root.set(&self.present(Limits { cpu_shares: Some(shares(cpu_milli)), memory_bytes, ..Limits::default() }))?;
+    /// Who makes them, and the reason.
+    pub fn ensure_roots(&self, cpu_milli: i64, memory_bytes: Option<i64>) -> Result<(), GroupError> {
+        let all = Limits { cpu_shares: Some(shares(cpu_milli)), memory_bytes, ..Limits::default() };
+        self.ensure(&self.root(), all)?;
         for class in [QosClass::Burstable, QosClass::BestEffort] {
-            let group = self.group(class_group(class));
-            group.create()?;
-            group.set(&self.present(Limits { cpu_shares: Some(SHARES_MIN), ..Limits::default() }))?;
+            let least = Limits { cpu_shares: Some(SHARES_MIN), ..Limits::default() };
+            self.ensure(&self.group(class_group(class)), least)?;
         }
         Ok(())
     }
@@ -262,32 +327,37 @@ impl Tree {
     /// memory is kept from reclaim.
     ///
     /// # Errors
-    /// The group and the kernel's reason.
-    pub fn share<'a>(&self, pods: impl Iterator<Item = &'a Pod> + Clone) -> sys::Result<()> {
+    /// As [`Tree::ensure_roots`].
+    pub fn share<'a>(&self, pods: impl Iterator<Item = &'a Pod> + Clone) -> Result<(), GroupError> {
         let [all, of_class] = self.rules.memory.map(|memory| memory.of_classes(pods.clone())).unwrap_or_default();
-        self.root().set(&self.present(Limits { unified: all, ..Limits::default() }))?;
+        self.set(&self.root(), Limits { unified: all, ..Limits::default() })?;
         let burstable = pods.filter(|pod| QosClass::of(pod) == QosClass::Burstable);
         let milli = burstable.map(|pod| of_pod(pod, "cpu", List::Requests)).sum::<Quantity>().milli();
         let limits = Limits { cpu_shares: Some(shares(milli)), unified: of_class, ..Limits::default() };
-        self.group(class_group(QosClass::Burstable)).set(&self.present(limits))
+        self.set(&self.group(class_group(QosClass::Burstable)), limits)
     }
 
-    /// Makes a pod's group with its limits. Repeating it changes nothing.
+    /// Makes a pod's group with its limits, but for that of CPU time if the pod has CPUs of its own, which it would keep them
+    /// from using wholly. Repeating it changes nothing.
     ///
     /// # Errors
-    /// The group and the kernel's reason.
-    pub fn ensure_pod(&self, pod: &Pod) -> sys::Result<Cgroup> {
+    /// As [`Tree::ensure_roots`].
+    pub fn ensure_pod(&self, pod: &Pod, has_own_cpus: bool) -> Result<Cgroup, GroupError> {
         let group = self.pod(pod);
-        group.create()?;
-        group.set(&self.present(pod_limits(pod, &self.rules)))?;
+        let limits = pod_limits(pod, &self.rules);
+        let limits = match has_own_cpus {
+            true => Limits { cpu_quota_us: Some(-1), cpu_period_us: Some(PERIOD_US), ..limits },
+            false => limits,
+        };
+        self.ensure(&group, limits)?;
         Ok(group)
     }
 
     /// Changes one limit of a pod's group, which runs.
     ///
     /// # Errors
-    /// The group and the kernel's reason.
-    pub fn resize_pod(&self, pod: &Pod, part: Part) -> sys::Result<()> {
+    /// As [`Tree::ensure_roots`].
+    pub fn resize_pod(&self, pod: &Pod, part: Part) -> Result<(), GroupError> {
         let all = pod_limits(pod, &self.rules);
         let limits = match part {
             Part::Memory => Limits { memory_bytes: all.memory_bytes, unified: all.unified, ..Limits::default() },
@@ -296,24 +366,24 @@ impl Tree {
             }
             Part::Shares => Limits { cpu_shares: all.cpu_shares, ..Limits::default() },
         };
-        self.pod(pod).set(&self.present(limits))
+        self.set(&self.pod(pod), limits)
     }
 
     /// Kills what is left in a pod's group and removes it.
     ///
     /// # Errors
-    /// `EBUSY` while a process does not die.
-    pub fn remove_pod(&self, pod: &Pod) -> sys::Result<()> {
-        remove_group(&self.pod(pod))
+    /// `EBUSY` while a process does not die, or as [`Tree::ensure_roots`].
+    pub fn remove_pod(&self, pod: &Pod) -> Result<(), GroupError> {
+        self.clear(&self.pod(pod))
     }
 
     /// As [`Tree::remove_pod`], of a pod whose class is not known.
     ///
     /// # Errors
     /// As [`Tree::remove_pod`].
-    pub fn remove(&self, uid: &str) -> sys::Result<()> {
+    pub fn remove(&self, uid: &str) -> Result<(), GroupError> {
         for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
-            remove_group(&self.hierarchy.group(group_in(class, uid)))?;
+            self.clear(&self.group(group_in(class, uid)))?;
         }
         Ok(())
     }
@@ -367,13 +437,6 @@ pub enum ReserveError {
     /// The kernel does not.
     #[error(transparent)]
     Kernel(#[from] sys::Error),
-}
-
-fn remove_group(group: &Cgroup) -> sys::Result<()> {
-    if group.exists() {
-        group.kill()?;
-    }
-    group.delete()
 }
 
 #[cfg(test)]

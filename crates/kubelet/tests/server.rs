@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster::{Source, SourceError, Store};
-use cri::{Error, RuntimeService, v1};
+use cri::{Error, ImageService, RuntimeService, v1};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
@@ -124,6 +124,22 @@ async fn serve_streams() -> std::net::SocketAddr {
     address
 }
 
+/// Has images on one disk, and containers on another.
+struct TwoDisks;
+
+#[async_trait::async_trait]
+impl ImageService for TwoDisks {
+    async fn image_fs_info(&self, _: v1::ImageFsInfoRequest) -> Result<v1::ImageFsInfoResponse, cri::Error> {
+        let system = |mountpoint: &str, used| v1::FilesystemUsage {
+            fs_id: Some(v1::FilesystemIdentifier { mountpoint: mountpoint.to_owned() }),
+            used_bytes: Some(v1::UInt64Value { value: used }),
+            ..v1::FilesystemUsage::default()
+        };
+        let (images, containers) = (vec![system("/dev/shm", 7)], vec![system("/", 8)]);
+        Ok(v1::ImageFsInfoResponse { image_filesystems: images, container_filesystems: containers })
+    }
+}
+
 struct Fixture {
     api: Api,
     dir: tempfile::TempDir,
@@ -137,7 +153,8 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths { root: dir.path().join("kubelet"), logs: dir.path().join("logs") };
         let runtime = OneContainer { streams: serve_streams().await };
-        Self { api: Api::new(Arc::new(Fixed(store)), Arc::new(runtime), paths, "n1"), dir }
+        let api = Api::new(Arc::new(Fixed(store)), Arc::new(runtime), paths, "n1");
+        Self { api: api.with_images(Arc::new(TwoDisks)), dir }
     }
 
     async fn send(&self, request: Request<Empty<Bytes>>) -> Response<Incoming> {
@@ -180,6 +197,12 @@ async fn answers() {
     let summary: Value = serde_json::from_str(&node.get("/stats/summary").await.1).unwrap();
     assert_eq!(summary["node"]["nodeName"], "n1");
     assert_eq!(summary["pods"][0]["cpu"]["usageCoreNanoSeconds"], 1_500_000_000);
+    let runtime = &summary["node"]["runtime"];
+    assert_eq!((&runtime["imageFs"]["usedBytes"], &runtime["containerFs"]["usedBytes"]), (&json!(7), &json!(8)));
+    assert_ne!(runtime["imageFs"]["capacityBytes"], runtime["containerFs"]["capacityBytes"]);
+    let disk = &summary["node"]["fs"];
+    assert!(disk["usedBytes"].as_u64().unwrap() <= disk["capacityBytes"].as_u64().unwrap(), "{disk}");
+    assert!(disk["availableBytes"].is_u64() && disk["time"].is_string(), "{disk}");
     let metrics = node.get("/metrics/resource").await.1;
     assert!(metrics.contains("pod_cpu_usage_seconds_total{namespace=\"shop\",pod=\"web\"} 1.5\n"), "{metrics}");
     assert!(node.get("/metrics").await.1.contains("kubelet_running_containers{container_state=\"running\"} 1\n"));

@@ -127,8 +127,8 @@ impl cri::ImageService for ImageServer {
     async fn image_fs_info(&self, _request: v1::ImageFsInfoRequest) -> Result<v1::ImageFsInfoResponse, Error> {
         let usage = self.images.usage();
         let images = filesystem_usage(self.images.state_dir(), usage, SystemTime::now());
-        // Containers write to the same file system; none of its own says so.
-        Ok(v1::ImageFsInfoResponse { image_filesystems: vec![images], container_filesystems: Vec::new() })
+        // What containers write lies beside the images.
+        Ok(v1::ImageFsInfoResponse { image_filesystems: vec![images.clone()], container_filesystems: vec![images] })
     }
 }
 

@@ -129,6 +129,7 @@ fn one_id() {
         assert_eq!(info["imageSpec"]["config"]["Labels"]["a"], "b");
         assert_eq!(info["chainID"], info["imageSpec"]["rootfs"]["diff_ids"][0]);
         let usage = scene.server.image_fs_info(v1::ImageFsInfoRequest {}).await.unwrap();
+        assert_eq!(usage.container_filesystems, usage.image_filesystems, "both are on one disk");
         let usage = &usage.image_filesystems[0];
         assert!(usage.timestamp > 0 && usage.used_bytes.unwrap().value > 0);
         assert_eq!(usage.fs_id.clone().unwrap().mountpoint, scene.dir.path().join("store").to_string_lossy());

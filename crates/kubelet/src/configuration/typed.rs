@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::node::pressure::Policy;
 use crate::node::shutdown::Period;
-use crate::qos::MemoryRules;
+use crate::qos::{Driver, MemoryRules};
 use crate::resources::policies::Policies;
 use crate::server::secure::Holds;
 
@@ -60,6 +60,8 @@ pub struct Configuration {
     pub max_pods: u32,
     /// Most pods for each CPU; 0 is no limit.
     pub pods_per_core: u32,
+    /// Most files that the daemon has open.
+    pub max_open_files: u64,
     /// The socket of the container runtime.
     pub container_runtime_endpoint: Option<String>,
     /// Where images are pulled, if that is another program still.
@@ -68,6 +70,8 @@ pub struct Configuration {
     pub pod_cidr: Option<String>,
     /// The group in which the tree of the pods' groups stands, without a slash in front; empty for the root.
     pub cgroup_root: PathBuf,
+    /// Who makes the tree, where the runtime does not tell.
+    pub cgroup_driver: Driver,
     /// Resolver configuration of pods that use the node's, if it is not in the usual place.
     pub resolv_conf: Option<PathBuf>,
     /// Requests to the API server, per second.
@@ -221,10 +225,12 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         node_lease_duration_s: reader.number("nodeLeaseDurationSeconds", 40),
         max_pods: reader.number("maxPods", 110),
         pods_per_core: reader.number("podsPerCore", 0),
+        max_open_files: reader.number("maxOpenFiles", 1_000_000),
         container_runtime_endpoint: reader.text("containerRuntimeEndpoint"),
         image_service_endpoint: reader.text("imageServiceEndpoint"),
         pod_cidr: reader.text("podCIDR"),
         cgroup_root: reader.text("cgroupRoot").unwrap_or_default().trim_matches('/').into(),
+        cgroup_driver: cgroup_driver(&mut reader),
         resolv_conf: reader.file("resolvConf"),
         kube_api_qps: reader.number("kubeAPIQPS", 50),
         kube_api_burst: reader.number("kubeAPIBurst", 100),
@@ -328,6 +334,17 @@ fn limited_swap(reader: &mut Reader<'_>) -> bool {
     }
 }
 
+fn cgroup_driver(reader: &mut Reader<'_>) -> Driver {
+    match reader.text("cgroupDriver").as_deref() {
+        None | Some("cgroupfs") => Driver::Cgroupfs,
+        Some("systemd") => Driver::Systemd,
+        Some(other) => {
+            reader.fault("cgroupDriver", format!("{other:?} is neither cgroupfs nor systemd"));
+            Driver::Cgroupfs
+        }
+    }
+}
+
 fn taints(reader: &mut Reader<'_>) -> Vec<Taint> {
     let Some(written) = reader.get("registerWithTaints").cloned() else { return Vec::new() };
     serde_json::from_value(written).unwrap_or_else(|error| {
@@ -370,6 +387,10 @@ mod tests {
         let configuration = read(&json!({})).unwrap();
         assert_eq!((configuration.port, configuration.max_pods, configuration.node_lease_duration_s), (10250, 110, 40));
         assert_eq!(configuration.node_status_report_frequency, Duration::from_secs(300));
+        assert_eq!(configuration.max_open_files, 1_000_000);
+        assert_eq!(configuration.cgroup_driver, Driver::Cgroupfs);
+        assert_eq!(read(&json!({"cgroupDriver": "systemd"})).unwrap().cgroup_driver, Driver::Systemd);
+        assert!(read(&json!({"cgroupDriver": "upstart"})).is_err());
         assert!(!configuration.authentication.anonymous && configuration.authentication.webhook);
         let Thresholds(thresholds) = configuration.eviction.thresholds;
         let allocatable = Threshold::hard(Signal::AllocatableMemory, Level::Amount(100 << 20));

@@ -32,11 +32,7 @@ impl Job {
         let config = self.sandbox_config(attempt)?;
         let (groups, pod) = (self.context.parts.groups.clone(), self.pod.clone());
         let has_own_cpus = self.context.parts.resources.has_own_cpus(self.uid());
-        let grouped = tokio::task::spawn_blocking(move || {
-            let group = groups.ensure_pod(&pod)?;
-            if has_own_cpus { group.set(&crate::qos::unlimited_cpu()) } else { Ok(()) }
-        });
-        let grouped = grouped.await;
+        let grouped = tokio::task::spawn_blocking(move || groups.ensure_pod(&pod, has_own_cpus)).await;
         grouped.map_err(|error| error.to_string())?.map_err(|error| format!("the pod's control group: {error}"))?;
         let logs = config.log_directory.clone();
         tokio::fs::create_dir_all(&logs).await.map_err(|error| format!("log directory {logs}: {error}"))?;

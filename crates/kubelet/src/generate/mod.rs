@@ -42,6 +42,8 @@ pub struct Config {
     pub paths: Paths,
     /// The group in which the tree of the pods' groups stands (`cgroupRoot`); empty for the root of the hierarchy.
     pub cgroup_root: PathBuf,
+    /// Who makes the groups of that tree.
+    pub cgroup_driver: qos::Driver,
     /// The node.
     pub node: NodeFacts,
     /// The cluster's name service.
@@ -77,6 +79,7 @@ impl Config {
         Self {
             paths,
             cgroup_root: PathBuf::new(),
+            cgroup_driver: qos::Driver::Cgroupfs,
             node,
             dns,
             host_dns: hosts::parse_resolv_conf(&resolver),
@@ -215,7 +218,11 @@ pub fn sandbox_config(
         labels: identity::sandbox_labels(pod),
         annotations: pod.metadata.annotations.clone().into_iter().flatten().collect(),
         linux: Some(v1::LinuxPodSandboxConfig {
-            cgroup_parent: text(&Path::new("/").join(&config.cgroup_root).join(qos::pod_group(pod))),
+            cgroup_parent: text(&Path::new("/").join(qos::place(
+                config.cgroup_driver,
+                &config.cgroup_root,
+                &qos::pod_group(pod),
+            ))),
             security_context: Some(security::sandbox(pod, users)?),
             sysctls: security::sysctls(pod),
             overhead: Some(overhead(config, pod)),

@@ -5,6 +5,7 @@ fn config(root: &Path) -> Config {
     Config {
         paths: Paths { root: root.join("kubelet"), logs: root.join("logs") },
         cgroup_root: "node".into(),
+        cgroup_driver: qos::Driver::Cgroupfs,
         node: NodeFacts { name: "n".into(), memory_bytes: 1 << 30, ..NodeFacts::default() },
         dns: ClusterDns { servers: vec!["10.96.0.10".into()], domain: "cluster.local".into() },
         host_dns: v1::DnsConfig::default(),

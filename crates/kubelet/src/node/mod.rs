@@ -3,6 +3,7 @@
 pub mod certificates;
 pub mod csi_node;
 pub mod describe;
+pub mod disks;
 pub mod eviction;
 pub mod machine;
 pub mod membership;

@@ -7,12 +7,12 @@
 //!      └── above threshold + minimum reclaim ◄──────────────┘        the condition outlasts it by the transition period
 //! ```
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use sys::cgroup::Cgroup;
 
+use super::disks::Places;
 use super::machine::kilobytes;
 use crate::disk::Disk;
 
@@ -31,7 +31,7 @@ pub enum Signal {
     ImageDisk,
     /// `imagefs.inodesFree`.
     ImageInodes,
-    /// `containerfs.available`, bytes. What containers write lies beside the images here.
+    /// `containerfs.available`, bytes.
     ContainerDisk,
     /// `containerfs.inodesFree`.
     ContainerInodes,
@@ -133,24 +133,23 @@ impl Observations {
         self.0[signal as usize] = room;
     }
 
-    /// Measures, with the kubelet's files below `root`, images below `images`, and all pods in the group `pods`: some
-    /// thirty system calls, whatever runs.
-    pub fn measure(root: &Path, images: &Path, pods: &Cgroup) -> Self {
+    /// Measures the disks of these places, with all pods in the group `pods`: some thirty system calls, whatever runs.
+    pub fn measure(places: &Places, pods: &Cgroup) -> Self {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let (node, image) = (disk(root), disk(images));
         let group = pods.stats();
         let mut all = Self::default();
         all.set(Signal::Memory, memory(&text("/proc/meminfo")));
         let limit = group.memory.limit_bytes;
         let left = limit.map(|limit| limit.saturating_sub(group.memory.working_set_bytes));
         all.set(Signal::AllocatableMemory, limit.zip(left).map(|(capacity, available)| Room { capacity, available }));
-        all.set(Signal::NodeDisk, node.map(|(disk, _)| disk));
-        all.set(Signal::NodeInodes, node.and_then(|(_, inodes)| inodes));
-        for (disk, inodes) in
-            [(Signal::ImageDisk, Signal::ImageInodes), (Signal::ContainerDisk, Signal::ContainerInodes)]
-        {
-            all.set(disk, image.map(|(disk, _)| disk));
-            all.set(inodes, image.and_then(|(_, inodes)| inodes));
+        for (place, bytes, inodes) in [
+            (&places.node, Signal::NodeDisk, Signal::NodeInodes),
+            (&places.images, Signal::ImageDisk, Signal::ImageInodes),
+            (&places.containers, Signal::ContainerDisk, Signal::ContainerInodes),
+        ] {
+            let disk = disk(place);
+            all.set(bytes, disk.map(|(bytes, _)| bytes));
+            all.set(inodes, disk.and_then(|(_, inodes)| inodes));
         }
         // A limit on all pods together ends their starts as surely as the machine's.
         let machine = pids(&text("/proc/loadavg"), &text("/proc/sys/kernel/pid_max"));
@@ -159,16 +158,6 @@ impl Observations {
         all.set(Signal::Pids, machine.into_iter().chain(own).min_by_key(|room| room.available));
         all
     }
-}
-
-/// Whether images and the kubelet's files lie on different file systems. What is not there yet counts as its parent.
-pub fn is_dedicated(root: &Path, images: &Path) -> bool {
-    let device = |path: &Path| Some(std::fs::metadata(existing(path)?).ok()?.dev());
-    device(root) != device(images)
-}
-
-fn existing(path: &Path) -> Option<PathBuf> {
-    path.ancestors().find(|path| path.exists()).map(Path::to_owned)
 }
 
 fn memory(meminfo: &str) -> Option<Room> {
@@ -406,11 +395,11 @@ mod tests {
     #[test]
     fn this_machine() {
         let group = sys::cgroup::Hierarchy::detect().unwrap().group("");
-        let all = Observations::measure(Path::new("/var/lib/not/there"), Path::new("/"), &group);
+        let places = Places { node: "/var/lib/not/there".into(), images: "/".into(), containers: "/".into() };
+        let all = Observations::measure(&places, &group);
         let memory = all.get(Signal::Memory).unwrap();
         assert!(memory.available > 0 && memory.available <= memory.capacity);
         assert!(all.get(Signal::NodeDisk).unwrap().capacity > 0 && all.get(Signal::Pids).unwrap().available > 0);
-        assert!(is_dedicated(Path::new("/proc"), Path::new("/")) && !is_dedicated(Path::new("/"), Path::new("/x")));
     }
 
     #[test]

@@ -146,7 +146,7 @@ const CONTAINERS: [ContainerFamily; 4] = [
 ];
 
 #[allow(clippy::cast_precision_loss, reason = "a time in seconds for people and dashboards")]
-fn seconds(nanoseconds: u64) -> f64 {
+pub(super) fn seconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e9
 }
 

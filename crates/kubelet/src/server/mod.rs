@@ -11,6 +11,7 @@
 mod container_logs;
 pub mod health;
 pub mod metrics;
+pub mod others;
 mod query;
 pub mod secure;
 mod stats;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster::{Key, Source};
-use cri::{RuntimeService, v1};
+use cri::{ImageService, RuntimeService, v1};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
@@ -52,6 +53,8 @@ pub struct Api {
     telemetry: Telemetry,
     /// Whose figures `/stats/summary` shows.
     volumes: Option<Arc<Volumes>>,
+    /// Who knows of the disks that it shows.
+    images: Option<Arc<dyn ImageService>>,
     /// Whether it reaches into pods.
     debugging: bool,
     /// The open exec, attach and port-forward sessions.
@@ -110,6 +113,7 @@ impl Api {
             configuration: Arc::default(),
             telemetry: Telemetry::default(),
             volumes: None,
+            images: None,
             debugging: true,
             streams: TaskTracker::new(),
         }
@@ -146,6 +150,12 @@ impl Api {
         Self { volumes: Some(volumes), ..self }
     }
 
+    /// With the runtime's disks in `/stats/summary`.
+    #[must_use]
+    pub fn with_images(self, images: Arc<dyn ImageService>) -> Self {
+        Self { images: Some(images), ..self }
+    }
+
     /// Answers one request. Sessions it opens live on after it.
     pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let answered = self.route(request).await;
@@ -177,6 +187,9 @@ impl Api {
                 let mut summary = stats::summary(&*self.runtime, &self.node).await?;
                 if let Some(volumes) = &self.volumes {
                     stats::add_volumes(&mut summary, volumes, self.source.store()).await;
+                }
+                if let Some(images) = &self.images {
+                    stats::add_disks(&mut summary, &self.paths.root, &**images).await;
                 }
                 Ok(json_body(&summary))
             }

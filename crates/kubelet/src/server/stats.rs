@@ -1,11 +1,14 @@
 //! What pods use, in the forms that metrics-server and Prometheus read.
 
+use std::path::Path;
+
 use cluster::Store;
-use cri::{Error, RuntimeService, v1};
+use cri::{Error, ImageService, RuntimeService, v1};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sys::cgroup::Pressure;
 
+use crate::disk::Disk;
 use crate::generate::label;
 use crate::volumes::{Usage, VolumeStats, Volumes};
 
@@ -40,6 +43,35 @@ pub(super) async fn add_volumes(summary: &mut Value, volumes: &Volumes, store: &
         }
     });
     futures_util::future::join_all(asked).await;
+}
+
+/// Adds how full the node's disks are: the kubelet's below `root`, and those that its runtime tells of. The first of each kind
+/// counts, as upstream has it.
+pub(super) async fn add_disks(summary: &mut Value, root: &Path, images: &dyn ImageService) {
+    let node = &mut summary["node"];
+    node["fs"] = disk(root, None).into();
+    let Ok(told) = images.image_fs_info(v1::ImageFsInfoRequest::default()).await else { return };
+    let first = |systems: &[v1::FilesystemUsage]| {
+        let system = systems.first()?;
+        disk(Path::new(&system.fs_id.as_ref()?.mountpoint), Some(system))
+    };
+    let of_images = first(&told.image_filesystems);
+    let of_containers = first(&told.container_filesystems).or_else(|| of_images.clone());
+    node["runtime"] = json!({"imageFs": of_images, "containerFs": of_containers});
+}
+
+/// A disk, and how much of it somebody uses; none says that it is all that is used.
+fn disk(path: &Path, by: Option<&v1::FilesystemUsage>) -> Option<Value> {
+    let disk = Disk::to_hold(path)?;
+    let has_inodes = disk.inodes > 0;
+    let used = by.map_or(Some(disk.used()), |by| number(&by.used_bytes));
+    let inodes_used = || disk.inodes.saturating_sub(disk.inodes_free);
+    let inodes_used = by.map_or_else(|| has_inodes.then(inodes_used), |by| number(&by.inodes_used));
+    Some(json!({
+        "time": now(), "availableBytes": disk.available, "capacityBytes": disk.capacity, "usedBytes": used,
+        "inodesFree": has_inodes.then_some(disk.inodes_free), "inodes": has_inodes.then_some(disk.inodes),
+        "inodesUsed": inodes_used,
+    }))
 }
 
 fn volume(stats: &VolumeStats) -> Value {

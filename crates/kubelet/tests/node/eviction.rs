@@ -53,6 +53,7 @@ fn keep(node: &Node, thresholds: Vec<Threshold>) -> (AbortOnDropHandle<()>, watc
         groups: node.groups.clone(),
         paths: node.paths(),
         image_root: node.path("images"),
+        container_root: node.path("images"),
         node: "n".to_owned(),
         metrics: Arc::default(),
         policy,

@@ -6,7 +6,7 @@
 //! ```
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,11 +28,13 @@ use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::server::Api;
 use kubelet::server::metrics::{ContainerMetrics, Telemetry};
+use kubelet::server::others::Statistics;
 use kubelet::volumes::{CSI_CALL_WITHIN, Volumes, VolumesConfig};
 use kubelet::{Kubelet, generate};
 use pod::quantity::Quantity;
 use proxy::Proxy;
 use runtime::Runtime;
+use sys::cgroup::Hierarchy;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +55,8 @@ pub(super) struct Config {
     pub(super) dns: ClusterDns,
     /// The group in which the pods' groups stand; empty for the root of the hierarchy.
     pub(super) cgroup_root: PathBuf,
+    /// Who makes them, where the runtime does not tell.
+    pub(super) cgroup_driver: qos::Driver,
     /// What is given to containers whole.
     pub(super) policies: Policies,
     pub(super) pods: PodRules,
@@ -114,8 +118,9 @@ impl Agent {
     /// Writes the service rules, then adopts the pods that run and starts those that do not.
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
         let paths = config.paths();
-        let groups = groups_of_pods(&config)?;
-        let kubelet_config = kubelet_config(&config, &base, &groups);
+        let driver = driver_of_groups(&config, &base);
+        let groups = groups_of_pods(&config, driver)?;
+        let kubelet_config = kubelet_config(&config, driver, &base, &groups);
         let proxy = config.proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
         let metrics: Arc<Metrics> = Arc::default();
         let given = resources::Config { policies: config.policies, ..resources::Config::plain(paths.root.clone()) };
@@ -127,6 +132,7 @@ impl Agent {
         let plugins = Registry::start(&paths.plugins_registry(), handlers)?;
         let kubelet_api = Api::new(source.clone(), base.runtime.clone(), paths, &config.facts.name);
         let kubelet_api = kubelet_api.with_telemetry(telemetry(&base, &groups, &metrics)).with_volumes(volumes.clone());
+        let kubelet_api = kubelet_api.with_images(base.image_service.clone());
         let parts = kubelet::Parts {
             source: source.clone(),
             runtime: base.runtime.clone(),
@@ -197,6 +203,7 @@ impl Agent {
             groups: self.groups.clone(),
             paths: Paths { root: self.layout.kubelet_root.clone(), logs: self.layout.pod_logs.clone() },
             image_root: self.base.image_root.clone(),
+            container_root: self.base.container_root.clone(),
             node: node.to_owned(),
             metrics: self.metrics.clone(),
             policy,
@@ -253,11 +260,23 @@ async fn be_thrifty(mut changes: watch::Receiver<u64>) {
     }
 }
 
+/// Who makes the pods' groups: whoever makes those of their containers, as upstream has it.
+fn driver_of_groups(config: &Config, base: &Base) -> qos::Driver {
+    let Some(told) = base.cgroup_driver else { return config.cgroup_driver };
+    if told != config.cgroup_driver {
+        tracing::info!(runtime = ?told, configured = ?config.cgroup_driver, "the runtime decides who makes control groups");
+    }
+    told
+}
+
 /// The tree of the pods' groups, in a group that has to exist as upstream wants it: a name that is misspelt shows.
-fn groups_of_pods(config: &Config) -> anyhow::Result<Tree> {
+fn groups_of_pods(config: &Config, driver: qos::Driver) -> anyhow::Result<Tree> {
     let (root, rules) = (&config.cgroup_root, &config.pods);
-    let hierarchy = sys::cgroup::Hierarchy::detect()?;
-    if !hierarchy.group(root).exists() {
+    let hierarchy = match driver {
+        qos::Driver::Cgroupfs => Hierarchy::detect()?,
+        qos::Driver::Systemd => Hierarchy::whole(Path::new("/sys/fs/cgroup"))?,
+    };
+    if !hierarchy.group(qos::place(driver, root, "")).exists() {
         bail!("the control group {root:?} does not exist; make it, or change `cgroupRoot`");
     }
     for group in &rules.enforced {
@@ -266,16 +285,17 @@ fn groups_of_pods(config: &Config) -> anyhow::Result<Tree> {
         kept.with_context(|| format!("keep the group of `{field}` to what is reserved for it"))?;
     }
     let cpu_milli = config.facts.allocatable.get("cpu").copied().map_or(0, Quantity::milli);
-    let groups = Tree::new(hierarchy, rules.limits.clone()).below(root);
+    let groups = Tree::new(hierarchy, rules.limits.clone()).below(root).by(driver);
     groups.ensure_roots(cpu_milli, rules.memory_bytes).context("make the control groups of pods")?;
     Ok(groups)
 }
 
-fn kubelet_config(config: &Config, base: &Base, groups: &Tree) -> kubelet::Config {
+fn kubelet_config(config: &Config, driver: qos::Driver, base: &Base, groups: &Tree) -> kubelet::Config {
     let (facts, dns, pods) = (config.facts.clone(), config.dns.clone(), &config.pods);
     kubelet::Config {
         generate: generate::Config {
             cgroup_root: config.cgroup_root.clone(),
+            cgroup_driver: driver,
             seccomp_default: pods.seccomp_default,
             rules: pods.limits.clone(),
             shared_swap_bytes: pods.shared_swap_bytes,
@@ -299,9 +319,11 @@ fn volumes_config(paths: &Paths, facts: &NodeFacts) -> VolumesConfig {
 
 /// What the kubelet's API tells of its work, and of containers: those of another runtime are that one's to measure.
 fn telemetry(base: &Base, groups: &Tree, metrics: &Arc<Metrics>) -> Telemetry {
-    let containers = base.own().ok().map(|own| Containers { runtime: own.runtime.clone(), groups: groups.clone() });
-    let containers = containers.map(|one| Arc::new(one) as Arc<dyn ContainerMetrics>);
-    Telemetry { metrics: metrics.clone(), containers, ..Telemetry::default() }
+    let containers: Arc<dyn ContainerMetrics> = match base.own() {
+        Ok(own) => Arc::new(Containers { runtime: own.runtime.clone(), groups: groups.clone() }),
+        Err(_) => Arc::new(Statistics(base.runtime.clone())),
+    };
+    Telemetry { metrics: metrics.clone(), containers: Some(containers), ..Telemetry::default() }
 }
 
 /// What an ending pod waits for before its containers hear of it.

@@ -54,6 +54,7 @@ impl Alone {
             facts: node_status::facts(&config, &machine),
             dns: ClusterDns { servers: vec![settings.dns.to_string()], domain: settings.domain.clone() },
             cgroup_root: PathBuf::new(),
+            cgroup_driver: qos::Driver::Cgroupfs,
             policies: Policies::default(),
             pods: agent::PodRules { limits: qos::Rules::of_machine(), ..agent::PodRules::default() },
             resolv_conf: None,

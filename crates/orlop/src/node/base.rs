@@ -12,6 +12,7 @@ use image::Images;
 use image::credentials::Credentials;
 use kubelet::configuration::{ImageGc, LogLimits};
 use kubelet::node::eviction::Reclaim;
+use kubelet::qos::Driver;
 use kubelet::upkeep::{self, Upkeep};
 use network::Network;
 use runtime::{ImageServer, Runtime};
@@ -63,8 +64,12 @@ pub(crate) struct Base {
     /// That program's socket.
     other: PathBuf,
     pub(super) identity: Identity,
+    /// Who makes the control groups of containers; none where it does not tell.
+    pub(super) cgroup_driver: Option<Driver>,
     /// Where images are.
     pub(super) image_root: PathBuf,
+    /// Where what containers write is.
+    pub(super) container_root: PathBuf,
     /// What it does for clients beyond an answer.
     pub(super) tasks: Tasks,
     /// Nobody is served any more.
@@ -130,7 +135,9 @@ impl Base {
             own: Some(Own { images, network, runtime, image_server, cri }),
             other: PathBuf::new(),
             identity: Identity { name: "orlop".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+            cgroup_driver: Some(Driver::Cgroupfs),
             image_root: layout.images(),
+            container_root: layout.images(),
             tasks: Tasks::default(),
             stopped,
             collector: collector.map(tokio::spawn),
@@ -139,7 +146,8 @@ impl Base {
 
     /// Connects to another runtime, which may still be starting itself.
     pub(crate) async fn connect(settings: &Settings, endpoint: &Endpoint) -> anyhow::Result<Self> {
-        let Services { runtime, images, identity, image_root } = foreign::connect(endpoint).await?;
+        let Services { runtime, images, identity, cgroup_driver, image_root, container_root } =
+            foreign::connect(endpoint).await?;
         format::note(&settings.layout)?;
         let upkeep = Upkeep {
             runtime: runtime.clone(),
@@ -154,7 +162,9 @@ impl Base {
             own: None,
             other: endpoint.runtime.clone(),
             identity,
+            cgroup_driver,
             image_root,
+            container_root,
             tasks: Tasks::default(),
             stopped: CancellationToken::new(),
             collector: Some(tokio::spawn(upkeep.run())),

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use cri::{Client, ImageService as _, RuntimeService as _, v1};
+use kubelet::qos::Driver;
 use tokio::time::Instant;
 
 use super::base::Identity;
@@ -28,14 +29,18 @@ pub(super) struct Services {
     pub(super) runtime: Arc<Client>,
     pub(super) images: Arc<Client>,
     pub(super) identity: Identity,
+    /// Who makes its control groups; older runtimes do not know the question.
+    pub(super) cgroup_driver: Option<Driver>,
     /// Where the images are; an empty path where it does not tell.
     pub(super) image_root: PathBuf,
+    /// Where what containers write is; where the images are, where it does not tell.
+    pub(super) container_root: PathBuf,
 }
 
 /// Waits until it answers.
 ///
 /// # Errors
-/// It does not, or makes its control groups in another way than this node.
+/// It does not.
 pub(super) async fn connect(endpoint: &Endpoint) -> anyhow::Result<Services> {
     let runtime = Arc::new(Client::new(&endpoint.runtime)?);
     let images =
@@ -44,19 +49,19 @@ pub(super) async fn connect(endpoint: &Endpoint) -> anyhow::Result<Services> {
     let identity = Identity { name: told.runtime_name, version: told.runtime_version };
     tracing::info!(name = identity.name, version = identity.version, "pods run on another runtime");
     let asked = runtime.runtime_config(v1::RuntimeConfigRequest::default()).await;
-    // Older runtimes do not know the question.
-    let driver = asked.ok().and_then(|config| config.linux).map(|linux| linux.cgroup_driver());
-    if driver == Some(v1::CgroupDriver::Systemd) {
-        bail!(
-            "{} makes control groups by systemd, this node makes them itself; set `SystemdCgroup = false` for its runtimes \
-             (CRI-O: `cgroup_manager = \"cgroupfs\"`) and restart it",
-            endpoint.runtime.display()
-        );
-    }
-    let told = images.image_fs_info(v1::ImageFsInfoRequest::default()).await;
-    let places = told.map(|told| told.image_filesystems).unwrap_or_default();
-    let image_root = places.into_iter().find_map(|place| Some(place.fs_id?.mountpoint.into())).unwrap_or_default();
-    Ok(Services { runtime, images, identity, image_root })
+    let cgroup_driver = asked.ok().and_then(|config| config.linux).map(|linux| match linux.cgroup_driver() {
+        v1::CgroupDriver::Systemd => Driver::Systemd,
+        v1::CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+    });
+    let told = images.image_fs_info(v1::ImageFsInfoRequest::default()).await.unwrap_or_default();
+    let image_root = place_of(told.image_filesystems).unwrap_or_default();
+    // Upstream takes the first of each list, too.
+    let container_root = place_of(told.container_filesystems).unwrap_or_else(|| image_root.clone());
+    Ok(Services { runtime, images, identity, cgroup_driver, image_root, container_root })
+}
+
+fn place_of(systems: Vec<v1::FilesystemUsage>) -> Option<PathBuf> {
+    systems.into_iter().find_map(|system| Some(system.fs_id?.mountpoint.into()))
 }
 
 async fn version(client: &Client, socket: &Path) -> anyhow::Result<v1::VersionResponse> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::base::Forked;
 use super::member::Member;
-use super::process::{Signals, seal, threads};
+use super::process::{Signals, open_files, seal, threads};
 use super::settings::MemberSettings;
 use super::{api, format, logging, notify, socket};
 use crate::args::{MemberOptions, Places};
@@ -24,6 +24,7 @@ pub(crate) fn run(places: &Places, options: &MemberOptions) -> anyhow::Result<Ex
     let layout = &settings.node.layout;
     let _locks = format::take(layout)?;
     let forked = Forked::new()?;
+    open_files(settings.configuration.max_open_files);
     let threads = threads()?;
     let served = threads.block_on(serve(&settings, forked));
     threads.shutdown_background();

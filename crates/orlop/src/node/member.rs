@@ -330,6 +330,7 @@ fn agent_config(
         facts: node_status::facts(node, machine),
         dns: ClusterDns { servers, domain: configuration.cluster_domain.clone() },
         cgroup_root: configuration.cgroup_root.clone(),
+        cgroup_driver: configuration.cgroup_driver,
         policies: policies(configuration, node, machine),
         pods: pod_rules(configuration, node, machine),
         resolv_conf: configuration.resolv_conf.clone(),

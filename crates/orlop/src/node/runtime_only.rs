@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::base::{self, Base, Forked};
-use super::process::{Signals, seal, threads};
+use super::process::{OPEN_FILES, Signals, open_files, seal, threads};
 use super::settings::Settings;
 use super::{format, logging, notify};
 use crate::args::{NodeOptions, Places};
@@ -19,6 +19,7 @@ pub(crate) fn run(places: &Places, options: &NodeOptions) -> anyhow::Result<Exit
     let layout = &settings.layout;
     let _locks = format::take(layout)?;
     let forked = Forked::new()?;
+    open_files(OPEN_FILES);
     let threads = threads()?;
     let served = threads.block_on(serve(&settings, forked));
     threads.shutdown_background();

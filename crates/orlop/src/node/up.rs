@@ -13,7 +13,7 @@ use super::alone::Alone;
 use super::base::Forked;
 use super::detach::{self, Waiter};
 use super::lock::Lock;
-use super::process::{Signals, seal, threads};
+use super::process::{OPEN_FILES, Signals, open_files, seal, threads};
 use super::settings::UpSettings;
 use super::{api, format, logging, notices};
 use crate::args::{Arguments, Command, Places, UpOptions};
@@ -49,6 +49,7 @@ fn live(settings: &UpSettings, options: &UpOptions, waiter: &mut Waiter) -> anyh
     let layout = &settings.node.layout;
     let _locks = format::take(layout)?;
     let forked = Forked::new()?;
+    open_files(OPEN_FILES);
     let threads = threads()?;
     let outcome = threads.block_on(serve(settings, options, forked, waiter));
     // A path that hangs for ever must not keep the node from ending.

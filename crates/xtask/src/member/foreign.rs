@@ -131,6 +131,7 @@ impl Guest {
         ensure!(said.trim() == "ahoy", "the log is {said:?}");
         let told = self.kubectl(&["exec", "guest", "--", "cat", "/settings/word"])?;
         ensure!(told == "ahoy", "exec says {told:?}");
+        self.told_of()?;
         self.node.kill()?;
         self.node.wait()?;
         self.node = spawn(&self.stage, &self.plane)?;
@@ -144,7 +145,29 @@ impl Guest {
         self.kubectl(&["delete", "pod", "guest", "--wait=false"])?;
         wait("the pod is gone", SOON, || Ok(self.find("pod", "guest").is_none().then_some(())))?;
         self.containerd.check()?;
-        Ok("logs, exec, a restart by the next daemon, deletion".to_owned())
+        Ok("logs, exec, metrics, a restart by the next daemon, deletion".to_owned())
+    }
+
+    /// What dashboards show of the container and the node's disks.
+    fn told_of(&self) -> anyhow::Result<()> {
+        let asked = |path: &str| self.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{NODE}/proxy/{path}")]);
+        for family in ["container_cpu_usage_seconds_total", "container_memory_working_set_bytes"] {
+            let beginning = format!("{family}{{container=\"c\"");
+            wait(&format!("metrics/cadvisor has {beginning}"), SOON, || {
+                Ok(asked("metrics/cadvisor")?.lines().any(|line| line.starts_with(&beginning)).then_some(()))
+            })?;
+        }
+        let summary: Value = serde_json::from_str(&asked("stats/summary")?)?;
+        for disk in
+            [&summary["node"]["fs"], &summary["node"]["runtime"]["imageFs"], &summary["node"]["runtime"]["containerFs"]]
+        {
+            ensure!(
+                disk["capacityBytes"].as_u64() > Some(0),
+                "no disk in the summary of the node: {}",
+                summary["node"]
+            );
+        }
+        Ok(())
     }
 
     fn find(&self, kind: &str, name: &str) -> Option<Value> {

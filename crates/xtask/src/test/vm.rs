@@ -49,8 +49,11 @@ const SKIP: &[(&str, &str)] = &[("keeper root", "gigabyte"), ("sys sys", "fuzz")
 
 /// Files that a program needs there.
 type Files = fn() -> anyhow::Result<Vec<PathBuf>>;
-const FILES: &[(&str, Files)] =
-    &[("oci systemd", || Ok(vec![testkit::debian::managed_disk()?, testkit::go::build(&testkit::go::RUNC)?]))];
+const FILES: &[(&str, Files)] = &[("oci systemd", with_systemd), ("kubelet slices", with_systemd)];
+
+fn with_systemd() -> anyhow::Result<Vec<PathBuf>> {
+    Ok(vec![testkit::debian::managed_disk()?, testkit::go::build(&testkit::go::RUNC)?])
+}
 
 /// Programs that need packages of a distribution, or files of the workspace.
 const NEVER: &[&str] = &["oci callers", "orlop past"];

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use super::usage::{self, Stored};
-use super::{GRACE_S, Parts, REASON, message};
+use super::{Disks, Files, GRACE_S, Parts, REASON, message};
 use crate::Ending;
 use crate::admission::is_critical;
 use crate::context::uid_of;
@@ -59,13 +59,13 @@ impl Limits {
     }
 
     /// What is exceeded, as upstream counts it, and a message; in upstream's order.
-    fn exceeded(&self, stored: &Stored, dedicated: bool) -> Option<(&'static str, String)> {
+    fn exceeded(&self, stored: &Stored, disks: Disks) -> Option<(&'static str, String)> {
         let volume = |(name, written, bytes): &(String, String, u64)| {
             let exceeds = stored.volumes.get(name)?.bytes > *bytes;
             exceeds.then(|| ("emptydirfs.limit", message::volume_exceeds(name, written)))
         };
         let container = |(name, written, bytes): &(String, String, u64)| {
-            let exceeds = stored.of_container(name, dedicated) > *bytes;
+            let exceeds = stored.of_container(name, disks) > *bytes;
             exceeds.then(|| ("ephemeralcontainerfs.limit", message::container_exceeds(name, written)))
         };
         let pod = self.pod.filter(|bytes| stored.bytes() > *bytes);
@@ -74,13 +74,13 @@ impl Limits {
     }
 
     /// How many bytes can be written before anything is exceeded.
-    fn headroom(&self, stored: &Stored, dedicated: bool) -> u64 {
+    fn headroom(&self, stored: &Stored, disks: Disks) -> u64 {
         let volumes = self
             .volumes
             .iter()
             .map(|(name, _, limit)| limit.saturating_sub(stored.volumes.get(name).map_or(0, |volume| volume.bytes)));
         let containers = self.containers.iter();
-        let containers = containers.map(|(name, _, limit)| limit.saturating_sub(stored.of_container(name, dedicated)));
+        let containers = containers.map(|(name, _, limit)| limit.saturating_sub(stored.of_container(name, disks)));
         let pod = self.pod.map(|limit| limit.saturating_sub(stored.bytes()));
         volumes.chain(containers).chain(pod).min().unwrap_or(u64::MAX)
     }
@@ -93,8 +93,9 @@ fn limited(name: &str, written: &str) -> Option<(String, String, u64)> {
 
 impl Stored {
     /// What a container has written, unless that has a disk of its own, and its logs.
-    fn of_container(&self, name: &str, dedicated: bool) -> u64 {
-        self.containers.get(name).map_or(0, |(written, logs)| logs.bytes + if dedicated { 0 } else { written.bytes })
+    fn of_container(&self, name: &str, disks: Disks) -> u64 {
+        let is_nodes = disks.share(Files::Written, Files::Node);
+        self.containers.get(name).map_or(0, |(written, logs)| logs.bytes + if is_nodes { written.bytes } else { 0 })
     }
 }
 
@@ -137,14 +138,14 @@ pub(super) async fn keep_limits(parts: &Parts) {
         let mut pods = parts.kubelet.active_pods();
         pods.retain(|pod| !is_critical(pod) && pod.metadata.deletion_timestamp.is_none());
         known.retain(|uid, _| pods.iter().any(|pod| uid_of(pod) == uid));
-        let dedicated = super::is_dedicated(&parts.paths.root, &parts.image_root);
+        let disks = parts.places().disks();
         for pod in pods {
             let Some(limits) = Limits::of(&pod) else { continue };
-            let left = parts.left(dedicated);
+            let left = parts.left(disks);
             let before = known.get(uid_of(&pod));
             if before.is_none_or(|looked| looked.is_due(Instant::now(), left, parts.look_every)) {
                 let since = before.and_then(|looked| looked.wanted_since).unwrap_or_else(now_ns);
-                let looked = look(parts, &pod, &limits, dedicated, (left, since)).await;
+                let looked = look(parts, &pod, &limits, disks, (left, since)).await;
                 known.insert(uid_of(&pod).to_owned(), looked);
             }
         }
@@ -152,10 +153,10 @@ pub(super) async fn keep_limits(parts: &Parts) {
 }
 
 /// Looks at a pod, with `left` on the disks; measurements from before `since` are too old.
-async fn look(parts: &Parts, pod: &Pod, limits: &Limits, dedicated: bool, (left, since): (u64, u128)) -> Looked {
+async fn look(parts: &Parts, pod: &Pod, limits: &Limits, disks: Disks, (left, since): (u64, u128)) -> Looked {
     let begun = Instant::now();
     let stored = usage::stored(&*parts.runtime, &parts.paths, pod, usage::WALK_ONE).await;
-    if let Some((signal, message)) = limits.exceeded(&stored, dedicated) {
+    if let Some((signal, message)) = limits.exceeded(&stored, disks) {
         let ending = Ending { reason: REASON, message, grace_s: GRACE_S, disrupted: false };
         parts.evict(pod, ending, BTreeMap::new());
         parts.metrics.evicted(signal);
@@ -163,7 +164,7 @@ async fn look(parts: &Parts, pod: &Pod, limits: &Limits, dedicated: bool, (left,
     let is_old = stored.measured_at.is_none_or(|at| i128::from(at).unsigned_abs() < since);
     let wanted_since = is_old.then_some(since);
     let cost = begun.elapsed() + ENTRY * u32::try_from(stored.inodes_of_containers()).unwrap_or(u32::MAX);
-    Looked { at: begun, cost, wanted_since, headroom: limits.headroom(&stored, dedicated), left }
+    Looked { at: begun, cost, wanted_since, headroom: limits.headroom(&stored, disks), left }
 }
 
 fn now_ns() -> u128 {
@@ -172,9 +173,9 @@ fn now_ns() -> u128 {
 
 impl Parts {
     /// What is left of the disks that pods write to, together.
-    fn left(&self, dedicated: bool) -> u64 {
-        let images = dedicated.then_some(&self.image_root);
-        [Some(&self.paths.root), images]
+    fn left(&self, disks: Disks) -> u64 {
+        let written = (!disks.share(Files::Written, Files::Node)).then_some(&self.container_root);
+        [Some(&self.paths.root), written]
             .into_iter()
             .flatten()
             .map(|path| Disk::of(path).map_or(0, |disk| disk.free))
@@ -187,6 +188,7 @@ mod tests {
     use serde_json::json;
     use sys::tree::Totals;
 
+    use super::super::super::disks::tests::{DEDICATED, SPLIT};
     use super::*;
 
     fn limits() -> Limits {
@@ -219,21 +221,22 @@ mod tests {
 
     #[test]
     fn each_limit_is_kept() {
-        let check = |stored: Stored, dedicated, expect: Option<&str>| {
-            let found = limits().exceeded(&stored, dedicated);
+        let check = |stored: Stored, disks: Disks, expect: Option<&str>| {
+            let found = limits().exceeded(&stored, disks);
             assert_eq!(found.as_ref().map(|(_, text)| text.split(' ').next().unwrap()), expect, "{found:?}");
         };
-        check(stored((60, 40), 20, 30), false, None);
-        check(stored((0, 0), 0, 31), false, Some("Usage"));
-        check(stored((100, 0), 50, 1), false, Some("Pod"));
-        check(stored((60, 41), 0, 0), false, Some("Container"));
-        check(stored((60, 41), 0, 0), true, None);
+        check(stored((60, 40), 20, 30), Disks::ONE, None);
+        check(stored((0, 0), 0, 31), Disks::ONE, Some("Usage"));
+        check(stored((100, 0), 50, 1), Disks::ONE, Some("Pod"));
+        check(stored((60, 41), 0, 0), Disks::ONE, Some("Container"));
+        check(stored((60, 41), 0, 0), DEDICATED, None);
+        check(stored((60, 41), 0, 0), SPLIT, Some("Container"));
     }
 
     #[test]
     fn the_nearest_limit_is_what_counts() {
-        assert_eq!(limits().headroom(&stored((0, 0), 0, 0), false), 30);
-        assert_eq!(limits().headroom(&stored((90, 0), 45, 5), false), 5);
+        assert_eq!(limits().headroom(&stored((0, 0), 0, 0), Disks::ONE), 30);
+        assert_eq!(limits().headroom(&stored((90, 0), 45, 5), Disks::ONE), 5);
     }
 
     #[test]

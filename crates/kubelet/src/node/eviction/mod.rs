@@ -28,9 +28,8 @@ use pod::eviction::{self, Candidate};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::pressure::{
-    Observations, Policy, Pressures, Resource, Signal, Threshold, Thresholds, Watcher, is_dedicated,
-};
+use super::disks::{Disks, Files, Places};
+use super::pressure::{Observations, Policy, Pressures, Resource, Signal, Threshold, Thresholds, Watcher};
 use crate::admission::is_critical;
 use crate::context::{name_of, uid_of};
 use crate::metrics::Metrics;
@@ -66,8 +65,10 @@ pub struct Parts {
     pub groups: Tree,
     /// The kubelet's files: `nodefs`.
     pub paths: Paths,
-    /// Images and what containers write: `imagefs`.
+    /// Images: `imagefs`.
     pub image_root: PathBuf,
+    /// What containers write: `containerfs`.
+    pub container_root: PathBuf,
     /// The node's name.
     pub node: String,
     /// Where evictions are counted.
@@ -123,7 +124,7 @@ impl Kind {
 }
 
 async fn keep_thresholds(parts: &Parts, kind: Kind) {
-    let Thresholds(thresholds) = parts.policy.thresholds.clone();
+    let Thresholds(thresholds) = parts.places().disks().completed(&parts.policy.thresholds);
     let own: Vec<Threshold> = thresholds.into_iter().filter(|one| Kind::of(one.signal) == kind).collect();
     if own.is_empty() {
         return std::future::pending().await;
@@ -165,7 +166,12 @@ impl Evicted {
 
 impl Parts {
     fn measure(&self) -> Observations {
-        Observations::measure(&self.paths.root, &self.image_root, &self.groups.root())
+        Observations::measure(&self.places(), &self.groups.root())
+    }
+
+    fn places(&self) -> Places {
+        let (images, containers) = (self.image_root.clone(), self.container_root.clone());
+        Places { node: self.paths.root.clone(), images, containers }
     }
 
     /// Gives back what nobody uses; if that is not enough, ends the pod that goes first.
@@ -176,11 +182,11 @@ impl Parts {
             let message = format!("Attempting to reclaim {}", resource.name());
             self.source.event(event_about(&*node, EventKind::Warning, "EvictionThresholdMet", message, "kubelet"));
         }
-        let dedicated = is_dedicated(&self.paths.root, &self.image_root);
-        if self.reclaim(threshold.signal, dedicated).await && watcher.is_relieved(&self.measure()) {
+        let disks = self.places().disks();
+        if self.reclaim(threshold.signal, disks).await && watcher.is_relieved(&self.measure()) {
             return None;
         }
-        let Some((pod, stored)) = self.first(threshold.signal, dedicated).await else {
+        let Some((pod, stored)) = self.first(threshold.signal, disks).await else {
             tracing::warn!(resource = resource.name(), "the node runs short, and there is no pod to evict");
             return None;
         };
@@ -194,17 +200,20 @@ impl Parts {
     }
 
     /// Removes what nobody uses of what is short; whether there was anything to look for.
-    async fn reclaim(&self, signal: Signal, dedicated: bool) -> bool {
-        let is_images = !matches!(signal, Signal::NodeDisk | Signal::NodeInodes);
-        // Of a disk of its own, images give nothing back to the node's.
-        if matches!(signal.resource(), Resource::Memory | Resource::Pids) || (dedicated && !is_images) {
-            return false;
+    async fn reclaim(&self, signal: Signal, disks: Disks) -> bool {
+        let [written, images] = [Files::Written, Files::Images].map(|files| disks.hold(signal, files));
+        let mut outcomes = Vec::new();
+        // Containers first: images that nobody else uses go with them.
+        if written {
+            outcomes.push(self.remove_dead_containers().await);
         }
-        let outcomes = [self.remove_dead_containers().await, self.reclaim.unused_images().await];
+        if images {
+            outcomes.push(self.reclaim.unused_images().await);
+        }
         for message in outcomes.into_iter().filter_map(Result::err) {
             tracing::warn!(message, "not everything that nobody uses could be removed");
         }
-        true
+        written || images
     }
 
     /// Containers of pods that have ended, which are kept for their logs.
@@ -217,7 +226,7 @@ impl Parts {
     }
 
     /// The pod that goes first, with what it stores if that is what is short.
-    async fn first(&self, signal: Signal, dedicated: bool) -> Option<(Arc<Pod>, Stored)> {
+    async fn first(&self, signal: Signal, disks: Disks) -> Option<(Arc<Pod>, Stored)> {
         let mut pods = self.kubelet.active_pods();
         pods.retain(|pod| !is_critical(pod) && pod.metadata.deletion_timestamp.is_none());
         let stored = match signal.resource() {
@@ -225,21 +234,20 @@ impl Parts {
             Resource::Memory | Resource::Pids => BTreeMap::new(),
         };
         let of = |pod: &Pod| stored.get(uid_of(pod)).cloned().unwrap_or_default();
-        let candidates: Vec<Candidate> =
-            pods.iter().map(|pod| self.candidate(pod, signal, dedicated, &of(pod))).collect();
+        let candidates: Vec<Candidate> = pods.iter().map(|pod| self.candidate(pod, signal, disks, &of(pod))).collect();
         let pod = pods.get(eviction::first(&candidates)?)?.clone();
         let stored = of(&pod);
         Some((pod, stored))
     }
 
-    fn candidate(&self, pod: &Pod, signal: Signal, dedicated: bool, stored: &Stored) -> Candidate {
+    fn candidate(&self, pod: &Pod, signal: Signal, disks: Disks, stored: &Stored) -> Candidate {
         let group = || self.groups.pod(pod).stats();
         let asked = |name| u64::try_from(qos::of_pod(pod, name, List::Requests).units()).unwrap_or(0);
         let (usage, request) = match signal.resource() {
             Resource::Memory => (group().memory.working_set_bytes, Some(asked("memory"))),
-            Resource::Disk => (stored.counted(signal, dedicated).bytes, Some(asked("ephemeral-storage"))),
+            Resource::Disk => (stored.counted(signal, disks).bytes, Some(asked("ephemeral-storage"))),
             // No pod can ask for these.
-            Resource::Inodes => (stored.counted(signal, dedicated).inodes, Some(0)),
+            Resource::Inodes => (stored.counted(signal, disks).inodes, Some(0)),
             Resource::Pids => (group().pids.count, None),
         };
         Candidate { priority: pod::spec::of(pod).priority.unwrap_or(0), usage, request }

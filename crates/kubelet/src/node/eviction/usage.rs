@@ -11,6 +11,7 @@ use cri::{Error, RuntimeService, v1};
 use k8s_openapi::api::core::v1::Pod;
 use sys::tree::{Dir, Totals};
 
+use super::super::disks::{Disks, Files};
 use super::super::pressure::Signal;
 use crate::context::uid_of;
 use crate::generate::label;
@@ -28,18 +29,18 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// What counts where a signal is short: on a disk of their own, images and what containers write count for that alone.
-    pub(super) fn counted(&self, signal: Signal, dedicated: bool) -> Totals {
-        let is_images = !matches!(signal, Signal::NodeDisk | Signal::NodeInodes);
-        let written = self.containers.values().map(|(written, _)| written).filter(|_| !dedicated || is_images);
+    /// What counts where a signal is short: what is on the disk that it is about.
+    pub(super) fn counted(&self, signal: Signal, disks: Disks) -> Totals {
+        let [counts_written, counts_others] = [Files::Written, Files::Node].map(|files| disks.hold(signal, files));
+        let written = self.containers.values().map(|(written, _)| written).filter(|_| counts_written);
         let logs = self.containers.values().map(|(_, logs)| logs);
-        let others = logs.chain(self.volumes.values()).filter(|_| !dedicated || !is_images);
+        let others = logs.chain(self.volumes.values()).filter(|_| counts_others);
         sum(written.chain(others))
     }
 
     /// All of it.
     pub(super) fn bytes(&self) -> u64 {
-        self.counted(Signal::NodeDisk, false).bytes
+        self.counted(Signal::NodeDisk, Disks::ONE).bytes
     }
 
     /// How many files the containers have written.
@@ -185,6 +186,7 @@ pub(super) async fn remove_containers_of(runtime: &dyn RuntimeService, uids: &[S
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::disks::tests::{DEDICATED, SPLIT};
     use super::*;
 
     #[test]
@@ -199,16 +201,18 @@ mod tests {
     }
 
     #[test]
-    fn what_counts_depends_on_where_images_are() {
+    fn what_counts_is_on_the_disk_that_is_short() {
         let totals = |bytes| Totals { bytes, inodes: 1 };
         let stored = Stored {
             containers: [("a".to_owned(), (totals(1), totals(10))), ("b".to_owned(), (totals(2), totals(20)))].into(),
             volumes: [("v".to_owned(), totals(100))].into(),
             measured_at: None,
         };
-        assert_eq!((stored.bytes(), stored.counted(Signal::ImageDisk, false).bytes), (133, 133));
-        assert_eq!(stored.counted(Signal::NodeDisk, true).bytes, 130);
-        assert_eq!(stored.counted(Signal::ImageInodes, true), Totals { bytes: 3, inodes: 2 });
+        assert_eq!((stored.bytes(), stored.counted(Signal::ImageDisk, Disks::ONE).bytes), (133, 133));
+        assert_eq!(stored.counted(Signal::NodeDisk, DEDICATED).bytes, 130);
+        assert_eq!(stored.counted(Signal::ImageInodes, DEDICATED), Totals { bytes: 3, inodes: 2 });
+        assert_eq!(stored.counted(Signal::ContainerDisk, SPLIT).bytes, 133);
+        assert_eq!(stored.counted(Signal::ImageDisk, SPLIT), Totals::default());
         assert_eq!(stored.by_container(), [("a".to_owned(), 11), ("b".to_owned(), 22)]);
     }
 }
