@@ -39,7 +39,8 @@ pub(crate) fn run(name: SideName, arguments: &NodeArguments, scratch: &Path) -> 
     let options = Options { address: ADDRESS, ..Options::default() };
     let plane = ControlPlane::start(&arguments.control_plane, &scratch.join("plane"), options)?;
     plane.ensure_namespace(work::NAMESPACE)?;
-    let mut side = Side::new(name, &Place { arguments: &arguments.common, plane: &plane, scratch, proxy: None })?;
+    let place = Place { arguments: &arguments.common, plane: &plane, scratch, pods: arguments.many, proxy: None };
+    let mut side = Side::new(name, &place)?;
     let measured = side.start(plane.api()).and_then(|()| {
         let mut work = Work::start(plane.api())?;
         sections::run(side.crew(), &mut work, arguments)
@@ -62,7 +63,8 @@ pub(crate) fn run_rollouts(name: SideName, arguments: &RolloutArguments, scratch
     plane.run(Part::Scheduler)?;
     plane.ensure_namespace(work::NAMESPACE)?;
     let proxy = Some(arguments.mode.as_str());
-    let mut side = Side::new(name, &Place { arguments: &arguments.common, plane: &plane, scratch, proxy })?;
+    let place = Place { arguments: &arguments.common, plane: &plane, scratch, pods: 0, proxy };
+    let mut side = Side::new(name, &place)?;
     let measured = side.start(plane.api()).and_then(|()| rollout::measure(plane.api(), arguments));
     match measured {
         Ok(results) => side.stop().map(|()| results),

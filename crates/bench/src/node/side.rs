@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long one may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
+/// Upstream's default of `maxPods`.
+const PODS_MAX: usize = 110;
 /// Where pods have their addresses.
 const POD_RANGE: &str = "10.88.0.0/16";
 
@@ -31,6 +33,8 @@ pub(super) struct Place<'a> {
     pub(super) plane: &'a ControlPlane,
     /// Everything is written below it.
     pub(super) scratch: &'a Path,
+    /// How many pods there will be at once.
+    pub(super) pods: usize,
     /// How the node's service proxy leads packets; there is none without it, but orlop's.
     pub(super) proxy: Option<&'a str>,
 }
@@ -161,7 +165,8 @@ impl Place<'_> {
 
     /// A KubeletConfiguration that both sides understand.
     fn configuration(&self) -> anyhow::Result<String> {
-        Ok(format!("{}cgroupRoot: /{}\n", self.plane.kubelet_configuration()?, self.name()?))
+        let pods = self.pods.max(PODS_MAX);
+        Ok(format!("{}cgroupRoot: /{}\nmaxPods: {pods}\n", self.plane.kubelet_configuration()?, self.name()?))
     }
 
     fn kubelet_flags(&self, configuration: &str) -> anyhow::Result<Vec<String>> {

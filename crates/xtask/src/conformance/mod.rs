@@ -1,5 +1,5 @@
-//! `conformance`: the suites that others publish, run against orlop; upstream's service proxy beside ours; and the runtime under
-//! faults and under thousands of pods.
+//! `conformance`: the suites that others publish, run against orlop; upstream's service proxy beside ours; the runtime under
+//! faults and under thousands of pods; and a node with hundreds of them.
 //!
 //! ```text
 //! node ──► private network namespace ─► control plane, registry, node ─► ginkgo ─► e2e.test × procs ─► report.json
@@ -26,6 +26,7 @@ use testkit::{control_plane, go};
 use testkit::{groups, host};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::member::crowd;
 use crate::workspace::{build_release, root};
 use cluster::{Cluster, Plan, TOOLS};
 use machine::Families;
@@ -46,6 +47,8 @@ pub(crate) enum Conformance {
     Faults(faults::FaultsOptions),
     /// The runtime alone, while thousands of pods come and go: nothing of them may stay
     Churn(churn::ChurnOptions),
+    /// A node of a real control plane with hundreds of pods: all Ready, steady, deleted, nothing left
+    Crowd(crowd::Options),
 }
 
 /// How to run the tests of nodes.
@@ -112,6 +115,7 @@ pub(crate) fn run(conformance: &Conformance) -> anyhow::Result<()> {
         Conformance::Proxy(options) => proxy::run(options),
         Conformance::Faults(options) => faults::run(options),
         Conformance::Churn(options) => churn::run(options),
+        Conformance::Crowd(options) => crowd::run(options),
     }
 }
 

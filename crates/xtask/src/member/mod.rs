@@ -1,5 +1,6 @@
 //! The voyage of a member: orlop as a node of a real control plane, watched with `kubectl` alone.
 
+pub(crate) mod crowd;
 pub(crate) mod foreign;
 pub(crate) mod kubeadm;
 mod manifests;
@@ -19,7 +20,7 @@ use testkit::control_plane::{self, ControlPlane, Options, Part};
 use testkit::{host, netns};
 
 use crate::demo::Stage;
-use crate::voyage::wait;
+use crate::voyage::{leftovers, wait};
 
 pub(crate) use points::condition;
 
@@ -53,6 +54,8 @@ struct Setting {
     flags: Vec<String>,
     /// More lines of its KubeletConfiguration.
     configuration: String,
+    /// More flags of the control plane's programs.
+    control: Vec<(Part, String)>,
 }
 
 /// A point of the voyage: its title and its check.
@@ -114,7 +117,7 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
 impl Fleet {
     fn start(stage: Stage, programs: &Path, setting: Setting) -> anyhow::Result<Self> {
         netns::add_address(IpAddr::V4(ADDRESS))?;
-        let options = Options { address: IpAddr::V4(ADDRESS), ..Options::default() };
+        let options = Options { address: IpAddr::V4(ADDRESS), extra: setting.control.clone(), ..Options::default() };
         let mut plane = ControlPlane::start(programs, &stage.dir.path().join("plane"), options)?;
         plane.run(Part::ControllerManager)?;
         plane.run(Part::Scheduler)?;
@@ -221,6 +224,7 @@ impl Drop for Fleet {
         if up.is_ok_and(|status| status.success()) {
             let _ = self.orlop(&["down"]);
         }
+        leftovers::clear(self.stage.dir.path());
     }
 }
 

@@ -92,6 +92,7 @@ impl Part {
             Self::Member => {
                 voyage(options, count, crate::member::run)?;
                 voyage(options, count, crate::member::kubeadm::run)?;
+                voyage(options, count, crate::member::crowd::quick)?;
                 voyage(options, count, crate::member::foreign::run)
             }
             Self::Restarts => voyage(options, count, crate::member::restarts::run),

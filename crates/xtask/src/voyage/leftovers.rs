@@ -23,6 +23,24 @@ pub(crate) fn find(stage: &Path) -> anyhow::Result<Vec<String>> {
     Ok(left)
 }
 
+/// After a run that has failed: ends the keepers and takes down the mounts that are left of it, so that its directory can go.
+/// What does not go is told.
+pub(crate) fn clear(stage: &Path) {
+    for keeper in super::keepers_in(stage).unwrap_or_default() {
+        let _ = rustix::process::kill_process(keeper, rustix::process::Signal::KILL); // It may just have ended.
+    }
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    let mut points: Vec<&Path> = points.filter(|point| point.starts_with(stage)).collect();
+    // The last first: it may be mounted in another.
+    points.reverse();
+    for point in points {
+        if let Err(error) = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH) {
+            println!("{} stays mounted: {error}", point.display());
+        }
+    }
+}
+
 fn mounts(stage: &Path) -> anyhow::Result<Vec<String>> {
     let stage = stage.display().to_string();
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;

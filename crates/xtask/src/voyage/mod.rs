@@ -124,6 +124,7 @@ impl Drop for Voyage {
             let _ = self.orlop(&["down"]);
             let _ = self.up.kill();
             let _ = self.up.wait();
+            leftovers::clear(self.stage.dir.path());
         }
     }
 }

@@ -44,7 +44,7 @@ input=$(cat)
 case "$CNI_COMMAND $CNI_ARGS" in
 ADD*K8S_POD_NAME=berth*)
     echo >> GATES/berth.reached
-    until [ -e GATES/berth ]; do sleep 0.05; done;;
+    while [ -d GATES ] && [ ! -e GATES/berth ]; do sleep 0.05; done;;
 esac
 case "$CNI_COMMAND" in
 ADD) : > "BOOK/$CNI_CONTAINERID";;
@@ -121,8 +121,8 @@ impl Scene {
             volumes_max: 0,
         };
         let flag = |name: &str| format!("--{name}={}", cni.display());
-        let setting =
-            Setting { flags: vec![flag("cni-conf-dir"), flag("cni-bin-dir")], configuration: CONFIGURATION.to_owned() };
+        let flags = vec![flag("cni-conf-dir"), flag("cni-bin-dir")];
+        let setting = Setting { flags, configuration: CONFIGURATION.to_owned(), ..Setting::default() };
         let fleet = Fleet::start(stage, programs, setting)?;
         let driver = Driver::start(config, &dir.join("state/kubelet"))?;
         driver.hang(Some("NodePublishVolume"));
