@@ -1,11 +1,27 @@
 //! A test program that runs its tests one after the other on the main thread: for code that forks and may have no other
 //! thread, and for programs that have to answer as something else first.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 /// A name and what it tests; a panic is a failure.
 pub type Test = (&'static str, fn());
+
+/// What the panics of the present test said.
+static SAID: Mutex<String> = Mutex::new(String::new());
+
+/// Panics are printed as they come, and once more at the end with the name of the test that failed.
+fn remember_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
+        usual(panic);
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        // Writing to a string cannot fail.
+        let _ = writeln!(said, "{panic}");
+    }));
+}
 
 /// Runs those of `tests` whose names contain one of the program's arguments, and none that follows a `--skip`; prints what
 /// the usual harness would. `missing` names what this machine lacks for all of them. With `--list` it prints their names only.
@@ -31,20 +47,32 @@ pub fn main(tests: &[Test], missing: Option<String>) -> ExitCode {
         println!("test result: ok. 0 passed; 0 failed; {} ignored", chosen.len());
         return ExitCode::SUCCESS;
     }
+    remember_panics();
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, test) in chosen {
+        SAID.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let outcome = catch_unwind(AssertUnwindSafe(test));
         println!("test {name} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
         match outcome {
             Ok(()) => passed += 1,
-            Err(_) => failed.push(*name),
+            Err(_) => failed.push((*name, SAID.lock().unwrap_or_else(PoisonError::into_inner).clone())),
         }
     }
-    let word = if failed.is_empty() { "ok" } else { "FAILED" };
-    println!("test result: {word}. {passed} passed; {} failed; 0 ignored", failed.len());
+    tell(passed, &failed)
+}
+
+/// Prints how the tests ended, and what those said that failed.
+fn tell(passed: usize, failed: &[(&str, String)]) -> ExitCode {
     if failed.is_empty() {
+        println!("test result: ok. {passed} passed; 0 failed; 0 ignored");
         return ExitCode::SUCCESS;
     }
-    println!("failed: {}", failed.join(", "));
+    println!("\nfailures:\n");
+    for (name, said) in failed {
+        println!("---- {name} stdout ----\n{said}");
+    }
+    println!("failures:");
+    failed.iter().for_each(|(name, _)| println!("    {name}"));
+    println!("\ntest result: FAILED. {passed} passed; {} failed; 0 ignored", failed.len());
     ExitCode::FAILURE
 }

@@ -2,23 +2,28 @@
 
 use std::fmt;
 
+use super::failures::Failures;
+
 /// Begins the line with the count of a whole run.
 pub(super) const TOTAL: &str = "tests: ";
 
 /// How many tests passed, failed and were skipped.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Count {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
     pub(crate) skipped: u64,
     /// Tests of the present program that returned early because the machine lacks something.
     gave_up: u64,
+    /// What those said that failed.
+    pub(crate) failures: Failures,
 }
 
 impl Count {
     /// Adds what a line says: a result (`test result: ok. 3 passed; 0 failed; 1 ignored; …`), or that one of the tests
     /// which will be in the next result as passed has done nothing (`skipped: needs …`).
     pub(crate) fn add_line(&mut self, line: &str) {
+        self.failures.add_line(line);
         if line.starts_with("skipped: ") {
             self.gave_up += 1;
         }
@@ -39,7 +44,7 @@ impl Count {
         let mut words = line.strip_prefix(TOTAL)?.split(", ");
         let mut number = |kind: &str| words.next()?.strip_suffix(kind)?.trim().parse().ok();
         let (passed, failed, skipped) = (number("passed")?, number("failed")?, number("skipped")?);
-        Some(Self { passed, failed, skipped, gave_up: 0 })
+        Some(Self { passed, failed, skipped, ..Self::default() })
     }
 
     /// Adds another count.
@@ -47,6 +52,7 @@ impl Count {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.failures.add(other.failures);
     }
 }
 
@@ -90,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_total_is_read_as_it_was_written() {
-        let count = Count { passed: 13, failed: 1, skipped: 2, gave_up: 0 };
+        let count = Count { passed: 13, failed: 1, skipped: 2, ..Count::default() };
         assert_eq!(Count::total(&format!("{TOTAL}{count}")), Some(count));
         assert_eq!(Count::total("tests: many"), None);
     }

@@ -2,6 +2,7 @@
 
 mod check;
 mod count;
+mod failures;
 mod vm;
 mod whole;
 
@@ -137,6 +138,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             count.failed = count.failed.max(before + 1);
         }
     }
+    print!("{}", count.failures);
+    faults.iter().for_each(|error| println!("failed: {error:#}"));
     println!("{}{count}", count::TOTAL);
     match faults.into_iter().next() {
         Some(first) => Err(first),

@@ -107,9 +107,9 @@ fn report(outcome: &Outcome, count: &mut Count) -> bool {
     if outcome.end != End::Code(0) && own.failed == 0 {
         own.failed = 1;
     }
-    count.add(own);
     let passed = own.failed == 0;
     println!("vm: {} ... {own} ({:.0} s)", outcome.name, outcome.took.as_secs_f64());
+    count.add(own);
     if !passed {
         println!("---- {} in the machine: {:?}", outcome.name, outcome.end);
     }
