@@ -523,15 +523,6 @@ pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<()> {
     check(result, "prlimit64", format!("{resource}: {soft}, {hard}"))
 }
 
-/// Makes `terminal` the controlling terminal of the calling session leader (ioctl(2) `TIOCSCTTY`).
-///
-/// # Errors
-/// `EPERM` when the caller leads no session or the terminal has one.
-pub fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: the ioctl takes a number.
-    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) }.into(), "ioctl", "TIOCSCTTY")
-}
-
 /// Default dispositions for all signals and an empty mask, as a fresh program expects.
 ///
 /// # Errors

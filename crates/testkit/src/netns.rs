@@ -31,13 +31,6 @@ pub fn add_address(address: IpAddr) -> anyhow::Result<()> {
     host::run(Command::new("ip").args(["address", "replace", &address.to_string(), "dev", "lo"]))
 }
 
-/// Whether the calling thread is outside the first process's network namespace.
-pub fn is_private() -> bool {
-    let here = std::fs::read_link("/proc/thread-self/ns/net").ok();
-    let init = std::fs::read_link("/proc/1/ns/net").ok();
-    here.is_some() && here != init
-}
-
 /// The calling thread's network namespace, to come back to or to hand to another.
 ///
 /// # Errors

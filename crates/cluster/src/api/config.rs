@@ -118,15 +118,7 @@ impl Config {
     /// # Errors
     /// A file that cannot be read, or a field that cannot be used.
     pub fn from_kubeconfig(path: &Path) -> Result<Self, ConfigError> {
-        kubeconfig::read(path, None)
-    }
-
-    /// One named context of a kubeconfig file.
-    ///
-    /// # Errors
-    /// As [`Config::from_kubeconfig`].
-    pub fn from_kubeconfig_context(path: &Path, context: &str) -> Result<Self, ConfigError> {
-        kubeconfig::read(path, Some(context))
+        kubeconfig::read(path)
     }
 
     /// The service account of the pod that this process runs in, as kube-proxy does when it is a DaemonSet.

@@ -89,19 +89,19 @@ struct Context {
 }
 
 /// Reads a kubeconfig file; `context` stands in for its `current-context`.
-pub(super) fn read(path: &Path, context: Option<&str>) -> Result<Config, ConfigError> {
+pub(super) fn read(path: &Path) -> Result<Config, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    parse(&text, path, context)
+    parse(&text, path)
 }
 
 /// The configuration in `text`; relative paths are relative to the directory of `path`, which errors name.
-pub(super) fn parse(text: &str, path: &Path, context: Option<&str>) -> Result<Config, ConfigError> {
+pub(super) fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
     let file: Kubeconfig = serde_saphyr::from_str(text).map_err(|error| ConfigError::Syntax {
         path: path.into(),
         message: error.render_with_formatter(&UserMessageFormatter),
     })?;
     let reader = Reader { path, base: path.parent().unwrap_or(Path::new("")) };
-    let (cluster, user) = reader.choose(&file, context)?;
+    let (cluster, user) = reader.choose(&file)?;
     reader.config(cluster, user)
 }
 
@@ -116,9 +116,8 @@ impl Reader<'_> {
     }
 
     /// The cluster and the user of the context that counts. A file with one cluster and one user needs no context.
-    fn choose(&self, file: &Kubeconfig, context: Option<&str>) -> Result<(Cluster, User), ConfigError> {
-        let wanted = context.unwrap_or(&file.current_context);
-        if wanted.is_empty() {
+    fn choose(&self, file: &Kubeconfig) -> Result<(Cluster, User), ConfigError> {
+        if file.current_context.is_empty() {
             return match (&file.clusters[..], &file.users[..]) {
                 ([cluster], [] | [_]) => {
                     let user = file.users.first().and_then(|user| user.value.clone());
@@ -127,7 +126,7 @@ impl Reader<'_> {
                 _ => Err(self.fault("current-context", "is empty; set it to the name of a context of the file")),
             };
         }
-        let context = self.find(&file.contexts, wanted, "contexts", "current-context")?;
+        let context = self.find(&file.contexts, &file.current_context, "contexts", "current-context")?;
         let cluster = self.find(&file.clusters, &context.cluster, "clusters", "contexts.cluster")?;
         // A context without a user is one without credentials.
         let user = match context.user.as_str() {
@@ -257,7 +256,7 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Result<Config, String> {
-        parse(text, Path::new("/etc/kubernetes/kubelet.conf"), None).map_err(|error| error.to_string())
+        parse(text, Path::new("/etc/kubernetes/kubelet.conf")).map_err(|error| error.to_string())
     }
 
     const KUBEADM: &str = "apiVersion: v1\nkind: Config\nclusters:\n- name: kubernetes\n  cluster:\n    certificate-authority-data: QUJD\n    server: https://10.0.0.2:6443\ncontexts:\n- name: a\n  context: {cluster: kubernetes, user: node}\ncurrent-context: a\npreferences: {}\nusers:\n- name: node\n  user:\n    client-certificate: /var/lib/kubelet/pki/kubelet-client-current.pem\n    client-key: /var/lib/kubelet/pki/kubelet-client-current.pem\n";

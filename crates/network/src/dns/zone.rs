@@ -214,11 +214,6 @@ impl Zone {
         }
     }
 
-    /// Adds an address of the DNS server itself.
-    pub fn add_name_server(&mut self, ip: IpAddr) {
-        self.add(self.name_server(), Data::of(ip));
-    }
-
     pub(crate) fn domain(&self) -> &Dname {
         &self.domain
     }

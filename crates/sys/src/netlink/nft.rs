@@ -163,11 +163,6 @@ impl Batch {
         self.writer.count() == 1
     }
 
-    /// Size of the transaction so far.
-    pub fn len_bytes(&self) -> usize {
-        self.writer.bytes().len()
-    }
-
     /// The chains that it creates or leaves.
     pub fn chains(&self) -> &BTreeSet<String> {
         &self.chains
@@ -218,14 +213,6 @@ impl Batch {
         self.message(DELCHAIN, 0, |w, table| {
             w.str(1, table);
             w.str(3, name);
-        });
-    }
-
-    /// Deletes all rules of a chain.
-    pub fn flush_chain(&mut self, name: &str) {
-        self.message(DELRULE, 0, |w, table| {
-            w.str(1, table);
-            w.str(2, name);
         });
     }
 

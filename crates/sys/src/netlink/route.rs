@@ -12,7 +12,6 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
-const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
@@ -356,15 +355,6 @@ impl Writer {
     /// Adds a route or replaces the one with its destination. `family` is that of the default route, when there is no
     /// address to tell it.
     pub fn add_route(&mut self, route: &Route) {
-        self.route_message(RTM_NEWROUTE, ACK | CREATE | REPLACE, route);
-    }
-
-    /// Deletes a route.
-    pub fn delete_route(&mut self, route: &Route) {
-        self.route_message(RTM_DELROUTE, ACK, route);
-    }
-
-    fn route_message(&mut self, kind: u16, flags: u16, route: &Route) {
         let family =
             route.destination.map(|(address, _)| address).or(route.gateway).or(route.source).map_or(0, family_of);
         let mut header = [0; ROUTE_BYTES];
@@ -374,7 +364,7 @@ impl Writer {
         header[5] = RTPROT_STATIC;
         header[6] = if route.gateway.is_none() { RT_SCOPE_LINK } else { 0 };
         header[7] = RTN_UNICAST;
-        self.message(kind, flags, &header, |w| {
+        self.message(RTM_NEWROUTE, ACK | CREATE | REPLACE, &header, |w| {
             if let Some((address, _)) = route.destination {
                 w.bytes_attr(RTA_DST, &octets(address));
             }
