@@ -1,6 +1,7 @@
 //! What clients are told: lists and their streams, the runtime's own state, details, and what is not there.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use cri::{Error, Items, RuntimeService as _, v1};
 use futures_util::StreamExt as _;
@@ -155,8 +156,17 @@ fn details_are_told_on_request() {
         assert!(brief.info.is_empty());
         let verbose = node.runtime.container_status(request(true)).await.unwrap();
         let info: Value = serde_json::from_str(&verbose.info["info"]).unwrap();
-        let command = std::fs::read(format!("/proc/{}/cmdline", info["pid"])).unwrap();
-        assert!(command.starts_with(b"sleep\0") || command.starts_with(b"sh\0"), "{command:?}");
+        // The kernel tells of a new program before that has its words.
+        let command = async {
+            loop {
+                let command = std::fs::read(format!("/proc/{}/cmdline", info["pid"])).unwrap();
+                if command.starts_with(b"sleep\0") || command.starts_with(b"sh\0") {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), command).await.expect("it is the container's process");
         assert_eq!(info["sandboxID"], *pod.sandbox);
         assert_eq!(info["runtimeSpec"]["process"]["args"][0], "sh");
 
