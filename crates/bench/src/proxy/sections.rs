@@ -122,9 +122,10 @@ impl Sections<'_> {
             let seen = self.world.watcher(self.api, nth, "DELETED");
             std::thread::sleep(APART);
             let begun = Instant::now();
+            // From now on: the API server frees the address before it answers, and tells watchers before that.
+            let refused = stage.side.place(Client::Pod).start(probes::until_refused(to, begun, self.limit()));
             self.world.delete(&mut session, nth)?;
-            let refused = stage.side.place(Client::Pod).run(probes::until_refused(to, begun, self.limit()))?;
-            let took = refused.ok_or_else(|| stage.proxy.silent("a Service that was deleted answers still"))?;
+            let took = refused.wait()?.ok_or_else(|| stage.proxy.silent("a Service that was deleted answers still"))?;
             self.results.add_ms(Measure::ServiceDeleted, took);
             self.results.add_ms(Measure::DeletionSeen, joined(seen)?.duration_since(begun));
         }
