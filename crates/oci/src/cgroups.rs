@@ -89,17 +89,18 @@ fn is_forbidden(errno: Errno) -> bool {
 /// An absolute path begins where the hierarchies do; one that is not, and that of a container without one, beside the group
 /// that this process is in (version 2, where groups with processes have no others below them) or below it.
 fn place(id: &str, path: &str) -> Result<Cgroup, Error> {
-    let whole = Hierarchy::whole(Path::new(MOUNT))?;
+    let whole = || Hierarchy::whole(Path::new(MOUNT));
     let inner = if path.is_empty() { PathBuf::from(id) } else { clean(path) };
     if path.starts_with('/') {
-        return Ok(whole.group(inner));
+        return Ok(whole()?.group(inner));
     }
-    if !whole.is_unified() {
-        return Ok(Hierarchy::detect()?.group(inner));
+    let here = Hierarchy::detect()?;
+    if !here.is_unified() {
+        return Ok(here.group(inner));
     }
     let own = std::fs::read_to_string("/proc/self/cgroup").map_err(Error::file("read", "/proc/self/cgroup"))?;
     let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    Ok(whole.group(Path::new(own).parent().unwrap_or(Path::new("/")).join(inner)))
+    Ok(whole()?.group(Path::new(own).parent().unwrap_or(Path::new("/")).join(inner)))
 }
 
 /// A path without `.` and `..`, which lead nowhere above its beginning.

@@ -326,14 +326,10 @@ impl Cgroup {
     /// # Errors
     /// `EROFS` or `EACCES` when the tree is not ours to write.
     pub fn create(&self) -> Result<()> {
-        if let Version::V2(root) = &self.hierarchy.version {
-            return v2::create(root, &self.path);
+        match &self.hierarchy.version {
+            Version::V1(roots) => v1::create(roots, &self.path),
+            Version::V2(root) => v2::create(root, &self.path),
         }
-        for dir in self.directories() {
-            fs::create_dir_all(&dir).during("mkdir", dir.display())?;
-            v1::inherit_cpuset(&dir)?;
-        }
-        Ok(())
     }
 
     /// Adds to a group that a service manager has made what that does not know: controllers, as far as this process may hand
@@ -523,11 +519,16 @@ fn kill_each(dir: &Path) -> Result<()> {
 
 /// Writes a control file in one call; the error names the file and the value.
 fn write(file: &Path, value: &str) -> Result<()> {
-    fs::write(file, value).map_err(|error| Error {
+    fs::write(file, value).map_err(|error| refused(file, value, &error))
+}
+
+/// That a control file did not take a value.
+fn refused(file: &Path, value: &str, error: &std::io::Error) -> Error {
+    Error {
         call: "write",
         subject: format!("{value:?} to {}", file.display()),
-        errno: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
-    })
+        errno: rustix::io::Errno::from_io_error(error).unwrap_or(rustix::io::Errno::IO),
+    }
 }
 
 /// A number in a control file; `max` and what is missing are `None`.

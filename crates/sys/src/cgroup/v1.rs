@@ -1,6 +1,7 @@
 //! Version 1: a tree for each controller (kernel documents admin-guide/cgroup-v1).
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use super::stats::add_io_v1;
 use super::{
     Cgroup, CpuStats, DeviceRule, IoLimitKind, IoStats, Keyed, Limits, MemoryStats, PidStats, Stats, keyed, kill_each,
-    number, tree, write,
+    number, refused, tree, write,
 };
 use crate::error::{Context as _, Error, Result};
 
@@ -29,7 +30,7 @@ pub(super) fn roots(mount: &Path, own: &str) -> Result<Vec<(String, PathBuf)>> {
         }
         let path = path.trim_start_matches('/');
         // Inside a container the tree may be mounted from our own group on; then the path does not exist below it.
-        let root = if base.join(path).is_dir() { base.join(path) } else { base };
+        let root = if !path.is_empty() && base.join(path).is_dir() { base.join(path) } else { base };
         roots.push((controllers.to_owned(), root));
     }
     if roots.is_empty() {
@@ -72,8 +73,16 @@ pub(super) fn entry(dir: &Path) -> PathBuf {
     if tasks.exists() { tasks } else { dir.join("cgroup.procs") }
 }
 
+/// Makes a group and its parents in each tree.
+pub(super) fn create(roots: &[(String, PathBuf)], path: &Path) -> Result<()> {
+    for dir in directories(roots, path) {
+        fs::create_dir_all(&dir).during("mkdir", dir.display())?;
+    }
+    root_of(roots, "cpuset").map_or(Ok(()), |root| inherit_cpuset(&root.join(path)))
+}
+
 /// A new cpuset is empty and takes no process until it names CPUs and memory nodes.
-pub(super) fn inherit_cpuset(dir: &Path) -> Result<()> {
+fn inherit_cpuset(dir: &Path) -> Result<()> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let mut above: Vec<&Path> = dir.ancestors().take_while(|dir| dir.join(name).exists()).collect();
         above.reverse();
@@ -224,8 +233,9 @@ fn thaw_each(dir: &Path) -> Result<()> {
 
 pub(super) fn allow_devices(roots: &[(String, PathBuf)], path: &Path, rules: &[DeviceRule]) -> Result<()> {
     let Some(dir) = root_of(roots, "devices").map(|root| root.join(path)) else { return Ok(()) };
+    let (allow, deny) = (Control::open(dir.join("devices.allow"))?, Control::open(dir.join("devices.deny"))?);
     // A new group allows what its parent does.
-    write(&dir.join("devices.deny"), "a")?;
+    deny.write("a")?;
     for rule in rules {
         let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
         let text = if rule.kind == 'a' {
@@ -233,9 +243,26 @@ pub(super) fn allow_devices(roots: &[(String, PathBuf)], path: &Path, rules: &[D
         } else {
             format!("{} {}:{} {}", rule.kind, number(rule.major), number(rule.minor), rule.access)
         };
-        write(&dir.join(if rule.allow { "devices.allow" } else { "devices.deny" }), &text)?;
+        if rule.allow { &allow } else { &deny }.write(&text)?;
     }
     Ok(())
+}
+
+/// A control file that takes one value with each write.
+struct Control {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl Control {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = fs::OpenOptions::new().write(true).open(&path).during("open", path.display())?;
+        Ok(Self { file, path })
+    }
+
+    fn write(&self, value: &str) -> Result<()> {
+        (&self.file).write_all(value.as_bytes()).map_err(|error| refused(&self.path, value, &error))
+    }
 }
 
 pub(super) fn oom_kills(roots: &[(String, PathBuf)], path: &Path) -> u64 {
