@@ -8,5 +8,7 @@ fn main() {
     if target("ARCH") == "x86_64" && target("OS") == "linux" && target("ENV") == "gnu" {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
         println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
+        // See `sys::early`.
+        println!("cargo::rustc-link-arg-bins=-Wl,-e,orlop_start");
     }
 }

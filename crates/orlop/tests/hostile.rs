@@ -32,6 +32,7 @@ fn main() -> ExitCode {
     testkit::serial::main(
         &[
             ("cve_2019_5736_no_pod_can_write_the_nodes_program", own_program),
+            ("cve_2019_5736_a_runtimes_command_is_sealed_before_it_begins", oci_command),
             ("cve_2020_15257_no_socket_is_reached_by_its_name_alone", abstract_sockets),
             ("cve_2024_25621_nobody_else_enters_the_nodes_directories", closed_directories),
         ],
@@ -128,6 +129,38 @@ impl Daemon {
             .unwrap();
         self.client.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id }).await.unwrap();
     }
+}
+
+/// One of `orlop oci` makes a process as soon as it is there, so it begins as the copy of the program that nobody can write.
+fn oci_command() {
+    let scratch = tempfile::tempdir().unwrap();
+    let bundle = scratch.path().join("bundle");
+    testkit::image::busybox_root(&bundle.join("rootfs")).unwrap();
+    let oci = || {
+        let mut command = Command::new(program());
+        command.arg("oci").arg("--root").arg(scratch.path().join("states"));
+        command
+    };
+    assert!(oci().args(["spec", "--bundle"]).arg(&bundle).status().unwrap().success());
+    let config = bundle.join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    spec["process"]["terminal"] = false.into();
+    spec["process"]["args"] = serde_json::json!(["sh", "-c", "echo up; exec sleep 1000"]);
+    std::fs::write(&config, spec.to_string()).unwrap();
+
+    let mut run = oci().args(["run", "--bundle"]).arg(&bundle).arg("sealed").stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let own = format!("/proc/{}/exe", run.id());
+    assert!(rustix::fs::statvfs(&own).unwrap().f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    if cfg!(target_arch = "x86_64") {
+        // `seal` would keep the program's name on its mount; what comes before knows its directory alone.
+        let name = Path::new("/").join(program().file_name().unwrap());
+        assert_eq!(std::fs::read_link(&own).unwrap(), name);
+    }
+    assert!(oci().args(["kill", "sealed", "KILL"]).status().unwrap().success());
+    assert_eq!(run.wait().unwrap().code(), Some(137));
 }
 
 /// A registry with one image: busybox, and as its program a script for the interpreter of `first_line`.

@@ -4,6 +4,8 @@ pub mod caps;
 pub mod cgroup;
 pub mod confine;
 mod device_filter;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod early;
 pub mod error;
 pub mod fdpass;
 pub mod fork;
