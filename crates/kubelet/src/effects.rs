@@ -14,6 +14,7 @@ use std::time::Duration;
 use cri::v1;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
+use pod::probe::Outcome;
 use pod::{Action, Change, Run, View};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
@@ -147,7 +148,7 @@ impl Job {
             Action::EnsureImage { container } => self.ensure_image(container).await,
             Action::Start { container, attempt } => self.start(container, *attempt).await,
             Action::PostStart { container, id } => self.post_start(container, id).await,
-            Action::Probe { container, id, kind } => self.probe(container, id, *kind).await,
+            Action::Probe { container, id, kind, early } => self.probe(container, id, *kind, *early).await,
             Action::Stop(stop) => self.stop(stop).await,
             Action::Resize { steps } => self.resize(steps).await,
             Action::LeaveServices => self.leave_services().await,
@@ -222,13 +223,15 @@ impl Job {
         }
     }
 
-    async fn probe(&self, container: &str, id: &str, kind: pod::probe::Kind) {
+    async fn probe(&self, container: &str, id: &str, kind: pod::probe::Kind, early: bool) {
         let Some((_, spec)) = pod::spec::container(&self.pod, container) else { return };
         let Some(probe) = kind.of(&spec) else { return };
-        let (outcome, message) = probing::probe(&*self.context.parts.runtime, self.target(&spec, id), probe).await;
-        self.context.parts.metrics.probed(&self.pod, container, kind, outcome);
+        let answer = probing::probe(&*self.context.parts.runtime, self.target(&spec, id), probe).await;
+        if !early || answer.outcome == Outcome::Success {
+            self.context.parts.metrics.probed(&self.pod, container, kind, answer.outcome);
+        }
         let (container, id) = (container.to_owned(), id.to_owned());
-        self.change(Change::Probed { container, id, kind, outcome, message });
+        self.change(Change::Probed { container, id, kind, early, answer });
     }
 
     /// Waits for the service rules, not for ever.

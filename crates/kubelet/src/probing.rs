@@ -3,6 +3,7 @@
 mod grpc;
 mod http;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use k8s_openapi::api::core::v1::{
     Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use pod::probe::Outcome;
+use k8s_openapi::jiff::Timestamp;
+use pod::probe::{Answer, Outcome};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -28,11 +30,39 @@ pub(crate) struct Target<'a> {
     pub(crate) address: Option<&'a str>,
 }
 
-/// Runs a probe. The text says why it failed, or what is odd about its success.
-pub(crate) async fn probe(runtime: &dyn RuntimeService, target: Target<'_>, probe: &Probe) -> (Outcome, String) {
+/// Why a question has no good answer.
+#[derive(Debug)]
+struct Fault {
+    text: String,
+    /// Nobody listens there.
+    refused: bool,
+}
+
+impl Fault {
+    /// No connection could be made.
+    fn dial(text: String, error: &io::Error) -> Self {
+        Self { text, refused: error.kind() == io::ErrorKind::ConnectionRefused }
+    }
+}
+
+impl From<String> for Fault {
+    fn from(text: String) -> Self {
+        Self { text, refused: false }
+    }
+}
+
+impl From<Fault> for String {
+    fn from(fault: Fault) -> Self {
+        fault.text
+    }
+}
+
+/// Runs a probe.
+pub(crate) async fn probe(runtime: &dyn RuntimeService, target: Target<'_>, probe: &Probe) -> Answer {
+    let asked = Timestamp::now();
     let limit = Duration::from_secs(u64::try_from(probe.timeout_seconds.unwrap_or(1).max(1)).unwrap_or(1));
     let answer = if let Some(action) = &probe.exec {
-        exec(runtime, target, action, limit).await.map(|()| None)
+        exec(runtime, target, action, limit).await.map(|()| None).map_err(Fault::from)
     } else if let Some(action) = &probe.http_get {
         within(limit, http_get(target, action)).await
     } else if let Some(action) = &probe.tcp_socket {
@@ -40,12 +70,13 @@ pub(crate) async fn probe(runtime: &dyn RuntimeService, target: Target<'_>, prob
     } else if let Some(action) = &probe.grpc {
         within(limit, grpc(target, action)).await.map(|()| None)
     } else {
-        Err("the probe has no handler".to_owned())
+        Err("the probe has no handler".to_owned().into())
     };
-    match answer {
-        Ok(warning) => (Outcome::Success, cut(warning.unwrap_or_default())),
-        Err(text) => (Outcome::Failure, cut(text)),
-    }
+    let (outcome, message, refused) = match answer {
+        Ok(warning) => (Outcome::Success, warning.unwrap_or_default(), false),
+        Err(Fault { text, refused }) => (Outcome::Failure, text, refused),
+    };
+    Answer { asked, outcome, message: cut(message), refused }
 }
 
 fn cut(mut text: String) -> String {
@@ -65,9 +96,9 @@ pub(crate) async fn hook(
     if let Some(action) = &handler.exec {
         exec(runtime, target, action, limit).await
     } else if let Some(action) = &handler.http_get {
-        within(limit, http_get(target, action)).await.map(drop)
+        Ok(within(limit, http_get(target, action)).await.map(drop)?)
     } else if let Some(action) = &handler.tcp_socket {
-        within(limit, tcp(target, action)).await
+        Ok(within(limit, tcp(target, action)).await?)
     } else if let Some(action) = &handler.sleep {
         let seconds = Duration::from_secs(u64::try_from(action.seconds).unwrap_or(0));
         tokio::time::sleep(seconds.min(limit)).await;
@@ -77,9 +108,9 @@ pub(crate) async fn hook(
     }
 }
 
-async fn within<T>(limit: Duration, question: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+async fn within<T>(limit: Duration, question: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     let late = || format!("no answer within {} s", limit.as_secs_f64());
-    timeout(limit, question).await.unwrap_or_else(|_| Err(late()))
+    timeout(limit, question).await.unwrap_or_else(|_| Err(late().into()))
 }
 
 async fn exec(
@@ -102,18 +133,19 @@ async fn exec(
     Err(format!("command exited with {}: {}", answer.exit_code, said.trim_end()))
 }
 
-async fn tcp(target: Target<'_>, action: &TCPSocketAction) -> Result<(), String> {
+async fn tcp(target: Target<'_>, action: &TCPSocketAction) -> Result<(), Fault> {
     let address = address(target, action.host.as_deref(), &action.port).await?;
-    TcpStream::connect(address).await.map(drop).map_err(|error| format!("dial tcp {address}: {error}"))
+    let stream = TcpStream::connect(address).await;
+    stream.map(drop).map_err(|error| Fault::dial(format!("dial tcp {address}: {error}"), &error))
 }
 
-async fn grpc(target: Target<'_>, action: &GRPCAction) -> Result<(), String> {
+async fn grpc(target: Target<'_>, action: &GRPCAction) -> Result<(), Fault> {
     let address = address(target, None, &IntOrString::Int(action.port)).await?;
     grpc::check(address, action.service.as_deref().unwrap_or_default()).await
 }
 
 /// A success may have a warning.
-async fn http_get(target: Target<'_>, action: &HTTPGetAction) -> Result<Option<String>, String> {
+async fn http_get(target: Target<'_>, action: &HTTPGetAction) -> Result<Option<String>, Fault> {
     let address = address(target, action.host.as_deref(), &action.port).await?;
     http::get(address, action).await
 }
@@ -179,9 +211,27 @@ mod tests {
     }
 
     async fn ask(probe: serde_json::Value) -> (Outcome, String) {
+        let answer = answer(probe).await;
+        assert!(!answer.refused, "{answer:?}");
+        (answer.outcome, answer.message)
+    }
+
+    async fn answer(probe: serde_json::Value) -> Answer {
         let container = container();
         let target = Target { container: &container, id: "x", address: Some("127.0.0.1") };
         super::probe(&NoRuntime, target, &serde_json::from_value(probe).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn where_nobody_listens_the_container_is_not_asked() {
+        // A port that is bound and not listened at is nobody else's.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        for handler in ["httpGet", "tcpSocket", "grpc"] {
+            let answer = answer(json!({ handler: { "port": port } })).await;
+            assert!(answer.refused && answer.outcome == Outcome::Failure, "{handler}: {answer:?}");
+        }
     }
 
     #[tokio::test]

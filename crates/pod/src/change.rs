@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::backoff::Backoff;
 use crate::decide::Action;
-use crate::probe::{Kind, Outcome, States};
+use crate::probe::{Answer, Kind, Outcome, States};
 use crate::resize::{self, Allocation, Pending, Step};
 use crate::restart;
 use crate::spec::{self, Role};
@@ -129,10 +129,10 @@ pub enum Change {
         id: String,
         /// Which probe.
         kind: Kind,
-        /// What it found.
-        outcome: Outcome,
-        /// Why it failed, or what is odd about its success.
-        message: String,
+        /// Out of turn: nobody listened so far.
+        early: bool,
+        /// What it was told.
+        answer: Answer,
     },
     /// The node ends the pod: its deadline is over, or it is evicted.
     Fail {
@@ -255,8 +255,8 @@ impl View {
             Change::Exited { container, run } => return self.exited(pod, &container, run),
             Change::PostStarted { container, id } => self.record_of(&container).post_started = Some(id),
             Change::PreStopped { container, id } => self.record_of(&container).pre_stopped = Some(id),
-            Change::Probed { container, id, kind, outcome, message } => {
-                return self.probed(pod, &container, &id, kind, outcome, &message, now);
+            Change::Probed { container, id, kind, early, answer } => {
+                return self.probed(pod, (&container, &id), (kind, early), &answer, now);
             }
             Change::Fail { reason, message, grace_s, disrupted } => self.fail((reason, message), grace_s, disrupted),
             Change::Allocated { allocation, generation, summary } => {
@@ -446,15 +446,12 @@ impl View {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one change")]
     fn probed(
         &mut self,
         pod: &Pod,
-        container: &str,
-        id: &str,
-        kind: Kind,
-        outcome: Outcome,
-        message: &str,
+        (container, id): (&str, &str),
+        (kind, early): (Kind, bool),
+        answer: &Answer,
         now: Timestamp,
     ) -> Vec<Note> {
         let Some((_, spec)) = spec::container(pod, container) else { return Vec::new() };
@@ -463,16 +460,22 @@ impl View {
         if record.probed.as_deref() != Some(id) {
             return Vec::new(); // about a run that has ended
         }
-        let state = record.probes.get_mut(kind);
-        *state = state.after(probe, outcome, now);
+        let counts = !early || answer.outcome == Outcome::Success;
+        if counts {
+            let state = record.probes.get_mut(kind);
+            *state = state.after(probe, answer.outcome, answer.asked);
+        }
+        self.container_mut(container).refused = answer.refused.then_some((kind, now));
+        let message = &answer.message;
         let note = |reason, what| {
             let message = format!("{} probe {what}: {message}", kind.as_str());
             vec![Note::warning(reason, message, Some(container.to_owned()))]
         };
-        match outcome {
+        match answer.outcome {
             Outcome::Success if message.is_empty() => Vec::new(),
             Outcome::Success => note("ProbeWarning", "warning"),
-            Outcome::Failure => note("Unhealthy", "failed"),
+            Outcome::Failure if counts => note("Unhealthy", "failed"),
+            Outcome::Failure => Vec::new(),
         }
     }
 

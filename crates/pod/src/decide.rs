@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::backoff::Backoff;
-use crate::probe::Kind;
+use crate::probe::{self, Kind, Outcome, States};
 use crate::resize::{self, Step};
 use crate::restart::{Verdict, after_run};
 use crate::spec::{self, Role};
@@ -52,6 +52,8 @@ pub enum Action {
         id: String,
         /// Which.
         kind: Kind,
+        /// Out of turn: nobody listened so far.
+        early: bool,
     },
     /// End a run: preStop, then the stop signal, then SIGKILL.
     Stop(Stop),
@@ -94,7 +96,7 @@ impl Action {
             Self::EnsureImage { container } => format!("image/{container}"),
             Self::Start { container, .. } => format!("start/{container}"),
             Self::PostStart { container, id } => format!("poststart/{container}/{id}"),
-            Self::Probe { container, id, kind } => format!("probe/{container}/{id}/{}", kind.as_str()),
+            Self::Probe { container, id, kind, .. } => format!("probe/{container}/{id}/{}", kind.as_str()),
             Self::Stop(stop) => stop_key(&stop.container, &stop.id),
             Self::Resize { .. } => "resize".to_owned(),
             Self::LeaveServices => "leave".to_owned(),
@@ -490,13 +492,21 @@ impl<'a> Planner<'a> {
         let probes = self.view.record.containers.get(&container.name).map(|record| record.probes).unwrap_or_default();
         for kind in probes.active(container).filter(|kind| wanted(*kind)) {
             let Some(probe) = kind.of(container) else { continue };
-            let action = Action::Probe { container: container.name.clone(), id: running.id.clone(), kind };
-            if !self.view.is_busy(&action.key())
-                && self.is_due(Some(probes.get(kind).due(probe, running.started, self.now)))
-            {
+            let turn = probes.get(kind).due(probe, running.started, self.now);
+            let look = self.look(&container.name, running, kind, &probes).filter(|look| *look < turn);
+            let early = look.is_some() && turn > self.now;
+            let action = Action::Probe { container: container.name.clone(), id: running.id.clone(), kind, early };
+            if !self.view.is_busy(&action.key()) && self.is_due(Some(look.unwrap_or(turn))) {
                 self.push(action);
             }
         }
+    }
+
+    /// When a container that is waited for is asked out of turn.
+    fn look(&self, container: &str, running: &Running, kind: Kind, probes: &States) -> Option<Timestamp> {
+        let is_awaited = kind != Kind::Liveness && probes.get(kind).verdict != Some(Outcome::Success);
+        let (of, refused) = self.view.containers.get(container)?.refused.filter(|_| is_awaited)?;
+        if of == kind { probe::look(refused, running.started) } else { None }
     }
 
     fn probe_grace(&self, container: &Container, kind: Kind) -> i64 {

@@ -47,10 +47,36 @@ pub enum Outcome {
     Failure,
 }
 
+/// What one run of a probe was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// When it began to ask: turns are a period apart, however long an answer takes.
+    pub asked: Timestamp,
+    /// What that means.
+    pub outcome: Outcome,
+    /// Why it failed, or what is odd about its success.
+    pub message: String,
+    /// Nobody listens at its port: the container has not seen that it was asked.
+    pub refused: bool,
+}
+
+/// The shortest and the longest pause before it is looked again whether somebody listens.
+const LOOKS: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(20), SignedDuration::from_secs(1));
+
+/// When it is worth while to ask out of turn a container that has been running since `started` and was `refused` then: a
+/// quarter of that time later, so that it is told to be ready soon after it is, whatever the period of its probe. Asking costs
+/// the container nothing as long as nobody listens, and a failure out of turn does not count.
+pub(crate) fn look(refused: Timestamp, started: Timestamp) -> Option<Timestamp> {
+    let waited = refused.duration_since(started);
+    (waited >= SignedDuration::ZERO)
+        .then(|| refused.saturating_add((waited / 4).clamp(LOOKS.0, LOOKS.1)).ok())
+        .flatten()
+}
+
 /// One probe of one run of a container. Kept over restarts of the daemon.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// When it ran last.
+    /// When it ran last, from its begin.
     pub last: Option<Timestamp>,
     /// The newest outcome and how often it came in a row.
     pub streak: Option<(Outcome, i32)>,
@@ -59,9 +85,9 @@ pub struct State {
 }
 
 impl State {
-    /// Takes in the outcome of a run that ended at `now`.
+    /// Takes in the outcome of a run that began at `asked`.
     #[must_use]
-    pub fn after(self, probe: &Probe, outcome: Outcome, now: Timestamp) -> Self {
+    pub fn after(self, probe: &Probe, outcome: Outcome, asked: Timestamp) -> Self {
         let count = match self.streak {
             Some((last, count)) if last == outcome => count.saturating_add(1),
             _ => 1,
@@ -71,7 +97,7 @@ impl State {
             Outcome::Failure => probe.failure_threshold.unwrap_or(3),
         };
         let verdict = if count >= threshold.max(1) { Some(outcome) } else { self.verdict };
-        Self { last: Some(now), streak: Some((outcome, count)), verdict }
+        Self { last: Some(asked), streak: Some((outcome, count)), verdict }
     }
 
     /// When it has to run next, for a container that has been running since `started`. Where a clock that jumped back
@@ -192,6 +218,16 @@ mod tests {
         let ran = State::default().after(&probe, Outcome::Success, at(106));
         assert_eq!(ran.due(&probe, at(100), at(112)), at(121));
         assert_eq!(ran.due(&probe, at(100), at(50)), at(50), "a clock that jumped back");
+    }
+
+    #[test]
+    fn looks_out_of_turn_become_rare() {
+        let look = |refused: i64| {
+            let refused = Timestamp::from_millisecond(refused).unwrap();
+            look(refused, at(100)).map(|look| look.duration_since(refused).as_millis())
+        };
+        assert_eq!([100_000, 100_200, 102_000, 160_000].map(look), [20, 50, 500, 1000].map(Some));
+        assert_eq!(look(99_000), None, "of an earlier run");
     }
 
     #[test]

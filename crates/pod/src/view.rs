@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodCondition};
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::{self, Backoff};
-use crate::probe::States;
+use crate::probe::{Kind, States};
 use crate::resize::{Allocation, Resize, Sizes};
 
 /// The reason for which a sandbox waits for its pod's claims, as the API spells it.
@@ -246,6 +246,8 @@ pub struct ContainerView {
     pub running: Option<Running>,
     /// The run that has ended and was not followed by another.
     pub ended: Option<Run>,
+    /// The probe that found nobody listening when it was asked last, and when that was.
+    pub refused: Option<(Kind, Timestamp)>,
 }
 
 /// A run that goes on.

@@ -5,7 +5,7 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use pod::probe::{Kind, Outcome};
+use pod::probe::{Answer, Kind, Outcome};
 use pod::resize::{Allocation, Pending, Step};
 use pod::status::{Host, compute};
 use pod::{Action, Change, Record, Run, View, decide};
@@ -20,6 +20,8 @@ struct World {
     /// Everything that was done, as keys.
     log: Vec<String>,
     healthy: bool,
+    /// Nobody listens in it yet.
+    deaf: bool,
 }
 
 impl World {
@@ -33,6 +35,7 @@ impl World {
             runs: 0,
             log: Vec::new(),
             healthy: true,
+            deaf: false,
         }
     }
 
@@ -76,9 +79,10 @@ impl World {
                 Change::Started { container, id: format!("run{}", self.runs), at: self.now }
             }
             Action::PostStart { container, id } => Change::PostStarted { container, id },
-            Action::Probe { container, id, kind } => {
+            Action::Probe { container, id, kind, early } => {
                 let outcome = if self.healthy { Outcome::Success } else { Outcome::Failure };
-                Change::Probed { container, id, kind, outcome, message: String::new() }
+                let answer = Answer { asked: self.now, outcome, message: String::new(), refused: self.deaf };
+                Change::Probed { container, id, kind, early, answer }
             }
             Action::Stop(stop) => exited(&stop.container, &stop.id, 143, self.now, self.now),
             Action::Resize { steps } => {
@@ -359,6 +363,30 @@ fn readiness_only_changes_readiness() {
     world.wait(2);
     assert!(!world.ready());
     assert!(world.view.running("a").is_some());
+}
+
+#[test]
+fn who_begins_to_listen_need_not_wait_for_the_next_turn() {
+    let probe = json!({ "tcpSocket": { "port": 1 }, "periodSeconds": 600, "failureThreshold": 2 });
+    let mut world =
+        World::new(json!({ "containers": [{ "name": "a", "startupProbe": probe, "readinessProbe": probe }] }));
+    (world.healthy, world.deaf) = (false, true);
+    world.settle();
+    world.wait(40);
+    assert!(world.view.running("a").is_some(), "only the first failure counts");
+    let looks = world.log.iter().filter(|key| key.contains("Startup")).count();
+    assert!((20..80).contains(&looks), "{looks}");
+    (world.healthy, world.deaf) = (true, false);
+    world.wait(1);
+    assert!(world.ready());
+    // Once it was ready, turns alone count.
+    (world.healthy, world.deaf) = (false, true);
+    let before = world.log.len();
+    world.wait(599);
+    assert!(world.ready());
+    assert_eq!(world.log.len(), before);
+    world.wait(1200);
+    assert!(!world.ready());
 }
 
 #[test]

@@ -8,15 +8,16 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
+use super::Fault;
+
 /// `HealthCheckResponse.ServingStatus.SERVING`.
 const SERVING: u8 = 1;
 
 /// Asks whether `service` serves.
-pub(super) async fn check(address: SocketAddr, service: &str) -> Result<(), String> {
+pub(super) async fn check(address: SocketAddr, service: &str) -> Result<(), Fault> {
     let failed = |error: hyper::Error| format!("gRPC with {address}: {error}");
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|error| format!("timeout: failed to connect service {address}: {error}"))?;
+    let dial = |error| Fault::dial(format!("timeout: failed to connect service {address}: {error}"), &error);
+    let stream = TcpStream::connect(address).await.map_err(dial)?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(failed)?;
     let request = Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
@@ -35,20 +36,20 @@ pub(super) async fn check(address: SocketAddr, service: &str) -> Result<(), Stri
     };
     let (status, body) = tokio::select! {
         answer = asked => answer?,
-        Err(error) = connection => return Err(failed(error)),
+        Err(error) = connection => return Err(failed(error).into()),
     };
     match status.as_ref().map(|status| status.as_bytes()) {
         Some(b"0") => {}
-        Some(b"12") => return Err("error: this server does not implement the grpc health protocol".to_owned()),
+        Some(b"12") => return Err("error: this server does not implement the grpc health protocol".to_owned().into()),
         other => {
             let code = other.map(String::from_utf8_lossy).unwrap_or_default();
-            return Err(format!("error: health rpc failed with status {code}"));
+            return Err(format!("error: health rpc failed with status {code}").into());
         }
     }
     // Prefix of five bytes, then field 1 as a varint; without it the status is UNKNOWN (0).
     let serving = body.len() > 5 && body[5..].starts_with(&[0x08, SERVING]);
     let number = body.get(6).copied().unwrap_or(0);
-    if serving { Ok(()) } else { Err(format!("service unhealthy (responded with status {number})")) }
+    if serving { Ok(()) } else { Err(format!("service unhealthy (responded with status {number})").into()) }
 }
 
 /// `HealthCheckRequest { service }` with gRPC's prefix.

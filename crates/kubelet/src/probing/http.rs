@@ -16,6 +16,8 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use super::Fault;
+
 /// Redirections that are followed.
 const REDIRECTS_MAX: usize = 10;
 /// What is read of an answer.
@@ -38,7 +40,7 @@ struct Answer {
 }
 
 /// Asks, with upstream's words for a failure where it has some. A success may have a warning.
-pub(super) async fn get(address: SocketAddr, action: &HTTPGetAction) -> Result<Option<String>, String> {
+pub(super) async fn get(address: SocketAddr, action: &HTTPGetAction) -> Result<Option<String>, Fault> {
     let mut place = Place::of(address, action);
     for _ in 0..REDIRECTS_MAX {
         let answer = ask(address.ip(), &place, action).await?;
@@ -48,10 +50,10 @@ pub(super) async fn get(address: SocketAddr, action: &HTTPGetAction) -> Result<O
                 Some(next) if next.host == place.host => place = next,
                 _ => return Ok(Some(format!("Probe terminated redirects, Response body: {}", answer.body))),
             },
-            code => return Err(format!("HTTP probe failed with statuscode: {code}")),
+            code => return Err(format!("HTTP probe failed with statuscode: {code}").into()),
         }
     }
-    Err(format!("Get \"{place}\": stopped after {REDIRECTS_MAX} redirects"))
+    Err(format!("Get \"{place}\": stopped after {REDIRECTS_MAX} redirects").into())
 }
 
 impl Place {
@@ -111,17 +113,17 @@ impl fmt::Display for Place {
 }
 
 /// Asks for one place of the host with this address.
-async fn ask(address: IpAddr, place: &Place, action: &HTTPGetAction) -> Result<Answer, String> {
+async fn ask(address: IpAddr, place: &Place, action: &HTTPGetAction) -> Result<Answer, Fault> {
     let request = request(place, action)?;
     let address = SocketAddr::new(address, place.port);
-    let dial = |error: std::io::Error| format!("Get \"{place}\": dial tcp {address}: {error}");
+    let dial = |error: std::io::Error| Fault::dial(format!("Get \"{place}\": dial tcp {address}: {error}"), &error);
     let stream = TcpStream::connect(address).await.map_err(dial)?;
     if !place.secure {
-        return exchange(stream, request).await;
+        return Ok(exchange(stream, request).await?);
     }
     let name = ServerName::IpAddress(address.ip().into());
     let stream = tokio_rustls::TlsConnector::from(trusting()).connect(name, stream).await;
-    exchange(stream.map_err(|error| format!("TLS with {address}: {error}"))?, request).await
+    Ok(exchange(stream.map_err(|error| format!("TLS with {address}: {error}"))?, request).await?)
 }
 
 fn request(place: &Place, action: &HTTPGetAction) -> Result<Request<Empty<Bytes>>, String> {

@@ -17,6 +17,7 @@ use crate::fixture::{LIMIT, Node, on_a_node, start_kubelet, stopped};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_worker_that_dies_is_followed_by_another", a_worker_that_dies_is_followed_by_another),
+    ("who_begins_to_listen_is_ready_soon", who_begins_to_listen_is_ready_soon),
     ("a_stop_waits_for_no_runtime", a_stop_waits_for_no_runtime),
     ("a_start_that_is_given_up_leaves_nobody_at_work", a_start_that_is_given_up_leaves_nobody_at_work),
     ("one_container_begins_all_anew_whatever_the_daemon_does", one_container_begins_all_anew_whatever_the_daemon_does),
@@ -36,6 +37,23 @@ fn a_worker_that_dies_is_followed_by_another() {
         let status = node.desk.container("p");
         assert_eq!((&status["restartCount"], status["state"]["running"].is_object()), (&json!(0), true), "{status}");
         assert_eq!(node.kubelet.pod_count(), 1);
+        node
+    });
+}
+
+/// Its probe would ask again after ten minutes.
+fn who_begins_to_listen_is_ready_soon() {
+    on_a_node(|node| async {
+        let probe = json!({ "tcpSocket": { "port": 8080 }, "periodSeconds": 600 });
+        let script = "while ! [ -e /open ]; do sleep 0.05; done; exec httpd -f -p 8080";
+        node.want("p", script, json!({ "readinessProbe": probe }));
+        node.desk.when("nobody listens", |desk| desk.told("p", "Unhealthy") > 0).await;
+        let containers = node.containers("p").await;
+        let cmd = ["touch", "/open"].map(str::to_owned).to_vec();
+        let request = v1::ExecSyncRequest { container_id: containers[0].id.clone(), cmd, timeout: 0 };
+        node.runtime.exec_sync(request).await.unwrap();
+        node.desk.when("it is ready", |desk| desk.container("p")["ready"] == true).await;
+        assert_eq!(node.desk.told("p", "Unhealthy"), 1, "what comes out of turn does not count");
         node
     });
 }
