@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -34,6 +35,10 @@ const PORT_FORWARD: &str = "v4.channel.k8s.io";
 /// Bytes read from a stream at once.
 const CHUNK: usize = 32 * 1024;
 
+/// What became of the command is not known then.
+const NO_END: &str = "the node ended the stream before the command ended, it may have been restarted: look whether the command \
+                      has done its work before you repeat it";
+
 type Socket = WebSocketStream<UnixStream>;
 
 /// Which streams a session has.
@@ -49,7 +54,7 @@ pub(crate) async fn exec(client: &Client, options: &ExecOptions) -> anyhow::Resu
     let container = container_of(&pod, options.container.as_deref())?;
     let streams = Streams { stdin: options.stdin, tty: options.tty };
     let socket = open_exec(client, &pod, &container, &options.command, streams).await?;
-    terminal_session(socket, streams).await
+    terminal_session(socket, streams).await?.context(NO_END)
 }
 
 /// `orlop attach`.
@@ -58,7 +63,8 @@ pub(crate) async fn attach(client: &Client, options: &AttachOptions) -> anyhow::
     let container = container_of(&pod, options.container.as_deref())?;
     let streams = Streams { stdin: options.stdin, tty: options.tty };
     let path = format!("/attach/{}?{}", place(&pod, &container), stream_query(streams));
-    terminal_session(open(client, &path, REMOTE_COMMAND).await?, streams).await
+    // The end of a container that was only looked at is no failure.
+    Ok(terminal_session(open(client, &path, REMOTE_COMMAND).await?, streams).await?.unwrap_or(ExitCode::SUCCESS))
 }
 
 async fn open_exec(
@@ -137,8 +143,8 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Joins our stdin, stdout and stderr with a session until it ends.
-async fn terminal_session(mut socket: Socket, streams: Streams) -> anyhow::Result<ExitCode> {
+/// Joins our stdin, stdout and stderr with a session until it ends. None when the node does not tell how it did.
+async fn terminal_session(mut socket: Socket, streams: Streams) -> anyhow::Result<Option<ExitCode>> {
     let raw = if streams.tty && streams.stdin { RawTerminal::enter()? } else { None };
     let mut resized = signal(SignalKind::window_change())?;
     if streams.tty {
@@ -150,9 +156,9 @@ async fn terminal_session(mut socket: Socket, streams: Streams) -> anyhow::Resul
         tokio::select! {
             message = socket.next() => match message {
                 Some(Ok(Message::Binary(bytes))) => {
-                    if let Some(code) = take(&bytes, &mut stdout)? { break code; }
+                    if let Some(code) = take(&bytes, &mut stdout)? { break Some(code); }
                 }
-                Some(Ok(Message::Close(_))) | None => break ExitCode::SUCCESS,
+                Some(Ok(Message::Close(_))) | None => break None,
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error).context("the stream broke"),
             },
@@ -170,11 +176,11 @@ async fn terminal_session(mut socket: Socket, streams: Streams) -> anyhow::Resul
     Ok(code)
 }
 
-type Input = tokio::sync::mpsc::Receiver<Option<Vec<u8>>>;
+type Input = mpsc::Receiver<Option<Vec<u8>>>;
 
 /// Our stdin as messages; `None` is its end. Read on a thread of its own: a terminal cannot be polled portably.
 fn tokio_stdin() -> Input {
-    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    let (sender, receiver) = mpsc::channel(4);
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         loop {
@@ -368,61 +374,162 @@ async fn remote(
     Ok((pod, container))
 }
 
-/// Runs `command`, feeding it `input`; returns its stdout.
-async fn captured(
-    client: &Client,
-    pod: &Pod,
-    container: &str,
-    command: &[&str],
-    input: Option<Vec<u8>>,
-) -> anyhow::Result<Vec<u8>> {
-    let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
-    let streams = Streams { stdin: input.is_some(), tty: false };
-    let mut socket = open_exec(client, pod, container, &command, streams).await?;
-    if let Some(input) = input {
-        for chunk in input.chunks(CHUNK) {
-            socket.send(framed(channel::STDIN, chunk)).await?;
-        }
-        socket.send(framed(channel::CLOSE, &[channel::STDIN])).await?;
+/// Chunks of an archive between a session and the thread that makes or unpacks it: neither is held as a whole.
+mod conveyor {
+    use std::io::{self, Read, Write};
+
+    use tokio::sync::mpsc::{Receiver, Sender};
+
+    /// Reads the chunks that come.
+    pub(super) struct Incoming {
+        pub(super) chunks: Receiver<Vec<u8>>,
+        pub(super) rest: io::Cursor<Vec<u8>>,
     }
-    let mut stdout = Vec::new();
-    while let Some(message) = socket.next().await.transpose()? {
-        if let Message::Binary(bytes) = message
-            && let Some(code) = take(&bytes, &mut stdout)?
-        {
-            anyhow::ensure!(code == ExitCode::SUCCESS, "`{}` failed in the container", command.join(" "));
-            break;
+
+    impl Read for Incoming {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            loop {
+                let count = self.rest.read(buffer)?;
+                if count > 0 || buffer.is_empty() {
+                    return Ok(count);
+                }
+                match self.chunks.blocking_recv() {
+                    Some(chunk) => self.rest = io::Cursor::new(chunk),
+                    None => return Ok(0),
+                }
+            }
         }
     }
-    Ok(stdout)
+
+    /// Sends what is written.
+    pub(super) struct Outgoing(pub(super) Sender<Vec<u8>>);
+
+    impl Write for Outgoing {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.blocking_send(bytes.to_vec()).map_err(|_| io::ErrorKind::BrokenPipe)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+}
+
+/// Chunks that wait to be taken.
+const CHUNKS: usize = 8;
+
+/// Runs `command` to its end, with what `input` gives as its stdin and `output` as its stdout.
+async fn run_in(
+    mut socket: Socket,
+    command: &str,
+    mut input: Option<mpsc::Receiver<Vec<u8>>>,
+    output: Option<mpsc::Sender<Vec<u8>>>,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            message = socket.next() => match message.transpose().context("the stream broke")? {
+                Some(Message::Binary(bytes)) => match (bytes.split_first(), &output) {
+                    // Who unpacks has told already why he has ended.
+                    (Some((&channel::STDOUT, data)), Some(output)) => {
+                        output.send(data.to_vec()).await.context("the archive is not read to its end")?;
+                    }
+                    _ => if let Some(code) = take(&bytes, &mut std::io::sink())? {
+                        anyhow::ensure!(code == ExitCode::SUCCESS, "`{command}` failed in the container");
+                        return Ok(());
+                    },
+                },
+                Some(Message::Close(_)) | None => bail!(NO_END),
+                Some(_) => {}
+            },
+            chunk = async { input.as_mut()?.recv().await }, if input.is_some() => match chunk {
+                Some(chunk) => for chunk in chunk.chunks(CHUNK) {
+                    socket.send(framed(channel::STDIN, chunk)).await?;
+                },
+                None => {
+                    input = None;
+                    socket.send(framed(channel::CLOSE, &[channel::STDIN])).await?;
+                }
+            },
+        }
+    }
+}
+
+/// Where a path of a container is, and what it is called there.
+fn split(path: &str) -> anyhow::Result<(&str, &str)> {
+    let trimmed = path.trim_end_matches('/');
+    let (parent, name) = trimmed.rsplit_once('/').unwrap_or((".", trimmed));
+    if matches!(name, "" | "." | "..") {
+        bail!("{path:?} has no name of its own: name the file or directory in the container, as in POD:/etc/hosts");
+    }
+    Ok((if parent.is_empty() { "/" } else { parent }, name))
+}
+
+fn words(command: &[&str]) -> Vec<String> {
+    command.iter().map(|word| (*word).to_owned()).collect()
 }
 
 async fn download(client: &Client, pod: &Pod, container: &str, path: &str, target: &str) -> anyhow::Result<()> {
-    let (parent, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or((".", path));
-    let parent = if parent.is_empty() { "/" } else { parent };
-    let archive = captured(client, pod, container, &["tar", "cf", "-", "-C", parent, name], None).await?;
+    let (parent, name) = split(path)?;
+    let command = words(&["tar", "cf", "-", "-C", parent, "--", name]);
+    let socket = open_exec(client, pod, container, &command, Streams { stdin: false, tty: false }).await?;
     let target = std::path::Path::new(target);
     let into = if target.is_dir() { target.join(name) } else { target.to_owned() };
     let scratch = into.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
     let unpacked = scratch.join(format!(".orlop-cp-{}", std::process::id()));
     std::fs::create_dir(&unpacked).with_context(|| format!("create {}", unpacked.display()))?;
-    // `unpack` writes below its directory only; what the container sends cannot leave it.
-    let result =
-        tar::Archive::new(&archive[..]).unpack(&unpacked).and_then(|()| std::fs::rename(unpacked.join(name), &into));
+    let (sender, chunks) = mpsc::channel(CHUNKS);
+    let place = unpacked.clone();
+    let unpacking =
+        tokio::task::spawn_blocking(move || unpack(conveyor::Incoming { chunks, rest: Default::default() }, &place));
+    let ran = run_in(socket, &command.join(" "), None, Some(sender)).await;
+    let written = match unpacking.await? {
+        Ok(()) if ran.is_ok() => std::fs::rename(unpacked.join(name), &into),
+        other => other,
+    };
     std::fs::remove_dir_all(&unpacked)?;
-    result.with_context(|| format!("write {}", into.display()))
+    written.with_context(|| format!("write {}", into.display()))?;
+    ran
+}
+
+/// Files and directories, all below `into`. What a container says of links, devices and the like is nothing for the host.
+fn unpack(archive: impl std::io::Read, into: &std::path::Path) -> std::io::Result<()> {
+    let mut archive = tar::Archive::new(archive);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        if matches!(entry.header().entry_type(), tar::EntryType::Regular | tar::EntryType::Directory) {
+            entry.unpack_in(into)?;
+        } else {
+            eprintln!("skipped {}: neither a file nor a directory", entry.path()?.display());
+        }
+    }
+    // `tar` fills its last block.
+    std::io::copy(&mut archive.into_inner(), &mut std::io::sink()).map(drop)
 }
 
 async fn upload(client: &Client, pod: &Pod, container: &str, source: &str, path: &str) -> anyhow::Result<()> {
-    let (parent, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or((".", path));
-    let parent = if parent.is_empty() { "/" } else { parent };
-    let mut archive = tar::Builder::new(Vec::new());
-    if std::path::Path::new(source).is_dir() {
+    let (parent, name) = split(path)?;
+    let command = words(&["tar", "xf", "-", "-C", parent]);
+    let source = std::path::PathBuf::from(source);
+    std::fs::metadata(&source).with_context(|| format!("read {}", source.display()))?;
+    let socket = open_exec(client, pod, container, &command, Streams { stdin: true, tty: false }).await?;
+    let (sender, chunks) = mpsc::channel(CHUNKS);
+    let name = name.to_owned();
+    let packing = tokio::task::spawn_blocking(move || pack(&source, &name, conveyor::Outgoing(sender)));
+    let ran = run_in(socket, &command.join(" "), Some(chunks), None).await;
+    // What is half an archive to the container is the container's failure, too; the reason is here.
+    packing.await?.context("read what is copied")?;
+    ran
+}
+
+fn pack(source: &std::path::Path, name: &str, to: conveyor::Outgoing) -> std::io::Result<()> {
+    let mut archive = tar::Builder::new(std::io::BufWriter::with_capacity(CHUNK, to));
+    if source.is_dir() {
         archive.append_dir_all(name, source)?;
     } else {
-        archive.append_path_with_name(source, name).with_context(|| format!("read {source}"))?;
+        archive.append_path_with_name(source, name)?;
     }
-    captured(client, pod, container, &["tar", "xf", "-", "-C", parent], Some(archive.into_inner()?)).await.map(drop)
+    std::io::Write::flush(&mut archive.into_inner()?)
 }
 
 #[cfg(test)]
@@ -435,6 +542,39 @@ mod tests {
         assert_eq!(parse_place("x"), Place::Local("x".into()));
         let pod = Place::Pod { namespace: Some("ns".into()), pod: "p".into(), path: "/etc".into() };
         assert_eq!(parse_place("ns/p:/etc"), pod);
+    }
+
+    #[test]
+    fn what_is_copied_has_a_name() {
+        assert_eq!(split("/etc/hosts").unwrap(), ("/etc", "hosts"));
+        assert_eq!(split("/etc/").unwrap(), ("/", "etc"));
+        assert_eq!(split("a").unwrap(), (".", "a"));
+        for path in ["/", "..", "/a/..", "."] {
+            assert!(split(path).is_err(), "{path}");
+        }
+    }
+
+    /// In the order of a container that wants to write through a link.
+    #[test]
+    fn links_of_a_container_stay_there() {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut link = tar::Header::new_gnu();
+        link.set_entry_type(tar::EntryType::Symlink);
+        link.set_size(0);
+        archive.append_link(&mut link, "d/link", "/etc").unwrap();
+        let mut file = tar::Header::new_gnu();
+        file.set_size(2);
+        file.set_mode(0o644);
+        archive.append_data(&mut file, "d/file", &b"ok"[..]).unwrap();
+        let bytes = archive.into_inner().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, chunks) = mpsc::channel(bytes.len());
+        bytes.chunks(7).for_each(|chunk| sender.try_send(chunk.to_vec()).unwrap());
+        drop(sender);
+        unpack(conveyor::Incoming { chunks, rest: Default::default() }, dir.path()).unwrap();
+        let names: Vec<_> =
+            std::fs::read_dir(dir.path().join("d")).unwrap().map(|one| one.unwrap().file_name()).collect();
+        assert_eq!(names, ["file"]);
     }
 
     #[test]
