@@ -48,12 +48,21 @@ pub(super) async fn connect(endpoint: &Endpoint) -> anyhow::Result<Services> {
     let told = version(&runtime, &endpoint.runtime).await?;
     let identity = Identity { name: told.runtime_name, version: told.runtime_version };
     tracing::info!(name = identity.name, version = identity.version, "pods run on another runtime");
-    let asked = runtime.runtime_config(v1::RuntimeConfigRequest::default()).await;
-    let cgroup_driver = asked.ok().and_then(|config| config.linux).map(|linux| match linux.cgroup_driver() {
+    let asked = answered(async || runtime.runtime_config(v1::RuntimeConfigRequest::default()).await).await;
+    let config = match asked {
+        Err(cri::Error::Unimplemented { .. }) => None,
+        // Another driver than the one that it has would be another tree than that of the pods that run.
+        other => Some(other.context("ask the runtime who makes its control groups")?),
+    };
+    let cgroup_driver = config.and_then(|config| config.linux).map(|linux| match linux.cgroup_driver() {
         v1::CgroupDriver::Systemd => Driver::Systemd,
         v1::CgroupDriver::Cgroupfs => Driver::Cgroupfs,
     });
-    let told = images.image_fs_info(v1::ImageFsInfoRequest::default()).await.unwrap_or_default();
+    let told = answered(async || images.image_fs_info(v1::ImageFsInfoRequest::default()).await).await;
+    let told = told.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the runtime does not tell where its images are: nobody is evicted for want of their disk");
+        v1::ImageFsInfoResponse::default()
+    });
     let image_root = place_of(told.image_filesystems).unwrap_or_default();
     // Upstream takes the first of each list, too.
     let container_root = place_of(told.container_filesystems).unwrap_or_else(|| image_root.clone());
@@ -65,18 +74,22 @@ fn place_of(systems: Vec<v1::FilesystemUsage>) -> Option<PathBuf> {
 }
 
 async fn version(client: &Client, socket: &Path) -> anyhow::Result<v1::VersionResponse> {
+    let told = answered(async || client.version(v1::VersionRequest::default()).await).await;
+    told.with_context(|| {
+        format!(
+            "no runtime answers on unix://{}; start it, or leave out `containerRuntimeEndpoint` for orlop's own",
+            socket.display()
+        )
+    })
+}
+
+/// Asks until somebody is there, for a while.
+async fn answered<T>(ask: impl AsyncFn() -> Result<T, cri::Error>) -> Result<T, cri::Error> {
     let until = Instant::now() + ANSWERS_WITHIN;
     loop {
-        match client.version(v1::VersionRequest::default()).await {
+        match ask().await {
             Err(cri::Error::Unavailable(_)) if Instant::now() < until => tokio::time::sleep(RETRY).await,
-            answer => {
-                return answer.with_context(|| {
-                    format!(
-                        "no runtime answers on unix://{}; start it, or leave out `containerRuntimeEndpoint` for orlop's own",
-                        socket.display()
-                    )
-                });
-            }
+            answer => return answer,
         }
     }
 }
