@@ -154,7 +154,7 @@ fn oci_command() {
     assert_eq!(line, "up\n");
     let own = format!("/proc/{}/exe", run.id());
     assert!(rustix::fs::statvfs(&own).unwrap().f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
-    if cfg!(target_arch = "x86_64") {
+    if cfg!(all(target_arch = "x86_64", not(debug_assertions))) {
         // `seal` would keep the program's name on its mount; what comes before knows its directory alone.
         let name = Path::new("/").join(program().file_name().unwrap());
         assert_eq!(std::fs::read_link(&own).unwrap(), name);

@@ -2,7 +2,7 @@
 //! ([`crate::program::seal`]) before it has begun.
 //!
 //! A whole start of this program is 1 ms: it relocates itself, and the C library asks the processor for all that it can, each
-//! question an exit from a virtual machine. `seal` alone would pay that twice for each container. The program begins at
+//! question an exit from a virtual machine. `seal` alone would pay that twice for each container. A release begins at
 //! `orlop_start` (`crates/orlop/build.rs`), which does the one system call in question and otherwise goes to where programs
 //! begin. Whatever is not as it should be here is left to `seal`, which tells why.
 //!
@@ -34,6 +34,8 @@ const PATH_BYTES_MAX: usize = 4096;
 /// Where statfs(2) has the flags of a mount, in words.
 const FLAGS: usize = 10;
 const STATFS_WORDS: usize = 15;
+/// stat(2) begins with device and inode, in words.
+const STAT_WORDS: usize = 18;
 const AT_FDCWD: u64 = (-100_i64).cast_unsigned();
 const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
 const AT_EMPTY_PATH: u64 = 0x1000;
@@ -149,10 +151,29 @@ unsafe fn go_on_sealed(words: *const *const u8, environment: *const *const u8) {
             userns_fd: 0,
         };
         let attributes = [tree, empty, AT_EMPTY_PATH, &raw const sealed as u64, size_of_val(&sealed) as u64];
-        if call(libc::SYS_mount_setattr, attributes) == 0 {
+        // Beneath what is mounted on the program's file there is another.
+        if call(libc::SYS_mount_setattr, attributes) == 0
+            && are_one([AT_FDCWD, own, 0], [tree, name, AT_SYMLINK_NOFOLLOW])
+        {
             call(libc::SYS_execveat, [tree, name, words as u64, environment as u64, AT_SYMLINK_NOFOLLOW]);
         }
         call(libc::SYS_close, [tree, 0, 0, 0, 0]);
+    }
+}
+
+/// Whether two names, each with its directory and flags, are of one file.
+///
+/// # Safety
+/// They end with 0.
+unsafe fn are_one(one: [u64; 3], other: [u64; 3]) -> bool {
+    let mut files = [const { MaybeUninit::<[u64; STAT_WORDS]>::uninit() }; 2];
+    // SAFETY: the calls fill what is read.
+    unsafe {
+        let [first, second] = [files[0].as_mut_ptr().cast::<u64>(), files[1].as_mut_ptr().cast::<u64>()];
+        call(libc::SYS_newfstatat, [one[0], one[1], first as u64, one[2], 0]) == 0
+            && call(libc::SYS_newfstatat, [other[0], other[1], second as u64, other[2], 0]) == 0
+            && first.read() == second.read()
+            && first.add(1).read() == second.add(1).read()
     }
 }
 
