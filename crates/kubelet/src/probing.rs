@@ -74,9 +74,16 @@ pub(crate) async fn probe(runtime: &dyn RuntimeService, target: Target<'_>, prob
     };
     let (outcome, message, refused) = match answer {
         Ok(warning) => (Outcome::Success, warning.unwrap_or_default(), false),
-        Err(Fault { text, refused }) => (Outcome::Failure, text, refused),
+        Err(Fault { text, refused }) => (Outcome::Failure, text, refused && !asks_elsewhere(probe)),
     };
     Answer { asked, outcome, message: cut(message), refused }
+}
+
+/// Whether it is another host than the container's that is asked, and that cannot be had to say so more often than it is told.
+fn asks_elsewhere(probe: &Probe) -> bool {
+    let http = probe.http_get.as_ref().and_then(|action| action.host.as_ref());
+    let tcp = probe.tcp_socket.as_ref().and_then(|action| action.host.as_ref());
+    http.or(tcp).is_some_and(|host| !host.is_empty())
 }
 
 fn cut(mut text: String) -> String {
@@ -232,6 +239,12 @@ mod tests {
             let answer = answer(json!({ handler: { "port": port } })).await;
             assert!(answer.refused && answer.outcome == Outcome::Failure, "{handler}: {answer:?}");
         }
+        let elsewhere = answer(json!({ "tcpSocket": { "host": "127.0.0.1", "port": port } })).await;
+        assert!(!elsewhere.refused, "{elsewhere:?}");
+        let (other, _) =
+            serve(format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{port}/\r\n\r\n").leak()).await;
+        let redirected = answer(json!({ "httpGet": { "port": other } })).await;
+        assert!(!redirected.refused && redirected.outcome == Outcome::Failure, "it was asked: {redirected:?}");
     }
 
     #[tokio::test]

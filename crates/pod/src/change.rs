@@ -465,7 +465,10 @@ impl View {
             let state = record.probes.get_mut(kind);
             *state = state.after(probe, answer.outcome, answer.asked);
         }
-        self.container_mut(container).refused = answer.refused.then_some((kind, now));
+        // Of the two others only one is asked at a time.
+        if kind != Kind::Liveness {
+            self.container_mut(container).refused = answer.refused.then_some((kind, now));
+        }
         let message = &answer.message;
         let note = |reason, what| {
             let message = format!("{} probe {what}: {message}", kind.as_str());

@@ -60,17 +60,15 @@ pub struct Answer {
     pub refused: bool,
 }
 
-/// The shortest and the longest pause before it is looked again whether somebody listens.
-const LOOKS: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(20), SignedDuration::from_secs(1));
+/// The shortest pause before it is looked again whether somebody listens.
+const LOOK_MIN: SignedDuration = SignedDuration::from_millis(20);
 
 /// When it is worth while to ask out of turn a container that has been running since `started` and was `refused` then: a
 /// quarter of that time later, so that it is told to be ready soon after it is, whatever the period of its probe. Asking costs
 /// the container nothing as long as nobody listens, and a failure out of turn does not count.
 pub(crate) fn look(refused: Timestamp, started: Timestamp) -> Option<Timestamp> {
     let waited = refused.duration_since(started);
-    (waited >= SignedDuration::ZERO)
-        .then(|| refused.saturating_add((waited / 4).clamp(LOOKS.0, LOOKS.1)).ok())
-        .flatten()
+    (waited >= SignedDuration::ZERO).then(|| refused.saturating_add((waited / 4).max(LOOK_MIN)).ok()).flatten()
 }
 
 /// One probe of one run of a container. Kept over restarts of the daemon.
@@ -226,7 +224,7 @@ mod tests {
             let refused = Timestamp::from_millisecond(refused).unwrap();
             look(refused, at(100)).map(|look| look.duration_since(refused).as_millis())
         };
-        assert_eq!([100_000, 100_200, 102_000, 160_000].map(look), [20, 50, 500, 1000].map(Some));
+        assert_eq!([100_000, 100_200, 102_000, 160_000].map(look), [20, 50, 500, 15_000].map(Some));
         assert_eq!(look(99_000), None, "of an earlier run");
     }
 

@@ -246,7 +246,7 @@ pub struct ContainerView {
     pub running: Option<Running>,
     /// The run that has ended and was not followed by another.
     pub ended: Option<Run>,
-    /// The probe that found nobody listening when it was asked last, and when that was.
+    /// The startup or readiness probe that found nobody listening when it was asked last, and when that was.
     pub refused: Option<(Kind, Timestamp)>,
 }
 

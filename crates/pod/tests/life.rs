@@ -375,18 +375,32 @@ fn who_begins_to_listen_need_not_wait_for_the_next_turn() {
     world.wait(40);
     assert!(world.view.running("a").is_some(), "only the first failure counts");
     let looks = world.log.iter().filter(|key| key.contains("Startup")).count();
-    assert!((20..80).contains(&looks), "{looks}");
+    assert!((10..50).contains(&looks), "{looks}");
     (world.healthy, world.deaf) = (true, false);
-    world.wait(1);
+    world.wait(10);
     assert!(world.ready());
     // Once it was ready, turns alone count.
     (world.healthy, world.deaf) = (false, true);
     let before = world.log.len();
-    world.wait(599);
+    world.wait(580);
     assert!(world.ready());
     assert_eq!(world.log.len(), before);
     world.wait(1200);
     assert!(!world.ready());
+}
+
+#[test]
+fn what_liveness_finds_does_not_keep_readiness_waiting() {
+    let probe = json!({ "tcpSocket": { "port": 1 }, "periodSeconds": 60, "failureThreshold": 9 });
+    let mut world =
+        World::new(json!({ "containers": [{ "name": "a", "livenessProbe": probe, "readinessProbe": probe }] }));
+    (world.healthy, world.deaf) = (false, true);
+    world.settle();
+    world.wait(4);
+    (world.healthy, world.deaf) = (true, false);
+    world.wait(2);
+    assert!(world.ready());
+    assert_eq!(world.log.iter().filter(|key| key.contains("Liveness")).count(), 1, "it has its turns alone");
 }
 
 #[test]

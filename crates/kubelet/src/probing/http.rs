@@ -42,8 +42,10 @@ struct Answer {
 /// Asks, with upstream's words for a failure where it has some. A success may have a warning.
 pub(super) async fn get(address: SocketAddr, action: &HTTPGetAction) -> Result<Option<String>, Fault> {
     let mut place = Place::of(address, action);
-    for _ in 0..REDIRECTS_MAX {
-        let answer = ask(address.ip(), &place, action).await?;
+    for hops in 0..REDIRECTS_MAX {
+        // Who redirects has been asked.
+        let answer = ask(address.ip(), &place, action).await;
+        let answer = answer.map_err(|fault| Fault { refused: fault.refused && hops == 0, ..fault })?;
         match answer.status {
             200..300 => return Ok(None),
             300..400 => match answer.location.and_then(|location| place.follow(&location)) {
