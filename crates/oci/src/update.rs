@@ -118,6 +118,7 @@ fn merged(had: Resources, new: Resources) -> Resources {
             swap: memory.swap.or(had_memory.swap),
             swappiness: memory.swappiness.or(had_memory.swappiness),
             disable_oom_killer: memory.disable_oom_killer.or(had_memory.disable_oom_killer),
+            check_before_update: memory.check_before_update.or(had_memory.check_before_update),
         }),
         pids: new.pids.or(had.pids),
         block_io: new.block_io.or(had.block_io),

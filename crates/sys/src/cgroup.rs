@@ -74,6 +74,8 @@ pub struct Limits {
     pub cpu_realtime_us: (Option<i64>, Option<u64>),
     /// Input and output in relation to siblings, 10 to 1000 (version 1's unit).
     pub io_weight: Option<u16>,
+    /// The same for single devices (major and minor number).
+    pub io_weights: Vec<((u32, u32), u16)>,
     /// Limits of input and output for devices.
     pub io_limits: Vec<IoLimit>,
     /// Class of the group's packets (version 1 only).
@@ -82,6 +84,8 @@ pub struct Limits {
     pub network_priorities: Vec<(String, u32)>,
     /// Handles and objects of RDMA devices.
     pub rdma: Vec<(String, Option<u32>, Option<u32>)>,
+    /// Memory below what is in use is refused (`EBUSY`) instead of killing, also by version 2.
+    pub checks_usage: bool,
     /// Files of version 2 and their values, as they are.
     pub unified: Vec<(String, String)>,
 }

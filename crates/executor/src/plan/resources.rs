@@ -18,6 +18,11 @@ pub fn limits(resources: &oci::Resources) -> Result<Limits, PlanError> {
     {
         return Err(PlanError::invalid("resources.memory.swap", swap, "is below the memory limit; it counts both"));
     }
+    let io = resources.block_io.clone().unwrap_or_default();
+    if io.leaf_weight.is_some() || io.weight_device.iter().any(|device| device.leaf_weight.is_some()) {
+        let reason = "has been in no kernel since 5.0; leave it out";
+        return Err(PlanError::invalid("resources.blockIO.leafWeight", "", reason));
+    }
     Ok(Limits {
         cpu_shares: cpu.shares.filter(|shares| *shares > 0),
         cpu_quota_us: cpu.quota.filter(|quota| *quota != 0),
@@ -37,8 +42,10 @@ pub fn limits(resources: &oci::Resources) -> Result<Limits, PlanError> {
             cpu.realtime_runtime.filter(|runtime| *runtime != 0),
             cpu.realtime_period.filter(|period| *period != 0),
         ),
-        io_weight: resources.block_io.as_ref().and_then(|io| io.weight).filter(|weight| *weight != 0),
-        io_limits: io_limits(resources.block_io.as_ref()),
+        io_weight: io.weight.filter(|weight| *weight != 0),
+        io_weights: io.weight_device.iter().filter_map(io_weight).collect(),
+        io_limits: io_limits(&io),
+        checks_usage: memory.check_before_update == Some(true),
         network_class: resources.network.as_ref().and_then(|network| network.class_id),
         network_priorities: resources.network.iter().flat_map(priorities).collect(),
         rdma: resources.rdma.iter().map(|(name, one)| (name.clone(), one.hca_handles, one.hca_objects)).collect(),
@@ -51,15 +58,21 @@ fn priorities(network: &oci::Network) -> impl Iterator<Item = (String, u32)> {
     network.priorities.iter().map(|one| (one.name.clone(), one.priority))
 }
 
-fn io_limits(io: Option<&oci::BlockIo>) -> Vec<IoLimit> {
-    let Some(io) = io else { return Vec::new() };
+fn number(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn io_weight(one: &oci::WeightDevice) -> Option<((u32, u32), u16)> {
+    one.weight.filter(|weight| *weight != 0).map(|weight| ((number(one.major), number(one.minor)), weight))
+}
+
+fn io_limits(io: &oci::BlockIo) -> Vec<IoLimit> {
     let kinds = [
         (IoLimitKind::ReadBytes, &io.throttle_read_bps_device),
         (IoLimitKind::WriteBytes, &io.throttle_write_bps_device),
         (IoLimitKind::Reads, &io.throttle_read_iops_device),
         (IoLimitKind::Writes, &io.throttle_write_iops_device),
     ];
-    let number = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
     let limit = |kind, one: &oci::ThrottleDevice| IoLimit {
         kind,
         device: (number(one.major), number(one.minor)),
@@ -119,6 +132,23 @@ fn device_rule(rule: &oci::DeviceRule) -> Result<DeviceRule, PlanError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_of_devices_are_taken_and_those_of_leaves_refused() {
+        let limits = |io: serde_json::Value| {
+            let resources = serde_json::json!({ "blockIO": io, "memory": { "checkBeforeUpdate": true } });
+            limits(&serde_json::from_value(resources).unwrap())
+        };
+        let taken =
+            limits(serde_json::json!({ "weightDevice": [{ "major": 8, "minor": 16, "weight": 200 }] })).unwrap();
+        assert_eq!((taken.io_weights, taken.checks_usage), (vec![((8, 16), 200)], true));
+        for io in [
+            serde_json::json!({ "leafWeight": 10 }),
+            serde_json::json!({ "weightDevice": [{ "major": 8, "minor": 16, "leafWeight": 10 }] }),
+        ] {
+            assert!(limits(io).unwrap_err().to_string().contains("leafWeight"));
+        }
+    }
 
     #[test]
     fn default_devices_survive_a_denial_of_all() {

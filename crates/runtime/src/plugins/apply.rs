@@ -255,6 +255,7 @@ pub(super) fn resources(wanted: &api::LinuxResources) -> Result<oci::Resources, 
         swap: memory.swap.as_ref().map(|limit| limit.value),
         swappiness: memory.swappiness.as_ref().map(|limit| limit.value),
         disable_oom_killer: memory.disable_oom_killer.as_ref().map(|one| one.value),
+        check_before_update: None,
     });
     let cpu = wanted.cpu.as_ref().map(|cpu| oci::Cpu {
         shares: cpu.shares.as_ref().map(|shares| shares.value),

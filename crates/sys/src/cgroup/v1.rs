@@ -147,6 +147,11 @@ fn set_io(dir: &Path, limits: &Limits) -> Result<()> {
         let plain = dir.join("blkio.weight");
         write(&if plain.exists() { plain } else { dir.join("blkio.bfq.weight") }, &weight.to_string())?;
     }
+    for ((major, minor), weight) in &limits.io_weights {
+        let plain = dir.join("blkio.weight_device");
+        let file = if plain.exists() { plain } else { dir.join("blkio.bfq.weight_device") };
+        write(&file, &format!("{major}:{minor} {weight}"))?;
+    }
     limits.io_limits.iter().try_for_each(|limit| {
         let name = match limit.kind {
             IoLimitKind::ReadBytes => "blkio.throttle.read_bps_device",

@@ -11,7 +11,7 @@ use super::{
     CpuStats, DeviceRule, IoLimitKind, Keyed, Limits, MemoryStats, PidStats, Pressure, Stats, keyed, kill_each, number,
     write,
 };
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Result};
 
 /// Controllers that a node hands down.
 const CONTROLLERS: &[&str] = &["cpu", "cpuset", "memory", "pids", "io", "hugetlb"];
@@ -82,6 +82,9 @@ pub(super) fn set(dir: &Path, limits: &Limits) -> Result<()> {
     }
     set("cpuset.cpus", limits.cpuset_cpus.clone().filter(|cpus| !cpus.is_empty()))?;
     set("cpuset.mems", limits.cpuset_mems.clone().filter(|mems| !mems.is_empty()))?;
+    if limits.checks_usage {
+        check_usage(dir, limits)?;
+    }
     set("memory.max", limits.memory_bytes.map(max))?;
     set("memory.min", limits.memory_min_bytes.map(|bytes| bytes.to_string()))?;
     if dir.join("memory.swap.max").exists() {
@@ -104,17 +107,33 @@ pub(super) fn set(dir: &Path, limits: &Limits) -> Result<()> {
     limits.unified.iter().try_for_each(|(name, value)| write(&dir.join(name), value))
 }
 
+/// Version 1 refuses by itself what this one enforces by killing.
+fn check_usage(dir: &Path, limits: &Limits) -> Result<()> {
+    let wanted = limits.memory_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+    let used = number(&dir.join("memory.current")).unwrap_or(0);
+    match wanted.filter(|wanted| *wanted < used) {
+        None => Ok(()),
+        Some(wanted) => {
+            let subject = format!("{wanted} to {}, below the {used} bytes in use", dir.join("memory.max").display());
+            Err(Error { call: "write", subject, errno: rustix::io::Errno::BUSY })
+        }
+    }
+}
+
 /// The weight goes to the scheduler BFQ where the kernel has it, in its own scale, else to the controller's cost model:
 /// version 1's 10 to 1000 become 1 to 10000, as runc and crun have it.
 fn set_io(dir: &Path, limits: &Limits) -> Result<()> {
+    let bfq = dir.join("io.bfq.weight");
+    let (file, has_bfq) = if bfq.exists() { (bfq, true) } else { (dir.join("io.weight"), false) };
+    let scaled = |weight: u16| {
+        let weight = u64::from(weight);
+        if has_bfq { weight } else { 1 + (weight.max(10) - 10) * 9999 / 990 }
+    };
     if let Some(weight) = limits.io_weight.filter(|weight| *weight > 0) {
-        let bfq = dir.join("io.bfq.weight");
-        if bfq.exists() {
-            write(&bfq, &weight.to_string())?;
-        } else {
-            let weight = 1 + (u64::from(weight).max(10) - 10) * 9999 / 990;
-            write(&dir.join("io.weight"), &weight.to_string())?;
-        }
+        write(&file, &scaled(weight).to_string())?;
+    }
+    for ((major, minor), weight) in &limits.io_weights {
+        write(&file, &format!("{major}:{minor} {}", scaled(*weight)))?;
     }
     limits.io_limits.iter().try_for_each(|limit| {
         let name = match limit.kind {
@@ -269,6 +288,33 @@ mod tests {
     fn shares_become_weights() {
         for (shares, expect) in [(2, 1), (1024, 100), (262_144, 10_000)] {
             assert_eq!(weight(shares), expect, "{shares} shares");
+        }
+    }
+
+    #[test]
+    fn devices_have_weights_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { io_weights: vec![((8, 16), 100)], ..Limits::default() };
+        let written = |name: &str| fs::read_to_string(dir.path().join(name)).ok();
+        set(dir.path(), &limits).unwrap();
+        assert_eq!(written("io.weight").as_deref(), Some("8:16 910"));
+        fs::write(dir.path().join("io.bfq.weight"), "").unwrap();
+        set(dir.path(), &limits).unwrap();
+        assert_eq!(written("io.bfq.weight").as_deref(), Some("8:16 100"));
+    }
+
+    #[test]
+    fn a_limit_below_what_is_in_use_is_refused_where_that_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("memory.current"), "1000\n").unwrap();
+        let set = |bytes, checks_usage| {
+            set(dir.path(), &Limits { memory_bytes: Some(bytes), checks_usage, ..Limits::default() })
+        };
+        let error = set(999, true).unwrap_err();
+        assert_eq!(error.errno, rustix::io::Errno::BUSY);
+        assert!(error.to_string().contains("below the 1000 bytes in use"), "{error}");
+        for (bytes, checks) in [(999, false), (1000, true), (-1, true)] {
+            set(bytes, checks).unwrap();
         }
     }
 
