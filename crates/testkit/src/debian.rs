@@ -67,6 +67,22 @@ pub fn managed_disk() -> anyhow::Result<PathBuf> {
     Ok(entry.join(MANAGED_DISK))
 }
 
+/// Docker and Podman, unpacked: what calls an OCI runtime.
+///
+/// # Errors
+/// As [`unpacked`].
+pub fn engines() -> anyhow::Result<PathBuf> {
+    unpacked("callers", &["docker.io", "podman"])
+}
+
+/// crun, unpacked.
+///
+/// # Errors
+/// As [`unpacked`].
+pub fn crun() -> anyhow::Result<PathBuf> {
+    unpacked("crun", &["crun"])
+}
+
 /// The name of that file.
 pub const MANAGED_DISK: &str = "debian.ext4";
 

@@ -153,11 +153,10 @@ pub const E2E: Program = Program { kind: Kind::Tests, ..KUBERNETES.program("e2e.
 pub const GINKGO: Program = Program { name: "ginkgo", kind: Kind::Needed("github.com/onsi/ginkgo/v2/ginkgo"), ..E2E };
 
 /// The tests of container runtimes: critest.
-pub const CRITEST: Program = Program {
-    kind: Kind::TestsAlone,
-    ..Module::new("sigs.k8s.io/cri-tools", "v1.37.0").program("critest", "cmd/critest")
-}
-.for_images();
+pub const CRITEST: Program =
+    Program { kind: Kind::TestsAlone, ..CRI_TOOLS.program("critest", "cmd/critest") }.for_images();
+/// What operators speak to container runtimes with.
+pub const CRICTL: Program = CRI_TOOLS.program("crictl", "cmd/crictl");
 
 /// The program of most tests of the suites: a server, a client, a prober and more.
 pub const AGNHOST: Program = test_image("agnhost", "test/images/agnhost");
@@ -194,6 +193,7 @@ const fn test_image(name: &'static str, package: &'static str) -> Program {
 }
 
 const CONTAINERD_MODULE: Module = Module::new("github.com/containerd/containerd/v2", "v2.4.2");
+const CRI_TOOLS: Module = Module::new("sigs.k8s.io/cri-tools", "v1.37.0");
 const PLUGINS: Module = Module::new("github.com/containernetworking/plugins", "v1.9.1");
 
 const KUBERNETES: Module = Module {

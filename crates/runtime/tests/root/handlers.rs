@@ -32,18 +32,15 @@ pub(crate) fn maybe_be_a_runtime() -> Option<ExitCode> {
 pub(crate) fn fetch() {
     let fetched = [
         ("runc", testkit::go::build(&testkit::go::RUNC)),
-        ("crun", debian()),
+        ("crun", testkit::debian::crun()),
         ("an NRI plugin", testkit::go::build(&testkit::go::NRI_PLUGIN)),
+        ("crictl", testkit::go::build(&testkit::go::CRICTL)),
     ];
     for (name, fetched) in fetched {
         if let Err(error) = fetched {
             println!("skipped: tests with {name} ({error:#})");
         }
     }
-}
-
-fn debian() -> anyhow::Result<PathBuf> {
-    testkit::debian::unpacked("crun", &["crun"])
 }
 
 /// All handlers by name.
@@ -54,7 +51,7 @@ fn programs() -> &'static [(&'static str, PathBuf)] {
         let link = place.join("runc");
         symlink(std::env::current_exe().unwrap(), &link).unwrap();
         let mut all = vec![("itself", link)];
-        if let Ok(files) = debian() {
+        if let Ok(files) = testkit::debian::crun() {
             let libraries = files.join("usr/lib/x86_64-linux-gnu");
             if libraries.is_dir() {
                 lay_over(&libraries, Path::new("/usr/lib/x86_64-linux-gnu"));

@@ -8,6 +8,7 @@
 mod adoption;
 mod answers;
 mod attacks;
+mod crictl;
 mod delegation;
 mod faults;
 mod fixture;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         answers::TESTS,
         requests::TESTS,
         usage::TESTS,
+        crictl::TESTS,
         streams::TESTS,
         handlers::TESTS,
         plugins::TESTS,
