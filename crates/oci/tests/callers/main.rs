@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 #![allow(clippy::disallowed_methods, reason = "it starts the callers")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+
+use testkit::debian;
 
 fn main() -> ExitCode {
     let words: Vec<std::ffi::OsString> = std::env::args_os().collect();
@@ -20,18 +22,11 @@ fn main() -> ExitCode {
     )
 }
 
-const PACKAGES: &[&str] = &["docker.io", "podman"];
-
 fn missing() -> Option<String> {
     if !sys::rustix::process::geteuid().is_root() {
         return Some("root".to_owned());
     }
-    programs().err().map(|error| format!("packages {} of Debian: {error:#}", PACKAGES.join(", ")))
-}
-
-/// The directory with the packages' files.
-fn programs() -> anyhow::Result<PathBuf> {
-    testkit::debian::unpacked("callers", PACKAGES)
+    debian::engines().err().map(|error| format!("Docker and Podman of Debian: {error:#}"))
 }
 
 /// Lays the packages over this machine's root, for this mount namespace alone, and goes on in that. They are copied: a layer
@@ -89,7 +84,7 @@ again
 
 /// Runs a script in the Debian, with a busybox at `/mnt/bb.tar`; what it says.
 fn lab(name: &str, script: &str) -> String {
-    let root = programs().unwrap();
+    let root = debian::engines().unwrap();
     // Not below /tmp, which is another there.
     let scratch = tempfile::tempdir_in(testkit::cache::dir().unwrap()).unwrap();
     let file = |name: &str| scratch.path().join(name);
