@@ -65,19 +65,19 @@ impl Measure {
             Self::RunPodSandbox => about("RunPodSandbox", "ms", ""),
             Self::CreateContainer => about("CreateContainer", "ms", ""),
             Self::StartContainer => about("StartContainer", "ms", ""),
-            Self::PodStart => about("**pod start**: these three, image present", "ms", "≤ 15 (30)"),
-            Self::ExecSync => about("ExecSync `true`", "ms", "≤ 4"),
+            Self::PodStart => about("**pod start**: these three, image present", "ms", "≤ 12"),
+            Self::ExecSync => about("ExecSync `true`", "ms", "≤ 3"),
             Self::StopPodSandbox => about("StopPodSandbox", "ms", ""),
             Self::RemovePodSandbox => about("RemovePodSandbox", "ms", ""),
-            Self::PodStop => about("**pod end**: these two", "ms", "≤ 15"),
+            Self::PodStop => about("**pod end**: these two", "ms", "≤ 8"),
             Self::PodsPerSecond => {
-                About { more_is_better: true, ..about("100 pods at once, 10 requests in flight", "pods/s", "≥ 50") }
+                About { more_is_better: true, ..about("100 pods at once, 10 requests in flight", "pods/s", "≥ 100") }
             }
             Self::DaemonEmpty => about("daemon without pods, RSS", "MB", ""),
             Self::DaemonFull => about("daemon with 100 pods, RSS", "MB", "≤ 30"),
             Self::PerPod => about("beside the application, each pod, PSS", "MB", "≤ 0.5"),
             Self::IdleCpu => about("idle with 100 pods, of one core", "%", "≤ 0.5"),
-            Self::Pull => about("pull and unpack of the large image", "s", "≤ ½ of the reference"),
+            Self::Pull => about("pull and unpack of the large image", "s", "≤ 0.4 of the reference"),
             Self::OciRun => about("OCI runtime alone: `run /bin/true`", "ms", "≤ 6"),
             Self::PodRunning => about("**pod created** → Running seen by a watcher", "ms", "≤ 50 (100)"),
             Self::PodGone => about("**pod deleted** → gone, as seen by a watcher", "ms", "≤ 60"),
