@@ -32,7 +32,7 @@ pub(crate) async fn end(group: &Cgroup) -> Result<(), sys::Error> {
 /// # Errors
 /// As [`end`].
 pub(crate) async fn kill(group: &Cgroup) -> Result<(), sys::Error> {
-    empty(group, || Ok(group.processes_below().is_empty())).await
+    empty(group, || Ok(!group.is_populated())).await
 }
 
 async fn empty(group: &Cgroup, is_done: impl Fn() -> Result<bool, sys::Error>) -> Result<(), sys::Error> {

@@ -1,6 +1,7 @@
 //! Version 2: one tree (kernel document admin-guide/cgroup-v2).
 
 use std::fs;
+use std::io::ErrorKind;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -213,8 +214,17 @@ pub(super) fn kill(dir: &Path) -> Result<()> {
 }
 
 /// The kernel knows, of the groups below too.
+/// A group that is not there has nobody in it; one that cannot be asked may have.
 pub(super) fn is_populated(dir: &Path) -> bool {
-    keyed(&dir.join("cgroup.events"), "populated") == Some(1)
+    match fs::read_to_string(dir.join("cgroup.events")) {
+        Ok(text) => text.lines().any(|line| line == "populated 1"),
+        Err(error) => error.kind() != ErrorKind::NotFound && !is_gone(&error),
+    }
+}
+
+/// It went while it was asked.
+fn is_gone(error: &std::io::Error) -> bool {
+    rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::NODEV)
 }
 
 pub(super) fn oom_kills(dir: &Path) -> u64 {
