@@ -380,4 +380,6 @@ fn high_half(value: u64) -> u32 {
 }
 
 #[cfg(test)]
+mod beside;
+#[cfg(test)]
 mod tests;

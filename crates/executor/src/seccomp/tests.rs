@@ -2,7 +2,7 @@ use super::*;
 use crate::oci::{Seccomp, Syscall, SyscallArg};
 
 /// What the kernel's interpreter would answer (net/core/filter.c, `___bpf_prog_run` for classic programs).
-fn run(program: &[u8], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
+pub(super) fn run(program: &[u8], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut data = Vec::new();
     data.extend(number.to_ne_bytes());
     data.extend(architecture.to_ne_bytes());
@@ -46,7 +46,7 @@ fn rule(name: &str, args: &[(u32, &str, u64, u64)]) -> Syscall {
     Syscall { names: vec![name.into()], action: "SCMP_ACT_ALLOW".into(), args, ..Syscall::default() }
 }
 
-fn compiled(profile: &Seccomp) -> Vec<u8> {
+pub(super) fn compiled(profile: &Seccomp) -> Vec<u8> {
     compile(profile).unwrap().unwrap().program.0
 }
 
