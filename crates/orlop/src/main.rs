@@ -64,7 +64,9 @@ fn words(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "orlop", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "orlop", &mut script);
+            cli::format::print(&String::from_utf8_lossy(&script));
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(options) => check::run(&arguments.places, &options),

@@ -16,15 +16,12 @@ pub(crate) async fn run(client: &Client, options: &EventsOptions) -> anyhow::Res
     let mut changes = client.changes("events").await?;
     loop {
         changes.next().await?;
-        let events = select(client, options).await?;
-        if !options.watch && print_machine(options.output.output, &events)? {
-            return Ok(());
+        let mut fresh = select(client, options).await?;
+        fresh.retain(|event| shown.insert(event.metadata.name.clone(), event.count) != Some(event.count));
+        let is_news = heads || !fresh.is_empty();
+        if is_news && !print_machine(options.output.output, &fresh)? {
+            print(&table(&fresh, heads).render());
         }
-        let fresh = events
-            .into_iter()
-            .filter(|event| shown.insert(event.metadata.name.clone(), event.count) != Some(event.count));
-        let table = table(&fresh.collect::<Vec<_>>(), heads);
-        print(&table.render());
         if !options.watch {
             return Ok(());
         }

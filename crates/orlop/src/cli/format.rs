@@ -55,12 +55,13 @@ pub(crate) fn print(text: &str) {
 /// Prints `values` as JSON or YAML; returns false when a table is wanted instead.
 ///
 /// # Errors
-/// A value that JSON cannot carry.
+/// A value that JSON cannot carry, or the names of what has none.
 pub(crate) fn print_machine<T: Serialize>(format: Format, values: &T) -> anyhow::Result<bool> {
     match format {
         Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(values)?)),
         Format::Yaml => print(&serde_saphyr::to_string(values)?),
-        Format::Table | Format::Wide | Format::Name => return Ok(false),
+        Format::Table | Format::Wide => return Ok(false),
+        Format::Name => anyhow::bail!("only `ps` and `get` print names; write -o table, json or yaml"),
     }
     Ok(true)
 }

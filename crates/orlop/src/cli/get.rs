@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::client::{Client, plural};
 use super::format::{Table, age, print, print_machine};
-use crate::args::GetOptions;
+use crate::args::{Format, GetOptions};
 
 /// Prints objects of a kind.
 pub(crate) async fn run(client: &Client, options: &GetOptions) -> anyhow::Result<()> {
@@ -18,6 +18,12 @@ pub(crate) async fn run(client: &Client, options: &GetOptions) -> anyhow::Result
             options.kind,
             options.namespace.namespace
         );
+    }
+    if options.output.output == Format::Name {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let name = |one: &Value| format!("{}/{}\n", text(&one["kind"]).to_lowercase(), text(&one["metadata"]["name"]));
+        print(&objects.iter().map(name).collect::<String>());
+        return Ok(());
     }
     if print_machine(options.output.output, &objects)? {
         return Ok(());

@@ -46,9 +46,10 @@ pub(crate) async fn list(client: &Client, options: &OutputOptions) -> anyhow::Re
     }
     let mut table = Table::new(&["IMAGE", "ID", "SIZE", "PINNED"]);
     for image in &images {
-        let names = if image.tags.is_empty() { &image.digests } else { &image.tags };
+        let nameless = ["<none>".to_owned()];
+        let names = [&image.tags[..], &image.digests, &nameless].into_iter().find(|names| !names.is_empty());
         let id: String = image.id.trim_start_matches("sha256:").chars().take(12).collect();
-        for name in names {
+        for name in names.unwrap_or_default() {
             table.push(vec![
                 name.clone(),
                 id.clone(),
