@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 
 use super::Fault;
 
-/// `HealthCheckResponse.ServingStatus.SERVING`.
-const SERVING: u8 = 1;
+/// `HealthCheckResponse.ServingStatus`, by its numbers.
+const STATUSES: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"];
 
 /// Asks whether `service` serves.
 pub(super) async fn check(address: SocketAddr, service: &str) -> Result<(), Fault> {
@@ -46,10 +46,19 @@ pub(super) async fn check(address: SocketAddr, service: &str) -> Result<(), Faul
             return Err(format!("error: health rpc failed with status {code}").into());
         }
     }
-    // Prefix of five bytes, then field 1 as a varint; without it the status is UNKNOWN (0).
-    let serving = body.len() > 5 && body[5..].starts_with(&[0x08, SERVING]);
-    let number = body.get(6).copied().unwrap_or(0);
-    if serving { Ok(()) } else { Err(format!("service unhealthy (responded with status {number})").into()) }
+    match serving_status(&body) {
+        "SERVING" => Ok(()),
+        status => Err(format!("service unhealthy (responded with {status:?})").into()),
+    }
+}
+
+/// Prefix of five bytes, then field 1 as a varint, which is left out for 0. A later status is none that is known here.
+fn serving_status(body: &[u8]) -> &'static str {
+    let number = match body.get(5..) {
+        Some([0x08, number, ..]) => usize::from(*number),
+        _ => 0,
+    };
+    STATUSES.get(number).unwrap_or(&STATUSES[0])
 }
 
 /// `HealthCheckRequest { service }` with gRPC's prefix.

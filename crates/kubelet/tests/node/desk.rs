@@ -142,11 +142,16 @@ impl Desk {
 
     /// How often an event with this reason was told of a pod.
     pub(crate) fn told(&self, pod: &str, reason: &str) -> usize {
+        self.messages(pod, reason).len()
+    }
+
+    /// What the events with this reason say of a pod.
+    pub(crate) fn messages(&self, pod: &str, reason: &str) -> Vec<String> {
         let events = self.store.events().list();
         let about = |event: &&std::sync::Arc<Event>| {
             event.involved_object.name.as_deref() == Some(pod) && event.reason.as_deref() == Some(reason)
         };
-        events.iter().filter(about).count()
+        events.iter().filter(about).map(|event| event.message.clone().unwrap_or_default()).collect()
     }
 
     /// Waits until `holds`.

@@ -15,6 +15,7 @@ mod devices;
 mod endings;
 mod eviction;
 mod fixture;
+mod health;
 mod hugepages;
 mod images;
 mod metrics;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         workers::TESTS,
         endings::TESTS,
         eviction::TESTS,
+        health::TESTS,
         hugepages::TESTS,
         images::TESTS,
         metrics::TESTS,
