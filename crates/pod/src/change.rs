@@ -355,8 +355,8 @@ impl View {
 
     fn image_failed(&mut self, container: &str, reason: &str, message: &str, now: Timestamp) -> Vec<Note> {
         self.record_of(container).pull.fail_pull(reason, message, now);
-        let note = |message| Note::warning("Failed", message, Some(container.to_owned()));
-        vec![note(message.to_owned()), note(format!("Error: {reason}"))]
+        let note = |event, message| Note::warning(event, message, Some(container.to_owned()));
+        vec![note(event_of_image(reason), message.to_owned()), note("Failed", format!("Error: {reason}"))]
     }
 
     fn started(&mut self, container: &str, id: String, at: Timestamp) {
@@ -524,5 +524,14 @@ impl View {
     fn taken_down(&mut self, left: Left) {
         self.left = left;
         self.claims = Setup::Absent;
+    }
+}
+
+/// Upstream's reason of the event that says why an image cannot be had.
+fn event_of_image(reason: &str) -> &'static str {
+    match reason {
+        "ErrImageNeverPull" => "ErrImageNeverPull",
+        "InvalidImageName" | "ImageInspectError" => "InspectFailed",
+        _ => "Failed",
     }
 }

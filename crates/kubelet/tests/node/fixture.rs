@@ -62,7 +62,9 @@ impl Ground {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let registry = registry::Registry::start(address, &dir.path().join("registry")).unwrap();
-        registry.push(&layout, "busybox", "1").unwrap();
+        for tag in ["1", "latest"] {
+            registry.push(&layout, "busybox", tag).unwrap();
+        }
         let mut other = Builder::new(dir.path().join("other")).unwrap();
         testkit::image::busybox_layer(&mut other).unwrap();
         let other = other.finish(serde_json::json!({ "Env": ["OTHER=1"] })).unwrap();
@@ -210,6 +212,11 @@ impl Node {
     /// The image in the registry.
     pub(crate) fn image(&self) -> &str {
         &self.image
+    }
+
+    /// The same image by the tag that is pulled always.
+    pub(crate) fn latest_image(&self) -> String {
+        format!("{}:latest", self.image.trim_end_matches(":1"))
     }
 
     /// A place of this node.

@@ -13,6 +13,9 @@ pub(crate) const TESTS: &[Test] = &[
         an_image_that_is_removed_before_a_start_is_pulled_again,
     ),
     ("an_image_of_a_volume_is_pulled_again_too", an_image_of_a_volume_is_pulled_again_too),
+    ("whether_an_image_is_pulled_is_the_policys_matter", whether_an_image_is_pulled_is_the_policys_matter),
+    ("an_image_that_is_never_pulled_is_waited_for", an_image_that_is_never_pulled_is_waited_for),
+    ("a_name_of_no_image_is_told", a_name_of_no_image_is_told),
 ];
 
 /// A pod whose init container waits at a gate, which is opened when the other image has been removed.
@@ -49,6 +52,81 @@ fn an_image_of_a_volume_is_pulled_again_too() {
         let volume = json!({ "name": "v", "image": { "reference": node.other_image(), "pullPolicy": "IfNotPresent" } });
         removed_meanwhile(&node, main, volume).await;
         assert_eq!(node.desk.told("p", "Failed"), 1);
+        node
+    });
+}
+
+/// A pod that ends by itself, with an image and perhaps a policy.
+fn want_once(node: &Node, pod: &str, image: &str, policy: Option<&str>) {
+    let mut container = json!({ "name": "c", "image": image, "command": ["true"] });
+    if let Some(policy) = policy {
+        container["imagePullPolicy"] = policy.into();
+    }
+    node.want_spec(pod, json!({ "restartPolicy": "Never", "containers": [container] }));
+}
+
+async fn remove(node: &Node, image: &str) {
+    let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+    node.images.remove_image(v1::RemoveImageRequest { image }).await.unwrap();
+}
+
+/// What is there may be as it is wanted, and is pulled only where its policy asks for it.
+fn whether_an_image_is_pulled_is_the_policys_matter() {
+    on_a_node(|node| async {
+        let (tagged, latest) = (node.image().to_owned(), node.latest_image());
+        let table = [
+            // The policy, the image, whether it is there before, whether it is pulled.
+            (Some("IfNotPresent"), &tagged, false, true),
+            (Some("IfNotPresent"), &tagged, true, false),
+            (Some("Always"), &tagged, true, true),
+            (Some("Always"), &tagged, false, true),
+            (Some("Never"), &tagged, true, false),
+            (None, &tagged, true, false),
+            (None, &tagged, false, true),
+            (Some("IfNotPresent"), &latest, false, true),
+            (Some("Never"), &latest, true, false),
+            (None, &latest, true, true),
+        ];
+        for (number, (policy, image, is_there, is_pulled)) in table.into_iter().enumerate() {
+            let case = format!("{policy:?} for {image}, which is there: {is_there}");
+            if !is_there {
+                remove(&node, image).await;
+            }
+            let pod = format!("p{number}");
+            want_once(&node, &pod, image, policy);
+            node.desk.when(&case, |desk| desk.phase(&pod).as_deref() == Some("Succeeded")).await;
+            assert_eq!(node.desk.told(&pod, "Pulling"), usize::from(is_pulled), "{case}");
+            assert_eq!(node.desk.told(&pod, "Pulled"), 1, "{case}");
+            node.desk.delete(&pod, 0);
+            node.desk.gone(&pod).await;
+        }
+        node
+    });
+}
+
+fn an_image_that_is_never_pulled_is_waited_for() {
+    on_a_node(|node| async {
+        want_once(&node, "p", node.image(), Some("Never"));
+        let waits = |desk: &Desk| desk.container("p")["state"]["waiting"]["reason"] == "ErrImageNeverPull";
+        node.desk.when("it waits", waits).await;
+        let message = node.desk.container("p")["state"]["waiting"]["message"].to_string();
+        assert!(message.contains("is not present with pull policy of Never"), "{message}");
+        node.desk.when("it is told", |desk| desk.told("p", "ErrImageNeverPull") > 0).await;
+        let image = Some(v1::ImageSpec { image: node.image().to_owned(), ..Default::default() });
+        node.images.pull_image(v1::PullImageRequest { image, ..Default::default() }).await.unwrap();
+        node.desk.when("it has run", |desk| desk.phase("p").as_deref() == Some("Succeeded")).await;
+        assert_eq!(node.desk.told("p", "Pulling"), 0, "it was not to be pulled");
+        node
+    });
+}
+
+fn a_name_of_no_image_is_told() {
+    on_a_node(|node| async {
+        want_once(&node, "p", "Not A Name", None);
+        node.desk.when("it is told", |desk| desk.told("p", "InspectFailed") > 0).await;
+        let waits = |desk: &Desk| desk.container("p")["state"]["waiting"]["reason"] == "InvalidImageName";
+        node.desk.when("it waits", waits).await;
+        assert_eq!(node.desk.told("p", "Pulling"), 0);
         node
     });
 }
