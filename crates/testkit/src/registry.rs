@@ -129,10 +129,17 @@ impl Registry {
             self.push_blob(repository, &blob.digest, &blob.path)?;
         }
         let manifest = layout.manifest()?;
+        self.push_manifest(repository, tag, &manifest.media_type, &manifest.bytes)
+    }
+
+    /// Pushes a manifest, of whatever kind, whose parts are there.
+    ///
+    /// # Errors
+    /// The registry does not want it.
+    pub fn push_manifest(&self, repository: &str, tag: &str, media_type: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = format!("/v2/{repository}/manifests/{tag}");
-        let kind = [("Content-Type", manifest.media_type.as_str())];
-        let reply = request(self.address, "PUT", &path, &kind, Body::Bytes(&manifest.bytes))?;
-        reply.expect(201, &path)
+        let kind = [("Content-Type", media_type)];
+        request(self.address, "PUT", &path, &kind, Body::Bytes(bytes))?.expect(201, &path)
     }
 
     fn push_blob(&self, repository: &str, digest: &str, file: &Path) -> anyhow::Result<()> {

@@ -1,13 +1,16 @@
 //! Pulls from a real registry.
 
+use image::Digest;
+use serde_json::{Value, json};
 use testkit::image::Builder;
-
-use crate::fixture::{Scene, file, registry, run};
 use testkit::serial::Test;
+
+use crate::fixture::{Scene, file, registry, run, sample};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pulls_busybox_and_mounts_it", pulls_busybox_and_mounts_it),
     ("pulls_again_without_layers", pulls_again_without_layers),
+    ("pulls_what_docker_pushed", pulls_what_docker_pushed),
 ];
 
 fn pulls_busybox_and_mounts_it() {
@@ -45,5 +48,49 @@ fn pulls_again_without_layers() {
         assert!(scene.images.remove(&name).await.unwrap());
         assert!(!scene.images.remove(&name).await.unwrap());
         scene.assert_clean();
+    });
+}
+
+/// The words of Docker's schema 2 for an image's parts.
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+
+/// By the manifest's name, and by a list of manifests for several platforms.
+fn pulls_what_docker_pushed() {
+    let scene = Scene::new();
+    let registry = registry(&scene);
+    let mut entries = Vec::new();
+    for (name, architecture) in [("foreign", "s390x"), ("own", testkit::image::architecture())] {
+        let layout = sample(&scene, name);
+        registry.push(&layout, "sample", name).unwrap();
+        let mut manifest: Value = serde_json::from_slice(&layout.manifest().unwrap().bytes).unwrap();
+        manifest["mediaType"] = DOCKER_MANIFEST.into();
+        manifest["config"]["mediaType"] = DOCKER_CONFIG.into();
+        for layer in manifest["layers"].as_array_mut().unwrap() {
+            layer["mediaType"] = DOCKER_LAYER.into();
+        }
+        let bytes = manifest.to_string().into_bytes();
+        registry.push_manifest("sample", name, DOCKER_MANIFEST, &bytes).unwrap();
+        entries.push(json!({
+            "mediaType": DOCKER_MANIFEST, "size": bytes.len(), "digest": Digest::of(&bytes).to_string(),
+            "platform": { "architecture": architecture, "os": "linux" },
+        }));
+    }
+    let own = entries[1]["digest"].as_str().unwrap().to_owned();
+    let list = json!({ "schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": entries }).to_string().into_bytes();
+    registry.push_manifest("sample", "list", DOCKER_LIST, &list).unwrap();
+    run(async {
+        for (tag, digest) in [("own", own), ("list", Digest::of(&list).to_string())] {
+            let repository = format!("{}/sample", registry.address());
+            let image = scene.pull(&format!("{repository}:{tag}")).await.unwrap();
+            assert!(image.repo_digests.contains(&format!("{repository}@{digest}")), "{image:?}");
+            assert_eq!(image.config.config.cmd, ["own"]);
+            assert_eq!(scene.read(&image, "etc/text"), "own");
+            assert!(scene.images.remove(&image.id.to_string()).await.unwrap());
+        }
+        scene.images.settled().await;
+        scene.assert_untouched().await;
     });
 }

@@ -6,8 +6,9 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
-use image::{Config, Error, Images, Reference, Silent};
+use image::{Config, Error, GcPolicy, Images, Reference, Silent};
 use sys::rustix::fs::inotify;
 use sys::rustix::mount::{MountFlags, UnmountFlags};
 use testkit::bad_network::{Answer, Proxy};
@@ -26,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("two_daemons_do_not_share_a_store", two_daemons_do_not_share_a_store),
     ("a_sweep_takes_nothing_that_a_pull_counts_on", a_sweep_takes_nothing_that_a_pull_counts_on),
+    ("a_pinned_image_outlives_every_collection", a_pinned_image_outlives_every_collection),
     ("layers_are_written_out_after_the_pull", layers_are_written_out_after_the_pull),
     ("layers_are_spread_over_the_disk", layers_are_spread_over_the_disk),
     ("damage_is_thrown_away_at_the_start", damage_is_thrown_away_at_the_start),
@@ -271,6 +273,48 @@ fn a_sweep_takes_nothing_that_a_pull_counts_on() {
         scene.images.settled().await;
         scene.sweep().await;
         scene.assert_untouched().await;
+    });
+}
+
+/// Also when the daemon is another one than that which was told to keep it.
+fn a_pinned_image_outlives_every_collection() {
+    let scene = Scene::new();
+    let registry = registry(&scene);
+    let names = ["kept", "other"].map(|name| {
+        registry.push(&sample(&scene, name), name, "1").unwrap();
+        format!("{}/{name}:1", registry.address())
+    });
+    let everything = GcPolicy {
+        high_threshold_percent: 0,
+        low_threshold_percent: 0,
+        minimum_age: Duration::ZERO,
+        maximum_age: Some(Duration::ZERO),
+    };
+    let Scene { dir, images } = scene;
+    let store = dir.path().join("store");
+    run(async {
+        for name in &names {
+            images.pull_by_name(name.clone()).await;
+        }
+        let [kept, other] = names.each_ref().map(|name| images.get(name).unwrap().id.clone());
+        images.pin(&names[0], true).unwrap();
+        images.settled().await;
+        drop(images);
+        let images = Images::open(Config::new(&store)).unwrap();
+        let reclaimed = images.collect_garbage(&everything, &HashSet::new()).await.unwrap();
+        assert_eq!(reclaimed.images, [other]);
+        assert_eq!(images.remove_unused(&HashSet::new()).await.unwrap().images, []);
+        let left: Vec<_> = images.list().iter().map(|image| (image.id.clone(), image.pinned)).collect();
+        assert_eq!(left, [(kept.clone(), true)]);
+        let mount = images.mount_image(&kept, "", None).unwrap();
+        let text = format!("/proc/self/fd/{}/etc/text", std::os::fd::AsRawFd::as_raw_fd(&mount));
+        assert_eq!(std::fs::read_to_string(text).unwrap(), "kept");
+        drop(mount);
+        images.pin(&names[0], false).unwrap();
+        let reclaimed = images.collect_garbage(&everything, &HashSet::new()).await.unwrap();
+        assert_eq!(reclaimed.images, [kept]);
+        images.settled().await;
+        assert_eq!((images.fsck().unwrap(), images.usage()), (Vec::new(), image::Usage::default()));
     });
 }
 
