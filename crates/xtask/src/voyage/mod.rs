@@ -3,6 +3,8 @@
 //! Each point asserts what an operator would see. Nothing here knows how orlop works inside: it reads the command line,
 //! the service's answers, the client's numbered log, and the kernel's own lists.
 
+mod burn;
+mod killed;
 pub(crate) mod leftovers;
 mod observe;
 mod points;
@@ -36,8 +38,8 @@ const POINTS: &[Point] = &[
     ("service, DNS, settings and an edited ConfigMap arrive", points::reachable),
     ("a deadlock leaves the service and is restarted", points::deadlock),
     ("a leak ends as OOMKilled, then CrashLoopBackOff", points::leak),
-    ("a busy container is throttled, its neighbour is not", points::burn),
-    ("kill -9 of the daemon is not felt", points::killed_daemon),
+    ("a busy container is throttled, its neighbour keeps its share", burn::burn),
+    ("kill -9 of the daemon is not felt", killed::killed_daemon),
     ("Ctrl-C ends everything and leaves nothing", points::interrupt),
 ];
 

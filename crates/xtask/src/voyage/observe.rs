@@ -29,12 +29,27 @@ impl PodView {
     }
 
     pub(super) fn is_ready(&self) -> bool {
+        self.ready()["status"] == "True"
+    }
+
+    /// The condition Ready.
+    pub(super) fn ready(&self) -> &Value {
         let conditions = self.0["status"]["conditions"].as_array();
-        conditions.into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+        conditions.into_iter().flatten().find(|condition| condition["type"] == "Ready").unwrap_or(&Value::Null)
     }
 
     pub(super) fn container(&self) -> &Value {
         &self.0["status"]["containerStatuses"][0]
+    }
+
+    /// Whether the process of its first container runs.
+    pub(super) fn is_running(&self) -> bool {
+        self.container()["state"]["running"].is_object()
+    }
+
+    /// How the run before ended.
+    pub(super) fn last_end(&self) -> &Value {
+        &self.container()["lastState"]["terminated"]
     }
 
     pub(super) fn restarts(&self) -> u64 {
@@ -66,11 +81,12 @@ impl Voyage {
         self.pods(name)?.into_iter().find(|pod| pod.name() == name).with_context(|| format!("no pod {name}"))
     }
 
-    /// `(reason, message)` of the events about a pod.
+    /// `(reason, message)` of the events about a pod, in the order in which they were told first.
     pub(super) fn events(&self, pod: &str) -> anyhow::Result<Vec<(String, String)>> {
-        let events: Vec<Value> =
+        let mut events: Vec<Value> =
             serde_json::from_str(&self.orlop(&["events", "--for", &format!("pod/{pod}"), "-o", "json"])?)?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        events.sort_by_key(|event| text(&event["firstTimestamp"]));
         Ok(events.iter().map(|event| (text(&event["reason"]), text(&event["message"]))).collect())
     }
 

@@ -6,13 +6,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
-use testkit::pace;
 
 use super::observe::{Answer, PodView, http, resolve};
 use super::{Voyage, leftovers, wait};
 
 const REPLICAS: usize = 2;
-const PORT: u16 = 8000;
+pub(super) const PORT: u16 = 8000;
 
 /// The model loads for 35 s; probes come every 10 s; pulls and a busy machine take their time.
 const LOADED: Duration = Duration::from_secs(180);
@@ -38,7 +37,7 @@ pub(super) fn loading(voyage: &mut Voyage) -> anyhow::Result<String> {
     Ok(format!("Ready {:.0} s after Running", begin.elapsed().as_secs_f64()))
 }
 
-fn ready_replicas(voyage: &Voyage) -> anyhow::Result<Vec<PodView>> {
+pub(super) fn ready_replicas(voyage: &Voyage) -> anyhow::Result<Vec<PodView>> {
     wait("both replicas are Ready", LOADED, || {
         let pods = voyage.pods("ai-service-")?;
         Ok((pods.len() == REPLICAS && pods.iter().all(PodView::is_ready)).then_some(pods))
@@ -120,175 +119,112 @@ fn edit_config_map(voyage: &Voyage, service: IpAddr) -> anyhow::Result<Duration>
 
 /// 3. A deadlock: the endpoint leaves, no request fails after that, the container is restarted, events say why.
 pub(super) fn deadlock(voyage: &mut Voyage) -> anyhow::Result<String> {
-    let pod = ready_replicas(voyage)?.remove(0);
-    let address = SocketAddr::new(pod.address()?, PORT);
+    let pods = ready_replicas(voyage)?;
+    let (pod, other) = (&pods[0], &pods[1]);
     // It never answers: that is the point.
-    let _ = http("POST", address, "/deadlock");
+    let _ = http("POST", SocketAddr::new(pod.address()?, PORT), "/deadlock");
     wait("the deadlocked pod is not Ready", Duration::from_secs(60), || {
         Ok((!voyage.pod(pod.name())?.is_ready()).then_some(()))
     })?;
     let left = seconds_now();
-    wait("the deadlocked container is restarted", Duration::from_secs(150), || {
-        Ok((voyage.pod(pod.name())?.restarts() == 1).then_some(()))
+    let restarted = wait("the deadlocked container runs again", Duration::from_secs(150), || {
+        let pod = voyage.pod(pod.name())?;
+        Ok((pod.restarts() > 0 && pod.is_running()).then_some(pod))
     })?;
-    let restarted = seconds_now();
-    let failed = failures(&voyage.answers()?, left, restarted);
-    ensure!(failed.is_empty(), "requests failed after the pod had left the service: {failed:?}");
-    let events = voyage.events(pod.name())?;
-    let has = |reason: &str, text: &str| events.iter().any(|(of, message)| of == reason && message.contains(text));
-    ensure!(has("Unhealthy", "Liveness probe failed"), "no event says that the liveness probe failed: {events:?}");
-    ensure!(has("Killing", "failed liveness probe"), "no event says why the container was killed: {events:?}");
+    let took = seconds_now() - left;
+    ensure!(restarted.restarts() == 1 && !restarted.is_ready(), "it runs again as {}", restarted.container());
+    let ended = restarted.last_end();
+    ensure!(ended["exitCode"] == 137, "it hangs and can only be killed, but ended as {ended}");
+    check_deadlock_events(&voyage.events(pod.name())?)?;
     ready_replicas(voyage)?;
-    Ok(format!("restarted {:.0} s after it left the service, no request failed", restarted - left))
+    let back = seconds_now();
+    let answers = wait("the restarted replica answers the client", Duration::from_secs(30), || {
+        let answers = voyage.answers()?;
+        let is_back = |answer: &Answer| answer.time > back && answer.result.as_deref() == Ok(pod.name());
+        Ok(answers.iter().any(is_back).then_some(answers))
+    })?;
+    let failed = failures(&answers, left, seconds_now());
+    ensure!(failed.is_empty(), "requests failed after the pod had left the service: {failed:?}");
+    let alone = answered(&answers, left, left + took);
+    ensure!(!alone.is_empty(), "the client asked nothing while the pod was away");
+    let wrong = alone.iter().find(|answer| answer.result.as_deref() != Ok(other.name()));
+    ensure!(wrong.is_none(), "not {} answered while {} was away: {wrong:?}", other.name(), pod.name());
+    Ok(format!("restarted {took:.0} s after it left the service, none of {} requests failed", alone.len()))
 }
 
-fn seconds_now() -> f64 {
+/// What became of the pod, in the order in which it has to have happened.
+fn check_deadlock_events(events: &[(String, String)]) -> anyhow::Result<()> {
+    const STORY: [(&str, &str); 3] = [
+        ("Unhealthy", "Readiness probe failed"),
+        ("Unhealthy", "Liveness probe failed"),
+        ("Killing", "failed liveness probe, will be restarted"),
+    ];
+    let mut rest = events.iter();
+    for (reason, text) in STORY {
+        let is_told = rest.any(|(of, message)| of == reason && message.contains(text));
+        ensure!(is_told, "no event {reason} with {text:?}, or not in this order: {events:?}");
+    }
+    Ok(())
+}
+
+pub(super) fn seconds_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-fn failures(answers: &[Answer], from: f64, to: f64) -> Vec<Answer> {
-    answers.iter().filter(|answer| answer.result.is_err() && answer.time > from && answer.time < to).cloned().collect()
+/// Of requests that began in this time.
+fn answered(answers: &[Answer], from: f64, to: f64) -> Vec<Answer> {
+    answers.iter().filter(|answer| answer.time > from && answer.time < to).cloned().collect()
 }
 
-/// 4. A leak: OOMKilled with exit code 137, a restart, then the back-off of 10 s.
+pub(super) fn failures(answers: &[Answer], from: f64, to: f64) -> Vec<Answer> {
+    answered(answers, from, to).into_iter().filter(|answer| answer.result.is_err()).collect()
+}
+
+/// 4. A leak: OOMKilled with exit code 137, a restart at once, then back-offs of 10 s and of 20 s.
 pub(super) fn leak(voyage: &mut Voyage) -> anyhow::Result<String> {
-    let name = ready_replicas(voyage)?.remove(1).name().to_owned();
-    let start_leak = || -> anyhow::Result<()> {
-        let address = SocketAddr::new(voyage.pod(&name)?.address()?, PORT);
-        wait("the leak begins", Duration::from_secs(30), || http("POST", address, "/leak").map(Some)).map(drop)
-    };
-    let before = voyage.pod(&name)?.restarts();
-    start_leak()?;
-    let ended = wait("the leak is killed and restarted", Duration::from_secs(60), || {
-        let pod = voyage.pod(&name)?;
-        let running = pod.container()["state"]["running"].is_object();
-        Ok((pod.restarts() == before + 1 && running).then(|| pod.container()["lastState"]["terminated"].clone()))
-    })?;
-    ensure!(ended["reason"] == "OOMKilled" && ended["exitCode"] == 137, "the container ended as {ended}");
-    start_leak()?;
-    let waiting = wait("the second leak ends in CrashLoopBackOff", Duration::from_secs(60), || {
-        let waiting = voyage.pod(&name)?.container()["state"]["waiting"].clone();
-        Ok((waiting["reason"] == "CrashLoopBackOff").then_some(waiting))
-    })?;
-    let began = Instant::now();
-    ensure!(
-        waiting["message"].as_str().is_some_and(|text| text.contains("back-off 10s")),
-        "the back-off says {waiting}"
-    );
-    wait("the back-off ends", Duration::from_secs(40), || {
-        Ok(voyage.pod(&name)?.container()["state"]["running"].is_object().then_some(()))
-    })?;
-    ready_replicas(voyage)?;
-    Ok(format!("OOMKilled (137), then CrashLoopBackOff for {:.0} s", began.elapsed().as_secs_f64().round()))
-}
-
-/// 5. A busy container is held at its limit; the neighbour keeps its share.
-///
-/// On a machine that others use as well a round may show neither: several are tried, and one has to show both.
-pub(super) fn burn(voyage: &mut Voyage) -> anyhow::Result<String> {
-    const ROUNDS: usize = 5;
-    let pod = ready_replicas(voyage)?.remove(0);
-    let mut seen = Vec::new();
-    for _ in 0..ROUNDS {
-        match burning_round(voyage, &pod) {
-            Ok((drop, text)) if drop < 10.0 => return Ok(format!("{text}; the neighbour lost {:.1} %", drop.max(0.0))),
-            Ok((drop, text)) => seen.push(format!("{text}; the neighbour lost {drop:.1} %")),
-            Err(error) => seen.push(format!("{error:#}")),
-        }
+    let pod = ready_replicas(voyage)?.remove(1);
+    start_leak(voyage, pod.name())?;
+    restarted_after_leak(voyage, &pod, 1)?;
+    for (count, back_off) in [(2, 10), (3, 20)] {
+        start_leak(voyage, pod.name())?;
+        let waiting = wait("the next leak ends in CrashLoopBackOff", Duration::from_secs(60), || {
+            let waiting = voyage.pod(pod.name())?.container()["state"]["waiting"].clone();
+            Ok((waiting["reason"] == "CrashLoopBackOff").then_some(waiting))
+        })?;
+        let message = waiting["message"].as_str().unwrap_or_default();
+        ensure!(message.contains(&format!("back-off {back_off}s restarting")), "the back-off says {waiting}");
+        let rested = restarted_after_leak(voyage, &pod, count)?;
+        // Upstream counts from the end of the run before; both times are told in whole seconds.
+        ensure!(rested >= back_off, "it waited {rested} s and not {back_off}");
     }
-    bail!("no round of {ROUNDS} is good: {}", seen.join(" | "))
-}
-
-/// How many percent of its share the neighbour lost, and what `top` said of the busy container.
-fn burning_round(voyage: &Voyage, pod: &PodView) -> anyhow::Result<(f64, String)> {
-    let address = SocketAddr::new(pod.address()?, PORT);
-    let seconds = pace::stretched(Duration::from_secs(12)).as_secs();
-    let quiet = neighbour_share(voyage)?;
-    http("POST", address, &format!("/burn?seconds={seconds}"))?;
-    let usage = wait("the busy container is throttled", Duration::from_secs(8), || {
-        let usage = usage(voyage, pod.name())?;
-        Ok((number(&usage, "throttledPercent") > 10.0).then_some(usage))
-    })?;
-    let busy = neighbour_share(voyage)?;
-    // It would count as quiet in the next round, and it takes the time for answers.
-    wait("the container is at rest", Duration::from_secs(15), || {
-        let usage = self::usage(voyage, pod.name())?;
-        Ok((number(&usage, "cpuMilli") < number(&usage, "cpuLimitMilli") / 2.0).then_some(()))
-    })?;
-    let text = format!(
-        "cpu {}m of {}m, throttled in {:.0} % of periods",
-        usage["cpuMilli"],
-        usage["cpuLimitMilli"],
-        number(&usage, "throttledPercent")
-    );
-    Ok((100.0 * (1.0 - busy / quiet), text))
-}
-
-/// What `top` says of a pod with one container.
-fn usage(voyage: &Voyage, pod: &str) -> anyhow::Result<Value> {
-    let usages: Vec<Value> = serde_json::from_str(&voyage.orlop(&["top", "-o", "json"])?)?;
-    usages.into_iter().find(|usage| usage["pod"] == pod).context("top does not show the pod")
-}
-
-fn number(usage: &Value, name: &str) -> f64 {
-    usage[name].as_f64().unwrap_or(0.0)
-}
-
-/// What the neighbour has of the machine. How much it gets done with its time is the host's matter where that is shared by
-/// emulated processors: there its time counts.
-fn neighbour_share(voyage: &Voyage) -> anyhow::Result<f64> {
-    if pace::is_slow() { Ok(number(&usage(voyage, "neighbour")?, "cpuMilli")) } else { neighbour_throughput(voyage) }
-}
-
-/// The neighbour's median throughput over its next six samples of half a second.
-fn neighbour_throughput(voyage: &Voyage) -> anyhow::Result<f64> {
-    const SAMPLES: usize = 6;
-    let from = seconds_now();
-    wait("the neighbour reports", Duration::from_secs(20), || {
-        let text = voyage.orlop(&["logs", "neighbour", "--tail", "20"])?;
-        let mut rates: Vec<f64> =
-            text.lines().filter_map(parse_sample).filter(|(time, _)| *time > from).map(|(_, rate)| rate).collect();
-        rates.sort_by(f64::total_cmp);
-        Ok((rates.len() >= SAMPLES).then(|| rates[rates.len() / 2]))
-    })
-}
-
-fn parse_sample(line: &str) -> Option<(f64, f64)> {
-    let (time, rate) = line.strip_prefix("time=")?.split_once(" rounds_per_second=")?;
-    Some((time.parse().ok()?, rate.parse().ok()?))
-}
-
-/// 6. The daemon is killed in the middle of all this.
-pub(super) fn killed_daemon(voyage: &mut Voyage) -> anyhow::Result<String> {
-    let identity = |voyage: &Voyage| -> anyhow::Result<Vec<(String, String, u64)>> {
-        let pods = voyage.pods("")?;
-        Ok(pods
-            .iter()
-            .map(|pod| (pod.name().to_owned(), pod.container()["containerID"].to_string(), pod.restarts()))
-            .collect())
+    let events = voyage.events(pod.name())?;
+    let is_told = |(reason, message): &(String, String)| {
+        reason == "BackOff" && message.starts_with("Back-off restarting failed container")
     };
+    ensure!(events.iter().any(is_told), "no event tells of the back-off: {events:?}");
     ready_replicas(voyage)?;
-    let before = identity(voyage)?;
-    let killed = seconds_now();
-    voyage.up.kill()?;
-    voyage.up.wait()?;
-    // Requests go on without a daemon: wait for a few seconds of answers that only kernel rules carried.
-    std::thread::sleep(Duration::from_secs(3));
-    voyage.start_again()?;
-    wait("the daemon answers again", Duration::from_secs(30), || Ok((identity(voyage)? == before).then_some(())))?;
-    let back = seconds_now();
-    wait("the client goes on", Duration::from_secs(10), || {
-        Ok(voyage.answers()?.last().is_some_and(|last| last.time > back + 1.0).then_some(()))
+    Ok("OOMKilled (137) three times: restarted at once, after 10 s, and after 20 s".to_owned())
+}
+
+fn start_leak(voyage: &Voyage, pod: &str) -> anyhow::Result<()> {
+    let address = SocketAddr::new(voyage.pod(pod)?.address()?, PORT);
+    wait("the leak begins", LOADED, || http("POST", address, "/leak").map(Some)).map(drop)
+}
+
+/// Waits for the restart after the leak with this number, and returns how many seconds the container rested before it.
+fn restarted_after_leak(voyage: &Voyage, before: &PodView, count: u64) -> anyhow::Result<i64> {
+    let pod = wait("the leak is killed and restarted", Duration::from_secs(90), || {
+        let pod = voyage.pod(before.name())?;
+        Ok((pod.restarts() > before.restarts() + count - 1 && pod.is_running()).then_some(pod))
     })?;
-    let answers = voyage.answers()?;
-    let gap = answers.windows(2).find(|pair| pair[1].number != pair[0].number + 1);
-    ensure!(gap.is_none(), "log lines are lost or doubled: {gap:?}");
-    let failed = failures(&answers, killed, seconds_now());
-    ensure!(failed.is_empty(), "requests failed: {failed:?}");
-    let pods = ready_replicas(voyage)?;
-    ensure!(identity(voyage)? == before, "a container was restarted: {before:?} became {:?}", identity(voyage)?);
-    ensure!(pods.iter().all(PodView::is_ready), "a pod lost its readiness");
-    Ok(format!("{} containers untouched, {} log lines without a gap", before.len(), answers.len()))
+    ensure!(pod.restarts() == before.restarts() + count, "leak {count} has led to {} restarts", pod.restarts());
+    let ended = pod.last_end();
+    ensure!(ended["reason"] == "OOMKilled" && ended["exitCode"] == 137, "the container ended as {ended}");
+    let time = |value: &Value| -> anyhow::Result<jiff::Timestamp> {
+        Ok(value.as_str().context("a container's state has no time")?.parse()?)
+    };
+    let started = time(&pod.container()["state"]["running"]["startedAt"])?;
+    Ok(started.as_second() - time(&ended["finishedAt"])?.as_second())
 }
 
 /// 7. Ctrl-C: preStop, SIGTERM, and nothing left.
