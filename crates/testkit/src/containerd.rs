@@ -1,5 +1,6 @@
 //! containerd as the runtime of a node: what it reads.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -15,6 +16,21 @@ pub const PAUSE: &str = "orlop/pause";
 pub fn program(programs: &Path) -> anyhow::Result<PathBuf> {
     let program = programs.join("containerd");
     program.canonicalize().with_context(|| format!("find {}", program.display()))
+}
+
+/// Makes the directory `dir` with those of `programs`, but for runc: by its name there is `runtime`. Returns `dir`.
+///
+/// # Errors
+/// `dir` is there already, or a link cannot be made.
+pub fn replace_runc(programs: &Path, runtime: &Path, dir: PathBuf) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
+    for entry in std::fs::read_dir(programs)? {
+        let entry = entry?;
+        let is_runc = entry.file_name() == "runc";
+        let program = if is_runc { runtime.canonicalize()? } else { entry.path().canonicalize()? };
+        symlink(program, dir.join(entry.file_name()))?;
+    }
+    Ok(dir)
 }
 
 /// The network of its pods.

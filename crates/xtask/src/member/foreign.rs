@@ -1,7 +1,6 @@
 //! The kubelet alone: containerd is the runtime, as on a node that was one before; then orlop is its runc, too.
 
 use std::net::IpAddr;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -94,14 +93,7 @@ impl Guest {
 
     /// Starts containerd again with programs among which orlop is the one that is called runc.
     fn replace_runc(&mut self, reference: &Path) -> anyhow::Result<()> {
-        let programs = self.file("programs");
-        std::fs::create_dir(&programs)?;
-        for entry in std::fs::read_dir(reference)? {
-            let entry = entry?;
-            let is_runc = entry.file_name() == "runc";
-            let program = if is_runc { self.stage.orlop.canonicalize()? } else { entry.path().canonicalize()? };
-            symlink(program, programs.join(entry.file_name()))?;
-        }
+        let programs = containerd::replace_runc(reference, &self.stage.orlop, self.file("programs"))?;
         self.containerd.stop(SOON)?;
         let socket = self.file("containerd.sock");
         containerd::prepare(&programs, self.stage.dir.path(), &socket, &containerd::Network::ALONE)?;

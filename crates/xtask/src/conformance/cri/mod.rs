@@ -81,7 +81,10 @@ pub(crate) struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Whose {
     Orlop,
+    /// With runc
     Containerd,
+    /// With orlop in the place of runc
+    ContainerdOverOrlop,
 }
 
 /// The command.
@@ -106,7 +109,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     }
     empty(&output, suite::LOG)?;
     match under_test {
-        UnderTest::Containerd(_) => contained::run()?,
+        UnderTest::Containerd { .. } => contained::run()?,
         UnderTest::Orlop(_) => {
             let dir = tempfile::Builder::new().prefix("orlop-conformance-").tempdir()?;
             grade(&under_test, suite, dir.path(), options)?;
@@ -122,6 +125,7 @@ impl Options {
             Whose::Orlop if self.vm => "target/conformance/cri-vm",
             Whose::Orlop => "target/conformance/cri-orlop",
             Whose::Containerd => "target/conformance/cri-containerd",
+            Whose::ContainerdOverOrlop => "target/conformance/cri-containerd-over-orlop",
         };
         root().join(self.output.as_deref().unwrap_or(Path::new(default)))
     }
@@ -173,16 +177,18 @@ fn grade(under_test: &UnderTest, mut suite: Suite, dir: &Path, options: &Options
 enum UnderTest {
     /// This program.
     Orlop(PathBuf),
-    /// containerd with what belongs to it, in this directory.
-    Containerd(PathBuf),
+    /// containerd with what belongs to it, in a directory; `runc` is another program by that name.
+    Containerd { programs: PathBuf, runc: Option<PathBuf> },
 }
 
 impl UnderTest {
     fn prepared(options: &Options) -> anyhow::Result<Self> {
-        Ok(match (options.runtime_endpoint_of, &options.orlop) {
-            (Whose::Containerd, _) => Self::Containerd(go::build_all("reference", go::REFERENCE)?),
-            (Whose::Orlop, Some(program)) => Self::Orlop(std::path::absolute(program)?),
-            (Whose::Orlop, None) => Self::Orlop(build_release()?),
+        let orlop = || options.orlop.as_ref().map_or_else(build_release, |program| Ok(std::path::absolute(program)?));
+        let reference = || go::build_all("reference", go::REFERENCE);
+        Ok(match options.runtime_endpoint_of {
+            Whose::Orlop => Self::Orlop(orlop()?),
+            Whose::Containerd => Self::Containerd { programs: reference()?, runc: None },
+            Whose::ContainerdOverOrlop => Self::Containerd { programs: reference()?, runc: Some(orlop()?) },
         })
     }
 
@@ -197,10 +203,14 @@ impl UnderTest {
                 words.extend(left::places(dir));
                 Ok((program.clone(), words))
             }
-            Self::Containerd(programs) => {
+            Self::Containerd { programs, runc } => {
                 // Another image than the one whose names the specs count.
                 let pause = testkit::suite::PAUSE.layout()?.tagged("3.10.2");
                 registry.push(&pause, containerd::PAUSE, "latest")?;
+                let programs = match runc {
+                    Some(runc) => &containerd::replace_runc(programs, runc, dir.join("programs"))?,
+                    None => programs,
+                };
                 let words = containerd::prepare(programs, dir, socket, &containerd::Network::ALONE)?;
                 Ok((containerd::program(programs)?, words.into()))
             }
