@@ -32,7 +32,7 @@ pub(super) fn process(
         no_new_privileges: context.no_new_privs,
         apparmor_profile: input.prepared.apparmor.clone(),
         selinux_label: security::process_label(input, context),
-        oom_score_adj: resources.map(oom_score_adj).transpose()?,
+        oom_score_adj: Some(resources.map_or(Ok(0), oom_score_adj)?),
         ..oci::Process::default()
     })
 }
@@ -62,6 +62,7 @@ fn working_directory(config: &v1::ContainerConfig, image: &image::spec::Executio
     Err(SpecError::invalid(field, path, "is not an absolute path"))
 }
 
+/// Without a word it is 0: what is left out would be inherited from the keeper, which the kernel spares.
 fn oom_score_adj(resources: &v1::LinuxContainerResources) -> Result<i32, SpecError> {
     let score = i32::try_from(resources.oom_score_adj).ok().filter(|score| (-1000..=1000).contains(score));
     score.ok_or_else(|| SpecError::invalid("oom_score_adj", resources.oom_score_adj, "is not between -1000 and 1000"))

@@ -715,7 +715,7 @@ fn limits_become_those_of_the_control_group() {
 fn limits_that_are_not_asked_for_are_absent() {
     let resources = resources(&v1::LinuxContainerResources::default(), &Host::default()).unwrap();
     assert_eq!(executor::limits(&resources).unwrap(), sys::cgroup::Limits::default());
-    assert_eq!(Case::default().process().oom_score_adj, None);
+    assert_eq!(Case::default().process().oom_score_adj, Some(0));
 }
 
 #[test]

@@ -166,7 +166,10 @@ const GREED: &[&str] = &["tail", "-n", "1", "/dev/zero"];
 
 fn memory_of_an_exec() {
     on_a_node(|node| async {
-        let pod = node.pod("memory", "sleep 1000").await;
+        let pod = node.pod("memory", "cat /proc/self/oom_score_adj > /own; exec sleep 1000").await;
+        // Nothing was said of it, and the keeper's would spare the container at the cost of others.
+        let scores = "while ! test -s /own; do usleep 1000; done; cat /own /proc/self/oom_score_adj";
+        assert_eq!(say(&node, &pod.container, scores).await, "0\n0");
         let container = started(&node, &pod, within(24 << 20, script_config("second", "sleep 1000"))).await;
         for _ in 0..3 {
             let answer = node.exec(&container, GREED, 0).await.unwrap();
@@ -196,11 +199,24 @@ fn memory_of_a_neighbour() {
     });
 }
 
+/// A container's request as a kubelet makes it for a pod without requests, which the kernel's OOM killer takes first.
+fn best_effort(request: v1::ContainerConfig) -> v1::ContainerConfig {
+    let resources = v1::LinuxContainerResources { oom_score_adj: 1000, ..Default::default() };
+    v1::ContainerConfig {
+        linux: Some(v1::LinuxContainerConfig { resources: Some(resources), ..Default::default() }),
+        ..request
+    }
+}
+
 /// The limit is that of the whole pod, in whose control group its keeper lives: who takes the most ends, and all is told.
 fn memory_of_a_pod() {
     const POD_MAX: i64 = 32 << 20;
     on_a_node(|node| async {
-        let pod = node.pod("memory", "while :; do echo on; sleep 0.01; done").await;
+        let config = node.sandbox_config("memory");
+        let sandbox = node.run_sandbox(&config).await.unwrap();
+        let mut pod = Pod { config, sandbox, container: String::new() };
+        let talker = best_effort(script_config("main", "while :; do echo on; sleep 0.01; done"));
+        pod.container = started(&node, &pod, talker).await;
         let group = Hierarchy::detect().unwrap().group(format!("{}/{}", node.places.group, pod.sandbox));
         let keeper = keeper_of(&node, &pod.sandbox).await;
         // With version 1 it moves there a moment later.
@@ -217,7 +233,7 @@ fn memory_of_a_pod() {
         let limits = Limits { memory_bytes: Some(POD_MAX), memory_swap_bytes: Some(POD_MAX), ..Limits::default() };
         group.set(&limits).unwrap();
         for name in ["one", "two", "three"] {
-            let mut request = script_config(name, "");
+            let mut request = best_effort(script_config(name, ""));
             request.command = GREED.iter().map(|&word| word.to_owned()).collect();
             let container = started(&node, &pod, request).await;
             let status = node.exited(&container).await;
