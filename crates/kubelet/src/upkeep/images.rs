@@ -24,6 +24,46 @@ pub struct Images {
     images: Arc<dyn ImageService>,
 }
 
+/// What a round of collection came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// Images that were removed.
+    pub images: usize,
+    /// Their sizes together.
+    pub bytes: u64,
+    /// What should have gone, too, and could not.
+    pub missing_bytes: u64,
+}
+
+/// Tells what collections come to. A disk that stays full is told once, and not with each round.
+#[derive(Debug, Default)]
+pub struct Shortage {
+    is_told: bool,
+}
+
+impl Shortage {
+    /// Takes note of a round, and logs what is new of it.
+    pub fn tell(&mut self, freed: Freed) {
+        let Freed { images, bytes, missing_bytes } = freed;
+        if images > 0 {
+            tracing::warn!(images, bytes, "the disk is filling; images that nobody uses were removed");
+        }
+        if self.is_news(freed) {
+            tracing::warn!(
+                missing_bytes,
+                "the disk is filling, and every image on it is in use, pinned or new: make room on it, or have a larger one"
+            );
+        }
+    }
+
+    /// Whether the disk has become too full since the last round.
+    fn is_news(&mut self, freed: Freed) -> bool {
+        let is_short = freed.missing_bytes > 0;
+        let was_told = std::mem::replace(&mut self.is_told, is_short);
+        is_short && !was_told
+    }
+}
+
 /// When an image was seen first, and in use last; by its id.
 type Seen = HashMap<String, Times>;
 
@@ -41,10 +81,10 @@ impl Images {
 
     pub(super) async fn keep(self, policy: ImageGc) {
         let mut seen = Seen::new();
+        let mut shortage = Shortage::default();
         loop {
             match self.collect(&policy, &mut seen).await {
-                Ok(0) => {}
-                Ok(bytes) => tracing::warn!(bytes, "the disk is filling; images that nobody uses were removed"),
+                Ok(freed) => shortage.tell(freed),
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "images cannot be collected");
                 }
@@ -53,22 +93,25 @@ impl Images {
         }
     }
 
-    /// Removes every image that no container uses, but for pinned ones. Returns their sizes together.
-    async fn remove_unused(&self) -> Result<u64, cri::Error> {
+    /// Removes every image that no container uses, but for pinned ones.
+    async fn remove_unused(&self) -> Result<Freed, cri::Error> {
         let unused = self.unused().await?;
         Ok(self.remove_all(&unused).await)
     }
 
     /// Removes as many of them as it can: one that the runtime holds on to is told, and holds up no other.
-    async fn remove_all(&self, images: &[v1::Image]) -> u64 {
-        let mut bytes = 0;
+    async fn remove_all(&self, images: &[v1::Image]) -> Freed {
+        let mut freed = Freed::default();
         for image in images {
             match self.remove(image).await {
-                Ok(()) => bytes += image.size,
+                Ok(()) => {
+                    freed.images += 1;
+                    freed.bytes += image.size;
+                }
                 Err(error) => tracing::warn!(image = image.id, %error, "an image that nobody uses cannot be removed"),
             }
         }
-        bytes
+        freed
     }
 
     async fn remove(&self, image: &v1::Image) -> Result<(), cri::Error> {
@@ -92,8 +135,8 @@ impl Images {
         Ok(images)
     }
 
-    /// Removes what is too old, and what fills the disk. Returns how many bytes that were.
-    async fn collect(&self, policy: &ImageGc, seen: &mut Seen) -> Result<u64, cri::Error> {
+    /// Removes what is too old, and what fills the disk.
+    async fn collect(&self, policy: &ImageGc, seen: &mut Seen) -> Result<Freed, cri::Error> {
         let unused = self.unused().await?;
         let all = self.images.list_images(v1::ListImagesRequest::default()).await?.images;
         note(seen, &all, &unused, Instant::now());
@@ -102,14 +145,8 @@ impl Images {
             None => 0,
         };
         let chosen = choose(unused, seen, policy, needed, Instant::now());
-        let removed = self.remove_all(&chosen).await;
-        if removed < needed {
-            tracing::warn!(
-                missing_bytes = needed - removed,
-                "the disk is filling, and there is no image more to remove"
-            );
-        }
-        Ok(removed)
+        let freed = self.remove_all(&chosen).await;
+        Ok(Freed { missing_bytes: needed.saturating_sub(freed.bytes), ..freed })
     }
 
     /// Where the runtime has its images.
@@ -122,8 +159,8 @@ impl Images {
 #[async_trait]
 impl Reclaim for Images {
     async fn unused_images(&self) -> Result<(), String> {
-        let bytes = self.remove_unused().await.map_err(|error| error.to_string())?;
-        tracing::info!(bytes, "removed images that nobody uses");
+        let Freed { images, bytes, .. } = self.remove_unused().await.map_err(|error| error.to_string())?;
+        tracing::info!(images, bytes, "removed images that nobody uses");
         Ok(())
     }
 }
@@ -188,6 +225,13 @@ mod tests {
         assert_eq!(surplus(disk(160), &POLICY), 0);
         assert_eq!(surplus(disk(150), &POLICY), 50);
         assert_eq!(surplus(disk(0), &ImageGc { high_percent: 100, ..POLICY }), 0, "100 switches it off");
+    }
+
+    #[test]
+    fn a_disk_that_stays_full_is_told_once() {
+        let mut shortage = Shortage::default();
+        let rounds = [0, 5, 5, 0, 5].map(|missing_bytes| Freed { missing_bytes, ..Freed::default() });
+        assert_eq!(rounds.map(|freed| shortage.is_news(freed)), [false, true, false, false, true]);
     }
 
     #[test]

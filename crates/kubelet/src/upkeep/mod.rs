@@ -9,7 +9,7 @@ use cri::{ImageService, RuntimeService};
 
 use crate::configuration::{ImageGc, LogLimits};
 
-pub use images::Images;
+pub use images::{Freed, Images, Shortage};
 
 /// What is kept within which limits.
 #[derive(Clone)]

@@ -234,16 +234,15 @@ fn policy_of(gc: ImageGc) -> image::GcPolicy {
 /// Looks at the disk as often as upstream's kubelet does: how full it is, no event tells.
 async fn collect_images(images: Arc<ImageServer>, policy: image::GcPolicy) {
     const PERIOD: Duration = Duration::from_secs(300);
+    let mut shortage = upkeep::Shortage::default();
     loop {
         tokio::time::sleep(PERIOD).await;
         match images.collect_garbage(&policy).await {
-            Ok(reclaimed) if reclaimed.images.is_empty() && reclaimed.missing_bytes == 0 => {}
-            Ok(reclaimed) => tracing::warn!(
-                images = reclaimed.images.len(),
-                bytes = reclaimed.bytes,
-                missing_bytes = reclaimed.missing_bytes,
-                "the disk is filling; images that nobody uses were removed"
-            ),
+            Ok(reclaimed) => shortage.tell(upkeep::Freed {
+                images: reclaimed.images.len(),
+                bytes: reclaimed.bytes,
+                missing_bytes: reclaimed.missing_bytes,
+            }),
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "images cannot be collected"),
         }
     }
