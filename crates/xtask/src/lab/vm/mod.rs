@@ -6,6 +6,7 @@
 //! test programs (static) ─► jobs' disk ──┘
 //! ```
 
+pub(crate) mod aboard;
 mod disk;
 mod kernel;
 mod machine;
