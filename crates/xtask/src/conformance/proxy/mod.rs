@@ -15,6 +15,7 @@ mod known;
 mod lab;
 mod scenarios;
 mod stage;
+mod vm;
 mod world;
 
 use std::path::{Path, PathBuf};
@@ -65,6 +66,12 @@ pub(crate) struct ProxyOptions {
     /// Where configurations and logs go, emptied before
     #[arg(long, value_name = "DIR", default_value = "target/conformance/proxy")]
     output: PathBuf,
+    /// In the virtual machine, whose kernel has IPVS
+    #[arg(long)]
+    vm: bool,
+    /// Set by this program for its run in the machine: all that is needed is there
+    #[arg(long, hide = true, requires = "orlop", conflicts_with = "vm")]
+    aboard: bool,
 }
 
 /// How a scenario ended for a pair.
@@ -81,12 +88,17 @@ struct Row {
 
 /// The command.
 pub(crate) fn run(options: &ProxyOptions) -> anyhow::Result<()> {
-    host::install(&[testkit::service_lab::TOOL, testkit::daemon::TOOL, NFT, IPTABLES])?;
-    let is_needed = options.pair.iter().flatten().any(|who| who.make == Make::Orlop);
+    if !options.aboard {
+        host::install(&[testkit::service_lab::TOOL, testkit::daemon::TOOL, NFT, IPTABLES])?;
+    }
+    let is_needed = options.vm || options.pair.iter().flatten().any(|who| who.make == Make::Orlop);
     let orlop = match is_needed {
         true => std::path::absolute(options.orlop.clone().map_or_else(build_release, Ok)?)?,
         false => PathBuf::new(),
     };
+    if options.vm {
+        return vm::run(options, &orlop);
+    }
     let output = root().join(&options.output);
     super::empty(&output, MARK)?;
     raise_limit()?;
@@ -111,6 +123,15 @@ impl ProxyOptions {
 
     fn wants(&self, name: &str) -> bool {
         self.scenario.is_empty() || self.scenario.iter().any(|part| name.contains(part.as_str()))
+    }
+
+    /// What to play and how often, as on the command line.
+    fn arguments(&self) -> String {
+        let pairs = self.pair.iter().map(|[one, other]| format!("--pair {one},{other}"));
+        let scenarios = self.scenario.iter().map(|name| format!("--scenario {name}"));
+        let (histories, steps, seed, kills) = (self.histories, self.steps, self.seed(), self.kills);
+        let numbers = format!("--histories {histories} --steps {steps} --seed {seed} --kills {kills}");
+        pairs.chain(scenarios).chain([numbers]).collect::<Vec<_>>().join(" ")
     }
 
     /// Another one for each run, unless it is given.
