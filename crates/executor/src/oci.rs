@@ -23,10 +23,10 @@ pub struct Spec {
     /// The root file system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<Root>,
-    /// Host name inside a new UTS namespace.
+    /// Host name inside the UTS namespace.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub hostname: String,
-    /// NIS domain name inside a new UTS namespace.
+    /// NIS domain name inside the UTS namespace.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub domainname: String,
     /// Mounts, in the order in which they are made.

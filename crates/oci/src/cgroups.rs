@@ -104,7 +104,7 @@ fn place(id: &str, path: &str) -> Result<Cgroup, Error> {
 }
 
 /// A path without `.` and `..`, which lead nowhere above its beginning.
-fn clean(path: &str) -> PathBuf {
+pub(crate) fn clean(path: &str) -> PathBuf {
     let mut clean = PathBuf::new();
     for part in Path::new(path).components() {
         match part {
@@ -121,6 +121,10 @@ fn clean(path: &str) -> PathBuf {
 fn fill(cgroup: &Cgroup, spec: &oci::Spec, context: &Context) -> Result<(), Error> {
     let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
     let (limits, rules) = (executor::limits(&resources)?, executor::device_rules(&resources)?);
+    let is_unified = Hierarchy::whole(Path::new(MOUNT))?.is_unified();
+    if let Some(name) = resources.unified.keys().next().filter(|_| !is_unified) {
+        return Err(Error::Invalid(format!("linux.resources.unified: {name} needs control groups of version 2")));
+    }
     cgroup.create()?;
     cgroup.set(&limits)?;
     allow_devices(cgroup, &rules, context)

@@ -57,7 +57,10 @@ const EXEC_FAILED: u8 = 255;
 /// Runs the command of a command line, which begins with the name that the program was called by.
 pub fn main(words: Vec<OsString>) -> ExitCode {
     let sealed = if may_make_a_process(&words) { sys::program::seal() } else { Ok(()) };
-    let arguments = Arguments::parse_from(words);
+    let arguments = match Arguments::try_parse_from(words) {
+        Ok(arguments) => arguments,
+        Err(error) => return explain(&error),
+    };
     let context = match Context::new(&arguments) {
         Ok(context) => context,
         Err(error) => {
@@ -70,6 +73,13 @@ pub fn main(words: Vec<OsString>) -> ExitCode {
         context.log.error(&error);
         ExitCode::from(failed)
     })
+}
+
+/// Prints what clap has to say: help that was asked for, or what is wrong with the command line, which is a failure as others.
+fn explain(error: &clap::Error) -> ExitCode {
+    // Nobody is left to be told that nobody listens.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
 }
 
 /// Whether the command is `create`, `run` or `exec`, for which the program goes on as another: that is found out before anything

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use executor::oci::{self, NamespaceKind, Spec};
 use serde::de::DeserializeOwned;
 
+use crate::cgroups;
 use crate::error::Error;
 
 /// Name of the configuration in a bundle.
@@ -24,8 +25,9 @@ impl Bundle {
     /// Reads and checks it.
     pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
         let dir = dir.canonicalize().map_err(Error::file("open", dir))?;
-        let spec = read(&dir)?;
+        let mut spec = read(&dir)?;
         check(&spec)?;
+        spec.mounts.iter_mut().for_each(|mount| settle(mount, &dir));
         let root = spec.root.as_ref().ok_or_else(|| Error::Invalid("root is missing".to_owned()))?;
         let rootfs = dir.join(&root.path);
         if !rootfs.is_dir() {
@@ -98,6 +100,9 @@ fn check(spec: &Spec) -> Result<(), Error> {
     if linux.memory_policy.is_some() {
         return invalid("memoryPolicy is not supported; remove it");
     }
+    if !(spec.hostname.is_empty() && spec.domainname.is_empty()) && is_hosts(linux, NamespaceKind::Uts, "uts") {
+        return invalid("hostname and domainname are not possible in the host's UTS namespace");
+    }
     check_sysctls(linux)
 }
 
@@ -127,26 +132,43 @@ fn check_sysctls(linux: &oci::Linux) -> Result<(), Error> {
     let has = |kind| linux.namespaces.iter().any(|one| one.kind == kind);
     for name in linux.sysctl.keys() {
         let name = name.replace('/', ".");
+        if name == "kernel.hostname" {
+            return Err(Error::Invalid("sysctl \"kernel.hostname\" is what the field hostname is for".to_owned()));
+        }
         let (kind, of) = match name.as_str() {
             one if OF_IPC.contains(&one) || one.starts_with("fs.mqueue.") => (NamespaceKind::Ipc, "ipc"),
             one if one.starts_with("net.") => (NamespaceKind::Network, "network"),
-            "kernel.domainname" | "kernel.hostname" => (NamespaceKind::Uts, "uts"),
+            "kernel.domainname" => (NamespaceKind::Uts, "uts"),
             one if one.starts_with("user.") => (NamespaceKind::User, "user"),
             _ => return Err(Error::Invalid(format!("sysctl {name:?} is not in a separate kernel namespace"))),
         };
-        if !has(kind) || (kind == NamespaceKind::Network && is_hosts_network(linux)) {
+        if !has(kind) || (kind == NamespaceKind::Network && is_hosts(linux, kind, "net")) {
             return Err(Error::Invalid(format!("sysctl {name:?} not allowed in host {of} namespace")));
         }
     }
     Ok(())
 }
 
-/// Whether the network namespace to join is the one that this process is in.
-fn is_hosts_network(linux: &oci::Linux) -> bool {
+/// Makes the mount's paths absolute: sources of the host's may be named from the bundle on.
+fn settle(mount: &mut oci::Mount, bundle: &Path) {
+    mount.destination = without_dots(&mount.destination);
+    let is_bound = mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind");
+    if is_bound && !mount.source.is_empty() && !mount.source.starts_with('/') {
+        mount.source = bundle.join(&mount.source).display().to_string();
+    }
+}
+
+/// A place in the container without `..`, which runc takes for what it means in the path itself.
+fn without_dots(path: &str) -> String {
+    if path.is_empty() { String::new() } else { format!("/{}", cgroups::clean(path).display()) }
+}
+
+/// Whether the namespace to join is the one that this process is in, by its name below `/proc/self/ns`.
+fn is_hosts(linux: &oci::Linux, kind: NamespaceKind, name: &str) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    let mut joined = linux.namespaces.iter().filter(|one| one.kind == NamespaceKind::Network && !one.path.is_empty());
+    let mut joined = linux.namespaces.iter().filter(|one| one.kind == kind && !one.path.is_empty());
     let identity = |path: &str| std::fs::metadata(path).map(|stat| (stat.dev(), stat.ino())).ok();
-    joined.any(|one| identity(&one.path).is_some() && identity(&one.path) == identity("/proc/self/ns/net"))
+    joined.any(|one| identity(&one.path).is_some() && identity(&one.path) == identity(&format!("/proc/self/ns/{name}")))
 }
 
 #[cfg(test)]
@@ -155,6 +177,26 @@ mod tests {
 
     fn checked(json: &str) -> Result<(), String> {
         check(&serde_json::from_str(json).unwrap()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn places_are_what_they_mean_in_themselves() {
+        for (path, expect) in [("/a/../b/.", "/b"), ("b//c", "/b/c"), ("/../..", "/"), ("", "")] {
+            assert_eq!(without_dots(path), expect, "{path}");
+        }
+        let mount = |source: &str, option: &str| oci::Mount {
+            destination: "/m".into(),
+            source: source.into(),
+            options: vec![option.into()],
+            ..oci::Mount::default()
+        };
+        for (source, option, expect) in
+            [("data", "rbind", "/b/data"), ("/data", "bind", "/data"), ("", "bind", ""), ("proc", "ro", "proc")]
+        {
+            let mut mount = mount(source, option);
+            settle(&mut mount, Path::new("/b"));
+            assert_eq!(mount.source, expect);
+        }
     }
 
     #[test]
@@ -184,6 +226,8 @@ mod tests {
             let error = with(linux).unwrap_err();
             assert!(error.contains(part), "{linux}: {error}");
         }
+        let named = r#"{"ociVersion":"1.0.0","hostname":"x","linux":{"namespaces":[{"type":"uts","path":"/proc/self/ns/uts"}]}}"#;
+        assert!(checked(named).unwrap_err().contains("the host's UTS namespace"));
         assert!(checked(r#"{"ociVersion":"2.0.0","linux":{}}"#).unwrap_err().contains("2.0.0"));
         assert!(checked(r#"{"ociVersion":"1.0.0"}"#).is_err());
     }

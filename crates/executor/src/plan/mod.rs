@@ -55,8 +55,9 @@ pub fn plan(spec: &oci::Spec, facts: &HostFacts) -> Result<LaunchPlan, PlanError
     let linux = spec.linux.clone().unwrap_or_default();
     let mut warnings = Vec::new();
     let own = own_namespaces(&linux);
-    require(own & namespace::UTS != 0 || spec.hostname.is_empty(), "hostname", &spec.hostname)?;
-    require(own & namespace::UTS != 0 || spec.domainname.is_empty(), "domainname", &spec.domainname)?;
+    let has_names = linux.namespaces.iter().any(|one| one.kind == NamespaceKind::Uts);
+    require(has_names || spec.hostname.is_empty(), "hostname", &spec.hostname)?;
+    require(has_names || spec.domainname.is_empty(), "domainname", &spec.domainname)?;
     let mut process = process(spec.process.as_ref(), linux.seccomp.as_ref(), facts, &mut warnings)?;
     process.personality = linux.personality.as_ref().map(process::personality).transpose()?;
     let mut sources = Vec::new();
@@ -100,7 +101,7 @@ fn time_offsets(
 }
 
 fn require(holds: bool, field: &'static str, value: &str) -> Result<(), PlanError> {
-    if holds { Ok(()) } else { Err(PlanError::invalid(field, value, "needs a UTS namespace of the container's own")) }
+    if holds { Ok(()) } else { Err(PlanError::invalid(field, value, "needs a UTS namespace")) }
 }
 
 /// Namespaces that are made with the process. A user namespace never is: others have to be owned by it.

@@ -51,7 +51,7 @@ pub(crate) fn process(
         capabilities: capabilities(process.capabilities.as_ref(), facts, warnings),
         rlimits: process.rlimits.iter().map(rlimit).collect::<Result<_, _>>()?,
         no_new_privileges: process.no_new_privileges,
-        oom_score_adj: process.oom_score_adj.map(|score| score.clamp(-1000, 1000)),
+        oom_score_adj: process.oom_score_adj.map(oom_score_adj).transpose()?,
         seccomp: filter.map(seccomp::compile).transpose()?.flatten(),
         scheduler: process.scheduler.as_ref().map(scheduler).transpose()?,
         io_priority: process.io_priority.as_ref().map(io_priority).transpose()?,
@@ -114,6 +114,9 @@ const SCHEDULER_FLAGS: [(&str, u64); 7] = [
 ];
 
 fn scheduler(wanted: &oci::Scheduler) -> Result<SchedulerPlan, PlanError> {
+    if let Some(nice) = wanted.nice.filter(|nice| !(-20..=19).contains(nice)) {
+        return Err(PlanError::invalid("process.scheduler.nice", nice, "is not from -20 to 19"));
+    }
     let unknown = |field, value: &str| PlanError::invalid(field, value, "is not known");
     let policy = named(&POLICIES, &wanted.policy);
     let mut flags = 0;
@@ -129,6 +132,13 @@ fn scheduler(wanted: &oci::Scheduler) -> Result<SchedulerPlan, PlanError> {
         deadline_ns: wanted.deadline.unwrap_or(0),
         period_ns: wanted.period.unwrap_or(0),
     })
+}
+
+fn oom_score_adj(score: i32) -> Result<i32, PlanError> {
+    let is_known = (-1000..=1000).contains(&score);
+    is_known
+        .then_some(score)
+        .ok_or_else(|| PlanError::invalid("process.oomScoreAdj", score, "is not from -1000 to 1000"))
 }
 
 fn named<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {

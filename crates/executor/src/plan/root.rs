@@ -93,11 +93,17 @@ fn checked(field: &'static str, path: &str) -> Result<String, PlanError> {
 }
 
 fn mount_plans(mount: &oci::Mount, facts: &HostFacts, sources: &mut Vec<Source>) -> Result<Vec<MountPlan>, PlanError> {
+    if mount.destination.is_empty() {
+        return Err(PlanError::invalid("mounts.destination", "", "is missing"));
+    }
     let target = match mount.destination.strip_prefix('/') {
         Some(_) => checked("mounts.destination", &mount.destination)?,
         None => checked("mounts.destination", &format!("/{}", mount.destination))?,
     };
     let options = Options::parse(mount)?;
+    if options.bind.is_none() && !(mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty()) {
+        return Err(PlanError::invalid("mounts.uidMappings", &mount.destination, "is possible for a bind mount only"));
+    }
     let one = |what| Ok(vec![MountPlan { target: target.clone(), what, is_file: false }]);
     match (options.bind, mount.kind.as_str()) {
         (Some(_), _) if mount.source.is_empty() => one(Mounted::Own),

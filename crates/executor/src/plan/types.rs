@@ -17,9 +17,9 @@ pub struct LaunchPlan {
     /// Namespaces that it joins. A user namespace is always joined: whoever launches makes it first
     /// ([`crate::namespaces::create`]) where the specification gives no path.
     pub joins: Vec<NamespaceKind>,
-    /// Host name, in a new UTS namespace.
+    /// Host name, in the UTS namespace that is made or joined.
     pub hostname: Option<String>,
-    /// NIS domain name, in a new UTS namespace.
+    /// NIS domain name, in the same.
     pub domainname: Option<String>,
     /// The root file system; absent for a process that shares the caller's mounts.
     pub root: Option<RootPlan>,

@@ -140,6 +140,11 @@ fn conditions_on_different_arguments_hold_together_and_rules_are_alternatives() 
 fn what_cannot_be_honoured_is_refused() {
     let notify = Seccomp { default_action: "SCMP_ACT_NOTIFY".into(), ..Seccomp::default() };
     assert!(compile(&notify).is_err());
+    for name in ["sendmsg", "write"] {
+        let rule = Syscall { names: vec![name.into()], action: "SCMP_ACT_NOTIFY".into(), ..Syscall::default() };
+        let notify = Seccomp { listener_path: "/run/x".into(), syscalls: vec![rule], ..Seccomp::default() };
+        assert!(notifies(&notify).unwrap_err().to_string().contains(name));
+    }
     assert!(compile(&profile(vec![rule("read", &[(7, "EQ", 0, 0)])])).is_err());
     let flag = Seccomp { flags: vec!["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV".into()], ..profile(vec![]) };
     assert!(compile(&flag).is_err());

@@ -107,7 +107,8 @@ impl Bundle {
         assert!(status.success(), "create: {}", error());
     }
 
-    fn creation(&self, options: &[&str]) -> Command {
+    /// The command of [`Self::create`].
+    pub(crate) fn creation(&self, options: &[&str]) -> Command {
         let said = std::fs::File::create(self.path().join("said")).unwrap();
         let mut command = self.runtime(&["create", "--bundle", self.path().to_str().unwrap()]);
         command.args(options).arg(&self.id).stdout(said.try_clone().unwrap()).stderr(said);
