@@ -12,6 +12,7 @@
 
 mod budget;
 mod choose;
+mod flows;
 mod ports;
 mod relay;
 mod tcp;
@@ -36,6 +37,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::budget::Budget;
 use self::choose::{Balance, Surroundings, Terms};
+use self::flows::Flows;
 use super::Backend;
 use crate::service_link::{NodeAddresses, ServiceLink};
 use crate::{Owned, RulesError, StartError};
@@ -56,7 +58,7 @@ pub(super) struct Userspace {
     /// Threads of its own, in the network namespace of the thread that opened it. Taken only at the end.
     runtime: Option<Runtime>,
     connections: Arc<Budget>,
-    flows: Arc<Budget>,
+    flows: Arc<Flows>,
     listeners_max: usize,
     link: ServiceLink,
     /// Frontends with an address.
@@ -111,8 +113,8 @@ impl Userspace {
         let budgets = Budgets::within(descriptors_max());
         Ok(Userspace {
             runtime: Some(runtime),
-            connections: Budget::new("connections", budgets.connections),
-            flows: Budget::new("flows of UDP", budgets.flows),
+            connections: Budget::new("connections", budgets.connections, "others wait, or are reset"),
+            flows: Flows::new(budgets.flows),
             listeners_max: budgets.listeners,
             link,
             explicit: BTreeMap::new(),

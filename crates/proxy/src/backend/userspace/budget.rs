@@ -18,6 +18,8 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Budget {
     /// Of what, for messages.
     what: &'static str,
+    /// What becomes of more, for messages.
+    excess: &'static str,
     /// How many one client may have.
     share: usize,
     all: Arc<Semaphore>,
@@ -44,29 +46,36 @@ pub(super) struct Permit {
     _of_all: OwnedSemaphorePermit,
 }
 
+/// Why there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// The client has all that it may have.
+    Share,
+    /// All are in use.
+    All,
+}
+
 impl Budget {
-    pub(super) fn new(what: &'static str, most: usize) -> Arc<Budget> {
+    pub(super) fn new(what: &'static str, most: usize, excess: &'static str) -> Arc<Budget> {
         let all = Arc::new(Semaphore::new(most));
-        Arc::new(Budget { what, share: most.div_ceil(SHARES), all, taken: Mutex::default() })
+        Arc::new(Budget { what, excess, share: most.div_ceil(SHARES), all, taken: Mutex::default() })
     }
 
     /// One for this client, at once or not at all.
-    pub(super) fn try_take(self: &Arc<Self>, client: IpAddr) -> Option<Permit> {
-        let share = self.share(client)?;
-        match self.all.clone().try_acquire_owned() {
-            Ok(of_all) => Some(Permit { _share: share, _of_all: of_all }),
-            Err(_) => {
-                self.warn(None);
-                None
-            }
-        }
+    pub(super) fn try_take(self: &Arc<Self>, client: IpAddr) -> Result<Permit, Full> {
+        let share = self.share(client).ok_or(Full::Share)?;
+        let of_all = self.all.clone().try_acquire_owned().map_err(|_| Full::All)?;
+        Ok(Permit { _share: share, _of_all: of_all })
     }
 
     /// One for this client, as soon as there is one; none if it has all that it may have.
     pub(super) async fn take(self: &Arc<Self>, client: IpAddr) -> Option<Permit> {
-        let share = self.share(client)?;
+        let Some(share) = self.share(client) else {
+            self.warn(Full::Share, client);
+            return None;
+        };
         if self.all.available_permits() == 0 {
-            self.warn(None);
+            self.warn(Full::All, client);
         }
         let of_all = self.all.clone().acquire_owned().await.ok()?;
         Some(Permit { _share: share, _of_all: of_all })
@@ -76,24 +85,23 @@ impl Budget {
         let mut taken = self.taken();
         let count = taken.by.entry(client).or_default();
         if *count >= self.share {
-            drop(taken);
-            self.warn(Some(client));
             return None;
         }
         *count += 1;
         Some(Share { budget: self.clone(), client })
     }
 
-    /// Says that somebody got none: a client for having its share, or everybody.
-    fn warn(&self, client: Option<IpAddr>) {
+    /// Says that there was none for this client.
+    pub(super) fn warn(&self, full: Full, client: IpAddr) {
         if !self.taken().is_due(Instant::now()) {
             return;
         }
-        match client {
-            Some(client) => {
-                tracing::warn!(%client, share = self.share, "a client has its whole share of {}: more are refused", self.what);
+        let (what, excess) = (self.what, self.excess);
+        match full {
+            Full::Share => {
+                tracing::warn!(%client, share = self.share, "a client has its whole share of {what}: {excess}");
             }
-            None => tracing::warn!("all {} are in use: others wait or are dropped", self.what),
+            Full::All => tracing::warn!("all {what} are in use: {excess}"),
         }
     }
 
@@ -128,26 +136,32 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
+    fn budget(most: usize) -> Arc<Budget> {
+        Budget::new("connections", most, "others wait")
+    }
+
     fn client(last: u8) -> IpAddr {
         [192, 0, 2, last].into()
     }
 
     #[test]
     fn one_client_cannot_take_all() {
-        let budget = Budget::new("connections", 8);
-        let greedy: Vec<Permit> = (0..8).filter_map(|_| budget.try_take(client(1))).collect();
+        let budget = budget(8);
+        let greedy: Vec<Permit> = (0..8).filter_map(|_| budget.try_take(client(1)).ok()).collect();
         assert_eq!(greedy.len(), 2);
-        let others: Vec<Permit> = (2..9).filter_map(|last| budget.try_take(client(last))).collect();
-        assert_eq!(others.len(), 6, "all are in use");
+        assert_eq!(budget.try_take(client(1)).unwrap_err(), Full::Share);
+        let others: Vec<Permit> = (2..9).filter_map(|last| budget.try_take(client(last)).ok()).collect();
+        assert_eq!(others.len(), 6);
+        assert_eq!(budget.try_take(client(9)).unwrap_err(), Full::All);
         drop(greedy);
-        assert!(budget.try_take(client(9)).is_some());
+        assert!(budget.try_take(client(9)).is_ok());
         drop(others);
         assert!(budget.taken().by.is_empty(), "nobody is remembered");
     }
 
     #[tokio::test]
     async fn who_waits_gets_what_another_gives_back() {
-        let budget = Budget::new("connections", 1);
+        let budget = budget(1);
         let first = budget.take(client(1)).await.unwrap();
         let waiting = tokio::spawn({
             let budget = budget.clone();

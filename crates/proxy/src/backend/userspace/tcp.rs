@@ -128,7 +128,7 @@ mod tests {
     async fn listeners_that_nobody_uses_take_nothing_from_the_budget() {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (_sender, terms) = watch::channel(leading_to(server.local_addr().unwrap()));
-        let budget = Budget::new("connections", 4);
+        let budget = Budget::new("connections", 4, "others wait");
         let mut at = None;
         for _ in 0..5 {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use sys::rustix::io::Errno;
@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Hold;
-use super::budget::{Budget, Permit};
 use super::choose::{Balance, Terms};
+use super::flows::{Activity, Flows, Place};
 
 /// A flow ends when nobody has sent for between one and two of these. The kernel's own time for flows with answers is 120 s
 /// (`nf_conntrack_udp_timeout_stream`).
@@ -31,7 +31,8 @@ const ENDED_MAX: usize = 64;
 /// One client.
 struct Flow {
     endpoint: SocketAddr,
-    socket: Arc<UdpSocket>,
+    /// It is the task's and ends with it.
+    socket: Weak<UdpSocket>,
     activity: Arc<Activity>,
     _answers: AbortOnDropHandle<()>,
 }
@@ -45,23 +46,14 @@ struct Times {
 
 const TIMES: Times = Times { idle: IDLE, idle_after_one: IDLE_AFTER_ONE };
 
-/// What a client does.
-#[derive(Debug, Default)]
-struct Activity {
-    /// Whether it has sent since somebody looked.
-    recent: AtomicBool,
-    /// Whether it has sent more than once.
-    more: AtomicBool,
-}
-
 /// The socket of a frontend, and its flows.
 struct Server {
     socket: Arc<UdpSocket>,
     balance: Arc<Balance>,
-    budget: Arc<Budget>,
+    budget: Arc<Flows>,
     times: Times,
     flows: HashMap<SocketAddr, Flow>,
-    ended: mpsc::Sender<(SocketAddr, SocketAddr)>,
+    ended: mpsc::Sender<SocketAddr>,
 }
 
 /// Carries datagrams until it is dropped.
@@ -69,7 +61,7 @@ pub(super) async fn serve(
     socket: UdpSocket,
     terms: watch::Receiver<Arc<Terms>>,
     balance: Arc<Balance>,
-    budget: Arc<Budget>,
+    budget: Arc<Flows>,
     _hold: Hold,
 ) {
     let (ended, mut endings) = mpsc::channel(ENDED_MAX);
@@ -78,67 +70,75 @@ pub(super) async fn serve(
     loop {
         let socket = server.socket.clone();
         tokio::select! {
-            Some((client, endpoint)) = endings.recv() => server.forget(client, endpoint),
+            Some(client) = endings.recv() => server.forget(client),
             received = socket.recv_from(&mut datagram) => {
                 // An error is one of an answer that nobody took.
                 let Ok((length, client)) = received else { continue };
                 let terms = terms.borrow().clone();
-                server.carry(client, &datagram[..length], &terms);
+                server.carry(client, &datagram[..length], &terms).await;
             }
         }
     }
 }
 
 impl Server {
-    fn forget(&mut self, client: SocketAddr, endpoint: SocketAddr) {
-        if self.flows.get(&client).is_some_and(|flow| flow.endpoint == endpoint) {
+    /// Forgets a flow that has ended, unless its client has begun another.
+    fn forget(&mut self, client: SocketAddr) {
+        if self.flows.get(&client).is_some_and(|flow| flow.socket.strong_count() == 0) {
             self.flows.remove(&client);
         }
     }
 
-    /// Carries one datagram. As everywhere with UDP, one that cannot be carried is lost. Nothing is waited for here: an
-    /// endpoint that takes nothing would hold up the flows of all others.
-    fn carry(&mut self, client: SocketAddr, datagram: &[u8], terms: &Terms) {
-        if self.flows.get(&client).is_some_and(|flow| !terms.leads_to(flow.endpoint)) {
-            self.flows.remove(&client);
-        }
-        let is_new = !self.flows.contains_key(&client);
-        if is_new && let Some(flow) = self.open(client, terms) {
-            self.flows.insert(client, flow);
-        }
-        let Some(flow) = self.flows.get(&client) else { return };
-        flow.activity.recent.store(true, Ordering::Relaxed);
-        flow.activity.more.fetch_or(!is_new, Ordering::Relaxed);
+    /// Carries one datagram. As everywhere with UDP, one that cannot be carried is lost. No endpoint is waited for: one that
+    /// takes nothing would hold up the flows of all others.
+    async fn carry(&mut self, client: SocketAddr, datagram: &[u8], terms: &Terms) {
+        let socket = match self.known(client, terms) {
+            Some(socket) => socket,
+            None => match self.open(client, terms).await {
+                Some(socket) => socket,
+                None => return,
+            },
+        };
         // The socket itself is asked: tokio knows of a new one only later that it can be written to.
-        match sys::rustix::net::send(&flow.socket, datagram, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        match sys::rustix::net::send(&socket, datagram, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(_) | Err(Errno::WOULDBLOCK) => {}
             // It refused what came before; the next datagram finds another.
             Err(_) => drop(self.flows.remove(&client)),
         }
     }
 
-    fn open(&self, client: SocketAddr, terms: &Terms) -> Option<Flow> {
+    /// Where the client has sent before, if it may go on.
+    fn known(&mut self, client: SocketAddr, terms: &Terms) -> Option<Arc<UdpSocket>> {
+        let flow = self.flows.get(&client)?;
+        let Some(socket) = flow.socket.upgrade().filter(|_| terms.leads_to(flow.endpoint)) else {
+            self.flows.remove(&client);
+            return None;
+        };
+        flow.activity.recent.store(true, Ordering::Relaxed);
+        flow.activity.more.store(true, Ordering::Relaxed);
+        Some(socket)
+    }
+
+    async fn open(&mut self, client: SocketAddr, terms: &Terms) -> Option<Arc<UdpSocket>> {
         let at = self.socket.local_addr().ok()?.ip();
-        let permit = self.budget.try_take(client.ip())?;
         let endpoints = terms.endpoints(client.ip(), at);
         let endpoint = *self.balance.order(terms, client.ip(), endpoints).first()?;
+        let place = self.budget.take(client.ip()).await?;
         let socket = Arc::new(towards(endpoint).ok()?);
         self.balance.remember(terms, client.ip(), endpoint);
-        let activity = Arc::<Activity>::default();
-        let answers = Answers {
-            to: self.socket.clone(),
-            client,
-            from: socket.clone(),
-            activity: activity.clone(),
-            times: self.times,
-        };
-        let ended = self.ended.clone();
+        let activity = place.activity.clone();
+        activity.recent.store(true, Ordering::Relaxed);
+        let (stop, ended) = (place.stop.clone(), self.ended.clone());
+        let answers = Answers { to: self.socket.clone(), client, from: socket.clone(), times: self.times, place };
         let task = tokio::spawn(async move {
-            answers.carry(permit).await;
+            stop.run_until_cancelled(answers.carry()).await;
+            drop(answers);
             // Nobody waits for it when the frontend has gone.
-            let _ = ended.send((client, endpoint)).await;
+            let _ = ended.send(client).await;
         });
-        Some(Flow { endpoint, socket, activity, _answers: AbortOnDropHandle::new(task) })
+        let flow = Flow { endpoint, socket: Arc::downgrade(&socket), activity, _answers: AbortOnDropHandle::new(task) };
+        self.flows.insert(client, flow);
+        Some(socket)
     }
 }
 
@@ -158,16 +158,16 @@ struct Answers {
     to: Arc<UdpSocket>,
     client: SocketAddr,
     from: Arc<UdpSocket>,
-    activity: Arc<Activity>,
     times: Times,
+    // The last one: the socket is closed before another flow gets the place.
+    place: Place,
 }
 
 impl Answers {
-    async fn carry(&self, _permit: Permit) {
-        let mut is_answered = false;
+    async fn carry(&self) {
         loop {
-            let is_one = is_answered && !self.activity.more.load(Ordering::Relaxed);
-            let idle = if is_one { self.times.idle_after_one } else { self.times.idle };
+            let activity = &self.place.activity;
+            let idle = if activity.is_over() { self.times.idle_after_one } else { self.times.idle };
             match tokio::time::timeout(idle, self.from.readable()).await {
                 Ok(Ok(())) => {
                     // Memory is taken only for as long as there is an answer.
@@ -175,7 +175,7 @@ impl Answers {
                     match self.from.try_recv_buf(&mut datagram) {
                         Ok(_) => {
                             drop(self.to.send_to(&datagram, self.client).await);
-                            is_answered = true;
+                            self.place.answered();
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                         // The endpoint refuses.
@@ -183,7 +183,7 @@ impl Answers {
                     }
                 }
                 Ok(Err(_)) => return,
-                Err(_) if self.activity.recent.swap(false, Ordering::Relaxed) => {}
+                Err(_) if activity.recent.swap(false, Ordering::Relaxed) => {}
                 Err(_) => return,
             }
         }
@@ -232,7 +232,7 @@ mod tests {
         let mut server = Server {
             socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
             balance: Arc::default(),
-            budget: Budget::new("flows", 8),
+            budget: Flows::new(8),
             times: Times { idle: Duration::from_secs(600), idle_after_one: Duration::from_millis(1) },
             flows: HashMap::new(),
             ended,
@@ -243,7 +243,7 @@ mod tests {
         let to_endpoint = leading_to(endpoint.local_addr().unwrap());
         // The second of the two has sent twice before it is answered.
         for client in [other, other, one] {
-            server.carry(client, b"?", &to_endpoint);
+            server.carry(client, b"?", &to_endpoint).await;
         }
         for _ in 0..3 {
             let (_, flow) = endpoint.recv_from(&mut [0; 8]).await.unwrap();
@@ -252,10 +252,36 @@ mod tests {
         for client in [&twice, &twice, &once] {
             client.recv_from(&mut [0; 8]).await.unwrap();
         }
-        assert_eq!(endings.recv().await.unwrap().0, one);
-        server.forget(one, endpoint.local_addr().unwrap());
+        assert_eq!(endings.recv().await.unwrap(), one);
+        server.forget(one);
         assert_eq!(server.flows.keys().collect::<Vec<_>>(), [&other]);
         assert!(endings.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn new_flows_find_a_place_and_leave_conversations_alone() {
+        let endpoint = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let to_endpoint = leading_to(endpoint.local_addr().unwrap());
+        let frontend = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let at = frontend.local_addr().unwrap();
+        let (_terms, terms) = watch::channel(to_endpoint);
+        // One client has two of these.
+        let work = serve(frontend, terms, Arc::default(), Flows::new(8), Hold::default());
+        let _server = AbortOnDropHandle::new(tokio::spawn(work));
+        let ask = async |client: &UdpSocket| {
+            client.send_to(b"?", at).await.unwrap();
+            let (_, flow) = endpoint.recv_from(&mut [0; 8]).await.unwrap();
+            endpoint.send_to(b"!", flow).await.unwrap();
+            client.recv_from(&mut [0; 8]).await.unwrap();
+            flow
+        };
+        let talker = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let flow = ask(&talker).await;
+        assert_eq!(ask(&talker).await, flow);
+        for _ in 0..20 {
+            ask(&UdpSocket::bind("127.0.0.1:0").await.unwrap()).await;
+        }
+        assert_eq!(ask(&talker).await, flow);
     }
 
     async fn check_a_slow_endpoint() {
@@ -264,7 +290,7 @@ mod tests {
         let mut server = Server {
             socket: Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap()),
             balance: Arc::default(),
-            budget: Budget::new("flows", 8),
+            budget: Flows::new(8),
             times: TIMES,
             flows: HashMap::new(),
             ended,
@@ -272,14 +298,14 @@ mod tests {
         let (slow, other): (SocketAddr, SocketAddr) = (([127, 0, 0, 1], 9).into(), ([127, 0, 0, 2], 9).into());
         let to_slow = leading_to(([192, 0, 2, 9], 9).into());
         let datagram = [0; 1024];
-        server.carry(slow, &datagram, &to_slow);
+        server.carry(slow, &datagram, &to_slow).await;
         // What waits for the neighbour fills the least buffer that a socket can have.
-        let socket = server.flows[&slow].socket.clone();
+        let socket = server.flows[&slow].socket.upgrade().unwrap();
         sockopt::set_socket_send_buffer_size(&socket, 1).unwrap();
         while sys::rustix::net::send(&socket, &datagram, SendFlags::DONTWAIT).is_ok() {}
-        server.carry(slow, &datagram, &to_slow);
+        server.carry(slow, &datagram, &to_slow).await;
         assert!(server.flows.contains_key(&slow), "what is lost ends no flow");
-        server.carry(other, b"other", &leading_to(endpoint.local_addr().unwrap()));
+        server.carry(other, b"other", &leading_to(endpoint.local_addr().unwrap())).await;
         let mut heard = [0; 16];
         let (length, _) = endpoint.recv_from(&mut heard).await.unwrap();
         assert_eq!(&heard[..length], b"other", "nor is the first datagram of a flow lost");
