@@ -1,10 +1,20 @@
 //! One daemon per directory: two would end each other's pods.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use sys::rustix::fs::{FlockOperation, flock};
+use sys::rustix::io::{Errno, retry_on_intr};
+use sys::rustix::process::Pid;
+
+/// How long the lock of a process that has been killed may be in the hands of what it was just starting. On a busy machine
+/// such a child has waited for seconds until it could execute its program.
+const INHERITED_MAX: Duration = Duration::from_secs(30);
 
 /// A directory that this process has for itself. The kernel gives it back when the process ends, however it ends.
 #[derive(Debug)]
@@ -44,14 +54,8 @@ impl Lock {
         let open =
             File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"));
         let mut file = open.map_err(unusable)?;
-        match sys::tree::try_lock(file.as_fd()) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                let mut pid = String::new();
-                file.read_to_string(&mut pid).map_err(unusable)?;
-                return Err(LockError::Taken { dir: dir.to_owned(), pid: pid.trim().to_owned() });
-            }
-            Err(error) => return Err(unusable(error)),
+        if let Some(pid) = taken_by(&mut file).map_err(unusable)? {
+            return Err(LockError::Taken { dir: dir.to_owned(), pid });
         }
         let write = |file: &mut File| {
             file.set_len(0)?;
@@ -69,8 +73,52 @@ impl Lock {
     }
 }
 
+/// Takes the lock, or says who has it, in that process's own words.
+fn taken_by(file: &mut File) -> io::Result<Option<String>> {
+    match sys::tree::try_lock(file.as_fd()) {
+        Ok(()) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Err(error) => return Err(error),
+    }
+    if is_gone(&read(file)?) && outlasts(file)? {
+        return Ok(None);
+    }
+    Ok(Some(read(file)?))
+}
+
+/// Whether no process has this id.
+fn is_gone(pid: &str) -> bool {
+    let pid = pid.parse().ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| sys::process::pidfd_open(pid).is_err_and(|error| error.errno == Errno::SRCH))
+}
+
+/// Takes a lock whose process has ended. A child has all descriptors of the process that starts it until it executes its
+/// program, and with them the lock, whatever becomes of that process.
+fn outlasts(file: &File) -> io::Result<bool> {
+    let same = file.try_clone()?;
+    let (sender, locked) = mpsc::channel();
+    let waiter = std::thread::spawn(move || {
+        // Nobody listens any more when it took too long.
+        let _ = sender.send(retry_on_intr(|| flock(&same, FlockOperation::LockExclusive)));
+    });
+    let Ok(locked) = locked.recv_timeout(INHERITED_MAX) else { return Ok(false) };
+    // Who comes next forks, and may not while there are threads.
+    waiter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    locked?;
+    Ok(true)
+}
+
+fn read(file: &mut File) -> io::Result<String> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    Ok(text.trim().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -83,5 +131,43 @@ mod tests {
         drop(first);
         assert!(!Lock::is_taken(dir.path()));
         Lock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_process_was_starting_is_outlasted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ended = child().spawn().unwrap();
+        drop(ended.stdin.take());
+        ended.wait().unwrap();
+        let lock = Lock::take(dir.path()).unwrap();
+        std::fs::write(dir.path().join("lock"), format!("{}\n", ended.id())).unwrap();
+        // It has the lock when the process has gone, as one that has not executed yet.
+        let mut heir = child().stdout(lock._file.try_clone().unwrap()).spawn().unwrap();
+        drop(lock);
+        let taken = std::thread::scope(|scope| {
+            let taking = scope.spawn(|| Lock::take(dir.path()));
+            while !is_waited_for() {
+                assert!(!taking.is_finished(), "{:?}", taking.join());
+                std::thread::yield_now();
+            }
+            drop(heir.stdin.take());
+            taking.join().unwrap()
+        });
+        heir.wait().unwrap();
+        taken.unwrap();
+    }
+
+    /// It ends with its standard input.
+    #[expect(clippy::disallowed_methods, reason = "a test needs a process that has a descriptor of this one")]
+    fn child() -> Command {
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped());
+        command
+    }
+
+    /// Whether this process waits for a lock (proc_locks(5)).
+    fn is_waited_for() -> bool {
+        let own = format!(" {} ", std::process::id());
+        std::fs::read_to_string("/proc/locks").unwrap().lines().any(|line| line.contains("->") && line.contains(&own))
     }
 }
