@@ -13,6 +13,7 @@ use testkit::host;
 use testkit::service_lab::{Answers, Client, Kept, NODE, Place};
 use tokio::sync::Mutex;
 
+use super::contestant::Mode;
 use super::history;
 use super::known;
 use super::stage::{Inquiry, Stage, inquiries, shown};
@@ -65,6 +66,10 @@ fn beside(other: &World) -> World {
 impl Held {
     fn open(stage: &mut Stage<'_>) -> anyhow::Result<Self> {
         stage.write(world())?;
+        Self::connect(stage)
+    }
+
+    fn connect(stage: &Stage<'_>) -> anyhow::Result<Self> {
         let targets = [
             (Client::Pod, SocketAddr::new(cluster_ips(HELD).v4.into(), 80)),
             (Client::Pod, SocketAddr::new(cluster_ips(HELD).v6.into(), 80)),
@@ -101,12 +106,23 @@ impl Held {
         stage.note(step, "connections lost", ["0".to_owned(), lost.to_string()]);
         Ok(())
     }
+
+    /// After the proxy's own end: rules go on without it, and what it carries itself ends with it. For that others come.
+    fn note_death(&mut self, stage: &mut Stage<'_>, step: &str) -> anyhow::Result<()> {
+        if stage.sides[OURS].who.mode != Mode::Userspace {
+            return self.note(stage, step);
+        }
+        let (lost, all) = (self.lost(stage)?, self.connections.len());
+        stage.note(step, "connections ended with the process", [all.to_string(), lost.to_string()]);
+        *self = Self::connect(stage)?;
+        Ok(())
+    }
 }
 
 /// It is killed while it writes, starts again, and finds what it left by halves.
 fn killed_at_random(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
     const SYNC_MAX: u64 = 120;
-    let held = Held::open(stage)?;
+    let mut held = Held::open(stage)?;
     let mut dice = Dice::new(doses.seed);
     let mut world = World::default();
     let mut longest = Duration::ZERO;
@@ -125,7 +141,7 @@ fn killed_at_random(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<Stri
         stage.sides[1 - OURS].wait_for(marker)?;
         let step = format!("kill {kill} after {moment} µs");
         stage.compare(&step, inquiries(&stage.world))?;
-        held.note(stage, &step)?;
+        held.note_death(stage, &step)?;
     }
     Ok(format!(
         "{} kills; right again after {} ms at most, start of the program included",
