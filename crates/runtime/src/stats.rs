@@ -260,6 +260,7 @@ fn known(
         io: group.io(),
         processes: u64::try_from(processes.len()).unwrap_or(0),
         open: Open::of(&processes, Path::new("/proc")),
+        files_max: open::files_max(&processes, Path::new("/proc")),
         started_at: target.started_at,
         resources: target.resources.clone(),
         written: written.map(|(usage, _)| usage),

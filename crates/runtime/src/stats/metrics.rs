@@ -37,6 +37,8 @@ pub(super) struct Known {
     pub(super) processes: u64,
     /// What these have open; of containers only, and only if that is not too much to count.
     pub(super) open: Option<Open>,
+    /// How many files its first process may have open.
+    pub(super) files_max: Option<u64>,
     /// When it was started, in nanoseconds since 1970.
     pub(super) started_at: i64,
     /// The resources that it was given.
@@ -189,6 +191,7 @@ const FAMILIES: &[Family] = &families! {
     Gauge "container_file_descriptors" [] "Files that the processes have open, up to 10000."
         => |k| maybe(k.open.map(|open| open.files));
     Gauge "container_sockets" [] "Sockets that the processes have open, of up to 10000 files." => |k| maybe(k.open.map(|open| open.sockets));
+    Gauge "container_ulimits_soft" ["ulimit"] "Soft limits of the first process." => ulimits;
     Gauge "container_last_seen" [] "When this was looked at." => |_| one(now());
     Gauge "container_start_time_seconds" [] "When the container was started."
         => |k| asked(k.started_at / 1_000_000_000);
@@ -196,6 +199,8 @@ const FAMILIES: &[Family] = &families! {
     Gauge "container_spec_cpu_quota" [] "Quota in microseconds a period." => |k| asked(k.resources.cpu_quota);
     Gauge "container_spec_cpu_shares" [] "Processor time in relation to others." => |k| asked(k.resources.cpu_shares);
     Gauge "container_spec_memory_limit_bytes" [] "Memory limit." => |k| asked(k.resources.memory_limit_in_bytes);
+    Gauge "container_spec_memory_reservation_limit_bytes" [] "Memory that is kept for it."
+        => |k| maybe(k.resources.unified.get("memory.low").and_then(|low| low.parse().ok()));
     Gauge "container_spec_memory_swap_limit_bytes" [] "Limit of memory and swap."
         => |k| asked(k.resources.memory_swap_limit_in_bytes);
     Counter "container_pressure_cpu_waiting_seconds_total" [] "Time in which some task waited for a processor."
@@ -216,6 +221,11 @@ fn page_faults(known: &Known) -> Vec<Sample> {
     let memory = &known.stats.memory;
     let sample = |kind: &str, value| (vec![kind.to_owned(), "container".to_owned()], Amount { value, per: 1 });
     vec![sample("pgfault", memory.page_faults), sample("pgmajfault", memory.major_page_faults)]
+}
+
+/// By cAdvisor's name for the one that it tells.
+fn ulimits(known: &Known) -> Vec<Sample> {
+    known.files_max.into_iter().map(|value| (vec!["max_open_files".to_owned()], Amount { value, per: 1 })).collect()
 }
 
 fn device_usage(known: &Known) -> Vec<Sample> {
@@ -402,6 +412,7 @@ mod tests {
             io: vec![cgroup::IoStats { major: 8, minor: 1, read_bytes: 7, ..Default::default() }],
             processes: 2,
             open: Some(Open { files: 5, sockets: 1 }),
+            files_max: Some(1024),
             started_at: 4_000_000_000,
             resources: v1::LinuxContainerResources {
                 cpu_period: 1,
@@ -409,6 +420,7 @@ mod tests {
                 cpu_shares: 1,
                 memory_limit_in_bytes: 1,
                 memory_swap_limit_in_bytes: 1,
+                unified: HashMap::from([("memory.low".to_owned(), "1".to_owned())]),
                 ..Default::default()
             },
             written: Some(image::Usage { bytes: 11, inodes: 1 }),

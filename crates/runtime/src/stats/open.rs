@@ -1,4 +1,4 @@
-//! What processes have open, as `/proc` shows it.
+//! What processes have open, and may have open, as `/proc` shows it.
 
 use std::fs;
 use std::path::Path;
@@ -48,11 +48,35 @@ impl Open {
     }
 }
 
+/// How many files the oldest of `processes` may have open (`RLIMIT_NOFILE`, soft).
+pub(super) fn files_max(processes: &[Pid], proc: &Path) -> Option<u64> {
+    let first = processes.iter().map(|process| process.as_raw_nonzero()).min()?.to_string();
+    let limits = fs::read_to_string(proc.join(first).join("limits")).ok()?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    limit.split_whitespace().next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn the_first_process_tells_the_limit() {
+        let proc = tempfile::tempdir().unwrap();
+        let header = "Limit                     Soft Limit           Hard Limit           Units     \n";
+        for (process, soft) in [(9, "5"), (7, "1024")] {
+            let directory = proc.path().join(process.to_string());
+            fs::create_dir(&directory).unwrap();
+            let line = format!("Max open files            {soft:<20} 4096                 files     \n");
+            fs::write(directory.join("limits"), format!("{header}{line}")).unwrap();
+        }
+        let processes = [9, 7].map(|number| Pid::from_raw(number).unwrap());
+        assert_eq!(files_max(&processes, proc.path()), Some(1024));
+        assert_eq!(files_max(&processes[..1], proc.path()), Some(5));
+        assert_eq!(files_max(&[], proc.path()), None);
+    }
 
     #[test]
     fn descriptors_of_all_processes_are_counted() {
