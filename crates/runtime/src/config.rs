@@ -23,6 +23,9 @@ pub struct Config {
     pub log_limits: Option<LogLimits>,
     /// Other OCI runtimes that pods can ask for.
     pub handlers: Vec<HandlerConfig>,
+    /// Whether devices that are asked for by their paths belong in the container to the user and the group that it is to run as
+    /// (`runAsUser`, `runAsGroup`), unless these are root; else as on the host.
+    pub device_ownership_from_security_context: bool,
     /// How plugins of the Node Resource Interface come in, if they do.
     pub nri: Option<nri::Config>,
 }
@@ -58,6 +61,7 @@ impl Config {
             streaming_address: SocketAddr::from(([127, 0, 0, 1], 0)),
             log_limits: Some(LogLimits { bytes_max: 10 << 20, files_max: 5 }),
             handlers: Vec::new(),
+            device_ownership_from_security_context: false,
             nri: None,
         }
     }

@@ -107,7 +107,7 @@ impl Runtime {
         let sandboxes = config.run_dir.join("sandboxes");
         let trouble = |step, source| StartError::Directory { step, path: sandboxes.clone(), source };
         private_directory(&sandboxes).map_err(|error| trouble("making", error))?;
-        let place = place(&config.run_dir, Handlers::ask(&config.handlers).await)?;
+        let place = place(&config, Handlers::ask(&config.handlers).await)?;
         let streaming = Arc::new(listen(&config).await?);
         let core = Core::new(config, parts, place);
         let live = adopt::everything(&core).await.map_err(|error| match error {
@@ -203,10 +203,11 @@ async fn listen(config: &Config) -> Result<Server, StartError> {
     })
 }
 
-fn place(run_dir: &Path, handlers: Handlers) -> Result<Place, StartError> {
-    let lock = lock(run_dir)?;
+fn place(config: &Config, handlers: Handlers) -> Result<Place, StartError> {
+    let lock = lock(&config.run_dir)?;
     let hierarchy = Hierarchy::detect().map_err(StartError::Host)?;
-    let host = Host::read(&hierarchy).map_err(StartError::Host)?;
+    let mut host = Host::read(&hierarchy).map_err(StartError::Host)?;
+    host.device_ownership_from_security_context = config.device_ownership_from_security_context;
     let top = Hierarchy::whole(Path::new("/sys/fs/cgroup")).map_err(StartError::Host)?;
     Ok(Place { lock, host, handlers, hierarchy, top, boot_id: boot_id().map_err(StartError::Host)? })
 }

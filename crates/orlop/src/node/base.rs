@@ -118,6 +118,7 @@ impl Base {
         config.parents_from_top = !is_own;
         config.handlers.clone_from(&settings.runtime.handlers);
         config.nri = settings.runtime.nri(layout);
+        config.device_ownership_from_security_context = settings.runtime.device_ownership_from_security_context;
         let runtime = Runtime::start(config, parts).await?;
         format::note(layout)?;
         let stopped = CancellationToken::new();

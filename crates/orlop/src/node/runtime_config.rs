@@ -15,6 +15,7 @@
 //!   pluginRegistrationTimeout: 5s
 //!   pluginRequestTimeout: 2s
 //!   disableConnections: false
+//! deviceOwnershipFromSecurityContext: false   # devices belong to runAsUser and runAsGroup; as containerd's option of the name
 //! ```
 
 use std::collections::BTreeSet;
@@ -45,6 +46,8 @@ struct Document {
     runtime_handlers: Vec<Handler>,
     #[serde(default)]
     nri: Nri,
+    #[serde(default)]
+    device_ownership_from_security_context: bool,
 }
 
 /// What is not written is as containerd has it.
@@ -73,6 +76,7 @@ struct Handler {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RuntimeConfig {
     pub(crate) handlers: Vec<HandlerConfig>,
+    pub(crate) device_ownership_from_security_context: bool,
     nri: Nri,
     registration_timeout: Option<Duration>,
     request_timeout: Option<Duration>,
@@ -151,7 +155,13 @@ fn parse(text: &str) -> Result<RuntimeConfig, Vec<String>> {
     }
     let handlers = document.runtime_handlers.into_iter();
     let handler = |Handler { name, path, arguments }| HandlerConfig { name, path, arguments };
-    Ok(RuntimeConfig { handlers: handlers.map(handler).collect(), nri, registration_timeout, request_timeout })
+    Ok(RuntimeConfig {
+        handlers: handlers.map(handler).collect(),
+        device_ownership_from_security_context: document.device_ownership_from_security_context,
+        nri,
+        registration_timeout,
+        request_timeout,
+    })
 }
 
 fn fault_of(handler: &Handler) -> Option<String> {
@@ -190,6 +200,8 @@ mod tests {
         let expected = HandlerConfig { name: "sh".into(), path: "/bin/sh".into(), arguments: vec!["-x".into()] };
         assert_eq!(config.handlers, [expected]);
         assert!(parse(head).unwrap().handlers.is_empty());
+        let owned = |text: &str| parse(&format!("{head}{text}")).unwrap().device_ownership_from_security_context;
+        assert!(!owned("") && owned("deviceOwnershipFromSecurityContext: true\n"));
         let faults = parse(&format!(
             "{head}runtimeHandlers:\n- {{name: orlop, path: /bin/sh}}\n- {{name: A, path: /bin/sh}}\n- {{name: a, path: /no}}\n\
              - {{name: a, path: bin/sh}}\n"

@@ -96,10 +96,12 @@ pub(crate) struct Host {
     pub(crate) hugetlb: bool,
     /// AppArmor is enabled in the kernel.
     pub(crate) apparmor: bool,
+    /// As the operator has it, see [`crate::Config`].
+    pub(crate) device_ownership_from_security_context: bool,
 }
 
 impl Host {
-    /// Reads it from `/proc` and `/sys`.
+    /// Reads it from `/proc` and `/sys`; what the operator decides is as by default.
     ///
     /// # Errors
     /// No `/proc`.
@@ -108,6 +110,7 @@ impl Host {
             facts: HostFacts::read()?,
             hugetlb: hierarchy.has_controller("hugetlb"),
             apparmor: sys::kernel::has_apparmor(),
+            device_ownership_from_security_context: false,
         })
     }
 }

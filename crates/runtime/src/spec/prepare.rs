@@ -70,8 +70,12 @@ pub(crate) fn prepare(config: &v1::ContainerConfig, host: &Host, label: Option<&
     if context.privileged {
         add_directory(Path::new("/dev"), Path::new("/dev"), "rwm", &mut devices)?;
     }
+    let of_host = devices.len();
     for device in &config.devices {
         add_device(device, &mut devices)?;
+    }
+    if host.device_ownership_from_security_context {
+        devices[of_host..].iter_mut().for_each(|device| give(&mut device.node, context));
     }
     let directories = cdi::DIRECTORIES.map(Path::new);
     let mut cdi = cdi::edits(config.cdi_devices.iter().map(|device| device.name.as_str()), &directories)?;
@@ -206,6 +210,15 @@ fn add_directory(from: &Path, to: &Path, access: &str, devices: &mut Vec<HostDev
         }
     }
     Ok(())
+}
+
+/// Gives a device to who runs the container, as containerd does where it is told to.
+fn give(device: &mut oci::Device, context: &v1::LinuxContainerSecurityContext) {
+    let id = |asked: &Option<v1::Int64Value>| {
+        asked.as_ref().and_then(|asked| u32::try_from(asked.value).ok()).filter(|id| *id != 0)
+    };
+    device.uid = id(&context.run_as_user).or(device.uid);
+    device.gid = id(&context.run_as_group).or(device.gid);
 }
 
 fn add(device: HostDevice, devices: &mut Vec<HostDevice>) -> Result<(), SpecError> {
@@ -392,6 +405,27 @@ mod tests {
                 .to_string()
                 .contains("/dev/none")
         );
+    }
+
+    #[test]
+    fn devices_belong_to_who_runs_the_container_where_that_is_configured() {
+        let own = |user: i64, group: Option<i64>, configured: bool| {
+            let security_context = Some(v1::LinuxContainerSecurityContext {
+                run_as_user: Some(v1::Int64Value { value: user }),
+                run_as_group: group.map(|value| v1::Int64Value { value }),
+                ..Default::default()
+            });
+            let linux = Some(v1::LinuxContainerConfig { security_context, ..Default::default() });
+            let config = v1::ContainerConfig { linux, ..device("/dev/null", "", "rw") };
+            let host = Host { device_ownership_from_security_context: configured, ..Host::default() };
+            let node = prepare(&config, &host, None).unwrap().devices.remove(0).node;
+            (node.uid, node.gid)
+        };
+        let of_host = own(1000, Some(2000), false);
+        assert_ne!(of_host, (Some(1000), Some(2000)));
+        assert_eq!(own(1000, Some(2000), true), (Some(1000), Some(2000)));
+        assert_eq!(own(1000, None, true), (Some(1000), of_host.1));
+        assert_eq!(own(0, Some(0), true), of_host);
     }
 
     #[test]
