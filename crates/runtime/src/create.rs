@@ -93,6 +93,7 @@ async fn build(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Contain
         (record.clone(), record.config.clone().unwrap_or_default())
     };
     check_target(sandbox, &config)?;
+    check_mounts(core, sandbox, &config)?;
     let image = image_of(core, &config)?;
     sandbox.records.put_container(&record).map_err(fail)?;
     let made = launch::prepare(core, sandbox, container, config.clone(), image.clone(), None).await?;
@@ -134,6 +135,17 @@ fn note_images(record: &mut ContainerRecord, spec: &ContainerSpec) {
             image.image_ref = spec.image_at(at).unwrap_or_default().to_owned();
         }
     }
+}
+
+/// Whether the sandbox's handler can make the mounts. The prefix is CRI's word for it (cri-api, `pkg/errors`).
+fn check_mounts(core: &Core, sandbox: &Sandbox, config: &v1::ContainerConfig) -> Outcome {
+    let handler = core.handlers.get(&sandbox.handler).filter(|handler| !handler.features.recursive_read_only_mounts);
+    let mount = config.mounts.iter().find(|mount| mount.recursive_read_only);
+    let (Some(_), Some(mount)) = (handler, mount) else { return Ok(()) };
+    Err(Error::FailedPrecondition(format!(
+        "RROUnsupported: the program of the runtime handler {:?} does not name recursive read-only mounts among its features;          {:?} may not ask for one",
+        sandbox.handler, mount.container_path
+    )))
 }
 
 fn check_target(sandbox: &Sandbox, config: &v1::ContainerConfig) -> Outcome {

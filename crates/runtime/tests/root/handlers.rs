@@ -324,6 +324,26 @@ async fn has_a_terminal(node: &Node, name: &str, pod: &Pod) {
     assert!(log.contains("/dev/pts/0") || log.contains("/dev/console"), "{name}: {log}");
 }
 
+/// One that does not name them among its features is not asked for them.
+async fn has_no_recursive_mounts(node: &Node, name: &str) {
+    let (config, own) = sandbox(node, name).await.unwrap();
+    let asking = |recursive_read_only| {
+        let mount = v1::Mount {
+            container_path: "/data".to_owned(),
+            host_path: "/etc".to_owned(),
+            readonly: true,
+            recursive_read_only,
+            ..Default::default()
+        };
+        v1::ContainerConfig { mounts: vec![mount], ..script_config("main", "true") }
+    };
+    let error = node.create(&own, &config, asking(true)).await.unwrap_err().to_string();
+    assert!(error.starts_with("RROUnsupported: ") && error.contains("/data"), "{error}");
+    node.create(&own, &config, asking(false)).await.unwrap();
+    node.stop_sandbox(&own).await.unwrap();
+    node.remove_sandbox(&own).await.unwrap();
+}
+
 fn other_runtimes_are_told_of() {
     programs();
     let ground = Ground::new();
@@ -344,6 +364,9 @@ fn other_runtimes_are_told_of() {
         assert_eq!(told, expected.map(|(name, rro)| (name.to_owned(), rro)).collect::<Vec<_>>());
         let error = sandbox(&node, "nothing").await.unwrap_err().to_string();
         assert_eq!(error, "failed to get sandbox runtime: no runtime for \"nothing\" is configured");
+        if is_there("crun") {
+            has_no_recursive_mounts(&node, "crun").await;
+        }
         let (config, own) = sandbox(&node, "orlop").await.unwrap();
         let container = node.create(&own, &config, script_config("main", "exit 6")).await.unwrap();
         node.start_container(&container).await.unwrap();
