@@ -18,10 +18,12 @@ pub(crate) fn run(context: &Context, options: &UpdateOptions) -> Result<(), Erro
     if options.l3_cache_schema.is_some() || options.mem_bw_schema.is_some() {
         return Err(Error::Invalid("Intel RDT is not supported".to_owned()));
     }
-    let wanted = match &options.resources {
+    let mut wanted = match &options.resources {
         Some(path) => read(path)?,
         None => from_flags(options)?,
     };
+    let had = container.record.spec.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    complete(&mut wanted, had.and_then(|had| had.memory.as_ref()));
     let none = || Error::Invalid("the container has no control group to limit".to_owned());
     let (group, limits) = (container.group().ok_or_else(none)?, executor::limits(&wanted)?);
     if let Some(unit) = &container.record.unit {
@@ -71,6 +73,15 @@ fn from_flags(options: &UpdateOptions) -> Result<Resources, Error> {
         block_io: options.blkio_weight.map(|weight| BlockIo { weight: Some(weight), ..BlockIo::default() }),
         ..Resources::default()
     })
+}
+
+/// The limits of memory and of memory with swap go together: version 2 has one for swap alone, which is their difference.
+fn complete(wanted: &mut Resources, had: Option<&Memory>) {
+    let (Some(memory), Some(had)) = (&mut wanted.memory, had) else { return };
+    if memory.limit.is_some() != memory.swap.is_some() {
+        memory.limit = memory.limit.or(had.limit);
+        memory.swap = memory.swap.or(had.swap);
+    }
 }
 
 /// Bytes, or a number with a unit of 1024: `64m`, `1GiB`, `-1`.
@@ -141,6 +152,23 @@ mod tests {
         }
         for wrong in ["", "m", "1x", "-5", "9999999999999t"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn memory_and_swap_are_limited_together() {
+        let memory = |limit, swap| Memory { limit, swap, ..Memory::default() };
+        let had = memory(Some(40), Some(60));
+        for (wanted, limit, swap) in [
+            (memory(Some(50), None), Some(50), Some(60)),
+            (memory(None, Some(70)), Some(40), Some(70)),
+            (memory(Some(1), Some(2)), Some(1), Some(2)),
+            (memory(None, None), None, None),
+        ] {
+            let mut wanted = Resources { memory: Some(wanted), ..Resources::default() };
+            complete(&mut wanted, Some(&had));
+            let memory = wanted.memory.unwrap();
+            assert_eq!((memory.limit, memory.swap), (limit, swap));
         }
     }
 
