@@ -4,6 +4,7 @@
 //! the service's answers, the client's numbered log, and the kernel's own lists.
 
 mod burn;
+mod commands;
 mod killed;
 pub(crate) mod leftovers;
 mod observe;
