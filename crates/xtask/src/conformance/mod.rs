@@ -16,7 +16,7 @@ mod machine;
 mod node;
 mod outcome;
 pub(crate) mod proxy;
-mod served;
+pub(crate) mod served;
 mod suite;
 
 use std::path::{Path, PathBuf};

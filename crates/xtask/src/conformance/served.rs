@@ -72,11 +72,13 @@ impl Drop for Daemon {
     }
 }
 
-/// What `orlop fsck` says, of others on this machine too.
-pub(super) fn fsck(stage: &Stage) -> anyhow::Result<Vec<String>> {
+/// What `orlop fsck` says of pods, of others on this machine too. A daemon that was not to end its pods leaves its bridge, its
+/// table and its files to the next one.
+pub(crate) fn fsck(stage: &Stage) -> anyhow::Result<Vec<String>> {
     let output = stage.orlop().arg("fsck").output().context("start orlop fsck")?;
     ensure!(output.stderr.is_empty(), "orlop fsck: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    let of_pods = |line: &&str| !["link ", "table ", "file "].iter().any(|kind| line.starts_with(kind));
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter(of_pods).map(str::to_owned).collect())
 }
 
 /// The end of the runtime's log.

@@ -19,6 +19,7 @@ use serde_json::Value;
 use testkit::control_plane::{self, ControlPlane, Options, Part};
 use testkit::{host, netns};
 
+use crate::conformance::served;
 use crate::demo::Stage;
 use crate::voyage::{leftovers, wait};
 
@@ -203,7 +204,7 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         // Only after a failed point is there something to end; the failure has been reported already.
         if self.node.try_wait().is_ok_and(|ended| ended.is_some())
-            && self.orlop(&["fsck"]).is_ok_and(|left| left.is_empty())
+            && served::fsck(&self.stage).is_ok_and(|left| left.is_empty())
         {
             return;
         }
