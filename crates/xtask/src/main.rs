@@ -41,7 +41,7 @@ enum Command {
     /// Feed a parser with damaged input for a while.
     Fuzz(fuzz::Options),
     /// What must hold before a commit: format, lints, dependency direction.
-    Check,
+    Check(check::Options),
     /// Build and enter labs.
     #[command(subcommand)]
     Lab(lab::Lab),
@@ -58,7 +58,7 @@ fn main() -> anyhow::Result<()> {
         Command::Bench(options) => bench::run(&options),
         Command::Conformance(suite) => conformance::run(&suite),
         Command::Fuzz(options) => fuzz::run(&options),
-        Command::Check => check::run_command(),
+        Command::Check(options) => check::run_command(&options),
         Command::Lab(lab) => lab::run(&lab),
         Command::Codegen => codegen::run(),
         Command::Past(options) => past::run(&options),
