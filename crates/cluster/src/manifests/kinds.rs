@@ -42,6 +42,11 @@ macro_rules! kinds {
                 match self { $(AnyObject::$kind(_) => stringify!($kind),)* }
             }
 
+            #[cfg(test)]
+            pub(crate) fn to_json(&self) -> serde_json::Value {
+                match self { $(AnyObject::$kind(object) => serde_json::to_value(object).unwrap(),)* }
+            }
+
             pub(crate) fn metadata(&self) -> &ObjectMeta {
                 match self { $(AnyObject::$kind(object) => &object.metadata,)* }
             }

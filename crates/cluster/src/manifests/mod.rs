@@ -7,6 +7,8 @@ mod events;
 mod files;
 mod go_print;
 mod kinds;
+#[cfg(test)]
+mod kube_play;
 mod path;
 mod problem;
 mod source;
