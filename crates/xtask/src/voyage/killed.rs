@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use super::observe::{PodView, http};
@@ -78,10 +78,35 @@ fn kill_in_the_middle(voyage: &mut Voyage, crowd: &Crowd) -> anyhow::Result<()> 
         until_it_grows(file)?;
     }
     kill(voyage, crowd)?;
+    check_fsck(voyage)?;
     for (mut child, name) in [(talking, "exec"), (following, "logs -f")] {
         let ended = wait(&format!("`orlop {name}` ends with the daemon"), SOON, || Ok(child.try_wait()?))?;
         ensure!(!ended.success(), "`orlop {name}` says that all is well though its daemon is gone");
     }
+    Ok(())
+}
+
+/// What a daemon leaves that was killed: `orlop fsck` names each kind of it, with what can be done.
+fn check_fsck(voyage: &Voyage) -> anyhow::Result<()> {
+    const KINDS: [&str; 9] = [
+        "sandbox /",
+        "process orlop-keeper ",
+        "process orlop-dns ",
+        "pod directory /",
+        "mount /",
+        "link orlop-",
+        "table orlop-net-",
+        "table orlop-proxy-",
+        "file /",
+    ];
+    let output = voyage.stage.orlop().arg("fsck").output().context("start orlop fsck")?;
+    let left = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(1), "orlop fsck ended with {}:\n{left}", output.status);
+    for kind in KINDS {
+        ensure!(left.lines().any(|line| line.starts_with(kind)), "orlop fsck names no {kind:?}:\n{left}");
+    }
+    let helpless = left.lines().find(|line| !line.contains("no daemon owns it; `"));
+    ensure!(helpless.is_none(), "orlop fsck gives no remedy: {helpless:?}");
     Ok(())
 }
 
