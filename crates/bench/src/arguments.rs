@@ -36,7 +36,7 @@ pub(crate) struct RuntimeArguments {
     #[arg(long)]
     pub(crate) large: PathBuf,
     /// Only these sections
-    #[arg(long, value_enum, default_values = ["pod", "exec", "stop", "many", "idle", "pull", "bundle"])]
+    #[arg(long, value_enum, default_values = ["pod", "exec", "stop", "many", "idle", "pull", "log", "bundle"])]
     pub(crate) section: Vec<Section>,
 }
 
@@ -206,6 +206,8 @@ pub(crate) enum Section {
     Idle,
     /// Pulling and unpacking an image
     Pull,
+    /// A container that logs as fast as it can, also while the daemon is stopped
+    Log,
     /// A container by the command line of the OCI runtime alone
     Bundle,
 }

@@ -22,6 +22,9 @@ pub(crate) enum Measure {
     PerPod,
     IdleCpu,
     Pull,
+    LogRate,
+    LogRateStopped,
+    LogWait,
     OciRun,
     PodRunning,
     PodGone,
@@ -78,6 +81,13 @@ impl Measure {
             Self::PerPod => about("beside the application, each pod, PSS", "MB", "≤ 0.5"),
             Self::IdleCpu => about("idle with 100 pods, of one core", "%", "≤ 0.5"),
             Self::Pull => about("pull and unpack of the large image", "s", "≤ 0.4 of the reference"),
+            Self::LogRate => {
+                About { more_is_better: true, ..about("an application that logs as fast as it can", "MB/s", "") }
+            }
+            Self::LogRateStopped => {
+                About { more_is_better: true, ..about("the same while the daemon is stopped for 30 s", "MB/s", "") }
+            }
+            Self::LogWait => about("the longest that it waits meanwhile", "ms", ""),
             Self::OciRun => about("OCI runtime alone: `run /bin/true`", "ms", "≤ 6"),
             Self::PodRunning => about("**pod created** → Running seen by a watcher", "ms", "≤ 50 (100)"),
             Self::PodGone => about("**pod deleted** → gone, as seen by a watcher", "ms", "≤ 60"),

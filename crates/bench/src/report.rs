@@ -97,6 +97,8 @@ pub(crate) const RUNTIME: Text = Text {
 - **beside the application** is orlop's keeper, against the shim and the pause process; shared pages are divided among those
   who share them.
 - **idle** is the CPU time of all processes of the runtime, over 30 s in which nothing happens.
+- **an application that logs** writes lines of 63 letters; what it has written is the kernel's count for its process. The daemon is
+  stopped by SIGSTOP. Its log is cut short from time to time, as somebody who rotates it would.
 ",
 };
 

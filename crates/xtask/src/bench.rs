@@ -20,7 +20,7 @@ pub(crate) struct Options {
     /// Only this side: orlop or reference
     #[arg(long)]
     side: Option<String>,
-    /// Only this section: pod, exec, stop, many, idle, pull or bundle; may be given several times
+    /// Only this section: pod, exec, stop, many, idle, pull, log or bundle; may be given several times
     #[arg(long)]
     section: Vec<String>,
     /// How often each side has its turn

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::json;
 use testkit::host::Tool;
 use testkit::image::{Builder, Layout};
@@ -43,26 +43,26 @@ pub(crate) fn pause() -> anyhow::Result<Layout> {
     testkit::suite::PAUSE.layout()
 }
 
-/// Bytes of files in the image whose pull is measured, before compression.
-const LARGE_BYTES: u64 = 500_000_000;
+/// Bytes of files in the image whose pull is measured, before compression: 1.37 GiB.
+const LARGE_BYTES: u64 = 1_471_026_000;
 
 /// An image of three layers such as applications have: a Debian root with Python (many small files), and libraries of the
-/// Rust toolchain (some large ones).
+/// Rust toolchain (some large ones), as often as it takes.
 pub(crate) fn large() -> anyhow::Result<Layout> {
     let sysroot = host::output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let libraries = Path::new(String::from_utf8(sysroot)?.trim()).join("lib");
-    let key = cache::key([RECIPE, libraries.as_os_str().as_encoded_bytes()]);
+    let size = LARGE_BYTES.to_le_bytes();
+    let key = cache::key([RECIPE, &size, libraries.as_os_str().as_encoded_bytes()]);
     let dir = cache::entry("large-image", &key, |dir| {
         let debian = debian_root()?;
         eprintln!("building an image of {} MB", LARGE_BYTES / 1_000_000);
         let mut builder = Builder::new(dir)?;
         builder.layer_from_dir(&debian, "")?;
         let rest = LARGE_BYTES.saturating_sub(files(&debian)?.iter().map(|(_, size)| size).sum());
-        let (first, second) = halves(up_to(rest, files(&libraries)?));
+        let (first, second) = halves(up_to(rest, copies(&libraries, rest)?));
         for half in [first, second] {
             builder.layer(|tar| {
-                for (file, _) in half {
-                    let name = Path::new("opt/lib").join(file.strip_prefix(&libraries)?);
+                for (name, file, _) in half {
                     tar.append_path_with_name(&file, name)?;
                 }
                 Ok(())
@@ -76,23 +76,41 @@ pub(crate) fn large() -> anyhow::Result<Layout> {
 /// Files with their sizes.
 type Files = Vec<(PathBuf, u64)>;
 
+/// A file of an image: its name there, where its content is, its size.
+type Entry = (PathBuf, PathBuf, u64);
+
+/// The files below `dir`, in one directory of the image after the other until there are `bytes` of them.
+fn copies(dir: &Path, bytes: u64) -> anyhow::Result<Vec<Entry>> {
+    let files = files(dir)?;
+    let total = files.iter().map(|(_, size)| size).sum::<u64>();
+    ensure!(total > 0, "{} is empty", dir.display());
+    let mut entries = Vec::new();
+    for number in 0..bytes.div_ceil(total) {
+        for (file, size) in &files {
+            let name = Path::new("opt").join(number.to_string()).join(file.strip_prefix(dir)?);
+            entries.push((name, file.clone(), *size));
+        }
+    }
+    Ok(entries)
+}
+
 /// The first of `files` that are not larger than `bytes` together.
-fn up_to(bytes: u64, files: Files) -> Files {
+fn up_to(bytes: u64, files: Vec<Entry>) -> Vec<Entry> {
     let mut left = bytes;
     let mut fits = |size: u64| left.checked_sub(size).map(|rest| left = rest).is_some();
-    files.into_iter().filter(|(_, size)| fits(*size)).collect()
+    files.into_iter().filter(|(_, _, size)| fits(*size)).collect()
 }
 
 /// Two parts with about the same number of bytes.
-fn halves(files: Files) -> (Files, Files) {
+fn halves(files: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
     let (mut first, mut second, mut lead) = (Vec::new(), Vec::new(), 0_i64);
-    for (path, size) in files {
-        let bytes = i64::try_from(size).unwrap_or(i64::MAX);
+    for entry in files {
+        let bytes = i64::try_from(entry.2).unwrap_or(i64::MAX);
         if lead <= 0 {
-            first.push((path, size));
+            first.push(entry);
             lead = lead.saturating_add(bytes);
         } else {
-            second.push((path, size));
+            second.push(entry);
             lead = lead.saturating_sub(bytes);
         }
     }

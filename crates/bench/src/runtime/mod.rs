@@ -1,6 +1,7 @@
 //! Container runtimes over their CRI sockets.
 
 mod bundle;
+mod log;
 mod sections;
 mod side;
 mod work;
@@ -32,6 +33,9 @@ async fn measure(name: SideName, arguments: &RuntimeArguments, scratch: &Path) -
         side.wait_ready(&work).await?;
         work.pull(IMAGE).await?;
         let mut results = sections::run(side.crew(), &work, &arguments.section).await?;
+        if arguments.section.contains(&Section::Log) {
+            log::run(&side, &work, &mut results).await?;
+        }
         if arguments.section.contains(&Section::Bundle) {
             bundle::run(name, &arguments.common, scratch, &mut results)?;
         }

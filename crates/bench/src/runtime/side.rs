@@ -63,6 +63,20 @@ impl Side {
         Ok(())
     }
 
+    /// Stops the daemon where it is, until [`Self::go_on`].
+    pub(super) fn freeze(&self) -> anyhow::Result<()> {
+        Ok(kill_process(self.pid()?, Signal::STOP)?)
+    }
+
+    /// Lets it go on.
+    pub(super) fn go_on(&self) -> anyhow::Result<()> {
+        Ok(kill_process(self.pid()?, Signal::CONT)?)
+    }
+
+    fn pid(&self) -> anyhow::Result<Pid> {
+        i32::try_from(self.daemon.id()).ok().and_then(Pid::from_raw).context("a process id")
+    }
+
     /// Its processes.
     pub(super) fn crew(&self) -> &Crew {
         &self.crew
@@ -70,8 +84,7 @@ impl Side {
 
     /// Ends the daemon.
     pub(super) fn stop(mut self) -> anyhow::Result<()> {
-        let pid = i32::try_from(self.daemon.id()).ok().and_then(Pid::from_raw).context("a process id")?;
-        kill_process(pid, Signal::TERM)?;
+        kill_process(self.pid()?, Signal::TERM)?;
         let deadline = Instant::now() + PATIENCE;
         while self.daemon.try_wait()?.is_none() {
             if Instant::now() > deadline {

@@ -1,6 +1,6 @@
 //! The work: pods over the CRI, as a kubelet asks for them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,9 @@ use cri::{Client, ImageService as _, RuntimeService as _};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::inside::IMAGE;
+
+/// The container's log in the directory of the pod's.
+const LOG: &str = "app.log";
 
 /// Asks a runtime for pods.
 pub(super) struct Work {
@@ -24,6 +27,14 @@ pub(super) struct Work {
 pub(super) struct Pod {
     sandbox: String,
     container: String,
+    log: PathBuf,
+}
+
+impl Pod {
+    /// Where its container's output goes.
+    pub(super) fn log(&self) -> &Path {
+        &self.log
+    }
 }
 
 /// How long the steps of a start took.
@@ -53,12 +64,18 @@ impl Work {
         !conditions.is_empty() && conditions.iter().filter(|one| one.r#type.ends_with("Ready")).all(|one| one.status)
     }
 
-    /// Starts a pod.
+    /// Starts a pod whose container does nothing.
     pub(super) async fn start(&self) -> anyhow::Result<(Pod, StartTimes)> {
+        self.start_program(&["sleep", "86400"]).await
+    }
+
+    /// Starts a pod whose container runs `program`.
+    pub(super) async fn start_program(&self, program: &[&str]) -> anyhow::Result<(Pod, StartTimes)> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let config = self.sandbox_config(number);
         // A kubelet has made it long before.
         std::fs::create_dir_all(&config.log_directory)?;
+        let log = Path::new(&config.log_directory).join(LOG);
         let begin = Instant::now();
         let request = v1::RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
         let sandbox = self.client.run_pod_sandbox(request).await.context("RunPodSandbox")?.pod_sandbox_id;
@@ -66,7 +83,7 @@ impl Work {
         let begin = Instant::now();
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.clone(),
-            config: Some(container_config()),
+            config: Some(container_config(program)),
             sandbox_config: Some(config),
         };
         let container = self.client.create_container(request).await.context("CreateContainer")?.container_id;
@@ -75,7 +92,7 @@ impl Work {
         let request = v1::StartContainerRequest { container_id: container.clone() };
         self.client.start_container(request).await.context("StartContainer")?;
         let times = StartTimes { sandbox: sandbox_took, create, start: begin.elapsed() };
-        Ok((Pod { sandbox, container }, times))
+        Ok((Pod { sandbox, container, log }, times))
     }
 
     /// Runs `true` in the pod's container.
@@ -86,6 +103,15 @@ impl Work {
         let answer = self.client.exec_sync(request).await.context("ExecSync")?;
         ensure!(answer.exit_code == 0, "`true` ended with {}", answer.exit_code);
         Ok(begin.elapsed())
+    }
+
+    /// The process of the pod's container, as this process sees it.
+    pub(super) async fn process(&self, pod: &Pod) -> anyhow::Result<u32> {
+        let request = v1::ContainerStatusRequest { container_id: pod.container.clone(), verbose: true };
+        let answer = self.client.container_status(request).await.context("ContainerStatus")?;
+        let info: serde_json::Value = serde_json::from_str(answer.info.get("info").context("it tells no more")?)?;
+        let pid = info["pid"].as_u64().context("it tells no process")?;
+        Ok(u32::try_from(pid)?)
     }
 
     /// Stops and removes a pod with its container.
@@ -152,12 +178,12 @@ impl Work {
     }
 }
 
-fn container_config() -> v1::ContainerConfig {
+fn container_config(program: &[&str]) -> v1::ContainerConfig {
     v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: "app".to_owned(), attempt: 0 }),
         image: Some(image_spec(IMAGE)),
-        command: ["sleep", "86400"].map(str::to_owned).to_vec(),
-        log_path: "app.log".to_owned(),
+        command: program.iter().map(|word| (*word).to_owned()).collect(),
+        log_path: LOG.to_owned(),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(v1::LinuxContainerResources {
                 cpu_shares: 102,
