@@ -1,9 +1,11 @@
 //! Paths inside a tree that somebody else fills: resolved below a directory descriptor, never as strings (R1).
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{Context as _, Error, Result};
@@ -85,59 +87,72 @@ fn open(root: BorrowedFd<'_>, path: &Path, flags: OFlags, resolve: ResolveFlags)
 }
 
 /// Opens `path` inside `root` as a mount target (`O_PATH`), making what is missing: directories 0755, and the last part
-/// as `kind`. Nothing is made outside `root`, whatever links lie on the way.
+/// as `kind`. A link that leads nowhere is followed, too: images have `/etc/resolv.conf` lead to what a host's services make.
+/// Nothing is made outside `root`, whatever links lie on the way.
 ///
 /// # Errors
 /// `ENOTDIR`, `ELOOP`, `EROFS`.
 pub fn make_in_root(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<OwnedFd> {
+    make_through(root, path, kind, LINKS_MAX)
+}
+
+/// As [`make_in_root`], but no link is completed: in a volume those who may write there have put it.
+///
+/// # Errors
+/// `ELOOP` for a link that leads nowhere; else as [`make_in_root`].
+pub fn make_in_volume(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<OwnedFd> {
+    make_through(root, path, kind, 0)
+}
+
+/// Links that lead nowhere on the way to one place, as many as the kernel follows.
+const LINKS_MAX: usize = 40;
+
+fn make_through(root: BorrowedFd<'_>, path: &Path, kind: Kind, links: usize) -> Result<OwnedFd> {
     if let Ok(found) = open_in_root(root, path, OFlags::PATH) {
         return Ok(found);
     }
     let parts: Vec<_> =
         path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir)).collect();
     // From the end, as most is there: the longest way that leads somewhere.
-    let way = |count: usize| Path::new("/").join(parts[..count].iter().collect::<std::path::PathBuf>());
+    let way = |count: usize| Path::new("/").join(parts[..count].iter().collect::<PathBuf>());
     let mut count = parts.len();
     while count > 1 && open_in_root(root, &way(count - 1), OFlags::PATH).is_err() {
         count -= 1;
     }
     for index in count.saturating_sub(1)..parts.len() {
         let parent = open_in_root(root, &way(index), OFlags::PATH | OFlags::DIRECTORY)?;
+        let kind = if index + 1 == parts.len() { kind } else { Kind::Directory };
         let name = Path::new(parts[index].as_os_str());
-        if index + 1 == parts.len() && kind == Kind::File {
-            make_file(parent.as_fd(), name)?;
-        } else {
-            make_directory(parent.as_fd(), name)?;
+        if let Some(target) = make(parent.as_fd(), name, kind)? {
+            let dangling = || Error {
+                call: "openat2",
+                subject: format!("{} (a dangling symbolic link)", name.display()),
+                errno: Errno::LOOP,
+            };
+            let links = links.checked_sub(1).ok_or_else(dangling)?;
+            make_through(root, &way(index).join(target), kind, links)?;
         }
     }
     open_in_root(root, path, OFlags::PATH)
 }
 
-fn make_directory(parent: BorrowedFd<'_>, name: &Path) -> Result<()> {
-    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-        Err(Errno::EXIST) => dangling(parent, name),
-        other => other.during("mkdirat", name.display()),
+/// Makes it, unless something has the name already. If that is a link, where it is to lead.
+fn make(parent: BorrowedFd<'_>, name: &Path, kind: Kind) -> Result<Option<PathBuf>> {
+    let (call, made) = match kind {
+        Kind::Directory => ("mkdirat", rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))),
+        Kind::File => {
+            let mode = Mode::from_raw_mode(0o644);
+            ("mknodat", rustix::fs::mknodat(parent, name, FileType::RegularFile, mode, 0))
+        }
+    };
+    match made {
+        Err(Errno::EXIST) => match rustix::fs::readlinkat(parent, name, Vec::new()) {
+            Ok(target) => Ok(Some(OsString::from_vec(target.into_bytes()).into())),
+            Err(Errno::INVAL) => Ok(None), // It is no link.
+            Err(errno) => Err(errno).during("readlinkat", name.display()),
+        },
+        other => other.during(call, name.display()).map(|()| None),
     }
-}
-
-fn make_file(parent: BorrowedFd<'_>, name: &Path) -> Result<()> {
-    match rustix::fs::mknodat(parent, name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0) {
-        Err(Errno::EXIST) => dangling(parent, name),
-        other => other.during("mknodat", name.display()),
-    }
-}
-
-/// Something has the name but leads nowhere: a dangling link is replaced by nothing of ours.
-fn dangling(parent: BorrowedFd<'_>, name: &Path) -> Result<()> {
-    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).during("fstatat", name.display())?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
-        return Err(Error {
-            call: "openat2",
-            subject: format!("{} (a dangling symbolic link)", name.display()),
-            errno: Errno::LOOP,
-        });
-    }
-    Ok(())
 }
 
 /// Whether the descriptor refers to a directory.
@@ -176,11 +191,44 @@ mod tests {
     }
 
     #[test]
-    fn a_dangling_link_is_refused() {
+    fn a_dangling_link_is_completed_within_the_root() {
+        let (dir, root) = scratch();
+        std::fs::create_dir(dir.join("etc")).unwrap();
+        symlink("../run/resolve/stub.conf", dir.join("etc/resolv.conf")).unwrap();
+        symlink("/run/lock", dir.join("lock")).unwrap();
+        symlink("../../../../orlop-outside/made", dir.join("up")).unwrap();
+        for (path, made, kind) in [
+            ("/etc/resolv.conf", "run/resolve/stub.conf", Kind::File),
+            ("/lock/deep/place", "run/lock/deep/place", Kind::Directory),
+            ("/up", "orlop-outside/made", Kind::File),
+        ] {
+            make_in_root(root.as_fd(), Path::new(path), kind).unwrap();
+            let found = std::fs::metadata(dir.join(made)).unwrap();
+            assert_eq!(found.is_dir(), kind == Kind::Directory, "{path}");
+        }
+        assert!(!Path::new("/orlop-outside").exists() && !Path::new("/run/resolve").exists());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn links_that_lead_to_each_other_are_refused() {
+        let (dir, root) = scratch();
+        symlink("two", dir.join("one")).unwrap();
+        symlink("one", dir.join("two")).unwrap();
+        for path in ["/one", "/one/below"] {
+            let made = make_in_root(root.as_fd(), Path::new(path), Kind::File);
+            assert_eq!(made.unwrap_err().errno, Errno::LOOP, "{path}");
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_dangling_link_in_a_volume_is_refused() {
         let (dir, root) = scratch();
         symlink("/nowhere", dir.join("link")).unwrap();
-        let made = make_in_root(root.as_fd(), Path::new("/link"), Kind::File);
+        let made = make_in_volume(root.as_fd(), Path::new("/link"), Kind::Directory);
         assert_eq!(made.unwrap_err().errno, Errno::LOOP);
+        assert!(!dir.join("nowhere").exists());
         std::fs::remove_dir_all(dir).unwrap();
     }
 

@@ -97,6 +97,7 @@ fn furnish(dir: &Path) {
     std::fs::write(etc.join("group"), "root:x:0:\nsailor:x:1001:\ncrew:x:1002:sailor\n").unwrap();
     symlink("/hold", dir.join("rootfs/link")).unwrap();
     symlink("/not/there", dir.join("rootfs/nowhere")).unwrap();
+    symlink("run/resolve/stub.conf", dir.join("rootfs/resolv.conf")).unwrap();
     symlink("../../../../../hold", dir.join("rootfs/up")).unwrap();
     for place in ["hold", "given"] {
         std::fs::create_dir(dir.join("rootfs").join(place)).unwrap();

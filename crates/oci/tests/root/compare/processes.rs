@@ -191,6 +191,8 @@ const CASES: &[(&str, Change)] = &[
     ("mounts-by-links", |spec| {
         bind(spec, "@BUNDLE/data", "/link/below", &["bind"]);
         bind(spec, "@BUNDLE/data", "/up/above", &["bind"]);
+        bind(spec, "@BUNDLE/data", "/nowhere/below", &["bind"]);
+        bind(spec, "@BUNDLE/data/file", "/resolv.conf", &["bind"]);
     }),
     ("mounts-upon-mounts", |spec| {
         add_mount(spec, json!({ "destination": "/m", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"] }));
