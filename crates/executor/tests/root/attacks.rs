@@ -234,7 +234,7 @@ fn race(host: &Host, target: &Path, at: &str) {
     let (directory, link) = (volume.path().join("sub"), volume.path().join("link"));
     fs::create_dir(&directory).unwrap();
     symlink(target, &link).unwrap();
-    let mut spec = spec("true");
+    let mut spec = spec("cat /proc/self/mountinfo");
     spec.mounts.push(bind(volume.path(), "/vol", &[]));
     spec.mounts.push(mount(at, "tmpfs", &[]));
     let tree = Tree::new();
@@ -246,21 +246,22 @@ fn race(host: &Host, target: &Path, at: &str) {
         }
     })
     .unwrap();
-    // The directory was found, and the link was: else nobody was in the race.
-    let (mut starts, mut refusals) = (0, 0);
+    // The directory was found, and the link was, which leads elsewhere in the container: else nobody was in the race.
+    let (mut there, mut elsewhere, mut refusals) = (0, 0, 0);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while starts + refusals < TRIES || starts == 0 || refusals == 0 {
+    while there + elsewhere + refusals < TRIES || there == 0 || elsewhere == 0 {
         match start(&tree, &spec, LaunchFds::default()) {
-            Ok(run) => {
-                run.end();
-                starts += 1;
-            }
+            Ok(run) => match run.end().0.lines().any(|line| line.split(' ').nth(4) == Some(at)) {
+                true => there += 1,
+                false => elsewhere += 1,
+            },
             Err(error) => {
                 assert_eq!(error.step, Step::Mount, "{error}");
                 refusals += 1;
             }
         }
-        assert!(std::time::Instant::now() < deadline, "{starts} starts, {refusals} refusals");
+        let outcomes = format!("{there} times in the volume, {elsewhere} elsewhere, {refusals} refusals");
+        assert!(std::time::Instant::now() < deadline, "{outcomes}");
     }
     process::send_signal(attacker.pidfd.as_fd(), 9).unwrap();
     process::reap(attacker.pidfd.as_fd()).unwrap();
