@@ -96,11 +96,12 @@ pub fn make_in_root(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<Own
     make_through(root, path, kind, LINKS_MAX)
 }
 
-/// As [`make_in_root`], but no link is completed: in a volume those who may write there have put it.
+/// As [`make_in_root`], but no link is completed: in a volume those who may write there have put it, and a working directory
+/// is where the image has it.
 ///
 /// # Errors
 /// `ELOOP` for a link that leads nowhere; else as [`make_in_root`].
-pub fn make_in_volume(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<OwnedFd> {
+pub fn make_in_root_strictly(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<OwnedFd> {
     make_through(root, path, kind, 0)
 }
 
@@ -223,10 +224,10 @@ mod tests {
     }
 
     #[test]
-    fn a_dangling_link_in_a_volume_is_refused() {
+    fn a_dangling_link_is_refused_where_none_is_completed() {
         let (dir, root) = scratch();
         symlink("/nowhere", dir.join("link")).unwrap();
-        let made = make_in_volume(root.as_fd(), Path::new("/link"), Kind::Directory);
+        let made = make_in_root_strictly(root.as_fd(), Path::new("/link"), Kind::Directory);
         assert_eq!(made.unwrap_err().errno, Errno::LOOP);
         assert!(!dir.join("nowhere").exists());
         std::fs::remove_dir_all(dir).unwrap();

@@ -71,7 +71,7 @@ fn chroot(root: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// A working directory that the image lacks; where it cannot be made, entering it says so.
 fn make_directory(root: BorrowedFd<'_>, path: &str) {
-    let _ = path::make_in_root(root, Path::new(path), Kind::Directory);
+    let _ = path::make_in_root_strictly(root, Path::new(path), Kind::Directory);
 }
 
 fn make(one: &MountPlan, plan: &RootPlan, root: BorrowedFd<'_>, mounts: &[OwnedFd]) -> Result<(), LaunchError> {

@@ -73,7 +73,7 @@ pub(super) fn nested_mountpoints(path: &Path, name: &str, pod: &Pod) -> Result<(
             let inner = mounts().filter_map(|mount| Path::new(&mount.mount_path).strip_prefix(&outer.mount_path).ok());
             for place in inner.filter(|place| !place.as_os_str().is_empty()) {
                 let root = fs::File::open(path).map_err(Cause::file("open", path))?;
-                sys::path::make_in_volume(root.as_fd(), place, sys::path::Kind::Directory)?;
+                sys::path::make_in_root_strictly(root.as_fd(), place, sys::path::Kind::Directory)?;
             }
         }
     }
