@@ -131,7 +131,23 @@ fn comparable(text: &str, bundle: &Bundle) -> Vec<String> {
     let (mounts, others): (Vec<&str>, Vec<&str>) = lines.partition(|line| line.starts_with("mount "));
     let mut mounts: Vec<String> = mounts.into_iter().map(mount).collect();
     mounts.sort();
-    others.into_iter().map(str::to_owned).chain(mounts).collect()
+    let inherited = ignored_here();
+    others.into_iter().map(|line| without_inherited(line, inherited)).chain(mounts).collect()
+}
+
+/// Signals that this process ignores, as one that was started in the background does, by bits of the first 32.
+fn ignored_here() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(ignored.trim(), 16).unwrap() & 0xffff_ffff
+}
+
+/// Of ignored signals those that do not come from here: runc lets some of these through, now and then.
+fn without_inherited(line: &str, inherited: u64) -> String {
+    match line.strip_prefix("ignored ").map(|bits| u64::from_str_radix(bits, 16)) {
+        Some(Ok(bits)) => format!("ignored {:08x}", bits & !inherited),
+        _ => line.to_owned(),
+    }
 }
 
 /// Root, place, options, propagation, kind and options of the file system of a line of mountinfo.
