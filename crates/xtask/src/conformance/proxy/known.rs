@@ -44,9 +44,9 @@ const ALL: &[Known] = &[
         is_it: refused_not_dropped,
     },
     Known {
-        reason: "orlop with userspace resets a connection to an external address without endpoints once it is made, which \
-                 kube-proxy refuses: the kernel lets no refusal come from an address that is not this host's",
-        is_it: reset_not_refused,
+        reason: "orlop with userspace resets a connection to an external address without endpoints once it is made, and drops \
+                 UDP, where kube-proxy refuses: the kernel lets no refusal come from an address that is not this host's",
+        is_it: dropped_not_refused,
     },
     Known {
         reason: "what orlop with userspace refuses to the node's own clients comes back as a packet; rules of iptables are an \
@@ -111,13 +111,14 @@ fn refused_not_dropped(ours: Contestant, _: &Inquiry, [upstream, own]: [&Answers
     ours.mode == Mode::Userspace && only(upstream, Answer::Silent) && own.iter().all(refused)
 }
 
-fn reset_not_refused(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+fn dropped_not_refused(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
     let to = inquiry.question.to.ip();
     let is_foreign = !is_service_range(to) && !is_node(to) && !to.is_loopback();
-    ours.mode == Mode::Userspace
-        && is_foreign
-        && only(upstream, Answer::Refused)
-        && only(own, Answer::Failed(ECONNRESET))
+    let as_it_can = match inquiry.question.protocol {
+        Protocol::Udp => Answer::Silent,
+        _ => Answer::Failed(ECONNRESET),
+    };
+    ours.mode == Mode::Userspace && is_foreign && only(upstream, Answer::Refused) && only(own, as_it_can)
 }
 
 fn told_by_a_packet(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
