@@ -400,7 +400,7 @@ fn failures_name_plugin_and_reason_and_leave_nothing() {
             host.plugin("second", &body);
             let error = network.attach(request("a")).await.unwrap_err().to_string();
             assert!(error.starts_with(expected), "{body}: {error}");
-            assert_eq!(host.calls()[host.calls().len() - 2..], ["DEL a second", "DEL a first"]);
+            assert_eq!(host.calls()[host.calls().len() - 2..], ["DEL a second", "DEL a first"], "{body}");
             assert_eq!(fs::read_dir(host.path("state")).unwrap().count(), 0);
         }
         let bandwidth = AttachRequest {
