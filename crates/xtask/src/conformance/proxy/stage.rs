@@ -201,7 +201,7 @@ impl<'a> Stage<'a> {
     /// How much is asked at the same time. The mode userspace opens a file for each flow of UDP, and each connection that is made
     /// at once with others is one: with thousands of them some give way, as they should.
     fn at_once(&self) -> usize {
-        const LOT: usize = 24;
+        const LOT: usize = 8;
         if self.pair().iter().any(|who| who.mode == Mode::Userspace) { LOT } else { usize::MAX }
     }
 
