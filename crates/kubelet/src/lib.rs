@@ -9,6 +9,7 @@
 pub mod admission;
 mod adopt;
 mod apparmor;
+mod clock;
 pub mod configuration;
 mod context;
 mod disk;

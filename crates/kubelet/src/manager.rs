@@ -6,6 +6,7 @@ mod room;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cri::v1;
 use futures_util::StreamExt as _;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Preemption, Rejection, is_static};
 use crate::adopt::{self, Found};
+use crate::clock;
 use crate::context::{Context, name_of, uid_of};
 use crate::generate::label;
 use crate::remains;
@@ -291,7 +293,7 @@ impl Manager {
         let others = self.others();
         let begin = match self.admit(&pod, &others) {
             // It runs since before the daemon began, and what is known of that may be old.
-            _ if is_claimed => Begin::Asking { until: Timestamp::now() },
+            _ if is_claimed => Begin::Asking { after: Duration::ZERO },
             Ok(Preemption { pods, resource }) if !pods.is_empty() => {
                 let victims = pods.into_iter().map(|place| others[place].clone()).collect();
                 Begin::Giving { room: Some(self.make_room(&pod, victims, &resource)) }
@@ -403,9 +405,9 @@ impl Manager {
         let now = Timestamp::now();
         let death = self.deaths.entry(uid.to_owned()).or_default();
         *death = death.after_failure(now, None);
-        let until = death.until(now).unwrap_or(now);
-        tracing::error!(uid, pod = %name_of(&pod), %until, "the worker of a pod has died; another one begins");
-        self.begin(pod, Begin::Asking { until });
+        let after = death.until(now).map_or(Duration::ZERO, clock::until);
+        tracing::error!(uid, pod = %name_of(&pod), ?after, "the worker of a pod has died; another one begins");
+        self.begin(pod, Begin::Asking { after });
     }
 }
 

@@ -34,6 +34,12 @@ pub fn find(program: &str) -> Option<PathBuf> {
     dirs.map(|dir| dir.join(program)).find(|file| file.exists())
 }
 
+/// Whether the machine is there for the tests alone, as the virtual one is: what cannot be had twice, such as its clock, may be
+/// changed.
+pub fn is_own_machine() -> bool {
+    std::env::var_os("ORLOP_TEST_MACHINE").is_some_and(|whose| whose == "own")
+}
+
 /// Installs what is missing of `tools` by the distribution's package manager and says which.
 ///
 /// # Errors

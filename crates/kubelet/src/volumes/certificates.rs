@@ -306,10 +306,9 @@ impl Certificates {
         }
     }
 
-    /// How long until some certificate is due; none if there is none.
-    pub(super) fn next_due(&self) -> Option<Duration> {
-        let first = self.lock().values().filter_map(|kept| kept.look_at).min()?;
-        Some(first.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO))
+    /// When some certificate is due; none if there is none.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.lock().values().filter_map(|kept| kept.look_at).min()
     }
 
     /// The pods whose certificates are due. They are due again later, should nobody renew them.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::plan::{self, Content};
 use super::trust;
 use super::{Credentials, Volumes};
+use crate::clock;
 use crate::context::uid_of;
 
 /// How often volumes are published again whose drivers want that (`requiresRepublish`), as upstream's pods are looked at.
@@ -137,7 +138,7 @@ async fn credentials_due(volumes: &Weak<Volumes>) {
         .upgrade()
         .and_then(|volumes| [volumes.tokens.next_due(), volumes.certificates.next_due()].into_iter().flatten().min());
     match next {
-        Some(wait) => tokio::time::sleep(wait).await,
+        Some(due) => clock::sleep_until(due).await,
         None => std::future::pending().await,
     }
 }

@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use cluster::{Key, Source, SourceError, Token};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequestSpec};
@@ -145,12 +144,11 @@ impl Tokens {
         }
     }
 
-    /// How long until some token is due; none if there is none.
-    pub(super) fn next_due(&self) -> Option<Duration> {
+    /// When some token is due; none if there is none.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
         let kept = self.lock();
         let shown = kept.iter().filter(|((_, wanted), _)| wanted.shown_by == ShownBy::Volume);
-        let first = shown.map(|(_, kept)| kept.look_at).min()?;
-        Some(first.duration_since(Timestamp::now()).try_into().unwrap_or(Duration::ZERO))
+        shown.map(|(_, kept)| kept.look_at).min()
     }
 
     /// The pods whose tokens are due. They are due again later, should nobody renew them.

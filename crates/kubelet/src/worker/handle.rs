@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cluster::Key;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use k8s_openapi::jiff::Timestamp;
 use pod::{Action, Change, View};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
@@ -73,8 +73,8 @@ pub(crate) enum Begin {
     Rejected(Rejection),
     /// With nothing, as soon as there is room, where others make it, and the pod has got what is given out whole.
     Giving { room: Option<oneshot::Receiver<()>> },
-    /// With what the runtime says at a time: another worker has gone before.
-    Asking { until: Timestamp },
+    /// With what the runtime says after a while: another worker has gone before.
+    Asking { after: Duration },
 }
 
 /// Tells that a worker ends, when it is dropped: also by a panic.

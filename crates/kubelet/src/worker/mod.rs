@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::admission::{Rejection, is_static};
 use crate::adopt::{self, Found};
+use crate::clock;
 use crate::context::{Context, name_of, uid_of};
 use crate::effects::{self, Shared};
 use crate::publish::Publisher;
@@ -44,13 +45,13 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
         Begin::With(found) => Ok(worker.take_over(found)),
         Begin::Rejected(rejection) => Ok(worker.reject(rejection)),
         Begin::Giving { room } => Err(Unknown::Given { room }),
-        Begin::Asking { until } => Err(Unknown::Found { at: until }),
+        Begin::Asking { after } => Err(Unknown::Found { after }),
     };
     let task = tokio::spawn(async move {
         let _announcement = announcement; // The last that is dropped.
         let changes = match known {
             Ok(changes) => changes,
-            Err(Unknown::Found { at }) => worker.ask(at).await,
+            Err(Unknown::Found { after }) => worker.ask(after).await,
             Err(Unknown::Given { room }) => worker.get(room, &mut heard).await,
         };
         changes.into_iter().for_each(|change| worker.apply(change));
@@ -61,8 +62,8 @@ pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>, begin: Begin, ending: 
 
 /// What a worker has to learn before it begins.
 enum Unknown {
-    /// What the runtime has of the pod, at a time.
-    Found { at: Timestamp },
+    /// What the runtime has of the pod, after a while.
+    Found { after: Duration },
     /// Whether it gets what is given out whole, when others have made room for it.
     Given { room: Option<oneshot::Receiver<()>> },
 }
@@ -184,11 +185,9 @@ impl Worker {
         changes
     }
 
-    /// Begins with what the runtime says runs of the pod, at a time.
-    async fn ask(&mut self, at: Timestamp) -> Vec<Change> {
-        while at > Timestamp::now() {
-            tokio::time::sleep(until(at)).await;
-        }
+    /// Begins with what the runtime says runs of the pod, after a while.
+    async fn ask(&mut self, after: Duration) -> Vec<Change> {
+        tokio::time::sleep(after).await;
         let found = adopt::of_pod(&self.context, uid_of(&self.pod)).await;
         self.take_over(found)
     }
@@ -203,7 +202,7 @@ impl Worker {
             operation = "sync";
             let wait = async {
                 match next_due {
-                    Some(due) => tokio::time::sleep(until(due)).await,
+                    Some(due) => tokio::time::sleep(clock::until(due)).await,
                     None => std::future::pending().await,
                 }
             };
@@ -482,12 +481,4 @@ fn hold_back_end(status: &mut PodStatus, before: Option<&PodStatus>) {
 fn grace_of(pod: &Pod) -> i64 {
     let wanted = pod.metadata.deletion_timestamp.is_some();
     pod.metadata.deletion_grace_period_seconds.filter(|_| wanted).unwrap_or(i64::MAX)
-}
-
-/// How long until `due` by the wall clock; a clock that jumps makes it late or early once, never stuck.
-fn until(due: Timestamp) -> Duration {
-    /// A wait is looked at again this often, so that a jump of the clock costs so much at most.
-    const LONGEST: Duration = Duration::from_secs(60);
-    let left = due.duration_since(Timestamp::now());
-    Duration::try_from(left).unwrap_or(Duration::ZERO).min(LONGEST)
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use cluster::api::{Api, ApiError};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
+use crate::clock;
 use crate::metrics::Metrics;
 
 pub use files::Files;
@@ -119,8 +120,7 @@ pub async fn keep(
     let mut pause = RETRY_FIRST;
     loop {
         if let Some(due) = files.validity().ok().map(|(begins, ends)| due(begins, ends, &files)) {
-            let wait = due.duration_since(Timestamp::now());
-            tokio::time::sleep(wait.try_into().unwrap_or(Duration::ZERO)).await;
+            clock::sleep_until(due).await;
         }
         match obtain(&api, purpose, &holder, &files).await {
             Ok(()) => {
