@@ -171,6 +171,9 @@ pub(crate) struct MemberOptions {
     /// Be the node's service proxy, too, as the user of this kubeconfig; without it Services are left to a kube-proxy
     #[arg(long, value_name = "FILE")]
     pub(crate) proxy_kubeconfig: Option<PathBuf>,
+    /// KubeProxyConfiguration of that proxy: its mode and the rest
+    #[arg(long, value_name = "FILE")]
+    pub(crate) proxy_config: Option<PathBuf>,
     /// Addresses of Services: connections to those that no Service has are refused at once
     #[arg(long, value_name = "CIDR")]
     pub(crate) service_cidr: Option<String>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::Mode;
-use crate::configuration::{DetectLocal, NodePortAddress};
+use crate::configuration::{Configuration, DetectLocal, NodePortAddress};
 
 /// Configuration of a [`Proxy`](crate::Proxy).
 #[derive(Debug, Clone)]
@@ -67,6 +67,24 @@ impl Config {
             pace: Duration::from_millis(5),
             sync_period: Duration::from_secs(30),
             look_every: Duration::from_millis(500),
+        }
+    }
+
+    /// What the operator has configured, for this node.
+    pub fn configured(node_name: impl Into<String>, configuration: &Configuration) -> Config {
+        let default = Config::new(node_name);
+        Config {
+            mode: configuration.mode,
+            local: configuration.detect_local.clone(),
+            node_ports: configuration.node_port_addresses.clone(),
+            masquerade_all: configuration.masquerade_all,
+            external_ips: configuration.external_ips,
+            ipvs: configuration.ipvs.clone(),
+            iptables: configuration.iptables.clone(),
+            bind_address: configuration.bind_address,
+            pace: configuration.sync_pace.unwrap_or(default.pace),
+            sync_period: configuration.sync_period,
+            ..default
         }
     }
 }

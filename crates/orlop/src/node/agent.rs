@@ -229,17 +229,23 @@ impl Agent {
     }
 
     /// What the proxy tells of itself, if this node is its own.
-    pub(super) fn proxy_telling(&self, node: &str, more: Arc<proxy::More>) -> Option<proxy::Telling> {
+    pub(super) fn proxy_telling(
+        &self,
+        node: &str,
+        mode: proxy::Mode,
+        written: &serde_json::Value,
+        more: Arc<proxy::More>,
+    ) -> Option<proxy::Telling> {
         let proxy = self.proxy.lock().unwrap_or_else(PoisonError::into_inner);
         let proxy = proxy.as_ref()?;
         Some(proxy::Telling {
             node_name: node.to_owned(),
             store: self.store().clone(),
-            mode: proxy::Mode::default(),
+            mode,
             health: proxy.health(),
             metrics: proxy.metrics(),
             questions: proxy.questions(),
-            configuration: Arc::new(proxy::configuration::document(&serde_json::Value::Null)),
+            configuration: Arc::new(proxy::configuration::document(written)),
             flags: Arc::default(),
             more: Some(more),
         })

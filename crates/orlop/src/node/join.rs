@@ -50,8 +50,7 @@ async fn serve(settings: &MemberSettings, forked: Forked) -> anyhow::Result<()> 
 
 fn tell_up(settings: &MemberSettings, member: &Arc<Member>) {
     let pods = api::Node::agent(&**member).store().pods().len();
-    let services =
-        if settings.proxy_api.is_some() { "served here" } else { "left to a kube-proxy (--proxy-kubeconfig)" };
+    let services = if settings.proxy.is_some() { "served here" } else { "left to a kube-proxy (--proxy-kubeconfig)" };
     print(&format!(
         "orlop: node {} is a member with {pods} pod{}; Services are {services}; Ctrl-C ends the daemon, pods go on\n",
         settings.name,

@@ -8,7 +8,7 @@
 //! A node that starts while there is no API server goes by what it has kept of its pods (`cluster::api::SealConfig`), and
 //! registers when there is one.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +34,6 @@ use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
 use kubelet::server::secure::{self, SecureConfig};
 use pod::quantity::Quantity;
-use proxy::configuration::DetectLocal;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -43,7 +42,7 @@ use super::agent::{self, Agent, PodRules};
 use super::base::{self, Base, Forked};
 use super::member_metrics::MemberMetrics;
 use super::settings::{MemberSettings, Settings, parse_range};
-use super::{api, client_metrics, fsck, node_status};
+use super::{api, fsck, node_status, service_proxy};
 
 /// How long a cluster that gives addresses to its nodes may take for that.
 const ADDRESSES_WITHIN: Duration = Duration::from_secs(20);
@@ -51,12 +50,6 @@ const ADDRESSES_WITHIN: Duration = Duration::from_secs(20);
 const ALONE_AFTER: Duration = Duration::from_secs(15);
 /// A renewal of the lease that takes longer is given up and tried again.
 const HEARTBEAT_WITHIN: Duration = Duration::from_secs(10);
-
-/// Where upstream's kube-proxy answers: `/healthz`, and `/metrics`.
-const PROXY_ADDRESSES: (SocketAddr, SocketAddr) = (
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 10256),
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249),
-);
 
 /// How long statuses that wait to be written may hold up the end.
 const SETTLE_WITHIN: Duration = Duration::from_secs(2);
@@ -101,13 +94,17 @@ impl Member {
         // Nothing is short until somebody has looked.
         let findings = Findings::default();
         let site = MemberSite::new(settings, &node, &machine, source.store().clone(), findings.heard());
-        let agent = agent_config(settings, &node, &machine, source.clone(), site, api.clone());
+        let proxy = settings.proxy.as_ref().map(|proxy| proxy.config(settings, &chosen));
+        let agent = agent::Config {
+            proxy: proxy.map(|proxy| (proxy, source.clone() as Arc<dyn cluster::Source>)),
+            ..agent_config(settings, &node, &machine, site, api.clone())
+        };
         let agent = Agent::start(agent, base, source.clone()).await?;
         let heartbeats = Api::new(config.with_timeout(HEARTBEAT_WITHIN))?;
         let membership = Arc::default();
         let parts = parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats, findings.heard());
         servers.spawn(belong(registered, parts, Arc::clone(&membership)));
-        serve_proxy(settings, &agent, api.clone(), &mut servers);
+        service_proxy::serve(settings, &agent, api.clone(), &mut servers);
         if settings.configuration.rotate_certificates && client_files(settings).is_usable() {
             let (holder, files) = (holder(settings), client_files(settings));
             let metrics = agent.metrics.clone();
@@ -243,8 +240,7 @@ async fn belong(
 /// The settings with the pods' addresses that the operator chose, or those that the cluster has given this node.
 async fn addresses_of_pods(settings: &MemberSettings, store: &cluster::Store) -> Settings {
     let mut chosen = settings.node.clone();
-    let others_give = settings.runtime.is_some() || network::is_cni_configured(&chosen.cni_conf_dir);
-    if settings.pods_chosen || others_give || !settings.configuration.register_node {
+    if settings.pods_chosen || !settings.gives_addresses() || !settings.configuration.register_node {
         return chosen;
     }
     let given = tokio::time::timeout(ADDRESSES_WITHIN, given_addresses(store, &settings.name)).await;
@@ -276,7 +272,7 @@ async fn given_addresses(store: &cluster::Store, name: &str) -> Option<cluster::
 
 /// Where this node serves Services, their addresses have a way even on a machine without a default route.
 fn network_config(settings: &MemberSettings, chosen: &Settings) -> network::Config {
-    let services = settings.services.filter(|_| settings.proxy_api.is_some());
+    let services = settings.services.filter(|_| settings.proxy.is_some());
     network::Config {
         routed: services.and_then(|services| services.to_string().parse().ok()).into_iter().collect(),
         ..base::network_config(chosen)
@@ -285,7 +281,7 @@ fn network_config(settings: &MemberSettings, chosen: &Settings) -> network::Conf
 
 fn source_config(settings: &MemberSettings, kubelet: Api) -> anyhow::Result<ApiSourceConfig> {
     let configuration = &settings.configuration;
-    let proxy = settings.proxy_api.clone().map(Api::new).transpose()?;
+    let proxy = settings.proxy.as_ref().map(|proxy| Api::new(proxy.api.clone())).transpose()?;
     let (per_second, burst) = configuration.event_rate;
     let event_rate = (per_second > 0).then_some(Rate { per_second: per_second.into(), burst });
     let state_dir = &settings.node.layout.state_dir;
@@ -319,7 +315,6 @@ fn agent_config(
     settings: &MemberSettings,
     node: &NodeConfig,
     machine: &Machine,
-    source: Arc<ApiSource>,
     site: MemberSite,
     api: Api,
 ) -> agent::Config {
@@ -336,7 +331,7 @@ fn agent_config(
         resolv_conf: configuration.resolv_conf.clone(),
         site: Some(Arc::new(site)),
         csi_node: Some(CsiNode::new(api, &node.name)),
-        proxy: settings.proxy_api.is_some().then(|| (proxy_config(settings), source as Arc<dyn cluster::Source>)),
+        proxy: None,
     }
 }
 
@@ -419,16 +414,6 @@ impl kubelet::SiteNow for MemberSite {
         }
         site.taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
         site
-    }
-}
-
-fn proxy_config(settings: &MemberSettings) -> proxy::Config {
-    let range = |range: cluster::Range| range.to_string().parse().into_iter().collect();
-    proxy::Config {
-        table: settings.node.layout.service_table.clone(),
-        local: DetectLocal::Cluster(range(settings.node.pods)),
-        service_cidrs: settings.services.map(range).unwrap_or_default(),
-        ..proxy::Config::new(&settings.name)
     }
 }
 
@@ -515,26 +500,6 @@ async fn serve_kubelet_api(
     let kubelet_api = kubelet_api.with_collector(Arc::new(more));
     servers.spawn(secure::serve(listener, kubelet_api, config, Arc::new(api), agent.stopped()));
     Ok(())
-}
-
-/// What a kube-proxy on this node would do beside its rules: connection tracking's settings, and its addresses.
-fn serve_proxy(settings: &MemberSettings, agent: &Agent, api: Api, servers: &mut JoinSet<()>) {
-    let more = move |text: &mut instruments::Text| client_metrics::write(text, &api);
-    let Some(telling) = agent.proxy_telling(&settings.name, Arc::new(more)) else { return };
-    let tracking = proxy::configuration::Conntrack::default();
-    if let Err(error) = proxy::sysctls::apply(&tracking, &proxy::sysctls::Places::default()) {
-        let error = &error as &dyn std::error::Error;
-        tracing::warn!(error, "connection tracking stays as it is");
-    }
-    let (healthz, metrics) = PROXY_ADDRESSES;
-    let copy = telling.clone();
-    servers.spawn(async move {
-        // Without the last argument it waits for its address instead of failing.
-        let _ = copy.serve_healthz(healthz, false).await;
-    });
-    servers.spawn(async move {
-        let _ = telling.serve_metrics(metrics, false).await;
-    });
 }
 
 fn holder(settings: &MemberSettings) -> Holder {

@@ -25,6 +25,7 @@ pub(crate) mod objects;
 pub(crate) mod process;
 mod runtime_config;
 pub(crate) mod runtime_only;
+mod service_proxy;
 pub(crate) mod settings;
 pub(crate) mod socket;
 mod tasks;

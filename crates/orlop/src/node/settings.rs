@@ -12,6 +12,7 @@ use kubelet::configuration::{self, Configuration, ImageGc, LogLimits};
 use super::foreign::Endpoint;
 use super::layout::Layout;
 use super::runtime_config::{self, RuntimeConfig};
+use super::service_proxy::ProxySettings;
 use crate::args::{MemberOptions, NodeOptions, Places, UpOptions};
 
 /// The tenth address of the service range, as clusters have it.
@@ -151,8 +152,8 @@ pub(crate) struct MemberSettings {
     pub(crate) kubeconfig: PathBuf,
     /// How to get there for the first time.
     pub(crate) bootstrap_kubeconfig: Option<PathBuf>,
-    /// The user of the service proxy, if there is to be one.
-    pub(crate) proxy_api: Option<cluster::api::Config>,
+    /// The service proxy, if this node is to be one.
+    pub(crate) proxy: Option<ProxySettings>,
     /// The node's name.
     pub(crate) name: String,
     pub(crate) addresses: Vec<IpAddr>,
@@ -200,7 +201,7 @@ impl MemberSettings {
                 faults.kubeconfig("--kubeconfig", &options.kubeconfig);
             }
         }
-        let proxy_api = options.proxy_kubeconfig.as_deref().map(|path| faults.kubeconfig("--proxy-kubeconfig", path));
+        let proxy = ProxySettings::read(options, &mut faults);
         let labels = options.node_labels.iter().filter_map(|text| {
             let pair = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
             faults.some(pair, || format!("--node-labels {text:?}: write key=value"))
@@ -208,22 +209,31 @@ impl MemberSettings {
         let labels = labels.collect();
         faults.none()?;
         let Some(loaded) = loaded else { bail!("the configuration cannot be read") };
+        let of_proxy: Vec<_> = proxy.iter().flat_map(|proxy| proxy.warnings.clone()).collect();
         Ok(Self {
             pods_chosen: options.node.pod_cidr.is_some() || written_cidr.is_some(),
             services,
             runtime,
             kubeconfig: options.kubeconfig.clone(),
             bootstrap_kubeconfig: options.bootstrap_kubeconfig.clone(),
-            proxy_api: proxy_api.flatten(),
+            proxy,
             name: options.hostname_override.clone().unwrap_or_else(host_name).to_ascii_lowercase(),
             addresses: options.node_ip.clone(),
             labels,
             cert_dir: options.cert_dir.clone().unwrap_or_else(|| node.layout.kubelet_root.join("pki")),
             node,
             configuration: loaded.configuration,
-            warnings: loaded.warnings,
+            warnings: loaded.warnings.into_iter().chain(of_proxy).collect(),
             written: loaded.written,
         })
+    }
+}
+
+impl MemberSettings {
+    /// Whether the operator or the cluster gives orlop the addresses of this node's pods; else a CNI configuration or another
+    /// runtime has them.
+    pub(super) fn gives_addresses(&self) -> bool {
+        self.pods_chosen || !(self.runtime.is_some() || network::is_cni_configured(&self.node.cni_conf_dir))
     }
 }
 
@@ -257,10 +267,14 @@ pub(super) fn parse_range(text: &str) -> Option<Range> {
 
 /// What is wrong with the command line.
 #[derive(Debug, Default)]
-struct Faults(Vec<String>);
+pub(super) struct Faults(Vec<String>);
 
 impl Faults {
-    fn some<T>(&mut self, value: Option<T>, fault: impl FnOnce() -> String) -> Option<T> {
+    pub(super) fn add_all(&mut self, faults: Vec<String>) {
+        self.0.extend(faults);
+    }
+
+    pub(super) fn some<T>(&mut self, value: Option<T>, fault: impl FnOnce() -> String) -> Option<T> {
         if value.is_none() {
             self.0.push(fault());
         }
@@ -317,7 +331,7 @@ impl Faults {
         }
     }
 
-    fn kubeconfig(&mut self, flag: &str, path: &Path) -> Option<cluster::api::Config> {
+    pub(super) fn kubeconfig(&mut self, flag: &str, path: &Path) -> Option<cluster::api::Config> {
         let config = cluster::api::Config::from_kubeconfig(path);
         config.map_err(|error| self.0.push(format!("{flag} {}: {error}", path.display()))).ok()
     }

@@ -89,22 +89,8 @@ impl Settings {
 
     /// What the proxy is told.
     pub(super) fn proxy(&self) -> proxy::Config {
-        let configuration = &self.configuration;
-        let default = proxy::Config::new(&self.name);
-        proxy::Config {
-            table: self.table.clone(),
-            mode: configuration.mode,
-            local: configuration.detect_local.clone(),
-            node_ports: configuration.node_port_addresses.clone(),
-            masquerade_all: configuration.masquerade_all,
-            external_ips: configuration.external_ips,
-            ipvs: configuration.ipvs.clone(),
-            iptables: configuration.iptables.clone(),
-            bind_address: configuration.bind_address,
-            pace: configuration.sync_pace.unwrap_or(default.pace),
-            sync_period: configuration.sync_period,
-            ..default
-        }
+        let table = self.table.clone();
+        proxy::Config { table, ..proxy::Config::configured(&self.name, &self.configuration) }
     }
 }
 

@@ -13,8 +13,11 @@ use testkit::csi::{Ability, Call, Driver, DriverConfig};
 use testkit::daemon::Daemon;
 use testkit::pace;
 
-use super::{Fleet, NODE, SOON, manifests, wait};
+use super::{ADDRESS, Fleet, NODE, SOON, manifests, wait};
 use crate::voyage::{http_text, keepers_in};
+
+/// The node port of a Service whose endpoint is said to be elsewhere.
+const AFAR: u16 = 30_099;
 
 pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
     let conditions = object["status"]["conditions"].as_array()?;
@@ -127,7 +130,24 @@ pub(super) fn serves(fleet: &mut Fleet) -> anyhow::Result<String> {
     let fetch = format!("wget -qO- http://{address}/");
     let page = fleet.kubectl_words(&["exec", name(&pods[0]), "--", "sh", "-c", &fetch])?;
     ensure!(seen.contains(page.trim()), "a pod gets {page:?} from the Service");
+    serves_pods_as_its_own(fleet, &pods[0])?;
     Ok(format!("{address} leads to {}", seen.into_iter().collect::<Vec<_>>().join(" and ")))
+}
+
+/// A Service with `externalTrafficPolicy: Local` whose endpoint is said to be elsewhere: who comes from outside is not led
+/// there, a pod of this node is, if the proxy knows the addresses that the cluster has given the node.
+fn serves_pods_as_its_own(fleet: &Fleet, pod: &Value) -> anyhow::Result<()> {
+    let endpoint = pod["status"]["podIP"].as_str().context("its address")?;
+    fleet.apply("afar", &format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{ name: afar }}\nspec:\n  type: NodePort\n  externalTrafficPolicy: Local\n  ports: [{{ name: p, port: 80, nodePort: {AFAR} }}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{ name: afar, labels: {{ kubernetes.io/service-name: afar }} }}\naddressType: IPv4\nports: [{{ name: p, port: 8080 }}]\nendpoints: [{{ addresses: [{endpoint}], nodeName: elsewhere }}]\n"
+    ))?;
+    let fetch = format!("timeout 3 wget -qO- http://{ADDRESS}:{AFAR}/");
+    wait("a pod of this node is led to an endpoint elsewhere", SOON, || {
+        let page = fleet.kubectl_words(&["exec", name(pod), "--", "sh", "-c", &fetch])?;
+        Ok((page.trim() == name(pod)).then_some(()))
+    })?;
+    fleet.kubectl_words(&["delete", "service,endpointslice", "afar"])?;
+    Ok(())
 }
 
 pub(super) fn reaches_in(fleet: &mut Fleet) -> anyhow::Result<String> {
