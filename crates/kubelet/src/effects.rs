@@ -227,8 +227,8 @@ impl Job {
         let Some((_, spec)) = pod::spec::container(&self.pod, container) else { return };
         let Some(probe) = kind.of(&spec) else { return };
         let answer = probing::probe(&*self.context.parts.runtime, self.target(&spec, id), probe).await;
-        if !early || answer.outcome == Outcome::Success {
-            self.context.parts.metrics.probed(&self.pod, container, kind, answer.outcome);
+        if let Some(outcome) = answer.outcome.filter(|outcome| !early || *outcome == Outcome::Success) {
+            self.context.parts.metrics.probed(&self.pod, container, kind, outcome);
         }
         let (container, id) = (container.to_owned(), id.to_owned());
         self.change(Change::Probed { container, id, kind, early, answer });

@@ -199,6 +199,22 @@ impl Environment {
     }
 }
 
+/// The command of a probe. As upstream has it, `$(NAME)` is replaced by what the container's spec says itself: a variable whose
+/// value comes from elsewhere is empty.
+///
+/// # Errors
+/// [`EnvError::LongWord`]
+pub(crate) fn expand_probe(command: &[String], container: &Container) -> Result<Vec<String>, EnvError> {
+    let variables = container.env.iter().flatten();
+    let values: HashMap<&str, &[u8]> =
+        variables.map(|one| (one.name.as_str(), one.value.as_deref().unwrap_or_default().as_bytes())).collect();
+    let expanded = command.iter().map(|word| {
+        let expanded = expand(word, |name| values.get(name).copied()).map_err(|TooLong| EnvError::LongWord)?;
+        Ok(String::from_utf8_lossy(&expanded).into_owned())
+    });
+    expanded.collect()
+}
+
 /// What a program is given of a variable: `NAME=value`, and an end.
 fn string_bytes(name: &str, value: &[u8]) -> usize {
     name.len() + value.len() + 2
@@ -361,6 +377,16 @@ fn push(out: &mut Vec<u8>, part: &[u8]) -> Result<(), TooLong> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_probe_knows_what_the_spec_says_itself() {
+        let source = json!({ "configMapKeyRef": { "name": "cm", "key": "a" } });
+        let env = json!([{ "name": "PORT", "value": "50051" }, { "name": "A", "valueFrom": source }]);
+        let container = serde_json::from_value(json!({ "name": "c", "env": env })).unwrap();
+        let command = ["-addr=:$(PORT)", "[$(A)]", "$(NONE) $$(PORT)"].map(str::to_owned);
+        let expanded = expand_probe(&command, &container).unwrap();
+        assert_eq!(expanded, ["-addr=:50051", "[]", "$(NONE) $(PORT)"]);
+    }
 
     fn environment(container: serde_json::Value) -> Result<Environment, EnvError> {
         let store = Store::new();

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use cri::service::RuntimeService;
 use cri::v1::ExecSyncRequest;
-use k8s_openapi::api::core::v1::{
-    Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction,
-};
+use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 use pod::probe::{Answer, Outcome};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::env;
 
 /// Longest text of a failure that goes into an event.
 const TEXT_MAX: usize = 1024;
@@ -30,24 +30,33 @@ pub(crate) struct Target<'a> {
     pub(crate) address: Option<&'a str>,
 }
 
+/// A question that could not be put is put so often, as by upstream's prober.
+const TRIES: usize = 3;
+
 /// Why a question has no good answer.
 #[derive(Debug)]
 struct Fault {
     text: String,
     /// Nobody listens there.
     refused: bool,
+    /// It could not be put at all: that tells nothing of the container.
+    unasked: bool,
 }
 
 impl Fault {
+    fn unasked(text: String) -> Self {
+        Self { text, refused: false, unasked: true }
+    }
+
     /// No connection could be made.
     fn dial(text: String, error: &io::Error) -> Self {
-        Self { text, refused: error.kind() == io::ErrorKind::ConnectionRefused }
+        Self { text, refused: error.kind() == io::ErrorKind::ConnectionRefused, unasked: false }
     }
 }
 
 impl From<String> for Fault {
     fn from(text: String) -> Self {
-        Self { text, refused: false }
+        Self { text, refused: false, unasked: false }
     }
 }
 
@@ -61,8 +70,33 @@ impl From<Fault> for String {
 pub(crate) async fn probe(runtime: &dyn RuntimeService, target: Target<'_>, probe: &Probe) -> Answer {
     let asked = Timestamp::now();
     let limit = Duration::from_secs(u64::try_from(probe.timeout_seconds.unwrap_or(1).max(1)).unwrap_or(1));
-    let answer = if let Some(action) = &probe.exec {
-        exec(runtime, target, action, limit).await.map(|()| None).map_err(Fault::from)
+    let mut answer = ask(runtime, target, probe, limit).await;
+    for _ in 1..TRIES {
+        if !answer.as_ref().is_err_and(|fault| fault.unasked) {
+            break;
+        }
+        answer = ask(runtime, target, probe, limit).await;
+    }
+    let (outcome, message, refused) = match answer {
+        Ok(warning) => (Some(Outcome::Success), warning.unwrap_or_default(), false),
+        Err(Fault { text, unasked: true, .. }) => (None, text, false),
+        Err(Fault { text, refused, .. }) => (Some(Outcome::Failure), text, refused && !asks_elsewhere(probe)),
+    };
+    Answer { asked, outcome, message: cut(message), refused }
+}
+
+/// Asks once. A success may have a warning.
+async fn ask(
+    runtime: &dyn RuntimeService,
+    target: Target<'_>,
+    probe: &Probe,
+    limit: Duration,
+) -> Result<Option<String>, Fault> {
+    if let Some(action) = &probe.exec {
+        let command = action.command.as_deref().unwrap_or_default();
+        let command =
+            env::expand_probe(command, target.container).map_err(|error| Fault::unasked(error.to_string()))?;
+        exec(runtime, target, command, limit).await.map(|()| None)
     } else if let Some(action) = &probe.http_get {
         within(limit, http_get(target, action)).await
     } else if let Some(action) = &probe.tcp_socket {
@@ -71,12 +105,7 @@ pub(crate) async fn probe(runtime: &dyn RuntimeService, target: Target<'_>, prob
         within(limit, grpc(target, action)).await.map(|()| None)
     } else {
         Err("the probe has no handler".to_owned().into())
-    };
-    let (outcome, message, refused) = match answer {
-        Ok(warning) => (Outcome::Success, warning.unwrap_or_default(), false),
-        Err(Fault { text, refused }) => (Outcome::Failure, text, refused && !asks_elsewhere(probe)),
-    };
-    Answer { asked, outcome, message: cut(message), refused }
+    }
 }
 
 /// Whether it is another host than the container's that is asked, and that cannot be had to say so more often than it is told.
@@ -101,7 +130,7 @@ pub(crate) async fn hook(
     // A hook without a limit of its own may take as long as it wants.
     let limit = limit.unwrap_or(Duration::from_secs(u64::from(u32::MAX)));
     if let Some(action) = &handler.exec {
-        exec(runtime, target, action, limit).await
+        Ok(exec(runtime, target, action.command.clone().unwrap_or_default(), limit).await?)
     } else if let Some(action) = &handler.http_get {
         Ok(within(limit, http_get(target, action)).await.map(drop)?)
     } else if let Some(action) = &handler.tcp_socket {
@@ -123,21 +152,24 @@ async fn within<T>(limit: Duration, question: impl Future<Output = Result<T, Fau
 async fn exec(
     runtime: &dyn RuntimeService,
     target: Target<'_>,
-    action: &ExecAction,
+    cmd: Vec<String>,
     limit: Duration,
-) -> Result<(), String> {
+) -> Result<(), Fault> {
     let request = ExecSyncRequest {
         container_id: target.id.to_owned(),
-        cmd: action.command.clone().unwrap_or_default(),
+        cmd,
         timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
     };
-    let answer = runtime.exec_sync(request).await.map_err(|error| error.to_string())?;
+    let answer = runtime.exec_sync(request).await.map_err(|error| match error {
+        cri::Error::DeadlineExceeded(_) => Fault::from(error.to_string()),
+        _ => Fault::unasked(error.to_string()),
+    })?;
     if answer.exit_code == 0 {
         return Ok(());
     }
     let said = [answer.stdout, answer.stderr].concat();
     let said = String::from_utf8_lossy(&said);
-    Err(format!("command exited with {}: {}", answer.exit_code, said.trim_end()))
+    Err(format!("command exited with {}: {}", answer.exit_code, said.trim_end()).into())
 }
 
 async fn tcp(target: Target<'_>, action: &TCPSocketAction) -> Result<(), Fault> {
@@ -158,17 +190,17 @@ async fn http_get(target: Target<'_>, action: &HTTPGetAction) -> Result<Option<S
 }
 
 /// Address and port that a handler names: the pod's own address unless it names a host.
-async fn address(target: Target<'_>, host: Option<&str>, port: &IntOrString) -> Result<SocketAddr, String> {
-    let port = port_of(target.container, port)?;
+async fn address(target: Target<'_>, host: Option<&str>, port: &IntOrString) -> Result<SocketAddr, Fault> {
+    let port = port_of(target.container, port).map_err(Fault::unasked)?;
     let host = match host.filter(|host| !host.is_empty()) {
         Some(host) => host,
-        None => target.address.ok_or("the pod has no address yet")?,
+        None => target.address.ok_or_else(|| "the pod has no address yet".to_owned())?,
     };
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(SocketAddr::new(address, port));
     }
     let mut found = tokio::net::lookup_host((host, port)).await.map_err(|error| format!("lookup {host}: {error}"))?;
-    found.next().ok_or_else(|| format!("lookup {host}: no address"))
+    found.next().ok_or_else(|| format!("lookup {host}: no address").into())
 }
 
 /// A port by number, or by the name it has in the container's spec.
@@ -199,6 +231,28 @@ mod tests {
     struct NoRuntime;
     impl RuntimeService for NoRuntime {}
 
+    /// One that is asked in vain, so often.
+    #[derive(Default)]
+    struct Broken(std::sync::atomic::AtomicUsize);
+
+    #[async_trait::async_trait]
+    impl RuntimeService for Broken {
+        async fn exec_sync(&self, _: ExecSyncRequest) -> Result<cri::v1::ExecSyncResponse, cri::Error> {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Err(cri::Error::Unavailable("gone".to_owned()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_does_not_run_it_says_nothing_of_the_container() {
+        let (runtime, container) = (Broken::default(), container());
+        let target = Target { container: &container, id: "x", address: None };
+        let probe = serde_json::from_value(json!({ "exec": { "command": ["true"] } })).unwrap();
+        let answer = super::probe(&runtime, target, &probe).await;
+        assert_eq!((answer.outcome, answer.message.as_str()), (None, "gone"));
+        assert_eq!(runtime.0.into_inner(), TRIES);
+    }
+
     fn container() -> Container {
         serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 80}]})).unwrap()
     }
@@ -220,7 +274,7 @@ mod tests {
     async fn ask(probe: serde_json::Value) -> (Outcome, String) {
         let answer = answer(probe).await;
         assert!(!answer.refused, "{answer:?}");
-        (answer.outcome, answer.message)
+        (answer.outcome.unwrap(), answer.message)
     }
 
     async fn answer(probe: serde_json::Value) -> Answer {
@@ -237,14 +291,14 @@ mod tests {
         let port = socket.local_addr().unwrap().port();
         for handler in ["httpGet", "tcpSocket", "grpc"] {
             let answer = answer(json!({ handler: { "port": port } })).await;
-            assert!(answer.refused && answer.outcome == Outcome::Failure, "{handler}: {answer:?}");
+            assert!(answer.refused && answer.outcome == Some(Outcome::Failure), "{handler}: {answer:?}");
         }
         let elsewhere = answer(json!({ "tcpSocket": { "host": "127.0.0.1", "port": port } })).await;
         assert!(!elsewhere.refused, "{elsewhere:?}");
         let (other, _) =
             serve(format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{port}/\r\n\r\n").leak()).await;
         let redirected = answer(json!({ "httpGet": { "port": other } })).await;
-        assert!(!redirected.refused && redirected.outcome == Outcome::Failure, "it was asked: {redirected:?}");
+        assert!(!redirected.refused && redirected.outcome == Some(Outcome::Failure), "it was asked: {redirected:?}");
     }
 
     #[tokio::test]

@@ -174,6 +174,8 @@ pub enum Change {
     },
     /// What was granted is in force.
     ResizeDone,
+    /// The node has seen that the pod is to be deleted: its grace period begins.
+    Deleted,
     /// All containers of a pod that begins anew have ended.
     Reset,
     /// The endpoints of an ending pod are out of the rules, or the wait for that is over.
@@ -239,10 +241,7 @@ impl View {
             Change::SandboxAppeared { id } => self.sandbox_appeared(pod, id),
             Change::SandboxFailed { message } => return self.sandbox_failed(&message, now),
             Change::SandboxLost => return self.sandbox_lost(pod),
-            Change::SandboxRemoved => {
-                self.sandbox = Sandbox::Absent;
-                self.record.sandbox_attempt += 1;
-            }
+            Change::SandboxRemoved => self.sandbox_removed(pod),
             Change::ImageReady { container, image, image_id } => self.image_ready(&container, image, image_id),
             Change::ImageFailed { container, reason, message } => {
                 return self.image_failed(&container, &reason, &message, now);
@@ -271,6 +270,7 @@ impl View {
             Change::GroupResized(granted) => self.group_resized(granted),
             Change::ResizeFailed { message } => return self.resize_failed(pod, &message, now),
             Change::ResizeDone => return self.tell_resize_done(pod),
+            Change::Deleted => _ = self.record.deleted.get_or_insert(now),
             Change::Reset => self.reset(pod),
             Change::LeftServices => self.left_services = true,
             Change::Cleaned => self.taken_down(Left::Logs),
@@ -432,6 +432,22 @@ impl View {
         self.record.resetting
     }
 
+    /// What init containers have done to a sandbox went with it: in the next one they run again.
+    fn sandbox_removed(&mut self, pod: &Pod) {
+        self.sandbox = Sandbox::Absent;
+        self.record.sandbox_attempt += 1;
+        if crate::decide::is_ending(pod, self) {
+            return;
+        }
+        for (_, container) in spec::containers(pod).filter(|(role, _)| *role == Role::Init) {
+            let Some(view) = self.containers.get_mut(&container.name) else { continue };
+            if view.ended.take_if(|run| run.exit_code == 0).is_some() {
+                let record = self.record_of(&container.name);
+                (record.restarts, record.backoff) = (record.restarts + 1, Backoff::default());
+            }
+        }
+    }
+
     /// As if none of the containers had run yet, but for their counts and what is told of their last ends.
     fn reset(&mut self, pod: &Pod) {
         self.record.resetting = false;
@@ -460,10 +476,13 @@ impl View {
         if record.probed.as_deref() != Some(id) {
             return Vec::new(); // about a run that has ended
         }
-        let counts = !early || answer.outcome == Outcome::Success;
+        let counts = !early || answer.outcome == Some(Outcome::Success);
         if counts {
             let state = record.probes.get_mut(kind);
-            *state = state.after(probe, answer.outcome, answer.asked);
+            *state = match answer.outcome {
+                Some(outcome) => state.after(probe, outcome, answer.asked),
+                None => state.unasked(answer.asked),
+            };
         }
         // Of the two others only one is asked at a time.
         if kind != Kind::Liveness {
@@ -475,10 +494,11 @@ impl View {
             vec![Note::warning(reason, message, Some(container.to_owned()))]
         };
         match answer.outcome {
-            Outcome::Success if message.is_empty() => Vec::new(),
-            Outcome::Success => note("ProbeWarning", "warning"),
-            Outcome::Failure if counts => note("Unhealthy", "failed"),
-            Outcome::Failure => Vec::new(),
+            Some(Outcome::Success) if message.is_empty() => Vec::new(),
+            Some(Outcome::Success) => note("ProbeWarning", "warning"),
+            Some(Outcome::Failure) if counts => note("Unhealthy", "failed"),
+            None if counts => note("Unhealthy", "errored and resulted in unknown state"),
+            Some(Outcome::Failure) | None => Vec::new(),
         }
     }
 

@@ -590,8 +590,8 @@ impl<'a> Planner<'a> {
         /// Upstream's least time between SIGTERM and SIGKILL when preStop or others have used the rest.
         const LEAST_S: i64 = 2;
         let whole = spec::grace_s(self.pod).min(self.view.record.grace_s.unwrap_or(i64::MAX));
-        let Some(requested) = spec::deletion_requested(self.pod) else { return whole };
-        let used = self.now.duration_since(requested).max(SignedDuration::ZERO);
+        let Some(begun) = self.view.record.deleted else { return whole };
+        let used = self.now.duration_since(begun).max(SignedDuration::ZERO);
         let left = SignedDuration::from_secs(whole).saturating_sub(used);
         let left = left.as_secs() + i64::from(left.subsec_nanos() > 0);
         left.max(LEAST_S.min(whole))

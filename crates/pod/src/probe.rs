@@ -52,8 +52,8 @@ pub enum Outcome {
 pub struct Answer {
     /// When it began to ask: turns are a period apart, however long an answer takes.
     pub asked: Timestamp,
-    /// What that means.
-    pub outcome: Outcome,
+    /// What that means; none if nobody could be asked, which tells nothing of the container.
+    pub outcome: Option<Outcome>,
     /// Why it failed, or what is odd about its success.
     pub message: String,
     /// Nobody listens at its port: the container has not seen that it was asked.
@@ -96,6 +96,12 @@ impl State {
         };
         let verdict = if count >= threshold.max(1) { Some(outcome) } else { self.verdict };
         Self { last: Some(asked), streak: Some((outcome, count)), verdict }
+    }
+
+    /// Nobody could be asked at `asked`: that was a turn, and tells nothing.
+    #[must_use]
+    pub fn unasked(self, asked: Timestamp) -> Self {
+        Self { last: Some(asked), ..self }
     }
 
     /// When it has to run next, for a container that has been running since `started`. Where a clock that jumped back

@@ -104,12 +104,6 @@ pub fn grace_s(pod: &Pod) -> i64 {
     pod.metadata.deletion_grace_period_seconds.unwrap_or(own).max(0)
 }
 
-/// When the pod's deletion was asked for; `deletionTimestamp` is the end of the grace period.
-pub fn deletion_requested(pod: &Pod) -> Option<Timestamp> {
-    let end = pod.metadata.deletion_timestamp.as_ref()?.0;
-    Some(end.saturating_sub(SignedDuration::from_secs(grace_s(pod))).unwrap_or(end))
-}
-
 /// When `activeDeadlineSeconds` end a pod that started at `start`.
 pub fn active_deadline(pod: &Pod, start: Option<Timestamp>) -> Option<Timestamp> {
     let seconds = of(pod).active_deadline_seconds?;

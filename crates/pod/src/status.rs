@@ -103,7 +103,13 @@ fn phase(pod: &Pod, view: &View) -> &'static str {
     let begun = |(_, container): (Role, &Container)| {
         has_run(container) || known(container).is_some_and(|view| view.running.is_some() || view.ended.is_some())
     };
-    if mains().any(begun) { "Running" } else { "Pending" }
+    // Who has not begun is waited for, and so are init containers that a new sandbox needs again.
+    let initializes = |(role, container): (Role, &Container)| {
+        role == Role::Init && known(container).is_some_and(|view| view.running.is_some())
+    };
+    let lasting = |(role, _): &(Role, &Container)| matches!(role, Role::Main | Role::Sidecar);
+    let all_begun = spec::containers(pod).filter(lasting).all(begun);
+    if all_begun && !spec::containers(pod).any(initializes) { "Running" } else { "Pending" }
 }
 
 fn succeeded(pod: &Pod, view: &View) -> bool {

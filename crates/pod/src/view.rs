@@ -49,6 +49,10 @@ pub struct Record {
     /// What is remembered of such ends, of whichever container: the next one costs time.
     #[serde(default)]
     pub resets: Backoff,
+    /// When the node saw that the pod is to be deleted, by its own clock: the API server's may say something else, and the word
+    /// may have been long under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<Timestamp>,
     /// Why the pod has been ended by the node: reason and message. Never reverts.
     pub failed: Option<(String, String)>,
     /// Less time than its own that the pod has to end, when the node needs what it uses.

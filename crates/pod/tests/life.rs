@@ -80,7 +80,7 @@ impl World {
             }
             Action::PostStart { container, id } => Change::PostStarted { container, id },
             Action::Probe { container, id, kind, early } => {
-                let outcome = if self.healthy { Outcome::Success } else { Outcome::Failure };
+                let outcome = Some(if self.healthy { Outcome::Success } else { Outcome::Failure });
                 let answer = Answer { asked: self.now, outcome, message: String::new(), refused: self.deaf };
                 Change::Probed { container, id, kind, early, answer }
             }
@@ -136,6 +136,7 @@ impl World {
     fn delete(&mut self) {
         self.pod.metadata.deletion_grace_period_seconds = Some(30);
         self.pod.metadata.deletion_timestamp = Some(Time(self.now + SignedDuration::from_secs(30)));
+        self.apply(Change::Deleted);
     }
 }
 
@@ -442,6 +443,76 @@ fn a_lost_sandbox_is_made_anew_with_its_containers() {
     world.log.clear();
     world.settle();
     assert_eq!(world.log, ["sandbox", "image/a", "sandbox", "start/a"]);
+}
+
+#[test]
+fn init_containers_run_again_in_a_new_sandbox() {
+    let mut world = World::new(json!({ "initContainers": [{ "name": "rules" }], "containers": [{ "name": "a" }] }));
+    world.settle();
+    world.crash("rules", 0);
+    world.settle();
+    assert!(world.ready());
+    world.crash("a", 137);
+    world.apply(Change::SandboxLost);
+    world.log.clear();
+    world.settle();
+    assert_eq!(world.log, ["sandbox", "image/a", "sandbox", "image/rules", "start/rules"]);
+    assert_eq!(world.status().phase.as_deref(), Some("Pending"), "it is initialized again");
+    world.crash("rules", 0);
+    world.wait(10);
+    assert!(world.ready());
+    let restarts =
+        |statuses: Option<Vec<k8s_openapi::api::core::v1::ContainerStatus>>| statuses.unwrap()[0].restart_count;
+    assert_eq!((restarts(world.status().init_container_statuses), restarts(world.status().container_statuses)), (1, 1));
+}
+
+#[test]
+fn a_pod_runs_when_all_of_it_has_begun() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a" }, { "name": "b" }] }));
+    world.settle();
+    assert_eq!(world.status().phase.as_deref(), Some("Running"));
+    world.view.containers.remove("b");
+    assert_eq!(world.status().phase.as_deref(), Some("Pending"));
+}
+
+#[test]
+fn who_cannot_be_asked_is_neither_ill_nor_well() {
+    let liveness = json!({ "exec": { "command": ["true"] }, "periodSeconds": 10, "failureThreshold": 1 });
+    let mut world = World::new(json!({ "containers": [{ "name": "a", "livenessProbe": liveness }] }));
+    world.settle();
+    let id = world.view.running("a").unwrap().id.clone();
+    let answer = Answer { asked: world.now, outcome: None, message: "gone".into(), refused: false };
+    let (container, kind) = ("a".to_owned(), Kind::Liveness);
+    let probed = Change::Probed { container, id, kind, early: false, answer };
+    let notes = world.view.apply(&world.pod, probed, world.now);
+    assert_eq!(notes[0].message, "Liveness probe errored and resulted in unknown state: gone");
+    world.log.clear();
+    world.wait(9);
+    assert!(world.log.is_empty() && world.ready(), "{:?}", world.log);
+    world.wait(1);
+    assert_eq!(world.log.len(), 1, "it has its next turn: {:?}", world.log);
+}
+
+#[test]
+fn the_grace_period_is_counted_by_the_nodes_clock() {
+    let mut world = World::new(json!({ "containers": [{ "name": "a" }] }));
+    world.settle();
+    // The API server's clock is behind by as much as the pod has.
+    world.pod.metadata.deletion_grace_period_seconds = Some(30);
+    world.pod.metadata.deletion_timestamp = Some(Time(world.now));
+    world.apply(Change::Deleted);
+    let grace = |world: &World| {
+        let stops = decide(&world.pod, &world.view, world.now).actions.into_iter().filter_map(|action| match action {
+            Action::Stop(stop) => Some(stop.grace_s),
+            _ => None,
+        });
+        stops.collect::<Vec<_>>()
+    };
+    world.apply(Change::LeftServices);
+    assert_eq!(grace(&world), [30]);
+    world.now += SignedDuration::from_secs(10);
+    world.apply(Change::Deleted);
+    assert_eq!(grace(&world), [20], "being told again begins nothing anew");
 }
 
 #[test]

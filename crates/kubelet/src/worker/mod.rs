@@ -343,6 +343,9 @@ impl Worker {
 
     /// Decides, begins what was decided, tells what is new; when something is due that no event announces.
     fn step(&mut self) -> Option<Timestamp> {
+        if self.pod.metadata.deletion_timestamp.is_some() && self.view.record.deleted.is_none() {
+            self.apply(Change::Deleted);
+        }
         let mut plan = pod::decide(&self.pod, &self.view, Timestamp::now());
         if plan.deadline_exceeded {
             let reason = "DeadlineExceeded".to_owned();
@@ -428,7 +431,8 @@ impl Worker {
     fn count_start(&self, status: &PodStatus) {
         let phase = |status: &PodStatus| status.phase.as_deref().map(str::to_owned);
         let before = self.status.as_deref().and_then(phase);
-        if phase(status).as_deref() != Some("Running") || before.as_deref() != Some("Pending") {
+        let is_first = self.view.record.sandbox_attempt == 0;
+        if !is_first || phase(status).as_deref() != Some("Running") || before.as_deref() != Some("Pending") {
             return;
         }
         let metrics = &self.context.parts.metrics;

@@ -77,7 +77,7 @@ fn a_deletion_waits_for_no_start() {
                 container(node, "opens", json!([{ "name": "v", "mountPath": "/v" }])),
             ]);
             node.want_spec("stuck", spec(containers, volume));
-            node.desk.running("stuck").await;
+            node.desk.when("one of them runs", |desk| desk.told("stuck", "Started") == 1).await;
             node.desk.delete("stuck", 1);
             node.desk.gone("stuck").await;
             assert_eq!(node.desk.told("stuck", "Started"), 1);

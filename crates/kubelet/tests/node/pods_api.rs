@@ -15,11 +15,22 @@ async fn until(
     events: &mut Streaming<WatchPodsEvent>,
     wanted: impl Fn(&WatchPodsEvent) -> bool,
 ) -> (Vec<EventType>, WatchPodsEvent) {
+    until_of(events, |_| true, wanted).await
+}
+
+/// The same of those that concern somebody.
+async fn until_of(
+    events: &mut Streaming<WatchPodsEvent>,
+    concerns: impl Fn(&WatchPodsEvent) -> bool,
+    wanted: impl Fn(&WatchPodsEvent) -> bool,
+) -> (Vec<EventType>, WatchPodsEvent) {
     let mut kinds = Vec::new();
     let read = async {
         loop {
             let event = events.message().await.unwrap().expect("it goes on");
-            kinds.push(event.r#type());
+            if concerns(&event) {
+                kinds.push(event.r#type());
+            }
             if wanted(&event) {
                 return event;
             }
@@ -46,7 +57,9 @@ fn programs_follow_the_nodes_pods() {
         node.want("second", "sleep 1000", json!({}));
         let uid = node.uid("second");
         let runs = |event: &WatchPodsEvent| has(&event.pod, &uid) && has(&event.pod, "Running");
-        let (kinds, _) = until(&mut events, runs).await;
+        // The first one may have something to tell, too.
+        let of_second = |event: &WatchPodsEvent| has(&event.pod, &uid);
+        let (kinds, _) = until_of(&mut events, of_second, runs).await;
         assert_eq!(kinds[0], EventType::Added);
         assert!(kinds[1..].iter().all(|kind| *kind == EventType::Modified), "{kinds:?}");
         let listed = client.list_pods(ListPodsRequest {}).await.unwrap().into_inner().pods;
