@@ -150,6 +150,34 @@ fn an_edited_config_map_reaches_the_volume() {
 }
 
 #[test]
+fn a_volume_that_cannot_be_written_holds_up_no_other() {
+    with_mounts(async |fixture| {
+        let secret = |value: &str| {
+            let metadata = json!({"name": "s", "namespace": "shop"});
+            serde_json::from_value(json!({"metadata": metadata, "data": {"key": value}})).unwrap()
+        };
+        let config_map = |value: &str| {
+            let metadata = json!({"name": "cm", "namespace": "shop"});
+            serde_json::from_value(json!({"metadata": metadata, "data": {"key": value}})).unwrap()
+        };
+        let pod = mounting(
+            json!([{"name": "s", "mountPath": "/s"}, {"name": "v", "mountPath": "/v"}]),
+            json!([{"name": "s", "secret": {"secretName": "s"}}, {"name": "v", "configMap": {"name": "cm"}}]),
+        );
+        fixture.store.secrets().put(secret("b25l"));
+        fixture.store.config_maps().put(config_map("one"));
+        let volumes = fixture.volumes.set_up(&pod).await.unwrap();
+        let made = mounts(&volumes, &pod, &Environment::default()).await.unwrap();
+        let (first, second) = (Path::new(&made[0].host_path), Path::new(&made[1].host_path));
+        // The one that is written first is not there any more.
+        fixture.store.secrets().remove(&cluster::Key::new("shop", "s"));
+        renamed_in(second, || drop(fixture.store.config_maps().put(config_map("two")))).await;
+        assert_eq!(fs::read_to_string(second.join("key")).unwrap(), "two");
+        assert_eq!(fs::read_to_string(first.join("key")).unwrap(), "one", "it keeps what it had");
+    });
+}
+
+#[test]
 fn secrets_are_in_memory_and_tear_down_leaves_nothing() {
     with_mounts(async |mut fixture| {
         fixture.store.secrets().put(

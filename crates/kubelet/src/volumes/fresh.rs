@@ -18,6 +18,10 @@ use crate::context::uid_of;
 /// How often volumes are published again whose drivers want that (`requiresRepublish`), as upstream's pods are looked at.
 const REPUBLISH_EVERY: Duration = Duration::from_secs(60);
 
+/// The first rest of what has failed, which is doubled each time, and the longest.
+const REST_FIRST: Duration = Duration::from_secs(1);
+const REST_LONGEST: Duration = Duration::from_secs(60);
+
 /// What may change the content of volumes.
 enum Changed {
     Object(Content, Key),
@@ -32,7 +36,7 @@ enum Changed {
     Claims,
     /// Volumes that are published again from time to time are due.
     Republish,
-    /// What was changed while it was written.
+    /// What was changed while it was written, or has failed and rested.
     Again(Refresh),
 }
 
@@ -46,21 +50,41 @@ enum Refresh {
 }
 
 impl Refresh {
-    async fn run(self, volumes: Arc<Volumes>) {
+    async fn run(self, volumes: Arc<Volumes>) -> Outcome {
         match self {
             Self::Content(uid) => volumes.refresh(uid).await,
-            Self::Drivers(uid) => volumes.refresh_by_drivers(uid).await,
+            Self::Drivers(uid) => {
+                volumes.refresh_by_drivers(uid).await;
+                Outcome::Done
+            }
         }
     }
+}
+
+/// What became of something that was to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    /// Something could not be done: it is tried again after a rest.
+    Failed,
 }
 
 /// What is under way: each at most once, and wanted once more at most, however often the objects of a pod change.
 #[derive(Debug, Default)]
 struct Refreshes {
-    running: JoinSet<()>,
+    running: JoinSet<Outcome>,
     by_task: HashMap<task::Id, Refresh>,
     /// Whether it is wanted once more.
     under_way: HashMap<Refresh, bool>,
+}
+
+/// One that is over.
+#[derive(Debug)]
+struct Over {
+    refresh: Refresh,
+    outcome: Outcome,
+    /// It is wanted once more.
+    again: bool,
 }
 
 impl Refreshes {
@@ -74,14 +98,47 @@ impl Refreshes {
         self.by_task.insert(task.id(), refresh);
     }
 
-    /// One is over: what is wanted once more. `None` when nothing is under way.
-    async fn over(&mut self) -> Option<Option<Refresh>> {
-        let id = match self.running.join_next_with_id().await? {
+    /// `None` when nothing is under way.
+    async fn over(&mut self) -> Option<Over> {
+        let (id, outcome) = match self.running.join_next_with_id().await? {
+            Ok(ended) => ended,
+            Err(error) => (error.id(), Outcome::Failed),
+        };
+        let refresh = self.by_task.remove(&id)?;
+        let again = self.under_way.remove(&refresh) == Some(true);
+        Some(Over { refresh, outcome, again })
+    }
+}
+
+/// What has failed rests before it is tried again.
+#[derive(Debug, Default)]
+struct Resting {
+    /// How long the next rest is.
+    rests: HashMap<Refresh, Duration>,
+    tasks: JoinSet<()>,
+    by_task: HashMap<task::Id, Refresh>,
+}
+
+impl Resting {
+    /// Takes in what became of it.
+    fn ended(&mut self, refresh: &Refresh, outcome: Outcome) {
+        if outcome == Outcome::Done {
+            self.rests.remove(refresh);
+        } else if !self.by_task.values().any(|resting| resting == refresh) {
+            let next = self.rests.entry(refresh.clone()).or_insert(REST_FIRST);
+            let task = self.tasks.spawn(tokio::time::sleep(*next));
+            *next = (*next * 2).min(REST_LONGEST);
+            self.by_task.insert(task.id(), refresh.clone());
+        }
+    }
+
+    /// One has rested. `None` when none rests.
+    async fn over(&mut self) -> Option<Refresh> {
+        let id = match self.tasks.join_next_with_id().await? {
             Ok((id, ())) => id,
             Err(error) => error.id(),
         };
-        let refresh = self.by_task.remove(&id);
-        Some(refresh.filter(|refresh| self.under_way.remove(refresh) == Some(true)))
+        self.by_task.remove(&id)
     }
 }
 
@@ -92,7 +149,7 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
     let (mut claims, mut behind) = (store.persistent_volume_claims().watch(), store.persistent_volumes().watch());
     let mut bundles = store.cluster_trust_bundles().watch();
     let mut certificates = store.pod_certificate_requests().watch();
-    let mut refreshes = Refreshes::default();
+    let (mut refreshes, mut resting) = (Refreshes::default(), Resting::default());
     let mut republish_at = Instant::now() + REPUBLISH_EVERY;
     loop {
         let change = tokio::select! {
@@ -114,10 +171,14 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
                 republish_at = Instant::now() + REPUBLISH_EVERY;
                 Changed::Republish
             }
-            Some(over) = refreshes.over() => match over {
-                Some(refresh) => Changed::Again(refresh),
-                None => continue,
-            },
+            Some(Over { refresh, outcome, again }) = refreshes.over() => {
+                resting.ended(&refresh, outcome);
+                if !again {
+                    continue;
+                }
+                Changed::Again(refresh)
+            }
+            Some(refresh) = resting.over() => Changed::Again(refresh),
         };
         let Some(volumes) = volumes.upgrade() else { return };
         let wanted: Vec<Refresh> = match change {
@@ -134,12 +195,16 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
 /// Returns when a token or a certificate is due. Those that come later are seen when something changes, which they do
 /// themselves.
 async fn credentials_due(volumes: &Weak<Volumes>) {
-    let next = volumes
-        .upgrade()
-        .and_then(|volumes| [volumes.tokens.next_due(), volumes.certificates.next_due()].into_iter().flatten().min());
-    match next {
-        Some(due) => clock::sleep_until(due).await,
-        None => std::future::pending().await,
+    // Each time anew: a clock that is set makes other things due.
+    loop {
+        let next = volumes.upgrade().and_then(|volumes| {
+            [volumes.tokens.next_due(), volumes.certificates.next_due()].into_iter().flatten().min()
+        });
+        match next.map(clock::until) {
+            Some(Duration::ZERO) => return,
+            Some(wait) => tokio::time::sleep(wait).await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -218,30 +283,27 @@ impl Volumes {
         true
     }
 
-    /// Writes the volumes of a pod whose content comes from the store again; what did not change stays untouched.
-    async fn refresh(self: Arc<Self>, uid: String) {
-        let Some(ground) = self.lock().get(&uid).cloned() else { return };
-        let Some(pod) = ground.shown() else { return };
-        let credentials = match self.credentials(&pod).await {
-            Ok(credentials) => credentials,
-            Err(error) => {
-                tracing::warn!(uid, %error, "cannot refresh a volume");
-                return;
-            }
-        };
+    /// Writes the volumes of a pod whose content comes from the store again; what did not change stays untouched. One that
+    /// cannot be written keeps its old content and holds up no other.
+    async fn refresh(self: Arc<Self>, uid: String) -> Outcome {
+        let Some(ground) = self.lock().get(&uid).cloned() else { return Outcome::Done };
+        let Some(pod) = ground.shown() else { return Outcome::Done };
+        let credentials = self.credentials(&pod).await;
+        let mut failed = credentials.as_ref().err().map(ToString::to_string).into_iter().collect::<Vec<_>>();
+        // Without them those volumes fail that show some.
+        let credentials = credentials.unwrap_or_default();
         let (volumes, shown) = (self.clone(), ground.clone());
         let refreshed = ground.alone(move || {
             // It may have changed while we waited.
-            let Some(pod) = shown.shown() else { return Ok(Ok(())) };
-            Ok(volumes.maker(pod, credentials).refresh())
+            Ok(shown.shown().map(|pod| volumes.maker(pod, credentials).refresh()).unwrap_or_default())
         });
-        if let Ok(Err(error)) = refreshed.await {
-            // The old content stays; it is written when the object changes again.
-            tracing::warn!(uid, %error, "cannot refresh a volume");
-        }
+        failed.extend(refreshed.await.unwrap_or_default().iter().map(ToString::to_string));
         if ground.is_over() {
             self.tokens.forget(&uid);
             self.certificates.forget(&uid);
+            return Outcome::Done;
         }
+        failed.iter().for_each(|error| tracing::warn!(uid, error, "cannot refresh a volume; it is tried again"));
+        if failed.is_empty() { Outcome::Done } else { Outcome::Failed }
     }
 }

@@ -114,14 +114,14 @@ impl Maker {
         })
     }
 
-    /// Writes the volumes with content again.
-    pub(super) fn refresh(&self) -> Result<(), VolumeError> {
-        self.each(|name, kind| {
+    /// Writes the volumes with content again, all that can be; returns what keeps the others from it.
+    pub(super) fn refresh(&self) -> Vec<VolumeError> {
+        let visited = self.visited(|name, kind| {
             let Kind::Content { plugin, .. } = kind else { return Ok(()) };
             let (files, group) = (self.files(name)?, self.group());
             atomic::write(&self.dir(plugin, name), &files, |new| group.apply(new, Writable::No, &|| false)).map(drop)
-        })
-        .map(drop)
+        });
+        visited.filter_map(Result::err).collect()
     }
 
     fn each<T>(&self, visit: impl Fn(&str, &Kind<'_>) -> Result<T, Cause>) -> Result<BTreeMap<String, T>, VolumeError> {
@@ -129,12 +129,18 @@ impl Maker {
             let cause = Cause::Invalid(format!("the pod has no volume {name:?}; add it to spec.volumes"));
             return Err(VolumeError { volume: name.to_owned(), cause });
         }
-        let visited = self.used().map(|volume| {
+        self.visited(visit).collect()
+    }
+
+    fn visited<T>(
+        &self,
+        visit: impl Fn(&str, &Kind<'_>) -> Result<T, Cause>,
+    ) -> impl Iterator<Item = Result<(String, T), VolumeError>> {
+        self.used().map(move |volume| {
             let visited = plan::kind(volume, &self.pod, &self.store).and_then(|kind| visit(&volume.name, &kind));
             let visited = visited.map_err(|cause| VolumeError { volume: volume.name.clone(), cause })?;
             Ok((volume.name.clone(), visited))
-        });
-        visited.collect()
+        })
     }
 
     /// The volumes that some container uses.

@@ -51,9 +51,17 @@ pub(super) struct Tokens {
 struct Kept {
     token: String,
     ends: Timestamp,
+    /// When it was asked for: before that time it is as if it were due, since the clock has been set back.
+    since: Timestamp,
     renew_at: Timestamp,
     /// When somebody should see to it that it is renewed.
     look_at: Timestamp,
+}
+
+impl Kept {
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        (self.since..self.renew_at).contains(&now)
+    }
 }
 
 /// The tokens that the volumes of a pod show.
@@ -119,7 +127,7 @@ impl Tokens {
     pub(super) async fn with_end(&self, pod: &Pod, wanted: &Wanted) -> Result<(String, Timestamp), SourceError> {
         let place = (pod.metadata.uid.clone().unwrap_or_default(), wanted.clone());
         let known = self.lock().get(&place).cloned();
-        if let Some(known) = known.as_ref().filter(|known| Timestamp::now() < known.renew_at) {
+        if let Some(known) = known.as_ref().filter(|known| known.is_fresh(Timestamp::now())) {
             return Ok((known.token.clone(), known.ends));
         }
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
@@ -137,7 +145,7 @@ impl Tokens {
                 tracing::warn!(uid = place.0, %error, "a token cannot be renewed; the old one holds until {}", known.ends);
                 let given = (known.token.clone(), known.ends);
                 let renew_at = later(now, RETRY);
-                self.lock().insert(place, Kept { renew_at, look_at: renew_at, ..known });
+                self.lock().insert(place, Kept { since: now, renew_at, look_at: renew_at, ..known });
                 Ok(given)
             }
             (Err(error), _) => Err(error),
@@ -148,7 +156,8 @@ impl Tokens {
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         let kept = self.lock();
         let shown = kept.iter().filter(|((_, wanted), _)| wanted.shown_by == ShownBy::Volume);
-        shown.map(|(_, kept)| kept.look_at).min()
+        let now = Timestamp::now();
+        shown.map(|(_, kept)| if now < kept.since { now } else { kept.look_at }).min()
     }
 
     /// The pods whose tokens are due. They are due again later, should nobody renew them.
@@ -156,10 +165,13 @@ impl Tokens {
         let now = Timestamp::now();
         let mut kept = self.lock();
         let due = kept.iter_mut().filter(|((_, wanted), _)| wanted.shown_by == ShownBy::Volume);
-        let due = due.filter(|(_, kept)| kept.look_at <= now);
+        let due = due.filter(|(_, kept)| kept.look_at <= now || now < kept.since);
         let mut pods: Vec<String> = due
             .map(|((uid, _), kept)| {
                 kept.look_at = later(now, RETRY);
+                if now < kept.since {
+                    (kept.since, kept.renew_at) = (now, now);
+                }
                 uid.clone()
             })
             .collect();
@@ -183,7 +195,7 @@ fn kept(issued: Token, now: Timestamp) -> Kept {
     let time = ends.duration_since(now);
     let age = (time - time / 5).min(AGE_MAX);
     let renew_at = later(now, age.max(RETRY));
-    Kept { token, ends, renew_at, look_at: renew_at }
+    Kept { token, ends, since: now, renew_at, look_at: renew_at }
 }
 
 fn later(now: Timestamp, by: SignedDuration) -> Timestamp {
@@ -218,5 +230,13 @@ mod tests {
         assert_eq!((of(3600), of(600)), (2880, 480));
         assert_eq!(of(10 * 24 * 3600), 24 * 3600, "never older than a day");
         assert_eq!(of(1), 10, "never at once");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_tokens_due() {
+        let now = later(Timestamp::UNIX_EPOCH, SignedDuration::from_hours(24));
+        let kept = kept(Token { text: "t".into(), ends: later(now, SignedDuration::from_hours(1)) }, now);
+        assert!(kept.is_fresh(now) && !kept.is_fresh(kept.renew_at));
+        assert!(!kept.is_fresh(Timestamp::UNIX_EPOCH), "by its end it would hold for a day more");
     }
 }
