@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
+use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -47,7 +47,7 @@ pub(crate) fn reconcile(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
     let complete = wanted.map_or(succeeded > 0 && active.is_empty(), |wanted| succeeded >= wanted);
     if complete {
         finish(job, &mut status, now, "Complete", "Completed", "Job completed", &mut plan);
-    } else if failed > limit {
+    } else if failed > limit || is_past_limit_by_restarts(spec, &active) {
         let message = "Job has reached the specified backoff limit";
         finish(job, &mut status, now, "Failed", "BackoffLimitExceeded", message, &mut plan);
         end_all(&active, &mut plan);
@@ -71,6 +71,18 @@ pub(crate) fn reconcile(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
         plan.push(Change::Replace(Job { status: Some(status), ..job.clone() }.into_any()));
     }
     plan
+}
+
+/// Whether the containers of pods that restart them by themselves (`OnFailure`) were restarted too often.
+fn is_past_limit_by_restarts(spec: &JobSpec, active: &[Arc<Pod>]) -> bool {
+    let policy = spec.template.spec.as_ref().and_then(|pod| pod.restart_policy.as_deref());
+    if policy != Some("OnFailure") {
+        return false;
+    }
+    let statuses = active.iter().filter_map(|pod| pod.status.as_ref());
+    let containers = statuses.flat_map(|status| [&status.init_container_statuses, &status.container_statuses]);
+    let restarts: i32 = containers.flatten().flatten().map(|container| container.restart_count).sum();
+    restarts >= spec.backoff_limit.unwrap_or(6).max(1)
 }
 
 fn make_pods(job: &Job, pods: &[Arc<Pod>], missing: usize, failed: usize, now: Timestamp, plan: &mut Plan) {
@@ -197,5 +209,19 @@ mod tests {
         assert_eq!(created(&reconcile(&job(1, 1), &pods(&["Failed"]), later(now(), 10))), 1);
         let plan = reconcile(&job(1, 1), &pods(&["Failed", "Failed"]), later(now(), 99));
         assert_eq!((created(&plan), condition(&plan).as_deref()), (0, Some("Failed")));
+    }
+
+    #[test]
+    fn restarts_within_a_pod_count_as_failures() {
+        let mut job = job(1, 1);
+        job.spec.as_mut().unwrap().template.spec.as_mut().unwrap().restart_policy = Some("OnFailure".into());
+        let restarted = |count: i32| {
+            let mut pod = pods(&["Running"]).remove(0);
+            let statuses = json!([{ "name": "c", "restartCount": count, "ready": false, "image": "", "imageID": "" }]);
+            let status = json!({ "phase": "Running", "containerStatuses": statuses });
+            Arc::get_mut(&mut pod).unwrap().status = serde_json::from_value(status).unwrap();
+            condition(&reconcile(&job, &[pod], now()))
+        };
+        assert_eq!([restarted(0), restarted(1)], [None, Some("Failed".to_owned())]);
     }
 }

@@ -113,7 +113,7 @@ impl Parts {
     fn tell(&self, message: &str) {
         tracing::warn!(message, "logind");
         if let Some(node) = self.source.store().nodes().get(&Key::cluster(&self.node)) {
-            self.source.event(event_about(&*node, EventKind::Normal, "NodeShutdown", message, "kubelet"));
+            self.source.event(event_about(&*node, EventKind::Normal, "Shutdown", message, "kubelet"));
         }
     }
 
