@@ -86,7 +86,7 @@ pub(crate) fn container(sandbox: &Sandbox, container: &Container) -> v1::Contain
         started_at: if started_at == 0 { end.started_at } else { started_at },
         finished_at: end.finished_at,
         exit_code: end.exit_code,
-        image: config.image,
+        image: config.image.map(|image| as_named(image, &record.image_id)),
         image_ref: record.image_ref,
         reason: end.reason,
         message: end.message,
@@ -99,6 +99,14 @@ pub(crate) fn container(sandbox: &Sandbox, container: &Container) -> v1::Contain
         user: Some(v1::ContainerUser { linux: record.user }),
         stop_signal: record.stop_signal_name,
     }
+}
+
+/// The image as the user wrote it: the kubelet asks for it by its id and says beside that what the pod has.
+fn as_named(mut image: v1::ImageSpec, id: &str) -> v1::ImageSpec {
+    if image.image == id && !image.user_specified_image.is_empty() {
+        image.image.clone_from(&image.user_specified_image);
+    }
+    image
 }
 
 /// A container as lists have it.

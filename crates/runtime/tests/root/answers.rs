@@ -8,13 +8,14 @@ use futures_util::StreamExt as _;
 use serde_json::Value;
 use testkit::serial::Test;
 
-use crate::fixture::{Node, on_a_node, script_config};
+use crate::fixture::{IMAGE, Node, on_a_node, script_config};
 
 pub(crate) const TESTS: &[Test] = &[
     ("streams_tell_what_lists_tell", streams_tell_what_lists_tell),
     ("lists_are_filtered", lists_are_filtered),
     ("the_runtime_tells_of_itself", the_runtime_tells_of_itself),
     ("details_are_told_on_request", details_are_told_on_request),
+    ("a_status_says_what_was_asked_for", a_status_says_what_was_asked_for),
     ("what_is_not_there", what_is_not_there),
     ("limits_change_while_a_container_runs", limits_change_while_a_container_runs),
     ("a_renamed_log_is_left_alone", a_renamed_log_is_left_alone),
@@ -178,6 +179,67 @@ fn details_are_told_on_request() {
         let verbose = node.runtime.pod_sandbox_status(request(true)).await.unwrap();
         let info: Value = serde_json::from_str(&verbose.info["info"]).unwrap();
         assert!(std::path::Path::new(&format!("/proc/{}", info["pid"])).exists(), "{info}");
+        node
+    });
+}
+
+/// As upstream's kubelet makes them: the image by its id, and beside it as the pod has it.
+fn a_status_says_what_was_asked_for() {
+    on_a_node(|node| async {
+        let notes = HashMap::from([("b".to_owned(), "two\nlines".to_owned()), ("a".to_owned(), String::new())]);
+        let pid = v1::NamespaceMode::Container.into();
+        let namespaces = v1::NamespaceOption { pid, ..Default::default() };
+        let security =
+            v1::LinuxSandboxSecurityContext { namespace_options: Some(namespaces.clone()), ..Default::default() };
+        let mut config = node.sandbox_config("told");
+        config.annotations = notes.clone();
+        config.linux = Some(v1::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() });
+        let sandbox = node.run_sandbox(&config).await.unwrap();
+        let status = node.sandbox_status(&sandbox).await;
+        assert_eq!((&status.annotations, &status.labels), (&notes, &config.labels));
+        assert_eq!(status.linux.unwrap().namespaces.unwrap().options.unwrap(), namespaces);
+
+        let image = node.images.get(IMAGE).unwrap();
+        let linux = v1::LinuxContainerConfig {
+            resources: Some(v1::LinuxContainerResources {
+                cpu_period: 100_000,
+                cpu_quota: 50_000,
+                cpu_shares: 512,
+                memory_limit_in_bytes: 64 << 20,
+                ..Default::default()
+            }),
+            security_context: Some(v1::LinuxContainerSecurityContext {
+                run_as_user: Some(v1::Int64Value { value: 1000 }),
+                run_as_group: Some(v1::Int64Value { value: 2000 }),
+                supplemental_groups: vec![3000],
+                ..Default::default()
+            }),
+        };
+        let request = v1::ContainerConfig {
+            image: Some(v1::ImageSpec {
+                image: image.id.to_string(),
+                user_specified_image: "busybox".to_owned(),
+                ..Default::default()
+            }),
+            annotations: notes.clone(),
+            linux: Some(linux.clone()),
+            stop_signal: v1::Signal::Sigusr1.into(),
+            ..script_config("main", "true")
+        };
+        let container = node.create(&sandbox, &config, request).await.unwrap();
+        let status = node.status(&container).await;
+        assert_eq!(status.image.unwrap().image, "busybox");
+        assert_eq!(status.image_id, image.id.to_string());
+        assert!(status.image_ref == status.image_id || status.image_ref.contains("@sha256:"), "{}", status.image_ref);
+        assert_eq!((status.annotations, status.stop_signal), (notes, v1::Signal::Sigusr1.into()));
+        let user = status.user.unwrap().linux.unwrap();
+        assert_eq!((user.uid, user.gid, user.supplemental_groups), (1000, 2000, vec![2000, 3000]));
+        let told = status.resources.unwrap().linux.unwrap();
+        let figures =
+            |of: &v1::LinuxContainerResources| (of.cpu_period, of.cpu_quota, of.cpu_shares, of.memory_limit_in_bytes);
+        assert_eq!(figures(&told), figures(&linux.resources.unwrap()));
+        let by_name = node.create(&sandbox, &config, script_config("other", "true")).await.unwrap();
+        assert_eq!(node.status(&by_name).await.image.unwrap().image, IMAGE, "as it was asked for");
         node
     });
 }
