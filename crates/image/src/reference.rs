@@ -57,9 +57,10 @@ impl Reference {
         format!("{}/{}", self.host, self.path)
     }
 
-    /// `host/path:tag`, if there is a tag.
+    /// `host/path:tag`, if it is the tag that says which image it is: beside a digest it is a remark, and the tag may long be
+    /// another image's.
     pub fn tagged(&self) -> Option<String> {
-        self.tag.as_ref().map(|tag| format!("{}/{}:{tag}", self.host, self.path))
+        self.tag.as_ref().filter(|_| self.digest.is_none()).map(|tag| format!("{}/{}:{tag}", self.host, self.path))
     }
 
     /// `host/path@digest` for a digest that this reference was resolved to.
@@ -248,7 +249,7 @@ mod tests {
         let digest_only: Reference = format!("busybox@{DIGEST}").parse().unwrap();
         assert_eq!((digest_only.tag(), digest_only.target()), (None, DIGEST.to_owned()));
         let both: Reference = format!("busybox:1@{DIGEST}").parse().unwrap();
-        assert_eq!((both.tag(), both.target()), (Some("1"), DIGEST.to_owned()));
+        assert_eq!((both.tag(), both.target(), both.tagged()), (Some("1"), DIGEST.to_owned(), None));
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("pulls_busybox_and_mounts_it", pulls_busybox_and_mounts_it),
     ("pulls_again_without_layers", pulls_again_without_layers),
     ("pulls_what_docker_pushed", pulls_what_docker_pushed),
+    ("pulls_by_digest", pulls_by_digest),
+    ("pulls_layers_of_every_compression", pulls_layers_of_every_compression),
 ];
 
 fn pulls_busybox_and_mounts_it() {
@@ -90,6 +92,64 @@ fn pulls_what_docker_pushed() {
             assert_eq!(scene.read(&image, "etc/text"), "own");
             assert!(scene.images.remove(&image.id.to_string()).await.unwrap());
         }
+        scene.images.settled().await;
+        scene.assert_untouched().await;
+    });
+}
+
+/// With a name beside the digest, which then says nothing, and without.
+fn pulls_by_digest() {
+    let scene = Scene::new();
+    let registry = registry(&scene);
+    let layout = sample(&scene, "pinned");
+    registry.push(&layout, "sample", "1").unwrap();
+    registry.push(&sample(&scene, "other"), "sample", "2").unwrap();
+    let digest = Digest::of(&layout.manifest().unwrap().bytes);
+    run(async {
+        let repository = format!("{}/sample", registry.address());
+        let pinned = format!("{repository}@{digest}");
+        for name in [pinned.clone(), format!("{repository}:2@{digest}")] {
+            let image = scene.pull(&name).await.unwrap();
+            assert_eq!(image.repo_digests, std::slice::from_ref(&pinned), "{name}");
+            assert_eq!(image.repo_tags, Vec::<String>::new(), "{name}");
+            assert_eq!(scene.read(&image, "etc/text"), "pinned", "{name}");
+            assert_eq!(scene.images.get(&pinned).unwrap().id, image.id);
+            assert!(scene.images.remove(&image.id.to_string()).await.unwrap());
+        }
+        scene.images.settled().await;
+        scene.assert_untouched().await;
+    });
+}
+
+/// A layer that is not compressed, one by gzip and one by zstd, which come over one another.
+fn pulls_layers_of_every_compression() {
+    let scene = Scene::new();
+    let registry = registry(&scene);
+    let mut builder = Builder::new(scene.path("layout")).unwrap();
+    let plain = |name: &str| {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, text) in [("etc/last", name), (name, name)] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, path, text.as_bytes()).unwrap();
+        }
+        tar.into_inner().unwrap()
+    };
+    let bytes = plain("none");
+    builder.raw_layer("application/vnd.oci.image.layer.v1.tar", &bytes, &bytes).unwrap();
+    builder.layer(|tar| file(tar, "gzip", "gzip")).unwrap();
+    let bytes = plain("zstd");
+    let packed = zstd::encode_all(&bytes[..], 0).unwrap();
+    builder.raw_layer("application/vnd.oci.image.layer.v1.tar+zstd", &packed, &bytes).unwrap();
+    registry.push(&builder.finish(json!({})).unwrap(), "mixed", "1").unwrap();
+    run(async {
+        let image = scene.pull(&format!("{}/mixed:1", registry.address())).await.unwrap();
+        for name in ["none", "gzip", "zstd"] {
+            assert_eq!(scene.read(&image, name), name);
+        }
+        assert_eq!(scene.read(&image, "etc/last"), "zstd");
+        assert!(scene.images.remove(&image.id.to_string()).await.unwrap());
         scene.images.settled().await;
         scene.assert_untouched().await;
     });
