@@ -3,6 +3,7 @@
 pub(crate) mod crowd;
 pub(crate) mod foreign;
 pub(crate) mod kubeadm;
+mod kubectl;
 mod manifests;
 pub(crate) mod peer;
 mod points;
@@ -69,6 +70,7 @@ const POINTS: &[Point] = &[
     ("Services lead to its pods", points::serves),
     ("beside another node, orlop proxy leads to Services", proxy::serves_alone),
     ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
+    ("kubectl from another machine: terminals, logs -f, drain", kubectl::used),
     ("an edited ConfigMap arrives", points::edits),
     ("a volume of a CSI driver is attached, mounted and taken down", points::volumes),
     ("pods have the devices that they claim", points::claims),

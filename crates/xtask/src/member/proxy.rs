@@ -44,8 +44,17 @@ pub(super) fn serves_alone(fleet: &mut Fleet) -> anyhow::Result<String> {
         stranger: fleet.bootstrap_kubeconfig.clone(),
         service: SocketAddr::new(address, 443),
     };
-    let (here, thread) = (std::process::id(), rustix::thread::gettid().as_raw_nonzero());
     let services = fleet.plane.options().service_range.clone();
+    on_another_machine(&services, || beside.check())
+}
+
+/// Does `work` on a machine beside the first, which is a network namespace with a way there. Services have none: whoever leads
+/// to them has to be there.
+pub(super) fn on_another_machine<T: Send>(
+    services: &str,
+    work: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    let (here, thread) = (std::process::id(), rustix::thread::gettid().as_raw_nonzero());
     let first = format!("/proc/{here}/task/{thread}/ns/net");
     let checked = std::thread::scope(|scope| {
         let work = scope.spawn(|| {
@@ -53,12 +62,12 @@ pub(super) fn serves_alone(fleet: &mut Fleet) -> anyhow::Result<String> {
             ip(&["link", "add", "eth0", "type", "veth", "peer", "name", LINK, "netns", &first])?;
             ip(&["address", "add", &format!("{THAT_SIDE}/24"), "dev", "eth0"])?;
             ip(&["link", "set", "eth0", "up"])?;
-            // The other end is up in a moment, and so is the way. Services have none: whoever leads to them has to be here.
+            // The other end is up in a moment, and so is the way.
             wait("a way to the first machine", SOON, || {
                 Ok(ip(&["route", "replace", &ADDRESS.to_string(), "via", &THIS_SIDE.to_string()]).ok())
             })?;
-            ip(&["route", "replace", &services, "dev", "eth0"])?;
-            beside.check()
+            ip(&["route", "replace", services, "dev", "eth0"])?;
+            work()
         });
         wait("the link of the second machine", SOON, || Ok(ip(&["link", "set", LINK, "up"]).ok()))?;
         ip(&["address", "add", &format!("{THIS_SIDE}/24"), "dev", LINK])?;

@@ -2,7 +2,6 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
@@ -10,11 +9,10 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
 use serde_json::Value;
 
 use super::observe::{PodView, http_text};
+use super::terminal::{Screen, Terminal};
 use super::trials::sleeper;
 use super::{Voyage, leftovers, wait};
 
@@ -156,73 +154,6 @@ fn in_a_terminal(voyage: &Voyage) -> anyhow::Result<()> {
     let ended = wait("the shell ends", SOON, || Ok(shell.try_wait()?))?;
     ensure!(ended.code() == Some(9), "the shell ended with {ended}");
     Ok(())
-}
-
-/// A pseudo-terminal.
-struct Terminal {
-    master: OwnedFd,
-    path: std::path::PathBuf,
-}
-
-impl Terminal {
-    fn new() -> anyhow::Result<Self> {
-        let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        rustix::pty::unlockpt(&master)?;
-        let path = rustix::pty::ptsname(&master, Vec::new())?.into_string()?.into();
-        Ok(Self { master, path })
-    }
-
-    /// Starts a command that has it as its stdin and stdout.
-    fn run(&self, command: &mut std::process::Command) -> anyhow::Result<Child> {
-        let open = || {
-            let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-            rustix::fs::open(&self.path, flags, rustix::fs::Mode::empty())
-        };
-        command.stdin(open()?).stdout(open()?).stderr(Stdio::inherit()).spawn().context("start orlop")
-    }
-
-    fn resize(&self, rows: u16, columns: u16) -> anyhow::Result<()> {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        Ok(rustix::termios::tcsetwinsize(&self.master, size)?)
-    }
-
-    fn enter(&self, keys: &str) -> anyhow::Result<()> {
-        let mut left = keys.as_bytes();
-        while !left.is_empty() {
-            left = &left[rustix::io::write(&self.master, left)?..];
-        }
-        Ok(())
-    }
-}
-
-/// What has come out of a terminal.
-struct Screen {
-    master: OwnedFd,
-    seen: String,
-}
-
-impl Screen {
-    fn of(terminal: &Terminal) -> anyhow::Result<Self> {
-        let master = terminal.master.try_clone()?;
-        rustix::io::ioctl_fionbio(&master, true)?;
-        Ok(Self { master, seen: String::new() })
-    }
-
-    /// Waits until this has been seen, and forgets all before it.
-    fn wait_for(&mut self, expect: &str) -> anyhow::Result<()> {
-        let outcome = wait(&format!("the terminal shows {expect:?}"), SOON, || {
-            let mut buffer = [0; 4096];
-            match rustix::io::read(&self.master, &mut buffer) {
-                Ok(count) => self.seen.push_str(&text(&buffer[..count])),
-                Err(rustix::io::Errno::AGAIN) => {}
-                Err(error) => return Err(error.into()),
-            }
-            let Some(at) = self.seen.find(expect) else { return Ok(None) };
-            self.seen.drain(..at + expect.len());
-            Ok(Some(()))
-        });
-        outcome.with_context(|| format!("it shows {:?}", self.seen))
-    }
 }
 
 pub(super) fn attach(voyage: &mut Voyage) -> anyhow::Result<String> {

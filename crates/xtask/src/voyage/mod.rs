@@ -9,6 +9,7 @@ mod killed;
 pub(crate) mod leftovers;
 mod observe;
 mod points;
+pub(crate) mod terminal;
 mod trials;
 
 use std::path::{Path, PathBuf};
