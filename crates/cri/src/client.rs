@@ -1,6 +1,7 @@
 //! Another runtime, such as containerd or CRI-O, behind our traits: each call goes over its socket.
 //!
-//! A call has no deadline of its own. A caller that drops the future cancels the call in the other runtime.
+//! A call that is given up, by its limit ([`Client::with_timeout`]) or by a caller that drops the future, is cancelled in the
+//! other runtime. Streams have no limit.
 
 use std::path::Path;
 use std::pin::pin;
@@ -12,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
 use crate::calls::{image_calls, runtime_calls};
+use crate::limits;
 use crate::server::MESSAGE_MAX;
 use crate::v1::image_service_client::ImageServiceClient;
 use crate::v1::runtime_service_client::RuntimeServiceClient;
@@ -26,6 +28,8 @@ const HEADERS_WITHIN: Duration = Duration::from_millis(250);
 pub struct Client {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    /// How long most calls may take.
+    timeout: Option<Duration>,
 }
 
 impl Client {
@@ -43,7 +47,15 @@ impl Client {
         Ok(Self {
             runtime: runtime.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX),
             images: images.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX),
+            timeout: None,
         })
+    }
+
+    /// Gives up a call that takes longer than `usual`, with [`Error::DeadlineExceeded`]. To stop and to execute takes its own
+    /// time more, a sandbox may take twice as long, and a pull as long as it takes.
+    #[must_use]
+    pub fn with_timeout(self, usual: Duration) -> Self {
+        Self { timeout: Some(usual), ..self }
     }
 }
 
@@ -57,8 +69,9 @@ macro_rules! call {
         impl $trait for Client {
             $(
                 async fn $method(&self, request: v1::$request) -> Result<v1::$response, Error> {
-                    let answer = self.$client.clone().$method(request).await;
-                    Ok(answer.map_err(|status| Error::from_status(stringify!($call), status))?.into_inner())
+                    let limit = self.timeout.and_then(|usual| limits::of(&request, usual));
+                    let mut client = self.$client.clone();
+                    answered(stringify!($call), limit, client.$method(request)).await
                 }
             )*
             $(
@@ -80,6 +93,20 @@ macro_rules! call {
 
 runtime_calls! { call! { RuntimeService by runtime; } }
 image_calls! { call! { ImageService by images; } }
+
+/// The answer to a call, if it comes within the limit.
+async fn answered<T>(
+    call: &'static str,
+    limit: Option<Duration>,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Error> {
+    let late = |limit| Error::DeadlineExceeded(format!("{call}: the runtime has not answered within {limit:?}"));
+    let answer = match limit {
+        Some(limit) => tokio::time::timeout(limit, answer).await.map_err(|_| late(limit))?,
+        None => answer.await,
+    };
+    Ok(answer.map_err(|status| Error::from_status(call, status))?.into_inner())
+}
 
 impl Error {
     /// What the other runtime said, or why it could not be asked.

@@ -7,6 +7,7 @@
 mod calls;
 pub mod client;
 pub mod error;
+mod limits;
 pub mod observed;
 pub mod server;
 pub mod service;

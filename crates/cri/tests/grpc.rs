@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cri::{Client, Error, ImageService, Items, RuntimeService, server, v1};
 use futures_util::{StreamExt as _, stream};
@@ -131,6 +132,18 @@ async fn events_stream_until_the_server_stops() {
     }
     node.stop.cancel();
     assert!(matches!(events.next().await.unwrap(), Err(Error::Unavailable(_))));
+    node.stopped().await;
+}
+
+#[tokio::test]
+async fn a_runtime_that_hangs_is_given_up() {
+    let node = Node::start().await;
+    let client = node.client().with_timeout(Duration::from_millis(50));
+    // Nothing but the limit can end it.
+    let hung = client.stop_container(v1::StopContainerRequest::default()).await.unwrap_err();
+    assert!(matches!(hung, Error::DeadlineExceeded(_)), "{hung:?}");
+    assert!(hung.to_string().starts_with("StopContainer: "), "{hung}");
+    client.with_timeout(Duration::from_secs(120)).version(v1::VersionRequest::default()).await.unwrap();
     node.stopped().await;
 }
 

@@ -70,7 +70,7 @@ pub const LEAVES: &[Leaf] = &[
     leaf("topologyManagerScope", Text, "container", "topology-manager-scope", Honoured),
     leaf("topologyManagerPolicyOptions", Map, "", "topology-manager-policy-options", Honoured),
     leaf("qosReserved", Map, "", "qos-reserved", NotYet),
-    leaf("runtimeRequestTimeout", Duration, "2m", "runtime-request-timeout", NotYet),
+    leaf("runtimeRequestTimeout", Duration, "2m", "runtime-request-timeout", Honoured),
     leaf("hairpinMode", Text, "promiscuous-bridge", "hairpin-mode", NotYet),
     leaf("maxPods", Integer, "110", "max-pods", Honoured),
     leaf("podCIDR", Text, "", "pod-cidr", Honoured),

@@ -66,6 +66,8 @@ pub struct Configuration {
     pub container_runtime_endpoint: Option<String>,
     /// Where images are pulled, if that is another program still.
     pub image_service_endpoint: Option<String>,
+    /// How long another runtime may take for most calls.
+    pub runtime_request_timeout: Duration,
     /// Addresses of pods, if the cluster does not say.
     pub pod_cidr: Option<String>,
     /// The group in which the tree of the pods' groups stands, without a slash in front; empty for the root.
@@ -228,6 +230,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         max_open_files: reader.number("maxOpenFiles", 1_000_000),
         container_runtime_endpoint: reader.text("containerRuntimeEndpoint"),
         image_service_endpoint: reader.text("imageServiceEndpoint"),
+        runtime_request_timeout: reader.span("runtimeRequestTimeout").unwrap_or(Duration::from_secs(120)),
         pod_cidr: reader.text("podCIDR"),
         cgroup_root: reader.text("cgroupRoot").unwrap_or_default().trim_matches('/').into(),
         cgroup_driver: cgroup_driver(&mut reader),

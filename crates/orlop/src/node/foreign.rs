@@ -22,6 +22,8 @@ pub(crate) struct Endpoint {
     pub(crate) runtime: PathBuf,
     /// `imageServiceEndpoint`, or the same.
     pub(crate) images: PathBuf,
+    /// `runtimeRequestTimeout`.
+    pub(crate) timeout: Duration,
 }
 
 /// Both services of it.
@@ -42,9 +44,9 @@ pub(super) struct Services {
 /// # Errors
 /// It does not.
 pub(super) async fn connect(endpoint: &Endpoint) -> anyhow::Result<Services> {
-    let runtime = Arc::new(Client::new(&endpoint.runtime)?);
-    let images =
-        if endpoint.images == endpoint.runtime { runtime.clone() } else { Arc::new(Client::new(&endpoint.images)?) };
+    let client = |socket| Ok::<_, cri::Error>(Arc::new(Client::new(socket)?.with_timeout(endpoint.timeout)));
+    let runtime = client(&endpoint.runtime)?;
+    let images = if endpoint.images == endpoint.runtime { runtime.clone() } else { client(&endpoint.images)? };
     let told = version(&runtime, &endpoint.runtime).await?;
     let identity = Identity { name: told.runtime_name, version: told.runtime_version };
     tracing::info!(name = identity.name, version = identity.version, "pods run on another runtime");

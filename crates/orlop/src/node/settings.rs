@@ -302,7 +302,11 @@ impl Faults {
         let images = configuration.image_service_endpoint.as_ref().map(|text| socket("imageServiceEndpoint", text));
         let runtime = runtime.flatten().filter(|path| path != own);
         match (runtime, images.flatten().filter(|path| path != own)) {
-            (Some(runtime), images) => Some(Endpoint { images: images.unwrap_or_else(|| runtime.clone()), runtime }),
+            (Some(runtime), images) => {
+                let (images, timeout) =
+                    (images.unwrap_or_else(|| runtime.clone()), configuration.runtime_request_timeout);
+                Some(Endpoint { runtime, images, timeout })
+            }
             (None, None) => None,
             (None, Some(images)) => {
                 let fault =
