@@ -69,12 +69,20 @@ impl Page {
         Ok(Self { url: at.url.clone(), path, headers, every: at.every, config, identity, pool: Pool::new() })
     }
 
-    /// Tells what the document is whenever that has changed. What is there no more, or cannot be had, stays as it was. Never
-    /// returns.
+    /// Tells what the document is whenever that has changed. What is there no more, or cannot be had, stays as it was; only
+    /// where nothing was had before, an empty answer says that there is nothing. Never returns.
     pub(crate) async fn follow(self, told: watch::Sender<Option<String>>) {
         let mut failure = String::new();
         loop {
             let now = match self.get().await {
+                Ok(text) if text.is_empty() => {
+                    told.send_if_modified(|before| {
+                        let is_news = before.is_none();
+                        before.get_or_insert_default();
+                        is_news
+                    });
+                    "the answer is empty".to_owned()
+                }
                 Ok(text) => {
                     told.send_if_modified(|before| before.replace(text.clone()).as_ref() != Some(&text));
                     String::new()
@@ -113,8 +121,7 @@ impl Page {
             return Err(format!("the answer is {}", response.status()));
         }
         let body = Limited::new(response.into_body(), BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
-        let text = String::from_utf8(body.to_bytes().into()).map_err(|error| error.to_string())?;
-        if text.is_empty() { Err("the answer is empty".to_owned()) } else { Ok(text) }
+        String::from_utf8(body.to_bytes().into()).map_err(|error| error.to_string())
     }
 }
 
@@ -164,6 +171,18 @@ mod tests {
         // The request after those was asked, so they have been looked at.
         answer(&listener, "200 OK", "two").await;
         assert_eq!(told.wait_for(|text| text.as_deref() != Some("one")).await.unwrap().as_deref(), Some("two"));
+        follow.abort();
+    }
+
+    #[tokio::test]
+    async fn a_server_without_manifests_has_been_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let page = Page::new(&at(&listener)).unwrap();
+        let (tell, mut told) = watch::channel(None);
+        let follow = tokio::spawn(page.follow(tell));
+        answer(&listener, "404 Not Found", "other").await;
+        answer(&listener, "200 OK", "").await;
+        assert_eq!(told.wait_for(Option::is_some).await.unwrap().as_deref(), Some(""));
         follow.abort();
     }
 

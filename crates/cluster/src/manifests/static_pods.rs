@@ -46,6 +46,8 @@ pub(crate) struct StaticPods {
     files: Option<Files>,
     path: PathBuf,
     page: Option<Page>,
+    /// The document of the server has been read once, and had no fault.
+    is_page_read: bool,
     node: String,
     said: Said,
     /// What is declared, by the name on the API server. What a file said before it had faults stays in force.
@@ -62,6 +64,7 @@ impl StaticPods {
             files: path.map(|path| Files::open(&[path.to_owned()], Names::All)).transpose()?,
             path: path.unwrap_or(Path::new("")).to_owned(),
             page,
+            is_page_read: false,
             node: node.to_owned(),
             said: Said::default(),
             declared: BTreeMap::new(),
@@ -73,6 +76,11 @@ impl StaticPods {
     /// What is declared now.
     pub(crate) fn declared(&self) -> &BTreeMap<Key, Declared> {
         &self.declared
+    }
+
+    /// Whether these are all that there were when the node started: a server that has not answered yet may have more.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.page.is_none() || self.is_page_read
     }
 
     /// Waits until something has changed, and reads it all. Cancel-safe, as [`Files::changed`] is.
@@ -109,6 +117,7 @@ impl StaticPods {
         let before = std::mem::take(&mut self.declared);
         let mut faulty: Vec<PathBuf> = scan.unreadable.into_iter().collect();
         let mut problems = scan.problems;
+        let mut page_read = false;
         let files = scan.files.iter().map(|(file, text)| (file.clone(), Origin::File, text.to_string()));
         let page = self.page.as_mut().and_then(|(url, text)| {
             let text = text.borrow_and_update().clone()?;
@@ -117,9 +126,11 @@ impl StaticPods {
         for (file, origin, text) in files.chain(page) {
             let file = &file;
             let (pods, faults) = read_file(file, origin, &text, &self.node);
-            if faults.iter().any(|fault| fault.severity == Severity::Error) {
+            let is_faulty = faults.iter().any(|fault| fault.severity == Severity::Error);
+            if is_faulty {
                 faulty.push(file.clone());
             }
+            page_read |= origin == Origin::Url && !is_faulty;
             problems.extend(faults);
             pods.into_iter().for_each(|pod| problems.extend(self.declare(pod, file, &before)));
         }
@@ -128,6 +139,7 @@ impl StaticPods {
                 self.declared.entry(key).or_insert(old);
             }
         }
+        self.is_page_read |= page_read;
         self.said.tell(&problems);
     }
 
@@ -352,7 +364,10 @@ mod tests {
     async fn a_server_has_pods_too() {
         let (tell, told) = watch::channel(None);
         let mut pods = StaticPods::open(None, Some(("http://s/p".to_owned(), told)), "node1").unwrap();
-        assert!(pods.declared().is_empty());
+        assert!(pods.declared().is_empty() && !pods.is_complete());
+        tell.send_replace(Some("kind: [".to_owned()));
+        pods.changed().await;
+        assert!(!pods.is_complete(), "nobody can tell what is in it");
         let list =
             |items: &str| Some(format!("{{\"kind\": \"PodList\", \"apiVersion\": \"v1\", \"items\": [{items}]}}"));
         let pod = r#"{"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}"#;
@@ -361,9 +376,10 @@ mod tests {
         let found = &pods.declared()[&Key::new("default", "a-node1")].pod;
         assert_eq!(found.metadata.annotations.as_ref().unwrap()[SOURCE], "http");
         assert_eq!((is_static(found), found.spec.as_ref().unwrap().tolerations.clone()), (true, None));
+        assert!(pods.is_complete());
         tell.send_replace(Some("kind: [".to_owned()));
         pods.changed().await;
-        assert_eq!(pods.declared().len(), 1, "what is wrong changes nothing");
+        assert!(pods.declared().len() == 1 && pods.is_complete(), "what is wrong changes nothing");
         tell.send_replace(list(""));
         pods.changed().await;
         assert!(pods.declared().is_empty());

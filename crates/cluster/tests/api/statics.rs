@@ -1,13 +1,17 @@
 //! Static pods, and what an API server sees of them.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use cluster::api::{Api, ApiSource, ApiSourceConfig};
+use cluster::api::{Api, ApiSource, ApiSourceConfig, ManifestUrl};
 use cluster::k8s_openapi::api::core::v1::PodStatus;
 use cluster::{Key, Source as _};
 use serde_json::{Value, json};
 use testkit::control_plane::Part;
 use testkit::serial::Test;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::lab::{LIMIT, Lab, NODE, PODS, key, run, when};
 
@@ -17,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
         a_static_pod_runs_without_a_server_and_is_mirrored_by_it,
     ),
     ("a_deleted_mirror_is_made_again_and_an_orphan_goes", a_deleted_mirror_is_made_again_and_an_orphan_goes),
+    ("a_server_of_manifests_that_is_silent_ends_nobody", a_server_of_manifests_that_is_silent_ends_nobody),
 ];
 
 const NAME: &str = "web-n1";
@@ -32,7 +37,11 @@ fn ensure_node(lab: &Lab) {
     lab.others().ensure("/api/v1/nodes", &node).unwrap();
 }
 
-fn source(lab: &Lab) -> std::sync::Arc<ApiSource> {
+fn source(lab: &Lab) -> Arc<ApiSource> {
+    source_with(lab, None)
+}
+
+fn source_with(lab: &Lab, static_pods_url: Option<ManifestUrl>) -> Arc<ApiSource> {
     let config = ApiSourceConfig {
         node_name: NODE.into(),
         kubelet: Some(Api::new(lab.node()).unwrap()),
@@ -40,7 +49,7 @@ fn source(lab: &Lab) -> std::sync::Arc<ApiSource> {
         event_rate: None,
         sealed: None,
         static_pods: Some(lab.dir.path().join("manifests")),
-        static_pods_url: None,
+        static_pods_url,
     };
     ApiSource::start(config).unwrap()
 }
@@ -134,6 +143,45 @@ fn a_deleted_mirror_is_made_again_and_an_orphan_goes() {
         while lab.others().get(&format!("{PODS}/orphan-n1")).is_ok() {
             assert!(begun.elapsed() < LIMIT, "the orphan stays");
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    });
+}
+
+/// What runs may be declared there, and so may what the mirrors show.
+fn a_server_of_manifests_that_is_silent_ends_nobody() {
+    let lab = Lab::new();
+    let dir = lab.dir.path().join("manifests");
+    std::fs::create_dir(&dir).unwrap();
+    write(&dir, "i:1");
+    lab.pod("other-n1", json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "before"}}}));
+    ensure_node(&lab);
+    let other = format!("{PODS}/other-n1");
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (url, every) = (format!("http://{}/pods", listener.local_addr().unwrap()), Duration::from_secs(1));
+        let source = source_with(&lab, Some(ManifestUrl { url, headers: Default::default(), every }));
+        let (silent, _) = listener.accept().await.unwrap();
+        tokio::time::timeout(LIMIT, source.ready()).await.unwrap();
+        let uid = uid_of(&source).unwrap();
+        server_has(&lab, "the mirror of a file's pod waits for nobody", |pod| mirrors(pod, &uid)).await;
+        assert!(lab.others().get(&other).is_ok());
+        assert!(tokio::time::timeout(Duration::ZERO, source.store().pods().synced()).await.is_err());
+        drop(silent);
+        let answers = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await.unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = answers => {}
+            synced = tokio::time::timeout(LIMIT, source.store().pods().synced()) => synced.unwrap(),
+        }
+        let begun = std::time::Instant::now();
+        while lab.others().get(&other).is_ok() {
+            assert!(begun.elapsed() < LIMIT, "the mirror of no pod stays");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
 }

@@ -43,12 +43,13 @@ pub(super) fn disown(pod: &mut Pod) {
 }
 
 /// Puts what is declared into the table of pods, and asks what no longer is to end: a pod has to be gone before another one
-/// takes its name.
-pub(super) async fn keep_pods(mut files: StaticPods, pods: Table<Pod>) {
+/// takes its name. `complete` is told when all of them have been read.
+pub(super) async fn keep_pods(mut files: StaticPods, pods: Table<Pod>, complete: watch::Sender<bool>) {
     let mut changes = pods.watch();
     let mut told = HashSet::new();
     loop {
         settle(files.declared(), &pods, &mut told);
+        complete.send_if_modified(|before| std::mem::replace(before, files.is_complete()) != files.is_complete());
         // The watch is of all pods of the node.
         let concerns_us = |change: &crate::Change<Pod>| change.object.as_deref().is_none_or(is_static);
         tokio::select! {
@@ -99,8 +100,9 @@ enum Step {
     Tell(Arc<Pod>, Box<PodStatus>),
 }
 
-/// From the static pods and the mirrors that there are to what is to be done. Without a Node there can be no mirrors.
-fn decide(pods: &[Arc<Pod>], mirrors: &[Arc<Pod>], node: Option<&Node>) -> Vec<Step> {
+/// From the static pods and the mirrors that there are to what is to be done. Without a Node there can be no mirrors; one of
+/// no pod goes when the pods are all that there are.
+fn decide((pods, are_all): (&[Arc<Pod>], bool), mirrors: &[Arc<Pod>], node: Option<&Node>) -> Vec<Step> {
     let mut mirrors: BTreeMap<Key, &Arc<Pod>> =
         mirrors.iter().map(|mirror| (Key::of(&mirror.metadata), mirror)).collect();
     let mut steps = Vec::new();
@@ -117,7 +119,7 @@ fn decide(pods: &[Arc<Pod>], mirrors: &[Arc<Pod>], node: Option<&Node>) -> Vec<S
             Some(mirror) => steps.push(delete(mirror)),
         }
     }
-    steps.extend(mirrors.into_values().map(|mirror| delete(mirror)));
+    steps.extend(mirrors.into_values().filter(|_| are_all).map(|mirror| delete(mirror)));
     steps
 }
 
@@ -158,11 +160,13 @@ pub(super) struct Mirrors {
     pub(super) mirrors: Table<Pod>,
     /// Of the mirrors.
     pub(super) statuses: Statuses,
+    /// Whether all static pods have been read.
+    pub(super) complete: watch::Receiver<bool>,
 }
 
 impl Mirrors {
     /// Works from when the server has named its pods.
-    pub(super) async fn run(self, mut known: watch::Receiver<Progress>) {
+    pub(super) async fn run(mut self, mut known: watch::Receiver<Progress>) {
         if known.wait_for(|progress| progress.is_known).await.is_err() {
             return; // The source ends.
         }
@@ -193,6 +197,8 @@ impl Mirrors {
                 }
             };
             tokio::select! {
+                // Who reads them may have ended.
+                Ok(()) = self.complete.changed() => {}
                 () = pods.changed(), if wait.is_none() => {}
                 () = mirrors.changed() => {}
                 () = nodes.changed(), if wait.is_none() => {}
@@ -204,13 +210,15 @@ impl Mirrors {
     }
 
     /// Does all steps; the last failure.
-    async fn reconcile(&self, told: &mut HashMap<String, PodStatus>) -> Result<(), ApiError> {
+    async fn reconcile(&mut self, told: &mut HashMap<String, PodStatus>) -> Result<(), ApiError> {
+        // Before the pods are looked at: what is said of them then holds.
+        let are_all = *self.complete.borrow_and_update();
         let (pods, mirrors) = (self.store.pods().list(), self.mirrors.list());
         let uids: HashSet<&str> = mirrors.iter().filter_map(|mirror| mirror.metadata.uid.as_deref()).collect();
         told.retain(|uid, _| uids.contains(uid.as_str()));
         mirrors.iter().for_each(|mirror| self.statuses.keep_only(&Key::of(&mirror.metadata), Some(mirror)));
         let mut outcome = Ok(());
-        for step in decide(&pods, &mirrors, self.store.nodes().get(&self.node).as_deref()) {
+        for step in decide((&pods, are_all), &mirrors, self.store.nodes().get(&self.node).as_deref()) {
             match step {
                 Step::Tell(mirror, status) => {
                     let uid = mirror.metadata.uid.clone().unwrap_or_default();
@@ -270,8 +278,8 @@ mod tests {
 
     #[test]
     fn a_mirror_is_made_and_belongs_to_the_node() {
-        assert_eq!(decide(&[static_pod("a")], &[], None), [], "not before there is a Node");
-        let steps = decide(&[static_pod("a"), pod("b", json!({}))], &[], Some(&node()));
+        assert_eq!(decide((&[static_pod("a")], true), &[], None), [], "not before there is a Node");
+        let steps = decide((&[static_pod("a"), pod("b", json!({}))], true), &[], Some(&node()));
         let [Step::Create(made)] = steps.as_slice() else { panic!("{steps:?}") };
         assert_eq!((mirrored(made), made.metadata.uid.as_ref()), (Some("a"), None));
         let owner = &made.metadata.owner_references.as_ref().unwrap()[0];
@@ -281,11 +289,12 @@ mod tests {
     #[test]
     fn what_is_no_mirror_any_more_goes() {
         let gone = |uid: &str| vec![Step::Delete(key(), uid.to_owned())];
-        assert_eq!(decide(&[static_pod("a")], &[mirror("m", "old")], Some(&node())), gone("m"));
-        assert_eq!(decide(&[], &[mirror("m", "a")], Some(&node())), gone("m"));
+        assert_eq!(decide((&[static_pod("a")], false), &[mirror("m", "old")], Some(&node())), gone("m"));
+        assert_eq!(decide((&[], true), &[mirror("m", "a")], Some(&node())), gone("m"));
+        assert_eq!(decide((&[], false), &[mirror("m", "a")], Some(&node())), [], "its pod may be about to come");
         let mut ends = (*mirror("m", "a")).clone();
         ask_to_end(&mut ends, Some(5));
-        assert_eq!(decide(&[static_pod("a")], &[Arc::new(ends)], Some(&node())), gone("m"));
+        assert_eq!(decide((&[static_pod("a")], true), &[Arc::new(ends)], Some(&node())), gone("m"));
     }
 
     #[test]
@@ -295,8 +304,8 @@ mod tests {
         ends.status = Some(PodStatus::default());
         let (ends, mirror) = (Arc::new(ends), mirror("m", "a"));
         let told = Step::Tell(mirror.clone(), Box::default());
-        assert_eq!(decide(std::slice::from_ref(&ends), &[mirror], Some(&node())), [told]);
-        assert_eq!(decide(&[ends], &[], Some(&node())), []);
+        assert_eq!(decide((std::slice::from_ref(&ends), true), &[mirror], Some(&node())), [told]);
+        assert_eq!(decide((&[ends], true), &[], Some(&node())), []);
     }
 
     #[test]

@@ -42,7 +42,7 @@ use self::sealed::{SealedToken, Tokens};
 use self::status::Statuses;
 use super::client::Api;
 use super::error::ApiError;
-use super::follow::{Following, Selection, follow_from};
+use super::follow::{Following, Progress, Selection, follow_from};
 use super::verbs::{Deletion, Kind, Patch};
 use crate::manifests::is_static;
 use crate::source::{Source, SourceError, Token};
@@ -77,6 +77,8 @@ pub struct ApiSource {
     tokens: Option<Tokens>,
     /// There were static pods from the beginning.
     has_static_pods: bool,
+    /// How far the server's pods are known; none for a proxy alone.
+    pods_of_server: Option<watch::Receiver<Progress>>,
     /// Whether the tables were filled with what was kept.
     restored: watch::Sender<bool>,
     /// All other kinds. What is followed ends with these.
@@ -90,9 +92,9 @@ pub struct ApiSource {
 type Finished = Arc<Mutex<HashMap<Key, String>>>;
 
 impl ApiSource {
-    /// Waits until there is enough to begin with: pods, Services and the Node are known, or there is no API server and what
-    /// was kept has come back. Then the tables may still lack pods ([`Table::synced`]). Static pods do not wait: the server
-    /// may be one of them.
+    /// Waits until there is enough to begin with: the server's pods, Services and the Node are known, or there is no API server
+    /// and what was kept has come back. Then the tables may still lack pods ([`Table::synced`]), as those of a `staticPodURL`
+    /// that does not answer. Static pods do not wait: the server may be one of them.
     pub async fn ready(&self) {
         let mut restored = self.restored.subscribe();
         let patience = async {
@@ -102,8 +104,17 @@ impl ApiSource {
                 false => std::future::pending().await,
             }
         };
+        let known = async {
+            match &self.pods_of_server {
+                // The sender lives in `others`.
+                Some(pods) => drop(pods.clone().wait_for(|pods| pods.is_known).await),
+                None => self.store.pods().synced().await,
+            }
+            self.store.services().synced().await;
+            self.store.nodes().synced().await;
+        };
         tokio::select! {
-            () = self.store.synced() => {}
+            () = known => {}
             () = patience => {}
             // The sender lives in self.
             _ = restored.wait_for(|restored| *restored) => {}

@@ -102,6 +102,7 @@ impl ApiSource {
             tokens: sealed.as_ref().map(|sealed| sealed.tokens.clone()),
             has_static_pods: files.as_ref().is_some_and(|pods| !pods.declared().is_empty()),
             restored: watch::Sender::new(false),
+            pods_of_server: None,
             others: vec![node],
             tasks,
         };
@@ -121,24 +122,27 @@ impl ApiSource {
         let sink = Pods { table: store.pods().clone(), mirrors: mirrored.clone(), finished: self.finished.clone() };
         let kept = sealed.as_ref().map(|sealed| sealed.kept.pods()).unwrap_or_default();
         let pods = follow_from(kubelet, mine, sink, kept);
-        mark_synced(&mut self.tasks, &pods, store.pods());
         if let Some(Sealed { vault, kept, tokens, patience }) = sealed {
             let (progress, told) = (pods.progress(), self.restored.clone());
             let kept = (vault, kept, tokens);
             self.tasks.spawn(sealed::run(kept, patience, progress, store.clone(), objects.clone(), told));
         }
+        let (tell, complete) = watch::channel(files.is_none());
         if let Some(files) = files {
             mirrors::settle(files.declared(), store.pods(), &mut HashSet::new());
-            self.tasks.spawn(mirrors::keep_pods(files, store.pods().clone()));
+            self.tasks.spawn(mirrors::keep_pods(files, store.pods().clone(), tell));
         }
+        self.tasks.spawn(mark_pods_synced(pods.progress(), complete.clone(), store.pods().clone()));
         let keeper = Mirrors {
             api: self.api.clone(),
             store: store.clone(),
             node: Key::cluster(&self.node_name),
             mirrors: mirrored,
             statuses: self.mirrors.clone(),
+            complete,
         };
         self.tasks.spawn(keeper.run(pods.progress()));
+        self.pods_of_server = Some(pods.progress());
         self.others.push(pods);
         self.tasks.spawn(attend(store, objects, statuses));
     }
@@ -211,6 +215,18 @@ fn mark_synced<T: Kind>(tasks: &mut JoinSet<()>, following: &Following, table: &
             table.set_synced();
         }
     });
+}
+
+/// Marks the table of pods when those of the server and the static ones are known: what runs of no pod goes then.
+async fn mark_pods_synced(
+    mut server: watch::Receiver<Progress>,
+    mut complete: watch::Receiver<bool>,
+    table: Table<Pod>,
+) {
+    let of_server = server.wait_for(|progress| progress.is_known).await.is_ok();
+    if of_server && complete.wait_for(|complete| *complete).await.is_ok() {
+        table.set_synced();
+    }
 }
 
 /// A table that gets of an object what a node has use for.
