@@ -17,6 +17,7 @@ use crate::admission::Rejection;
 use crate::admission::Site;
 use crate::generate;
 use crate::metrics::Metrics;
+use crate::pulled::{Pulled, Verification};
 use crate::qos::Tree;
 use crate::records::Records;
 use crate::resources::Resources;
@@ -34,7 +35,27 @@ pub trait Barrier: Send + Sync + 'static {
 #[async_trait]
 pub trait Keychain: Send + Sync + 'static {
     /// Credentials to try for `image`, in order; none for an anonymous pull.
-    async fn credentials(&self, pod: &Pod, image: &str) -> Vec<AuthConfig>;
+    async fn credentials(&self, pod: &Pod, image: &str) -> Vec<Credential>;
+}
+
+/// A login for a registry.
+#[derive(Clone, PartialEq)]
+pub struct Credential {
+    /// What the registry is shown.
+    pub auth: AuthConfig,
+    /// The secret that it is from; none for what every pod of the node may use.
+    pub secret: Option<SecretName>,
+}
+
+/// A secret of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretName {
+    /// Its uid.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// Who knows what the node is like at the moment.
@@ -65,6 +86,8 @@ pub struct Config {
     pub runtime_name: String,
     /// Most pulls of images at a time; as many as there are without.
     pub pulls_max: Option<usize>,
+    /// Which images pods need credentials for though they are on the node.
+    pub verification: Verification,
 }
 
 /// What the kubelet works with.
@@ -98,6 +121,8 @@ pub(crate) struct Context {
     pub(crate) parts: Parts,
     pub(crate) records: Records,
     pub(crate) users: Users,
+    /// Who may use the images that are there.
+    pub(crate) pulled: Pulled,
     /// Who may pull an image now, where that is limited.
     pub(crate) pulls: Option<Semaphore>,
     /// Changes whenever a worker has taken a step.

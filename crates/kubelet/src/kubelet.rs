@@ -11,6 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::context::{Config, Context, Parts, uid_of};
 use crate::manager::Manager;
 use crate::pods_api;
+use crate::pulled::Pulled;
 use crate::records::Records;
 use crate::resources::Resources;
 use crate::timeline::Step;
@@ -65,12 +66,14 @@ impl Kubelet {
         parts.images = Arc::new(cri::Observed::new(parts.images, parts.metrics.clone()));
         let records = Records::open(config.records_dir.clone())?;
         let users = Users::open(config.generate.paths.clone());
+        let pulled = Pulled::open(&config.generate.paths.root, config.verification.clone())?;
+        pulled.take_over(&*parts.images).await;
         let resources = parts.resources.clone();
         let steps = watch::Sender::new(());
         let heard = steps.subscribe();
         let root = config.generate.paths.root.clone();
         let pulls = config.pulls_max.map(Semaphore::new);
-        let context = Arc::new(Context { config, parts, records, users, pulls, steps });
+        let context = Arc::new(Context { config, parts, records, users, pulled, pulls, steps });
         // A start that is given up leaves nobody at work.
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new().drop_guard());
         let (tell_left, left) = watch::channel(0);

@@ -28,6 +28,7 @@ pub mod plugins;
 mod pods_api;
 mod probing;
 mod publish;
+mod pulled;
 pub mod qos;
 mod records;
 mod remains;
@@ -42,6 +43,7 @@ mod users;
 pub mod volumes;
 mod worker;
 
-pub use context::{Barrier, Config, Keychain, NoBarrier, Parts, SiteNow};
+pub use context::{Barrier, Config, Credential, Keychain, NoBarrier, Parts, SecretName, SiteNow};
 pub use kubelet::{Ending, Explanation, Kubelet};
+pub use pulled::{Allowlist, Verification};
 pub use timeline::Step;

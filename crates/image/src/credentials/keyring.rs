@@ -8,19 +8,25 @@ use super::glob;
 use crate::{Auth, Reference};
 
 /// Credentials by the places they are for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Keyring {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Keyring<T = Auth> {
     /// From the last in the order of bytes to the first: a longer path comes before its beginning, a name before a wildcard.
-    entries: BTreeMap<Reverse<String>, Vec<Auth>>,
+    entries: BTreeMap<Reverse<String>, Vec<T>>,
+}
+
+impl<T> Default for Keyring<T> {
+    fn default() -> Self {
+        Self { entries: BTreeMap::new() }
+    }
 }
 
 /// The key that `docker login` without a name writes, and what is left of it here.
 const DOCKER_HUB_KEY: &str = "index.docker.io";
 const DOCKER_HUB: &str = "docker.io";
 
-impl Keyring {
+impl<T: Clone> Keyring<T> {
     /// Adds credentials for a place: `host`, `host:port/path`, `https://host/v1/`, with wildcards in the host.
-    pub(crate) fn add(&mut self, place: &str, auth: Auth) {
+    pub(crate) fn add(&mut self, place: &str, auth: T) {
         self.entries.entry(Reverse(normalise(place))).or_default().push(auth);
     }
 
@@ -30,12 +36,18 @@ impl Keyring {
         }
     }
 
+    /// The same with something else for each of the credentials.
+    pub(crate) fn map<U>(self, change: impl Fn(T) -> U) -> Keyring<U> {
+        let changed = |auths: Vec<T>| auths.into_iter().map(&change).collect();
+        Keyring { entries: self.entries.into_iter().map(|(place, auths)| (place, changed(auths))).collect() }
+    }
+
     /// All credentials for `image`, the best match first. Those of the default registry hold for docker.io if nothing
     /// else matches.
-    pub(crate) fn lookup(&self, image: &Reference) -> Vec<Auth> {
+    pub(crate) fn lookup(&self, image: &Reference) -> Vec<T> {
         let repository = image.repository();
         let matching = self.entries.iter().filter(|(Reverse(place), _)| matches(place, &repository));
-        let found: Vec<Auth> = matching.flat_map(|(_, auths)| auths.iter().cloned()).collect();
+        let found: Vec<T> = matching.flat_map(|(_, auths)| auths.iter().cloned()).collect();
         if found.is_empty() && image.host() == DOCKER_HUB {
             return self.entries.get(&Reverse(DOCKER_HUB_KEY.to_owned())).cloned().unwrap_or_default();
         }

@@ -43,6 +43,15 @@ pub enum PullSecret<'a> {
     DockerCfg(&'a [u8]),
 }
 
+/// Credentials that may open an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What the registry is shown.
+    pub auth: Auth,
+    /// Of which of the pod's secrets they are; none for what every pod of the node may use.
+    pub secret: Option<usize>,
+}
+
 /// All sources of credentials of a node.
 #[derive(Debug)]
 pub struct Credentials {
@@ -67,12 +76,14 @@ impl Credentials {
 
     /// Credentials that match `image`, the pod's secrets first, then the node's files and plugins; each kind by the
     /// longest match. Malformed secrets are skipped: one must not keep the others from working.
-    pub async fn lookup(&self, image: &Reference, secrets: &[PullSecret<'_>]) -> Vec<Auth> {
-        let mut found = of_secrets(secrets).lookup(image);
-        for fault in of_files(&self.docker_configs, self.credential_helper_dir.as_deref(), image, &mut found).await {
+    pub async fn lookup(&self, image: &Reference, secrets: &[PullSecret<'_>]) -> Vec<Found> {
+        let mut of_node = Vec::new();
+        for fault in of_files(&self.docker_configs, self.credential_helper_dir.as_deref(), image, &mut of_node).await {
             tracing::warn!(%image, error = %fault, "passed over a source of credentials");
         }
-        found.extend(self.of_providers(image).await.lookup(image));
+        of_node.extend(self.of_providers(image).await.lookup(image));
+        let mut found = of_secrets(secrets).lookup(image);
+        found.extend(of_node.into_iter().map(|auth| Found { auth, secret: None }));
         without_repeats(found)
     }
 
@@ -103,9 +114,9 @@ pub(crate) async fn node_credentials(config: &crate::Config, reference: &Referen
     }
 }
 
-fn of_secrets(secrets: &[PullSecret<'_>]) -> Keyring {
+fn of_secrets(secrets: &[PullSecret<'_>]) -> Keyring<Found> {
     let mut keyring = Keyring::default();
-    for secret in secrets {
+    for (number, secret) in secrets.iter().enumerate() {
         let read = match secret {
             PullSecret::DockerConfigJson(bytes) => docker::parse_config(bytes),
             PullSecret::DockerCfg(bytes) => docker::parse_dockercfg(bytes),
@@ -115,7 +126,7 @@ fn of_secrets(secrets: &[PullSecret<'_>]) -> Keyring {
                 for fault in &config.faults {
                     tracing::warn!(fault, "passed over an entry of an imagePullSecret");
                 }
-                keyring.extend(config.keyring);
+                keyring.extend(config.keyring.map(|auth| Found { auth, secret: Some(number) }));
             }
             Err(fault) => tracing::warn!(fault, "passed over a malformed imagePullSecret"),
         }
@@ -174,9 +185,9 @@ async fn read_file(path: &Path) -> Result<Option<DockerConfig>, String> {
 }
 
 /// The same login in several places is tried once.
-fn without_repeats(mut found: Vec<Auth>) -> Vec<Auth> {
+fn without_repeats(mut found: Vec<Found>) -> Vec<Found> {
     let mut seen = std::collections::HashSet::new();
-    found.retain(|auth| seen.insert(auth.clone()));
+    found.retain(|one| seen.insert(one.auth.clone()));
     found
 }
 
@@ -230,7 +241,9 @@ mod tests {
         ];
         let image = "r.io/team/app:1".parse().unwrap();
         let found = credentials.lookup(&image, &secrets).await;
-        assert_eq!(found, ["long", "short", "old-file", "file", "provider"].map(basic));
+        let secrets_of = [Some(2), Some(1), None, None, None];
+        let expected = ["long", "short", "old-file", "file", "provider"].map(basic).into_iter().zip(secrets_of);
+        assert!(found.into_iter().map(|Found { auth, secret }| (auth, secret)).eq(expected));
         assert_eq!(credentials.lookup(&"q.io/app".parse().unwrap(), &secrets).await, []);
     }
 

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::node::pressure::Policy;
 use crate::node::shutdown::Period;
+use crate::pulled::Verification;
 use crate::qos::{Driver, MemoryRules};
 use crate::resources::policies::Policies;
 use crate::server::secure::Holds;
@@ -98,6 +99,8 @@ pub struct Configuration {
     pub pod_logs_dir: Option<PathBuf>,
     /// Most pulls of images at a time (`serializeImagePulls`, `maxParallelImagePulls`); as many as there are without.
     pub pulls_max: Option<usize>,
+    /// Which images pods need credentials for though they are on the node (`imagePullCredentialsVerificationPolicy`).
+    pub verification: Verification,
     /// Whether containers get a share of the machine's swap (`memorySwap.swapBehavior: LimitedSwap`).
     pub limited_swap: bool,
     /// What control groups of version 2 do for memory (`singleProcessOOMKill`, `memoryThrottlingFactor`,
@@ -247,6 +250,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
         log_limits: upkeep::log_limits(&mut reader),
         pod_logs_dir: upkeep::pod_logs_dir(&mut reader),
         pulls_max: pulls_max(&mut reader),
+        verification: upkeep::verification(&mut reader),
         limited_swap: limited_swap(&mut reader),
         memory: resources::memory_of_containers(&mut reader),
         fail_swap_on: reader.flag("failSwapOn", false),
@@ -543,6 +547,24 @@ mod tests {
         let expect = ManifestUrl { url: "http://s/p".to_owned(), headers, every: Duration::from_secs(5) };
         assert_eq!(read(&written).unwrap().static_pod_url, Some(expect));
         assert!(read(&json!({"staticPodURL": "http://s/p", "staticPodURLHeader": {"a": "b"}})).is_err());
+    }
+
+    #[test]
+    fn who_may_have_images() {
+        let verification = |written| read(&written).map(|configuration| configuration.verification);
+        let policy = |name: &str| verification(json!({ "imagePullCredentialsVerificationPolicy": name }));
+        assert_eq!(verification(json!({})), Ok(Verification::NotPreloaded));
+        assert_eq!(policy("AlwaysVerify"), Ok(Verification::Always));
+        assert!(policy("Sometimes").is_err());
+        let listed = |policy: &str, image: &str| {
+            verification(json!({ "imagePullCredentialsVerificationPolicy": policy,
+                "preloadedImagesVerificationAllowlist": [image] }))
+        };
+        assert!(matches!(listed("NeverVerifyAllowlistedImages", "r.io/*"), Ok(Verification::NotListed(_))));
+        assert!(listed("NeverVerifyAllowlistedImages", "r.io/app:1").is_err());
+        assert!(listed("AlwaysVerify", "r.io/app").is_err(), "a list without its policy");
+        let off = verification(json!({ "featureGates": { "KubeletEnsureSecretPulledImages": false } }));
+        assert_eq!(off, Ok(Verification::Never));
     }
 
     #[test]

@@ -4,9 +4,12 @@ use std::time::Instant;
 
 use cri::v1;
 use k8s_openapi::api::core::v1::{Container, Volume};
+use k8s_openapi::jiff::Timestamp;
 use pod::Change;
 
 use super::Job;
+use crate::context::Credential;
+use crate::pulled::Access;
 use crate::volumes::PodVolumes;
 
 /// Why an image could not be had: the waiting reason and the cause.
@@ -57,18 +60,36 @@ impl Job {
     async fn ensure(&self, wanted: &Wanted<'_>) -> Result<v1::Image, Failed> {
         let image = wanted.image;
         let present = self.find(image).await?;
-        match (present, wanted.policy) {
-            (Some(found), "IfNotPresent" | "Never") => {
-                let message = format!("Container image \"{image}\" already present on machine");
-                self.context.normal(&self.pod, "Pulled", message, wanted.container);
-                Ok(found)
-            }
-            (None, "Never") => Err(Failed {
-                reason: "ErrImageNeverPull",
-                message: format!("Container image \"{image}\" is not present with pull policy of Never"),
-            }),
-            _ => self.pull(wanted).await,
+        if let (Some(found), "IfNotPresent" | "Never") = (present, wanted.policy)
+            && self.may_use(image, &found.id).await?
+        {
+            let message =
+                format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
+            self.context.normal(&self.pod, "Pulled", message, wanted.container);
+            return Ok(found);
         }
+        // One that the pod may not have is not there for it: it does not learn what others have pulled.
+        if wanted.policy == "Never" {
+            let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+            return Err(Failed { reason: "ErrImageNeverPull", message });
+        }
+        self.pull(wanted).await
+    }
+
+    /// Whether an image that is there is for this pod without asking the registry.
+    async fn may_use(&self, image: &str, id: &str) -> Result<bool, Failed> {
+        let pulled = &self.context.pulled;
+        match pulled.access(image, id) {
+            Access::Everyone => Ok(true),
+            Access::Nobody => Ok(false),
+            Access::Holders => Ok(pulled.is_opened_by(image, id, &self.credentials(image).await?)),
+        }
+    }
+
+    /// What the pod has for an image. Its Secrets have to be known for that.
+    async fn credentials(&self, image: &str) -> Result<Vec<Credential>, Failed> {
+        self.look_up().await.map_err(|cause| not_pulled(image, &cause))?;
+        Ok(self.context.parts.keychain.credentials(&self.pod, image).await)
     }
 
     async fn find(&self, image: &str) -> Result<Option<v1::Image>, Failed> {
@@ -86,15 +107,9 @@ impl Job {
     async fn pull(&self, wanted: &Wanted<'_>) -> Result<v1::Image, Failed> {
         let (image, begun) = (wanted.image, Instant::now());
         self.context.normal(&self.pod, "Pulling", format!("Pulling image \"{image}\""), wanted.container);
-        let failed = |message: String| Failed {
-            reason: "ErrImagePull",
-            message: format!("Failed to pull image \"{image}\": {message}"),
-        };
-        // The pod's Secrets may be what the registry wants.
-        self.look_up().await.map_err(failed)?;
-        let known = self.context.parts.keychain.credentials(&self.pod, image).await;
+        let known = self.credentials(image).await?;
         // Anonymous where there are none; else the first that the registry takes.
-        let tries: Vec<Option<v1::AuthConfig>> =
+        let tries: Vec<Option<Credential>> =
             if known.is_empty() { vec![None] } else { known.into_iter().map(Some).collect() };
         let mut cause = String::new();
         let _turn = match &self.context.pulls {
@@ -102,12 +117,17 @@ impl Job {
             Some(pulls) => pulls.acquire().await.ok(),
             None => None,
         };
-        for auth in tries {
+        let pulling = self.context.pulled.begin(image).map_err(|error| not_pulled(image, &error.to_string()))?;
+        for credential in tries {
+            let auth = credential.as_ref().map(|credential| credential.auth.clone());
             let request =
                 v1::PullImageRequest { image: Some(spec(image)), auth, sandbox_config: self.sandbox_config(0).ok() };
             match self.context.parts.images.pull_image(request).await {
                 Ok(_) => {
-                    let found = self.find(image).await?.ok_or_else(|| failed("it was removed meanwhile".to_owned()))?;
+                    let found = self.find(image).await?.ok_or_else(|| not_pulled(image, "it was removed meanwhile"))?;
+                    if pulling.succeeded(&found.id, credential.as_ref()) {
+                        self.forget_removed_images().await;
+                    }
                     let message = format!(
                         "Successfully pulled image \"{image}\" in {:.3}s. Image size: {} bytes.",
                         begun.elapsed().as_secs_f64(),
@@ -119,8 +139,21 @@ impl Job {
                 Err(error) => cause = error.to_string(),
             }
         }
-        Err(failed(cause))
+        pulling.failed();
+        Err(not_pulled(image, &cause))
     }
+
+    /// What is known of images that have been removed goes when one comes.
+    async fn forget_removed_images(&self) {
+        let listed = Timestamp::now();
+        if let Ok(answer) = self.context.parts.images.list_images(v1::ListImagesRequest::default()).await {
+            self.context.pulled.keep(&answer.images.into_iter().map(|image| image.id).collect(), listed);
+        }
+    }
+}
+
+fn not_pulled(image: &str, cause: &str) -> Failed {
+    Failed { reason: "ErrImagePull", message: format!("Failed to pull image \"{image}\": {cause}") }
 }
 
 /// Its policy; without one that of the API's defaults.

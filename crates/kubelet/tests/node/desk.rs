@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use cluster::{Key, Source, SourceError, Store};
+use cri::v1;
 use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodSpec, PodStatus};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kubelet::{Credential, SecretName};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -33,6 +35,8 @@ pub(crate) struct Desk {
     slices: watch::Sender<Vec<Option<String>>>,
     /// The last phase of each pod that was deleted, by name.
     last: Mutex<HashMap<String, String>>,
+    /// The logins of pods, by name.
+    logins: Mutex<HashMap<String, Vec<Credential>>>,
 }
 
 impl Desk {
@@ -54,6 +58,7 @@ impl Desk {
             claims: Mutex::default(),
             slices: watch::Sender::default(),
             last: Mutex::default(),
+            logins: Mutex::default(),
         }
     }
 
@@ -82,6 +87,18 @@ impl Desk {
     /// The last phase of a pod that was deleted.
     pub(crate) fn last_phase(&self, name: &str) -> Option<String> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// A pod has a login, from a secret of this name.
+    pub(crate) fn log_in(&self, pod: &str, auth: v1::AuthConfig, secret: &str) {
+        let [uid, namespace, name] = [secret, "default", secret].map(str::to_owned);
+        let credential = Credential { auth, secret: Some(SecretName { uid, namespace, name }) };
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        logins.entry(pod.to_owned()).or_default().push(credential);
+    }
+
+    pub(crate) fn logins(&self, pod: &str) -> Vec<Credential> {
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).get(pod).cloned().unwrap_or_default()
     }
 
     /// There is a claim for devices.

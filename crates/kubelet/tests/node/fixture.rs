@@ -22,7 +22,7 @@ use kubelet::resources::claims::Patience;
 use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::volumes::{Volumes, VolumesConfig};
-use kubelet::{Kubelet, SiteNow, generate};
+use kubelet::{Credential, Kubelet, SiteNow, Verification, generate};
 use network::Network;
 use runtime::{ImageServer, Runtime};
 use sys::rustix::fs::inotify;
@@ -95,12 +95,13 @@ fn suffix(dir: &Path) -> String {
     dir.file_name().unwrap().to_string_lossy().trim_start_matches('.').to_owned()
 }
 
-struct NoKeys;
+/// The logins that the desk has for pods.
+struct Keys(Arc<Desk>);
 
 #[async_trait::async_trait]
-impl kubelet::Keychain for NoKeys {
-    async fn credentials(&self, _: &Pod, _: &str) -> Vec<v1::AuthConfig> {
-        Vec::new()
+impl kubelet::Keychain for Keys {
+    async fn credentials(&self, pod: &Pod, _: &str) -> Vec<Credential> {
+        self.0.logins(pod.metadata.name.as_deref().unwrap_or_default())
     }
 }
 
@@ -166,6 +167,19 @@ impl Node {
     /// As [`Node::restart`], with policies of the resource managers.
     pub(crate) async fn restart_with(&mut self, policies: Policies, desk: Arc<Desk>) -> Arc<Desk> {
         self.restart_as(Chosen { policies, ..Chosen::default() }, desk).await
+    }
+
+    /// As [`Node::restart`], as a node that wants credentials for these images though they are there.
+    pub(crate) async fn restart_verifying(&mut self, verification: Verification) {
+        self.restart_as(Chosen { verification, ..Chosen::default() }, self.desk.clone()).await;
+    }
+
+    /// A registry with the same images that wants a login.
+    pub(crate) fn locked_registry(&self) -> registry::Registry {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let manner = registry::Manner { login: true, ..registry::Manner::default() };
+        registry::Registry::start_with(address, &self.dir.join("registry"), &manner).unwrap()
     }
 
     /// As [`Node::restart`], as a node that does not take every pod.
@@ -361,6 +375,7 @@ struct Chosen {
     policies: Policies,
     site: Option<Site>,
     pulls_max: Option<usize>,
+    verification: Verification,
 }
 
 /// A node that stays as it is.
@@ -380,7 +395,7 @@ struct Started {
 
 async fn start_kubelet_in(
     cgroup_root: &Path,
-    Chosen { policies, site, pulls_max }: Chosen,
+    Chosen { policies, site, pulls_max, verification }: Chosen,
     dir: &Path,
     desk: &Arc<Desk>,
     runtime: Arc<dyn RuntimeService>,
@@ -413,6 +428,7 @@ async fn start_kubelet_in(
         barrier_timeout: Duration::ZERO,
         runtime_name: "orlop".to_owned(),
         pulls_max,
+        verification,
     };
     let parts = kubelet::Parts {
         source: desk.clone(),
@@ -420,7 +436,7 @@ async fn start_kubelet_in(
         images,
         volumes: volumes.clone(),
         barrier: Arc::new(kubelet::NoBarrier),
-        keychain: Arc::new(NoKeys),
+        keychain: Arc::new(Keys(desk.clone())),
         groups,
         resources,
         site: site.map(|site| Arc::new(Fixed(site)) as _),

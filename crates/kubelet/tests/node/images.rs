@@ -1,7 +1,9 @@
 //! Images of pods.
 
 use cri::{ImageService as _, v1};
+use kubelet::{Allowlist, Verification};
 use serde_json::{Value, json};
+use testkit::registry::{PASSWORD, USER};
 use testkit::serial::Test;
 
 use crate::desk::Desk;
@@ -16,6 +18,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("whether_an_image_is_pulled_is_the_policys_matter", whether_an_image_is_pulled_is_the_policys_matter),
     ("an_image_that_is_never_pulled_is_waited_for", an_image_that_is_never_pulled_is_waited_for),
     ("a_name_of_no_image_is_told", a_name_of_no_image_is_told),
+    ("an_image_that_wants_a_login_is_for_those_who_have_one", an_image_that_wants_a_login_is_for_those_who_have_one),
+    ("a_login_is_asked_for_as_the_operator_wants_it", a_login_is_asked_for_as_the_operator_wants_it),
 ];
 
 /// A pod whose init container waits at a gate, which is opened when the other image has been removed.
@@ -127,6 +131,94 @@ fn a_name_of_no_image_is_told() {
         let waits = |desk: &Desk| desk.container("p")["state"]["waiting"]["reason"] == "InvalidImageName";
         node.desk.when("it waits", waits).await;
         assert_eq!(node.desk.told("p", "Pulling"), 0);
+        node
+    });
+}
+
+/// The login that the registry takes.
+fn login() -> v1::AuthConfig {
+    v1::AuthConfig { username: USER.to_owned(), password: PASSWORD.to_owned(), ..v1::AuthConfig::default() }
+}
+
+/// Waits until the container of a pod is refused its image, and removes the pod.
+async fn refused(node: &Node, pod: &str, reason: &str, says: &str) {
+    let waiting = |desk: &Desk| desk.container(pod)["state"]["waiting"].clone();
+    let is_refused = |desk: &Desk| {
+        waiting(desk)["reason"] == reason && waiting(desk)["message"].as_str().is_some_and(|text| text.contains(says))
+    };
+    node.desk.when(&format!("{pod} is refused its image: {reason}, {says}"), is_refused).await;
+    node.desk.delete(pod, 0);
+    node.desk.gone(pod).await;
+}
+
+/// Waits until a pod has run, which pulled so often, and removes it.
+async fn has_run(node: &Node, pod: &str, pulls: usize) {
+    node.desk.when(&format!("{pod} has run"), |desk| desk.phase(pod).as_deref() == Some("Succeeded")).await;
+    assert_eq!(node.desk.told(pod, "Pulling"), pulls, "{pod}");
+    node.desk.delete(pod, 0);
+    node.desk.gone(pod).await;
+}
+
+/// KEP-2535: that an image is on the node does not make it everybody's.
+fn an_image_that_wants_a_login_is_for_those_who_have_one() {
+    on_a_node(|mut node| async {
+        let locked = node.locked_registry();
+        let image = format!("{}/busybox:1", locked.address());
+        node.desk.log_in("first", login(), "theirs");
+        want_once(&node, "first", &image, Some("IfNotPresent"));
+        has_run(&node, "first", 1).await;
+        want_once(&node, "stranger", &image, Some("IfNotPresent"));
+        refused(&node, "stranger", "ImagePullBackOff", "refuses").await;
+        want_once(&node, "quiet-stranger", &image, Some("Never"));
+        refused(&node, "quiet-stranger", "ErrImageNeverPull", "is not present with pull policy of Never").await;
+        let wrong = v1::AuthConfig { password: "wrong".to_owned(), ..login() };
+        node.desk.log_in("guesser", wrong, "guess");
+        want_once(&node, "guesser", &image, Some("IfNotPresent"));
+        refused(&node, "guesser", "ImagePullBackOff", "refuses").await;
+        // Whoever shows the same login needs no registry.
+        drop(locked);
+        for (pod, secret) in [("same", "theirs"), ("other", "others")] {
+            node.desk.log_in(pod, login(), secret);
+            want_once(&node, pod, &image, Some("Never"));
+            has_run(&node, pod, 0).await;
+            assert!(node.desk.messages(pod, "Pulled")[0].ends_with("and can be accessed by the pod"));
+        }
+        // The next kubelet knows it, too.
+        node.restart(node.desk.clone()).await;
+        node.desk.log_in("later", login(), "others");
+        want_once(&node, "later", &image, Some("Never"));
+        has_run(&node, "later", 0).await;
+        want_once(&node, "late-stranger", &image, Some("Never"));
+        refused(&node, "late-stranger", "ErrImageNeverPull", "is not present with pull policy of Never").await;
+        node
+    });
+}
+
+fn a_login_is_asked_for_as_the_operator_wants_it() {
+    on_a_node(|mut node| async {
+        // What the kubelet has not pulled is everybody's, unless nothing is.
+        let loaded = Some(v1::ImageSpec { image: node.image().to_owned(), ..Default::default() });
+        node.images.pull_image(v1::PullImageRequest { image: loaded, ..Default::default() }).await.unwrap();
+        want_once(&node, "loaded", node.image(), Some("Never"));
+        has_run(&node, "loaded", 0).await;
+        node.restart_verifying(Verification::Always).await;
+        want_once(&node, "always", node.image(), Some("Never"));
+        refused(&node, "always", "ErrImageNeverPull", "is not present").await;
+        let name = node.image().trim_end_matches(":1").to_owned();
+        node.restart_verifying(Verification::NotListed(Allowlist::parse(&[name]).unwrap())).await;
+        want_once(&node, "listed", node.image(), Some("Never"));
+        has_run(&node, "listed", 0).await;
+
+        let locked = node.locked_registry();
+        let image = format!("{}/other:1", locked.address());
+        node.desk.log_in("first", login(), "theirs");
+        want_once(&node, "first", &image, None);
+        has_run(&node, "first", 1).await;
+        want_once(&node, "unlisted", &image, Some("Never"));
+        refused(&node, "unlisted", "ErrImageNeverPull", "is not present").await;
+        node.restart_verifying(Verification::Never).await;
+        want_once(&node, "never", &image, Some("Never"));
+        has_run(&node, "never", 0).await;
         node
     });
 }

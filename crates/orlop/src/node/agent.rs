@@ -30,7 +30,7 @@ use kubelet::server::Api;
 use kubelet::server::metrics::{ContainerMetrics, Telemetry};
 use kubelet::server::others::Statistics;
 use kubelet::volumes::{CSI_CALL_WITHIN, Volumes, VolumesConfig};
-use kubelet::{Kubelet, generate};
+use kubelet::{Kubelet, Verification, generate};
 use pod::quantity::Quantity;
 use proxy::Proxy;
 use runtime::Runtime;
@@ -87,6 +87,8 @@ pub(super) struct PodRules {
     pub(super) seccomp_default: bool,
     /// Most pulls of images at a time.
     pub(super) pulls_max: Option<usize>,
+    /// Which images pods need credentials for though they are on the node.
+    pub(super) verification: Verification,
     /// Swap that containers get a share of, bytes.
     pub(super) shared_swap_bytes: u64,
     /// Groups of others that are kept to what is reserved for them.
@@ -311,6 +313,7 @@ fn kubelet_config(config: &Config, driver: qos::Driver, base: &Base, groups: &Tr
         barrier_timeout: BARRIER,
         runtime_name: base.identity.name.clone(),
         pulls_max: pods.pulls_max,
+        verification: pods.verification.clone(),
     }
 }
 

@@ -230,7 +230,7 @@ async fn pulled(
 ) -> anyhow::Result<Arc<image::Image>> {
     let reference: Reference = image.parse()?;
     let known = credentials.lookup(&reference, &[]).await;
-    let mut tries = known.into_iter().map(Some).collect::<Vec<_>>();
+    let mut tries = known.into_iter().map(|found| Some(found.auth)).collect::<Vec<_>>();
     if tries.is_empty() {
         tries.push(None);
     }

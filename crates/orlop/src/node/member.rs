@@ -350,6 +350,7 @@ fn pod_rules(configuration: &Configuration, node: &NodeConfig, machine: &Machine
         memory_bytes: memory.filter(|bytes| configuration.enforced.pods && *bytes > 0),
         seccomp_default: configuration.seccomp_default,
         pulls_max: configuration.pulls_max,
+        verification: configuration.verification.clone(),
         shared_swap_bytes: swap
             .filter(|_| configuration.limited_swap)
             .and_then(|bytes| bytes.try_into().ok())

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::{ImageGc, LogLimits};
 use crate::node::shutdown::{self as node_shutdown, Period};
+use crate::pulled::{Allowlist, Verification};
 
 pub(super) fn log_limits(reader: &mut Reader<'_>) -> LogLimits {
     let size = reader.text("containerLogMaxSize").unwrap_or_else(|| "10Mi".to_owned());
@@ -63,6 +64,38 @@ pub(super) fn image_gc(reader: &mut Reader<'_>) -> ImageGc {
         reader.fault("imageMaximumGCAge", "it has to be longer than imageMinimumGCAge");
     }
     gc
+}
+
+pub(super) fn verification(reader: &mut Reader<'_>) -> Verification {
+    const POLICY: &str = "imagePullCredentialsVerificationPolicy";
+    const LIST: &str = "preloadedImagesVerificationAllowlist";
+    const GATE: &str = "KubeletEnsureSecretPulledImages";
+    let listed = reader.texts(LIST);
+    let verification = match reader.text(POLICY).as_deref() {
+        // Upstream's gate.
+        None if reader.get("featureGates").and_then(|gates| gates.get(GATE)?.as_bool()) == Some(false) => {
+            Verification::Never
+        }
+        None | Some("NeverVerifyPreloadedImages") => Verification::NotPreloaded,
+        Some("NeverVerify") => Verification::Never,
+        Some("AlwaysVerify") => Verification::Always,
+        Some("NeverVerifyAllowlistedImages") => match Allowlist::parse(&listed) {
+            Ok(list) => return Verification::NotListed(list),
+            Err(fault) => {
+                reader.fault(LIST, fault);
+                return Verification::default();
+            }
+        },
+        Some(other) => {
+            let known = "NeverVerify, NeverVerifyPreloadedImages, NeverVerifyAllowlistedImages, AlwaysVerify";
+            reader.fault(POLICY, format!("{other:?} is none of {known}"));
+            Verification::default()
+        }
+    };
+    if !listed.is_empty() {
+        reader.fault(LIST, format!("it needs {POLICY} NeverVerifyAllowlistedImages"));
+    }
+    verification
 }
 
 pub(super) fn shutdown(reader: &mut Reader<'_>) -> Vec<Period> {
