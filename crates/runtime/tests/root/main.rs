@@ -16,6 +16,7 @@ mod floods;
 mod handlers;
 mod lifecycle;
 mod modules;
+mod networks;
 mod plugins;
 mod requests;
 mod streams;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         lifecycle::TESTS,
         answers::TESTS,
         requests::TESTS,
+        networks::TESTS,
         usage::TESTS,
         crictl::TESTS,
         streams::TESTS,
