@@ -108,6 +108,28 @@ fn a_group_below_a_group_has_the_controllers() {
     group.delete().unwrap();
 }
 
+/// Limits that nobody but the kernel knows by name can be for any of its controllers.
+#[test]
+fn every_controller_that_limits_may_be_for_is_handed_down() {
+    let Some(group) = Group::make() else { return };
+    if !Hierarchy::detect().unwrap().is_unified() {
+        return println!("skipped: needs control groups version 2");
+    }
+    let dir = group.0.directories().remove(0);
+    let has = std::fs::read_to_string(dir.join("cgroup.controllers")).unwrap();
+    let all = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap();
+    for name in ["cpu", "cpuset", "memory", "pids", "io", "hugetlb", "rdma", "misc"] {
+        let is_in = |text: &str| text.split_whitespace().any(|one| one == name);
+        assert!(!is_in(&all) || is_in(&has), "{name} is not handed down: {has}");
+    }
+    let unified = vec![("pids.max".to_owned(), "17".to_owned()), ("memory.high".to_owned(), "8388608".to_owned())];
+    group.0.set(&Limits { unified, ..Limits::default() }).unwrap();
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    assert_eq!((read("pids.max").as_str(), read("memory.high").as_str()), ("17\n", "8388608\n"));
+    let unknown = vec![("no.such.file".to_owned(), "1".to_owned())];
+    assert!(group.0.set(&Limits { unified: unknown, ..Limits::default() }).is_err());
+}
+
 #[test]
 fn too_much_memory_is_counted_as_an_oom_kill() {
     let Some(Group(group)) = &Group::make() else { return };

@@ -15,7 +15,7 @@ use super::{
 use crate::error::{Context as _, Error, Result};
 
 /// Controllers that a node hands down.
-const CONTROLLERS: &[&str] = &["cpu", "cpuset", "memory", "pids", "io", "hugetlb"];
+const CONTROLLERS: &[&str] = &["cpu", "cpuset", "memory", "pids", "io", "hugetlb", "rdma", "misc"];
 
 /// Groups are made beside this process's own group's parent tree: at the root of what is mounted, since a group with
 /// processes cannot hand controllers down ("no internal processes").
