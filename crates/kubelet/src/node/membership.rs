@@ -3,7 +3,11 @@
 //! ```text
 //! register ─► lease   every quarter of its duration
 //!         └─► status  when something has changed, looked at every 10 s; or when the last report is 5 min old
+//!                ▲
+//!             runtime, asked by a task of its own
 //! ```
+
+mod runtime;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,20 +16,20 @@ use std::time::Duration;
 use cluster::api::{Api, ApiError, NodeLease, Patch};
 use cluster::{Key, Store};
 use cri::service::{ImageService, RuntimeService};
-use cri::v1;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
-use super::describe::{self, Handler, NodeConfig, Observed};
+use super::describe::{self, NodeConfig, Observed};
 use super::machine::Machine;
 use super::pressure::Pressures;
 use super::shutdown;
 use crate::resources::Resources;
+use runtime::Said;
 
 /// Between two tries while the API server does not answer: doubled each time, up to upstream's maximum.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -68,23 +72,18 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Membership {
     tasks: JoinSet<()>,
-    look: watch::Sender<()>,
 }
 
 impl Membership {
     /// Keeps the lease and reports the status from now on, of a node that has been registered.
     pub fn start(parts: Parts) -> Self {
-        let look = watch::Sender::new(());
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_lease(parts.clone()));
-        let reporter = Reporter { parts, published: None };
-        tasks.spawn(reporter.run(look.subscribe()));
-        Self { tasks, look }
-    }
-
-    /// Looks at the status now: something has changed that need not wait for the timer.
-    pub fn look(&self) {
-        self.look.send_replace(());
+        let (tell, told) = watch::channel(None);
+        tasks.spawn(runtime::ask(parts.runtime.clone(), parts.images.clone(), parts.update_every, tell));
+        let reporter = Reporter { parts, runtime: told, published: None };
+        tasks.spawn(reporter.run());
+        Self { tasks }
     }
 
     /// Ends: the lease runs out, and the cluster sees that the node is gone.
@@ -212,23 +211,25 @@ fn owner(parts: &Parts) -> Option<OwnerReference> {
 /// Reports the node's status.
 struct Reporter {
     parts: Parts,
+    /// What the runtime said, as soon as it has been asked.
+    runtime: watch::Receiver<Option<Said>>,
     /// The last status that the server has taken, and when.
     published: Option<(NodeStatus, Instant)>,
 }
 
 impl Reporter {
-    async fn run(mut self, mut look: watch::Receiver<()>) {
-        // Upstream's period: what the machine has left, no event tells.
-        let mut timer = tokio::time::interval(self.parts.update_every);
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    async fn run(mut self) {
+        if self.runtime.wait_for(Option::is_some).await.is_err() {
+            return; // The membership ends.
+        }
         let mut resources = self.parts.resources.changes();
         loop {
             if let Err(error) = self.report().await {
                 tracing::warn!(node = self.parts.config.name, %error, "the node's status was not taken");
             }
             tokio::select! {
-                _ = timer.tick() => {}
-                changed = look.changed() => if changed.is_err() { return },
+                // Every ten seconds: what the machine has left, no event tells.
+                asked = self.runtime.changed() => if asked.is_err() { return },
                 // What the node is short of, schedulers need to know at once. Who looks after that may have ended.
                 Ok(()) = self.parts.pressures.changed() => {}
                 Ok(()) = self.parts.shutting_down.changed() => {}
@@ -242,18 +243,7 @@ impl Reporter {
 
     /// Publishes the status if it has changed, or if the last report is old.
     async fn report(&mut self) -> Result<(), ApiError> {
-        let pressures = *self.parts.pressures.borrow_and_update();
-        let going_down = *self.parts.shutting_down.borrow_and_update();
-        let in_use: BTreeSet<String> =
-            self.parts.volumes_in_use.borrow_and_update().iter().map(|(volume, _)| volume.clone()).collect();
-        let mut observed = Observed { volumes_in_use: in_use, ..observe(&self.parts, pressures).await };
-        if going_down {
-            observed.not_ready =
-                Some(observed.not_ready.map_or_else(
-                    || shutdown::NOT_READY.to_owned(),
-                    |other| format!("[{other}, {}]", shutdown::NOT_READY),
-                ));
-        }
+        let observed = self.observe();
         let known = self.known();
         let status = describe::status(&self.parts.config, &self.parts.machine, &observed, known.as_ref());
         if let Some((published, when)) = &self.published
@@ -272,6 +262,28 @@ impl Reporter {
     fn known(&self) -> Option<NodeStatus> {
         let own = self.published.as_ref().map(|(status, _)| status.clone());
         own.or_else(|| self.parts.store.nodes().get(&Key::cluster(&self.parts.config.name))?.status.clone())
+    }
+
+    /// What is to be reported, all of which counts as seen.
+    fn observe(&mut self) -> Observed {
+        let Said { trouble, images, handlers, supplemental_groups_policy } =
+            self.runtime.borrow_and_update().clone().unwrap_or_default();
+        let going_down = self.parts.shutting_down.borrow_and_update().then(|| shutdown::NOT_READY.to_owned());
+        let not_ready = match (trouble, going_down) {
+            (Some(trouble), Some(going_down)) => Some(format!("[{trouble}, {going_down}]")),
+            (trouble, going_down) => trouble.or(going_down),
+        };
+        let in_use = self.parts.volumes_in_use.borrow_and_update();
+        Observed {
+            now: Timestamp::now(),
+            pressures: *self.parts.pressures.borrow_and_update(),
+            not_ready,
+            volumes_in_use: in_use.iter().map(|(volume, _)| volume.clone()).collect(),
+            images,
+            handlers,
+            supplemental_groups_policy,
+            devices: self.parts.resources.amounts(),
+        }
     }
 }
 
@@ -295,79 +307,12 @@ fn change(status: &NodeStatus, before: Option<&NodeStatus>) -> Value {
     json!({"status": fields})
 }
 
-/// Asks runtime and images.
-async fn observe(parts: &Parts, pressures: Pressures) -> Observed {
-    let status = parts.runtime.status(v1::StatusRequest::default()).await;
-    let images = parts.images.list_images(v1::ListImagesRequest::default()).await;
-    let images = images.map(|listed| listed.images).unwrap_or_default();
-    let name = |image: v1::Image| (image.repo_digests.into_iter().chain(image.repo_tags).collect(), image.size);
-    let (not_ready, handlers, policy) = match status {
-        Ok(status) => {
-            let policy = status.features.as_ref().is_some_and(|features| features.supplemental_groups_policy);
-            (trouble(&status), status.runtime_handlers.iter().map(handler).collect(), policy)
-        }
-        Err(error) => (Some(format!("the container runtime does not answer: {error}")), Vec::new(), false),
-    };
-    Observed {
-        now: Timestamp::now(),
-        pressures,
-        not_ready,
-        images: images.into_iter().map(name).collect(),
-        handlers,
-        supplemental_groups_policy: policy,
-        devices: parts.resources.amounts(),
-        volumes_in_use: BTreeSet::new(),
-    }
-}
-
-/// The conditions of CRI without which no pod can run. Others are a runtime's own: containerd tells by one that something
-/// it uses will go.
-const REQUIRED: [&str; 2] = ["RuntimeReady", "NetworkReady"];
-
-/// What the runtime says against running pods.
-fn trouble(status: &v1::StatusResponse) -> Option<String> {
-    let conditions = status.status.iter().flat_map(|status| &status.conditions);
-    let bad: Vec<String> = conditions
-        .filter(|condition| !condition.status && REQUIRED.contains(&condition.r#type.as_str()))
-        .map(|condition| format!("{}: {} {}", condition.r#type, condition.reason, condition.message))
-        .collect();
-    (!bad.is_empty()).then(|| bad.join("; "))
-}
-
-fn handler(handler: &v1::RuntimeHandler) -> Handler {
-    let features = handler.features.unwrap_or_default();
-    Handler {
-        name: handler.name.clone(),
-        recursive_read_only_mounts: features.recursive_read_only_mounts,
-        user_namespaces: features.user_namespaces,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::NodeAddress;
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     use super::*;
-
-    #[test]
-    fn only_what_keeps_pods_from_running_is_trouble() {
-        let condition = |name: &str| v1::RuntimeCondition {
-            r#type: name.to_owned(),
-            status: false,
-            reason: "R".to_owned(),
-            message: "m".to_owned(),
-        };
-        let status = |names: &[&str]| v1::StatusResponse {
-            status: Some(v1::RuntimeStatus { conditions: names.iter().map(|name| condition(name)).collect() }),
-            ..v1::StatusResponse::default()
-        };
-        assert_eq!(trouble(&status(&["ContainerdHasNoDeprecationWarnings"])), None);
-        assert_eq!(
-            trouble(&status(&["RuntimeReady", "NetworkReady"])).unwrap(),
-            "RuntimeReady: R m; NetworkReady: R m"
-        );
-    }
 
     #[test]
     fn an_annotation_that_a_node_lacks_is_written() {

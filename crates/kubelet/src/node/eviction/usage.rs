@@ -60,16 +60,18 @@ fn sum<'a>(parts: impl Iterator<Item = &'a Totals>) -> Totals {
         .fold(Totals::default(), |sum, part| Totals { bytes: sum.bytes + part.bytes, inodes: sum.inodes + part.inodes })
 }
 
-/// What each of `pods` stores, by uid. All are given the same time.
+/// What each of `pods` stores, by uid. All are given the same time; a runtime that does not answer is asked no more.
 pub(super) async fn stored_by(
     runtime: &dyn RuntimeService,
     paths: &Paths,
     pods: &[Arc<Pod>],
 ) -> BTreeMap<String, Stored> {
     let within = (WALK_ALL / u32::try_from(pods.len()).unwrap_or(u32::MAX).max(1)).max(WALK_LEAST);
-    let mut all = BTreeMap::new();
+    let (mut all, mut hangs) = (BTreeMap::new(), false);
     for pod in pods {
-        all.insert(uid_of(pod).to_owned(), stored(runtime, paths, pod, within).await);
+        let stats = if hangs { None } else { stats_of(runtime, uid_of(pod), ANSWERS_WITHIN).await };
+        hangs |= stats.is_none();
+        all.insert(uid_of(pod).to_owned(), stored_with(stats.unwrap_or_default(), paths, pod, within).await);
     }
     all
 }
@@ -80,8 +82,9 @@ const WALK_ALL: Duration = Duration::from_secs(60);
 const WALK_LEAST: Duration = Duration::from_secs(1);
 /// How long it may take for a pod that is looked at alone.
 pub(super) const WALK_ONE: Duration = Duration::from_secs(60);
-/// A disk that does not answer is not waited for.
+/// A disk or a runtime that does not answer is not waited for; for what only stands in a message, not for long.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+const MESSAGE_WITHIN: Duration = Duration::from_secs(1);
 
 /// More than any disk, and so little that sums stay in range.
 const UNMEASURABLE: Totals = Totals { bytes: 1 << 50, inodes: 1 << 50 };
@@ -98,8 +101,13 @@ fn totals_of(path: &Path, until: Instant) -> Option<Totals> {
 
 /// What a pod stores, as far as it is found `within` a time. What cannot be found out is not in it.
 pub(super) async fn stored(runtime: &dyn RuntimeService, paths: &Paths, pod: &Pod, within: Duration) -> Stored {
+    let stats = stats_of(runtime, uid_of(pod), ANSWERS_WITHIN).await;
+    stored_with(stats.unwrap_or_default(), paths, pod, within).await
+}
+
+async fn stored_with(stats: Vec<v1::ContainerStats>, paths: &Paths, pod: &Pod, within: Duration) -> Stored {
     let mut stored = Stored { measured_at: Some(i64::MAX), ..Stored::default() };
-    for stats in stats_of(runtime, uid_of(pod)).await {
+    for stats in stats {
         let Some(name) = container_name(&stats) else { continue };
         let layer = stats.writable_layer.as_ref();
         let number = |value: Option<v1::UInt64Value>| value.map_or(0, |value| value.value);
@@ -146,14 +154,20 @@ fn places(paths: &Paths, pod: &Pod) -> (Places, Places) {
     (logs, on_disk.map(|one| volume(&one.name)).collect())
 }
 
-async fn stats_of(runtime: &dyn RuntimeService, uid: &str) -> Vec<v1::ContainerStats> {
+/// What a pod's containers use, as far as the runtime tells; none if it does not answer within the time.
+async fn stats_of(runtime: &dyn RuntimeService, uid: &str, within: Duration) -> Option<Vec<v1::ContainerStats>> {
     let label_selector = HashMap::from([(label::POD_UID.to_owned(), uid.to_owned())]);
     let filter = v1::ContainerStatsFilter { label_selector, ..v1::ContainerStatsFilter::default() };
-    match runtime.list_container_stats(v1::ListContainerStatsRequest { filter: Some(filter) }).await {
-        Ok(listed) => listed.stats,
-        Err(error) => {
+    let asked = runtime.list_container_stats(v1::ListContainerStatsRequest { filter: Some(filter) });
+    match tokio::time::timeout(within, asked).await {
+        Ok(Ok(listed)) => Some(listed.stats),
+        Ok(Err(error)) => {
             tracing::warn!(uid, %error, "what a pod's containers use is not known");
-            Vec::new()
+            Some(Vec::new())
+        }
+        Err(_) => {
+            tracing::warn!(uid, "the runtime does not answer; what a pod's containers use is not known");
+            None
         }
     }
 }
@@ -165,7 +179,7 @@ fn container_name(stats: &v1::ContainerStats) -> Option<String> {
 /// The working set of each container.
 pub(super) async fn memory_of_containers(runtime: &dyn RuntimeService, uid: &str) -> Vec<(String, u64)> {
     let used = |stats: &v1::ContainerStats| Some(stats.memory.as_ref()?.working_set_bytes?.value);
-    let stats = stats_of(runtime, uid).await;
+    let stats = stats_of(runtime, uid, MESSAGE_WITHIN).await.unwrap_or_default();
     stats.iter().filter_map(|stats| Some((container_name(stats)?, used(stats)?))).collect()
 }
 
@@ -198,6 +212,33 @@ mod tests {
         assert!(whole.bytes >= 5000 && whole.inodes == 1, "{whole:?}");
         assert_eq!(totals_of(dir.path(), now), Some(Totals::default()));
         assert_eq!(totals_of(&dir.path().join("none"), now), None);
+    }
+
+    /// It never answers.
+    struct Hung;
+
+    #[async_trait::async_trait]
+    impl RuntimeService for Hung {
+        async fn list_container_stats(
+            &self,
+            _: v1::ListContainerStatsRequest,
+        ) -> Result<v1::ListContainerStatsResponse, Error> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runtime_that_hangs_is_waited_for_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { root: dir.path().join("kubelet"), logs: dir.path().join("logs") };
+        let pods = ["a", "b", "c"].map(|uid| {
+            let mut pod = Pod::default();
+            pod.metadata.uid = Some(uid.to_owned());
+            Arc::new(pod)
+        });
+        let begun = tokio::time::Instant::now();
+        assert_eq!(stored_by(&Hung, &paths, &pods).await.len(), pods.len());
+        assert_eq!(begun.elapsed(), ANSWERS_WITHIN);
     }
 
     #[test]
