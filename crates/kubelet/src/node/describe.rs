@@ -283,16 +283,26 @@ fn condition((type_, status, reason, message): Said, known: &[NodeCondition], no
     }
 }
 
-/// Whether two statuses differ in more than their heartbeats.
+/// Whether two statuses differ in more than the times of their conditions.
 pub fn differs(one: &NodeStatus, other: &NodeStatus) -> bool {
     let still = |status: &NodeStatus| {
         let mut status = status.clone();
         for condition in status.conditions.iter_mut().flatten() {
-            condition.last_heartbeat_time = None;
+            (condition.last_heartbeat_time, condition.last_transition_time) = (None, None);
         }
         status
     };
     still(one) != still(other)
+}
+
+/// Whether the server has a condition of the node in another state than the node does: one that it did not hear of for a
+/// while is Unknown there.
+pub fn contradicts(server: &NodeStatus, own: &NodeStatus) -> bool {
+    let there = |type_: &str| {
+        let mut conditions = server.conditions.iter().flatten();
+        conditions.find(|condition| condition.type_ == type_).map(|condition| &condition.status)
+    };
+    own.conditions.iter().flatten().any(|condition| there(&condition.type_) != Some(&condition.status))
 }
 
 #[cfg(test)]
@@ -373,6 +383,23 @@ mod tests {
         let ready = third.conditions.unwrap().pop().unwrap();
         assert_eq!((ready.type_.as_str(), ready.status.as_str()), ("Ready", "False"));
         assert_eq!(ready.last_transition_time.unwrap().0, broken.now);
+    }
+
+    #[test]
+    fn what_a_server_says_of_a_node_that_it_did_not_hear_of() {
+        let own = status(&config(), &machine(), &observed(10), None);
+        let mut server = own.clone();
+        let other = NodeCondition { type_: "Others".into(), status: "True".into(), ..NodeCondition::default() };
+        server.conditions.as_mut().unwrap().insert(0, other);
+        assert!(!contradicts(&server, &own), "what others say is theirs");
+        let ready = server.conditions.as_mut().unwrap().last_mut().unwrap();
+        (ready.status, ready.last_transition_time) =
+            ("Unknown".into(), Some(Time(Timestamp::from_second(50).unwrap())));
+        assert!(contradicts(&server, &own));
+        let again = status(&config(), &machine(), &observed(60), Some(&server)).conditions.unwrap().pop().unwrap();
+        assert_eq!(again.last_transition_time.unwrap().0.as_second(), 60, "it is ready since now");
+        server.conditions = None;
+        assert!(contradicts(&server, &own));
     }
 
     #[test]

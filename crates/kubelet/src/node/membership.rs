@@ -213,8 +213,15 @@ struct Reporter {
     parts: Parts,
     /// What the runtime said, as soon as it has been asked.
     runtime: watch::Receiver<Option<Said>>,
-    /// The last status that the server has taken, and when.
-    published: Option<(NodeStatus, Instant)>,
+    published: Option<Published>,
+}
+
+/// The last status that the server has taken.
+struct Published {
+    status: NodeStatus,
+    when: Instant,
+    /// Of the Node that has it.
+    version: Option<u64>,
 }
 
 impl Reporter {
@@ -223,11 +230,14 @@ impl Reporter {
             return; // The membership ends.
         }
         let mut resources = self.parts.resources.changes();
+        let mut nodes = self.parts.store.nodes().watch();
         loop {
             if let Err(error) = self.report().await {
                 tracing::warn!(node = self.parts.config.name, %error, "the node's status was not taken");
             }
             tokio::select! {
+                // The server may have been told otherwise: of a node that it does not hear from, it says Unknown.
+                () = nodes.changed() => {}
                 // Every ten seconds: what the machine has left, no event tells.
                 asked = self.runtime.changed() => if asked.is_err() { return },
                 // What the node is short of, schedulers need to know at once. Who looks after that may have ended.
@@ -241,27 +251,31 @@ impl Reporter {
         }
     }
 
-    /// Publishes the status if it has changed, or if the last report is old.
+    /// Publishes the status if it has changed, if the server has another, or if the last report is old.
     async fn report(&mut self) -> Result<(), ApiError> {
         let observed = self.observe();
-        let known = self.known();
-        let status = describe::status(&self.parts.config, &self.parts.machine, &observed, known.as_ref());
-        if let Some((published, when)) = &self.published
-            && !describe::differs(published, &status)
-            && when.elapsed() < self.parts.report_every
+        let there = self.there();
+        let before = there.as_ref().or(self.published.as_ref().map(|published| &published.status));
+        let status = describe::status(&self.parts.config, &self.parts.machine, &observed, before);
+        if let Some(published) = &self.published
+            && !describe::differs(&published.status, &status)
+            && !there.as_ref().is_some_and(|there| describe::contradicts(there, &status))
+            && published.when.elapsed() < self.parts.report_every
         {
             return Ok(());
         }
-        let key = Key::cluster(&self.parts.config.name);
-        self.parts.api.patch::<Node>(&key, &Patch::strategic(change(&status, known.as_ref())).status()).await?;
-        self.published = Some((status, Instant::now()));
+        let patch = Patch::strategic(change(&status, before)).status();
+        let node = self.parts.api.patch::<Node>(&Key::cluster(&self.parts.config.name), &patch).await?;
+        self.published = Some(Published { status, when: Instant::now(), version: version_of(&node) });
         Ok(())
     }
 
-    /// What was published last: by this daemon, or by the one before it.
-    fn known(&self) -> Option<NodeStatus> {
-        let own = self.published.as_ref().map(|(status, _)| status.clone());
-        own.or_else(|| self.parts.store.nodes().get(&Key::cluster(&self.parts.config.name))?.status.clone())
+    /// The status as the server has it, unless what is known of that is from before the last report.
+    fn there(&self) -> Option<NodeStatus> {
+        let node = self.parts.store.nodes().get(&Key::cluster(&self.parts.config.name))?;
+        let reported = self.published.as_ref().and_then(|published| published.version);
+        let is_old = version_of(&node).zip(reported).is_some_and(|(version, reported)| version < reported);
+        node.status.clone().filter(|_| !is_old)
     }
 
     /// What is to be reported, all of which counts as seen.
@@ -285,6 +299,11 @@ impl Reporter {
             devices: self.parts.resources.amounts(),
         }
     }
+}
+
+/// Versions of one object can be compared, as clients of today may (KEP-5504).
+fn version_of(node: &Node) -> Option<u64> {
+    node.metadata.resource_version.as_ref()?.parse().ok()
 }
 
 /// The patch from `before` to `status`. Conditions are merged by their type, so those of others stay; addresses are
