@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::{Body, with_body};
+use super::{Body, accept, with_body};
 
 /// A client says what it wants within this time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,14 +21,8 @@ pub async fn serve(listener: TcpListener) {
     loop {
         tokio::select! {
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a client of /healthz");
-                    tokio::task::yield_now().await;
-                }
+            (stream, _) = accept::next(|| listener.accept()) => {
+                connections.spawn(serve_connection(stream));
             }
         }
     }

@@ -8,6 +8,7 @@
 //!
 //! Who may call is decided before: by the file mode of the socket, or by the TLS listener.
 
+pub mod accept;
 mod container_logs;
 pub mod health;
 pub mod metrics;
@@ -57,7 +58,8 @@ pub struct Api {
     images: Option<Arc<dyn ImageService>>,
     /// Whether it reaches into pods.
     debugging: bool,
-    /// The open exec, attach and port-forward sessions.
+    /// The open exec, attach and port-forward sessions: each has the place of the connection that it came by, and ends with
+    /// the server that took it.
     streams: TaskTracker,
 }
 

@@ -1,7 +1,9 @@
 //! `/exec`, `/attach` and `/portForward`: the runtime gives a URL, and the caller's upgraded connection is joined to it
 //! byte by byte. What is spoken inside (SPDY or WebSocket) is between the caller and the runtime.
 
+use std::any::Any;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cri::v1;
 use http::header::{CONNECTION, HOST, UPGRADE};
@@ -11,11 +13,27 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Api, Failure, Query};
 
 /// The longest refusal of the runtime that is passed on.
 const REFUSAL_MAX: usize = 64 * 1024;
+
+/// What a session has of the server that its request came by, in the request's extensions.
+#[derive(Clone)]
+pub(super) struct Session {
+    /// Its place among the connections, which it keeps when the connection is handed over to it.
+    _place: Arc<dyn Any + Send + Sync>,
+    /// Ends it.
+    stop: CancellationToken,
+}
+
+impl Session {
+    pub(super) fn new(place: impl Any + Send + Sync, stop: CancellationToken) -> Self {
+        Self { _place: Arc::new(place), stop }
+    }
+}
 
 /// What a session is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +173,8 @@ impl Api {
         let mut response = Response::new(Empty::new().boxed_unsync());
         *response.status_mut() = answer.status();
         *response.headers_mut() = answer.headers().clone();
+        // The socket of the command line gives none: what comes by it ends with the process.
+        let session = request.extensions_mut().remove::<Session>();
         let caller = hyper::upgrade::on(&mut request);
         self.streams.spawn(async move {
             let joined = async {
@@ -162,8 +182,12 @@ impl Api {
                 let copied = tokio::io::copy_bidirectional(&mut TokioIo::new(caller), &mut TokioIo::new(runtime)).await;
                 Ok::<_, hyper::Error>(copied)
             };
+            let ended = match &session {
+                Some(session) => session.stop.run_until_cancelled(joined).await,
+                None => Some(joined.await),
+            };
             // A side that goes away ends the session; there is nobody to tell.
-            if let Err(error) = joined.await {
+            if let Some(Err(error)) = ended {
                 tracing::debug!(%error, "a session could not be joined");
             }
         });

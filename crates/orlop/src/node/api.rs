@@ -14,6 +14,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use kubelet::server::accept;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -48,14 +49,8 @@ pub(crate) async fn serve(listener: UnixListener, node: Arc<dyn Node>, stop: Can
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream, node.clone(), stop.clone()));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a local client");
-                    tokio::task::yield_now().await;
-                }
+            (stream, _) = accept::next(|| listener.accept()) => {
+                connections.spawn(serve_connection(stream, node.clone(), stop.clone()));
             }
         }
     }
