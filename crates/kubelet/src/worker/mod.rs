@@ -262,20 +262,25 @@ impl Worker {
 
     fn take_version(&mut self, pod: Arc<Pod>) {
         self.wanted = pod;
-        let before = self.pod.clone();
+        let before = self.time_to_end();
         self.reallocate();
         let is_pending = self.view.record.resize.as_ref().is_some_and(|resize| resize.pending.is_some());
         if is_pending && self.view.record.allocated.as_ref().is_some_and(|granted| granted.covers(&self.wanted)) {
             self.apply(Change::ResizeReverted);
         }
-        if grace_of(&self.pod) < grace_of(&before) {
+        if self.time_to_end() < before {
             self.hasten();
         }
     }
 
+    /// The time that the pod has to end, by whoever wants it to; without bounds while nobody does.
+    fn time_to_end(&self) -> i64 {
+        grace_of(&self.pod).min(self.view.record.grace_s.unwrap_or(i64::MAX))
+    }
+
     /// The pod has less time to end than its stops were told: of two stops the runtime keeps the shorter time.
     fn hasten(&mut self) {
-        let timeout = grace_of(&self.pod);
+        let timeout = self.time_to_end();
         let stopping = self.view.containers.iter().filter_map(|(name, view)| {
             let id = &view.running.as_ref()?.id;
             self.view.is_busy(&format!("stop/{name}/{id}")).then(|| id.clone())
@@ -330,10 +335,14 @@ impl Worker {
     fn apply(&mut self, change: Change) {
         tracing::debug!(pod = %name_of(&self.pod), ?change);
         let grants = matches!(change, Change::Allocated { .. });
+        let before = self.time_to_end();
         let notes = Arc::make_mut(&mut self.view).apply(&self.pod, change, Timestamp::now());
         notes.iter().for_each(|note| self.context.note(&self.pod, note));
         if grants {
             self.reallocate();
+        }
+        if self.time_to_end() < before {
+            self.hasten(); // The node needs what the pod uses.
         }
     }
 
@@ -481,7 +490,7 @@ fn hold_back_end(status: &mut PodStatus, before: Option<&PodStatus>) {
     }
 }
 
-/// The time that a pod has to end; without bounds while nobody wants it to.
+/// The time that a pod has to end for its source; without bounds while that does not want it to.
 fn grace_of(pod: &Pod) -> i64 {
     let wanted = pod.metadata.deletion_timestamp.is_some();
     pod.metadata.deletion_grace_period_seconds.filter(|_| wanted).unwrap_or(i64::MAX)

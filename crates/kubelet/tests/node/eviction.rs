@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_disk_without_inodes_costs_who_took_them", a_disk_without_inodes_costs_who_took_them),
     ("want_of_process_ids_costs_who_has_most", want_of_process_ids_costs_who_has_most),
     ("want_of_memory_costs_who_uses_most", want_of_memory_costs_who_uses_most),
+    ("who_takes_long_to_end_is_evicted_too", who_takes_long_to_end_is_evicted_too),
     ("what_nobody_uses_goes_before_pods", what_nobody_uses_goes_before_pods),
     ("who_stores_more_than_its_limit_goes", who_stores_more_than_its_limit_goes),
 ];
@@ -114,6 +115,27 @@ fn a_full_disk_costs_who_filled_it() {
                 .starts_with("The node was low on resource: ephemeral-storage. Threshold quantity: 40Mi, available: ")
         );
         assert!(is_disrupted(&node.desk, "greedy"));
+        when(&mut short, |short| !short.disk).await;
+        assert_eq!(node.desk.phase("small").as_deref(), Some("Running"));
+        node
+    });
+}
+
+/// A pod that is being deleted goes on to use what it has, and nobody else is ended for it.
+fn who_takes_long_to_end_is_evicted_too() {
+    on_a_small_node(DISK, async |node| {
+        want(&node, "small", "true", json!({}), json!({}));
+        node.desk.running("small").await;
+        let script = "trap '' TERM; dd if=/dev/zero of=/v/f bs=1M count=30; echo full";
+        want(&node, "greedy", script, json!({}), json!({}));
+        node.desk.running("greedy").await;
+        node.said("greedy", "full").await;
+        node.desk.delete("greedy", 3600);
+        node.desk.when("it is being stopped", |desk| desk.told("greedy", "Killing") == 1).await;
+        let hard = Threshold::hard(Signal::NodeDisk, Level::Amount(40 << 20));
+        let (_task, mut short) = keep(&node, vec![hard]);
+        node.desk.gone("greedy").await;
+        assert_eq!(node.desk.told("greedy", "Evicted"), 1);
         when(&mut short, |short| !short.disk).await;
         assert_eq!(node.desk.phase("small").as_deref(), Some("Running"));
         node

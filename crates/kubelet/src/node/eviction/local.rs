@@ -13,7 +13,6 @@ use tokio::time::Instant;
 use super::usage::{self, Stored};
 use super::{Disks, Files, GRACE_S, Parts, REASON, message};
 use crate::Ending;
-use crate::admission::is_critical;
 use crate::context::uid_of;
 use crate::disk::Disk;
 use crate::qos::{self, List};
@@ -135,8 +134,7 @@ pub(super) async fn keep_limits(parts: &Parts) {
     let mut known: HashMap<String, Looked> = HashMap::new();
     loop {
         tokio::time::sleep(parts.look_every).await;
-        let mut pods = parts.kubelet.active_pods();
-        pods.retain(|pod| !is_critical(pod) && pod.metadata.deletion_timestamp.is_none());
+        let pods = parts.evictable();
         known.retain(|uid, _| pods.iter().any(|pod| uid_of(pod) == uid));
         let disks = parts.places().disks();
         for pod in pods {

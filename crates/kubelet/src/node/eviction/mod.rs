@@ -225,10 +225,16 @@ impl Parts {
         usage::remove_containers_of(&*self.runtime, &finished).await.map_err(|error| error.to_string())
     }
 
+    /// Who may be evicted. A pod that is being deleted may use most, for as long as its grace period is.
+    fn evictable(&self) -> Vec<Arc<Pod>> {
+        let mut pods = self.kubelet.active_pods();
+        pods.retain(|pod| !is_critical(pod));
+        pods
+    }
+
     /// The pod that goes first, with what it stores if that is what is short.
     async fn first(&self, signal: Signal, disks: Disks) -> Option<(Arc<Pod>, Stored)> {
-        let mut pods = self.kubelet.active_pods();
-        pods.retain(|pod| !is_critical(pod) && pod.metadata.deletion_timestamp.is_none());
+        let pods = self.evictable();
         let stored = match signal.resource() {
             Resource::Disk | Resource::Inodes => usage::stored_by(&*self.runtime, &self.paths, &pods).await,
             Resource::Memory | Resource::Pids => BTreeMap::new(),
