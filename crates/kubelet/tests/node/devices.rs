@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use cri::{RuntimeService as _, v1};
 use futures_util::{Stream, StreamExt as _};
 use plugin::device::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use plugin::device::registration_client::RegistrationClient;
@@ -27,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("devices_reach_their_container", devices_reach_their_container),
     ("devices_stay_with_their_pod", devices_stay_with_their_pod),
     ("a_plugin_that_hangs_harms_only_its_pods", a_plugin_that_hangs_harms_only_its_pods),
+    ("a_start_waits_for_the_plugin_that_readies_devices", a_start_waits_for_the_plugin_that_readies_devices),
     ("what_cannot_register", what_cannot_register),
     ("devices_by_cdi", devices_by_cdi),
     ("the_published_sample", the_published_sample),
@@ -321,6 +323,29 @@ fn a_plugin_that_hangs_harms_only_its_pods() {
         // What was asked for can be asked for again.
         want(&node, "again", HUNG, 1);
         at_least(&hung.asked, 2).await;
+        node
+    });
+}
+
+/// A plugin that resets its hardware before each start must not be passed over when it is away.
+fn a_start_waits_for_the_plugin_that_readies_devices() {
+    on_a_node(async |node| {
+        let plugin = Plugin::start(&node, RESOURCE, &[("one", true)], true).await;
+        plugin_has(&node, 1).await;
+        want(&node, "p", RESOURCE, 1);
+        node.desk.when("it is ready", |desk| desk.container("p")["ready"] == true).await;
+        drop(plugin);
+        can_be_had(&node, 0).await;
+        let container_id = node.containers("p").await.remove(0).id;
+        node.runtime.stop_container(v1::StopContainerRequest { container_id, timeout: 0 }).await.unwrap();
+        let waits = |desk: &Desk| {
+            let message = desk.container("p")["state"]["waiting"]["message"].clone();
+            message.as_str().is_some_and(|message| message.contains("example.com/gadget, which readies devices"))
+        };
+        node.desk.when("it waits for the plugin", waits).await;
+        let plugin = Plugin::start(&node, RESOURCE, &[("one", true)], true).await;
+        at_least(&plugin.starts, 1).await;
+        node.desk.when("it is ready again", |desk| desk.container("p")["ready"] == true).await;
         node
     });
 }

@@ -27,6 +27,12 @@ pub(crate) enum DeviceError {
          then the pod"
     )]
     Hung { call: &'static str, resource: String, socket: PathBuf, limit_s: u64 },
+    /// Nobody knows what a container that has devices needs before it starts; upstream's words.
+    #[error("endpoint not found in cache for a registered resource: {resource}; start its device plugin")]
+    Forgotten { resource: String },
+    /// Who has to ready the devices for a start has gone.
+    #[error("the device plugin for {resource}, which readies devices for each start, is not connected; start it again")]
+    Away { resource: String },
     /// A plugin that registers is not there.
     #[error("the device plugin for {resource} cannot be reached at {socket}: {cause}")]
     Unreachable { resource: String, socket: PathBuf, cause: String },

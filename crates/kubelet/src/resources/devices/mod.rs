@@ -129,7 +129,7 @@ impl Devices {
             state.count += 1;
             let (number, watch) = (state.count, Mutex::default());
             let connection = Arc::new(Connection { socket: socket.clone(), client, options, number, watch });
-            state.table.came(resource);
+            state.table.came(resource, options);
             let all = state.plugins.entry(resource.to_owned()).or_default();
             all.retain(|other| other.socket != socket);
             all.push(connection.clone());
@@ -339,15 +339,24 @@ impl Devices {
             self.allocate(need).await?;
             self.lock().table.confirm_one(need);
         }
-        let connection = self.lock().plugins.get(need.resource).and_then(|all| all.last()).cloned();
-        let Some(connection) = connection.filter(|connection| connection.options.pre_start_required) else {
-            return Ok(());
-        };
+        let Some(connection) = self.readying(need.resource)? else { return Ok(()) };
         let ids = self.ids(need.uid, need.container, need.resource);
         let request = device::PreStartContainerRequest { devices_ids: ids.into_iter().collect() };
         let mut client = connection.client.clone();
         let call = client.pre_start_container(request);
         self.ask(need.resource, &connection, "PreStartContainer", ANSWER_MAX, call).await.map(drop)
+    }
+
+    /// The plugin that has to be told before a container with this resource starts, if it wants to be.
+    fn readying(&self, resource: &str) -> Result<Option<Arc<Connection>>, DeviceError> {
+        let state = self.lock();
+        let forgotten = || DeviceError::Forgotten { resource: resource.to_owned() };
+        let wants_it = state.table.resources.get(resource).ok_or_else(forgotten)?.options.pre_start_required;
+        match state.plugins.get(resource).and_then(|all| all.last()) {
+            Some(connection) => Ok(connection.options.pre_start_required.then(|| connection.clone())),
+            None if wants_it => Err(DeviceError::Away { resource: resource.to_owned() }),
+            None => Ok(None),
+        }
     }
 
     /// The containers of a pod were running already when this daemon began.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use plugin::device::ContainerAllocateResponse;
+use plugin::device::{ContainerAllocateResponse, DevicePluginOptions};
 use tokio::time::Instant;
 
 use super::DeviceError;
@@ -36,6 +36,8 @@ impl Device {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Resource {
     pub(crate) devices: BTreeMap<String, Device>,
+    /// What the plugin that came last wants, also when it has gone; nothing where none has come yet.
+    pub(super) options: DevicePluginOptions,
     /// Since when no plugin has been there.
     gone: Option<Instant>,
 }
@@ -120,13 +122,13 @@ pub(crate) struct Table {
 impl Table {
     /// Begins with what was given out before: those resources have no plugin yet.
     pub(crate) fn recall(given: Given, registered: impl IntoIterator<Item = String>, now: Instant) -> Self {
-        let gone = |name| (name, Resource { devices: BTreeMap::new(), gone: Some(now) });
+        let gone = |name| (name, Resource { gone: Some(now), ..Resource::default() });
         Self { resources: registered.into_iter().map(gone).collect(), retired: BTreeSet::new(), given }
     }
 
     /// A plugin has come; its devices are not known yet.
-    pub(crate) fn came(&mut self, resource: &str) {
-        self.resources.entry(resource.to_owned()).or_default();
+    pub(crate) fn came(&mut self, resource: &str, options: DevicePluginOptions) {
+        self.resources.entry(resource.to_owned()).or_default().options = options;
         self.retired.remove(resource);
     }
 
@@ -380,7 +382,7 @@ mod tests {
     /// `a0+` is a healthy device `a0`, `b1-` a sick one; the digit is its NUMA node, `x` is none.
     fn table(devices: &[&str]) -> Table {
         let mut table = Table::default();
-        table.came(R);
+        table.came(R, DevicePluginOptions::default());
         let device = |text: &&str| {
             let node = text.chars().nth(1).and_then(|digit| digit.to_digit(10)).map(i64::from);
             (text[..2].to_owned(), Device { is_healthy: text.ends_with('+'), nodes: node.into_iter().collect() })
@@ -437,7 +439,7 @@ mod tests {
         assert_eq!(table.amounts(now + GRACE)[R], (2, 0));
         assert_eq!(table.amounts(now + GRACE + Duration::from_secs(1))[R], (0, 0));
         assert!(!table.manages(R));
-        table.came(R);
+        table.came(R, DevicePluginOptions::default());
         assert_eq!(table.listed(R, BTreeMap::new()), BTreeSet::new());
         assert_eq!(table.amounts(now)[R], (0, 0));
         assert!(table.manages(R));
