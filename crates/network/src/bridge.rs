@@ -317,7 +317,7 @@ impl Bridge {
     /// Names of the bridge's ports.
     pub(crate) fn ports(&self) -> Result<Vec<String>, NetworkError> {
         let mut route = self.route();
-        let links = list_links(&mut route).during(&self.name, "listing links")?;
+        let links = route.links().during(&self.name, "listing links")?;
         let Some(bridge) = links.iter().find(|link| link.name == self.name).map(|link| link.index) else {
             return Ok(Vec::new());
         };
@@ -402,16 +402,6 @@ impl Bridge {
         // The link first: packets to the host's loopback are routed on it, and the table's guard is what keeps pods off.
         delete_link(&mut self.route(), &self.name).during(&self.name, "deleting the bridge")?;
         self.filter().commit(self.table.remove_table()).during(&self.table.name, "removing the nftables table")
-    }
-}
-
-fn list_links(route: &mut Socket) -> netlink::Result<Vec<Link>> {
-    loop {
-        match route.links() {
-            // The list changed while it was read.
-            Err(error) if error.errno == Errno::INTR => {}
-            other => return other,
-        }
     }
 }
 

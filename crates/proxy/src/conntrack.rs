@@ -4,12 +4,8 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use sys::netlink::{self, Socket};
-use sys::rustix::io::Errno;
 
 use crate::flows::Suspects;
-
-/// Listings that were disturbed are asked for again this often.
-const LISTINGS_MAX: usize = 5;
 
 /// Sockets in the host's network namespace.
 #[derive(Debug)]
@@ -29,10 +25,10 @@ impl Conntrack {
         let mut deleted = [0; 2];
         for ipv6 in [false, true].into_iter().filter(|ipv6| suspects.concern(*ipv6)) {
             let own: HashSet<IpAddr> = match suspects.has_node_ports() {
-                true => again(|| self.route.addresses())?.into_iter().map(|(_, address, _)| address).collect(),
+                true => self.route.addresses()?.into_iter().map(|(_, address, _)| address).collect(),
                 false => HashSet::new(),
             };
-            let stale = again(|| self.netfilter.flows(ipv6, |flow| suspects.is_stale(flow, &own)))?;
+            let stale = self.netfilter.flows(ipv6, |flow| suspects.is_stale(flow, &own))?;
             for flow in stale {
                 self.netfilter.delete_flow(&flow)?;
                 deleted[usize::from(ipv6)] += 1;
@@ -40,15 +36,4 @@ impl Conntrack {
         }
         Ok(deleted)
     }
-}
-
-/// Lists anew when something changed underway.
-pub(crate) fn again<T>(mut listing: impl FnMut() -> netlink::Result<T>) -> netlink::Result<T> {
-    for _ in 1..LISTINGS_MAX {
-        match listing() {
-            Err(error) if error.errno == Errno::INTR => {}
-            other => return other,
-        }
-    }
-    listing()
 }

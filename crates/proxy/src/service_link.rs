@@ -7,11 +7,9 @@ use std::net::IpAddr;
 use sys::netlink::{self, Error, Socket, Writer};
 use sys::rustix::io::Errno;
 
-use crate::conntrack::again;
-
 /// Locally administered; nobody sees it.
 const MAC: [u8; 6] = [0x0a, 0x58, 0, 0, 0, 1];
-/// Requests that are sent at once: their confirmations have to fit into the socket's buffer.
+/// Requests that are sent at once; if one of them is refused, each is sent by itself.
 const REQUESTS_AT_ONCE: usize = 512;
 
 type Change = fn(&mut Writer, u32, IpAddr, u8);
@@ -80,7 +78,7 @@ impl ServiceLink {
     /// What addresses this node has.
     pub(crate) fn addresses(&mut self) -> netlink::Result<NodeAddresses> {
         let mut addresses = NodeAddresses::default();
-        for (index, address, _) in again(|| self.route.addresses())? {
+        for (index, address, _) in self.route.addresses()? {
             if is_usable(address) {
                 let place = if index == self.index { &mut addresses.bound } else { &mut addresses.own };
                 place.insert(address);

@@ -24,7 +24,6 @@ use sys::rustix::io::Errno;
 
 use super::Backend;
 use super::nftables::Nftables;
-use crate::conntrack::again;
 use crate::service_link::{NodeAddresses, ServiceLink};
 use crate::{Config, IpvsOptions, Owned, RulesError, StartError};
 
@@ -83,8 +82,8 @@ impl IpvsBackend {
 
     fn observe(&mut self) -> netlink::Result<Observed> {
         let mut services = Vec::new();
-        for (service, settings) in again(|| self.ipvs.services())? {
-            services.push((service, settings, again(|| self.ipvs.servers(&service))?));
+        for (service, settings) in self.ipvs.services()? {
+            services.push((service, settings, self.ipvs.servers(&service)?));
         }
         let NodeAddresses { own, bound } = self.addresses()?;
         Ok(Observed { services, bound, own })
@@ -160,7 +159,7 @@ impl IpvsBackend {
         let (steps, turnover) = self.virtuals.set_own(own);
         self.follow(&steps, &turnover)?;
         for service in self.virtuals.draining() {
-            let servers = again(|| self.ipvs.servers(&service))?;
+            let servers = self.ipvs.servers(&service)?;
             let steps = self.virtuals.settle(&service, &servers);
             self.follow(&steps, &Turnover::default())?;
         }
@@ -170,7 +169,7 @@ impl IpvsBackend {
     /// Whether one of the services is there: who removes them removes all, as `ipvsadm --clear` does.
     fn has_services(&mut self) -> netlink::Result<bool> {
         let Some(one) = self.virtuals.some_service() else { return Ok(true) };
-        Ok(!again(|| self.ipvs.servers(&one))?.is_empty())
+        Ok(!self.ipvs.servers(&one)?.is_empty())
     }
 }
 
@@ -182,7 +181,7 @@ pub(super) fn remove_leftovers(config: &Config) -> Result<(), RulesError> {
         return Ok(());
     }
     let mut ipvs = Ipvs::open()?;
-    let services = again(|| ipvs.services())?.into_iter().map(|(service, _)| service);
+    let services = ipvs.services()?.into_iter().map(|(service, _)| service);
     let is_excluded = |address| config.ipvs.exclude_cidrs.iter().any(|range| range.contains(&address));
     let ours = services.filter(|service| !is_excluded(service.address)).map(Command::DeleteService);
     ipvs.apply(&ours.collect::<Vec<_>>())?;
@@ -256,7 +255,7 @@ impl Backend for IpvsBackend {
         if self.link.exists()? {
             owned.push(Owned { kind: "link", name: LINK.to_owned(), owner: services() });
         }
-        let virtuals = again(|| self.ipvs.services())?;
+        let virtuals = self.ipvs.services()?;
         owned.extend(virtuals.iter().filter(|(one, _)| self.virtuals.is_ours(one)).map(|(one, _)| Owned {
             kind: "virtual service",
             name: name(one),

@@ -8,7 +8,6 @@ use sys::netlink::nft::Family;
 use sys::rustix::io::Errno;
 
 use super::Backend;
-use crate::conntrack::again;
 use crate::{Config, Owned, RulesError, StartError};
 
 /// The table of upstream's kube-proxy, in the families `ip` and `ip6` (kubernetes: `pkg/proxy/nftables`).
@@ -42,7 +41,7 @@ impl Nftables {
             generation: 0,
             uses: Vec::new(),
         };
-        again(|| nftables.netfilter.tables(ServiceTable::FAMILY)).map_err(StartError::NoNftables)?;
+        nftables.netfilter.tables(ServiceTable::FAMILY).map_err(StartError::NoNftables)?;
         nftables.netfilter.commit(nftables.table.probe()).map_err(|error| match error.errno {
             Errno::PERM => StartError::NotPermitted(error),
             // A type of expression, chain or set that is not there.
@@ -61,8 +60,8 @@ impl Nftables {
     ) -> Result<(), RulesError> {
         self.table.set_network(network);
         let remains = Remains {
-            sets: again(|| self.netfilter.sets(ServiceTable::FAMILY, &self.name))?,
-            chains: again(|| self.netfilter.chains(ServiceTable::FAMILY, &self.name))?,
+            sets: self.netfilter.sets(ServiceTable::FAMILY, &self.name)?,
+            chains: self.netfilter.chains(ServiceTable::FAMILY, &self.name)?,
         };
         let mut batch = self.table.replace(rules, &remains);
         more(&mut batch);
@@ -83,7 +82,7 @@ impl Nftables {
     fn count_uses(&mut self) -> Result<Vec<(String, u32)>, RulesError> {
         let mut counts = Vec::new();
         for chain in ServiceTable::fixed_chains() {
-            let uses = again(|| self.netfilter.chain_uses(ServiceTable::FAMILY, &self.name, &chain))?;
+            let uses = self.netfilter.chain_uses(ServiceTable::FAMILY, &self.name, &chain)?;
             counts.extend(uses.map(|uses| (chain, uses)));
         }
         Ok(counts)
@@ -165,7 +164,7 @@ impl Backend for Nftables {
     fn udp_frontends(&mut self) -> Result<Vec<Frontend>, RulesError> {
         let mut frontends = Vec::new();
         for map in ServiceTable::FRONTENDS {
-            let elements = again(|| self.netfilter.elements(ServiceTable::FAMILY, &self.name, map))?;
+            let elements = self.netfilter.elements(ServiceTable::FAMILY, &self.name, map)?;
             frontends.extend(elements.iter().filter_map(|(key, _)| udp_frontend(map, key)));
         }
         Ok(frontends)
@@ -176,7 +175,7 @@ impl Backend for Nftables {
     }
 
     fn owned(&mut self) -> Result<Vec<Owned>, RulesError> {
-        let tables = again(|| self.netfilter.tables(ServiceTable::FAMILY))?;
+        let tables = self.netfilter.tables(ServiceTable::FAMILY)?;
         let ours = tables.into_iter().filter(|name| name.starts_with(&self.name));
         let owner = |name: &str| (name == self.name).then(|| "services".to_owned());
         Ok(ours.map(|name| Owned { kind: "table", owner: owner(&name), name }).collect())

@@ -58,9 +58,7 @@ impl Socket {
     pub fn flows(&mut self, ipv6: bool, mut wanted: impl FnMut(&Flow) -> bool) -> Result<Vec<Flow>> {
         let mut request = Writer::new();
         request.message(GET, DUMP, &header(ipv6), |_| ());
-        let mut flows = Vec::new();
-        self.list(&request, |message| flows.extend(parse_flow(message).filter(|flow| wanted(flow))))?;
-        Ok(flows)
+        self.collect(&request, |message| parse_flow(message).filter(|flow| wanted(flow)))
     }
 
     /// Deletes a flow; one that is gone counts as deleted.

@@ -23,8 +23,7 @@ fn parse(message: &Message<'_>) -> (bool, bool, bool, bool) {
     let service = ipvs::Virtual { address: [10, 0, 0, 1].into(), protocol: 6, port: 80 };
     let _ = (route::parse_link(message), ipvs::parse_info(message), ipvs::parse_timeouts(message));
     let _ = message.acknowledgement();
-    let mut elements = Vec::new();
-    nft::collect_elements(message, &mut elements);
+    let _ = nft::parse_elements(message);
     let server = ipvs::parse_server(message, &service);
     let flow = conntrack::parse_flow(message);
     (route::parse_route(message).is_some(), route::parse_address(message).is_some(), server.is_some(), flow.is_some())

@@ -62,7 +62,7 @@ const FORWARD_BY_TRANSLATION: u32 = 0;
 const ADDRESS_BYTES: usize = 16;
 /// Flags that the kernel sets itself (`IP_VS_SVC_F_HASHED`).
 const FLAG_HASHED: u32 = 0x2;
-/// Messages that are sent at once: their confirmations have to fit into the socket's buffer.
+/// Messages that are written out at once.
 const COMMANDS_AT_ONCE: usize = 512;
 /// How often a listing that never rests is read anew.
 const READINGS: usize = 8;
@@ -192,7 +192,7 @@ impl Ipvs {
     /// over some when others vanish meanwhile. It is read until two readings are alike; one that never rests is taken as it is.
     ///
     /// # Errors
-    /// See [`Socket::list`].
+    /// See [`Socket::collect`].
     pub fn services(&mut self) -> Result<Vec<(Virtual, Settings)>> {
         let mut services = self.read_services()?;
         for _ in 0..READINGS {
@@ -206,21 +206,17 @@ impl Ipvs {
     }
 
     fn read_services(&mut self) -> Result<Vec<(Virtual, Settings)>> {
-        let mut services = Vec::new();
         let request = self.ask(CMD_GET_SERVICE, DUMP, |_| ());
-        self.socket.list(&request, |message| services.extend(parse_service(message)))?;
-        Ok(services)
+        self.socket.collect(&request, parse_service)
     }
 
     /// The servers of a virtual service; none if it does not exist.
     ///
     /// # Errors
-    /// See [`Socket::list`].
+    /// See [`Socket::collect`].
     pub fn servers(&mut self, service: &Virtual) -> Result<Vec<ServerStatus>> {
-        let mut servers = Vec::new();
         let request = self.ask(CMD_GET_DEST, DUMP, |w| w.nest(ATTR_SERVICE, |w| write_virtual(w, service)));
-        self.socket.list(&request, |message| servers.extend(parse_server(message, service)))?;
-        Ok(servers)
+        self.socket.collect(&request, |message| parse_server(message, service))
     }
 
     /// Makes changes one after the other. Each is tried, also after one that failed.

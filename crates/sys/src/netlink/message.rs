@@ -37,7 +37,7 @@ pub(super) fn set_option(fd: BorrowedFd<'_>, option: libc::c_int) -> Result<()> 
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
 }
 
-/// Messages being built. They are numbered from 1 in the order of writing.
+/// Messages being built. A socket that sends them numbers them.
 #[derive(Debug, Default, Clone)]
 pub struct Writer {
     bytes: Vec<u8>,
@@ -59,8 +59,7 @@ impl Writer {
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
-        self.bytes.extend_from_slice(&self.count.to_ne_bytes());
-        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(&[0; 8]);
         self.bytes.extend_from_slice(header);
         self.pad();
         body(self);
@@ -145,6 +144,32 @@ impl Writer {
         self.pad();
     }
 
+    /// Numbers the messages from `first`.
+    pub(super) fn number_from(&mut self, first: u32) {
+        let (mut start, mut number) = (0, first);
+        while let Some(length) = length_at(&self.bytes, start) {
+            self.bytes[start + 8..start + 12].copy_from_slice(&number.to_ne_bytes());
+            number = number.wrapping_add(1);
+            start += length;
+        }
+    }
+
+    /// The messages in portions of `most`, each with how many it has.
+    pub(super) fn portions(&self, most: usize) -> impl Iterator<Item = (&[u8], usize)> {
+        let mut rest = &self.bytes[..];
+        std::iter::from_fn(move || {
+            let (mut end, mut count) = (0, 0);
+            while count < most
+                && let Some(length) = length_at(rest, end)
+            {
+                (end, count) = (end + length, count + 1);
+            }
+            let portion;
+            (portion, rest) = rest.split_at(end);
+            (count > 0).then_some((portion, count))
+        })
+    }
+
     /// Number of messages.
     pub fn count(&self) -> u32 {
         self.count
@@ -158,6 +183,12 @@ impl Writer {
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
+}
+
+/// Bytes of the message that starts there, with what pads it; none behind the last.
+fn length_at(bytes: &[u8], start: usize) -> Option<usize> {
+    let length = u32::from_ne_bytes(*bytes.get(start..)?.first_chunk()?);
+    Some(usize::try_from(length).ok()?.next_multiple_of(4))
 }
 
 /// One message from the kernel.
@@ -179,11 +210,13 @@ impl<'a> Message<'a> {
         Attributes { bytes: self.payload.get(header.next_multiple_of(4)..).unwrap_or(&[]) }
     }
 
+    /// Whether the list that it belongs to has changed since the part before.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.flags & DUMP_INTERRUPTED != 0 && self.kind != NLMSG_ERROR
+    }
+
     /// What an error, acknowledgement or end-of-list message says.
     pub(super) fn acknowledgement(&self) -> Result<()> {
-        if self.flags & DUMP_INTERRUPTED != 0 && self.kind != NLMSG_ERROR {
-            return Err(Errno::INTR.into());
-        }
         let code = self.payload.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
         if code == 0 {
             return Ok(());
@@ -334,14 +367,26 @@ mod tests {
             });
         });
         writer.message(17, 4, &[], |_| ());
+        writer.number_from(u32::MAX);
         let messages: Vec<_> = Messages::new(writer.bytes()).collect();
-        assert_eq!((messages[0].kind, messages[0].sequence), (16, 1));
-        assert_eq!((messages[1].kind, messages[1].flags, messages[1].sequence), (17, 5, 2));
+        assert_eq!((messages[0].kind, messages[0].sequence), (16, u32::MAX));
+        assert_eq!((messages[1].kind, messages[1].flags, messages[1].sequence), (17, 5, 0));
         let attributes = messages[0].attributes(3);
         assert_eq!(attributes.get(3).unwrap().text(), "eth0");
         let nested = attributes.get(18).unwrap().nested();
         assert_eq!(nested.get(1).unwrap().u32(), 7);
         assert_eq!(nested.get(2).unwrap().be16(), 0x1234);
+    }
+
+    #[test]
+    fn portions_are_all_messages_in_their_order() {
+        let mut writer = Writer::new();
+        assert_eq!(writer.portions(2).count(), 0);
+        (0..5).for_each(|kind| writer.message(kind, 0, &[0; 3][..usize::from(kind % 4)], |_| ()));
+        let portions: Vec<_> = writer.portions(2).collect();
+        assert_eq!(portions.iter().map(|(_, count)| *count).collect::<Vec<_>>(), [2, 2, 1]);
+        let kinds = portions.iter().flat_map(|(bytes, _)| Messages::new(bytes).map(|message| message.kind));
+        assert_eq!(kinds.collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 pub use self::expression::{Cmp, Ct, DynsetOp, Expr, From, Meta, Reg, Verdict};
 use self::expression::{write_expression, write_verdict};
-use super::{ACK, APPEND, CREATE, DUMP, Error, Message, Result, Socket, Writer};
+use super::{ACK, APPEND, Attribute, CREATE, DUMP, Error, Message, Result, Socket, Writer};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 16;
@@ -335,7 +335,7 @@ impl Socket {
         }
         batch.writer.flag_last(ACK);
         batch.writer.message(BATCH_END, 0, &header(0, SUBSYSTEM >> 8), |_| ());
-        self.transact(&batch.writer)
+        self.transact(batch.writer)
     }
 
     /// Names of the tables of a family.
@@ -345,9 +345,7 @@ impl Socket {
     pub fn tables(&mut self, family: Family) -> Result<Vec<String>> {
         let mut request = Writer::new();
         request.message(GETTABLE, DUMP, &header(family as u8, 0), |_| ());
-        let mut names = Vec::new();
-        self.list(&request, |message| names.extend(message.attributes(HEADER_BYTES).get(1).map(|a| a.text())))?;
-        Ok(names)
+        self.collect(&request, |message| message.attributes(HEADER_BYTES).get(1).map(|name| name.text()))
     }
 
     /// A number that every transaction of this network namespace changes, whoever commits it.
@@ -401,18 +399,13 @@ impl Socket {
     fn names(&mut self, kind: u16, attribute: u16, family: Family, table: &str) -> Result<Vec<String>> {
         let mut request = Writer::new();
         request.message(kind, DUMP, &header(family as u8, 0), |w| w.str(1, table));
-        let mut names = Vec::new();
-        let listed = self.list(&request, |message| {
+        let listed = self.collect(&request, |message| {
             let attributes = message.attributes(HEADER_BYTES);
             // Not every kernel filters chains by table.
-            if attributes.get(1).is_some_and(|one| one.text() == table) {
-                names.extend(attributes.get(attribute).map(|name| name.text()));
-            }
+            let is_of_table = attributes.get(1).is_some_and(|one| one.text() == table);
+            attributes.get(attribute).filter(|_| is_of_table).map(|name| name.text())
         });
-        match listed {
-            Err(Error { errno: Errno::NOENT, .. }) => Ok(Vec::new()),
-            other => other.map(|()| names),
-        }
+        none_without(listed)
     }
 
     /// Keys and, for maps of values, values of the elements of a set; empty if the set does not exist.
@@ -425,21 +418,23 @@ impl Socket {
             w.str(1, table);
             w.str(2, set);
         });
-        let mut elements = Vec::new();
-        match self.list(&request, |message| collect_elements(message, &mut elements)) {
-            Err(Error { errno: Errno::NOENT, .. }) => Ok(Vec::new()),
-            other => other.map(|()| elements),
-        }
+        none_without(self.collect(&request, parse_elements))
     }
 }
 
-pub(super) fn collect_elements(message: &Message<'_>, elements: &mut Vec<(Vec<u8>, Vec<u8>)>) {
-    let Some(list) = message.attributes(HEADER_BYTES).get(3) else { return };
-    for element in list.nested() {
-        let value = |kind| {
-            let data = element.nested().get(kind)?.nested().get(1)?;
-            Some(data.value.to_vec())
-        };
-        elements.push((value(1).unwrap_or_default(), value(2).unwrap_or_default()));
+/// A list in what does not exist is empty.
+fn none_without<T>(listed: Result<Vec<T>>) -> Result<Vec<T>> {
+    match listed {
+        Err(Error { errno: Errno::NOENT, .. }) => Ok(Vec::new()),
+        other => other,
     }
+}
+
+pub(super) fn parse_elements(message: &Message<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let element = |element: Attribute<'_>| {
+        let value = |kind| Some(element.nested().get(kind)?.nested().get(1)?.value.to_vec());
+        (value(1).unwrap_or_default(), value(2).unwrap_or_default())
+    };
+    let list = message.attributes(HEADER_BYTES).get(3);
+    list.map(|list| list.nested().map(element).collect()).unwrap_or_default()
 }

@@ -43,14 +43,13 @@ impl Socket {
     /// Rules that lead to this table, of both families.
     ///
     /// # Errors
-    /// See [`Socket::list`]. A kernel without policy routing has none.
+    /// See [`Socket::collect`]. A kernel without policy routing has none.
     pub fn port_rules(&mut self, table: u32) -> Result<Vec<PortRule>> {
-        let mut rules = Vec::new();
         let mut request = Writer::new();
         request.message(RTM_GETRULE, DUMP, &[0; RULE_BYTES], |_| ());
-        match self.list(&request, |message| rules.extend(parse_rule(message, table))) {
+        match self.collect(&request, |message| parse_rule(message, table)) {
             Err(error) if error.errno == rustix::io::Errno::OPNOTSUPP => Ok(Vec::new()),
-            listed => listed.map(|()| rules),
+            listed => listed,
         }
     }
 }

@@ -10,7 +10,7 @@ const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
+pub(super) const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
@@ -32,7 +32,7 @@ const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 
-const IFADDR_BYTES: usize = 8;
+pub(super) const IFADDR_BYTES: usize = 8;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
@@ -162,11 +162,9 @@ impl Socket {
     /// All links.
     ///
     /// # Errors
-    /// See [`Socket::list`].
+    /// See [`Socket::collect`].
     pub fn links(&mut self) -> Result<Vec<Link>> {
-        let mut links = Vec::new();
-        self.collect(RTM_GETLINK, &ifinfo(0, 0), |message| links.push(parse_link(message)))?;
-        Ok(links)
+        self.collect(&all(RTM_GETLINK, &ifinfo(0, 0)), |message| Some(parse_link(message)))
     }
 
     /// The link with this name, if there is one.
@@ -186,28 +184,25 @@ impl Socket {
     /// Addresses of the links: index, address, prefix length.
     ///
     /// # Errors
-    /// See [`Socket::list`].
+    /// See [`Socket::collect`].
     pub fn addresses(&mut self) -> Result<Vec<(u32, IpAddr, u8)>> {
-        let mut addresses = Vec::new();
-        self.collect(RTM_GETADDR, &[0; IFADDR_BYTES], |message| addresses.extend(parse_address(message)))?;
-        Ok(addresses)
+        self.collect(&all(RTM_GETADDR, &[0; IFADDR_BYTES]), parse_address)
     }
 
     /// Routes of the main table.
     ///
     /// # Errors
-    /// See [`Socket::list`].
+    /// See [`Socket::collect`].
     pub fn routes(&mut self) -> Result<Vec<Route>> {
-        let mut routes = Vec::new();
-        self.collect(RTM_GETROUTE, &[0; ROUTE_BYTES], |message| routes.extend(parse_route(message)))?;
-        Ok(routes)
+        self.collect(&all(RTM_GETROUTE, &[0; ROUTE_BYTES]), parse_route)
     }
+}
 
-    fn collect(&mut self, kind: u16, header: &[u8], visit: impl FnMut(&Message<'_>)) -> Result<()> {
-        let mut request = Writer::new();
-        request.message(kind, DUMP, header, |_| ());
-        self.list(&request, visit)
-    }
+/// A request for all objects of a kind.
+pub(super) fn all(kind: u16, header: &[u8]) -> Writer {
+    let mut request = Writer::new();
+    request.message(kind, DUMP, header, |_| ());
+    request
 }
 
 pub(super) fn parse_link(message: &Message<'_>) -> Link {

@@ -12,8 +12,6 @@ use sys::netlink::policy::PortRule;
 use sys::netlink::{self, Socket, Writer};
 use sys::rustix::io::Errno;
 
-use crate::conntrack::again;
-
 /// The table of routes, and what is known as ours by it.
 const TABLE: u32 = 10_254;
 /// Before rules of others but that of the host's own addresses: a Service comes before routes.
@@ -28,7 +26,7 @@ pub(super) fn settle(
     wanted: &BTreeSet<PortRule>,
     is_held: impl Fn(&PortRule) -> bool,
 ) -> netlink::Result<()> {
-    let there: BTreeSet<PortRule> = again(|| route.port_rules(TABLE))?.into_iter().collect();
+    let there: BTreeSet<PortRule> = route.port_rules(TABLE)?.into_iter().collect();
     let come: Vec<&PortRule> = wanted.difference(&there).collect();
     if !come.is_empty() {
         make_tables(route)?;
@@ -47,7 +45,7 @@ pub(super) fn settle(
 
 /// Removes everything.
 pub(super) fn remove(route: &mut Socket) -> netlink::Result<()> {
-    let there = again(|| route.port_rules(TABLE))?;
+    let there = route.port_rules(TABLE)?;
     if there.is_empty() {
         return Ok(());
     }
