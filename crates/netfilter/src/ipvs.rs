@@ -20,6 +20,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 
 use ipnet::IpNet;
 use service::{Change, Difference, Entry, Frontend, Kind, Protocol, Rules};
@@ -199,9 +200,17 @@ impl VirtualTable {
         &self.own
     }
 
-    /// One of the services with servers that have been written.
-    pub fn some_service(&self) -> Option<Virtual> {
-        self.present.first_key_value().map(|(frontend, _)| virtual_service(frontend))
+    /// The services that have been written, from the one after `last` on.
+    pub fn services_after(&self, last: Option<&Virtual>) -> impl Iterator<Item = Virtual> {
+        let after = last.and_then(frontend).map_or(Bound::Unbounded, Bound::Excluded);
+        self.present.range((after, Bound::Unbounded)).map(|(frontend, _)| virtual_service(frontend))
+    }
+
+    /// Whether these are the servers of a service as they have been written.
+    pub fn has_servers(&self, service: &Virtual, servers: &[ServerStatus]) -> bool {
+        let there: BTreeMap<Server, u32> = servers.iter().map(|status| (status.server, status.weight)).collect();
+        let present = frontend(service).and_then(|frontend| self.present.get(&frontend));
+        present.is_some_and(|present| present.servers == there)
     }
 
     /// Whether a service has been written.

@@ -139,9 +139,14 @@ impl ServiceTable {
         }
     }
 
-    /// Chains that are there whatever the rules are, and whose number of rules does not change with them.
+    /// Chains that are there whatever the rules are, and whose rules and ways to them do not change with them.
     pub fn fixed_chains() -> Vec<String> {
         chains::fixed()
+    }
+
+    /// Sets and maps whose elements nobody writes but the batches made here.
+    pub fn fixed_sets(&self) -> Vec<String> {
+        SetName::all(self.balancer).filter(|set| !set.is_dynamic()).map(SetName::name).collect()
     }
 
     /// What holds from the next replacement on.
@@ -167,7 +172,7 @@ impl ServiceTable {
             }
         }
         self.fill(&mut batch, rules);
-        let unused: Vec<&String> = remains.chains.iter().filter(|name| !batch.chains().contains(*name)).collect();
+        let unused: Vec<&String> = remains.chains.iter().filter(|name| !batch.chains().contains_key(*name)).collect();
         unused.into_iter().for_each(|name| batch.delete_chain(name));
         batch
     }

@@ -204,6 +204,24 @@ fn a_server_goes_with_its_last_connection() {
 }
 
 #[test]
+fn servers_that_are_not_as_they_were_written_are_told() {
+    let (mut table, mut kernel) = (table(), Kernel::default());
+    let other = at("10.96.0.20", Protocol::Tcp, 80);
+    let wanted = [(web(), entry(&["10.0.0.1", "10.0.0.2"])), (other, entry(&["10.0.0.3"]))];
+    change(&mut table, &mut kernel, &Rules::default(), &wanted);
+    let services: Vec<Virtual> = table.services_after(None).collect();
+    assert_eq!(services, [virtual_service(&web()), virtual_service(&other)]);
+    assert_eq!(table.services_after(Some(&services[0])).collect::<Vec<_>>(), services[1..]);
+    assert_eq!(table.services_after(Some(&services[1])).count(), 0);
+    let mut status = kernel.status(&services[0]);
+    assert!(table.has_servers(&services[0], &status));
+    status[0].weight = 0;
+    assert!(!table.has_servers(&services[0], &status), "another weight");
+    assert!(!table.has_servers(&services[0], &status[1..]), "one is gone");
+    assert!(!table.has_servers(&services[1], &[]), "all are gone");
+}
+
+#[test]
 fn udp_is_not_waited_for() {
     let (mut table, mut kernel) = (table(), Kernel::default());
     let dns = at(WEB, Protocol::Udp, 53);

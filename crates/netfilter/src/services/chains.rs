@@ -208,8 +208,8 @@ pub(super) fn add_sources(batch: &mut Batch, number: u32, sources: &[IpNet]) {
 pub(super) fn fixed() -> Vec<String> {
     let of_families =
         ["inbound", "outbound", "dispatch", LEAVING].into_iter().flat_map(|name| [V4, V6].map(|ip| (name, ip.suffix)));
-    let hooks = [PREROUTING, OUTPUT, POSTROUTING, PREROUTING_LAST, OUTPUT_LAST];
-    hooks.map(str::to_owned).into_iter().chain(of_families.map(|(name, suffix)| format!("{name}{suffix}"))).collect()
+    let alone = [PREROUTING, OUTPUT, POSTROUTING, PREROUTING_LAST, OUTPUT_LAST, REFUSE];
+    alone.map(str::to_owned).into_iter().chain(of_families.map(|(name, suffix)| format!("{name}{suffix}"))).collect()
 }
 
 /// The chains that are always there.

@@ -29,6 +29,9 @@ use crate::{Config, IpvsOptions, Owned, RulesError, StartError};
 
 /// How many looks at the rules, each a question to the kernel, for one at addresses and servers, which takes listings.
 const LOOKS_PER_KEEPING: u32 = 10;
+/// Services whose servers are looked at each time: IPVS does not tell that somebody else has changed something, so all are
+/// looked at by turns.
+const SERVICES_PER_KEEPING: usize = 256;
 /// The interface of the Services' addresses, named as upstream's: other programs know it by that.
 const LINK: &str = "kube-ipvs0";
 
@@ -47,6 +50,8 @@ pub(super) struct IpvsBackend {
     /// How often to look after addresses and servers, which takes listings, and when it was done last.
     keep_up_every: Duration,
     kept_up: Option<Instant>,
+    /// The service whose servers were looked at last.
+    seen: Option<Virtual>,
 }
 
 impl IpvsBackend {
@@ -77,6 +82,7 @@ impl IpvsBackend {
             refused: BTreeSet::new(),
             keep_up_every: config.look_every * LOOKS_PER_KEEPING,
             kept_up: None,
+            seen: None,
         })
     }
 
@@ -166,10 +172,16 @@ impl IpvsBackend {
         Ok(true)
     }
 
-    /// Whether one of the services is there: who removes them removes all, as `ipvsadm --clear` does.
+    /// Whether the services whose turn it is are there with their servers.
     fn has_services(&mut self) -> netlink::Result<bool> {
-        let Some(one) = self.virtuals.some_service() else { return Ok(true) };
-        Ok(!self.ipvs.servers(&one)?.is_empty())
+        let some: Vec<Virtual> = self.virtuals.services_after(self.seen.as_ref()).take(SERVICES_PER_KEEPING).collect();
+        for service in &some {
+            if !self.virtuals.has_servers(service, &self.ipvs.servers(service)?) {
+                return Ok(false);
+            }
+        }
+        self.seen = some.last().filter(|_| some.len() == SERVICES_PER_KEEPING).copied();
+        Ok(true)
     }
 }
 

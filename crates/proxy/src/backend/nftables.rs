@@ -1,17 +1,27 @@
 //! nftables: a table of our own, one transaction each.
 
+mod contents;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
 use netfilter::Batch;
 use netfilter::services::{self, Balancer, Remains, ServiceTable};
 use service::{Difference, Frontend, Network, Protocol, Rules};
-use sys::netlink::Socket;
 use sys::netlink::nft::Family;
+use sys::netlink::{self, Socket};
 use sys::rustix::io::Errno;
 
+use self::contents::Contents;
 use super::Backend;
 use crate::{Config, Owned, RulesError, StartError};
 
 /// The table of upstream's kube-proxy, in the families `ip` and `ip6` (kubernetes: `pkg/proxy/nftables`).
 const UPSTREAMS_TABLE: &str = "kube-proxy";
+
+/// Counting takes no more than this part of the time: a kernel before 6.16 has to list what is counted.
+const COUNTING_SHARE: u32 = 100;
 
 /// A socket in the host's network namespace, and what has been written there.
 #[derive(Debug)]
@@ -19,10 +29,13 @@ pub(super) struct Nftables {
     name: String,
     netfilter: Socket,
     table: ServiceTable,
-    /// Of nftables, when it was looked at last.
+    /// Of nftables, when everything was seen to be there.
     generation: u32,
     /// How often the fixed chains were used after the last replacement: by their rules and by those that lead to them.
     uses: Vec<(String, u32)>,
+    contents: Contents,
+    /// When contents may be counted next.
+    next_count: Instant,
 }
 
 impl Nftables {
@@ -40,6 +53,8 @@ impl Nftables {
             table: ServiceTable::with_balancer(table, balancer),
             generation: 0,
             uses: Vec::new(),
+            contents: Contents::default(),
+            next_count: Instant::now(),
         };
         nftables.netfilter.tables(ServiceTable::FAMILY).map_err(StartError::NoNftables)?;
         nftables.netfilter.commit(nftables.table.probe()).map_err(|error| match error.errno {
@@ -59,23 +74,33 @@ impl Nftables {
         more: impl Fn(&mut Batch),
     ) -> Result<(), RulesError> {
         self.table.set_network(network);
+        // If ours is the only transaction from here on, there is nothing to look for before the next.
+        self.generation = self.netfilter.generation()?;
         let remains = Remains {
             sets: self.netfilter.sets(ServiceTable::FAMILY, &self.name)?,
             chains: self.netfilter.chains(ServiceTable::FAMILY, &self.name)?,
         };
         let mut batch = self.table.replace(rules, &remains);
         more(&mut batch);
-        match self.netfilter.commit(batch) {
+        match self.commit_all(batch) {
             Err(error) if is_of_layout(error.errno) => {
                 tracing::warn!(table = self.name, %error, "the table is made anew from nothing: session affinity begins anew");
                 let mut batch = self.table.replace_all(rules);
                 more(&mut batch);
-                self.netfilter.commit(batch)?;
+                self.commit_all(batch)?;
             }
             other => other?,
         }
+        self.know_own_commit();
         self.uses = self.count_uses()?;
         Ok(())
+    }
+
+    /// Carries out a transaction after which the table has nothing but what is in it.
+    fn commit_all(&mut self, batch: Batch) -> netlink::Result<()> {
+        self.contents = Contents::new(self.table.fixed_sets());
+        self.contents.add(&batch);
+        self.netfilter.commit(batch)
     }
 
     /// How often the fixed chains that are there are used.
@@ -94,7 +119,7 @@ impl Nftables {
         difference: &Difference,
         more: impl FnOnce(&mut Batch),
     ) -> Result<(), RulesError> {
-        // Maps whose rules somebody has flushed would take the change, and nothing would tell any more what is missing.
+        // Maps whose rules somebody has flushed would take the change.
         if !self.has_rules()? {
             return Err(RulesError::Removed);
         }
@@ -103,23 +128,39 @@ impl Nftables {
             more(last);
         }
         for batch in batches {
+            self.contents.add(&batch);
             self.netfilter.commit(batch)?;
             self.know_own_commit();
         }
         Ok(())
     }
 
+    /// Whether the fixed chains are there with their rules: `nft delete table` removes the chains, `nft flush table` what is
+    /// in them. Asked before each change.
     fn has_rules(&mut self) -> Result<bool, RulesError> {
+        Ok(self.netfilter.generation()? == self.generation || self.count_uses()? == self.uses)
+    }
+
+    /// Whether everything is there, as far as counting tells. What somebody has done since it was counted last, he may have
+    /// done to this table.
+    fn is_whole(&mut self) -> Result<bool, RulesError> {
         let generation = self.netfilter.generation()?;
         if generation == self.generation {
             return Ok(true);
         }
-        // `nft delete table` removes the chains, `nft flush table` what is in them.
-        let there = self.count_uses()? == self.uses;
-        if there {
+        if self.count_uses()? != self.uses {
+            return Ok(false);
+        }
+        let begun = Instant::now();
+        if begun < self.next_count {
+            return Ok(true); // A later look counts.
+        }
+        let is_whole = self.contents.are_in(&mut self.netfilter, &self.name)?;
+        self.next_count = Instant::now() + begun.elapsed().min(Duration::from_secs(1)) * COUNTING_SHARE;
+        if is_whole {
             self.generation = generation;
         }
-        Ok(there)
+        Ok(is_whole)
     }
 
     /// If ours was the only transaction since the last look, there is no need to count before the next.
@@ -147,7 +188,7 @@ impl Backend for Nftables {
     }
 
     fn is_there(&mut self) -> Result<bool, RulesError> {
-        if !self.has_rules()? {
+        if !self.is_whole()? {
             return Ok(false);
         }
         if !self.table.is_holding() {

@@ -5,13 +5,13 @@
 
 mod expression;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::io::Errno;
 
 pub use self::expression::{Cmp, Ct, DynsetOp, Expr, From, Meta, Reg, Verdict};
 use self::expression::{write_expression, write_verdict};
-use super::{ACK, APPEND, Attribute, CREATE, DUMP, Error, Message, Result, Socket, Writer};
+use super::{ACK, APPEND, Attribute, Attributes, CREATE, DUMP, Error, Message, Result, Socket, Writer};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 16;
@@ -32,6 +32,9 @@ const GETSETELEM: u16 = SUBSYSTEM | 13;
 const DELSETELEM: u16 = SUBSYSTEM | 14;
 const GETGEN: u16 = SUBSYSTEM | 16;
 const HEADER_BYTES: usize = 4;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_USE: u16 = 6;
+const SET_NAME: u16 = 2;
 
 /// `NFT_SET_ELEM_LIST_ELEMENTS` is one attribute, whose length has 16 bits.
 const ELEMENTS_BYTES_MAX: usize = 60_000;
@@ -142,7 +145,18 @@ pub struct Batch {
     table: String,
     family: Family,
     set_id: u32,
-    chains: BTreeSet<String>,
+    chains: BTreeMap<String, Additions>,
+    deleted_chains: BTreeSet<String>,
+    elements: BTreeMap<String, i64>,
+}
+
+/// What a transaction adds to a chain.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Additions {
+    /// Whether it hooks in, and needs nobody who leads there.
+    pub is_base: bool,
+    /// Number of rules.
+    pub rules: u32,
 }
 
 fn header(family: u8, resource: u16) -> [u8; HEADER_BYTES] {
@@ -155,7 +169,15 @@ impl Batch {
     pub fn new(family: Family, table: &str) -> Self {
         let mut writer = Writer::new();
         writer.message(BATCH_BEGIN, 0, &header(0, SUBSYSTEM >> 8), |_| ());
-        Batch { writer, table: table.into(), family, set_id: 0, chains: BTreeSet::new() }
+        Batch {
+            writer,
+            table: table.into(),
+            family,
+            set_id: 0,
+            chains: BTreeMap::new(),
+            deleted_chains: BTreeSet::new(),
+            elements: BTreeMap::new(),
+        }
     }
 
     /// Whether nothing has been added.
@@ -164,8 +186,18 @@ impl Batch {
     }
 
     /// The chains that it creates or leaves.
-    pub fn chains(&self) -> &BTreeSet<String> {
+    pub fn chains(&self) -> &BTreeMap<String, Additions> {
         &self.chains
+    }
+
+    /// The chains that it deletes.
+    pub fn deleted_chains(&self) -> &BTreeSet<String> {
+        &self.deleted_chains
+    }
+
+    /// The elements that it adds to sets, less those that it deletes one by one.
+    pub fn elements(&self) -> &BTreeMap<String, i64> {
+        &self.elements
     }
 
     fn message(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Writer, &str)) {
@@ -193,7 +225,7 @@ impl Batch {
 
     /// Creates a chain; leaves it if it exists.
     pub fn add_chain(&mut self, name: &str, base: Option<Base>) {
-        self.chains.insert(name.to_owned());
+        self.chains.entry(name.to_owned()).or_default().is_base |= base.is_some();
         self.message(NEWCHAIN, CREATE, |w, table| {
             w.str(1, table);
             w.str(3, name);
@@ -210,6 +242,7 @@ impl Batch {
 
     /// Deletes an empty chain that nothing refers to.
     pub fn delete_chain(&mut self, name: &str) {
+        self.deleted_chains.insert(name.to_owned());
         self.message(DELCHAIN, 0, |w, table| {
             w.str(1, table);
             w.str(3, name);
@@ -218,6 +251,7 @@ impl Batch {
 
     /// Appends a rule to a chain.
     pub fn add_rule(&mut self, chain: &str, expressions: &[Expr<'_>]) {
+        self.chains.entry(chain.to_owned()).or_default().rules += 1;
         self.message(NEWRULE, CREATE | APPEND, |w, table| {
             w.str(1, table);
             w.str(2, chain);
@@ -278,16 +312,27 @@ impl Batch {
 
     /// Adds elements. One that exists with the same value is left; with another value the transaction fails.
     pub fn add_elements<'e>(&mut self, set: &str, elements: impl IntoIterator<Item = Element<'e>>) {
-        self.elements(NEWSETELEM, CREATE, set, elements);
+        let come = self.write_elements(NEWSETELEM, CREATE, set, elements);
+        *self.elements.entry(set.to_owned()).or_default() += come;
     }
 
     /// Deletes elements by key. One that does not exist fails the transaction.
     pub fn delete_elements<'e>(&mut self, set: &str, keys: impl IntoIterator<Item = &'e [u8]>) {
-        self.elements(DELSETELEM, 0, set, keys.into_iter().map(|key| Element { key, data: Data::None }));
+        let keys = keys.into_iter().map(|key| Element { key, data: Data::None });
+        let gone = self.write_elements(DELSETELEM, 0, set, keys);
+        *self.elements.entry(set.to_owned()).or_default() -= gone;
     }
 
-    fn elements<'e>(&mut self, kind: u16, flags: u16, set: &str, elements: impl IntoIterator<Item = Element<'e>>) {
-        let mut elements = elements.into_iter().peekable();
+    /// Returns how many there are.
+    fn write_elements<'e>(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        set: &str,
+        elements: impl IntoIterator<Item = Element<'e>>,
+    ) -> i64 {
+        let mut count = 0;
+        let mut elements = elements.into_iter().inspect(|_| count += 1).peekable();
         while elements.peek().is_some() {
             self.message(kind, flags, |w, table| {
                 w.str(1, table);
@@ -301,6 +346,7 @@ impl Batch {
                 });
             });
         }
+        count
     }
 }
 
@@ -365,8 +411,7 @@ impl Socket {
     /// # Errors
     /// The kernel refused.
     pub fn chains(&mut self, family: Family, table: &str) -> Result<Vec<String>> {
-        const CHAIN_NAME: u16 = 3;
-        self.names(GETCHAIN, CHAIN_NAME, family, table)
+        self.objects(GETCHAIN, family, table, |attributes| Some(attributes.get(CHAIN_NAME)?.text()))
     }
 
     /// How often a chain is used: by rules in it, and by rules that jump to it. `None`: there is no such chain.
@@ -374,17 +419,29 @@ impl Socket {
     /// # Errors
     /// The kernel refused.
     pub fn chain_uses(&mut self, family: Family, table: &str, chain: &str) -> Result<Option<u32>> {
-        const USE: u16 = 6;
         let mut request = Writer::new();
         request.message(GETCHAIN, ACK, &header(family as u8, 0), |w| {
             w.str(1, table);
-            w.str(3, chain);
+            w.str(CHAIN_NAME, chain);
         });
         let mut uses = None;
-        match self.list(&request, |message| uses = message.attributes(HEADER_BYTES).get(USE).map(|uses| uses.be32())) {
+        let read = |message: &Message<'_>| message.attributes(HEADER_BYTES).get(CHAIN_USE).map(|uses| uses.be32());
+        match self.list(&request, |message| uses = read(message)) {
             Err(Error { errno: Errno::NOENT, .. }) => Ok(None),
             other => other.map(|()| uses),
         }
+    }
+
+    /// How often each chain of a table is used ([`Socket::chain_uses`]).
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn uses(&mut self, family: Family, table: &str) -> Result<BTreeMap<String, u32>> {
+        let uses = |attributes: &Attributes<'_>| {
+            let uses = attributes.get(CHAIN_USE).map_or(0, |uses| uses.be32());
+            Some((attributes.get(CHAIN_NAME)?.text(), uses))
+        };
+        Ok(self.objects(GETCHAIN, family, table, uses)?.into_iter().collect())
     }
 
     /// Names of the sets and maps of a table; none if it does not exist.
@@ -392,18 +449,37 @@ impl Socket {
     /// # Errors
     /// The kernel refused.
     pub fn sets(&mut self, family: Family, table: &str) -> Result<Vec<String>> {
-        const SET_NAME: u16 = 2;
-        self.names(GETSET, SET_NAME, family, table)
+        self.objects(GETSET, family, table, |attributes| Some(attributes.get(SET_NAME)?.text()))
     }
 
-    fn names(&mut self, kind: u16, attribute: u16, family: Family, table: &str) -> Result<Vec<String>> {
+    /// The sets and maps of a table with the number of their elements, where the kernel tells it without being asked for
+    /// them (`NFTA_SET_COUNT`).
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_counts(&mut self, family: Family, table: &str) -> Result<BTreeMap<String, Option<u32>>> {
+        const SET_COUNT: u16 = 20;
+        let count = |attributes: &Attributes<'_>| {
+            Some((attributes.get(SET_NAME)?.text(), attributes.get(SET_COUNT).map(|count| count.be32())))
+        };
+        Ok(self.objects(GETSET, family, table, count)?.into_iter().collect())
+    }
+
+    /// What `parse` makes of the objects of a kind that a table has.
+    fn objects<T>(
+        &mut self,
+        kind: u16,
+        family: Family,
+        table: &str,
+        parse: impl Fn(&Attributes<'_>) -> Option<T>,
+    ) -> Result<Vec<T>> {
         let mut request = Writer::new();
         request.message(kind, DUMP, &header(family as u8, 0), |w| w.str(1, table));
         let listed = self.collect(&request, |message| {
             let attributes = message.attributes(HEADER_BYTES);
             // Not every kernel filters chains by table.
             let is_of_table = attributes.get(1).is_some_and(|one| one.text() == table);
-            attributes.get(attribute).filter(|_| is_of_table).map(|name| name.text())
+            is_of_table.then(|| parse(&attributes)).flatten()
         });
         none_without(listed)
     }
@@ -413,13 +489,26 @@ impl Socket {
     /// # Errors
     /// The kernel refused.
     pub fn elements(&mut self, family: Family, table: &str, set: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let mut request = Writer::new();
-        request.message(GETSETELEM, DUMP, &header(family as u8, 0), |w| {
-            w.str(1, table);
-            w.str(2, set);
-        });
-        none_without(self.collect(&request, parse_elements))
+        none_without(self.collect(&all_elements(family, table, set), parse_elements))
     }
+
+    /// How many elements a set has, by reading them all; none if it does not exist.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn count_elements(&mut self, family: Family, table: &str, set: &str) -> Result<usize> {
+        let count = |message: &Message<'_>| message.attributes(HEADER_BYTES).get(3).map(|list| list.nested().count());
+        Ok(none_without(self.collect(&all_elements(family, table, set), count))?.into_iter().sum())
+    }
+}
+
+fn all_elements(family: Family, table: &str, set: &str) -> Writer {
+    let mut request = Writer::new();
+    request.message(GETSETELEM, DUMP, &header(family as u8, 0), |w| {
+        w.str(1, table);
+        w.str(2, set);
+    });
+    request
 }
 
 /// A list in what does not exist is empty.
