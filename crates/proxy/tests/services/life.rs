@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use proxy::Mode;
 use serde_json::json;
 use sys::netlink::Socket;
 use sys::netlink::nft::{Batch, Family};
@@ -181,11 +182,16 @@ fn a_restart_is_not_felt() {
     on_hosts(async |host| {
         let proxy = host.proxy().await;
         let (client, a, b) = (host.pod("client").await, host.server("a").await, host.server("b").await);
-        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        serve_udp(&a.netns, "a");
+        serve_udp(&b.netns, "b");
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}, {"name": "udp", "port": 80, "protocol": "UDP"}]);
         host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
         host.endpoints("web", &[ready(a.ips[0]), ready(b.ips[0])]);
         proxy.settled().await;
         let (mut open, ..) = open(&client.netns, ip(VIP), 80).unwrap();
+        let datagrams: Vec<_> = (4000..4008).map(|port| udp(&client.netns, port)).collect();
+        let answered = || datagrams.iter().map(|socket| ask_udp(socket, VIP, 80).unwrap()).collect::<Vec<_>>();
+        let first = answered();
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::new(AtomicUsize::new(0));
         let asking =
@@ -206,6 +212,7 @@ fn a_restart_is_not_felt() {
             // As a daemon that is killed: nobody is told.
             drop(proxy.take());
             proxy = Some(host.proxy().await);
+            assert_eq!(answered(), first, "each client of UDP stays where it is");
             while asked.load(Ordering::Relaxed) < before + 5 {
                 tokio::task::yield_now().await;
             }
@@ -343,6 +350,32 @@ fn a_table_that_somebody_removed_is_made_again() {
     });
 }
 
+#[test]
+fn a_part_that_somebody_removed_is_made_again() {
+    on_a_host(Way::Nftables, async |host| {
+        let config = proxy::Config { look_every: Duration::from_millis(20), ..host.config() };
+        let proxy = proxy::Proxy::start(config, host.desired.clone()).unwrap();
+        let pod = host.server("a").await;
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(pod.ips[0])]);
+        proxy.settled().await;
+        let mut netfilter = Socket::netfilter().unwrap();
+        for map in ["services4", "endpoints4", "verdicts4"] {
+            let mut elements = || netfilter.elements(Family::Inet, "orlop-proxy", map).unwrap();
+            let before = elements();
+            assert!(!before.is_empty());
+            let mut damage = Batch::new(Family::Inet, "orlop-proxy");
+            damage.flush_set(map);
+            Socket::netfilter().unwrap().commit(damage).unwrap();
+            while elements().len() < before.len() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            ask(&host.here, ip(VIP), 80).expect("a look at what is there brings it back");
+        }
+        proxy.stop().await;
+    });
+}
+
 /// Keeps a proxy from writing its rules.
 enum Obstacle {
     /// Holds our table, so that nobody else may change it.
@@ -456,6 +489,79 @@ fn a_change_of_mode_leaves_no_rule_and_closes_no_connection() {
             });
         }
     }
+}
+
+/// What a mode may have left.
+fn left_by(mode: Mode) -> Vec<String> {
+    let link = |name: &'static str| Socket::route().unwrap().link(name).unwrap().map(|link| link.name);
+    match mode {
+        Mode::Nftables => tables().into_iter().filter(|name| name == "orlop-proxy").collect(),
+        Mode::Ipvs => link("kube-ipvs0").into_iter().chain(crate::ipvs::services()).collect(),
+        Mode::Userspace => link("orlop-services").into_iter().collect(),
+        _ => Way::rules().into_iter().filter(|way| way.is_iptables()).flat_map(left).collect(),
+    }
+}
+
+/// Those that this host can.
+fn modes() -> Vec<Mode> {
+    let can = |mode: &&Mode| match mode {
+        Mode::Ipvs => crate::ipvs::is_there(),
+        Mode::Iptables => Way::rules().iter().any(|way| way.is_iptables()),
+        _ => true,
+    };
+    Mode::ALL.iter().filter(can).copied().collect()
+}
+
+/// Starts a proxy in a mode, with a Service that answers.
+async fn serving(host: &Host, mode: Mode) -> proxy::Proxy {
+    let config = proxy::Config { mode, ..host.config() };
+    let proxy = proxy::Proxy::start(config, host.desired.clone()).unwrap();
+    proxy.settled().await;
+    ask(&host.here, ip(VIP), 80).unwrap_or_else(|error| panic!("{mode}: {error}"));
+    proxy
+}
+
+async fn one_service(host: &Host) {
+    let pod = host.server("a").await;
+    host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+    host.endpoints("web", &[ready(pod.ips[0])]);
+}
+
+#[test]
+fn a_change_from_or_to_any_mode_leaves_nothing_of_the_old_one() {
+    on_a_host(Way::Nftables, async |host| {
+        one_service(&host).await;
+        for before in modes() {
+            for after in modes().into_iter().filter(|after| *after != before) {
+                println!("from {before} to {after}");
+                serving(&host, before).await.stop().await;
+                let proxy = serving(&host, after).await;
+                // IPVS has a table of nftables beside it.
+                let shares = (before, after) == (Mode::Nftables, Mode::Ipvs);
+                assert_eq!(left_by(before), if shares { vec!["orlop-proxy"] } else { Vec::new() });
+                proxy.cleanup().await.unwrap();
+                assert_eq!(left_by(after), [""; 0]);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_cleanup_removes_what_any_mode_has_left() {
+    on_a_host(Way::Nftables, async |host| {
+        one_service(&host).await;
+        let clean = || proxy::Proxy::remove_all_modes(&host.config());
+        clean().expect("there is nothing");
+        for mode in modes() {
+            serving(&host, mode).await.stop().await;
+            // The sockets of userspace end with it; its link stays for the next one.
+            assert!(!left_by(mode).is_empty(), "{mode}");
+            clean().unwrap_or_else(|errors| panic!("{mode}: {errors:?}"));
+            for mode in modes() {
+                assert_eq!(left_by(mode), [""; 0], "{mode}");
+            }
+        }
+    });
 }
 
 /// Which kind of iptables has a proxy's chains after a start that was told nothing, in a host where something has been done.

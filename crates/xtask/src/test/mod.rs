@@ -23,6 +23,7 @@ use crate::workspace::{build_release, cargo};
 const TOOLS: &[Tool] = &[
     Tool { program: "ip", deb: "iproute2", rpm: "iproute" },
     Tool::new("nft", "nftables"),
+    Tool::new("iptables-legacy-restore", "iptables"),
     Tool { program: "conntrack", deb: "conntrack", rpm: "conntrack-tools" },
     Tool { program: "/usr/include/seccomp.h", deb: "libseccomp-dev", rpm: "libseccomp-devel" },
     testkit::registry::TOOL,
