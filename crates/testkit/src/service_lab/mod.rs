@@ -153,6 +153,19 @@ impl Client {
         }
     }
 
+    /// The addresses of its own.
+    pub fn addresses(self) -> Vec<IpAddr> {
+        let own: &[Pair] = match self {
+            Self::Pod => &[CLIENT],
+            Self::Endpoint => &[BACKENDS[0].address],
+            Self::Node => &[NODE, SECOND, GATEWAY],
+            Self::Outside => &[OUTSIDE],
+            Self::RemoteNode => &[REMOTE],
+            Self::RemotePod => &[REMOTE_CLIENT],
+        };
+        own.iter().flat_map(|pair| pair.both()).collect()
+    }
+
     /// The address it is to be known by, where the kernel would choose another.
     pub fn source(self, to: IpAddr) -> Option<IpAddr> {
         match self {

@@ -10,7 +10,7 @@ use fuzz::Dice;
 use serde_json::json;
 use testkit::control_plane::Part;
 use testkit::host;
-use testkit::service_lab::{Answers, Client, Kept, NODE, Place};
+use testkit::service_lab::{Answer, Answers, Client, Flow, Kept, NODE, Pending, Place, Protocol};
 use tokio::sync::Mutex;
 
 use super::contestant::Mode;
@@ -42,17 +42,22 @@ pub(super) struct Doses {
     pub(super) seed: u64,
 }
 
-/// Connections through a service that does not change.
+/// Connections through a service that does not change, and clients of UDP that keep their ports.
 struct Held {
     connections: Vec<(Client, Arc<Mutex<Kept>>)>,
+    /// With what they were answered first.
+    flows: Vec<(Client, Arc<Flow>, Answer)>,
 }
 
 /// The service of the connections that are held.
 const HELD: u8 = 50;
 
 fn world() -> World {
-    let service = Service::new(HELD).with("externalTrafficPolicy", json!("Cluster")).node_ports();
-    World { services: vec![service], slices: vec![Slice::new(HELD, &[end("a"), end("b"), end("r")])] }
+    let ports = [("tcp", Protocol::Tcp, 80), ("udp", Protocol::Udp, 80)];
+    let service = Service::new(HELD).ports(&ports).with("externalTrafficPolicy", json!("Cluster")).node_ports();
+    let slice = Slice::new(HELD, &[end("a"), end("b"), end("r")]);
+    let slice = slice.ports(&ports.map(|(name, protocol, _)| (name, protocol, Some(8080))));
+    World { services: vec![service], slices: vec![slice] }
 }
 
 /// A world that chance made, and the service of those that are held.
@@ -70,12 +75,13 @@ impl Held {
     }
 
     fn connect(stage: &Stage<'_>) -> anyhow::Result<Self> {
+        let (own, node_port) = (cluster_ips(HELD), 30_000 + u16::from(HELD) * 10);
         let targets = [
-            (Client::Pod, SocketAddr::new(cluster_ips(HELD).v4.into(), 80)),
-            (Client::Pod, SocketAddr::new(cluster_ips(HELD).v6.into(), 80)),
-            (Client::Endpoint, SocketAddr::new(cluster_ips(HELD).v4.into(), 80)),
-            (Client::Node, SocketAddr::new(cluster_ips(HELD).v4.into(), 80)),
-            (Client::Outside, SocketAddr::new(NODE.v4.into(), 30_000 + u16::from(HELD) * 10)),
+            (Client::Pod, SocketAddr::new(own.v4.into(), 80)),
+            (Client::Pod, SocketAddr::new(own.v6.into(), 80)),
+            (Client::Endpoint, SocketAddr::new(own.v4.into(), 80)),
+            (Client::Node, SocketAddr::new(own.v4.into(), 80)),
+            (Client::Outside, SocketAddr::new(NODE.v4.into(), node_port)),
         ];
         let open = |(client, to): (Client, SocketAddr)| {
             let opened = stage.sides[OURS].side.place(client).run(Kept::open(to, LIMIT))?;
@@ -84,26 +90,50 @@ impl Held {
         };
         // Several each, so that each endpoint has some.
         let connections = targets.into_iter().flat_map(|target| [target; 4]).map(open);
-        Ok(Self { connections: connections.collect::<anyhow::Result<_>>()? })
+        let connections = connections.collect::<anyhow::Result<_>>()?;
+        let begin = |(client, to): (Client, SocketAddr)| {
+            let place = stage.sides[OURS].side.place(client);
+            let flow = Arc::new(place.run(Flow::open(to))??);
+            let first = ask(place, &flow).wait()?;
+            ensure!(first.is_served(), "UDP to {to} from {}: {first}", client.name());
+            anyhow::Ok((client, flow, first))
+        };
+        // The node port of UDP is the next one.
+        let of_udp = |(client, to): (Client, SocketAddr)| {
+            (client, if client == Client::Outside { SocketAddr::new(to.ip(), node_port + 1) } else { to })
+        };
+        let flows = targets.map(of_udp).into_iter().map(begin).collect::<anyhow::Result<_>>()?;
+        Ok(Self { connections, flows })
     }
 
-    /// How many have been lost.
-    fn lost(&self, stage: &Stage<'_>) -> anyhow::Result<usize> {
-        let ask = |(client, kept): &(Client, Arc<Mutex<Kept>>)| {
+    /// How many connections and how many flows have been lost. A flow is when another endpoint answers, or the same one sees
+    /// somebody else.
+    fn lost(&self, stage: &Stage<'_>) -> anyhow::Result<[usize; 2]> {
+        let speak = |(client, kept): &(Client, Arc<Mutex<Kept>>)| {
             let kept = Arc::clone(kept);
             stage.sides[OURS].side.place(*client).start(async move { kept.lock().await.is_alive(LIMIT).await })
         };
-        let asked: Vec<_> = self.connections.iter().map(ask).collect();
-        let mut lost = 0;
-        for alive in asked {
-            lost += usize::from(!alive.wait()?);
+        let spoken: Vec<_> = self.connections.iter().map(speak).collect();
+        let of_flow =
+            |(client, flow, _): &(Client, Arc<Flow>, Answer)| ask(stage.sides[OURS].side.place(*client), flow);
+        let asked: Vec<_> = self.flows.iter().map(of_flow).collect();
+        let mut lost = [0; 2];
+        for alive in spoken {
+            lost[0] += usize::from(!alive.wait()?);
+        }
+        for (answer, (_, _, first)) in asked.into_iter().zip(&self.flows) {
+            lost[1] += usize::from(answer.wait()? != *first);
         }
         Ok(lost)
     }
 
     fn note(&self, stage: &mut Stage<'_>, step: &str) -> anyhow::Result<()> {
-        let lost = self.lost(stage)?;
-        stage.note(step, "connections lost", ["0".to_owned(), lost.to_string()]);
+        let [connections, flows] = self.lost(stage)?;
+        stage.note(step, "connections lost", ["0".to_owned(), connections.to_string()]);
+        // With userspace a client that asks once has no flow for long.
+        if stage.sides[OURS].who.mode != Mode::Userspace {
+            stage.note(step, "flows of UDP that were led elsewhere", ["0".to_owned(), flows.to_string()]);
+        }
         Ok(())
     }
 
@@ -112,11 +142,29 @@ impl Held {
         if stage.sides[OURS].who.mode != Mode::Userspace {
             return self.note(stage, step);
         }
-        let (lost, all) = (self.lost(stage)?, self.connections.len());
+        // A client of UDP goes on, and may find the same endpoint.
+        let ([lost, _], all) = (self.lost(stage)?, self.connections.len());
         stage.note(step, "connections ended with the process", [all.to_string(), lost.to_string()]);
         *self = Self::connect(stage)?;
         Ok(())
     }
+}
+
+/// Sends once more from the port of a flow. What is lost on a busy machine is sent again.
+fn ask(place: &Place, flow: &Arc<Flow>) -> Pending<Answer> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const TRIES: usize = 10;
+    let flow = Arc::clone(flow);
+    place.start(async move {
+        let mut answer = Answer::Silent;
+        for _ in 0..TRIES {
+            answer = flow.ask(PATIENCE).await;
+            if answer != Answer::Silent {
+                break;
+            }
+        }
+        answer
+    })
 }
 
 /// It is killed while it writes, starts again, and finds what it left by halves.
@@ -156,9 +204,9 @@ fn rules_deleted(stage: &mut Stage<'_>, _: &Doses) -> anyhow::Result<String> {
     flush(stage.sides[OURS].side.node())?;
     let took = until_alike(stage)?;
     stage.compare("after a flush", inquiries(&stage.world))?;
-    // Packets that came while there were no rules may have ended one; that is not the proxy's doing.
-    let lost = held.lost(stage)?;
-    Ok(format!("right again after {} ms; {lost} connections lost", took.as_millis()))
+    // Nothing was on its way while there were no rules, and connection tracking leads what it knows.
+    held.note(stage, "after a flush")?;
+    Ok(format!("right again after {} ms", took.as_millis()))
 }
 
 /// Everything that the program `nft` sees, and what it does not: tables of the old interface.

@@ -1,7 +1,6 @@
 //! Differences that are meant, each with its reason; `docs/conformance.md` lists them, too.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use testkit::service_lab::{Answer, Answers, BACKENDS, Client, GATEWAY, NODE, Protocol, SECOND};
 
@@ -79,10 +78,17 @@ pub(super) fn reason_for(
 }
 
 /// The same endpoints answer and nothing else happens; those of this node see more of us.
-fn source_is_kept(ours: Contestant, _: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+fn source_is_kept(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    // With IPVS the addresses of Services are this node's, and it comes from the one that it goes to.
+    let is_to_itself = ours.mode == Mode::Ipvs && inquiry.client == Client::Node;
+    let is_client = |address: IpAddr| {
+        inquiry.client.addresses().contains(&address) || is_to_itself && address == inquiry.question.to.ip()
+    };
+    let is_kept =
+        |answer: &Answer| matches!(answer, Answer::Served { by, seen } if is_local(by.ip()) && is_client(*seen));
     matches!(ours.mode, Mode::Nftables | Mode::Ipvs)
-        && who(upstream) == who(own)
-        && own.difference(upstream).all(|answer| matches!(answer, Answer::Served { by, .. } if is_local(by.ip())))
+        && inquiry.likeness.has_same_endpoints([upstream, own])
+        && own.difference(upstream).all(is_kept)
 }
 
 fn refused_instead_of_dropped(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
@@ -101,9 +107,9 @@ fn told_to_the_sender(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&An
         && only(own, Answer::Failed(EPERM))
 }
 
-fn source_is_ours(ours: Contestant, _: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+fn source_is_ours(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
     let ours_alone = |answer: &Answer| !matches!(answer, Answer::Served { seen, .. } if !is_node(*seen));
-    ours.mode == Mode::Userspace && who(upstream) == who(own) && own.iter().all(ours_alone)
+    ours.mode == Mode::Userspace && inquiry.likeness.has_same_endpoints([upstream, own]) && own.iter().all(ours_alone)
 }
 
 fn refused_not_dropped(ours: Contestant, _: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
@@ -158,19 +164,11 @@ fn is_service_range(address: IpAddr) -> bool {
     }
 }
 
-/// Endpoints, and what else came.
-fn who(answers: &Answers) -> (BTreeSet<SocketAddr>, BTreeSet<Answer>) {
-    let by = |answer: &Answer| match answer {
-        Answer::Served { by, .. } => Some(*by),
-        _ => None,
-    };
-    (answers.iter().filter_map(by).collect(), answers.iter().filter(|answer| !answer.is_served()).copied().collect())
-}
-
 fn is_node(address: IpAddr) -> bool {
     [NODE, SECOND, GATEWAY].iter().any(|own| own.both().contains(&address))
 }
 
-fn is_local(address: IpAddr) -> bool {
+/// Whether it is an endpoint of this node.
+pub(super) fn is_local(address: IpAddr) -> bool {
     BACKENDS.iter().any(|backend| backend.is_local && backend.address.both().contains(&address))
 }

@@ -38,25 +38,49 @@ pub(super) struct Inquiry {
 }
 
 /// When two sets of answers are alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Likeness {
     /// They are the same.
     Same,
-    /// As many endpoints answered: which ones is up to chance.
-    Count,
+    /// As many of these endpoints answered: which ones is up to chance. Those of this node saw the same clients, if some
+    /// answered to both, and so did others.
+    Count(BTreeSet<IpAddr>),
 }
 
 impl Likeness {
-    fn holds(self, [one, other]: [&Answers; 2]) -> bool {
-        let kinds = |answers: &Answers| -> (usize, BTreeSet<Answer>) {
-            let endpoints: BTreeSet<SocketAddr> = answers.iter().filter_map(endpoint).collect();
-            (endpoints.len(), answers.iter().filter(|answer| !answer.is_served()).copied().collect())
-        };
+    fn holds(&self, [one, other]: [&Answers; 2]) -> bool {
         match self {
             Self::Same => one == other,
-            Self::Count => kinds(one) == kinds(other),
+            Self::Count(_) => {
+                self.has_same_endpoints([one, other])
+                    && [true, false].iter().all(|is_local| {
+                        let [one, other] = [one, other].map(|answers| seen(answers, *is_local));
+                        one.is_empty() || other.is_empty() || one == other
+                    })
+            }
         }
     }
+
+    /// Whether they are alike but for the clients that the endpoints saw.
+    pub(super) fn has_same_endpoints(&self, answers: [&Answers; 2]) -> bool {
+        let [one, other] = answers.map(|answers| answers.iter().filter_map(endpoint).collect::<BTreeSet<SocketAddr>>());
+        let rest =
+            |answers: &Answers| answers.iter().filter(|answer| !answer.is_served()).copied().collect::<Answers>();
+        let is_alike = match self {
+            Self::Same => one == other,
+            Self::Count(all) => one.len() == other.len() && one.union(&other).all(|by| all.contains(&by.ip())),
+        };
+        is_alike && rest(answers[0]) == rest(answers[1])
+    }
+}
+
+/// The clients that endpoints of this node saw, or those elsewhere.
+fn seen(answers: &Answers, local: bool) -> BTreeSet<IpAddr> {
+    let seen = |answer: &Answer| match answer {
+        Answer::Served { by, seen } if known::is_local(by.ip()) == local => Some(*seen),
+        _ => None,
+    };
+    answers.iter().filter_map(seen).collect()
 }
 
 /// Who answered, if somebody did.
@@ -244,13 +268,14 @@ pub(super) fn shown(answers: &Answers) -> String {
 
 /// Everything that can be asked of the services of a world, by everybody.
 pub(super) fn inquiries(world: &World) -> Vec<Inquiry> {
-    world.services.iter().flat_map(|service| of_service(service, world.endpoints(service.number))).collect()
+    world.services.iter().flat_map(|service| of_service(service, world)).collect()
 }
 
-fn of_service(service: &Service, endpoints: usize) -> Vec<Inquiry> {
+fn of_service(service: &Service, world: &World) -> Vec<Inquiry> {
+    let endpoints = world.endpoints(service.number);
     let sticky = service.is("sessionAffinity", "ClientIP");
     let (likeness, times) = match sticky {
-        true => (Likeness::Count, Times::InTurn(often(endpoints).min(12))),
+        true => (Likeness::Count(world.addresses(service.number)), Times::InTurn(often(endpoints).min(12))),
         false => (Likeness::Same, Times::Together(often(endpoints))),
     };
     let mut inquiries = Vec::new();
@@ -264,7 +289,7 @@ fn of_service(service: &Service, endpoints: usize) -> Vec<Inquiry> {
             for client in clients(address) {
                 let times = if port.protocol == Protocol::Sctp { fewer(times) } else { times };
                 let question = question(client, port.protocol, SocketAddr::new(address, number), times);
-                inquiries.push(Inquiry { client, question, likeness });
+                inquiries.push(Inquiry { client, question, likeness: likeness.clone() });
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Services and their endpoints, as small values that a scenario can change, and what they are as objects of the API.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::Context as _;
@@ -298,6 +298,14 @@ impl World {
             println!("  {path} {} {}", object.body, object.status.unwrap_or_default());
         }
         Ok(())
+    }
+
+    /// Addresses of a service's endpoints, as far as they may be led to at all.
+    pub(super) fn addresses(&self, service: u8) -> BTreeSet<IpAddr> {
+        let slices = self.slices.iter().filter(|slice| slice.service == service);
+        let is_used = |end: &&Endpoint| !matches!(end.conditions, Conditions::Unready | Conditions::Ended);
+        let ends = slices.flat_map(|slice| &slice.endpoints).filter(is_used);
+        ends.filter_map(|end| backend(end.backend).ok()).flat_map(|backend| backend.address.both()).collect()
     }
 
     /// How many endpoints a service can have at most.
