@@ -12,6 +12,11 @@ const MAC: [u8; 6] = [0x0a, 0x58, 0, 0, 0, 1];
 /// Requests that are sent at once; if one of them is refused, each is sent by itself.
 const REQUESTS_AT_ONCE: usize = 512;
 
+/// The interface of the mode `ipvs`, named as upstream's: other programs know it by that.
+pub(crate) const IPVS: &str = "kube-ipvs0";
+/// The interface of the mode `userspace`.
+pub(crate) const USERSPACE: &str = "orlop-services";
+
 type Change = fn(&mut Writer, u32, IpAddr, u8);
 
 /// An interface that holds addresses and does nothing else, and the socket that it is asked about with.
@@ -75,11 +80,13 @@ impl ServiceLink {
         Ok(self.route.link(self.name)?.map(|link| link.index))
     }
 
-    /// What addresses this node has.
+    /// What addresses this node has. Those on the interface of another mode go with that mode.
     pub(crate) fn addresses(&mut self) -> netlink::Result<NodeAddresses> {
+        let other = if self.name == IPVS { USERSPACE } else { IPVS };
+        let other = self.route.link(other)?.map(|link| link.index);
         let mut addresses = NodeAddresses::default();
         for (index, address, _) in self.route.addresses()? {
-            if is_usable(address) {
+            if is_usable(address) && Some(index) != other {
                 let place = if index == self.index { &mut addresses.bound } else { &mut addresses.own };
                 place.insert(address);
             }

@@ -24,7 +24,7 @@ use sys::rustix::io::Errno;
 
 use super::Backend;
 use super::nftables::Nftables;
-use crate::service_link::{NodeAddresses, ServiceLink};
+use crate::service_link::{IPVS as LINK, NodeAddresses, ServiceLink};
 use crate::{Config, IpvsOptions, Owned, RulesError, StartError};
 
 /// How many looks at the rules, each a question to the kernel, for one at addresses and servers, which takes listings.
@@ -32,8 +32,6 @@ const LOOKS_PER_KEEPING: u32 = 10;
 /// Services whose servers are looked at each time: IPVS does not tell that somebody else has changed something, so all are
 /// looked at by turns.
 const SERVICES_PER_KEEPING: usize = 256;
-/// The interface of the Services' addresses, named as upstream's: other programs know it by that.
-const LINK: &str = "kube-ipvs0";
 
 /// Sockets in the host's network namespace, and what has been written there.
 #[derive(Debug)]

@@ -39,11 +39,9 @@ use self::budget::Budget;
 use self::choose::{Balance, Surroundings, Terms};
 use self::flows::Flows;
 use super::Backend;
-use crate::service_link::{NodeAddresses, ServiceLink};
+use crate::service_link::{NodeAddresses, ServiceLink, USERSPACE as LINK};
 use crate::{Owned, RulesError, StartError};
 
-/// The interface of the Services' addresses.
-const LINK: &str = "orlop-services";
 /// Connections at a time: a budget. Each takes twice 64 KiB in the kernel.
 const CONNECTIONS_MAX: usize = 4096;
 /// Flows of UDP at a time: a budget.
