@@ -1,11 +1,12 @@
 //! Flows that lead to where nobody is any more, in the kernel's connection tracking: the same for all modes.
 
-use std::collections::HashSet;
-use std::net::IpAddr;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 
+use service::{Frontend, Protocol};
 use sys::netlink::{self, Socket};
 
-use crate::flows::Suspects;
+use crate::flows::{self, Suspects};
 
 /// Sockets in the host's network namespace.
 #[derive(Debug)]
@@ -35,5 +36,21 @@ impl Conntrack {
             }
         }
         Ok(deleted)
+    }
+
+    /// Connections to these frontends by the endpoint that they lead to.
+    pub(crate) fn count(
+        &mut self,
+        frontends: &HashSet<Frontend>,
+    ) -> netlink::Result<HashMap<(Protocol, SocketAddr), usize>> {
+        let mut counts = HashMap::new();
+        for ipv6 in [false, true] {
+            if frontends.iter().any(|frontend| frontend.address.is_ipv6() == ipv6) {
+                let flows = self.netfilter.flows(ipv6, |flow| flows::endpoint(frontends, flow).is_some())?;
+                let led = flows.iter().filter_map(|flow| flows::endpoint(frontends, flow));
+                led.for_each(|endpoint| *counts.entry(endpoint).or_default() += 1);
+            }
+        }
+        Ok(counts)
     }
 }

@@ -2,7 +2,7 @@
 //! that it got first, even if that has left. So the flow goes with the endpoint, and only with its own.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use service::{Change, Difference, Endpoint, Frontend, Protocol, Rules};
 use sys::netlink::conntrack::{Flow, Tuple};
@@ -64,17 +64,31 @@ impl Suspects {
             return false;
         }
         let at = |address| Frontend { address, protocol: Protocol::Udp, port: original.destination_port };
-        let any = match original.destination {
-            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
         // What merely passes through to that port of another machine is nobody's node port.
         let to_this_node = translated || own.contains(&original.destination);
-        let node_port = || self.allowed.get(&at(any)).filter(|_| to_this_node);
+        let node_port = || self.allowed.get(&at(any(original.destination))).filter(|_| to_this_node);
         let allowed = self.allowed.get(&at(original.destination)).or_else(node_port);
         // The answers' source is the endpoint, or the frontend itself if the flow is older than the rule.
         allowed.is_some_and(|allowed| !allowed.contains(&(reply.source, reply.source_port)))
     }
+}
+
+/// Whom a flow to one of these frontends leads to.
+pub(crate) fn endpoint(frontends: &HashSet<Frontend>, flow: &Flow) -> Option<(Protocol, SocketAddr)> {
+    let Flow { original, reply, .. } = flow;
+    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let protocol = all.into_iter().find(|protocol| protocol.number() == original.protocol)?;
+    let is_ours = |address| frontends.contains(&Frontend { address, protocol, port: original.destination_port });
+    // What merely passes through to that port of another machine is nobody's node port.
+    let endpoint = SocketAddr::new(reply.source, reply.source_port);
+    let is_changed = endpoint != SocketAddr::new(original.destination, original.destination_port);
+    let is_led = is_ours(original.destination) || is_changed && is_ours(any(original.destination));
+    is_led.then_some((protocol, endpoint))
+}
+
+/// The address that stands for those of this node.
+fn any(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 #[cfg(test)]

@@ -499,6 +499,19 @@ impl Sync {
         }
     }
 
+    /// Where the kernel leads connections, it knows how many.
+    async fn count_connections(&mut self, explained: &mut Explanation) {
+        let frontends: HashSet<Frontend> = explained.led().collect();
+        let counted = self.with_kernel(move |kernel| kernel.flows.as_mut().map(|flows| flows.count(&frontends))).await;
+        match counted {
+            Some(Ok(counts)) => {
+                explained.set_connections(|protocol, endpoint| counts.get(&(protocol, endpoint)).copied().unwrap_or(0))
+            }
+            Some(Err(error)) => tracing::warn!(%error, "connections of a Service cannot be counted"),
+            None => {}
+        }
+    }
+
     async fn with_kernel<T: Send + 'static>(&mut self, work: impl FnOnce(&mut Kernel) -> T + Send + 'static) -> T {
         let mut kernel = self.kernel.take().expect("it comes back from each loan");
         let (kernel, result) = resumed(
@@ -522,7 +535,11 @@ impl Sync {
                     let _ = answer.send(owned);
                 }
                 Request::Explain { service, answer } => {
-                    let _ = answer.send(self.model.explain(&service.namespace, &service.name));
+                    let mut explained = self.model.explain(&service.namespace, &service.name);
+                    if let Some(explained) = &mut explained {
+                        self.count_connections(explained).await;
+                    }
+                    let _ = answer.send(explained);
                 }
                 Request::Tallies(answer) => {
                     let tallies = self.with_kernel(|kernel| kernel.rules.tallies()).await;

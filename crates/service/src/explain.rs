@@ -55,6 +55,24 @@ pub struct EndpointExplanation {
     pub local: bool,
     /// Why it gets no new connection from whoever may be led to any node; none if it gets some.
     pub left_out: Option<LeftOut>,
+    /// Connections to it by this Service that the kernel tracks; none if nobody has counted.
+    pub connections: Option<usize>,
+}
+
+impl Explanation {
+    /// Where the Service's connections come in.
+    pub fn led(&self) -> impl Iterator<Item = Frontend> {
+        self.frontends.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Entry(_))).map(|(frontend, _)| *frontend)
+    }
+
+    /// Says how many connections each endpoint has.
+    pub fn set_connections(&mut self, count: impl Fn(Protocol, SocketAddr) -> usize) {
+        for port in &mut self.ports {
+            for one in &mut port.endpoints {
+                one.connections = Some(count(port.protocol, SocketAddr::new(one.address, one.port)));
+            }
+        }
+    }
 }
 
 impl PortExplanation {
@@ -69,6 +87,7 @@ impl PortExplanation {
             port: one.port,
             local: one.endpoint.local,
             left_out,
+            connections: None,
         });
         PortExplanation { name, protocol, ipv6, endpoints: endpoints.collect(), without_port }
     }
@@ -145,9 +164,15 @@ impl fmt::Display for PortExplanation {
         for one in &self.endpoints {
             let place = SocketAddr::new(one.address, one.port);
             let node = if one.local { "on this node" } else { "elsewhere" };
+            write!(f, "    {place} {node}")?;
+            match one.connections {
+                None => {}
+                Some(1) => f.write_str(", 1 connection tracked")?,
+                Some(count) => write!(f, ", {count} connections tracked")?,
+            }
             match &one.left_out {
-                None => writeln!(f, "    {place} {node}")?,
-                Some(why) => writeln!(f, "    {place} {node}, left out: {why}")?,
+                None => writeln!(f)?,
+                Some(why) => writeln!(f, ", left out: {why}")?,
             }
         }
         if self.without_port > 0 {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde_json::json;
 use sys::netns;
 
-use host::{End, FAR, HOST, Host, OUTSIDE, answers, ask, ip, on_hosts, ready, serve, udp};
+use host::{End, FAR, HOST, Host, OUTSIDE, answers, ask, ip, on_hosts, open, ready, serve, udp};
 
 const VIP: &str = "10.96.0.10";
 const NODE_PORT: u16 = 30080;
@@ -33,6 +33,34 @@ fn dropped(netns: &OwnedFd, server: &str, port: u16) {
     let server = (ip(server), port).into();
     let tried = netns::run_in(netns.as_fd(), || TcpStream::connect_timeout(&server, Duration::from_millis(300)));
     assert_eq!(tried.unwrap_err().kind(), io::ErrorKind::TimedOut);
+}
+
+#[test]
+fn connections_are_told_by_endpoint() {
+    on_hosts(async |host| {
+        let proxy = host.proxy().await;
+        let (client, a, b) = (host.pod("client").await, host.server("a").await, host.server("b").await);
+        let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+        host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+        host.service("other", json!({"clusterIP": "10.96.0.11", "ports": [{"port": 80}]}));
+        for service in ["web", "other"] {
+            host.endpoints(service, &[ready(a.ips[0])]);
+        }
+        proxy.settled().await;
+        let inside = [open(&client.netns, ip(VIP), 80).unwrap(), open(&client.netns, ip(VIP), 80).unwrap()];
+        let outside = open(&host.outside, ip(HOST), NODE_PORT).unwrap();
+        let past_it = open(&client.netns, a.ips[0], 8080).unwrap();
+        host.endpoints("web", &[ready(a.ips[0]), ready(b.ips[0])]);
+        proxy.settled().await;
+        let text = async |name| proxy.questions().explain("default", name).await.unwrap().to_string();
+        let (of_web, of_other) = (text("web").await, text("other").await);
+        for (text, address, count) in [(&of_web, a.ips[0], 3), (&of_web, b.ips[0], 0), (&of_other, a.ips[0], 0)] {
+            let line = format!("{address}:8080 on this node, {count} connections tracked");
+            assert!(text.contains(&line), "no {line:?} in {text}");
+        }
+        drop((inside, outside, past_it));
+        proxy.cleanup().await.unwrap();
+    });
 }
 
 #[test]
