@@ -17,6 +17,7 @@ use crate::admission::Rejection;
 use crate::admission::Site;
 use crate::generate;
 use crate::metrics::Metrics;
+use crate::oom::Kills;
 use crate::pulled::{Pulled, Verification};
 use crate::qos::Tree;
 use crate::records::Records;
@@ -123,6 +124,8 @@ pub(crate) struct Context {
     pub(crate) users: Users,
     /// Who may use the images that are there.
     pub(crate) pulled: Pulled,
+    /// Whom the kernel has killed.
+    pub(crate) kills: Kills,
     /// Who may pull an image now, where that is limited.
     pub(crate) pulls: Option<Semaphore>,
     /// Changes whenever a worker has taken a step.

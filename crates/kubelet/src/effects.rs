@@ -266,6 +266,12 @@ pub(crate) fn time(nanos: i64) -> Option<Timestamp> {
     (nanos > 0).then(|| Timestamp::from_nanosecond(nanos.into()).ok()).flatten()
 }
 
+/// What is said of a container's end that has said nothing itself.
+fn said(context: &Context, status: &v1::ContainerStatus) -> String {
+    let killed = if status.reason == "OOMKilled" { context.kills.of(&status.id) } else { None };
+    killed.unwrap_or_else(|| status.message.clone())
+}
+
 /// The run that a container's status tells of, with its termination message.
 pub(crate) fn run_of(context: &Context, pod: &Pod, status: &v1::ContainerStatus) -> Run {
     let name = status.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
@@ -285,6 +291,6 @@ pub(crate) fn run_of(context: &Context, pod: &Pod, status: &v1::ContainerStatus)
         finished: time(status.finished_at),
         exit_code: status.exit_code,
         reason,
-        message: written.filter(|text| !text.is_empty()).unwrap_or_else(|| status.message.clone()),
+        message: written.filter(|text| !text.is_empty()).unwrap_or_else(|| said(context, status)),
     }
 }

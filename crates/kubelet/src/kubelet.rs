@@ -10,6 +10,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::context::{Config, Context, Parts, uid_of};
 use crate::manager::Manager;
+use crate::oom::{self, Kills};
 use crate::pods_api;
 use crate::pulled::Pulled;
 use crate::records::Records;
@@ -30,8 +31,8 @@ pub struct Kubelet {
     resources: Arc<Resources>,
     /// Taken by the first who stops it.
     manager: Mutex<Option<JoinHandle<()>>>,
-    /// As above.
-    pods_api: Mutex<Option<JoinHandle<()>>>,
+    /// The Pods API, and who looks out for kills; as above.
+    others: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What a pod waits for, and how its start went.
@@ -73,10 +74,14 @@ impl Kubelet {
         let heard = steps.subscribe();
         let root = config.generate.paths.root.clone();
         let pulls = config.pulls_max.map(Semaphore::new);
-        let context = Arc::new(Context { config, parts, records, users, pulled, pulls, steps });
+        let context = Arc::new(Context { config, parts, records, users, pulled, kills: Kills::open(), pulls, steps });
         // A start that is given up leaves nobody at work.
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new().drop_guard());
         let (tell_left, left) = watch::channel(0);
+        let (watch, stopped) = (oom::watch(context.clone(), workers.clone()), stop.token().clone());
+        let watch = tokio::spawn(async move {
+            stopped.run_until_cancelled(watch).await;
+        });
         let manager = Manager::new(context, workers.clone(), tell_left, stop.token().clone());
         let (ready, adopted) = tokio::sync::oneshot::channel();
         let manager = Mutex::new(Some(tokio::spawn(manager.run(ready))));
@@ -87,8 +92,8 @@ impl Kubelet {
         let _ = adopted.await;
         // Only now are all pods there.
         let pods_api = pods_api::serve(&root, workers.clone(), heard.clone(), stop.token().clone()).await?;
-        let pods_api = Mutex::new(Some(pods_api));
-        Ok(Self { workers, steps: heard, left, stop, resources, manager, pods_api })
+        let others = Mutex::new(vec![watch, pods_api]);
+        Ok(Self { workers, steps: heard, left, stop, resources, manager, others })
     }
 
     fn look<T>(&self, uid: &str, at: impl FnOnce(&Shown) -> T) -> Option<T> {
@@ -195,9 +200,9 @@ impl Kubelet {
             worker.task.abort();
             let _ = worker.task.await; // It was told to end.
         }
-        let pods_api = self.pods_api.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(pods_api) = pods_api {
-            let _ = pods_api.await; // As the manager.
+        let others = std::mem::take(&mut *self.others.lock().unwrap_or_else(PoisonError::into_inner));
+        for other in others {
+            let _ = other.await; // As the manager.
         }
         self.resources.stop().await;
     }

@@ -23,6 +23,7 @@ pub mod logs;
 mod manager;
 pub mod metrics;
 pub mod node;
+mod oom;
 pub mod paths;
 pub mod plugins;
 mod pods_api;

@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_deletion_waits_for_no_registry", a_deletion_waits_for_no_registry),
     ("a_sandbox_that_comes_too_late_goes", a_sandbox_that_comes_too_late_goes),
     ("a_volume_that_stays_goes_later", a_volume_that_stays_goes_later),
+    ("who_was_killed_for_want_of_memory_is_told", who_was_killed_for_want_of_memory_is_told),
 ];
 
 /// A file system whose server never answers; it fails as soon as the server is dropped.
@@ -147,6 +148,35 @@ fn a_volume_that_stays_goes_later() {
         assert!(pods.join(node.uid("p")).exists());
         sys::mount::detach(&pods).unwrap();
         node.vanished(&pods.join(node.uid("p"))).await;
+        node
+    });
+}
+
+fn who_was_killed_for_want_of_memory_is_told() {
+    on_a_node(|node| async {
+        if std::fs::File::open("/dev/kmsg").is_err() {
+            println!("skipped: needs /dev/kmsg");
+            return node;
+        }
+        let container = |name: &str, command: Value, memory: &str| {
+            let limits = json!({ "limits": { "memory": memory } });
+            json!({ "name": name, "image": node.image(), "command": command, "resources": limits })
+        };
+        // `tail` keeps the last line, and here there is no other. Beside another container its limit is less than the pod's.
+        let greedy = container("c", json!(["tail", "-n", "1", "/dev/zero"]), "16Mi");
+        let containers = [greedy, container("other", json!(["sleep", "1000"]), "64Mi")];
+        let spec = json!({ "terminationGracePeriodSeconds": 1, "restartPolicy": "Never", "containers": containers });
+        node.want_spec("greedy", spec);
+        node.desk.when("it has ended", |desk| desk.container("greedy")["state"]["terminated"].is_object()).await;
+        let end = node.desk.container("greedy")["state"]["terminated"].clone();
+        assert_eq!(end["reason"], "OOMKilled");
+        let message = end["message"].as_str().unwrap();
+        for part in ["(tail) for want of memory", " anon-rss: ", " file-rss: ", ": the container had reached its limit"]
+        {
+            assert!(message.contains(part), "{message}");
+        }
+        node.desk.when("it is told", |desk| desk.told("greedy", "OOMKilling") == 1).await;
+        assert_eq!(node.desk.messages("greedy", "OOMKilling"), [message]);
         node
     });
 }
