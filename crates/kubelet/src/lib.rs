@@ -12,6 +12,7 @@ mod apparmor;
 mod clock;
 pub mod configuration;
 mod context;
+mod damaged;
 mod disk;
 mod effects;
 pub mod env;

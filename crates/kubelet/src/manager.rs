@@ -147,6 +147,7 @@ impl Manager {
     /// Pods of the source get workers with what runs of them; what is left of no pod is removed.
     async fn adopt(&mut self) {
         let mut found = adopt::everything(&self.context).await;
+        self.restore(&found);
         let mut new = Vec::new();
         for pod in self.context.parts.source.store().pods().list() {
             match found.remove(uid_of(&pod)) {
@@ -166,6 +167,16 @@ impl Manager {
         new.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         new.into_iter().for_each(|pod| self.see(pod));
         self.share_cpu();
+    }
+
+    /// What runs keeps what it has, should the files be damaged that say so.
+    fn restore(&self, found: &HashMap<String, Found>) {
+        for (uid, found) in found {
+            found.sandboxes.iter().filter_map(ids_of).for_each(|first| self.context.users.restore(uid, first));
+            if let Some(pod) = self.known(uid) {
+                self.context.parts.resources.restore(&pod, &found.containers);
+            }
+        }
     }
 
     /// The source has named all pods: what is left of others is of none.
@@ -409,6 +420,12 @@ impl Manager {
         tracing::error!(uid, pod = %name_of(&pod), ?after, "the worker of a pod has died; another one begins");
         self.begin(pod, Begin::Asking { after });
     }
+}
+
+/// The first of the host's ids that a sandbox has for itself.
+fn ids_of(sandbox: &v1::PodSandboxStatus) -> Option<u32> {
+    let options = sandbox.linux.as_ref()?.namespaces.as_ref()?.options.as_ref()?;
+    Some(options.userns_options.as_ref()?.uids.first()?.host_id)
 }
 
 /// Whether a pod's status says that something was begun of it.

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use pod::Record;
 
+use crate::damaged;
+
 /// How the name of a record ends until it is whole.
 const NEW: &str = "new";
 
@@ -40,14 +42,11 @@ impl Records {
         entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned())).collect()
     }
 
-    /// The record of a pod; one that cannot be read is told and left out: the pod then begins with what the runtime knows.
+    /// The record of a pod; one that is damaged is set aside: the pod then begins with what runtime and source know.
     pub(crate) fn load(&self, uid: &str) -> Option<Record> {
-        let text = fs::read(self.path(uid)?).ok()?;
-        serde_json::from_slice(&text)
-            .inspect_err(
-                |error| tracing::warn!(uid, %error, "the record of a pod cannot be read; restart counts begin anew"),
-            )
-            .ok()
+        let path = self.path(uid)?;
+        let text = fs::read(&path).ok()?;
+        serde_json::from_slice(&text).inspect_err(|error| damaged::set_aside(&path, error)).ok()
     }
 
     /// Replaces the record in one step. Nothing is synced: after a crash of the machine no run of it is left.
@@ -60,6 +59,7 @@ impl Records {
 
     pub(crate) fn remove(&self, uid: &str) {
         if let Some(path) = self.path(uid) {
+            let _ = fs::remove_file(damaged::aside(&path)); // There hardly ever is one.
             let _ = fs::remove_file(path); // It may never have been written.
         }
     }
@@ -88,6 +88,17 @@ mod tests {
         fs::write(dir.path().join("a-1.new"), "{").unwrap();
         let records = Records::open(dir.path().to_owned()).unwrap();
         assert_eq!((records.load("a-1"), dir.path().join("a-1.new").exists()), (Some(Record::default()), false));
+    }
+
+    #[test]
+    fn a_damaged_record_is_set_aside_and_goes_with_the_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path().to_owned()).unwrap();
+        fs::write(dir.path().join("a-1.json"), "{").unwrap();
+        assert_eq!((records.load("a-1"), records.uids()), (None, Vec::<String>::new()));
+        assert!(dir.path().join("a-1.json.corrupt").exists());
+        records.remove("a-1");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     /// Written by `cargo xtask past`.

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::damaged;
 use crate::generate::UserRange;
 use crate::paths::Paths;
 
@@ -70,6 +71,20 @@ impl Users {
         Ok(range(number))
     }
 
+    /// The pod runs with ids from `first` on. If nothing is written of that, it is now: nobody else may get them.
+    pub(crate) fn restore(&self, uid: &str, first: u32) {
+        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        // The host's own ids are no range.
+        if first == 0 || !first.is_multiple_of(LENGTH) || ranges.contains_key(uid) {
+            return;
+        }
+        tracing::warn!(uid, first, "the ids that a pod has were not on record");
+        ranges.insert(uid.to_owned(), first / LENGTH);
+        if let Err(error) = self.write(uid, range(first / LENGTH)) {
+            tracing::warn!(uid, %error, "the ids that a pod has cannot be written down");
+        }
+    }
+
     /// The pod is gone, with its directory.
     pub(crate) fn release(&self, uid: &str) {
         self.ranges.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
@@ -87,10 +102,12 @@ fn range(number: u32) -> UserRange {
     UserRange { first: number * LENGTH, length: LENGTH }
 }
 
-/// The number of the range that is written of a pod; one that is not ours is left alone.
+/// The number of the range that is written of a pod; one that is not ours is left alone. A file that is damaged is set
+/// aside.
 fn read(paths: &Paths, uid: &str) -> Option<u32> {
-    let text = fs::read(paths.pod(uid).join(FILE)).ok()?;
-    let written: Written = serde_json::from_slice(&text).ok()?;
+    let file = paths.pod(uid).join(FILE);
+    let text = fs::read(&file).ok()?;
+    let written: Written = serde_json::from_slice(&text).inspect_err(|error| damaged::set_aside(&file, error)).ok()?;
     let first = written.uid_mappings.first()?;
     (first.length == LENGTH && first.host_id % LENGTH == 0).then_some(first.host_id / LENGTH)
 }
@@ -107,6 +124,14 @@ mod tests {
         let (a, b) = (users.of("a").unwrap(), users.of("b").unwrap());
         assert_eq!((a.first, b.first, a.length), (65_536, 131_072, 65_536));
         assert_eq!(users.of("a").unwrap(), a);
+
+        // A damaged file is set aside; who runs has its ids still.
+        fs::write(paths.pod("a").join(FILE), "{").unwrap();
+        let damaged = Users::open(paths.clone());
+        damaged.restore("a", a.first);
+        damaged.restore("b", a.first);
+        assert_eq!((damaged.of("b").unwrap(), damaged.of("a").unwrap()), (b, a));
+        assert!(paths.pod("a").join("userns.corrupt").exists());
 
         let again = Users::open(paths.clone());
         assert_eq!(again.of("b").unwrap(), b);

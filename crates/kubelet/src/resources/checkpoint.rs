@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
+use crate::damaged;
+
 /// Why a file is of no use.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Corrupt {
@@ -53,19 +55,7 @@ pub(super) fn load<T>(path: &Path, read: impl FnOnce(&[u8]) -> Result<T, Corrupt
             return None;
         }
     };
-    read(&bytes).inspect_err(|error| set_aside(path, error)).ok()
-}
-
-fn set_aside(path: &Path, error: &Corrupt) {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".corrupt");
-    tracing::error!(
-        path = %path.display(), error = error as &dyn std::error::Error, aside = %Path::new(&aside).display(),
-        "a checkpoint is of no use; it is set aside, and begun anew"
-    );
-    if let Err(error) = fs::rename(path, &aside) {
-        tracing::warn!(path = %path.display(), %error, "a checkpoint cannot be set aside; it will be overwritten");
-    }
+    read(&bytes).inspect_err(|error| damaged::set_aside(path, error)).ok()
 }
 
 /// Replaces a file in one step. Nothing is synced: after a crash of the machine nothing runs that it tells of.

@@ -26,7 +26,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use cluster::Source;
 use cri::service::RuntimeService;
-
+use cri::v1;
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodStatus, ResourceHealth, ResourceStatus};
 use pod::spec::{self, Role};
 use tokio::sync::watch;
@@ -34,7 +34,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Rejection;
-use crate::context::uid_of;
+use crate::context::{name_of, uid_of};
 use crate::metrics::Metrics;
 use crate::plugins::Handler;
 use claims::{Claims, Patience};
@@ -436,6 +436,44 @@ impl Resources {
         }
     }
 
+    /// Running containers of a pod keep the CPUs and the memory that they were put on, though the files are lost which say that
+    /// these are theirs. Called before others want something.
+    pub(crate) fn restore(&self, pod: &Pod, running: &[v1::ContainerStatus]) {
+        for (status, container) in running.iter().filter_map(|status| Some((status, spec_of(pod, status)?))) {
+            let Some(linux) = status.resources.as_ref().and_then(|resources| resources.linux.as_ref()) else {
+                continue;
+            };
+            self.restore_cpus(pod, &container, &linux.cpuset_cpus);
+            self.restore_memory(pod, &container, &linux.cpuset_mems);
+        }
+    }
+
+    fn restore_cpus(&self, pod: &Pod, container: &Container, cpus: &str) {
+        let (Some(pool), count) = (&self.cpus, cpu::whole_cpus(pod, container)) else { return };
+        let Some(own) = cpus.parse().ok().filter(|_| count > 0) else { return };
+        let mut given = pool.lock();
+        if given.restore((uid_of(pod), &container.name), count, own) {
+            tracing::warn!(pod = %name_of(pod), container = container.name, cpus, "a container keeps the CPUs that it runs on");
+            given.save(&self.root);
+        }
+    }
+
+    fn restore_memory(&self, pod: &Pod, container: &Container, nodes: &str) {
+        let (Some(mut memory), wanted) = (self.memory(), memory::wanted(pod, container)) else { return };
+        let Some(nodes) = nodes.parse::<CpuSet>().ok().filter(|nodes| !nodes.is_empty()) else { return };
+        let name = (uid_of(pod), container.name.as_str());
+        if wanted.is_empty() || memory.of(name.0, name.1).is_some() {
+            return;
+        }
+        let hint = Hint { affinity: Some(Mask::of(nodes.iter())), preferred: true };
+        match memory.give(name, &wanted, Some(hint), &[]) {
+            Ok(()) => memory.save(&self.root),
+            Err(error) => {
+                tracing::warn!(pod = %name_of(pod), container = container.name, %error, "a container shares memory now")
+            }
+        }
+    }
+
     /// Containers of a pod, by name and id, have been running since before this daemon began.
     pub(crate) fn adopt<'a>(&self, uid: &str, running: impl Iterator<Item = (&'a str, &'a str)>) {
         let mut running = running.peekable();
@@ -526,6 +564,12 @@ impl std::fmt::Debug for Resources {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Resources").finish_non_exhaustive()
     }
+}
+
+/// What the pod says of a container that runs.
+fn spec_of(pod: &Pod, status: &v1::ContainerStatus) -> Option<Container> {
+    let metadata = status.metadata.as_ref().filter(|_| status.state == v1::ContainerState::ContainerRunning as i32)?;
+    spec::container(pod, &metadata.name).map(|(_, container)| container.into_owned())
 }
 
 /// What containers of a pod had which have ended before others begin.

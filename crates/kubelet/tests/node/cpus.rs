@@ -58,8 +58,15 @@ fn a_cpu_of_its_own() {
         // Who was there before has made room.
         ready(&node, "shared", true).await;
         assert_eq!(memory_of(&node, "own"), 64 << 20);
+        node.restart_with(policies.clone(), desk.clone()).await;
+        assert_eq!(memory_of(&node, "own"), 64 << 20);
+        // What runs tells what the files do not any more.
+        for file in ["cpu_manager_state", "memory_manager_state"] {
+            std::fs::write(node.path("kubelet").join(file), "{").unwrap();
+        }
         node.restart_with(policies, desk).await;
         assert_eq!(memory_of(&node, "own"), 64 << 20);
+        assert!(node.path("kubelet/cpu_manager_state.corrupt").exists());
         want(&node, "second", &own, guaranteed);
         node.desk.when("there is no second CPU", |desk| desk.phase("second").as_deref() == Some("Failed")).await;
         let status = serde_json::to_value(node.desk.pod("second").unwrap().status.clone()).unwrap();

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_last_status_comes_before_the_deletion", the_last_status_comes_before_the_deletion),
     ("a_pod_that_has_ended_is_not_run_again", a_pod_that_has_ended_is_not_run_again),
     ("restart_counts_go_on_without_a_record", restart_counts_go_on_without_a_record),
+    ("what_runs_keeps_its_ids_though_files_are_damaged", what_runs_keeps_its_ids_though_files_are_damaged),
     ("what_nobody_wants_is_gone_when_it_is_waited_for", what_nobody_wants_is_gone_when_it_is_waited_for),
     ("a_static_pod_that_was_taken_stays_taken", a_static_pod_that_was_taken_stays_taken),
     ("what_runs_is_kept_until_the_source_has_named_all_pods", what_runs_is_kept_until_the_source_has_named_all_pods),
@@ -140,6 +141,39 @@ fn restart_counts_go_on_without_a_record() {
         node.desk.running("other").await;
         assert_eq!(node.desk.container("p")["restartCount"], 7);
         assert_eq!(node.desk.pod("p").unwrap().status.as_ref().unwrap().start_time, started);
+        node
+    });
+}
+
+fn what_runs_keeps_its_ids_though_files_are_damaged() {
+    on_a_node(|mut node| async {
+        let want = |node: &Node, name: &str| {
+            let container = json!({ "name": "c", "image": node.image(), "command": ["sleep", "1000"] });
+            let spec = json!({ "hostUsers": false, "terminationGracePeriodSeconds": 1, "containers": [container] });
+            node.want_spec(name, spec);
+        };
+        want(&node, "first");
+        node.desk.running("first").await;
+        let ids = |node: &Node, pod: &str| {
+            let file = node.path("kubelet/pods").join(node.uid(pod)).join("userns");
+            (std::fs::read_to_string(&file).unwrap(), file)
+        };
+        let (before, file) = ids(&node, "first");
+        let (record, containers) =
+            (node.path("records").join(format!("{}.json", node.uid("first"))), node.containers("first").await);
+        for file in [&file, &record] {
+            std::fs::write(file, "{").unwrap();
+        }
+        node.restart(node.desk.clone()).await;
+        want(&node, "second");
+        node.desk.running("second").await;
+        assert_eq!(ids(&node, "first").0, before);
+        assert_ne!(ids(&node, "second").0, before);
+        assert_eq!(node.containers("first").await, containers, "it runs on");
+        for file in [file, record] {
+            let aside = format!("{}.corrupt", file.display());
+            assert!(std::path::Path::new(&aside).exists(), "{aside}");
+        }
         node
     });
 }

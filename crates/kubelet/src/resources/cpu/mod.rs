@@ -216,6 +216,17 @@ impl Cpus {
         Ok(())
     }
 
+    /// A container runs on CPUs of its own, though nothing is written of it: it keeps them, if they are as many as it is to
+    /// have and nobody else's. Returns whether it does.
+    pub(crate) fn restore(&mut self, (uid, container): (&str, &str), count: usize, cpus: CpuSet) -> bool {
+        let fits = self.of(uid, container).is_none() && cpus.len() == count && cpus.is_subset(&self.available());
+        if fits {
+            self.given.entry(uid.to_owned()).or_default().insert(container.to_owned(), cpus);
+            self.share();
+        }
+        fits
+    }
+
     /// CPUs in these nodes, or in the sockets that they are in.
     fn aligned(&self, nodes: Mask, free: &CpuSet) -> CpuSet {
         let sockets = self.sockets(nodes);
@@ -341,6 +352,17 @@ mod tests {
         let affinity = (!nodes.is_empty()).then(|| Mask::of(nodes.iter().copied()));
         cpus.give((uid, "c"), count, affinity, &CpuSet::default())?;
         Ok(cpus.of(uid, "c").unwrap().to_string())
+    }
+
+    #[test]
+    fn who_runs_on_cpus_of_its_own_keeps_them() {
+        let mut cpus = cpus(machine(1, 1, 4, 1, 0), Options::default(), "0");
+        let mut restore = |uid, count, own: &str| cpus.restore((uid, "c"), count, own.parse().unwrap());
+        assert!(restore("a", 2, "1-2"));
+        assert!(!restore("a", 1, "3"), "it has some");
+        assert!(!restore("b", 2, "2-3") && !restore("b", 1, "0"), "they are others'");
+        assert!(!restore("b", 1, "1,3") && !restore("b", 2, "3"), "they are not as many");
+        assert_eq!(cpus.shared.to_string(), "0,3");
     }
 
     #[test]
