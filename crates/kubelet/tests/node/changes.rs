@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use cri::v1;
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use testkit::serial::Test;
 
 use crate::desk::Desk;
-use crate::fixture::{Node, on_a_node};
+use crate::fixture::{LIMIT, Node, on_a_node};
 
 pub(crate) const TESTS: &[Test] = &[
     ("an_ephemeral_container_looks_into_a_pod", an_ephemeral_container_looks_into_a_pod),
     ("a_pod_is_resized_while_it_runs", a_pod_is_resized_while_it_runs),
+    ("of_many_runs_two_are_kept", of_many_runs_two_are_kept),
 ];
 
 /// The status of a pod's first ephemeral container.
@@ -109,6 +112,38 @@ fn a_pod_is_resized_while_it_runs() {
         has(&node, "100m", "32Mi", 32 * MIB).await;
         let after = node.desk.container("p");
         assert_eq!((&after["containerID"], &after["restartCount"]), (&before, &json!(0)));
+        node
+    });
+}
+
+/// Another image makes another run at once, without the pause after a crash.
+fn of_many_runs_two_are_kept() {
+    on_a_node(|node| async {
+        node.want("p", "sleep 1000", json!({}));
+        node.desk.running("p").await;
+        let mut events = node.events().await;
+        let images = [node.other_image().to_owned(), node.image().to_owned()];
+        for (restarts, image) in images.iter().cycle().take(4).enumerate() {
+            node.desk.change("p", |spec| spec.containers[0].image = Some(image.clone()));
+            let is_next = |desk: &Desk| {
+                let status = desk.container("p");
+                status["restartCount"] == restarts + 1 && status["state"]["running"].is_object()
+            };
+            node.desk.when("it runs again", is_next).await;
+        }
+        // Three of five runs have gone.
+        let gone = async {
+            let mut left = 3;
+            while left > 0 {
+                let event = events.next().await.unwrap().unwrap();
+                left -= usize::from(event.container_event_type() == v1::ContainerEventType::ContainerDeletedEvent);
+            }
+        };
+        tokio::time::timeout(LIMIT, gone).await.expect("old runs stay");
+        let runs = node.containers("p").await;
+        let mut attempts: Vec<u32> = runs.into_iter().map(|run| run.metadata.unwrap().attempt).collect();
+        attempts.sort_unstable();
+        assert_eq!(attempts, [3, 4]);
         node
     });
 }

@@ -1,5 +1,6 @@
 //! A node that runs short of something ends a pod that uses it, and pods that exceed their limits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use cri::{ImageService as _, v1};
 use futures_util::StreamExt as _;
 use kubelet::node::eviction::{self, Parts, Reclaim};
 use kubelet::node::pressure::{Level, Policy, Pressures, Signal, Threshold, Thresholds};
+use pod::quantity::Quantity;
 use serde_json::{Value, json};
 use testkit::serial::Test;
 use tokio::sync::watch;
@@ -23,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("who_takes_long_to_end_is_evicted_too", who_takes_long_to_end_is_evicted_too),
     ("what_nobody_uses_goes_before_pods", what_nobody_uses_goes_before_pods),
     ("who_stores_more_than_its_limit_goes", who_stores_more_than_its_limit_goes),
+    ("what_is_reserved_is_kept_by_the_kernel", what_is_reserved_is_kept_by_the_kernel),
 ];
 
 const DISK: &[(&str, &str)] = &[("size", "64m"), ("nr_inodes", "2000")];
@@ -251,6 +254,29 @@ fn what_nobody_uses_goes_before_pods() {
         assert!(used.iter().any(|image| image.repo_tags.iter().any(|tag| tag == node.image())));
         assert_eq!(node.desk.phase("critical").as_deref(), Some("Running"));
         assert_eq!(node.desk.phase("done").as_deref(), Some("Succeeded"), "it stays what it was");
+        node
+    });
+}
+
+/// What pods get together, and what others that the node keeps in groups of their own.
+fn what_is_reserved_is_kept_by_the_kernel() {
+    on_a_small_node(DISK, async |node| {
+        node.groups.ensure_roots(1500, Some(512 << 20)).unwrap();
+        assert_eq!(node.groups.root().stats().memory.limit_bytes, Some(512 << 20));
+        let root = node.groups.root();
+        let others = sys::cgroup::Hierarchy::detect().unwrap().group(root.path().with_file_name("others"));
+        let amounts = [("cpu", "500m"), ("memory", "64Mi"), ("pid", "100")];
+        let reserved: BTreeMap<String, Quantity> =
+            amounts.iter().map(|(name, amount)| ((*name).to_owned(), Quantity::parse(amount).unwrap())).collect();
+        let missing = kubelet::qos::keep_reserved(&others, &reserved, false).unwrap_err().to_string();
+        assert!(missing.contains("does not exist"), "{missing}");
+        others.create().unwrap();
+        kubelet::qos::keep_reserved(&others, &reserved, true).unwrap();
+        assert_eq!(others.stats().memory.limit_bytes, None, "CPU alone");
+        kubelet::qos::keep_reserved(&others, &reserved, false).unwrap();
+        let stats = others.stats();
+        assert_eq!((stats.memory.limit_bytes, stats.pids.limit), (Some(64 << 20), Some(100)));
+        others.delete().unwrap();
         node
     });
 }
