@@ -25,6 +25,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 /// A page of a list is the largest answer; etcd takes objects of 1.5 MiB.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 const ERROR_BYTES_MAX: usize = 64 << 10;
+/// What is said of a request that is too long to be sent.
+const TITLE_CHARS_MAX: usize = 200;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// A client of one API server as one user. A handle: clones share connections and credentials.
@@ -81,6 +83,11 @@ impl Call {
     /// Method and path, for messages.
     pub(super) fn title(&self) -> String {
         format!("{} {}", self.method, self.path)
+    }
+
+    fn unsendable(&self, error: http::uri::InvalidUri) -> ApiError {
+        let beginning = self.title().chars().take(TITLE_CHARS_MAX).collect();
+        ApiError::Unsendable { request: beginning, reason: error.to_string() }
     }
 }
 
@@ -206,7 +213,8 @@ impl Api {
     /// The answer to a request that succeeded.
     async fn send(&self, pool: &Pool, call: &Call) -> Result<Answer, ApiError> {
         let shown = self.shared.identity.shown().await?;
-        let sent = pool.send(&self.shared.config, &shown, self.request(call, &shown)).await;
+        let request = self.request(call, &shown)?;
+        let sent = pool.send(&self.shared.config, &shown, request).await;
         let status = sent.as_ref().ok().map(|answer| answer.response.status().as_u16());
         let key = (call.method.as_str().to_owned(), status);
         *self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
@@ -226,18 +234,18 @@ impl Api {
         Err(error.at(&self.shared.config.server.to_string(), &self.shared.identity.describe()))
     }
 
-    fn request(&self, call: &Call, shown: &Shown) -> Request<Body> {
+    fn request(&self, call: &Call, shown: &Shown) -> Result<Request<Body>, ApiError> {
         let config = &self.shared.config;
         let mut request = Request::new(Body::new(call.body.clone()));
         *request.method_mut() = call.method.clone();
         let path = format!("{}{}", config.server.prefix, call.path);
         // HTTP/2 takes scheme and authority from here, HTTP/1.1 wants the path alone.
-        *request.uri_mut() = match shown.tls {
+        let uri = match shown.tls {
             Some(_) => format!("https://{}{path}", config.server.authority()),
             None => path,
-        }
-        .parse()
-        .expect("every part is escaped");
+        };
+        // Every part is escaped; but there is a longest address, and names in it are those of users.
+        *request.uri_mut() = uri.parse().map_err(|error| call.unsendable(error))?;
         let headers = request.headers_mut();
         headers.insert(ACCEPT, JSON);
         headers.insert(USER_AGENT, self.shared.agent.clone());
@@ -248,7 +256,7 @@ impl Api {
         if let Some(value) = &shown.authorization {
             headers.insert(AUTHORIZATION, value.clone());
         }
-        request
+        Ok(request)
     }
 
     /// Notes whether there is a server, tells the operator, and those who wait for one.
@@ -294,4 +302,24 @@ async fn read(mut body: Incoming, bytes_max: usize) -> Result<Bytes, String> {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
     text.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Secret;
+
+    use super::*;
+    use crate::Key;
+    use crate::api::{Identity, Server, Trust};
+
+    /// The API server takes any length where a pod refers to a Secret.
+    #[tokio::test]
+    async fn a_name_that_fits_into_no_request_is_an_error() {
+        let server = Server { tls: false, ..Server::new("127.0.0.1", 1) };
+        let api = Api::new(Config::new(server, Trust::Anything, Identity::default())).unwrap();
+        let error = api.get::<Secret>(&Key::new("shop", &"s".repeat(66_000))).await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, ApiError::Unsendable { .. }) && !error.is_transient(), "{text}");
+        assert!(text.contains("GET /api/v1/namespaces/shop/secrets/sss") && text.len() < 400, "{text}");
+    }
 }

@@ -122,6 +122,14 @@ pub enum ApiError {
         /// When to ask again, if it says so.
         retry_after: Option<Duration>,
     },
+    /// The request does not fit into one.
+    #[error("cannot ask the API server for {request}…: {reason}")]
+    Unsendable {
+        /// The beginning of its method and path.
+        request: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Its answer is not what was asked for.
     #[error("cannot read the API server's answer to {request}: {reason}")]
     Answer {
@@ -187,6 +195,7 @@ impl ApiError {
             | Self::AlreadyExists { .. }
             | Self::Conflict { .. }
             | Self::Invalid { .. }
+            | Self::Unsendable { .. }
             | Self::Answer { .. } => false,
         }
     }

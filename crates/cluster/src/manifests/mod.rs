@@ -21,3 +21,4 @@ pub use source::{Manifests, ManifestsConfig};
 
 pub(crate) use kinds::{AnyObject, Kind};
 pub(crate) use static_pods::{Declared as StaticPod, StaticPods, is_static};
+pub(crate) use validate::names;

@@ -394,9 +394,10 @@ impl std::fmt::Debug for ApiSource {
 fn failed(action: String, error: ApiError) -> SourceError {
     match error {
         // The operator may renew credentials or rights while we run.
-        error @ (ApiError::Invalid { .. } | ApiError::Answer { .. } | ApiError::AlreadyExists { .. }) => {
-            SourceError::Refused { action, source: error.into() }
-        }
+        error @ (ApiError::Invalid { .. }
+        | ApiError::Unsendable { .. }
+        | ApiError::Answer { .. }
+        | ApiError::AlreadyExists { .. }) => SourceError::Refused { action, source: error.into() },
         error => SourceError::Unavailable { action, source: error.into() },
     }
 }

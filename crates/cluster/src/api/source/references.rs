@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
     VolumeProjection,
 };
 
+use crate::manifests::names;
 use crate::{Key, Store};
 
 /// A kind of object that pods refer to.
@@ -21,8 +22,15 @@ pub(super) enum Referred {
 /// An object that pods refer to.
 pub(super) type Reference = (Referred, Key);
 
-/// Everything that this pod refers to, as far as it is known: which volume stands behind a claim, only the claim tells.
+/// Everything that this pod refers to, as far as it is known: which volume stands behind a claim, only the claim tells. What
+/// no object can be called is left out: nobody has to be asked to know that it is not there.
 pub(super) fn of(pod: &Pod, store: &Store) -> BTreeSet<Reference> {
+    let mut all = named(pod, store);
+    all.retain(|(_, key)| names::dns_subdomain(key.name()).is_none());
+    all
+}
+
+fn named(pod: &Pod, store: &Store) -> BTreeSet<Reference> {
     let mut found = Found { namespace: pod.metadata.namespace.as_deref().unwrap_or("default"), all: BTreeSet::new() };
     let has_ended = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if matches!(has_ended, Some("Succeeded" | "Failed")) {
@@ -37,7 +45,7 @@ pub(super) fn of(pod: &Pod, store: &Store) -> BTreeSet<Reference> {
 
 /// One of the objects that this pod refers to: the kind as the API has it in its paths, and the name.
 pub(crate) fn first(pod: &Pod) -> Option<(&'static str, String)> {
-    let (kind, key) = of(pod, &Store::new()).pop_first()?;
+    let (kind, key) = named(pod, &Store::new()).pop_first()?;
     let kind = match kind {
         Referred::ConfigMap => "configmaps",
         Referred::Secret => "secrets",
@@ -202,6 +210,23 @@ mod tests {
         let mut ended = pod;
         ended.status.get_or_insert_default().phase = Some("Succeeded".into());
         assert!(shown(&ended, &Store::new()).is_empty());
+    }
+
+    /// The API server looks at most of these names only for whether they are empty.
+    #[test]
+    fn what_no_object_can_be_called_is_not_asked_for() {
+        let long = "s".repeat(66_000);
+        let names = [&*long, &"s".repeat(254), "a/b", "a b", "A", "a..b", "-a"];
+        let secrets = names.iter().map(|name| json!({"name": "v", "secret": {"secretName": name}}));
+        let claim = json!({"name": "g", "persistentVolumeClaim": {"claimName": long}});
+        let volumes: Vec<_> = secrets.chain([claim]).collect();
+        let env = json!([{"name": "K", "valueFrom": {"configMapKeyRef": {"name": long, "key": "k"}}}]);
+        let pod = pod(json!({
+            "imagePullSecrets": [{"name": long}, {"name": "s".repeat(253)}],
+            "containers": [{"name": "c", "env": env}],
+            "volumes": volumes,
+        }));
+        assert_eq!(shown(&pod, &Store::new()), [format!("Secret shop/{}", "s".repeat(253))]);
     }
 
     #[test]

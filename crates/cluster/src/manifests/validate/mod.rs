@@ -1,6 +1,6 @@
 //! The rules by which the API server refuses an object, with its wording, so that its documentation applies.
 
-mod names;
+pub(crate) mod names;
 mod pod;
 mod service;
 mod workload;
