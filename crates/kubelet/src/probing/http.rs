@@ -89,7 +89,9 @@ impl Place {
         };
         let host = uri.host()?.trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        // A query alone is what the root is asked.
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         Some(Self { secure, host, port, path })
     }
 
@@ -137,7 +139,8 @@ fn request(place: &Place, action: &HTTPGetAction) -> Result<Request<Empty<Bytes>
     for one in action.http_headers.iter().flatten() {
         let bad = || format!("header {:?} cannot be sent", one.name);
         let name = header::HeaderName::from_bytes(one.name.as_bytes()).map_err(|_| bad())?;
-        headers.append(name, HeaderValue::from_str(&one.value).map_err(|_| bad())?);
+        let added = headers.try_append(name, HeaderValue::from_str(&one.value).map_err(|_| bad())?);
+        added.map_err(|_| "the probe has more headers than can be sent".to_owned())?;
     }
     let defaults = [
         (header::HOST, HeaderValue::from_str(&place.authority())),
@@ -194,7 +197,20 @@ fn trusting() -> Arc<ClientConfig> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::HTTPHeader;
+
     use super::*;
+
+    /// The API server counts no headers: some 40,000 fit into a pod.
+    #[test]
+    fn more_headers_than_can_be_sent_are_a_failure() {
+        let header = |number| HTTPHeader { name: format!("h{number}"), value: String::new() };
+        let of =
+            |count| HTTPGetAction { http_headers: Some((0..count).map(header).collect()), ..HTTPGetAction::default() };
+        let asked = |count| request(&Place::of(([10, 0, 0, 1], 80).into(), &of(count)), &of(count)).map(drop);
+        assert_eq!(asked(1_000), Ok(()));
+        assert_eq!(asked(40_000), Err("the probe has more headers than can be sent".to_owned()));
+    }
 
     #[test]
     fn locations_lead_on_from_where_they_are_found() {
@@ -209,6 +225,7 @@ mod tests {
         check("//10.0.0.2", Some("http://10.0.0.2:80/"));
         check("https://10.0.0.1/x", Some("https://10.0.0.1:443/x"));
         check("http://[::1]:81/", Some("http://[::1]:81/"));
+        check("http://10.0.0.1?d", Some("http://10.0.0.1:80/?d"));
         check("ftp://10.0.0.1/", None);
         check("http://", None);
     }
