@@ -1,7 +1,7 @@
 //! Paths inside a tree that somebody else fills: resolved below a directory descriptor, never as strings (R1).
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -50,6 +50,22 @@ pub fn open_plain(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<Ow
 /// `ELOOP` for a link.
 pub fn open_unlinked(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
     open(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+}
+
+/// Opens the regular file `path` for reading as [`open_in_root`] finds it. Nothing else is opened: to open a device may be to use
+/// it, as of a watchdog.
+///
+/// # Errors
+/// `EMEDIUMTYPE` for what is no regular file; else as [`open_in_root`].
+pub fn open_file_in_root(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    let place = open_in_root(root, path, OFlags::PATH)?;
+    let stat = rustix::fs::fstat(&place).during("fstat", path.display())?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        let subject = format!("{} (not a regular file)", path.display());
+        return Err(Error { call: "open", subject, errno: Errno::MEDIUMTYPE });
+    }
+    let same = format!("/proc/self/fd/{}", place.as_raw_fd());
+    rustix::fs::open(same, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).during("open", path.display())
 }
 
 /// The caller's `/proc`, and nothing that only looks like it.
@@ -188,6 +204,26 @@ mod tests {
         assert!(through.is_ok(), "an absolute link leads to the root's own /etc");
         assert!(open_in_root(root.as_fd(), Path::new("/up/etc/passwd"), OFlags::PATH).is_err());
         assert!(!Path::new("/etc/made-here").exists());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// An image's /etc/passwd may be the node's watchdog, which restarts the machine some time after it was opened.
+    #[test]
+    fn only_what_is_a_regular_file_is_opened() {
+        use rustix::fs::inotify;
+        let (dir, root) = scratch();
+        std::fs::write(dir.join("file"), "text").unwrap();
+        symlink("/file", dir.join("link")).unwrap();
+        let read = open_file_in_root(root.as_fd(), Path::new("/link")).unwrap();
+        assert_eq!(std::io::read_to_string(std::fs::File::from(read)).unwrap(), "text");
+        rustix::fs::mknodat(&root, "pipe", FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let opens = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&opens, dir.join("pipe"), inotify::WatchFlags::OPEN).unwrap();
+        for path in ["/pipe", "/"] {
+            let refused = open_file_in_root(root.as_fd(), Path::new(path)).unwrap_err();
+            assert_eq!(refused.errno, Errno::MEDIUMTYPE, "{path}");
+        }
+        assert_eq!(rustix::io::read(&opens, &mut [0; 256]), Err(Errno::AGAIN), "it was opened");
         std::fs::remove_dir_all(dir).unwrap();
     }
 

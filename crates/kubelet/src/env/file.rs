@@ -30,12 +30,13 @@ const FILE_MAX: u64 = 64 * 1024;
 fn read_below(root: &Path, path: &Path) -> std::io::Result<String> {
     use std::io::Read as _;
     use std::os::fd::AsFd as _;
-    use sys::rustix::fs::OFlags;
+    use sys::rustix::io::Errno;
 
     let root = std::fs::File::open(root)?;
-    // NONBLOCK: a FIFO in the volume must not hang the pod.
-    let file = sys::path::open_in_root(root.as_fd(), path, OFlags::RDONLY | OFlags::NONBLOCK)
-        .map_err(|error| std::io::Error::from(error.errno))?;
+    let file = sys::path::open_file_in_root(root.as_fd(), path).map_err(|error| match error.errno {
+        Errno::MEDIUMTYPE => std::io::Error::other("it is not a regular file"),
+        errno => std::io::Error::from(errno),
+    })?;
     let mut text = String::new();
     std::fs::File::from(file).take(FILE_MAX + 1).read_to_string(&mut text)?;
     match u64::try_from(text.len()) {
@@ -101,6 +102,14 @@ mod tests {
         assert_eq!(parse_file(text, "C"), Ok(None));
         assert_eq!(parse_file("A=1", "A"), Err((1, "the value must be enclosed in single quotes")));
         assert_eq!(parse_file("A='1\n", "A"), Err((1, "the quote is not closed")));
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        let error = read_below(dir.path(), Path::new("d")).unwrap_err();
+        assert_eq!(error.to_string(), "it is not a regular file");
     }
 
     #[test]

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use cri::v1;
 use serde::{Deserialize, Serialize};
-use sys::rustix::fs::{FileType, OFlags, fstat};
 use sys::rustix::io::Errno;
 
 use super::SpecError;
@@ -215,18 +214,15 @@ fn id(text: &[u8]) -> Option<u32> {
 
 /// The bytes of a file below `root`; none where there is no file, as in images from scratch.
 fn read(root: BorrowedFd<'_>, path: &'static str) -> Result<Vec<u8>, SpecError> {
-    // Without O_NONBLOCK a named pipe in the image would hold the daemon up for ever.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match sys::path::open_in_root(root, Path::new(path), flags) {
-        Ok(file) => file,
-        Err(error) if matches!(error.errno, Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
-        Err(error) => return Err(SpecError::host("open the image's", path, error.errno)),
-    };
     let malformed = |reason: String| SpecError::Malformed { path: format!("the image's {path}").into(), reason };
-    let stat = fstat(&file).map_err(|errno| SpecError::host("examine the image's", path, errno))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(malformed("is not a regular file".to_owned()));
-    }
+    let file = match sys::path::open_file_in_root(root, Path::new(path)) {
+        Ok(file) => file,
+        Err(error) => match error.errno {
+            Errno::NOENT | Errno::NOTDIR => return Ok(Vec::new()),
+            Errno::MEDIUMTYPE => return Err(malformed("is not a regular file".to_owned())),
+            errno => return Err(SpecError::host("open the image's", path, errno)),
+        },
+    };
     let mut bytes = Vec::new();
     let limit = FILE_BYTES_MAX + 1; // One more tells a file that fits from one that does not.
     let read = File::from(file).take(limit).read_to_end(&mut bytes);
@@ -364,7 +360,7 @@ docs:x:2000: web , other
         sys::rustix::fs::mknodat(
             fd.as_fd(),
             "etc/passwd",
-            FileType::Fifo,
+            sys::rustix::fs::FileType::Fifo,
             sys::rustix::fs::Mode::from_raw_mode(0o600),
             0,
         )
