@@ -31,8 +31,13 @@ impl Child {
     /// Waits until the child has said how it went; a reason if it said nothing.
     pub(crate) async fn report(mut self) -> Result<Report, String> {
         let mut bytes = Vec::new();
-        let read = (&mut self.report).take(REPORT_BYTES_MAX).read_to_end(&mut bytes).await;
+        let read = (&mut self.report).take(REPORT_BYTES_MAX + 1).read_to_end(&mut bytes).await;
+        // It has ended, or says more than anybody reads, or does more than it says.
+        self.process.kill();
         let ended = self.process.wait().await;
+        if bytes.len() as u64 > REPORT_BYTES_MAX {
+            return Err(format!("the report of the confined process is longer than {REPORT_BYTES_MAX} bytes"));
+        }
         read.map_err(|e| format!("cannot read the report of the confined process: {e}"))?;
         serde_json::from_slice(&bytes).map_err(|_| format!("the confined process ended without a report ({ended})"))
     }
@@ -57,6 +62,11 @@ fn spawn(target: &Dir, order: &Order, input: Stdio, report: OwnedFd) -> io::Resu
 struct Reaped(Option<std::process::Child>);
 
 impl Reaped {
+    fn kill(&mut self) {
+        // One that has ended already keeps the status that it has.
+        let _ = self.0.as_mut().map(std::process::Child::kill);
+    }
+
     /// Waits for the end of a child that has closed its report.
     async fn wait(&mut self) -> String {
         let Some(mut child) = self.0.take() else { return "already gone".into() };
@@ -76,5 +86,21 @@ impl Drop for Reaped {
         // A child in a hung file system does not end at once: a thread of its own waits, not the caller. If no thread
         // can be had, the zombie goes with this process.
         let _ = std::thread::Builder::new().name("reap-unpack".into()).spawn(move || child.wait());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe takes 64 KiB: who says more waits for a reader, and was waited for.
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "a child that says what no worker says")]
+    async fn a_report_without_end_ends_its_child() {
+        let (report, theirs) = io::pipe().unwrap();
+        let yes = std::process::Command::new("yes").stdout(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
+        let report = pipe::Receiver::from_owned_fd(OwnedFd::from(report)).unwrap();
+        let error = Child { process: Reaped(Some(yes)), report }.report().await.unwrap_err();
+        assert!(error.contains("longer than 16777216 bytes"), "{error}");
     }
 }
