@@ -8,6 +8,7 @@ use cri::{Error, v1};
 use keeper::Zygote;
 use keeper::protocol::Event;
 use sys::cgroup::{Cgroup, Hierarchy};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,6 +45,8 @@ pub(crate) struct Core {
     pub(crate) bus: Bus,
     /// What keeps others from the run directory.
     _lock: File,
+    /// Bytes of output that ExecSync keeps for its callers.
+    pub(crate) exec_output: Arc<Semaphore>,
     /// Operations under way.
     pub(crate) tasks: TaskTracker,
     /// Ends the streaming server.
@@ -80,6 +83,7 @@ impl Core {
             _lock: lock,
             table: Table::default(),
             bus: Bus::default(),
+            exec_output: Arc::new(Semaphore::new(crate::exec::OUTPUT_ALL_MAX)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })

@@ -10,7 +10,7 @@ use keeper::protocol::{Attach, Blob, DriveExec, Exec, Exit, Request, Signal, Win
 use sys::rustix;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use crate::client::{Client, ClientError};
@@ -22,6 +22,10 @@ use crate::spec::{ContainerSpec, exec_process};
 /// Most output of one stream that `ExecSync` keeps; the rest is read and dropped, so that the process goes on
 /// (containerd's `maxExecSyncOutput`).
 const OUTPUT_MAX: usize = 16 << 20;
+/// Output of one stream that is kept whatever others have: a kubelet looks at 10 KiB of a probe's.
+const OUTPUT_OWN: usize = 16 << 10;
+/// What all streams of the node keep beyond that. Pods choose when and how much their probes say.
+pub(crate) const OUTPUT_ALL_MAX: usize = 64 << 20;
 const CHUNK: usize = 16 << 10;
 const KILL: u32 = 9;
 /// How long a killed process has to end before its client hears of the timeout anyway.
@@ -208,7 +212,8 @@ pub(crate) async fn sync(core: &Core, request: v1::ExecSyncRequest) -> Result<v1
     let starting = start(core, &request.container_id, &request.cmd, None, streams);
     let Some(running) = until(deadline, starting).await else { return Err(timed_out(&request)) };
     let mut watched = Watched(running?);
-    let (mut stdout, mut stderr) = (Capture::new(stdout.into())?, Capture::new(stderr.into())?);
+    let capture = |pipe: std::io::PipeReader| Capture::new(pipe.into(), core.exec_output.clone());
+    let (mut stdout, mut stderr) = (capture(stdout)?, capture(stderr)?);
     let outcome = until(deadline, finish(&mut watched.0, &mut stdout, &mut stderr)).await;
     let Some(exit) = outcome else {
         watched.0.kill();
@@ -268,13 +273,18 @@ struct Capture {
     bytes: Vec<u8>,
     chunk: Vec<u8>,
     open: bool,
+    /// Something was dropped, and so is all that comes after it.
+    is_full: bool,
+    budget: Arc<Semaphore>,
+    /// What is held of it.
+    held: Option<OwnedSemaphorePermit>,
 }
 
 impl Capture {
-    fn new(fd: OwnedFd) -> Result<Self, Error> {
+    fn new(fd: OwnedFd, budget: Arc<Semaphore>) -> Result<Self, Error> {
         let pipe = pipe::Receiver::from_owned_fd(fd);
         let pipe = pipe.map_err(|error| Error::Internal(format!("reading the output of a process: {error}")))?;
-        Ok(Self { pipe, bytes: Vec::new(), chunk: vec![0; CHUNK], open: true })
+        Ok(Self { pipe, bytes: Vec::new(), chunk: vec![0; CHUNK], open: true, is_full: false, budget, held: None })
     }
 
     /// Takes some of what is written. Cancel-safe.
@@ -298,8 +308,25 @@ impl Capture {
     }
 
     fn keep(&mut self, count: usize) {
-        let room = OUTPUT_MAX - self.bytes.len();
-        self.bytes.extend_from_slice(&self.chunk[..count.min(room)]);
+        if self.is_full {
+            return;
+        }
+        let wanted = count.min(OUTPUT_MAX - self.bytes.len());
+        let own = wanted.min(OUTPUT_OWN.saturating_sub(self.bytes.len()));
+        let kept = if self.reserve(wanted - own) { wanted } else { own };
+        self.bytes.extend_from_slice(&self.chunk[..kept]);
+        self.is_full = kept < count;
+    }
+
+    /// Whether the node has room for so many more.
+    fn reserve(&mut self, bytes: usize) -> bool {
+        let count = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let Ok(permit) = self.budget.clone().try_acquire_many_owned(count) else { return false };
+        match &mut self.held {
+            Some(held) => held.merge(permit),
+            None => self.held = Some(permit),
+        }
+        true
     }
 
     fn take(&mut self) -> Vec<u8> {
@@ -324,4 +351,32 @@ pub(crate) async fn attach(core: &Core, container_id: &str, streams: Streams) ->
     };
     asked.map_err(|error| failed("attaching to container", &container.id, &error))?;
     Ok(container)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_output_of_a_node_has_one_budget() {
+        let budget = Arc::new(Semaphore::new(10));
+        let capture = |length: usize| {
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            writer.write_all(&vec![7; length]).unwrap();
+            let mut capture = Capture::new(reader.into(), budget.clone()).unwrap();
+            capture.drain();
+            capture
+        };
+        let mut first = capture(OUTPUT_OWN + 8);
+        let mut second = capture(OUTPUT_OWN + 8);
+        assert_eq!([first.take().len(), second.take().len()], [OUTPUT_OWN + 8, OUTPUT_OWN]);
+        second.chunk[0] = 8;
+        second.keep(1);
+        assert!(second.take().is_empty(), "nothing follows what was dropped");
+        drop(first);
+        assert_eq!(capture(OUTPUT_OWN + 10).take().len(), OUTPUT_OWN + 10);
+        assert_eq!(budget.available_permits(), 10);
+    }
 }
