@@ -45,7 +45,7 @@ struct Guest {
     stage: Stage,
 }
 
-/// Runs the two points that there are, and returns 2.
+/// Runs the three points that there are, and returns 3.
 ///
 /// # Errors
 /// Something of it did not work; the node's log is printed before.
@@ -62,6 +62,8 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
     let mut guest = Guest::start(stage, plane, &reference)?;
     let done = guest.points().and_then(|done| {
         println!("ok   containerd as the runtime: {done}");
+        guest.hangs()?;
+        println!("ok   a containerd that hangs: the node says so, until it answers again");
         guest.replace_runc(&reference)?;
         guest.points()
     });
@@ -74,7 +76,7 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
         }
     }
     println!("ok   containerd as the runtime, with orlop as its runc: {}", done?);
-    Ok(2)
+    Ok(3)
 }
 
 impl Guest {
@@ -138,6 +140,22 @@ impl Guest {
         wait("the pod is gone", SOON, || Ok(self.find("pod", "guest").is_none().then_some(())))?;
         self.containerd.check()?;
         Ok("logs, exec, metrics, a restart by the next daemon, deletion".to_owned())
+    }
+
+    /// A runtime that takes connections and never answers.
+    fn hangs(&self) -> anyhow::Result<()> {
+        self.containerd.pause()?;
+        let is_down = |node: &Value| {
+            let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+            let mut messages = conditions.filter_map(|condition| condition["message"].as_str());
+            condition(node, "Ready") == Some("False") && messages.any(|said| said.contains("container runtime is down"))
+        };
+        let down = wait("the node is not Ready", SOON, || Ok(self.find("node", NODE).filter(is_down)));
+        self.containerd.resume()?;
+        down?;
+        let ready = |node: &Value| condition(node, "Ready") == Some("True");
+        wait("the node is Ready again", SOON, || Ok(self.find("node", NODE).filter(ready)))?;
+        Ok(())
     }
 
     /// What dashboards show of the container and the node's disks.
