@@ -1,14 +1,17 @@
 //! What the streaming server asks of the runtime.
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cri::{Error, v1};
 use keeper::protocol::{self, NamespaceKind, Request, Resize};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use crate::container::{Container, Phase};
 use crate::core::{Core, failed, patient};
@@ -18,6 +21,9 @@ use crate::stream::{Backend, Process, Session, Stdio, WindowSize};
 
 /// The size of a terminal until its client tells one.
 const SIZE: protocol::WindowSize = protocol::WindowSize { rows: 0, columns: 0 };
+
+/// How long a port of a pod may take to answer. A listener whose queue is full never does.
+const DIAL_MAX: Duration = Duration::from_secs(10);
 
 /// The runtime as the streaming server sees it.
 #[derive(Debug)]
@@ -72,27 +78,44 @@ impl Backend for Streaming {
 
     async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<TcpStream, Error> {
         let sandbox = exec::ready_sandbox(&self.0, sandbox_id)?;
-        if sandbox.host_network() {
-            return taken(patient(move || dial(port)).await?, port);
-        }
-        let namespace = namespace_of(&sandbox, NamespaceKind::Net, None).await?;
-        let connected = patient(move || sys::netns::run_in(namespace.as_fd(), || dial(port))).await?;
-        taken(connected, port)
+        let sockets = match sandbox.host_network() {
+            true => Sockets::here(),
+            false => {
+                let namespace = namespace_of(&sandbox, NamespaceKind::Net, None).await?;
+                patient(move || sys::netns::run_in(namespace.as_fd(), Sockets::here)).await?
+            }
+        };
+        let failed = |error| Error::Unavailable(format!("connecting to port {port} of the pod: {error}"));
+        sockets.map_err(failed)?.dial(port).await.map_err(failed)
     }
 }
 
-/// Connects to a port of the loopback device, where the calling thread is.
-fn dial(port: u16) -> std::io::Result<std::net::TcpStream> {
-    let v4 = std::net::TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    v4.or_else(|first| std::net::TcpStream::connect(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).map_err(|_| first))
+/// Sockets of the network that they were made in, wherever they are used.
+struct Sockets {
+    v4: TcpSocket,
+    v6: io::Result<TcpSocket>,
 }
 
-fn taken(connected: std::io::Result<std::net::TcpStream>, port: u16) -> Result<TcpStream, Error> {
-    let taken = connected.and_then(|stream| {
-        stream.set_nonblocking(true)?;
-        TcpStream::from_std(stream)
-    });
-    taken.map_err(|error| Error::Unavailable(format!("connecting to port {port} of the pod: {error}")))
+impl Sockets {
+    /// Of the calling thread's network; one without IPv6 is one without the other.
+    fn here() -> io::Result<Self> {
+        Ok(Self { v4: TcpSocket::new_v4()?, v6: TcpSocket::new_v6() })
+    }
+
+    /// Connects to a port of the loopback device. No thread waits for a listener that takes no connection.
+    async fn dial(self, port: u16) -> io::Result<TcpStream> {
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", DIAL_MAX.as_secs()));
+        timeout(DIAL_MAX, self.connect(port)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn connect(self, port: u16) -> io::Result<TcpStream> {
+        let first = match self.v4.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        let Ok(v6) = self.v6 else { return Err(first) };
+        v6.connect(SocketAddr::from((Ipv6Addr::LOCALHOST, port))).await.map_err(|_| first)
+    }
 }
 
 /// A process that was exec'd for a client.
@@ -134,5 +157,25 @@ impl Process for Attached {
     async fn wait(&self) -> Result<i32, Error> {
         self.0.reached(Phase::Exited).await;
         Ok(self.0.record().end.as_ref().map_or(0, |end| end.exit_code))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A listener whose queue is full answers nobody.
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_takes_no_connection_holds_no_thread() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _queued = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
+        let refused = Sockets::here().unwrap().dial(address.port()).await.unwrap_err();
+        assert_eq!(refused.to_string(), "no answer within 10 s");
+        drop(listener);
+        let refused = Sockets::here().unwrap().dial(address.port()).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -222,6 +222,8 @@ fn in_own_mount_namespace<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) 
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         work()
     };
-    std::thread::scope(|scope| scope.spawn(isolated).join())
-        .unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("mount".into()).spawn_scoped(scope, isolated)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
+    })
 }

@@ -16,6 +16,7 @@ use super::activity::Activity;
 use super::backend::Backend;
 use super::channel::{Input, Output, Reset};
 use super::command::CREATION_MAX;
+use super::seats::Seats;
 use super::spdy::{self, Headers, Incoming};
 use super::websocket;
 
@@ -33,11 +34,13 @@ const REST_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Sandbox {
     backend: Arc<dyn Backend>,
     id: String,
+    seats: Seats,
 }
 
 impl Sandbox {
-    pub(super) fn new(backend: Arc<dyn Backend>, id: String) -> Self {
-        Self { backend, id }
+    /// Each connection takes one of `seats`.
+    pub(super) fn new(backend: Arc<dyn Backend>, id: String, seats: Seats) -> Self {
+        Self { backend, id, seats }
     }
 
     /// Forwards one connection to its end, and tells the client why if it fails.
@@ -54,6 +57,8 @@ impl Sandbox {
 
     /// Connects, and copies until both directions have ended, or the client has given up.
     async fn join(&self, port: u16, input: Input, data: &Output) -> Result<(), Error> {
+        let full = || Error::ResourceExhausted("too many connections are forwarded already".to_owned());
+        let _seat = self.seats.take(&self.id).ok_or_else(full)?;
         let stream = self.backend.port_forward(&self.id, port).await?;
         // Key strokes must not wait for more to come.
         stream.set_nodelay(true).map_err(|error| Error::Internal(format!("set TCP_NODELAY: {error}")))?;

@@ -19,6 +19,7 @@ mod descriptor;
 mod forward;
 #[cfg(test)]
 mod fuzz;
+mod seats;
 mod server;
 mod spdy;
 mod status;

@@ -27,6 +27,7 @@ use super::backend::Backend;
 use super::channel::{Message, Outbox};
 use super::command::{self, Channels};
 use super::forward::{self, Sandbox};
+use super::seats::{Seat, Seats};
 use super::tokens::{Pending, Tokens};
 use super::upgrade::{Answer, Purpose, Refusal, Speech, agree};
 use super::{spdy, websocket};
@@ -41,6 +42,10 @@ const REQUEST_MAX: Duration = Duration::from_secs(10);
 const REQUEST_LEN_MAX: usize = 64 * 1024;
 /// How many clients of a listener may be about to send their request: anybody on the machine can connect by TCP.
 const REQUESTS_MAX: usize = 64;
+/// How many sessions there may be of a container, or for the ports of a sandbox, and on the node.
+const SESSIONS_MAX: (usize, usize) = (256, 2048);
+/// How many connections may be forwarded into a sandbox, and on the node: a page of the web opens some dozens.
+const FORWARDS_MAX: (usize, usize) = (512, 4096);
 /// How long no connection is accepted after the kernel had no resources for one.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -81,7 +86,7 @@ impl Server {
 
     /// Serves sessions until `stop`, then cuts off those that are left and removes the socket.
     pub(crate) async fn serve(&self, backend: Arc<dyn Backend>, stop: CancellationToken) {
-        let sessions = Sessions { backend, tokens: self.tokens.clone(), tasks: TaskTracker::new(), stop };
+        let sessions = Sessions::new(backend, self.tokens.clone(), stop);
         tokio::join!(sessions.accept(Listener::Tcp(&self.tcp)), sessions.accept(Listener::Unix(&self.unix)));
         sessions.tasks.close();
         sessions.tasks.wait().await;
@@ -189,9 +194,17 @@ struct Sessions {
     tokens: Arc<Tokens>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    seats: Seats,
+    forwards: Seats,
 }
 
 impl Sessions {
+    fn new(backend: Arc<dyn Backend>, tokens: Arc<Tokens>, stop: CancellationToken) -> Self {
+        let seats = |(each_max, node_max)| Seats::new(each_max, node_max);
+        let (seats, forwards) = (seats(SESSIONS_MAX), seats(FORWARDS_MAX));
+        Self { backend, tokens, tasks: TaskTracker::new(), stop, seats, forwards }
+    }
+
     /// Accepts connections until the stop.
     async fn accept(&self, listener: Listener<'_>) {
         let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
@@ -251,13 +264,15 @@ impl Sessions {
             Pending::Exec(_) | Pending::Attach(_) => Purpose::RemoteCommand,
             Pending::PortForward(_) => Purpose::PortForward,
         };
+        let full = || Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too many sessions are open already");
+        let seat = self.seats.take(pending.owner()).ok_or_else(full)?;
         let (speech, answer) = agree(purpose, request.headers())?;
         let upgraded = hyper::upgrade::on(&mut request);
-        self.spawn(self.clone().session(pending, speech, upgraded));
+        self.spawn(self.clone().session(pending, speech, upgraded, seat));
         Ok(answer)
     }
 
-    async fn session(self, pending: Pending, speech: Speech, upgraded: OnUpgrade) {
+    async fn session(self, pending: Pending, speech: Speech, upgraded: OnUpgrade, _seat: Seat) {
         let io = match upgraded.await {
             Ok(upgraded) => TokioIo::new(upgraded),
             Err(error) => {
@@ -307,7 +322,7 @@ impl Sessions {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let activity = Activity::new();
-        let sandbox = Sandbox::new(self.backend, request.pod_sandbox_id);
+        let sandbox = Sandbox::new(self.backend, request.pod_sandbox_id, self.forwards);
         match speech {
             Speech::Spdy(_) => forward_spdy(sandbox, io, &activity).await,
             Speech::Tunnel => forward_spdy(sandbox, websocket::tunnel(io).await, &activity).await,
@@ -366,7 +381,7 @@ pub(super) mod tests {
 
     fn sessions() -> Sessions {
         let (backend, stop) = (Arc::new(Fake::new()), CancellationToken::new());
-        Sessions { backend, tokens: Arc::default(), tasks: TaskTracker::new(), stop }
+        Sessions::new(backend, Arc::default(), stop)
     }
 
     /// An exec over SPDY with input and output, whose client is at the other end of `io`.

@@ -31,6 +31,15 @@ impl Pending {
             Self::PortForward(_) => "portforward",
         }
     }
+
+    /// The container or sandbox that it is for.
+    pub(crate) fn owner(&self) -> &str {
+        match self {
+            Self::Exec(request) => &request.container_id,
+            Self::Attach(request) => &request.container_id,
+            Self::PortForward(request) => &request.pod_sandbox_id,
+        }
+    }
 }
 
 /// The requests that wait, oldest first. Few enough to be searched one by one.
