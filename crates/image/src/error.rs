@@ -112,6 +112,12 @@ pub enum Error {
         /// What it tried.
         reason: String,
     },
+    /// The layers of an image exceed the budget that they have together.
+    #[error("the layers of the image {reason}")]
+    TooLarge {
+        /// What of.
+        reason: String,
+    },
     /// The layer's compression or archive is broken. Nothing of the layer was kept.
     #[error("layer {layer} is corrupt: {reason}; push the image again")]
     CorruptLayer {

@@ -5,10 +5,12 @@ use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::ready;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::oneshot;
 
 use crate::Images;
+use crate::config::Limits;
 use crate::digest::{Digest, Hasher};
 use crate::error::Error;
 use crate::flights::Joined;
@@ -70,6 +72,42 @@ impl Reader<'_> {
     }
 }
 
+/// What the layers of an image have taken so far. Each has kept to its own budget; there are many of them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spent {
+    compressed: u64,
+    bytes: u64,
+    inodes: u64,
+}
+
+impl Spent {
+    fn and(self, more: Self) -> Self {
+        Self {
+            compressed: self.compressed.saturating_add(more.compressed),
+            bytes: self.bytes.saturating_add(more.bytes),
+            inodes: self.inodes.saturating_add(more.inodes),
+        }
+    }
+
+    /// An image may take what one layer may.
+    fn within(self, limits: &Limits) -> Result<Self, Error> {
+        let Self { compressed, bytes, inodes } = self;
+        let reason = if inodes > limits.entries_max {
+            format!("take {inodes} inodes, more than {}", limits.entries_max)
+        } else if bytes > limits.bytes_max {
+            format!("take {bytes} bytes on disk, more than {}", limits.bytes_max)
+        } else if bytes > limits.ratio_free_bytes && bytes > compressed.saturating_mul(limits.ratio_max) {
+            format!(
+                "take {bytes} bytes on disk, more than {} times the {compressed} that they come as",
+                limits.ratio_max
+            )
+        } else {
+            return Ok(self);
+        };
+        Err(Error::TooLarge { reason })
+    }
+}
+
 impl Images {
     /// Sees to it that all of `layers` are in the store.
     pub(crate) async fn fetch_layers(
@@ -80,12 +118,19 @@ impl Images {
         // One image may name a layer twice; it is fetched once.
         let mut seen = BTreeSet::new();
         layers.retain(|layer| seen.insert(layer.descriptor.digest.clone()));
-        let fetches: Vec<_> = layers.iter().map(|layer| self.fetch_layer(layer, progress)).collect();
-        stream::iter(fetches).buffer_unordered(self.config.parallel_layers.max(1)).try_collect::<()>().await
+        let fetches: Vec<_> = layers.iter().map(|layer| self.fetch_counted(layer, progress)).collect();
+        let fetched = stream::iter(fetches).buffer_unordered(self.config.parallel_layers.max(1));
+        let limits = &self.config.limits;
+        fetched.try_fold(Spent::default(), |spent, layer| ready(spent.and(layer).within(limits))).await.map(drop)
+    }
+
+    async fn fetch_counted(self: &Arc<Self>, wanted: &Wanted, progress: &dyn Progress) -> Result<Spent, Error> {
+        let layer = self.fetch_layer(wanted, progress).await?;
+        Ok(Spent { compressed: wanted.descriptor.size, bytes: layer.bytes, inodes: layer.inodes })
     }
 
     /// Sees to it that a layer is in the store: it may be there, on its way for another pull, or ours to fetch.
-    async fn fetch_layer(self: &Arc<Self>, wanted: &Wanted, progress: &dyn Progress) -> Result<(), Error> {
+    async fn fetch_layer(self: &Arc<Self>, wanted: &Wanted, progress: &dyn Progress) -> Result<Layer, Error> {
         let Wanted { descriptor, diff_id, .. } = wanted;
         let layer = &descriptor.digest;
         let flight = (wanted.origin.name(), layer.clone());
@@ -93,7 +138,7 @@ impl Images {
             if let Some(known) = self.store.layer(layer) {
                 check_diff_id(layer, &known, diff_id)?;
                 progress.event(Event::LayerExists { layer });
-                return Ok(());
+                return Ok(known);
             }
             let job = {
                 let (images, wanted) = (Arc::clone(self), wanted.clone());
@@ -109,7 +154,7 @@ impl Images {
                 (_, Ok(known)) => {
                     check_diff_id(layer, &known, diff_id)?;
                     progress.event(Event::LayerDone { layer });
-                    return Ok(());
+                    return Ok(known);
                 }
                 // Another pull's credentials or mirrors are not ours: try with our own.
                 (Joined::Passenger, Err(_)) => {}

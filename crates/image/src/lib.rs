@@ -272,6 +272,14 @@ impl Images {
         self.load_archive(path, progress).await
     }
 
+    /// The configuration of an image, as it came.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchImage`].
+    pub fn document(&self, image: &Digest) -> Result<Vec<u8>, Error> {
+        self.store.blob(image).ok_or_else(|| Error::NoSuchImage(image.to_string()))
+    }
+
     /// Where the store lies.
     pub fn state_dir(&self) -> &Path {
         &self.config.state_dir

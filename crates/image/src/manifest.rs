@@ -9,6 +9,9 @@ use crate::spec::{Descriptor, ImageConfig, Index, Manifest, Platform, media_type
 /// No honest manifest, index or configuration is larger.
 pub(crate) const DOCUMENT_BYTES_MAX: usize = 4 << 20;
 
+/// As many as overlayfs mounts (`OVL_MAX_STACK` in fs/overlayfs/params.h).
+const LAYERS_MAX: usize = 500;
+
 /// A manifest or index as it came.
 #[derive(Debug, Clone)]
 pub(crate) struct RawManifest {
@@ -106,7 +109,17 @@ pub(crate) fn check_config(digest: &Digest, bytes: &[u8], manifest: &Manifest) -
     if named != described {
         return Err(malformed(format!("it describes {described} layers, the manifest {named}")));
     }
+    check_budget(&config).map_err(malformed)?;
     Ok(config)
+}
+
+/// What an image may ask of a node that stores it (R6).
+pub(crate) fn check_budget(config: &ImageConfig) -> Result<(), String> {
+    let layers = config.rootfs.diff_ids.len();
+    if layers > LAYERS_MAX {
+        return Err(format!("it has {layers} layers, more than {LAYERS_MAX}"));
+    }
+    config.config.excess().map_or(Ok(()), Err)
 }
 
 /// An image without an index states its machine in the configuration only.
@@ -117,4 +130,26 @@ pub(crate) fn check_platform(name: &str, config: &ImageConfig, host: &Platform) 
         return Ok(());
     }
     Err(Error::UnsupportedPlatform { reference: name.to_owned(), wanted: host.clone(), available: vec![platform] })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_image_has_as_many_layers_as_can_be_mounted() {
+        let check = |layers: usize, config: serde_json::Value| {
+            let digest = Digest::of(b"layer");
+            let layer = json!({"mediaType": media_type::OCI_LAYER, "digest": digest, "size": 1});
+            let manifest = json!({"schemaVersion": 2, "config": layer, "layers": vec![&layer; layers]});
+            let config = json!({"config": config, "rootfs": {"diff_ids": vec![&digest; layers]}});
+            let manifest = serde_json::from_value(manifest).unwrap();
+            check_config(&digest, config.to_string().as_bytes(), &manifest).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(500, json!({})), Ok(()));
+        assert!(check(501, json!({})).unwrap_err().contains("501 layers"));
+        assert!(check(1, json!({"Cmd": vec!["x"; 3_000]})).unwrap_err().contains("3000 entries"));
+    }
 }

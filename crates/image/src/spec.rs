@@ -1,7 +1,8 @@
 //! The JSON of the OCI image specification and of Docker's schema 2, as far as a node reads it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -142,7 +143,7 @@ pub struct Index {
 }
 
 /// The image configuration (OCI `config.json` of an image).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct ImageConfig {
     /// CPU architecture.
     #[serde(default)]
@@ -151,10 +152,10 @@ pub struct ImageConfig {
     #[serde(default)]
     pub os: String,
     /// Variant of the architecture.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub variant: Option<String>,
     /// When the image was made, RFC 3339.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub created: Option<String>,
     /// How to run it.
     #[serde(default)]
@@ -163,8 +164,9 @@ pub struct ImageConfig {
     pub rootfs: RootfsDigests,
 }
 
-/// How to run an image.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// How to run an image. It is in memory as long as the image is stored; ports and labels, which nothing in the node acts
+/// on, are in the document alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ExecutionConfig {
     /// `name`, `uid`, `name:group`, `uid:gid`; empty is root.
@@ -183,18 +185,37 @@ pub struct ExecutionConfig {
     #[serde(deserialize_with = "null_is_default")]
     pub working_dir: String,
     /// Paths of anonymous volumes.
-    #[serde(deserialize_with = "null_is_default")]
-    pub volumes: BTreeMap<String, serde_json::Value>,
-    /// Ports the image's author expects to be used: `80/tcp`.
-    #[serde(deserialize_with = "null_is_default")]
-    pub exposed_ports: BTreeMap<String, serde_json::Value>,
-    /// Free-form notes. They are data: nothing in the node acts on them.
-    #[serde(deserialize_with = "null_is_default")]
-    pub labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "keys")]
+    pub volumes: BTreeSet<String>,
     /// Signal name or number that asks the program to end.
     #[serde(deserialize_with = "null_is_default")]
     pub stop_signal: String,
 }
+
+impl ExecutionConfig {
+    /// What it has too much of, if anything (R6): each volume is a mount of each container, and all of it goes into what is
+    /// recorded of each.
+    pub(crate) fn excess(&self) -> Option<String> {
+        let lists = [("Env", &self.env), ("Entrypoint", &self.entrypoint), ("Cmd", &self.cmd)];
+        let long = lists.iter().find(|(_, list)| list.len() > WORDS_MAX);
+        let texts = lists.iter().flat_map(|(_, list)| *list).chain(&self.volumes).map(String::len).sum::<usize>();
+        if let Some((name, list)) = long {
+            return Some(format!("its {name} has {} entries, more than {WORDS_MAX}", list.len()));
+        }
+        if self.volumes.len() > VOLUMES_MAX {
+            return Some(format!("it declares {} volumes, more than {VOLUMES_MAX}", self.volumes.len()));
+        }
+        let bytes = texts + self.user.len() + self.working_dir.len() + self.stop_signal.len();
+        (bytes > TEXT_BYTES_MAX)
+            .then(|| format!("it takes {bytes} bytes to say how it is run, more than {TEXT_BYTES_MAX}"))
+    }
+}
+
+/// Entries of a list. Images have some dozens.
+const WORDS_MAX: usize = 2_000;
+const VOLUMES_MAX: usize = 500;
+/// All texts together.
+const TEXT_BYTES_MAX: usize = 256 << 10;
 
 impl ImageConfig {
     /// The machine that the image says it is for.
@@ -204,7 +225,7 @@ impl ImageConfig {
 }
 
 /// The `rootfs` part of an image configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct RootfsDigests {
     /// Always `layers`.
     #[serde(rename = "type", default)]
@@ -223,6 +244,12 @@ where
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
+/// The names of an object whose values say nothing.
+fn keys<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<String>, D::Error> {
+    let all = Option::<BTreeMap<String, IgnoredAny>>::deserialize(deserializer)?;
+    Ok(all.unwrap_or_default().into_keys().collect())
+}
+
 /// Picks the image for `host` out of an index: of all entries that it can run, the one it runs best.
 pub fn select_platform<'a>(index: &'a Index, host: &Platform) -> Option<&'a Descriptor> {
     let entries = || index.manifests.iter().filter_map(|d| Some((d, d.platform.as_ref()?)));
@@ -233,6 +260,8 @@ pub fn select_platform<'a>(index: &'a Index, host: &Platform) -> Option<&'a Desc
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, json};
+
     use super::*;
 
     fn entry(platform: &str) -> Descriptor {
@@ -276,6 +305,24 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.config.cmd, ["sh"]);
-        assert!(config.config.entrypoint.is_empty());
+        assert!(config.config.entrypoint.is_empty() && config.config.volumes.is_empty());
+    }
+
+    /// 400,000 volumes fit into a configuration.
+    #[test]
+    fn what_an_image_says_of_itself_has_a_budget() {
+        let check = |config: serde_json::Value, excess: Option<&str>| {
+            let config: ExecutionConfig = serde_json::from_value(config).unwrap();
+            let found = config.excess();
+            assert_eq!(found.is_some(), excess.is_some(), "{found:?}");
+            assert!(found.unwrap_or_default().contains(excess.unwrap_or_default()));
+        };
+        let volumes = |count| (0..count).map(|at| (format!("/{at}"), json!({"any": ["thing"]}))).collect::<Map<_, _>>();
+        check(json!({"Volumes": volumes(500), "Env": vec!["A=b"; 2_000], "Cmd": ["x".repeat(250_000)]}), None);
+        check(json!({ "Volumes": volumes(501) }), Some("501 volumes"));
+        check(json!({"Env": vec!["A=b"; 2_001]}), Some("Env has 2001 entries"));
+        check(json!({"WorkingDir": "x".repeat(200_000), "Cmd": ["x".repeat(200_000)]}), Some("400000 bytes"));
+        let ports: Map<_, _> = (0..50_000).map(|port| (format!("{port}/udp"), json!({}))).collect();
+        check(json!({"ExposedPorts": ports, "Labels": {"a": "x".repeat(1_000_000)}}), None);
     }
 }

@@ -96,7 +96,8 @@ impl cri::ImageService for ImageServer {
             let is_name = name.parse::<Digest>().is_ok() || name.parse::<Reference>().is_ok();
             return if is_name { Ok(v1::ImageStatusResponse::default()) } else { Err(invalid_name(&name)) };
         };
-        let info = if request.verbose { [("info".to_owned(), info(&image)?)].into() } else { HashMap::new() };
+        let info =
+            if request.verbose { [("info".to_owned(), info(&self.images, &image)?)].into() } else { HashMap::new() };
         Ok(v1::ImageStatusResponse { image: Some(of_store(&image)), info })
     }
 
@@ -177,15 +178,17 @@ fn user(text: &str) -> (Option<v1::Int64Value>, String) {
 }
 
 /// What `crictl inspecti` shows, in containerd's words.
-fn info(image: &Image) -> Result<String, Error> {
+fn info(images: &Images, image: &Image) -> Result<String, Error> {
     #[derive(serde::Serialize)]
     struct Info<'a> {
         #[serde(rename = "chainID")]
         chain_id: String,
         #[serde(rename = "imageSpec")]
-        image_spec: &'a image::ImageConfig,
+        image_spec: &'a serde_json::value::RawValue,
     }
-    let info = Info { chain_id: chain_id(&image.config.rootfs.diff_ids), image_spec: &image.config };
+    let document = images.document(&image.id).map_err(|error| error_of(&error))?;
+    let image_spec = serde_json::from_slice(&document).map_err(|error| Error::internal(&error))?;
+    let info = Info { chain_id: chain_id(&image.config.rootfs.diff_ids), image_spec };
     serde_json::to_string(&info).map_err(|error| Error::internal(&error))
 }
 
@@ -250,6 +253,7 @@ pub(crate) fn error_of(error: &image::Error) -> Error {
         | Of::UnsupportedMediaType { .. }
         | Of::Malformed { .. }
         | Of::MaliciousLayer { .. }
+        | Of::TooLarge { .. }
         | Of::CorruptLayer { .. } => Error::InvalidArgument(error.to_string()),
         _ => Error::internal(error),
     }

@@ -131,6 +131,8 @@ pub(crate) struct End {
 const SANDBOX: &str = "sandbox";
 /// Where the records of its containers are.
 const CONTAINERS: &str = "containers";
+/// The kernel takes 6 MiB of arguments and variables (`bprm_stack_limits` in fs/exec.c).
+const SPEC_BYTES_MAX: usize = 8 << 20;
 /// Where their bundles are. The name is short: a socket below has a path of at most 107 bytes.
 const BUNDLES: &str = "b";
 
@@ -195,7 +197,12 @@ impl Records {
         fs::read(self.spec_path(id))
     }
 
+    /// One that is larger than any that can be executed is refused: it lies in memory.
     pub(crate) fn put_spec(&self, id: &str, json: &[u8]) -> io::Result<()> {
+        if json.len() > SPEC_BYTES_MAX {
+            let reason = format!("{} bytes are more than the {SPEC_BYTES_MAX} of any that can be executed", json.len());
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+        }
         self.put(&Path::new(CONTAINERS).join(format!("{id}.json")), json)
     }
 
@@ -230,5 +237,22 @@ fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_that_nothing_executes_takes_no_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::new(dir.path().join("s"));
+        records.create().unwrap();
+        records.put_spec("c", &vec![b' '; SPEC_BYTES_MAX]).unwrap();
+        records.remove_container("c").unwrap();
+        let error = records.put_spec("c", &vec![b' '; SPEC_BYTES_MAX + 1]).unwrap_err();
+        assert!(error.to_string().contains("8388609 bytes"), "{error}");
+        records.spec("c").unwrap_err();
     }
 }

@@ -8,7 +8,7 @@ use super::files::{Files, Place};
 use super::{Found, wanted};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::manifest::check_platform;
+use crate::manifest::{check_budget, check_platform};
 use crate::reference::Reference;
 use crate::spec::media_type::{OCI_LAYER, OCI_LAYER_GZIP};
 use crate::spec::{Descriptor, ImageConfig, Platform};
@@ -40,6 +40,7 @@ pub(super) fn find(files: &Arc<Files>, entry: &Entry, host: &Platform) -> Result
     check_name(files, &entry.config, &id)?;
     let config: ImageConfig =
         serde_json::from_slice(&bytes).map_err(|e| files.faulty(format!("{} is malformed: {e}", entry.config)))?;
+    check_budget(&config).map_err(|reason| files.faulty(format!("{}: {reason}", entry.config)))?;
     check_platform(&names.first().map_or_else(|| entry.config.clone(), Reference::to_string), &config, host)?;
     let paths = entry.layers.as_deref().unwrap_or_default();
     let diff_ids = &config.rootfs.diff_ids;

@@ -54,11 +54,14 @@ pub(crate) struct Tree<'a> {
     /// The directory of the entry before: most entries have the same one.
     last_parent: Option<(Vec<u8>, Rc<Dir>)>,
     opaque: BTreeSet<Vec<u8>>,
+    opaque_bytes: usize,
     /// Times of directories, set last because each new entry changes them.
     directory_times: Vec<(Relative, sys::tree::Time)>,
 }
 
 const BLOCK_BYTES: u64 = 4096;
+/// Paths of opaque directories, with two bytes for what stands between them: the report has each byte as two digits.
+const OPAQUE_BYTES_MAX: usize = 4 << 20;
 const IMPLIED_DIRECTORY_MODE: u32 = 0o755;
 const SPECIAL_BITS: u32 = 0o7000;
 
@@ -72,6 +75,7 @@ impl<'a> Tree<'a> {
             entries: 0,
             last_parent: None,
             opaque: BTreeSet::new(),
+            opaque_bytes: 0,
             directory_times: Vec::new(),
         }
     }
@@ -108,7 +112,21 @@ impl<'a> Tree<'a> {
         Ok((self.taken, self.opaque.into_iter().map(HexPath).collect()))
     }
 
-    fn charge(&mut self, entry: &Entry) -> Result<(), Failure> {
+    fn note_opaque(&mut self, path: Vec<u8>) -> Result<(), Failure> {
+        let bytes = path.len() + 2;
+        if self.opaque.insert(path) {
+            self.opaque_bytes += bytes;
+        }
+        if self.opaque_bytes > OPAQUE_BYTES_MAX {
+            return Err(Failure::Refused(format!(
+                "brings the paths of opaque directories above {OPAQUE_BYTES_MAX} bytes"
+            )));
+        }
+        Ok(())
+    }
+
+    /// An entry of the archive, or a directory that it only implies.
+    fn charge_entry(&mut self) -> Result<(), Failure> {
         self.entries += 1;
         if self.entries > self.limits.entries_max {
             return Err(Failure::Refused(format!(
@@ -116,6 +134,11 @@ impl<'a> Tree<'a> {
                 self.limits.entries_max
             )));
         }
+        Ok(())
+    }
+
+    fn charge(&mut self, entry: &Entry) -> Result<(), Failure> {
+        self.charge_entry()?;
         if entry.kind == Kind::File {
             self.content_bytes = self.content_bytes.saturating_add(entry.size);
         }
@@ -135,18 +158,14 @@ impl<'a> Tree<'a> {
 
     fn hide_below(&mut self, directory: &[u8]) -> Result<(), Failure> {
         let (_, real) = self.parent(directory)?;
-        self.opaque.insert(real);
-        Ok(())
+        self.note_opaque(real)
     }
 
     fn white_out(&mut self, directory: &[u8], hidden: &[u8]) -> Result<(), Failure> {
         let (parent, real) = self.parent(directory)?;
         match parent.meta(hidden) {
             // This layer's own directory stays, without what the layers below have in it.
-            Ok(meta) if meta.kind == FileKind::Directory => {
-                self.opaque.insert(join(&real, hidden));
-                Ok(())
-            }
+            Ok(meta) if meta.kind == FileKind::Directory => self.note_opaque(join(&real, hidden)),
             Ok(_) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 self.taken.inodes += 1;
@@ -215,7 +234,7 @@ impl<'a> Tree<'a> {
             return Ok(());
         }
         if meta.kind == FileKind::Whiteout {
-            self.opaque.insert(join(real, base));
+            self.note_opaque(join(real, base))?;
         }
         parent.remove_file(base).map_err(failed("replace a file by a directory"))?;
         parent.create_dir(base, IMPLIED_DIRECTORY_MODE).map_err(failed("create a directory"))
@@ -330,6 +349,7 @@ impl<'a> Tree<'a> {
     fn create_implied(&mut self, path: &[u8]) -> Result<(), Failure> {
         match self.root.create_dir(path, IMPLIED_DIRECTORY_MODE) {
             Ok(()) => {
+                self.charge_entry()?;
                 self.taken.inodes += 1;
                 self.taken.bytes += BLOCK_BYTES;
                 Ok(())
@@ -343,7 +363,7 @@ impl<'a> Tree<'a> {
     fn uncover(&mut self, path: &[u8]) -> Result<(), Failure> {
         match self.root.meta(path) {
             Ok(meta) if meta.kind == FileKind::Whiteout => {
-                self.opaque.insert(path.to_vec());
+                self.note_opaque(path.to_vec())?;
                 self.root.remove_file(path).map_err(failed("replace a whiteout"))?;
                 self.root.create_dir(path, IMPLIED_DIRECTORY_MODE).map_err(failed("create a directory"))
             }

@@ -22,6 +22,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("whiteouts_and_opaque_directories_stay_inside", whiteouts_and_opaque_directories_stay_inside),
     ("refuses_bombs", refuses_bombs),
     ("refuses_what_is_beyond_its_budget", refuses_what_is_beyond_its_budget),
+    ("refuses_more_opaque_directories_than_can_be_told", refuses_more_opaque_directories_than_can_be_told),
+    ("an_image_has_one_budget_for_all_its_layers", an_image_has_one_budget_for_all_its_layers),
     ("refuses_headers_that_make_no_sense", refuses_headers_that_make_no_sense),
     ("later_entries_win_or_are_refused", later_entries_win_or_are_refused),
     ("keeps_what_images_mean_and_no_more", keeps_what_images_mean_and_no_more),
@@ -347,13 +349,62 @@ fn refuses_what_is_beyond_its_budget() {
     let large = Member { data: vec![7; (1 << 20) + 1], ..Member::new(b'0', "large") }.bytes();
     let pieces: Vec<_> = (0..5).map(|number| file(&number.to_string(), &"x".repeat(300_000))).collect();
     let claims = Member { size: Some(*b"77777777777\0"), ..Member::new(b'0', "claims") }.bytes();
+    let deep: Vec<_> = (0..2).map(|number| file(&format!("{number}{}/f", "/d".repeat(40)), "")).collect();
     let holes = pax(&[("GNU.sparse.size", b"1099511627776"), ("GNU.sparse.map", b"0,1")]);
     run(async {
         check_refused(&scene, &many, "50 entries").await;
+        check_refused(&scene, &deep, "50 entries").await;
         check_refused(&scene, &[large], "above 1048576 bytes").await;
         check_refused(&scene, &pieces, "above 1048576 bytes").await;
         check_refused(&scene, &[claims], "above 1048576 bytes").await;
         check_refused(&scene, &[holes, file("sparse", "x")], "above 1048576 bytes").await;
+    });
+}
+
+/// 500 layers, each within the budget of one.
+fn an_image_has_one_budget_for_all_its_layers() {
+    let scene = small_limits(|limits| {
+        limits.entries_max = 50;
+        limits.bytes_max = 1 << 20;
+    });
+    let of = |name: &str, count: usize, bytes: usize| -> Vec<_> {
+        (0..count).map(|number| file(&format!("{name}{number}"), &"x".repeat(bytes))).collect()
+    };
+    run(async {
+        for (count, bytes, words) in [(30, 1, "60 inodes"), (2, 300_000, "bytes on disk")] {
+            let error = take_in_plain(&scene, &[&of("a", count, bytes), &of("b", count, bytes)]).await.unwrap_err();
+            assert!(matches!(error, Error::TooLarge { .. }) && error.to_string().contains(words), "{error}");
+            scene.sweep().await;
+            scene.assert_untouched().await;
+        }
+        take_in_plain(&scene, &[&of("a", 20, 1), &of("b", 20, 1)]).await.unwrap();
+    });
+    let scene = small_limits(|limits| {
+        limits.ratio_max = 50;
+        limits.ratio_free_bytes = 1 << 20;
+    });
+    let layer = |name: &str| {
+        let plain = archive(&[file(name, &"x".repeat(900_000))]);
+        (gzip(&plain), plain)
+    };
+    run(async {
+        take_in(&scene, &[layer("a")]).await.unwrap();
+        let error = take_in(&scene, &[layer("b"), layer("c")]).await.unwrap_err();
+        assert!(error.to_string().contains("50 times"), "{error}");
+    });
+}
+
+/// What is to be told of opaque directories would fill more than a report.
+fn refuses_more_opaque_directories_than_can_be_told() {
+    let scene = Scene::new();
+    let deep = format!("{}/", "d".repeat(250)).repeat(15);
+    let opaque = |number| {
+        let path = format!("{deep}{number}/.wh..wh..opq");
+        [pax(&[("path", path.as_bytes())]), file("opaque", "")].concat()
+    };
+    let members: Vec<_> = (0..3_000).map(opaque).collect();
+    run(async {
+        check_refused(&scene, &members, "opaque directories above 4194304 bytes").await;
     });
 }
 

@@ -135,7 +135,7 @@ fn shared_memory(input: &ContainerInput<'_>) -> Mount {
 /// Volumes that the image declares: the root's own directories, which stay writable where the root is not. Content and
 /// life are those of the container, without a copy.
 fn volumes(input: &ContainerInput<'_>) -> Vec<Mount> {
-    let paths = input.image.config.volumes.keys().map(|path| clean(path));
+    let paths = input.image.config.volumes.iter().map(|path| clean(path));
     // The root would come to lie over everything that protects it; what leads there by a link, the executor refuses.
     let paths = paths.filter(|path| path.parent().is_some() && !path.components().any(|part| part.as_os_str() == ".."));
     paths.map(|path| mount(&path.to_string_lossy(), "bind", "", &["rbind", "rprivate"])).collect()

@@ -671,7 +671,7 @@ fn images_are_mounted_by_name() {
 #[test]
 fn volumes_of_the_image_are_the_roots_own() {
     let mut case = Case::default();
-    case.image.volumes = ["/data", "relative", "/taken"].map(|at| (at.to_owned(), serde_json::json!({}))).into();
+    case.image.volumes = ["/data", "relative", "/taken"].map(str::to_owned).into();
     case.config.mounts = vec![plain_mount("/taken")];
     let spec = case.oci();
     let source = |at: &str| spec.mounts.iter().find(|mount| mount.destination == at).map(|mount| mount.source.as_str());
