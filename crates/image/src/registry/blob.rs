@@ -8,7 +8,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::connection::Endpoint;
-use super::hosts::{Host, default_host};
+use super::hosts::{Host, Transport, default_host};
 use super::{Ask, PAUSE_MAX, Refusal, Registry, elsewhere};
 use crate::digest::Digest;
 use crate::error::{Error, chain};
@@ -136,9 +136,16 @@ impl<'a> BlobReader<'a> {
     async fn open_url(&mut self, url: &str) -> Result<(), String> {
         let location: http::Uri = url.parse().map_err(|e| format!("not a URL: {e}"))?;
         let host = default_host(location.authority().ok_or("it names no host")?.as_str());
-        let nowhere =
-            Endpoint { transport: host.transport, authority: String::new(), tls: host.tls.clone(), dial_timeout: None };
-        let endpoint = elsewhere(&nowhere, &location).map_err(|e| e.to_string())?;
+        // Whoever has made the manifest names it.
+        let reach = self.registry.reach();
+        let nowhere = Endpoint {
+            transport: Transport::Plain,
+            authority: String::new(),
+            tls: host.tls.clone(),
+            dial_timeout: None,
+            reach,
+        };
+        let endpoint = elsewhere(&nowhere, &location, reach).map_err(|e| e.to_string())?;
         let path = location.path_and_query().map_or("/", |path| path.as_str());
         let ask = Ask { method: Method::GET, path, headers: self.headers(), action: "pull" };
         let request = super::request(&ask, path, &[], None, None).map_err(|e| e.to_string())?;

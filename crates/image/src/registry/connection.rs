@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -32,6 +33,16 @@ pub(crate) struct Endpoint {
     pub(crate) authority: String,
     pub(crate) tls: Tls,
     pub(crate) dial_timeout: Option<Duration>,
+    pub(crate) reach: Reach,
+}
+
+/// What addresses an endpoint may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Reach {
+    /// Any: the operator or the reference has named it.
+    Anywhere,
+    /// None of the node itself or of its link, where services take the node for one of theirs: a registry has named it.
+    Far,
 }
 
 /// The connections of one pull.
@@ -44,6 +55,8 @@ pub(crate) struct Connections {
     tls_configs: Mutex<HashMap<Tls, Arc<rustls::ClientConfig>>>,
     /// Authorities that turned out to speak no TLS.
     plain: Mutex<HashSet<String>>,
+    /// Authorities that were reached on the node itself or on its link.
+    near: Mutex<HashSet<String>>,
 }
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -111,12 +124,12 @@ impl Connections {
     async fn stream(&self, endpoint: &Endpoint) -> io::Result<Stream> {
         let port = if endpoint.transport == Transport::Plain { 80 } else { 443 };
         if endpoint.transport == Transport::Plain || self.is_known_plain(&endpoint.authority) {
-            return dial(endpoint, port).await.map(Stream::Plain);
+            return self.dial(endpoint, port).await.map(Stream::Plain);
         }
-        match self.tls_stream(endpoint, dial(endpoint, port).await?).await {
+        match self.tls_stream(endpoint, self.dial(endpoint, port).await?).await {
             Err(e) if endpoint.transport == Transport::TlsOrPlain && speaks_no_tls(&e) => {
                 self.remember_plain(&endpoint.authority);
-                dial(endpoint, port).await.map(Stream::Plain)
+                self.dial(endpoint, port).await.map(Stream::Plain)
             }
             other => other,
         }
@@ -142,6 +155,20 @@ impl Connections {
         let config = Arc::new(tls::client_config(settings)?);
         configs.insert(settings.clone(), Arc::clone(&config));
         Ok(config)
+    }
+
+    /// How far those may be whom this host names: who is near itself may name whom it wants.
+    pub(crate) fn reach_from(&self, authority: &str) -> Reach {
+        let is_near = self.near.lock().expect("no panic while it is held").contains(authority);
+        if is_near { Reach::Anywhere } else { Reach::Far }
+    }
+
+    async fn dial(&self, endpoint: &Endpoint, default_port: u16) -> io::Result<TcpStream> {
+        let stream = dial(endpoint, default_port).await?;
+        if is_near(stream.peer_addr()?.ip()) {
+            self.near.lock().expect("no panic while it is held").insert(endpoint.authority.clone());
+        }
+        Ok(stream)
     }
 
     fn is_known_plain(&self, authority: &str) -> bool {
@@ -177,11 +204,37 @@ async fn dial(endpoint: &Endpoint, default_port: u16) -> io::Result<TcpStream> {
     let (name, port) = split_authority(&endpoint.authority);
     let name = name.trim_start_matches('[').trim_end_matches(']');
     let wait = endpoint.dial_timeout.unwrap_or(DIAL_TIMEOUT);
-    let stream = timeout(wait, TcpStream::connect((name, port.unwrap_or(default_port)))).await;
+    let stream = timeout(wait, reach(name, port.unwrap_or(default_port), endpoint.reach)).await;
     let stream = stream
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {} s", wait.as_secs())))??;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Tries the addresses of a name in turn.
+async fn reach(name: &str, port: u16, reach: Reach) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+    for address in tokio::net::lookup_host((name, port)).await? {
+        if reach == Reach::Far && is_near(address.ip()) {
+            let reason =
+                format!("a registry elsewhere leads to {}, which is of the node itself or of its link", address.ip());
+            failure = io::Error::new(io::ErrorKind::InvalidInput, reason);
+            continue;
+        }
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// Loopback, link-local (where clouds tell machines their credentials) and unspecified addresses.
+fn is_near(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_loopback() || address.is_link_local() || address.is_unspecified(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local() || address.is_unspecified(),
+    }
 }
 
 enum Stream {
@@ -217,6 +270,29 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_the_node_and_its_link() {
+        let near = ["127.0.0.1", "127.9.9.9", "169.254.169.254", "0.0.0.0", "::1", "::", "fe80::1", "::ffff:127.0.0.1"];
+        assert!(near.iter().all(|address| is_near(address.parse().unwrap())));
+        assert!(!["10.0.0.1", "192.0.2.1", "2001:db8::1", "fd00::1"].iter().any(|far| is_near(far.parse().unwrap())));
+    }
+
+    #[tokio::test]
+    async fn whom_a_registry_names_is_not_on_the_node() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for name in ["127.0.0.1", "localhost"] {
+            let refused = reach(name, port, Reach::Far).await.unwrap_err();
+            assert!(refused.to_string().contains("of the node itself"), "{refused}");
+            reach("127.0.0.1", port, Reach::Anywhere).await.unwrap();
         }
     }
 }

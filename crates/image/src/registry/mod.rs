@@ -24,7 +24,7 @@ use serde::Deserialize;
 
 pub(crate) use blob::BlobReader;
 use challenge::Challenge;
-use connection::{Body, Connections, Endpoint};
+use connection::{Body, Connections, Endpoint, Reach};
 use hosts::{Host, Transport};
 use token::TokenError;
 
@@ -263,20 +263,16 @@ impl Registry {
             authority: host.authority.clone(),
             tls: host.tls.clone(),
             dial_timeout: host.dial_timeout,
+            reach: Reach::Anywhere,
         };
         let mut target = self.target(host, ask.path);
         let mut authorization = authorization;
         for _ in 0..=REDIRECTS_MAX {
-            let request = request(
-                ask,
-                &target,
-                &host.headers,
-                (endpoint.authority == host.authority).then_some(()),
-                authorization.as_deref(),
-            )?;
+            let own = endpoint.authority == host.authority && endpoint.transport == host.transport;
+            let request = request(ask, &target, &host.headers, own.then_some(()), authorization.as_deref())?;
             let response = self.connections.send(&endpoint, request).await?;
             let Some(location) = redirect(&response) else { return Ok(response) };
-            let next = elsewhere(&endpoint, &location)?;
+            let next = elsewhere(&endpoint, &location, self.connections.reach_from(&endpoint.authority))?;
             // Another host, port or scheme is another party: it gets neither credentials nor the operator's headers.
             if next.authority != endpoint.authority || next.transport != endpoint.transport {
                 authorization = None;
@@ -296,6 +292,12 @@ impl Registry {
             target.push_str(&token::form_encode(&[("ns", registry)]));
         }
         target
+    }
+
+    /// How far those may be whom an image names: on the node only if all hosts of its registry are there.
+    fn reach(&self) -> Reach {
+        let all_near = self.hosts.iter().all(|host| self.connections.reach_from(&host.authority) == Reach::Anywhere);
+        if all_near { Reach::Anywhere } else { Reach::Far }
     }
 
     /// The most telling refusal: bad credentials before an unreachable host before "not found".
@@ -399,7 +401,7 @@ fn redirect(response: &Response<Incoming>) -> Option<Uri> {
     response.headers().get(header::LOCATION)?.to_str().ok()?.parse().ok()
 }
 
-fn elsewhere(now: &Endpoint, location: &Uri) -> io::Result<Endpoint> {
+fn elsewhere(now: &Endpoint, location: &Uri, reach: Reach) -> io::Result<Endpoint> {
     let Some(authority) = location.authority() else { return Ok(now.clone()) };
     let authority = authority.to_string();
     let transport = match location.scheme_str() {
@@ -407,6 +409,9 @@ fn elsewhere(now: &Endpoint, location: &Uri) -> io::Result<Endpoint> {
         Some("https") => Transport::Tls,
         other => return Err(io::Error::other(format!("a redirect to scheme {other:?}"))),
     };
+    if now.transport == Transport::Tls && transport == Transport::Plain {
+        return Err(io::Error::other(format!("a redirect from https to http://{authority}")));
+    }
     if authority == now.authority {
         // A plain answer came from what was tried as TLS first: it is the same place.
         let transport = if now.transport == Transport::TlsOrPlain { now.transport } else { transport };
@@ -417,6 +422,7 @@ fn elsewhere(now: &Endpoint, location: &Uri) -> io::Result<Endpoint> {
         tls: hosts::Tls { clients: Vec::new(), ..now.tls.clone() },
         authority,
         dial_timeout: now.dial_timeout,
+        reach,
     })
 }
 
@@ -431,6 +437,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
+#[expect(clippy::disallowed_methods, reason = "one name")]
 fn accept_manifests() -> HeaderMap {
     let types = [media_type::OCI_INDEX, media_type::DOCKER_LIST, media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST];
     let mut headers = HeaderMap::new();
@@ -498,4 +505,29 @@ async fn read_limited(body: Incoming, most: usize) -> io::Result<Bytes> {
         Err(e) => io::Error::other(e),
     });
     Ok(collected?.to_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_leads_to_no_lesser_transport() {
+        let lead = |transport, to: &str| {
+            let now = Endpoint {
+                transport,
+                authority: "registry.test".to_owned(),
+                tls: hosts::Tls::default(),
+                dial_timeout: None,
+                reach: Reach::Anywhere,
+            };
+            elsewhere(&now, &to.parse().unwrap(), Reach::Far).map(|next| (next.transport, next.reach))
+        };
+        for to in ["http://registry.test/x", "http://store.test/x", "ftp://store.test/x"] {
+            assert!(lead(Transport::Tls, to).is_err(), "{to}");
+        }
+        assert_eq!(lead(Transport::Tls, "https://store.test/x").unwrap(), (Transport::Tls, Reach::Far));
+        assert_eq!(lead(Transport::Plain, "http://store.test/x").unwrap(), (Transport::Plain, Reach::Far));
+        assert_eq!(lead(Transport::Tls, "/x").unwrap(), (Transport::Tls, Reach::Anywhere));
+    }
 }

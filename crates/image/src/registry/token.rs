@@ -7,7 +7,7 @@ use http_body_util::{BodyExt as _, Full};
 use serde::Deserialize;
 
 use super::challenge::Challenge;
-use super::connection::{Body, Connections, Endpoint};
+use super::connection::{Body, Connections, Endpoint, Reach};
 use super::hosts::{Host, Tls, Transport, default_host};
 use super::{empty_body, read_limited};
 use crate::config::Auth;
@@ -67,7 +67,7 @@ impl Ask<'_> {
             .realm
             .parse()
             .map_err(|e| TokenError::Unavailable(format!("its token server {:?} is not a URL: {e}", self.realm)))?;
-        let endpoint = endpoint(&uri, host, auth.is_some())?;
+        let endpoint = endpoint(&uri, host, auth.is_some(), connections.reach_from(&host.authority))?;
         match auth {
             None => self.get(connections, &endpoint, &uri, None).await.map_err(Into::into),
             Some(Auth::IdentityToken(token)) => self
@@ -78,7 +78,7 @@ impl Ask<'_> {
                 .get(connections, &endpoint, &uri, Some(basic(username, password)))
                 .await
             {
-                Err(Failure::Status(StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_FOUND, _)) => {
+                Err(Failure::Status(StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_FOUND)) => {
                     let form =
                         [("grant_type", "password"), ("username", username.as_str()), ("password", password.as_str())];
                     self.post(connections, &endpoint, &uri, &form).await.map_err(Into::into)
@@ -141,7 +141,7 @@ impl Ask<'_> {
             .await
             .map_err(|e| broken(format!("breaks off: {e}")))?;
         if !status.is_success() {
-            return Err(Failure::Status(status, String::from_utf8_lossy(&body).chars().take(300).collect()));
+            return Err(Failure::Status(status));
         }
         let answer: Answer =
             serde_json::from_slice(&body).map_err(|_| broken("answers with something that is no token".into()))?;
@@ -151,24 +151,25 @@ impl Ask<'_> {
 }
 
 enum Failure {
-    Status(StatusCode, String),
+    /// Nothing else is told of the answer: a registry chooses who is asked, and the image's user reads what is told.
+    Status(StatusCode),
     Unavailable(String),
 }
 
 impl From<Failure> for TokenError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Status(status, words) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
-                Self::Refused(format!("the token server answers {status}: {}", words.trim()))
+            Failure::Status(status) if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
+                Self::Refused(format!("the token server answers {status}"))
             }
-            Failure::Status(status, _) => Self::Unavailable(format!("the token server answers {status}")),
+            Failure::Status(status) => Self::Unavailable(format!("the token server answers {status}")),
             Failure::Unavailable(reason) => Self::Unavailable(reason),
         }
     }
 }
 
 /// Credentials do not go in the clear to a token server, unless the registry itself is talked to in the clear.
-fn endpoint(realm: &Uri, host: &Host, with_credentials: bool) -> Result<Endpoint, TokenError> {
+fn endpoint(realm: &Uri, host: &Host, with_credentials: bool, reach: Reach) -> Result<Endpoint, TokenError> {
     let authority = realm
         .authority()
         .ok_or_else(|| TokenError::Unavailable(format!("its token server {realm} names no host")))?
@@ -179,13 +180,14 @@ fn endpoint(realm: &Uri, host: &Host, with_credentials: bool) -> Result<Endpoint
         return Err(TokenError::Refused(format!("credentials would go unencrypted to the token server {authority}")));
     }
     let same_host = authority == host.authority;
+    let reach = if same_host { Reach::Anywhere } else { reach };
     let tls = if same_host {
         host.tls.clone()
     } else {
         Tls { authorities: host.tls.authorities.clone(), skip_verify: host.tls.skip_verify, clients: Vec::new() }
     };
     let transport = if plain { Transport::Plain } else { Transport::Tls };
-    Ok(Endpoint { transport, authority, tls, dial_timeout: host.dial_timeout })
+    Ok(Endpoint { transport, authority, tls, dial_timeout: host.dial_timeout, reach })
 }
 
 /// `application/x-www-form-urlencoded`
