@@ -60,7 +60,8 @@ impl Page {
             let key = HeaderName::from_bytes(name.as_bytes()).map_err(|error| fault(name, &error))?;
             headers.remove(&key);
             for value in values {
-                headers.append(&key, HeaderValue::from_str(value).map_err(|error| fault(name, &error))?);
+                let value = HeaderValue::from_str(value).map_err(|error| fault(name, &error))?;
+                headers.try_append(&key, value).map_err(|error| fault(name, &error))?;
             }
         }
         let path = uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);

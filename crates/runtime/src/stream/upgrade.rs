@@ -64,6 +64,7 @@ impl Refusal {
     }
 
     /// What the client is told; the last answer of its connection.
+    #[expect(clippy::disallowed_methods, reason = "one name")]
     pub(super) fn answer(self) -> Answer {
         let mut answer = Response::new(Full::new(self.message.into()));
         *answer.status_mut() = self.status;
@@ -180,7 +181,7 @@ mod tests {
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            headers.try_append(HeaderName::from_static(name), HeaderValue::from_static(value)).unwrap();
         }
         headers
     }
