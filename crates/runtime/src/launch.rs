@@ -4,7 +4,6 @@
 //! container only.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ use crate::core::{Core, failed, patient};
 use crate::driver::{self, Bundle, Driver};
 use crate::sandbox::Sandbox;
 use crate::spec::{self, ContainerInput, ContainerSpec, ResolvedUser};
-use crate::{files, plugins};
+use crate::{files, logs, plugins};
 
 /// Everything that a start needs, held from the container's making to its start.
 #[derive(Debug)]
@@ -307,15 +306,14 @@ fn enter(group: &Cgroup) -> sys::Result<(CgroupEntry, Vec<OwnedFd>)> {
 /// The log file and its directory, made if it is missing; none where the client wants no log.
 fn log_of(core: &Core, sandbox: &Sandbox, config: &v1::ContainerConfig) -> std::io::Result<Option<(Log, OwnedFd)>> {
     let Some(path) = log_path(sandbox, config) else { return Ok(None) };
-    let path = Path::new(&path);
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+    let Some(name) = Path::new(&path).file_name() else {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the log path names no file"));
     };
-    fs::create_dir_all(directory)?;
     let limits = core.config.log_limits;
     let rotate = limits.map(|limits| Rotate { bytes_max: limits.bytes_max, files_max: limits.files_max });
     let log = Log { name: name.to_string_lossy().into_owned(), rotate };
-    Ok(Some((log, fs::File::open(directory)?.into())))
+    let directory = logs::open_directory(Path::new(&sandbox.config.log_directory), Path::new(&config.log_path))?;
+    Ok(Some((log, directory)))
 }
 
 /// The full path of a container's log.

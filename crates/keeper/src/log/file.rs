@@ -143,9 +143,15 @@ impl LogFile {
     }
 }
 
+/// Nobody waits for the reader of a pipe that somebody has put there, and nothing is written into anything but a file.
 fn open_append(directory: impl AsFd, name: &str) -> io::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(openat(directory, name, flags, Mode::from_raw_mode(MODE))?.into())
+    let flags =
+        OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(openat(directory, name, flags, Mode::from_raw_mode(MODE))?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is no regular file"))),
+    }
 }
 
 /// Names of the rotated files of `name`, oldest first.
@@ -195,6 +201,18 @@ mod tests {
 
     fn open(dir: &Path, rotate: Option<Rotate>) -> LogFile {
         LogFile::open(File::open(dir).unwrap().into(), "0.log".into(), rotate).unwrap()
+    }
+
+    #[test]
+    fn a_log_is_a_regular_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = sys::rustix::fs::FileType::Fifo;
+        sys::rustix::fs::mknodat(sys::rustix::fs::CWD, dir.path().join("0.log"), pipe, 0o600.into(), 0).unwrap();
+        let open = || LogFile::open(File::open(dir.path()).unwrap().into(), "0.log".into(), None);
+        open().unwrap_err();
+        let reader = File::options().read(true).write(true).open(dir.path().join("0.log")).unwrap();
+        assert!(open().unwrap_err().to_string().contains("no regular file"));
+        drop(reader);
     }
 
     fn names(dir: &Path) -> Vec<String> {
