@@ -9,6 +9,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{Context as _, Error, Result};
+use crate::program::mount_of;
 
 /// What a path that is made should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +105,8 @@ fn open(root: BorrowedFd<'_>, path: &Path, flags: OFlags, resolve: ResolveFlags)
 
 /// Opens `path` inside `root` as a mount target (`O_PATH`), making what is missing: directories 0755, and the last part
 /// as `kind`. A link that leads nowhere is followed, too: images have `/etc/resolv.conf` lead to what a host's services make.
-/// Nothing is made outside `root`, whatever links lie on the way.
+/// One in a volume is not: whoever else may write there has put it, and chooses no place in this container. Nothing is made
+/// outside `root`, whatever links lie on the way.
 ///
 /// # Errors
 /// `ENOTDIR`, `ELOOP`, `EROFS`.
@@ -146,7 +148,8 @@ fn make_through(root: BorrowedFd<'_>, path: &Path, kind: Kind, links: usize) -> 
                 subject: format!("{} (a dangling symbolic link)", name.display()),
                 errno: Errno::LOOP,
             };
-            let links = links.checked_sub(1).ok_or_else(dangling)?;
+            let is_roots = mount_of(parent.as_fd(), Path::new(""))? == mount_of(root, Path::new(""))?;
+            let links = links.checked_sub(1).filter(|_| is_roots).ok_or_else(dangling)?;
             make_through(root, &way(index).join(target), kind, links)?;
         }
     }

@@ -107,7 +107,7 @@ fn seal_of(program: &OwnedFd, path: &Path) -> Result<Option<Seal>> {
 }
 
 /// The id of the mount that a file is on.
-fn mount_of(at: impl AsFd, path: &Path) -> Result<u64> {
+pub(crate) fn mount_of(at: impl AsFd, path: &Path) -> Result<u64> {
     let stat = rustix::fs::statx(at, path, AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID);
     stat.map(|stat| stat.stx_mnt_id).during("statx", path.display())
 }

@@ -32,6 +32,7 @@ pub(super) const TESTS: &[Test] = &[
     ("cve_2025_24965_nothing_is_written_into_an_image", note_in_image),
     ("cve_2022_29162_nothing_is_inheritable", inheritable),
     ("links_of_an_image_lay_no_volume_over_the_root", volume_over_root),
+    ("a_link_in_a_volume_chooses_no_place", link_in_volume),
 ];
 
 /// How often a race is run.
@@ -367,4 +368,16 @@ fn volume_over_root() {
     let linked_root = |root: &Path| symlink("/", root.join("all")).unwrap();
     let error = refused(linked_root, |spec| spec.mounts.push(mount("/all", "bind", &["rbind", "rprivate"])));
     assert_eq!((error.step, error.errno), (Step::Mount, 16), "{error}");
+}
+
+/// Another container of the pod, which has the same volume, has put it there.
+fn link_in_volume() {
+    let (volume, other, tree) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Tree::new());
+    symlink("/chosen", volume.path().join("sub")).unwrap();
+    let mut spec = spec("true");
+    spec.mounts.push(bind(volume.path(), "/data", &[]));
+    spec.mounts.push(bind(other.path(), "/data/sub/deep", &[]));
+    let error = start(&tree, &spec, LaunchFds::default()).map(Run::end).unwrap_err();
+    assert_eq!((error.step, error.errno), (Step::Mount, 40), "{error}");
+    assert!(!tree.dir.path().join("chosen").exists());
 }
