@@ -142,6 +142,11 @@ fn reach_in(voyage: &mut Voyage) -> anyhow::Result<String> {
         let page = wait("the page", SOON, || http_text("GET", SocketAddr::new(gateway, port), "/").map(Some))?.1;
         ensure!(page == "page\n", "port {port} answers {page:?}");
     }
+    let service = voyage.orlop(&["describe", "service", "web"])?;
+    ensure!(
+        service.contains(" tracked") && !service.contains(" 0 connections tracked"),
+        "the connection to the node port is not told:\n{service}"
+    );
     let local = voyage.stage.dir.path().join("copied");
     voyage.orlop(&["cp", "web:/w/index.html", &local.display().to_string()])?;
     ensure!(std::fs::read_to_string(&local)? == "page\n", "cp out gave something else");
