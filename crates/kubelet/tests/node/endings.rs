@@ -3,7 +3,12 @@
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use cri::{RuntimeService as _, v1};
+use k8s_openapi::api::core::v1::Pod;
+use kubelet::Barrier;
 use serde_json::{Value, json};
 use sys::rustix::process::{Signal, kill_process};
 use testkit::serial::Test;
@@ -17,7 +22,83 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_sandbox_that_comes_too_late_goes", a_sandbox_that_comes_too_late_goes),
     ("a_volume_that_stays_goes_later", a_volume_that_stays_goes_later),
     ("who_was_killed_for_want_of_memory_is_told", who_was_killed_for_want_of_memory_is_told),
+    ("a_pod_leaves_services_before_it_hears_of_its_end", a_pod_leaves_services_before_it_hears_of_its_end),
+    ("service_rules_that_stay_are_not_waited_for_for_ever", service_rules_that_stay_are_not_waited_for_for_ever),
 ];
+
+/// Service rules that lead to an ending pod until they are told to let it go.
+#[derive(Default)]
+struct Rules {
+    asked: tokio::sync::Notify,
+    addresses: Mutex<Vec<String>>,
+    leave: tokio::sync::Notify,
+}
+
+#[async_trait::async_trait]
+impl Barrier for Rules {
+    async fn left(&self, _: &Pod, addresses: &[String]) {
+        self.addresses.lock().unwrap().extend_from_slice(addresses);
+        self.asked.notify_one();
+        self.leave.notified().await;
+    }
+}
+
+/// Runs a pod that lists `directory` when its preStop hook runs and when it is told to end.
+async fn run_witness(node: &Node, directory: &Path) {
+    std::fs::create_dir(directory).unwrap();
+    let script = "trap 'ls /v > /v/at-sigterm; exit 0' TERM; echo ready; sleep 1000 & wait";
+    let container = json!({
+        "name": "c", "image": node.image(), "command": ["sh", "-c", script],
+        "volumeMounts": [{ "name": "v", "mountPath": "/v" }],
+        "lifecycle": { "preStop": { "exec": { "command": ["sh", "-c", "ls /v > /v/at-prestop"] } } },
+    });
+    node.want_spec("p", spec(json!([container]), json!({ "name": "v", "hostPath": { "path": directory } })));
+    node.desk.running("p").await;
+    node.said("p", "ready").await;
+}
+
+fn a_pod_leaves_services_before_it_hears_of_its_end() {
+    on_a_node(|mut node| async {
+        let rules = Arc::new(Rules::default());
+        node.restart_beside(rules.clone(), Duration::from_secs(600)).await;
+        let directory = node.path("seen");
+        run_witness(&node, &directory).await;
+        node.desk.delete("p", 600);
+        rules.asked.notified().await;
+        // A round trip to the container, which runs as before.
+        let container_id = node.containers("p").await[0].id.clone();
+        let cmd = ["ls", "/v"].map(str::to_owned).to_vec();
+        let request = v1::ExecSyncRequest { container_id, cmd, timeout: 60 };
+        let reply = node.runtime.exec_sync(request).await.unwrap();
+        assert_eq!(
+            (reply.exit_code, String::from_utf8_lossy(&reply.stdout).as_ref()),
+            (0, ""),
+            "nothing was run in it"
+        );
+        assert_eq!(rules.addresses.lock().unwrap().len(), 1, "the pod's address");
+        std::fs::write(directory.join("left"), "").unwrap();
+        rules.leave.notify_one();
+        node.desk.gone("p").await;
+        for moment in ["at-prestop", "at-sigterm"] {
+            let seen = std::fs::read_to_string(directory.join(moment)).unwrap();
+            assert!(seen.lines().any(|name| name == "left"), "{moment}: {seen:?}");
+        }
+        node
+    });
+}
+
+fn service_rules_that_stay_are_not_waited_for_for_ever() {
+    on_a_node(|mut node| async {
+        node.restart_beside(Arc::new(Rules::default()), Duration::from_millis(100)).await;
+        let directory = node.path("seen");
+        run_witness(&node, &directory).await;
+        node.desk.delete("p", 600);
+        node.desk.gone("p").await;
+        let seen = std::fs::read_to_string(directory.join("at-sigterm")).unwrap();
+        assert!(seen.lines().any(|name| name == "at-prestop"), "it ends as always: {seen:?}");
+        node
+    });
+}
 
 /// A file system whose server never answers; it fails as soon as the server is dropped.
 fn hang(at: &Path) -> Option<std::fs::File> {

@@ -22,7 +22,7 @@ use kubelet::resources::claims::Patience;
 use kubelet::resources::policies::Policies;
 use kubelet::resources::{self, Resources};
 use kubelet::volumes::{Volumes, VolumesConfig};
-use kubelet::{Credential, Kubelet, SiteNow, Verification, generate};
+use kubelet::{Barrier, Credential, Kubelet, SiteNow, Verification, generate};
 use network::Network;
 use runtime::{ImageServer, Runtime};
 use sys::rustix::fs::inotify;
@@ -180,6 +180,11 @@ impl Node {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let manner = registry::Manner { login: true, ..registry::Manner::default() };
         registry::Registry::start_with(address, &self.dir.join("registry"), &manner).unwrap()
+    }
+
+    /// As [`Node::restart`], beside service rules.
+    pub(crate) async fn restart_beside(&mut self, barrier: Arc<dyn Barrier>, limit: Duration) {
+        self.restart_as(Chosen { barrier: Some((barrier, limit)), ..Chosen::default() }, self.desk.clone()).await;
     }
 
     /// As [`Node::restart`], as a node that does not take every pod.
@@ -376,6 +381,8 @@ struct Chosen {
     site: Option<Site>,
     pulls_max: Option<usize>,
     verification: Verification,
+    /// Service rules, and how long they are waited for.
+    barrier: Option<(Arc<dyn Barrier>, Duration)>,
 }
 
 /// A node that stays as it is.
@@ -395,7 +402,7 @@ struct Started {
 
 async fn start_kubelet_in(
     cgroup_root: &Path,
-    Chosen { policies, site, pulls_max, verification }: Chosen,
+    Chosen { policies, site, pulls_max, verification, barrier }: Chosen,
     dir: &Path,
     desk: &Arc<Desk>,
     runtime: Arc<dyn RuntimeService>,
@@ -419,13 +426,14 @@ async fn start_kubelet_in(
     let handlers = vec![volumes.driver_handler(None), devices, claims];
     let plugins = Registry::start(&paths.plugins_registry(), handlers).unwrap();
     let dns = ClusterDns { servers: Vec::new(), domain: "cluster.local".to_owned() };
+    let (barrier, barrier_timeout) = barrier.unwrap_or_else(|| (Arc::new(kubelet::NoBarrier), Duration::ZERO));
     let config = kubelet::Config {
         generate: generate::Config {
             cgroup_root: cgroup_root.to_owned(),
             ..generate::Config::of_machine(paths, node, dns, None, &groups)
         },
         records_dir: dir.join("records"),
-        barrier_timeout: Duration::ZERO,
+        barrier_timeout,
         runtime_name: "orlop".to_owned(),
         pulls_max,
         verification,
@@ -435,7 +443,7 @@ async fn start_kubelet_in(
         runtime,
         images,
         volumes: volumes.clone(),
-        barrier: Arc::new(kubelet::NoBarrier),
+        barrier,
         keychain: Arc::new(Keys(desk.clone())),
         groups,
         resources,
