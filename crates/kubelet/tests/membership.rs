@@ -98,6 +98,7 @@ fn config() -> NodeConfig {
         name: "n1".into(),
         hostname: "host".into(),
         addresses: vec!["192.0.2.7".parse().unwrap()],
+        cloud: None,
         port: None,
         labels: BTreeMap::new(),
         taints: Vec::new(),

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use configfile::{Kind, Leaf};
 
+/// The release of Kubernetes whose kubelet this is.
+pub(crate) const KUBERNETES: &str = "v1.37.2";
+
 /// The whole Kubernetes worker node as one program.
 #[derive(Debug, Parser)]
 #[command(name = "orlop", version, max_term_width = 100)]
@@ -42,7 +45,9 @@ pub(crate) enum Command {
     /// End everything that `up` runs
     Down,
     /// Be a node of a cluster: kubelet, runtime and, on request, service proxy
-    Node(MemberOptions),
+    // `--version` says what kubeadm looks for.
+    #[command(version = KUBERNETES, display_name = "Kubernetes")]
+    Node(Box<MemberOptions>),
     /// Only the service proxy, beside any kubelet: upstream's kube-proxy flags
     Proxy(Box<ProxyOptions>),
     /// Only the container runtime: the CRI on a socket
@@ -192,14 +197,22 @@ pub(crate) struct MemberOptions {
     /// Labels that the node is born with: `key=value,…`
     #[arg(long, value_name = "LABELS", value_delimiter = ',')]
     pub(crate) node_labels: Vec<String>,
-    /// Serving certificates that the kubelet makes [default: <kubelet's root>/pki]
+    /// Certificates that the kubelet makes and is given [default: /var/lib/kubelet/pki]
     #[arg(long, value_name = "DIR")]
     pub(crate) cert_dir: Option<PathBuf>,
+    /// Where the kubelet keeps pods, volumes and plugins [default: /var/lib/kubelet]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root_dir: Option<PathBuf>,
+    /// `external`: a controller of the cloud names the node's addresses, and removes the taint that keeps pods away until then
+    #[arg(long, value_name = "PROVIDER", default_value = "")]
+    pub(crate) cloud_provider: String,
     /// Upstream's number for what to log: 0 to 3 is info, 4 and 5 debug, more is trace; wins over --log-level
     #[arg(long = "v", short = 'v', value_name = "NUMBER")]
     pub(crate) verbosity: Option<u8>,
     #[command(flatten)]
     pub(crate) configuration: ConfigurationFlags<OfKubelet>,
+    #[command(flatten)]
+    pub(crate) without_effect: ConfigurationFlags<WithoutEffect>,
     #[command(flatten)]
     pub(crate) node: NodeOptions,
 }
@@ -287,6 +300,16 @@ impl Fields for OfKubelet {
     const LEAVES: &'static [Leaf] = kubelet::configuration::LEAVES;
     const HEADING: &'static str = "Fields of KubeletConfiguration (better written into --config)";
     const OWN: &'static [&'static str] = &["pod-cidr"];
+}
+
+/// The kubelet's that stand for no field and do nothing here.
+#[derive(Debug, Clone)]
+pub(crate) struct WithoutEffect;
+
+impl Fields for WithoutEffect {
+    const LEAVES: &'static [Leaf] = kubelet::configuration::FLAGS_WITHOUT_EFFECT;
+    const HEADING: &'static str = "Upstream's flags that are taken and have no effect";
+    const OWN: &'static [&'static str] = &[];
 }
 
 /// The proxy's.

@@ -119,6 +119,8 @@ async fn ask(client: &Client, command: Command) -> anyhow::Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -150,6 +152,69 @@ mod tests {
         let given: Vec<_> = options.configuration.given.iter().map(|(flag, _)| flag.as_str()).collect();
         assert_eq!(given, ["fail-swap-on", "register-with-taints", "container-runtime-endpoint"]);
     }
+
+    /// Of upstream's kubelet 1.37, as `cmd/kubelet/app/options` and the libraries that it registers have them; without `--help`.
+    const FLAGS_OF_UPSTREAM: &str = "address allowed-unsafe-sysctls anonymous-auth authentication-token-webhook \
+         authentication-token-webhook-cache-ttl authorization-mode authorization-webhook-cache-authorized-ttl \
+         authorization-webhook-cache-unauthorized-ttl bootstrap-kubeconfig cert-dir cgroup-driver cgroup-root \
+         cgroups-per-qos client-ca-file cloud-provider cluster-dns cluster-domain config config-dir \
+         container-log-max-files container-log-max-size container-runtime-endpoint contention-profiling cpu-cfs-quota \
+         cpu-cfs-quota-period cpu-manager-policy cpu-manager-policy-options cpu-manager-reconcile-period \
+         enable-controller-attach-detach enable-debugging-handlers enable-server enforce-node-allocatable event-burst \
+         event-qps eviction-hard eviction-max-pod-grace-period eviction-minimum-reclaim \
+         eviction-pressure-transition-period eviction-soft eviction-soft-grace-period exit-on-lock-contention \
+         experimental-allocatable-ignore-eviction experimental-mounter-path fail-cgroupv1 fail-swap-on feature-gates \
+         file-check-frequency hairpin-mode healthz-bind-address healthz-port hostname-override housekeeping-interval \
+         http-check-frequency image-credential-provider-bin-dir image-credential-provider-config \
+         image-gc-high-threshold image-gc-low-threshold image-service-endpoint kernel-memcg-notification \
+         kube-api-burst kube-api-content-type kube-api-qps kube-reserved kube-reserved-cgroup kubeconfig \
+         kubelet-cgroups local-storage-capacity-isolation lock-file log-flush-frequency log-json-info-buffer-size \
+         log-json-split-stream log-text-info-buffer-size log-text-split-stream logging-format \
+         make-iptables-util-chains manifest-url manifest-url-header max-open-files max-pods maximum-dead-containers \
+         maximum-dead-containers-per-container memory-manager-policy minimum-container-ttl-duration \
+         minimum-image-ttl-duration node-ip node-labels node-status-max-images node-status-update-frequency \
+         oom-score-adj pod-cidr pod-manifest-path pod-max-pids pods-per-core port protect-kernel-defaults provider-id \
+         qos-reserved read-only-port register-node register-with-taints registry-burst registry-qps reserved-cpus \
+         reserved-memory resolv-conf root-dir rotate-certificates rotate-server-certificates runonce runtime-cgroups \
+         runtime-request-timeout seccomp-default serialize-image-pulls streaming-connection-idle-timeout \
+         sync-frequency system-cgroups system-reserved system-reserved-cgroup tls-cert-file tls-cipher-suites \
+         tls-min-version tls-private-key-file topology-manager-policy topology-manager-policy-options \
+         topology-manager-scope v version vmodule volume-plugin-dir volume-stats-agg-period";
+
+    #[test]
+    fn every_flag_of_upstreams_kubelet_is_taken_and_no_other() {
+        let upstream: BTreeSet<&str> = FLAGS_OF_UPSTREAM.split_whitespace().collect();
+        assert_eq!(upstream.len(), 130);
+        let value = |flag: &str| match flag {
+            "node-ip" => "192.0.2.1",
+            "cloud-provider" => "external",
+            "seccomp-default" | "exit-on-lock-contention" => "true",
+            _ => "1",
+        };
+        let given = upstream.iter().filter(|flag| **flag != "version").map(|flag| format!("--{flag}={}", value(flag)));
+        let line = ["/usr/bin/kubelet".to_owned()].into_iter().chain(given);
+        let arguments = Arguments::parse_from(words(line.map(OsString::from)));
+        let Command::Node(options) = arguments.command else { panic!("not a node") };
+        assert_eq!((options.cloud_provider.as_str(), options.verbosity), ("external", Some(1)));
+        assert_eq!(options.root_dir.as_deref(), Some(Path::new("1")));
+        let fields = kubelet::configuration::LEAVES.iter().chain(kubelet::configuration::FLAGS_WITHOUT_EFFECT);
+        for leaf in fields.filter(|leaf| !leaf.flag.is_empty()) {
+            assert!(upstream.contains(leaf.flag), "upstream has no --{}", leaf.flag);
+        }
+        let made_up = ["kubelet", "--kubeconfig=1", "--network-plugin=cni"].map(OsString::from);
+        let refused = Arguments::try_parse_from(words(made_up.into_iter())).unwrap_err();
+        assert_eq!(refused.kind(), clap::error::ErrorKind::UnknownArgument);
+    }
+
+    #[test]
+    fn the_version_is_what_kubeadm_looks_for() {
+        for line in [&["/usr/bin/kubelet", "--version"][..], &["orlop", "node", "--version"]] {
+            let told = Arguments::try_parse_from(words(line.iter().map(OsString::from))).unwrap_err();
+            assert_eq!(told.kind(), clap::error::ErrorKind::DisplayVersion);
+            assert_eq!(told.to_string(), "Kubernetes v1.37.2\n");
+        }
+    }
+
     #[test]
     fn by_the_name_of_kube_proxy_the_flags_are_its() {
         let line = [

@@ -129,7 +129,7 @@ pub const LEAVES: &[Leaf] = &[
     leaf("reservedMemory", Other, "", "reserved-memory", Honoured),
     leaf("enableProfilingHandler", Bool, "true", "", NotYet),
     leaf("enableDebugFlagsHandler", Bool, "true", "", NotYet),
-    leaf("seccompDefault", Bool, "false", "", Honoured),
+    leaf("seccompDefault", Bool, "false", "seccomp-default", Honoured),
     leaf("memoryThrottlingFactor", Number, "", "", Honoured),
     leaf("memoryReservationPolicy", Text, "None", "", Honoured),
     leaf("registerWithTaints", Other, "", "register-with-taints", Honoured),
@@ -139,4 +139,26 @@ pub const LEAVES: &[Leaf] = &[
     leaf("containerRuntimeEndpoint", Text, "unix:///run/containerd/containerd.sock", "container-runtime-endpoint", Honoured),
     leaf("imageServiceEndpoint", Text, "", "image-service-endpoint", Honoured),
     leaf("failCgroupV1", Bool, "true", "fail-cgroupv1", NotYet),
-    leaf("userNamespaces.idsPerPod", Integer, "65536", "", NotYet),];
+    leaf("userNamespaces.idsPerPod", Integer, "65536", "", NotYet),
+];
+
+/// Flags of upstream's kubelet that stand for no field and have no effect here: taken, and warned about by name.
+#[rustfmt::skip]
+pub const FLAGS_WITHOUT_EFFECT: &[Leaf] = &[
+    leaf("--exit-on-lock-contention", Bool, "false", "exit-on-lock-contention", NotYet),
+    leaf("--experimental-allocatable-ignore-eviction", Bool, "false", "experimental-allocatable-ignore-eviction", NotYet),
+    leaf("--experimental-mounter-path", Text, "", "experimental-mounter-path", Never("it mounts by system calls and not by a program")),
+    leaf("--housekeeping-interval", Duration, "10s", "housekeeping-interval", Never("figures are read when somebody asks for them")),
+    leaf("--lock-file", Text, "", "lock-file", Never("a lock in --run-dir keeps a second kubelet away")),
+    leaf("--log-flush-frequency", Duration, "5s", "log-flush-frequency", Never("every line is written at once")),
+    leaf("--log-json-info-buffer-size", Text, "0", "log-json-info-buffer-size", Never("every line is written at once")),
+    leaf("--log-json-split-stream", Bool, "false", "log-json-split-stream", NotYet),
+    leaf("--log-text-info-buffer-size", Text, "0", "log-text-info-buffer-size", Never("every line is written at once")),
+    leaf("--log-text-split-stream", Bool, "false", "log-text-split-stream", NotYet),
+    leaf("--logging-format", Text, "text", "logging-format", NotYet),
+    leaf("--maximum-dead-containers", Integer, "-1", "maximum-dead-containers", Never("runs before the last are removed as the next one starts")),
+    leaf("--maximum-dead-containers-per-container", Integer, "1", "maximum-dead-containers-per-container", Never("one run that has ended is kept of each container")),
+    leaf("--minimum-container-ttl-duration", Duration, "0s", "minimum-container-ttl-duration", Never("runs before the last are removed as the next one starts")),
+    leaf("--runtime-cgroups", Text, "", "runtime-cgroups", Never("the runtime is this very program; an external one stays where it is")),
+    leaf("--vmodule", Text, "", "vmodule", NotYet),
+];

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 pub use configfile::Faults;
 pub use configfile::spans::parse as parse_duration;
-pub use leaves::LEAVES;
+pub use leaves::{FLAGS_WITHOUT_EFFECT, LEAVES};
 pub use typed::{
     Authentication, Authorization, Configuration, Enforced, EnforcedGroup, ImageGc, LogLimits, parse_taints,
 };
@@ -29,6 +29,9 @@ const SCHEMA: Schema = Schema {
     reader: "kubelet",
     leaves: LEAVES,
 };
+
+/// Flags that stand for no field, as if they were a document's.
+const WITHOUT_EFFECT: Schema = Schema { leaves: FLAGS_WITHOUT_EFFECT, ..SCHEMA };
 
 /// Where the configuration comes from.
 #[derive(Debug, Clone, Default)]
@@ -79,6 +82,16 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let (written, configuration) = layers.read(typed::read)?;
     let warnings = SCHEMA.warnings(&written);
     Ok(Loaded { configuration, written, warnings })
+}
+
+/// One line for each flag of [`FLAGS_WITHOUT_EFFECT`] that asks for something.
+///
+/// # Errors
+/// Values that the flags cannot have, all at once.
+pub fn without_effect(given: &[(String, String)]) -> Result<Vec<String>, Faults> {
+    let mut layers = Layers::new(&WITHOUT_EFFECT);
+    given.iter().for_each(|(flag, text)| layers.flag(flag, text));
+    layers.finish().map(|written| WITHOUT_EFFECT.warnings(&written))
 }
 
 /// Flags with a form of their own, which add up where they are given several times: their fields, and what one says.
@@ -190,6 +203,24 @@ mod tests {
         assert_eq!(load(&[("max-pods", "1"), ("max-pods", "2")]).unwrap().configuration.max_pods, 2);
         let Faults(faults) = load(&[(header, "a"), (reserved, "x"), ("register-with-taints", "y")]).unwrap_err();
         assert_eq!(faults.len(), 3, "{faults:?}");
+    }
+
+    #[test]
+    fn a_flag_without_effect_is_named() {
+        let given = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(flag, text)| ((*flag).to_owned(), (*text).to_owned())).collect()
+        };
+        let usual = [("housekeeping-interval", "10s"), ("maximum-dead-containers", "-1"), ("logging-format", "text")];
+        assert_eq!(without_effect(&given(&usual)).unwrap(), [""; 0]);
+        let asking = [("runtime-cgroups", "/systemd/system.slice"), ("exit-on-lock-contention", "true")];
+        let expect = [
+            "--exit-on-lock-contention = true has no effect on this kubelet yet",
+            "--runtime-cgroups = \"/systemd/system.slice\" has no effect on this kubelet: the runtime is this very program; \
+             an external one stays where it is",
+        ];
+        assert_eq!(without_effect(&given(&asking)).unwrap(), expect);
+        let Faults(faults) = without_effect(&given(&[("maximum-dead-containers", "many")])).unwrap_err();
+        assert_eq!(faults, ["--maximum-dead-containers \"many\": not a whole number"]);
     }
 
     #[test]

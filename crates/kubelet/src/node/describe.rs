@@ -20,6 +20,9 @@ const IMAGE_NAMES_MAX: usize = 5;
 /// Set where the controller attaches volumes, which is how every node works today.
 const CONTROLLER_ATTACHES: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
+/// What the operator chose, for a cloud's controller.
+const PROVIDED_ADDRESSES: &str = "alpha.kubernetes.io/provided-node-ip";
+
 /// What the operator says about the node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeConfig {
@@ -29,6 +32,9 @@ pub struct NodeConfig {
     pub hostname: String,
     /// Its addresses, the preferred first.
     pub addresses: Vec<IpAddr>,
+    /// A controller of a cloud names the node's addresses (`--cloud-provider=external`); it is told these, which the operator
+    /// chose (`--node-ip`).
+    pub cloud: Option<Vec<IpAddr>>,
     /// Port of the kubelet's API.
     pub port: Option<u16>,
     /// Labels beside those that every node has (`--node-labels`).
@@ -126,7 +132,7 @@ pub fn node(config: &NodeConfig, machine: &Machine, observed: &Observed) -> Node
         metadata: ObjectMeta {
             name: Some(config.name.clone()),
             labels: Some(labels(config)),
-            annotations: Some([(CONTROLLER_ATTACHES.to_owned(), "true".to_owned())].into()),
+            annotations: Some(annotations(config)),
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
@@ -137,6 +143,13 @@ pub fn node(config: &NodeConfig, machine: &Machine, observed: &Observed) -> Node
         }),
         status: Some(status(config, machine, observed, None)),
     }
+}
+
+fn annotations(config: &NodeConfig) -> BTreeMap<String, String> {
+    let attaches = (CONTROLLER_ATTACHES.to_owned(), "true".to_owned());
+    let chosen = config.cloud.as_ref().filter(|chosen| !chosen.is_empty());
+    let chosen = chosen.map(|chosen| chosen.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
+    [attaches].into_iter().chain(chosen.map(|chosen| (PROVIDED_ADDRESSES.to_owned(), chosen))).collect()
 }
 
 /// The labels that every node has, and the operator's, which win.
@@ -202,7 +215,9 @@ fn quantity(name: &str, amount: Quantity) -> resource::Quantity {
 
 fn addresses(config: &NodeConfig) -> Vec<NodeAddress> {
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
-    let ips = config.addresses.iter().map(|ip| address("InternalIP", ip.to_string()));
+    // Which of its addresses is the node's, only the cloud knows, if the operator did not choose.
+    let known = if config.cloud.as_ref().is_some_and(Vec::is_empty) { &[] } else { config.addresses.as_slice() };
+    let ips = known.iter().map(|ip| address("InternalIP", ip.to_string()));
     ips.chain([address("Hostname", config.hostname.clone())]).collect()
 }
 
@@ -314,6 +329,7 @@ mod tests {
             name: "n1".into(),
             hostname: "host".into(),
             addresses: vec![IpAddr::from([192, 0, 2, 7])],
+            cloud: None,
             port: Some(10250),
             labels: [("disk".to_owned(), "ssd".to_owned())].into(),
             taints: Vec::new(),
@@ -345,6 +361,20 @@ mod tests {
             supplemental_groups_policy: true,
             devices: [("example.com/gpu".to_owned(), (3, 2))].into(),
         }
+    }
+
+    #[test]
+    fn addresses_are_left_to_a_cloud_that_names_them() {
+        let of = |cloud: Option<Vec<IpAddr>>| {
+            let node = node(&NodeConfig { cloud, ..config() }, &machine(), &observed(0));
+            let addresses = node.status.unwrap().addresses.unwrap().into_iter().map(|address| address.type_);
+            let told = node.metadata.annotations.unwrap().remove("alpha.kubernetes.io/provided-node-ip");
+            (addresses.collect::<Vec<_>>(), told)
+        };
+        assert_eq!(of(None), (vec!["InternalIP".to_owned(), "Hostname".to_owned()], None));
+        assert_eq!(of(Some(Vec::new())), (vec!["Hostname".to_owned()], None));
+        let (addresses, told) = of(Some(vec![IpAddr::from([192, 0, 2, 7]), "2001:db8::7".parse().unwrap()]));
+        assert_eq!((addresses.len(), told.as_deref()), (2, Some("192.0.2.7,2001:db8::7")));
     }
 
     #[test]

@@ -256,7 +256,11 @@ impl Reporter {
         let observed = self.observe();
         let there = self.there();
         let before = there.as_ref().or(self.published.as_ref().map(|published| &published.status));
-        let status = describe::status(&self.parts.config, &self.parts.machine, &observed, before);
+        let mut status = describe::status(&self.parts.config, &self.parts.machine, &observed, before);
+        let named = there.as_ref().and_then(|there| there.addresses.as_ref());
+        if self.parts.config.cloud.is_some() && named.is_some_and(|named| !named.is_empty()) {
+            status.addresses = None; // They are the cloud's to change.
+        }
         if let Some(published) = &self.published
             && !describe::differs(&published.status, &status)
             && !there.as_ref().is_some_and(|there| describe::contradicts(there, &status))

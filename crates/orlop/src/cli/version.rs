@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::format::{print, print_machine};
-use crate::args::OutputOptions;
+use crate::args::{KUBERNETES, OutputOptions};
 
 /// Versions of one side.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub(crate) struct Version {
 impl Version {
     /// Of this program.
     pub(crate) fn own() -> Self {
-        Self { orlop: env!("CARGO_PKG_VERSION").to_owned(), kubernetes: "v1.37".to_owned(), cri: "v1".to_owned() }
+        Self { orlop: env!("CARGO_PKG_VERSION").to_owned(), kubernetes: KUBERNETES.to_owned(), cri: "v1".to_owned() }
     }
 }
 

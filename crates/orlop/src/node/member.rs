@@ -16,6 +16,7 @@ use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use cluster::Source as _;
 use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate, SealConfig};
+use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::jiff::Timestamp;
 use kubelet::admission::Site;
 use kubelet::configuration::{Authorization, Configuration};
@@ -209,11 +210,18 @@ fn node_config(settings: &MemberSettings, machine: &Machine) -> anyhow::Result<N
     if addresses.is_empty() {
         bail!("the machine has no default route, so it has no address of its own; name one by --node-ip");
     }
+    let uninitialized = settings.external_cloud.then(|| Taint {
+        key: "node.cloudprovider.kubernetes.io/uninitialized".to_owned(),
+        value: Some("true".to_owned()),
+        effect: "NoSchedule".to_owned(),
+        ..Taint::default()
+    });
     Ok(NodeConfig {
         addresses,
+        cloud: settings.external_cloud.then(|| settings.addresses.clone()),
         port: configuration.enable_server.then_some(configuration.port),
         labels: settings.labels.clone(),
-        taints: configuration.register_with_taints.clone(),
+        taints: configuration.register_with_taints.iter().cloned().chain(uninitialized).collect(),
         provider_id: configuration.provider_id.clone(),
         pods_max: pods_max(configuration, machine),
         images_max: configuration.status_images_max,

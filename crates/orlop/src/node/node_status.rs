@@ -33,6 +33,7 @@ pub(super) fn alone(name: &str, address: Option<IpAddr>) -> NodeConfig {
         name: name.to_owned(),
         hostname: name.to_owned(),
         addresses: address.into_iter().collect(),
+        cloud: None,
         port: None,
         labels: BTreeMap::new(),
         taints: Vec::new(),

@@ -94,7 +94,7 @@ impl Settings {
             cni_bin_dir: options.cni_bin_dir.clone(),
             registry_config_dirs,
             credentials: CredentialsConfig {
-                docker_configs: docker_configs(std::env::home_dir().as_deref()),
+                docker_configs: docker_configs(Path::new(KUBELET_ROOT), std::env::home_dir().as_deref()),
                 credential_helper_dir: None,
                 provider_config: options.image_credential_provider_config.clone(),
                 provider_bin_dir: options.image_credential_provider_bin_dir.clone(),
@@ -107,6 +107,19 @@ impl Settings {
                 faults.0.extend(told);
                 RuntimeConfig::default()
             }),
+        }
+    }
+}
+
+impl Settings {
+    /// The kubelet's directory is another one (`--root-dir`).
+    fn keep_kubelet_in(&mut self, root: &Path, faults: &mut Faults) {
+        match std::path::absolute(root) {
+            Ok(root) => {
+                self.credentials.docker_configs = docker_configs(&root, std::env::home_dir().as_deref());
+                self.layout.kubelet_root = root;
+            }
+            Err(error) => faults.0.push(format!("--root-dir {:?}: {error}; write an absolute path", root.display())),
         }
     }
 }
@@ -159,6 +172,8 @@ pub(crate) struct MemberSettings {
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) cert_dir: PathBuf,
+    /// Whether a controller of a cloud names the node's addresses.
+    pub(crate) external_cloud: bool,
     pub(crate) configuration: Configuration,
     /// Fields of the configuration that have no effect.
     pub(crate) warnings: Vec<String>,
@@ -177,7 +192,12 @@ impl MemberSettings {
         };
         let loaded = configuration::load(&sources);
         let loaded = loaded.map_err(|error| faults.0.extend(error.0)).ok();
+        let warnings = configuration::without_effect(&options.without_effect.given);
+        let warnings = warnings.map_err(|error| faults.0.extend(error.0)).unwrap_or_default();
         let mut node = Settings::read(places, &options.node, &mut faults);
+        // Where certificates are does not follow the root, as upstream has it.
+        let cert_dir = options.cert_dir.clone().unwrap_or_else(|| node.layout.kubelet_root.join("pki"));
+        options.root_dir.iter().for_each(|root| node.keep_kubelet_in(root, &mut faults));
         let written_cidr = loaded.as_ref().and_then(|loaded| loaded.configuration.pod_cidr.clone());
         if let (None, Some(text)) = (&options.node.pod_cidr, &written_cidr) {
             node.pods = faults.range("podCIDR", text);
@@ -207,6 +227,7 @@ impl MemberSettings {
             faults.some(pair, || format!("--node-labels {text:?}: write key=value"))
         });
         let labels = labels.collect();
+        let external_cloud = faults.is_external(&options.cloud_provider);
         faults.none()?;
         let Some(loaded) = loaded else { bail!("the configuration cannot be read") };
         let of_proxy: Vec<_> = proxy.iter().flat_map(|proxy| proxy.warnings.clone()).collect();
@@ -220,10 +241,11 @@ impl MemberSettings {
             name: options.hostname_override.clone().unwrap_or_else(host_name).to_ascii_lowercase(),
             addresses: options.node_ip.clone(),
             labels,
-            cert_dir: options.cert_dir.clone().unwrap_or_else(|| node.layout.kubelet_root.join("pki")),
+            cert_dir,
+            external_cloud,
             node,
             configuration: loaded.configuration,
-            warnings: loaded.warnings.into_iter().chain(of_proxy).collect(),
+            warnings: [loaded.warnings, warnings, of_proxy].concat(),
             written: loaded.written,
         })
     }
@@ -239,10 +261,9 @@ impl MemberSettings {
 
 /// Where upstream's kubelet looks for the node's own logins, but for the working directory: what lies in there is
 /// somebody's project.
-fn docker_configs(home: Option<&Path>) -> Vec<PathBuf> {
-    let new =
-        [Some(Path::new(KUBELET_ROOT).to_owned()), home.map(|home| home.join(".docker")), Some("/.docker".into())];
-    let old = [Some(Path::new(KUBELET_ROOT).to_owned()), home.map(Path::to_owned), Some("/".into())];
+fn docker_configs(root: &Path, home: Option<&Path>) -> Vec<PathBuf> {
+    let new = [Some(root.to_owned()), home.map(|home| home.join(".docker")), Some("/.docker".into())];
+    let old = [Some(root.to_owned()), home.map(Path::to_owned), Some("/".into())];
     let new = new.into_iter().flatten().map(|dir| dir.join("config.json"));
     new.chain(old.into_iter().flatten().map(|dir| dir.join(".dockercfg"))).collect()
 }
@@ -335,6 +356,18 @@ impl Faults {
         }
     }
 
+    /// Whether `--cloud-provider` names a controller; kubelets have no providers of their own any more.
+    fn is_external(&mut self, provider: &str) -> bool {
+        let known = match provider {
+            "" => Some(false),
+            "external" => Some(true),
+            _ => None,
+        };
+        let fault =
+            || format!("--cloud-provider {provider:?}: providers are not a kubelet's part any more; write external");
+        self.some(known, fault).unwrap_or(false)
+    }
+
     pub(super) fn kubeconfig(&mut self, flag: &str, path: &Path) -> Option<cluster::api::Config> {
         let config = cluster::api::Config::from_kubeconfig(path);
         config.map_err(|error| self.0.push(format!("{flag} {}: {error}", path.display()))).ok()
@@ -377,7 +410,7 @@ mod tests {
 
     #[test]
     fn logins_come_from_where_the_kubelet_looks() {
-        let read = docker_configs(Some(Path::new("/root")));
+        let read = docker_configs(Path::new(KUBELET_ROOT), Some(Path::new("/root")));
         let expected = [
             "/var/lib/kubelet/config.json",
             "/root/.docker/config.json",
