@@ -105,6 +105,11 @@ impl Histograms {
         }
     }
 
+    /// Forgets what has these labels.
+    pub fn remove(&self, labels: &str) {
+        self.by_labels.lock().unwrap_or_else(PoisonError::into_inner).remove(labels);
+    }
+
     /// The family with its samples.
     pub fn write(&self, text: &mut Text, name: &str, help: &str) {
         text.family(name, "histogram", help);

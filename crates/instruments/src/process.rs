@@ -53,6 +53,13 @@ pub fn write(text: &mut Text) {
     text.single("process_max_fds", "gauge", "Maximum number of open file descriptors.", limit.unwrap_or(u64::MAX));
 }
 
+/// When this process began, seconds since 1970.
+pub fn started_s() -> u64 {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let process = Process::parse(&read("/proc/self/stat")).unwrap_or_default();
+    booted(&read("/proc/stat")) + process.start_ticks / TICKS_PER_SECOND
+}
+
 /// Of proc_pid_status(5).
 fn resident_kilobytes(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -226,9 +226,10 @@ impl Job {
     async fn probe(&self, container: &str, id: &str, kind: pod::probe::Kind, early: bool) {
         let Some((_, spec)) = pod::spec::container(&self.pod, container) else { return };
         let Some(probe) = kind.of(&spec) else { return };
+        let asked = std::time::Instant::now();
         let answer = probing::probe(&*self.context.parts.runtime, self.target(&spec, id), probe).await;
         if let Some(outcome) = answer.outcome.filter(|outcome| !early || *outcome == Outcome::Success) {
-            self.context.parts.metrics.probed(&self.pod, container, kind, outcome);
+            self.context.parts.metrics.probed(&self.pod, container, kind, outcome, asked.elapsed());
         }
         let (container, id) = (container.to_owned(), id.to_owned());
         self.change(Change::Probed { container, id, kind, early, answer });

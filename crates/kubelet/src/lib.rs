@@ -45,6 +45,9 @@ mod users;
 pub mod volumes;
 mod worker;
 
+/// The release of Kubernetes whose kubelet this is.
+pub const KUBERNETES: &str = "v1.37.2";
+
 pub use context::{Barrier, Config, Credential, Keychain, NoBarrier, Parts, SecretName, SiteNow};
 pub use kubelet::{Ending, Explanation, Kubelet};
 pub use pulled::{Allowlist, Verification};

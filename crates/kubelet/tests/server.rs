@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Event, NodeStatus, PodStatus};
 use kubelet::paths::Paths;
-use kubelet::server::Api;
+use kubelet::server::{Api, NodeLogs};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -154,6 +154,8 @@ impl Fixture {
         let paths = Paths { root: dir.path().join("kubelet"), logs: dir.path().join("logs") };
         let runtime = OneContainer { streams: serve_streams().await };
         let api = Api::new(Arc::new(Fixed(store)), Arc::new(runtime), paths, "n1");
+        let api = api.with_log_dir(dir.path().join("var"));
+        std::fs::create_dir(dir.path().join("var")).unwrap();
         Self { api: api.with_images(Arc::new(TwoDisks)), dir }
     }
 
@@ -172,8 +174,12 @@ impl Fixture {
     }
 
     async fn get(&self, path: &str) -> (StatusCode, String) {
-        let request = Request::builder().uri(path).header("host", "localhost").body(Empty::new()).unwrap();
-        let response = self.send(request).await;
+        self.get_as(path, "").await
+    }
+
+    async fn get_as(&self, path: &str, accept: &str) -> (StatusCode, String) {
+        let request = Request::builder().uri(path).header("host", "localhost").header("accept", accept);
+        let response = self.send(request.body(Empty::new()).unwrap()).await;
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -240,6 +246,70 @@ async fn logs_are_streamed() {
         [("", "a\nb\n"), ("?tailLines=1", "b\n"), ("?previous=true", "old\n"), ("?limitBytes=1", "a")]
     {
         assert_eq!(node.get(&format!("/containerLogs/shop/web/c{query}")).await, (StatusCode::OK, expect.into()));
+    }
+}
+
+#[tokio::test]
+async fn it_says_what_it_is_and_with_which_flags_it_runs() {
+    let mut node = Fixture::new().await;
+    node.api = node.api.with_flags([("max-pods".to_owned(), "110".to_owned())].into());
+    let (status, text) = node.get("/statusz").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(text.starts_with("\nkubelet statusz\nWarning: This endpoint is not meant to be machine parseable"), "{text}");
+    assert!(text.contains("\nBinary version: 1.37.2\nEmulation version: 1.37\n"), "{text}");
+    let (_, text) = node.get_as("/statusz", "application/json;v=v1beta1;g=config.k8s.io;as=Statusz").await;
+    let object: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&object["kind"], &object["apiVersion"]), (&json!("Statusz"), &json!("config.k8s.io/v1beta1")));
+    assert!(object["paths"].as_array().unwrap().contains(&json!("/statusz")), "{object}");
+    assert_eq!(node.get_as("/statusz", "application/json").await.0, StatusCode::NOT_ACCEPTABLE);
+    let (_, text) = node.get("/flagz").await;
+    assert!(text.starts_with("\nkubelet flagz\n") && text.ends_with("\nmax-pods=110\n"), "{text}");
+    let (_, text) = node.get_as("/flagz", "application/json;v=v1alpha1;g=config.k8s.io;as=Flagz").await;
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["flags"], json!({"max-pods": "110"}));
+}
+
+#[tokio::test]
+async fn logs_of_the_node_are_files() {
+    let mut node = Fixture::new().await;
+    let var = node.dir.path().join("var");
+    std::fs::create_dir(var.join("app")).unwrap();
+    std::fs::write(var.join("app/app.log"), "of the app\n").unwrap();
+    std::fs::write(var.join("messages"), "all\n").unwrap();
+    let (status, page) = node.get("/logs/").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(page.contains("<a href=\"app/\">app/</a>\n<a href=\"messages\">messages</a>\n"), "{page}");
+    assert_eq!(node.get("/logs/app/app.log").await, (StatusCode::OK, "of the app\n".to_owned()));
+    assert_eq!(node.get("/logs/app").await.0, StatusCode::MOVED_PERMANENTLY);
+    assert_eq!(node.get("/logs/none").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(node.get("/logs/?query=app").await.1, page, "services are not to be asked about");
+
+    node.api = node.api.with_node_logs(NodeLogs::Services);
+    assert_eq!(node.get("/logs/?query=/messages").await, (StatusCode::OK, "all\n".to_owned()));
+    let asked = "/logs/?query=app&query=orlop-none";
+    assert_eq!(node.get(asked).await, (StatusCode::OK, "of the app\n\nlog not found for orlop-none\n".to_owned()));
+    let (_, told) = node.get("/logs/?query=app&tailLines=1").await;
+    assert!(told.contains("options present and query resolved to log files"), "{told}");
+    assert_eq!(node.get("/logs/?query=%20").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(node.get("/logs/?boot=0").await.0, StatusCode::NOT_ACCEPTABLE);
+    assert_eq!(node.get("/logs/messages?query=app").await.0, StatusCode::NOT_ACCEPTABLE);
+
+    node.api = node.api.with_node_logs(NodeLogs::Off);
+    let disabled = (StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled.".to_owned());
+    assert_eq!(node.get("/logs/messages").await, disabled);
+}
+
+/// Whoever may write below the node's logs reads no other file of it.
+#[tokio::test]
+async fn nothing_leads_out_of_the_logs_of_the_node() {
+    let node = Fixture::new().await;
+    let var = node.dir.path().join("var");
+    std::fs::write(node.dir.path().join("secret"), "the host's\n").unwrap();
+    std::os::unix::fs::symlink(node.dir.path().join("secret"), var.join("absolute")).unwrap();
+    std::os::unix::fs::symlink("../secret", var.join("relative")).unwrap();
+    let fifo = sys::rustix::fs::FileType::Fifo;
+    sys::rustix::fs::mknodat(sys::rustix::fs::CWD, var.join("fifo"), fifo, 0o600.into(), 0).unwrap();
+    for path in ["absolute", "relative", "../secret", "%2e%2e/secret", "fifo"] {
+        assert_eq!(node.get(&format!("/logs/{path}")).await.0, StatusCode::FORBIDDEN, "{path}");
     }
 }
 

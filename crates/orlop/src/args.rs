@@ -1,14 +1,13 @@
 //! What the operator may write on the command line: kubectl's words and flags where kubectl has them.
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use configfile::{Kind, Leaf};
-
-/// The release of Kubernetes whose kubelet this is.
-pub(crate) const KUBERNETES: &str = "v1.37.2";
+use kubelet::KUBERNETES;
 
 /// The whole Kubernetes worker node as one program.
 #[derive(Debug, Parser)]
@@ -222,6 +221,29 @@ impl MemberOptions {
     pub(crate) fn log_level(&self) -> tracing::Level {
         self.verbosity.map_or(self.node.log_level, level_of)
     }
+
+    /// All flags of upstream's with their values, for `/flagz`.
+    pub(crate) fn flags(&self) -> BTreeMap<String, String> {
+        let path = |path: &Option<PathBuf>| path.as_deref().unwrap_or(Path::new("")).display().to_string();
+        let own = [
+            ("bootstrap-kubeconfig", path(&self.bootstrap_kubeconfig)),
+            ("cert-dir", path(&self.cert_dir)),
+            ("cloud-provider", self.cloud_provider.clone()),
+            ("config", path(&self.config)),
+            ("config-dir", path(&self.config_dir)),
+            ("hostname-override", self.hostname_override.clone().unwrap_or_default()),
+            ("image-credential-provider-bin-dir", path(&self.node.image_credential_provider_bin_dir)),
+            ("image-credential-provider-config", path(&self.node.image_credential_provider_config)),
+            ("kubeconfig", self.kubeconfig.display().to_string()),
+            ("node-ip", self.node_ip.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+            ("node-labels", self.node_labels.join(",")),
+            ("pod-cidr", self.node.pod_cidr.clone().unwrap_or_default()),
+            ("root-dir", path(&self.root_dir)),
+            ("v", self.verbosity.unwrap_or_default().to_string()),
+        ];
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
+        self.configuration.shown().chain(self.without_effect.shown()).chain(own).collect()
+    }
 }
 
 /// What upstream's number for what to log stands for.
@@ -325,6 +347,16 @@ impl Fields for OfProxy {
 impl<F: Fields> ConfigurationFlags<F> {
     fn leaves() -> impl Iterator<Item = &'static Leaf> {
         F::LEAVES.iter().filter(|leaf| !leaf.flag.is_empty() && !F::OWN.contains(&leaf.flag))
+    }
+
+    /// Names and values; upstream's defaults of those that were not given.
+    fn shown(&self) -> impl Iterator<Item = (String, String)> {
+        Self::leaves().map(|leaf| {
+            let given: Vec<&str> =
+                self.given.iter().filter(|(flag, _)| flag == leaf.flag).map(|(_, value)| value.as_str()).collect();
+            let value = if given.is_empty() { leaf.default.to_owned() } else { given.join(",") };
+            (leaf.flag.to_owned(), value)
+        })
     }
 }
 

@@ -20,6 +20,7 @@ use crate::node::shutdown::Period;
 use crate::pulled::Verification;
 use crate::qos::{Driver, MemoryRules};
 use crate::resources::policies::Policies;
+use crate::server::NodeLogs;
 use crate::server::secure::Holds;
 
 /// What the operator wants of this kubelet.
@@ -29,6 +30,8 @@ pub struct Configuration {
     pub enable_server: bool,
     /// Whether it reaches into pods.
     pub enable_debugging_handlers: bool,
+    /// What it serves of the node's logs.
+    pub node_logs: NodeLogs,
     /// Address of the API.
     pub address: IpAddr,
     /// Port of the API.
@@ -210,6 +213,7 @@ pub(super) fn read(written: &Value) -> Result<Configuration, Vec<String>> {
     let configuration = Configuration {
         enable_server: reader.flag("enableServer", true),
         enable_debugging_handlers: reader.flag("enableDebuggingHandlers", true),
+        node_logs: node_logs(&mut reader),
         address: reader.address("address", "0.0.0.0"),
         port: reader.number("port", 10250),
         tls: reader.file("tlsCertFile").zip(reader.file("tlsPrivateKeyFile")),
@@ -288,6 +292,20 @@ fn authorization(reader: &mut Reader<'_>) -> Authorization {
         Some(other) => {
             reader.fault("authorization.mode", format!("{other:?} is neither Webhook nor AlwaysAllow"));
             Authorization::Webhook
+        }
+    }
+}
+
+fn node_logs(reader: &mut Reader<'_>) -> NodeLogs {
+    const QUERY: &str = "enableSystemLogQuery";
+    match (reader.flag("enableSystemLogHandler", true), reader.flag(QUERY, false)) {
+        (true, false) => NodeLogs::Files,
+        (true, true) => NodeLogs::Services,
+        (false, query) => {
+            if query {
+                reader.fault(QUERY, "enableSystemLogHandler is required for it");
+            }
+            NodeLogs::Off
         }
     }
 }
@@ -498,6 +516,15 @@ mod tests {
         let wrong = json!({"containerLogMaxSize": "much", "containerLogMaxFiles": 1, "containerLogMonitorInterval": "1s",
             "containerLogMaxWorkers": 0});
         assert_eq!(read(&wrong).unwrap_err().len(), 4);
+    }
+
+    #[test]
+    fn logs_of_services_are_served_only_if_wanted() {
+        let logs = |written| read(&written).map(|configuration| configuration.node_logs);
+        assert_eq!(logs(json!({})), Ok(NodeLogs::Files));
+        assert_eq!(logs(json!({"enableSystemLogQuery": true})), Ok(NodeLogs::Services));
+        assert_eq!(logs(json!({"enableSystemLogHandler": false})), Ok(NodeLogs::Off));
+        assert!(logs(json!({"enableSystemLogHandler": false, "enableSystemLogQuery": true})).is_err());
     }
 
     #[test]

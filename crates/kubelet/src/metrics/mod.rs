@@ -1,14 +1,16 @@
 //! What the kubelet counts of itself, under upstream's names. Counting is an addition; text is only made when somebody asks.
 
+mod probes;
+
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use instruments::{Counts, Histogram, Histograms, Text, labels, process};
 use k8s_openapi::api::core::v1::Pod;
 use pod::probe::{Kind, Outcome};
 
-use crate::context::uid_of;
+use probes::Probes;
 
 /// `ExponentialBuckets(0.005, 2.5, 14)`, upstream's for calls of the runtime.
 const CALLS: &[f64] = &[
@@ -62,11 +64,8 @@ pub struct Metrics {
     claims: Histograms,
     driver_calls: Histograms,
     claims_in_use: Mutex<BTreeMap<String, usize>>,
-    probes: Mutex<BTreeMap<String, Probes>>,
+    probes: Probes,
 }
-
-/// The probes of one pod, by their labels.
-type Probes = BTreeMap<String, u64>;
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -86,7 +85,7 @@ impl Default for Metrics {
             claims: Histograms::new(CLAIMS),
             driver_calls: Histograms::new(CLAIMS),
             claims_in_use: Mutex::default(),
-            probes: Mutex::default(),
+            probes: Probes::default(),
         }
     }
 }
@@ -159,38 +158,18 @@ impl Metrics {
     }
 
     /// A probe was answered.
-    pub(crate) fn probed(&self, pod: &Pod, container: &str, kind: Kind, outcome: Outcome) {
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let result = match outcome {
-            Outcome::Success => "successful",
-            Outcome::Failure => "failed",
-        };
-        let key = labels(&[
-            ("container", container),
-            ("namespace", &text(&pod.metadata.namespace)),
-            ("pod", &text(&pod.metadata.name)),
-            ("pod_uid", uid_of(pod)),
-            ("probe_type", kind.as_str()),
-            ("result", result),
-        ]);
-        *self.lock_probes().entry(uid_of(pod).to_owned()).or_default().entry(key).or_default() += 1;
+    pub(crate) fn probed(&self, pod: &Pod, container: &str, kind: Kind, outcome: Outcome, took: Duration) {
+        self.probes.answered(pod, container, kind, outcome, took);
     }
 
     /// A pod is gone.
     pub(crate) fn forget(&self, uid: &str) {
-        self.lock_probes().remove(uid);
-    }
-
-    fn lock_probes(&self) -> MutexGuard<'_, BTreeMap<String, Probes>> {
-        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.probes.forget(uid);
     }
 
     /// `/metrics/probes`.
     pub(crate) fn write_probes(&self, text: &mut Text) {
-        const TOTAL: &str = "prober_probe_total";
-        let help = "Cumulative number of a liveness, readiness or startup probe for a container by result.";
-        text.family(TOTAL, "counter", help);
-        self.lock_probes().values().flatten().for_each(|(labels, count)| text.sample(TOTAL, labels, count));
+        self.probes.write(text);
     }
 
     /// What belongs to `/metrics`.
@@ -365,7 +344,7 @@ mod tests {
         metrics.pod_start.observe(Duration::from_millis(60));
         metrics.renewal_failed(true);
         let pod = json!({"metadata": {"name": "p\"q", "namespace": "n", "uid": "u"}});
-        metrics.probed(&serde_json::from_value(pod).unwrap(), "c", Kind::Liveness, Outcome::Failure);
+        metrics.probed(&serde_json::from_value(pod).unwrap(), "c", Kind::Liveness, Outcome::Failure, Duration::from_millis(20));
         let mut text = Text::default();
         metrics.write(&mut text);
         metrics.write_probes(&mut text);
@@ -379,6 +358,10 @@ mod tests {
         assert_eq!((took.count, took.buckets[1].count.as_f64(), took.buckets.len()), (Some(2), 1.0, CALLS.len() + 1));
         let probe = family("prober_probe_total").iter_samples().next().unwrap();
         assert_eq!(probe.get_labelset().unwrap().get_label_value("result"), Some("failed"));
+        let took = family("prober_probe_duration_seconds").iter_samples().next().unwrap();
+        assert_eq!(took.get_labelset().unwrap().get_label_value("probe_type"), Some("Liveness"));
+        let PrometheusValue::Histogram(took) = &took.value else { panic!("{took:?}") };
+        assert_eq!((took.count, took.buckets[2].count.as_f64()), (Some(1), 1.0));
         assert!(text.out.contains("kubelet_certificate_manager_client_expiration_renew_errors 1\n"));
     }
 
@@ -401,7 +384,7 @@ mod tests {
     fn pods_that_are_gone_are_not_counted() {
         let metrics = Metrics::default();
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}})).unwrap();
-        metrics.probed(&pod, "c", Kind::Readiness, Outcome::Success);
+        metrics.probed(&pod, "c", Kind::Readiness, Outcome::Success, Duration::from_millis(1));
         metrics.forget("u");
         let mut text = Text::default();
         metrics.write_probes(&mut text);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! request ─► route ─┬─ /healthz /pods /runningpods /stats/summary /metrics[/…]           answers
+//!                   ├─ /statusz /flagz /logs/…                                          answers
 //!                   ├─ /containerLogs/…                                                 the files, as a stream
 //!                   └─ /exec /attach /portForward                                       joined to the runtime's stream
 //! ```
@@ -12,13 +13,17 @@ pub mod accept;
 mod container_logs;
 pub mod health;
 pub mod metrics;
+mod node_logs;
 pub mod others;
 mod query;
 pub mod secure;
 mod stats;
 mod streams;
+mod zpages;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -37,6 +42,7 @@ use crate::generate::label;
 use crate::paths::Paths;
 use crate::volumes::Volumes;
 use metrics::{Collector, Telemetry};
+pub use node_logs::NodeLogs;
 use query::Query;
 
 /// The body of an answer.
@@ -51,6 +57,11 @@ pub struct Api {
     node: String,
     /// `KubeletConfiguration`, as it was written.
     configuration: Arc<Value>,
+    /// The flags with their values, for `/flagz`.
+    flags: Arc<BTreeMap<String, String>>,
+    /// What `/logs/` serves, and of which directory.
+    node_logs: NodeLogs,
+    log_dir: PathBuf,
     telemetry: Telemetry,
     /// Whose figures `/stats/summary` shows.
     volumes: Option<Arc<Volumes>>,
@@ -113,6 +124,9 @@ impl Api {
             paths,
             node: node.to_owned(),
             configuration: Arc::default(),
+            flags: Arc::default(),
+            node_logs: NodeLogs::default(),
+            log_dir: node_logs::default_dir(),
             telemetry: Telemetry::default(),
             volumes: None,
             images: None,
@@ -131,6 +145,24 @@ impl Api {
     #[must_use]
     pub fn with_configuration(self, written: Value) -> Self {
         Self { configuration: Arc::new(written), ..self }
+    }
+
+    /// With what `/flagz` shows.
+    #[must_use]
+    pub fn with_flags(self, flags: BTreeMap<String, String>) -> Self {
+        Self { flags: Arc::new(flags), ..self }
+    }
+
+    /// With what `/logs/` serves.
+    #[must_use]
+    pub fn with_node_logs(self, node_logs: NodeLogs) -> Self {
+        Self { node_logs, ..self }
+    }
+
+    /// With another directory than `/var/log` below `/logs/`.
+    #[must_use]
+    pub fn with_log_dir(self, log_dir: PathBuf) -> Self {
+        Self { log_dir, ..self }
     }
 
     /// With what it tells Prometheus.
@@ -183,6 +215,9 @@ impl Api {
                 Ok(with_body(StatusCode::OK, "text/plain; charset=utf-8", "ok"))
             }
             (&Method::GET, ["configz"]) => Ok(json_body(&json!({"kubeletconfig": *self.configuration}))),
+            (&Method::GET, ["statusz"]) => self.statusz(accepted(&request)),
+            (&Method::GET, ["flagz"]) => self.flagz(accepted(&request)),
+            (_, ["logs", rest @ ..]) => self.node_logs(&request, rest, &query).await,
             (&Method::GET, ["pods"]) => Ok(json_body(&self.pod_list())),
             (&Method::GET, ["runningpods"]) => Ok(json_body(&stats::running_pods(&*self.runtime).await?)),
             (&Method::GET | &Method::POST, ["stats", "summary"]) => {
@@ -268,6 +303,11 @@ impl Api {
     }
 }
 
+/// What the caller accepts.
+fn accepted(request: &Request<Incoming>) -> &str {
+    request.headers().get(http::header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
 /// The method for who counts them: callers make up others.
 fn method_of(request: &Request<Incoming>) -> &str {
     match request.method().as_str() {
@@ -287,21 +327,25 @@ fn json_body(value: &Value) -> Response<Body> {
     with_body(StatusCode::OK, "application/json", value.to_string())
 }
 
+/// The first parts of the paths that are served, in alphabetical order.
+const PATHS: [&str; 13] = [
+    "attach",
+    "configz",
+    "containerLogs",
+    "exec",
+    "flagz",
+    "healthz",
+    "logs",
+    "metrics",
+    "pods",
+    "portForward",
+    "runningpods",
+    "stats",
+    "statusz",
+];
+
 /// The first part of a path, if it is one of ours: names that callers make up are not counted.
 fn known<'a>(parts: &[&'a str]) -> &'a str {
-    const PATHS: [&str; 11] = [
-        "healthz",
-        "configz",
-        "pods",
-        "runningpods",
-        "stats",
-        "metrics",
-        "containerLogs",
-        "exec",
-        "attach",
-        "portForward",
-        "logs",
-    ];
     parts.first().copied().filter(|first| PATHS.contains(first)).unwrap_or_default()
 }
 

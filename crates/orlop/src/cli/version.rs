@@ -1,10 +1,11 @@
 //! `orlop version`: of the program, and of the node if one runs.
 
+use kubelet::KUBERNETES;
 use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::format::{print, print_machine};
-use crate::args::{KUBERNETES, OutputOptions};
+use crate::args::OutputOptions;
 
 /// Versions of one side.
 #[derive(Debug, Clone, Serialize, Deserialize)]

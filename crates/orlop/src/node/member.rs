@@ -505,6 +505,7 @@ async fn serve_kubelet_api(
     let certificates = [Purpose::Client, Purpose::Serving].map(|purpose| Files::new(&settings.cert_dir, purpose));
     let more = MemberMetrics { api: api.clone(), certificates };
     let kubelet_api = agent.kubelet_api.clone().with_configuration(settings.written.clone());
+    let kubelet_api = kubelet_api.with_flags(settings.flags.clone()).with_node_logs(configuration.node_logs);
     let kubelet_api = kubelet_api.with_debugging(configuration.enable_debugging_handlers);
     let kubelet_api = kubelet_api.with_collector(Arc::new(more));
     servers.spawn(secure::serve(listener, kubelet_api, config, Arc::new(api), agent.stopped()));

@@ -179,6 +179,8 @@ pub(crate) struct MemberSettings {
     pub(crate) warnings: Vec<String>,
     /// The configuration as it was written, for `/configz`.
     pub(crate) written: serde_json::Value,
+    /// The flags with their values, for `/flagz`.
+    pub(crate) flags: BTreeMap<String, String>,
 }
 
 impl MemberSettings {
@@ -247,6 +249,7 @@ impl MemberSettings {
             configuration: loaded.configuration,
             warnings: [loaded.warnings, warnings, of_proxy].concat(),
             written: loaded.written,
+            flags: options.flags(),
         })
     }
 }

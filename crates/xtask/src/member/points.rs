@@ -585,6 +585,10 @@ pub(super) fn strangers(fleet: &mut Fleet) -> anyhow::Result<String> {
     ensure!(summary["node"]["nodeName"] == NODE, "the summary is of {}", summary["node"]["nodeName"]);
     let pressure = &summary["pods"][0]["containers"][0]["memory"]["psi"]["some"]["total"];
     ensure!(pressure.is_u64() || !is_unified(), "nothing of pressure on control groups version 2: {summary}");
+    for (page, line) in [("statusz", "Binary version: 1.37.2"), ("flagz", "cloud-provider=")] {
+        let text = fleet.kubectl(&format!("get --raw /api/v1/nodes/{NODE}/proxy/{page}"))?;
+        ensure!(text.lines().any(|found| found == line), "/{page} has no line {line:?}: {text}");
+    }
     let kubelet = format!("https://{}:10250/pods", super::ADDRESS);
     let curl = |more: &[&str]| {
         let mut command = std::process::Command::new("curl");
@@ -639,7 +643,7 @@ pub(super) fn measures(fleet: &mut Fleet) -> anyhow::Result<String> {
             "metrics/resource",
             &["node_cpu_usage_seconds_total ", "pod_memory_working_set_bytes{", "container_start_time_seconds{"],
         ),
-        ("metrics/probes", &["prober_probe_total{"]),
+        ("metrics/probes", &["prober_probe_total{", "prober_probe_duration_seconds_bucket{"]),
     ];
     let mut lines = 0;
     for (path, wanted) in WANTED {

@@ -65,8 +65,9 @@ fn wanted(method: &Method, path: &str, node: &str) -> Vec<Access> {
         "metrics" => &["metrics"],
         "logs" => &["log"],
         "checkpoint" => &["checkpoint"],
-        "statusz" => &["statusz", "proxy"],
-        "flagz" => &["flagz", "proxy"],
+        "statusz" => &["statusz"],
+        // Flags say what the configuration says.
+        "flagz" => &["configz"],
         "pods" | "runningpods" => &["pods", "proxy"],
         "healthz" => &["healthz", "proxy"],
         "configz" => &["configz", "proxy"],
@@ -183,6 +184,9 @@ mod tests {
         assert_eq!(of(Method::GET, "/containerLogs/a/b/c"), [("get", "proxy")]);
         assert_eq!(of(Method::GET, "/healthz"), [("get", "healthz"), ("get", "proxy")]);
         assert_eq!(of(Method::GET, "/logs/"), [("get", "log")]);
+        assert_eq!(of(Method::GET, "/statusz"), [("get", "statusz")]);
+        assert_eq!(of(Method::GET, "/flagz"), [("get", "configz")]);
+        assert_eq!(of(Method::GET, "/configz"), [("get", "configz"), ("get", "proxy")]);
     }
 
     /// KEP-2862 has the hole, which has no number: GET opens WebSockets, and what they carry.
