@@ -8,11 +8,12 @@ mod preemption;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, Taint, Toleration};
 use pod::quantity::Quantity;
-use pod::spec;
+use pod::{Change, spec};
 
 use crate::apparmor;
+use crate::node::features;
 use crate::node::pressure::Pressures;
 use crate::qos::{self, List};
 
@@ -57,6 +58,10 @@ pub struct Site {
     pub sysctls: Vec<String>,
     /// Its kernel confines programs by AppArmor.
     pub apparmor: bool,
+    /// Its runtime honours `supplementalGroupsPolicy`.
+    pub supplemental_groups_policy: bool,
+    /// What it declares that not every node has.
+    pub features: Vec<&'static str>,
 }
 
 /// Why a pod is not taken.
@@ -71,6 +76,12 @@ pub struct Rejection {
 impl Rejection {
     fn new(reason: &str, message: impl Into<String>) -> Self {
         Self { reason: reason.to_owned(), message: message.into() }
+    }
+
+    /// What it is to the pod.
+    pub(crate) fn change(self) -> Change {
+        let message = format!("Pod was rejected: {}", self.message);
+        Change::Fail { reason: self.reason, message, grace_s: None, disrupted: false }
     }
 }
 
@@ -95,6 +106,7 @@ pub fn admit(pod: &Pod, site: &Site, others: &[&Pod]) -> Result<Preemption, Reje
     taints(pod, site)?;
     apparmor::check(pod, site.apparmor)
         .map_err(|why| Rejection::new("AppArmor", format!("Cannot enforce AppArmor: {why}")))?;
+    declared(pod, site)?;
     preemption::choose(pod, others, short.map(Shortage::want).collect())
 }
 
@@ -167,8 +179,35 @@ fn sysctls(pod: &Pod, site: &Site) -> Result<(), Rejection> {
                 format!("forbidden sysctl: {name:?} not allowlisted; the node's allowedUnsafeSysctls can allow it"),
             ));
         }
+        if let Some(namespace) = of_host(&name, spec::of(pod)) {
+            let message = format!("forbidden sysctl: {name:?} not allowed with host {namespace} enabled");
+            return Err(Rejection::new("SysctlForbidden", message));
+        }
     }
     Ok(())
+}
+
+/// Which of the host's namespaces, if the pod shares it, a sysctl would be set in.
+fn of_host(sysctl: &str, spec: &PodSpec) -> Option<&'static str> {
+    let hosts: [(&[&str], bool, &str); 3] = [
+        (&["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."], spec.host_ipc == Some(true), "IPC"),
+        (&["net."], spec.host_network == Some(true), "Net"),
+        // Users are the host's where nothing is said.
+        (&["user."], spec.host_users != Some(false), "User"),
+    ];
+    let mut shared = hosts.into_iter().filter(|(_, is_shared, _)| *is_shared);
+    let found = shared.find(|(beginnings, ..)| beginnings.iter().any(|beginning| sysctl.starts_with(beginning)));
+    found.map(|(_, _, namespace)| namespace)
+}
+
+/// What a pod needs of the kind that nodes declare.
+fn declared(pod: &Pod, site: &Site) -> Result<(), Rejection> {
+    let missing = features::missing(pod, &site.features);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let message = format!("Pod requires node features that are not available: {}", missing.join(", "));
+    Err(Rejection::new("PodFeatureUnsupported", message))
 }
 
 fn system(pod: &Pod, site: &Site) -> Result<(), Rejection> {
@@ -182,6 +221,14 @@ fn system(pod: &Pod, site: &Site) -> Result<(), Rejection> {
     }
     if spec::of(pod).os.as_ref().is_some_and(|os| os.name != "linux") {
         return Err(Rejection::new("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"));
+    }
+    let security = spec::of(pod).security_context.as_ref();
+    let policy = security.and_then(|security| security.supplemental_groups_policy.as_deref());
+    if policy == Some("Strict") && !site.supplemental_groups_policy {
+        return Err(Rejection::new(
+            "SupplementalGroupsPolicyNotSupported",
+            "SupplementalGroupsPolicy=Strict is not supported in this node",
+        ));
     }
     Ok(())
 }
@@ -423,6 +470,51 @@ mod tests {
         assert_eq!(reason(&with("kernel/msgmax"), &site(), &[]).as_deref(), Some("SysctlForbidden"));
         let lenient = Site { sysctls: vec!["kernel.msg*".into()], ..site() };
         assert_eq!(reason(&with("kernel/msgmax"), &lenient, &[]), None);
+    }
+
+    #[test]
+    fn no_sysctl_of_the_hosts_namespaces() {
+        let with = |name: &str, host: &str, is_set: bool| {
+            let sysctls = json!([{"name": name, "value": "1"}]);
+            pod(json!({"containers": [], host: is_set, "securityContext": {"sysctls": sysctls}}))
+        };
+        let lenient = Site { sysctls: vec!["fs.mqueue.*".into(), "user.max_net_namespaces".into()], ..site() };
+        for (sysctl, host, is_set, namespace) in [
+            ("net.ipv4.tcp_syncookies", "hostNetwork", true, "Net"),
+            ("kernel/shm_rmid_forced", "hostIPC", true, "IPC"),
+            ("fs.mqueue.msg_max", "hostIPC", true, "IPC"),
+            ("user.max_net_namespaces", "hostUsers", true, "User"),
+        ] {
+            let rejection = admit(&with(sysctl, host, is_set), &lenient, &[]).unwrap_err();
+            assert_eq!(rejection.reason, "SysctlForbidden");
+            let name = sysctl.replace('/', ".");
+            let expect = format!("forbidden sysctl: {name:?} not allowed with host {namespace} enabled");
+            assert_eq!(rejection.message, expect);
+            assert_eq!(reason(&with(sysctl, host, !is_set), &lenient, &[]), None, "{sysctl}");
+        }
+        assert_eq!(reason(&with("net.ipv4.tcp_syncookies", "hostIPC", true), &lenient, &[]), None);
+    }
+
+    #[test]
+    fn a_policy_of_groups_needs_a_runtime_that_honours_it() {
+        let with =
+            |policy: &str| pod(json!({"containers": [], "securityContext": {"supplementalGroupsPolicy": policy}}));
+        let rejection = admit(&with("Strict"), &site(), &[]).unwrap_err();
+        assert_eq!(rejection.reason, "SupplementalGroupsPolicyNotSupported");
+        assert_eq!(rejection.message, "SupplementalGroupsPolicy=Strict is not supported in this node");
+        assert_eq!(reason(&with("Merge"), &site(), &[]), None);
+        assert_eq!(reason(&with("Strict"), &Site { supplemental_groups_policy: true, ..site() }, &[]), None);
+    }
+
+    #[test]
+    fn a_feature_that_is_not_declared() {
+        let mapped = pod(json!({"containers": [], "hostNetwork": true, "hostUsers": false}));
+        let rejection = admit(&mapped, &site(), &[]).unwrap_err();
+        assert_eq!(rejection.reason, "PodFeatureUnsupported");
+        let expect = "Pod requires node features that are not available: UserNamespacesHostNetworkSupport";
+        assert_eq!(rejection.message, expect);
+        let able = Site { features: vec!["UserNamespacesHostNetworkSupport"], ..site() };
+        assert_eq!(reason(&mapped, &able, &[]), None);
     }
 
     #[test]

@@ -19,10 +19,11 @@ use pod::{Action, Change, Run, View};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Rejection;
 use crate::context::{Context, chain, uid_of};
 use crate::probing::{self, Target};
 use crate::publish::Taken;
-use crate::volumes::PodVolumes;
+use crate::volumes::{Cause, PodVolumes, VolumeError};
 use crate::worker::Event;
 
 /// One action of one pod, with what it needs to know.
@@ -206,6 +207,15 @@ impl Job {
                 }
                 Err(message) => self.change(Change::VolumesFailed { message }),
             },
+            Err(VolumeError { volume, cause: cause @ Cause::Exhausted { .. } }) => {
+                let message = format!(
+                    "Node has reached its volume attachment limit, rejecting pod. unmounted volumes=[{volume}], unattached \
+                     volumes=[{volume}], failed to process volumes=[]: {cause}"
+                );
+                let rejection = Rejection { reason: "VolumeAttachmentLimitExceeded".to_owned(), message };
+                self.context.rejected(&self.pod, &rejection);
+                self.change(rejection.change());
+            }
             Err(error) => {
                 let message = format!("MountVolume.SetUp failed for volume \"{}\" : {}", error.volume, error.cause);
                 self.change(Change::VolumesFailed { message });

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodStatus};
 use kubelet::env::{Environment, Sources, of_container};
 use kubelet::facts::NodeFacts;
 use kubelet::paths::Paths;
-use kubelet::volumes::{CSI_CALL_WITHIN, PodVolumes, Volumes, VolumesConfig};
+use kubelet::volumes::{ATTACHED_WITHIN, CSI_CALL_WITHIN, PodVolumes, Volumes, VolumesConfig};
 use serde_json::{Value, json};
 use sys::mount::Propagation;
 use sys::rustix::fs::inotify;
@@ -63,7 +63,13 @@ fn start(dir: &Path, store: &Store) -> Arc<Volumes> {
     let node = NodeFacts { name: "n".into(), ..NodeFacts::default() };
     let paths = Paths { root: dir.join("kubelet"), logs: dir.join("logs") };
     Volumes::new(
-        VolumesConfig { paths, node, recursive_read_only: true, csi_call_within: CSI_CALL_WITHIN },
+        VolumesConfig {
+            paths,
+            node,
+            recursive_read_only: true,
+            csi_call_within: CSI_CALL_WITHIN,
+            attached_within: ATTACHED_WITHIN,
+        },
         Arc::new(Fixed(store.clone())),
     )
 }

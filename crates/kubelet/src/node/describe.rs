@@ -57,6 +57,8 @@ pub struct NodeConfig {
     pub runtime_version: String,
     /// `kubeletVersion`.
     pub kubelet_version: String,
+    /// `declaredFeatures`.
+    pub features: Vec<&'static str>,
 }
 
 /// What changes while the node runs.
@@ -186,7 +188,7 @@ pub fn status(config: &NodeConfig, machine: &Machine, observed: &Observed, befor
         daemon_endpoints: config
             .port
             .map(|port| NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }) }),
-        declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
+        declared_features: Some(config.features.iter().map(|name| (*name).to_owned()).collect()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(observed.supplemental_groups_policy) }),
         images: Some(images(&observed.images, config.images_max.unwrap_or(usize::MAX))),
         node_info: Some(info),
@@ -195,13 +197,6 @@ pub fn status(config: &NodeConfig, machine: &Machine, observed: &Observed, befor
         ..NodeStatus::default()
     }
 }
-
-/// What schedulers and the API server may count on that not every kubelet does, in alphabetical order.
-const DECLARED_FEATURES: [&str; 3] = [
-    "InPlacePodLevelResourcesVerticalScaling",
-    "InPlacePodVerticalScalingInitContainers",
-    "RestartAllContainersOnContainerExits",
-];
 
 /// As upstream writes it: memory in Ki, CPUs whole or in thousandths.
 fn quantity(name: &str, amount: Quantity) -> resource::Quantity {
@@ -341,6 +336,7 @@ mod tests {
             thresholds: Thresholds::upstream(),
             runtime_version: "orlop://0.1.0".into(),
             kubelet_version: "v1.37.0".into(),
+            features: vec!["A", "B"],
         }
     }
 
@@ -439,6 +435,7 @@ mod tests {
         assert_eq!((labels["kubernetes.io/hostname"].as_str(), labels["disk"].as_str()), ("host", "ssd"));
         let status = node.status.unwrap();
         assert_eq!(status.addresses.unwrap().len(), 2);
+        assert_eq!(status.declared_features.unwrap(), ["A", "B"]);
         let names: Vec<_> = status.images.unwrap().into_iter().flat_map(|image| image.names.unwrap()).collect();
         assert_eq!(names, ["large", "small"], "the largest first, without those that have no name");
     }

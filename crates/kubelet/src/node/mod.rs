@@ -5,6 +5,7 @@ pub mod csi_node;
 pub mod describe;
 pub mod disks;
 pub mod eviction;
+pub mod features;
 pub mod machine;
 pub mod membership;
 pub mod pressure;

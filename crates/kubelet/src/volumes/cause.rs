@@ -113,6 +113,14 @@ pub enum Cause {
         /// Who is to attach it.
         driver: String,
     },
+    /// The volume cannot come to where the pod is: the driver has as many there as it can.
+    #[error("volume {volume} is not attached: CSI driver {driver} can attach no more volumes to this node")]
+    Exhausted {
+        /// The PersistentVolume.
+        volume: String,
+        /// Whose volumes.
+        driver: String,
+    },
     /// The kernel refused.
     #[error(transparent)]
     System(#[from] sys::Error),

@@ -46,7 +46,7 @@ use crate::threads::patient;
 pub use cause::{Cause, VolumeError};
 pub use certificates::CertificateError;
 use certificates::Certificates;
-pub use csi::{CALL_WITHIN as CSI_CALL_WITHIN, DriverError, Usage, VolumeStats};
+pub use csi::{ATTACHED_WITHIN, CALL_WITHIN as CSI_CALL_WITHIN, DriverError, Usage, VolumeStats};
 use csi::{Csi, CsiVolume, DriverHandler};
 use ground::Ground;
 use make::Maker;
@@ -65,6 +65,8 @@ pub struct VolumesConfig {
     pub recursive_read_only: bool,
     /// How long a CSI driver may take for a call ([`CSI_CALL_WITHIN`]).
     pub csi_call_within: Duration,
+    /// How long a pod waits for a volume to be attached before it says that it is not ([`ATTACHED_WITHIN`]).
+    pub attached_within: Duration,
 }
 
 /// The volumes of a node's pods.

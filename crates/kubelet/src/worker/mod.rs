@@ -139,10 +139,9 @@ impl Worker {
     }
 
     /// Begins with nothing: the node does not take the pod.
-    fn reject(&mut self, Rejection { reason, message }: Rejection) -> Vec<Change> {
+    fn reject(&mut self, rejection: Rejection) -> Vec<Change> {
         let mut changes = self.take_over(Found::default());
-        let message = format!("Pod was rejected: {message}");
-        changes.push(Change::Fail { reason, message, grace_s: None, disrupted: false });
+        changes.push(rejection.change());
         changes
     }
 

@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_driver_that_hangs_holds_up_its_pods_only", a_driver_that_hangs_holds_up_its_pods_only),
     ("a_pod_brings_its_own_volume", a_pod_brings_its_own_volume),
     ("a_volume_is_used_when_it_is_attached", a_volume_is_used_when_it_is_attached),
+    ("a_node_that_is_full_of_volumes_rejects_the_pod", a_node_that_is_full_of_volumes_rejects_the_pod),
     ("a_device_of_a_driver", a_device_of_a_driver),
 ];
 
@@ -218,6 +219,26 @@ fn a_volume_is_used_when_it_is_attached() {
         node.desk.delete("p", 0);
         node.desk.gone("p").await;
         assert!(in_use.borrow_and_update().is_empty(), "the controller may take it away");
+        node
+    });
+}
+
+fn a_node_that_is_full_of_volumes_rejects_the_pod() {
+    on_a_node(|node| async {
+        let _driver = driver(&node, &[]);
+        describe(&node, json!({ "nodeAllocatableUpdatePeriodSeconds": 60 }));
+        bind(&node, json!({}));
+        node.desk.fill();
+        want(&node, "p", "true", claim());
+        node.desk.when("it is rejected", |desk| desk.phase("p").as_deref() == Some("Failed")).await;
+        let status = node.desk.pod("p").unwrap().status.clone().unwrap();
+        assert_eq!(status.reason.as_deref(), Some("VolumeAttachmentLimitExceeded"));
+        let message = status.message.unwrap();
+        let expect =
+            "Pod was rejected: Node has reached its volume attachment limit, rejecting pod. unmounted volumes=[v]";
+        assert!(message.starts_with(expect), "{message}");
+        node.desk.delete("p", 0);
+        node.desk.gone("p").await;
         node
     });
 }

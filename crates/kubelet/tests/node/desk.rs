@@ -1,7 +1,7 @@
 //! Who wants the pods: tables that a test writes to, as an API server's would be, and that can be made to fail.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use cluster::{Key, Source, SourceError, Store};
@@ -37,6 +37,8 @@ pub(crate) struct Desk {
     last: Mutex<HashMap<String, String>>,
     /// The logins of pods, by name.
     logins: Mutex<HashMap<String, Vec<Credential>>>,
+    /// No volume can be attached any more.
+    is_full: AtomicBool,
 }
 
 impl Desk {
@@ -59,7 +61,13 @@ impl Desk {
             slices: watch::Sender::default(),
             last: Mutex::default(),
             logins: Mutex::default(),
+            is_full: AtomicBool::default(),
         }
+    }
+
+    /// From now on no volume can be attached any more.
+    pub(crate) fn fill(&self) {
+        self.is_full.store(true, Ordering::Relaxed);
     }
 
     /// From now on nobody knows whether the objects are there that pods refer to.
@@ -248,9 +256,12 @@ impl Source for Desk {
     }
 
     async fn volume_attachment(&self, name: &str) -> Result<VolumeAttachment, SourceError> {
+        let status = match self.is_full.load(Ordering::Relaxed) {
+            true => serde_json::json!({ "attached": false, "attachError": { "message": "no slot", "errorCode": 8 } }),
+            false => serde_json::json!({ "attached": true, "attachmentMetadata": { "device": "/dev/one" } }),
+        };
         let found = serde_json::json!({
-            "metadata": { "name": name }, "spec": { "attacher": "a", "nodeName": "n", "source": {} },
-            "status": { "attached": true, "attachmentMetadata": { "device": "/dev/one" } } });
+            "metadata": { "name": name }, "spec": { "attacher": "a", "nodeName": "n", "source": {} }, "status": status });
         Ok(serde_json::from_value(found).unwrap())
     }
 

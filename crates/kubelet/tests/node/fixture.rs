@@ -37,6 +37,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// So long a driver, of volumes or of claims, may take for a call: long enough for those that answer.
 const CALL_WITHIN: Duration = Duration::from_secs(3);
+/// How long a volume may take to be attached.
+const ATTACHED_WITHIN: Duration = Duration::from_secs(3);
 
 /// So long a driver of claims may be away.
 const DRIVER_AWAY: Duration = Duration::from_secs(2);
@@ -420,6 +422,7 @@ async fn start_kubelet_in(
         node: node.clone(),
         recursive_read_only: true,
         csi_call_within: CALL_WITHIN,
+        attached_within: ATTACHED_WITHIN,
     };
     let volumes = Volumes::new(volumes, desk.clone());
     let [devices, claims] = resources.handlers();

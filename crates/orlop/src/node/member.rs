@@ -16,6 +16,7 @@ use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use cluster::Source as _;
 use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate, SealConfig};
+use cri::v1;
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::jiff::Timestamp;
 use kubelet::admission::Site;
@@ -25,6 +26,7 @@ use kubelet::node::certificates::{self, Files, Holder, Purpose};
 use kubelet::node::csi_node::CsiNode;
 use kubelet::node::describe::{self, NodeConfig};
 use kubelet::node::eviction;
+use kubelet::node::features::{self, Abilities};
 use kubelet::node::machine::Machine;
 use kubelet::node::membership::{self, Membership};
 use kubelet::node::pressure::Pressures;
@@ -91,10 +93,12 @@ impl Member {
             None => Base::start(&chosen, network_config(settings, &chosen), forked.zygote).await?,
         };
         let runtime_version = format!("{}://{}", base.identity.name, base.identity.version);
-        let node = NodeConfig { runtime_version, ..node };
+        let abilities = abilities(&base).await;
+        let node = NodeConfig { runtime_version, features: features::declared(&abilities), ..node };
         // Nothing is short until somebody has looked.
         let findings = Findings::default();
-        let site = MemberSite::new(settings, &node, &machine, source.store().clone(), findings.heard());
+        let mut site = MemberSite::new(settings, &node, &machine, source.store().clone(), findings.heard());
+        site.fixed.supplemental_groups_policy = abilities.supplemental_groups_policy;
         let proxy = settings.proxy.as_ref().map(|proxy| proxy.config(settings, &chosen));
         let agent = agent::Config {
             proxy: proxy.map(|proxy| (proxy, source.clone() as Arc<dyn cluster::Source>)),
@@ -190,6 +194,12 @@ fn heed_version_1(configuration: &Configuration) -> anyhow::Result<()> {
         tracing::warn!(field, "a field has no effect: this machine has control groups of version 1");
     }
     Ok(())
+}
+
+/// What the runtime can do. One that does not answer is taken to be able to nothing special.
+async fn abilities(base: &Base) -> Abilities {
+    let status = base.runtime.status(v1::StatusRequest::default()).await;
+    Abilities::of(&base.identity.name, status.ok().and_then(|status| status.features))
 }
 
 /// How many pods the node takes: `maxPods`, or fewer where `podsPerCore` says so.
@@ -405,7 +415,8 @@ impl MemberSite {
         allocatable.insert("pods".to_owned(), Quantity::from_units(node.pods_max.into()));
         let (labels, sysctls) = (describe::labels(node), settings.configuration.sysctls.clone());
         let apparmor = sys::kernel::has_apparmor();
-        let fixed = Site { name: node.name.clone(), labels, allocatable, sysctls, apparmor, ..Site::default() };
+        let (name, features) = (node.name.clone(), node.features.clone());
+        let fixed = Site { name, labels, allocatable, sysctls, apparmor, features, ..Site::default() };
         Self { fixed, store, heard }
     }
 }

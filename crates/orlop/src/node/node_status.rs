@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::NodeStatus;
 use k8s_openapi::jiff::Timestamp;
 use kubelet::facts::NodeFacts;
 use kubelet::node::describe::{self, NodeConfig, Observed};
+use kubelet::node::features::{self, Abilities};
 use kubelet::node::machine::Machine;
 use kubelet::node::pressure::{Pressures, Thresholds};
 
@@ -45,6 +46,7 @@ pub(super) fn alone(name: &str, address: Option<IpAddr>) -> NodeConfig {
         thresholds: Thresholds::NONE,
         runtime_version: RUNTIME_VERSION.to_owned(),
         kubelet_version: KUBELET_VERSION.to_owned(),
+        features: features::declared(&Abilities::default()),
     }
 }
 

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use cluster::Key;
 use k8s_openapi::api::core::v1::{NodeStatus, Pod};
-use k8s_openapi::api::storage::v1::CSIDriver;
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 
 use super::super::Cause;
 use super::{Csi, CsiVolume};
 use crate::context::uid_of;
 
 /// How long a pod waits before it says that its volume is not attached. Attaching a disk takes clouds some seconds.
-const ATTACHED_WITHIN: Duration = Duration::from_secs(60);
+pub const ATTACHED_WITHIN: Duration = Duration::from_secs(60);
+/// gRPC's code for what a driver's controller says that has attached as many volumes to the node as it can.
+const RESOURCE_EXHAUSTED: i32 = 8;
 
 impl Csi {
     /// Waits until the volume is attached to this node, if it needs to be. Returns what the driver's controller has to say to
@@ -31,10 +33,13 @@ impl Csi {
         }
         let name = volume.unique_name();
         self.in_use.send_if_modified(|in_use| in_use.insert((name.clone(), uid_of(pod).to_owned())));
-        if tokio::time::timeout(ATTACHED_WITHIN, self.is_on_node(&name)).await.is_err() {
-            return Err(Cause::Detached { volume: volume.name.clone(), driver: volume.driver.clone() });
-        }
+        let late = tokio::time::timeout(self.config.attached_within, self.is_on_node(&name)).await.is_err();
         let attachment = self.source.volume_attachment(&volume.attachment(&self.config.node.name)).await;
+        if late {
+            let (volume, driver) = (volume.name.clone(), volume.driver.clone());
+            let is_full = attachment.is_ok_and(|attachment| is_exhausted(about, &attachment));
+            return Err(if is_full { Cause::Exhausted { volume, driver } } else { Cause::Detached { volume, driver } });
+        }
         let attachment = attachment.map_err(|reason| Cause::Source { reason })?;
         let told = attachment.status.and_then(|status| status.attachment_metadata).unwrap_or_default();
         Ok(told.into_iter().collect())
@@ -54,6 +59,14 @@ impl Csi {
             changes.next().await;
         }
     }
+}
+
+/// Whether the node has as many volumes of the driver as it can have. Only a driver whose count of them is kept up to date
+/// (KEP-4876) is believed.
+fn is_exhausted(about: Option<&CSIDriver>, attachment: &VolumeAttachment) -> bool {
+    let period = about.and_then(|about| about.spec.node_allocatable_update_period_seconds);
+    let error = attachment.status.as_ref().and_then(|status| status.attach_error.as_ref());
+    period.is_some_and(|seconds| seconds > 0) && error.is_some_and(|error| error.error_code == Some(RESOURCE_EXHAUSTED))
 }
 
 fn has(status: &NodeStatus, volume: &str) -> bool {

@@ -40,6 +40,7 @@ use crate::context::uid_of;
 use crate::node::csi_node::{CsiNode, Driver as Announced};
 use crate::plugins::{Handler, Plugin, Refusal};
 use crate::threads::patient;
+pub use attach::ATTACHED_WITHIN;
 pub use driver::DriverError;
 use driver::{Driver, Drivers};
 use record::Published;
