@@ -257,7 +257,7 @@ impl Job {
 }
 
 /// Upstream's name of what makes a volume.
-fn plugin(volume: &k8s_openapi::api::core::v1::Volume) -> &'static str {
+pub(crate) fn plugin(volume: &k8s_openapi::api::core::v1::Volume) -> &'static str {
     let kinds = [
         (volume.config_map.is_some(), "kubernetes.io/configmap"),
         (volume.secret.is_some(), "kubernetes.io/secret"),

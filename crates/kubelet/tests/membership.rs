@@ -110,6 +110,7 @@ fn config() -> NodeConfig {
         thresholds: Thresholds::NONE,
         runtime_version: "orlop://0".into(),
         kubelet_version: "v1.37.2".into(),
+        features: Vec::new(),
     }
 }
 

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod names;
+
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -222,6 +225,21 @@ async fn answers() {
 }
 
 #[tokio::test]
+async fn every_metric_of_upstream_is_told_or_not_for_a_reason() {
+    let node = Fixture::new().await;
+    let text = [node.get("/metrics").await.1, node.get("/metrics/probes").await.1].concat();
+    let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let told: BTreeSet<&str> = families.collect();
+    for name in names::OF_UPSTREAM.split_whitespace() {
+        let excused = names::NOT_TOLD.iter().find(|(beginning, _)| name.starts_with(beginning));
+        assert!(told.contains(name) != excused.is_some(), "{name} is told or excused ({excused:?}), one of them");
+    }
+    for (beginning, _) in names::NOT_TOLD {
+        assert!(names::OF_UPSTREAM.split_whitespace().any(|name| name.starts_with(beginning)), "{beginning}");
+    }
+}
+
+#[tokio::test]
 async fn who_may_not_reach_into_pods_sees_the_rest() {
     let mut node = Fixture::new().await;
     node.api = node.api.with_debugging(false);
@@ -255,7 +273,10 @@ async fn it_says_what_it_is_and_with_which_flags_it_runs() {
     node.api = node.api.with_flags([("max-pods".to_owned(), "110".to_owned())].into());
     let (status, text) = node.get("/statusz").await;
     assert_eq!(status, StatusCode::OK);
-    assert!(text.starts_with("\nkubelet statusz\nWarning: This endpoint is not meant to be machine parseable"), "{text}");
+    assert!(
+        text.starts_with("\nkubelet statusz\nWarning: This endpoint is not meant to be machine parseable"),
+        "{text}"
+    );
     assert!(text.contains("\nBinary version: 1.37.2\nEmulation version: 1.37\n"), "{text}");
     let (_, text) = node.get_as("/statusz", "application/json;v=v1beta1;g=config.k8s.io;as=Statusz").await;
     let object: Value = serde_json::from_str(&text).unwrap();

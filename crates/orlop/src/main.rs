@@ -198,7 +198,10 @@ mod tests {
         assert_eq!((options.cloud_provider.as_str(), options.verbosity), ("external", Some(1)));
         assert_eq!(options.root_dir.as_deref(), Some(Path::new("1")));
         let shown = options.flags();
-        assert_eq!((shown["root-dir"].as_str(), shown["max-pods"].as_str(), shown["lock-file"].as_str()), ("1", "1", "1"));
+        assert_eq!(
+            (shown["root-dir"].as_str(), shown["max-pods"].as_str(), shown["lock-file"].as_str()),
+            ("1", "1", "1")
+        );
         let missing = upstream.iter().filter(|flag| **flag != "version" && !shown.contains_key(**flag));
         assert_eq!(missing.collect::<Vec<_>>(), [&""; 0], "not in /flagz");
         let fields = kubelet::configuration::LEAVES.iter().chain(kubelet::configuration::FLAGS_WITHOUT_EFFECT);

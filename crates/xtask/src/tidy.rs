@@ -26,7 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("nri", &["sys"]),
     ("image", &["sys", "trust"]),
     ("network", &["sys", "netfilter"]),
-    ("cluster", &["sys", "trust"]),
+    ("cluster", &["sys", "trust", "instruments"]),
     ("runtime", &["sys", "executor", "keeper", "image", "network", "nri", "cri"]),
     ("proxy", &["sys", "configfile", "instruments", "service", "netfilter", "cluster"]),
     ("kubelet", &["sys", "dbus", "systemd", "configfile", "instruments", "trust", "cri", "plugin", "cluster", "pod"]),

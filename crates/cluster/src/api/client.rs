@@ -9,6 +9,7 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use instruments::{Histograms, labels};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -27,6 +28,8 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 const ERROR_BYTES_MAX: usize = 64 << 10;
 /// What is said of a request that is too long to be sent.
 const TITLE_CHARS_MAX: usize = 200;
+/// Upstream's for the latency of requests.
+const DURATIONS: &[f64] = &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// A client of one API server as one user. A handle: clones share connections and credentials.
@@ -53,6 +56,8 @@ struct Shared {
     is_away: Mutex<bool>,
     /// Answers so far, by method and status; none where nobody answered. Guards a table of a few dozen numbers.
     answers: Mutex<BTreeMap<(String, Option<u16>), u64>>,
+    /// How long requests with an end took, by method and host.
+    durations: Histograms,
 }
 
 /// One request.
@@ -113,6 +118,7 @@ impl Api {
                 returns: watch::Sender::new(0),
                 is_away: Mutex::new(false),
                 answers: Mutex::default(),
+                durations: Histograms::new(DURATIONS),
                 config,
             }),
         })
@@ -127,6 +133,11 @@ impl Api {
     pub fn answers(&self) -> Vec<(String, Option<u16>, u64)> {
         let answers = self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner);
         answers.iter().map(|((method, status), count)| (method.clone(), *status, *count)).collect()
+    }
+
+    /// How long requests with an end took so far, by method and host.
+    pub fn durations(&self) -> &Histograms {
+        &self.shared.durations
     }
 
     /// Takes no connection that is open now for new requests: when they may lead nowhere, as after a heartbeat without
@@ -158,8 +169,17 @@ impl Api {
     }
 
     async fn call_once(&self, call: &Call) -> Result<Bytes, ApiError> {
-        let limit = self.shared.config.timeout;
         self.wait_for_turn().await;
+        let begun = Instant::now();
+        let answered = self.answered(call).await;
+        let host = self.shared.config.server.authority();
+        let labels = labels(&[("host", &host), ("verb", call.method.as_str())]);
+        self.shared.durations.observe(&labels, begun.elapsed());
+        answered
+    }
+
+    async fn answered(&self, call: &Call) -> Result<Bytes, ApiError> {
+        let limit = self.shared.config.timeout;
         let begun = Instant::now();
         let answer = match timeout(limit, self.send(&self.shared.requests, call)).await {
             Ok(answer) => answer?,

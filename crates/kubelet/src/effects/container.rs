@@ -34,6 +34,17 @@ enum Failed {
 }
 
 impl Failed {
+    /// The waiting reason; none where nobody wants the container any more.
+    fn code(&self) -> &'static str {
+        match self {
+            Self::For { reason, .. } => reason,
+            Self::NoImage { .. } => "CreateContainerError",
+            Self::NoVolume { .. } => "CreateContainerConfigError",
+            Self::NoVolumeImage { .. } => IMAGE_VOLUME,
+            Self::Aborted => "",
+        }
+    }
+
     fn create(message: impl ToString) -> Self {
         Self::For { reason: "CreateContainerError", message: message.to_string() }
     }
@@ -69,7 +80,9 @@ impl From<VolumeError> for Failed {
 
 impl Job {
     pub(super) async fn start(&self, name: &str, attempt: u32) {
-        match self.started(name, attempt).await {
+        let started = self.started(name, attempt).await;
+        self.count_start(name, started.as_ref().err().map(Failed::code));
+        match started {
             Ok((id, at)) => {
                 self.change(Change::Started { container: name.to_owned(), id, at });
                 self.remove_old_runs(name, attempt).await;
@@ -88,6 +101,15 @@ impl Job {
                 self.change(Change::VolumesMissing);
             }
             Err(Failed::Aborted) => {}
+        }
+    }
+
+    /// A start that was given up is none.
+    fn count_start(&self, name: &str, failed: Option<&str>) {
+        if let Some((role, _)) = pod::spec::container(&self.pod, name)
+            && failed != Some("")
+        {
+            self.context.parts.metrics.container_started(role, failed);
         }
     }
 

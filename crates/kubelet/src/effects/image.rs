@@ -134,6 +134,7 @@ impl Job {
                         found.size
                     );
                     self.context.normal(&self.pod, "Pulled", message, wanted.container);
+                    self.context.parts.metrics.pulled(found.size, begun.elapsed());
                     return Ok(found);
                 }
                 Err(error) => cause = error.to_string(),

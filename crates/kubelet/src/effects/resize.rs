@@ -71,7 +71,9 @@ impl Job {
 
     async fn write_group(&self, part: Part) -> Result<(), String> {
         let (groups, pod) = (self.context.parts.groups.clone(), self.pod.clone());
+        let begun = std::time::Instant::now();
         let written = tokio::task::spawn_blocking(move || groups.resize_pod(&pod, part)).await;
+        self.context.parts.metrics.group_done("update", begun.elapsed());
         written.map_err(|error| error.to_string())?.map_err(|error| format!("the pod's control group: {error}"))
     }
 

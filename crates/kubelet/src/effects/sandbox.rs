@@ -1,10 +1,13 @@
 //! Making a pod's sandbox, and having ready what has to be before it.
 
+use std::time::Instant;
+
 use cri::v1;
 use pod::Change;
 
 use super::Job;
 use crate::context::chain;
+use crate::metrics::SandboxStart;
 use crate::resources::Resources;
 use crate::{generate, remains};
 
@@ -32,7 +35,10 @@ impl Job {
         let config = self.sandbox_config(attempt)?;
         let (groups, pod) = (self.context.parts.groups.clone(), self.pod.clone());
         let has_own_cpus = self.context.parts.resources.has_own_cpus(self.uid());
+        let metrics = &self.context.parts.metrics;
+        let begun = Instant::now();
         let grouped = tokio::task::spawn_blocking(move || groups.ensure_pod(&pod, has_own_cpus)).await;
+        metrics.group_done("create", begun.elapsed());
         grouped.map_err(|error| error.to_string())?.map_err(|error| format!("the pod's control group: {error}"))?;
         let logs = config.log_directory.clone();
         tokio::fs::create_dir_all(&logs).await.map_err(|error| format!("log directory {logs}: {error}"))?;
@@ -43,8 +49,13 @@ impl Job {
         };
         let runtime = &self.context.parts.runtime;
         self.shared.set_sandbox_config(config.clone());
-        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler };
-        let id = runtime.run_pod_sandbox(request).await.map_err(|error| error.to_string())?.pod_sandbox_id;
+        let own_users = pod::spec::of(&self.pod).host_users == Some(false);
+        let begun = Instant::now();
+        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.clone() };
+        let made = runtime.run_pod_sandbox(request).await;
+        let (took, failed) = (begun.elapsed(), made.is_err());
+        metrics.sandbox_started(SandboxStart { handler: &handler, own_users, took, failed });
+        let id = made.map_err(|error| error.to_string())?.pod_sandbox_id;
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
         let status = runtime.pod_sandbox_status(request).await.map_err(|error| error.to_string())?.status;
         let is_ready = |status: &v1::PodSandboxStatus| status.state == v1::PodSandboxState::SandboxReady as i32;

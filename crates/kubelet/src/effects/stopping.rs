@@ -102,7 +102,9 @@ impl Job {
 
     async fn remove_group(&self) -> Result<(), String> {
         let (groups, pod) = (self.context.parts.groups.clone(), self.pod.clone());
+        let begun = Instant::now();
         let removed = tokio::task::spawn_blocking(move || groups.remove_pod(&pod)).await;
+        self.context.parts.metrics.group_done("destroy", begun.elapsed());
         removed.map_err(|error| error.to_string())?.map_err(|error| format!("control group: {error}"))
     }
 

@@ -1,6 +1,7 @@
 //! What the kubelet counts of itself, under upstream's names. Counting is an addition; text is only made when somebody asks.
 
 mod probes;
+mod starts;
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,8 +10,11 @@ use std::time::Duration;
 use instruments::{Counts, Histogram, Histograms, Text, labels, process};
 use k8s_openapi::api::core::v1::Pod;
 use pod::probe::{Kind, Outcome};
+use pod::spec::Role;
 
 use probes::Probes;
+pub(crate) use starts::SandboxStart;
+use starts::Starts;
 
 /// `ExponentialBuckets(0.005, 2.5, 14)`, upstream's for calls of the runtime.
 const CALLS: &[f64] = &[
@@ -60,11 +64,14 @@ pub struct Metrics {
     preemptions: Counts,
     rejections: Counts,
     requests: Counts,
+    request_durations: Histograms,
+    websockets: Counts,
     failed_renewals: Counts,
     claims: Histograms,
     driver_calls: Histograms,
     claims_in_use: Mutex<BTreeMap<String, usize>>,
     probes: Probes,
+    starts: Starts,
 }
 
 impl Default for Metrics {
@@ -81,11 +88,14 @@ impl Default for Metrics {
             preemptions: Counts::default(),
             rejections: Counts::default(),
             requests: Counts::default(),
+            request_durations: Histograms::new(SHORT),
+            websockets: Counts::default(),
             failed_renewals: Counts::default(),
             claims: Histograms::new(CLAIMS),
             driver_calls: Histograms::new(CLAIMS),
             claims_in_use: Mutex::default(),
             probes: Probes::default(),
+            starts: Starts::default(),
         }
     }
 }
@@ -107,11 +117,53 @@ impl Metrics {
     }
 
     /// A request of the API has been answered.
-    pub(crate) fn requested(&self, method: &str, path: &str) {
+    pub(crate) fn requested(&self, method: &str, path: &str, took: Duration) {
         let long = matches!(path, "exec" | "attach" | "portForward" | "containerLogs" | "debug");
         let long = if long { "true" } else { "false" };
         let pairs = [("long_running", long), ("method", method), ("path", path), ("server_type", "readwrite")];
-        self.requests.add(&labels(&pairs));
+        let labels = labels(&pairs);
+        self.requests.add(&labels);
+        self.request_durations.observe(&labels, took);
+    }
+
+    /// Somebody speaks WebSocket in a session.
+    pub(crate) fn spoke_websocket(&self, path: &str) {
+        self.websockets.add(&labels(&[("subresource", &path.to_ascii_lowercase())]));
+    }
+
+    /// A sandbox was made, or not.
+    pub(crate) fn sandbox_started(&self, start: SandboxStart<'_>) {
+        self.starts.sandbox(start);
+    }
+
+    /// A container was started, or why not.
+    pub(crate) fn container_started(&self, role: Role, failed: Option<&str>) {
+        self.starts.container(role, failed);
+    }
+
+    /// A run has ended.
+    pub(crate) fn container_ended(&self, role: Role, exit_code: i32, reason: &str) {
+        self.starts.container_ended(role, exit_code, reason);
+    }
+
+    /// The worker of a pod begins, so long after the pod was seen.
+    pub(crate) fn worker_started(&self, waited: Duration) {
+        self.starts.worker(waited);
+    }
+
+    /// The group of a pod was made, changed or removed.
+    pub(crate) fn group_done(&self, operation: &str, took: Duration) {
+        self.starts.group(operation, took);
+    }
+
+    /// An image of this size was pulled.
+    pub(crate) fn pulled(&self, bytes: u64, took: Duration) {
+        self.starts.pull(bytes, took);
+    }
+
+    /// A pod runs, so long after it was created.
+    pub(crate) fn pod_runs(&self, age: Duration) {
+        self.starts.total(age);
     }
 
     /// A worker has decided and begun what it decided.
@@ -183,6 +235,7 @@ impl Metrics {
         self.counters().into_iter().for_each(|(counts, name, help)| counts.write(text, name, help));
         self.durations().into_iter().for_each(|(histograms, name, help)| histograms.write(text, name, help));
         self.write_claims_in_use(text);
+        self.starts.write(text);
         let start = "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run";
         self.pod_start.write(text, "kubelet_pod_start_duration_seconds", start);
         let sli = "Duration in seconds to start a pod, excluding time to pull images and run init containers, measured from \
@@ -192,7 +245,7 @@ impl Metrics {
     }
 
     /// Each with its name and upstream's explanation.
-    fn counters(&self) -> [(&Counts, &'static str, &'static str); 6] {
+    fn counters(&self) -> [(&Counts, &'static str, &'static str); 7] {
         [
             (
                 &self.calls,
@@ -216,11 +269,16 @@ impl Metrics {
                 "kubelet_http_requests_total",
                 "Number of the http requests received since the server started",
             ),
+            (
+                &self.websockets,
+                "kubelet_websocket_streaming_requests_total",
+                "Total number of WebSocket streaming requests (exec/attach/portforward) received by the kubelet.",
+            ),
         ]
     }
 
     /// As [`Metrics::counters`].
-    fn durations(&self) -> [(&Histograms, &'static str, &'static str); 5] {
+    fn durations(&self) -> [(&Histograms, &'static str, &'static str); 6] {
         [
             (
                 &self.call_durations,
@@ -233,6 +291,11 @@ impl Metrics {
                 "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync",
             ),
             (&self.storage, "storage_operation_duration_seconds", "Storage operation duration"),
+            (
+                &self.request_durations,
+                "kubelet_http_requests_duration_seconds",
+                "Duration in seconds to serve http requests",
+            ),
             (
                 &self.claims,
                 "dra_operations_duration_seconds",
@@ -338,13 +401,20 @@ mod tests {
         metrics.done("run_pod_sandbox", Duration::from_millis(100), true);
         metrics.evicted("memory.available");
         metrics.rejected("OutOfcpu");
-        metrics.requested("GET", "metrics");
+        metrics.requested("GET", "metrics", Duration::from_millis(3));
+        metrics.spoke_websocket("portForward");
         metrics.stepped("sync", Duration::from_micros(50));
         metrics.mounted("kubernetes.io/empty-dir", Duration::from_millis(1), false);
         metrics.pod_start.observe(Duration::from_millis(60));
         metrics.renewal_failed(true);
         let pod = json!({"metadata": {"name": "p\"q", "namespace": "n", "uid": "u"}});
-        metrics.probed(&serde_json::from_value(pod).unwrap(), "c", Kind::Liveness, Outcome::Failure, Duration::from_millis(20));
+        metrics.probed(
+            &serde_json::from_value(pod).unwrap(),
+            "c",
+            Kind::Liveness,
+            Outcome::Failure,
+            Duration::from_millis(20),
+        );
         let mut text = Text::default();
         metrics.write(&mut text);
         metrics.write_probes(&mut text);

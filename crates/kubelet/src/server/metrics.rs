@@ -9,6 +9,8 @@
 //!
 //! There is no `kubelet_pleg_*`: nothing is listed again to find out what has happened, so no relist can be late.
 
+mod pods;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -198,9 +200,7 @@ pub(super) async fn own(
         let count = containers.iter().filter(|container| container.state == i32::from(state)).count();
         text.sample("kubelet_running_containers", &labels(&[("container_state", name)]), count);
     }
-    let desired = store.pods().list().len();
-    text.family("kubelet_desired_pods", "gauge", "The number of pods the kubelet is being instructed to run.");
-    text.sample("kubelet_desired_pods", &labels(&[("static", "")]), desired);
+    pods::write(&mut text, store, paths).await;
     telemetry.metrics.write(&mut text);
     telemetry.others.iter().for_each(|other| other.write(&mut text));
     write_volumes(&mut text, &measured_volumes(telemetry, store, paths).await);

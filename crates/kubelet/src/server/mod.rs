@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use cluster::{Key, Source};
@@ -192,7 +193,11 @@ impl Api {
 
     /// Answers one request. Sessions it opens live on after it.
     pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = query::decode(request.uri().path());
+        let first = known(path.split('/').find(|part| !part.is_empty()).unwrap_or_default());
+        let (method, begun) = (method_of(&request), Instant::now());
         let answered = self.route(request).await;
+        self.telemetry.metrics.requested(method, first, begun.elapsed());
         answered.unwrap_or_else(|failure| with_body(failure.status, "text/plain; charset=utf-8", failure.message))
     }
 
@@ -206,7 +211,6 @@ impl Api {
         let path = query::decode(request.uri().path());
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let query = Query::parse(request.uri().query().unwrap_or_default());
-        self.telemetry.metrics.requested(method_of(&request), known(&parts));
         if !self.debugging && is_debugging(&parts) {
             return Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled."));
         }
@@ -217,7 +221,7 @@ impl Api {
             (&Method::GET, ["configz"]) => Ok(json_body(&json!({"kubeletconfig": *self.configuration}))),
             (&Method::GET, ["statusz"]) => self.statusz(accepted(&request)),
             (&Method::GET, ["flagz"]) => self.flagz(accepted(&request)),
-            (_, ["logs", rest @ ..]) => self.node_logs(&request, rest, &query).await,
+            (_, ["logs", rest @ ..]) => self.node_logs(request.method(), request.uri(), rest, &query).await,
             (&Method::GET, ["pods"]) => Ok(json_body(&self.pod_list())),
             (&Method::GET, ["runningpods"]) => Ok(json_body(&stats::running_pods(&*self.runtime).await?)),
             (&Method::GET | &Method::POST, ["stats", "summary"]) => {
@@ -309,11 +313,9 @@ fn accepted(request: &Request<Incoming>) -> &str {
 }
 
 /// The method for who counts them: callers make up others.
-fn method_of(request: &Request<Incoming>) -> &str {
-    match request.method().as_str() {
-        known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "CONNECT" | "OPTIONS") => known,
-        _ => "other",
-    }
+fn method_of(request: &Request<Incoming>) -> &'static str {
+    const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS"];
+    METHODS.into_iter().find(|method| *method == request.method().as_str()).unwrap_or("other")
 }
 
 fn with_body(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
@@ -345,8 +347,8 @@ const PATHS: [&str; 13] = [
 ];
 
 /// The first part of a path, if it is one of ours: names that callers make up are not counted.
-fn known<'a>(parts: &[&'a str]) -> &'a str {
-    parts.first().copied().filter(|first| PATHS.contains(first)).unwrap_or_default()
+fn known(first: &str) -> &'static str {
+    PATHS.into_iter().find(|path| *path == first).unwrap_or_default()
 }
 
 fn prometheus(text: String) -> Response<Body> {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use http::header::{ALLOW, CONTENT_TYPE, LOCATION};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use sys::rustix::fs::{Dir, FileType, Mode, OFlags, fstat, open};
@@ -51,11 +51,12 @@ enum Found {
 }
 
 impl Api {
-    pub(super) async fn node_logs<B>(&self, request: &Request<B>, parts: &[&str], query: &Query) -> Answer {
+    /// Answers a request for `uri`, whose path is `/logs/` with these parts.
+    pub(super) async fn node_logs(&self, method: &Method, uri: &Uri, parts: &[&str], query: &Query) -> Answer {
         if self.node_logs == NodeLogs::Off {
             return Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled."));
         }
-        if request.method() != Method::GET {
+        if method != Method::GET {
             let mut refusal = with_body(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed");
             refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
             return Ok(refusal);
@@ -65,7 +66,7 @@ impl Api {
             NodeLogs::Off | NodeLogs::Files => None,
         };
         let Some(asked) = asked else {
-            let is_directory = request.uri().path().ends_with('/');
+            let is_directory = uri.path().ends_with('/');
             return file(&self.log_dir, parts.join("/"), is_directory).await;
         };
         let unacceptable = |message: String| Failure::new(StatusCode::NOT_ACCEPTABLE, message);

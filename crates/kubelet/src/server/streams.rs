@@ -107,6 +107,9 @@ impl Api {
         if request.headers().get(UPGRADE).is_none() {
             return Err(Failure::bad_request("unable to upgrade: the request has no Upgrade header"));
         }
+        if request.headers()[UPGRADE].as_bytes().eq_ignore_ascii_case(b"websocket") {
+            self.telemetry.metrics.spoke_websocket(parts.first().copied().unwrap_or_default());
+        }
         let url = match target.kind {
             Kind::PortForward => self.port_forward_url(&target, query).await?,
             Kind::Exec | Kind::Attach => self.container_url(&target, query).await?,

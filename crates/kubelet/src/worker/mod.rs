@@ -194,6 +194,7 @@ impl Worker {
     /// Works until the source has forgotten the pod and nothing of it is left.
     async fn run(&mut self, mut heard: UnboundedReceiver<Event>) {
         let mut operation = "create";
+        self.context.parts.metrics.worker_started(self.shown().timeline.age());
         while !(self.is_gone && self.view.is_taken_down()) {
             let begun = std::time::Instant::now();
             let next_due = self.step();
@@ -335,6 +336,7 @@ impl Worker {
         tracing::debug!(pod = %name_of(&self.pod), ?change);
         let grants = matches!(change, Change::Allocated { .. });
         let before = self.time_to_end();
+        self.count_end(&change);
         let notes = Arc::make_mut(&mut self.view).apply(&self.pod, change, Timestamp::now());
         notes.iter().for_each(|note| self.context.note(&self.pod, note));
         if grants {
@@ -435,6 +437,15 @@ impl Worker {
 }
 
 impl Worker {
+    /// Counts a run that ends, once.
+    fn count_end(&self, change: &Change) {
+        let Change::Exited { container, run } = change else { return };
+        let is_news = self.view.running(container).is_some_and(|running| running.id == run.id);
+        if let Some((role, _)) = pod::spec::container(&self.pod, container).filter(|_| is_news) {
+            self.context.parts.metrics.container_ended(role, run.exit_code, &run.reason);
+        }
+    }
+
     /// Counts how long a pod took that runs for the first time.
     fn count_start(&self, status: &PodStatus) {
         let phase = |status: &PodStatus| status.phase.as_deref().map(str::to_owned);
@@ -453,6 +464,7 @@ impl Worker {
         let Some(age) = created.and_then(|at| Duration::try_from(Timestamp::now().duration_since(at)).ok()) else {
             return;
         };
+        metrics.pod_runs(age);
         // Creation times are whole seconds; upstream's figure has that, too.
         if pod::spec::containers(&self.pod).all(|(role, _)| role == pod::spec::Role::Main) {
             metrics.pod_start_sli.observe(age.saturating_sub(images));

@@ -17,6 +17,8 @@ pub(crate) fn write(text: &mut Text, api: &Api) {
         let code = status.map_or_else(|| "<error>".to_owned(), |status| status.to_string());
         text.sample(REQUESTS, &labels(&[("code", &code), ("host", &host), ("method", &method)]), count);
     }
+    let help = "Request latency in seconds. Broken down by verb, and host.";
+    api.durations().write(text, "rest_client_request_duration_seconds", help);
     text.family("kubernetes_build_info", "gauge", "A metric with a constant '1' value labeled by version.");
     let version = KUBELET_VERSION;
     let mut parts = version.trim_start_matches('v').split('.');
