@@ -175,17 +175,55 @@ pub fn parse_resolv_conf(text: &str) -> DnsConfig {
 
 /// The resolver settings of a pod's sandbox. `host` are the node's own.
 pub fn dns_config(pod: &Pod, cluster: &ClusterDns, host: &DnsConfig) -> DnsConfig {
-    let spec = spec::of(pod);
-    let host_network = spec.host_network == Some(true);
-    let in_cluster = match spec.dns_policy.as_deref() {
-        Some("None") => return bounded(with_own(DnsConfig::default(), spec.dns_config.as_ref())),
-        Some("Default") => false,
-        Some("ClusterFirstWithHostNet") => true,
-        _ => !host_network,
+    bounded(wanted_dns_config(pod, cluster, host))
+}
+
+/// What of a pod's resolver settings cannot be as it should: reasons and messages of upstream's events.
+pub fn dns_trouble(pod: &Pod, cluster: &ClusterDns, host: &DnsConfig) -> Vec<(&'static str, String)> {
+    let wanted = wanted_dns_config(pod, cluster, host);
+    let (servers, searches) = (wanted.servers.len(), wanted.searches.len());
+    let had = bounded(wanted);
+    let policy = spec::of(pod).dns_policy.as_deref().unwrap_or("ClusterFirst");
+    let missing = (wants_cluster_dns(pod) && cluster.servers.is_empty()).then(|| {
+        let message = format!(
+            "kubelet does not have ClusterDNS IP configured and cannot create Pod using {policy:?} policy. Falling back to \
+             \"Default\" policy."
+        );
+        ("MissingClusterDNS", message)
+    });
+    let cut = |what: &str, kept: &[String]| {
+        let (kind, list) = match what {
+            "nameserver" => ("Nameserver", "nameservers"),
+            _ => ("Search Line", "search paths"),
+        };
+        let kept = kept.join(" ");
+        let message =
+            format!("{kind} limits were exceeded, some {list} have been omitted, the applied {what} line is: {kept}");
+        ("DNSConfigForming", message)
     };
-    let base =
-        if in_cluster && !cluster.servers.is_empty() { cluster_config(pod, cluster, host) } else { host.clone() };
-    bounded(with_own(base, spec.dns_config.as_ref()))
+    let servers = (had.servers.len() < servers).then(|| cut("nameserver", &had.servers));
+    let searches = (had.searches.len() < searches).then(|| cut("search", &had.searches));
+    missing.into_iter().chain(servers).chain(searches).collect()
+}
+
+/// Whether the pod's names are looked up in the cluster first, where the cluster has a server.
+fn wants_cluster_dns(pod: &Pod) -> bool {
+    let spec = spec::of(pod);
+    match spec.dns_policy.as_deref() {
+        Some("None" | "Default") => false,
+        Some("ClusterFirstWithHostNet") => true,
+        _ => spec.host_network != Some(true),
+    }
+}
+
+/// Whatever resolvers take.
+fn wanted_dns_config(pod: &Pod, cluster: &ClusterDns, host: &DnsConfig) -> DnsConfig {
+    let base = match spec::of(pod).dns_policy.as_deref() {
+        Some("None") => DnsConfig::default(),
+        _ if wants_cluster_dns(pod) && !cluster.servers.is_empty() => cluster_config(pod, cluster, host),
+        _ => host.clone(),
+    };
+    with_own(base, spec::of(pod).dns_config.as_ref())
 }
 
 fn cluster_config(pod: &Pod, cluster: &ClusterDns, host: &DnsConfig) -> DnsConfig {
@@ -294,6 +332,19 @@ mod tests {
             json!({"dnsConfig": {"nameservers": ["1.1.1.1"], "options": [{"name": "ndots", "value": "1"}, {"name": "edns0"}]}}),
         );
         assert_eq!((own.servers.len(), own.options), (2, vec!["ndots:1".to_owned(), "edns0".to_owned()]));
+        let trouble = |cluster: &ClusterDns, spec| dns_trouble(&pod(spec), cluster, &host);
+        assert!(trouble(&cluster, json!({})).is_empty());
+        let nameservers = ["1.1.1.1", "1.1.1.2", "1.1.1.3"];
+        let many = trouble(&cluster, json!({"dnsConfig": {"nameservers": nameservers}}));
+        let expect = "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: \
+                      10.96.0.10 1.1.1.1 1.1.1.2";
+        assert_eq!(many, [("DNSConfigForming", expect.to_owned())]);
+        let searches: Vec<String> = (0..40).map(|number| format!("s{number}")).collect();
+        let many = trouble(&cluster, json!({"dnsConfig": {"searches": searches}}));
+        assert!(many[0].1.starts_with("Search Line limits were exceeded, some search paths"), "{many:?}");
+        let none = ClusterDns { servers: Vec::new(), ..cluster.clone() };
+        assert_eq!(trouble(&none, json!({}))[0].0, "MissingClusterDNS");
+        assert!(trouble(&none, json!({"dnsPolicy": "Default"})).is_empty());
         let none = of(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"]}}));
         assert_eq!((none.servers, none.searches.len()), (vec!["1.1.1.1".to_owned()], 0));
     }

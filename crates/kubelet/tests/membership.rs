@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::{Event, Node, NodeStatus, PodStatus};
 use kubelet::node::describe::NodeConfig;
 use kubelet::node::machine::Machine;
 use kubelet::node::membership::{Membership, Parts};
+use kubelet::node::news::News;
 use kubelet::node::pressure::{Pressures, Thresholds};
 use kubelet::resources::{self, Resources};
 use serde_json::{Value, json};
@@ -30,7 +31,8 @@ use tokio::sync::watch;
 /// Nothing here is due before it has ended.
 const NEVER: Duration = Duration::from_secs(3600);
 
-struct Fixed(Store);
+/// Has a table, and tells of events.
+struct Fixed(Store, UnboundedSender<Event>);
 
 #[async_trait::async_trait]
 impl Source for Fixed {
@@ -49,7 +51,9 @@ impl Source for Fixed {
     async fn update_node_status(&self, _: &str, _: NodeStatus) -> Result<(), SourceError> {
         Ok(())
     }
-    fn event(&self, _: Event) {}
+    fn event(&self, event: Event) {
+        let _ = self.1.send(event); // The test may have ended.
+    }
 }
 
 /// Nothing is wrong with it.
@@ -128,6 +132,7 @@ struct Member {
     /// What the server tells the node of itself.
     store: Store,
     reports: UnboundedReceiver<Node>,
+    events: UnboundedReceiver<Event>,
     _findings: Findings,
     _root: tempfile::TempDir,
 }
@@ -141,8 +146,9 @@ impl Member {
         tokio::spawn(serve(listener, tell));
         let (root, store) = (tempfile::tempdir().unwrap(), Store::new());
         let plain = resources::Config::plain(root.path().to_owned());
-        let source = Arc::new(Fixed(store.clone()));
-        let resources = Resources::start(&plain, Arc::new(Ready), source, Arc::default()).await.unwrap();
+        let (tell, events) = unbounded_channel();
+        let source = Arc::new(Fixed(store.clone(), tell));
+        let resources = Resources::start(&plain, Arc::new(Ready), source.clone(), Arc::default()).await.unwrap();
         let findings = Findings::default();
         let membership = Membership::start(Parts {
             config: config(),
@@ -150,6 +156,9 @@ impl Member {
             api: api.clone(),
             heartbeats: api,
             store: store.clone(),
+            source,
+            first_news: vec![News::normal("NodeAllocatableEnforced", "limits")],
+            image_trouble: watch::channel(None).1,
             runtime: Arc::new(Ready),
             images: Arc::new(Ready),
             pressures: findings.pressures.subscribe(),
@@ -160,7 +169,7 @@ impl Member {
             report_every: NEVER,
             lease_s: 40,
         });
-        Self { _membership: membership, store, reports, _findings: findings, _root: root }
+        Self { _membership: membership, store, reports, events, _findings: findings, _root: root }
     }
 
     /// The next report: the node, and whether it is ready.
@@ -174,6 +183,24 @@ impl Member {
 fn ready(node: &mut Node) -> &mut k8s_openapi::api::core::v1::NodeCondition {
     let conditions = node.status.as_mut().unwrap().conditions.as_mut().unwrap();
     conditions.iter_mut().find(|condition| condition.type_ == "Ready").unwrap()
+}
+
+#[tokio::test]
+async fn a_node_tells_how_it_begins() {
+    let mut member = Member::start().await;
+    member.report().await;
+    let expect = [
+        "Starting",
+        "NodeAllocatableEnforced",
+        "NodeHasSufficientMemory",
+        "NodeHasNoDiskPressure",
+        "NodeHasSufficientPID",
+        "NodeReady",
+    ];
+    for reason in expect {
+        let event = member.events.recv().await.unwrap();
+        assert_eq!((event.reason.as_deref(), event.involved_object.name.as_deref()), (Some(reason), Some("n1")));
+    }
 }
 
 /// A server that was cut off from the node takes it for lost, and the node has changed nothing since.

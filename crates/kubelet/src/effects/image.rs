@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use cluster::{Key, Store};
 use cri::v1;
-use k8s_openapi::api::core::v1::{Container, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 use k8s_openapi::jiff::Timestamp;
 use pod::Change;
 
@@ -108,6 +109,14 @@ impl Job {
         let (image, begun) = (wanted.image, Instant::now());
         self.context.normal(&self.pod, "Pulling", format!("Pulling image \"{image}\""), wanted.container);
         let known = self.credentials(image).await?;
+        let missing = missing_secrets(self.context.parts.source.store(), &self.pod);
+        if !missing.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            );
+            self.context.warning(&self.pod, "FailedToRetrieveImagePullSecret", message, None);
+        }
         // Anonymous where there are none; else the first that the registry takes.
         let tries: Vec<Option<Credential>> =
             if known.is_empty() { vec![None] } else { known.into_iter().map(Some).collect() };
@@ -155,6 +164,13 @@ impl Job {
 
 fn not_pulled(image: &str, cause: &str) -> Failed {
     Failed { reason: "ErrImagePull", message: format!("Failed to pull image \"{image}\": {cause}") }
+}
+
+/// The pod's `imagePullSecrets` that are not there.
+fn missing_secrets(store: &Store, pod: &Pod) -> Vec<String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let named = pod::spec::of(pod).image_pull_secrets.iter().flatten().map(|secret| secret.name.clone());
+    named.filter(|name| store.secrets().get(&Key::new(namespace, name)).is_none()).collect()
 }
 
 /// Its policy; without one that of the API's defaults.

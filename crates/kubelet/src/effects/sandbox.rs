@@ -9,12 +9,16 @@ use super::Job;
 use crate::context::chain;
 use crate::metrics::SandboxStart;
 use crate::resources::Resources;
-use crate::{generate, remains};
+use crate::{generate, hosts, remains};
 
 impl Job {
     pub(super) async fn create_sandbox(&self, attempt: u32) {
         if let Err(message) = self.prepare_claims().await {
             return self.change(Change::ClaimsFailed { message });
+        }
+        let config = &self.context.config.generate;
+        for (reason, message) in hosts::dns_trouble(&self.pod, &config.dns, &config.host_dns) {
+            self.context.warning(&self.pod, reason, message, None);
         }
         match self.made_sandbox(attempt).await {
             Ok((id, addresses)) => self.change(Change::SandboxReady { id, addresses }),

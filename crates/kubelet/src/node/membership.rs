@@ -3,7 +3,7 @@
 //! ```text
 //! register ─► lease   every quarter of its duration
 //!         └─► status  when something has changed, looked at every 10 s; or when the last report is 5 min old
-//!                ▲
+//!                ▲  └─► events about what has changed
 //!             runtime, asked by a task of its own
 //! ```
 
@@ -14,10 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::api::{Api, ApiError, NodeLease, Patch};
-use cluster::{Key, Store};
+use cluster::{Key, Source, Store, event_about};
 use cri::service::{ImageService, RuntimeService};
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -26,9 +26,11 @@ use tokio::time::Instant;
 
 use super::describe::{self, NodeConfig, Observed};
 use super::machine::Machine;
+use super::news::{self, News};
 use super::pressure::Pressures;
 use super::shutdown;
 use crate::resources::Resources;
+use crate::upkeep::ImageTrouble;
 use runtime::Said;
 
 /// Between two tries while the API server does not answer: doubled each time, up to upstream's maximum.
@@ -48,6 +50,12 @@ pub struct Parts {
     pub heartbeats: Api,
     /// Where the node's own object is seen.
     pub store: Store,
+    /// Where events about it go.
+    pub source: Arc<dyn Source>,
+    /// What is told when the daemon begins.
+    pub first_news: Vec<News>,
+    /// What keeps images on a disk that fills, from who removes those that nobody uses.
+    pub image_trouble: watch::Receiver<Option<ImageTrouble>>,
     /// Whether pods can run.
     pub runtime: Arc<dyn RuntimeService>,
     /// What the node lists.
@@ -81,7 +89,7 @@ impl Membership {
         tasks.spawn(keep_lease(parts.clone()));
         let (tell, told) = watch::channel(None);
         tasks.spawn(runtime::ask(parts.runtime.clone(), parts.images.clone(), parts.update_every, tell));
-        let reporter = Reporter { parts, runtime: told, published: None };
+        let reporter = Reporter { parts, runtime: told, published: None, is_closed: false };
         tasks.spawn(reporter.run());
         Self { tasks }
     }
@@ -214,6 +222,8 @@ struct Reporter {
     /// What the runtime said, as soon as it has been asked.
     runtime: watch::Receiver<Option<Said>>,
     published: Option<Published>,
+    /// No pods are sent here.
+    is_closed: bool,
 }
 
 /// The last status that the server has taken.
@@ -231,6 +241,8 @@ impl Reporter {
         }
         let mut resources = self.parts.resources.changes();
         let mut nodes = self.parts.store.nodes().watch();
+        self.tell(News::normal("Starting", "Starting kubelet."));
+        std::mem::take(&mut self.parts.first_news).into_iter().for_each(|news| self.tell(news));
         loop {
             if let Err(error) = self.report().await {
                 tracing::warn!(node = self.parts.config.name, %error, "the node's status was not taken");
@@ -247,12 +259,38 @@ impl Reporter {
                 _ = resources.changed() => {}
                 // The attach/detach controller waits for it, and so do the pods. The volumes may have ended.
                 Ok(()) = self.parts.volumes_in_use.changed() => {}
+                Ok(()) = self.parts.image_trouble.changed() => {
+                    let trouble = self.parts.image_trouble.borrow_and_update().clone();
+                    trouble.iter().flat_map(ImageTrouble::news).for_each(|news| self.tell(news));
+                }
             }
+        }
+    }
+
+    fn tell(&self, News { kind, reason, message }: News) {
+        let name = &self.parts.config.name;
+        tracing::info!(node = name, reason, "{message}");
+        let node = self.parts.store.nodes().get(&Key::cluster(name)).unwrap_or_else(|| {
+            // It has just been registered, and is not seen yet.
+            let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
+            Arc::new(Node { metadata, ..Node::default() })
+        });
+        self.parts.source.event(event_about(&*node, kind, reason, message, "kubelet"));
+    }
+
+    /// Tells whether pods are still sent here, if that has changed.
+    fn tell_place(&mut self) {
+        let node = self.parts.store.nodes().get(&Key::cluster(&self.parts.config.name));
+        let Some(node) = node else { return };
+        let is_closed = node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
+        if std::mem::replace(&mut self.is_closed, is_closed) != is_closed {
+            self.tell(news::of_place(&self.parts.config.name, is_closed));
         }
     }
 
     /// Publishes the status if it has changed, if the server has another, or if the last report is old.
     async fn report(&mut self) -> Result<(), ApiError> {
+        self.tell_place();
         let observed = self.observe();
         let there = self.there();
         let before = there.as_ref().or(self.published.as_ref().map(|published| &published.status));
@@ -270,6 +308,12 @@ impl Reporter {
         }
         let patch = Patch::strategic(change(&status, before)).status();
         let node = self.parts.api.patch::<Node>(&Key::cluster(&self.parts.config.name), &patch).await?;
+        let name = &self.parts.config.name;
+        let news = match &self.published {
+            None => news::of_first(name, before, &status),
+            Some(published) => news::of_change(name, &published.status, &status),
+        };
+        news.into_iter().for_each(|news| self.tell(news));
         self.published = Some(Published { status, when: Instant::now(), version: version_of(&node) });
         Ok(())
     }

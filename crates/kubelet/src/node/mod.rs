@@ -8,5 +8,6 @@ pub mod eviction;
 pub mod features;
 pub mod machine;
 pub mod membership;
+pub mod news;
 pub mod pressure;
 pub mod shutdown;

@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use cri::{ImageService, RuntimeService, v1};
+use tokio::sync::watch;
 
 use crate::configuration::ImageGc;
+use crate::context::chain;
 use crate::disk::Disk;
 use crate::node::eviction::Reclaim;
+use crate::node::news::News;
 
 /// As often as upstream's kubelet looks.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -35,16 +38,66 @@ pub struct Freed {
     pub missing_bytes: u64,
 }
 
-/// Tells what collections come to. A disk that stays full is told once, and not with each round.
-#[derive(Debug, Default)]
+/// Why images stay on a disk that fills.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageTrouble {
+    /// How much there was to remove, and how much of it could be; without them, nothing could be found out.
+    bytes: Option<(u64, u64)>,
+    /// In one sentence.
+    message: String,
+    /// The round before has failed, too.
+    is_repeated: bool,
+}
+
+impl ImageTrouble {
+    /// Upstream's events.
+    pub fn news(&self) -> Vec<News> {
+        let short = self.bytes.map(|(wanted, found)| {
+            let message = format!(
+                "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {found} \
+                 bytes eligible to free."
+            );
+            News::warning("FreeDiskSpaceFailed", message)
+        });
+        let failed = self.is_repeated.then(|| News::warning("ImageGCFailed", self.message.clone()));
+        short.into_iter().chain(failed).collect()
+    }
+}
+
+/// Tells what collections come to. A disk that stays full is logged once, and not with each round.
+#[derive(Debug)]
 pub struct Shortage {
     is_told: bool,
+    has_failed: bool,
+    trouble: watch::Sender<Option<ImageTrouble>>,
 }
 
 impl Shortage {
+    /// Who hears `trouble` is told of every round that failed.
+    pub fn new(trouble: watch::Sender<Option<ImageTrouble>>) -> Self {
+        Self { is_told: false, has_failed: false, trouble }
+    }
+
+    /// A round could not even begin.
+    pub fn fail(&mut self, error: &(dyn std::error::Error + 'static)) {
+        tracing::warn!(error, "images cannot be collected");
+        self.note(None, chain(error));
+    }
+
+    fn note(&mut self, bytes: Option<(u64, u64)>, message: String) {
+        let is_repeated = std::mem::replace(&mut self.has_failed, true);
+        self.trouble.send_replace(Some(ImageTrouble { bytes, message, is_repeated }));
+    }
+
     /// Takes note of a round, and logs what is new of it.
     pub fn tell(&mut self, freed: Freed) {
         let Freed { images, bytes, missing_bytes } = freed;
+        if missing_bytes > 0 {
+            let message = format!("{missing_bytes} bytes of images should go and are in use, pinned or new");
+            self.note(Some((bytes + missing_bytes, bytes)), message);
+        } else {
+            self.has_failed = false;
+        }
         if images > 0 {
             tracing::warn!(images, bytes, "the disk is filling; images that nobody uses were removed");
         }
@@ -79,15 +132,12 @@ impl Images {
         Self { runtime, images }
     }
 
-    pub(super) async fn keep(self, policy: ImageGc) {
+    pub(super) async fn keep(self, policy: ImageGc, mut shortage: Shortage) {
         let mut seen = Seen::new();
-        let mut shortage = Shortage::default();
         loop {
             match self.collect(&policy, &mut seen).await {
                 Ok(freed) => shortage.tell(freed),
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "images cannot be collected");
-                }
+                Err(error) => shortage.fail(&error),
             }
             tokio::time::sleep(PERIOD).await;
         }
@@ -229,9 +279,30 @@ mod tests {
 
     #[test]
     fn a_disk_that_stays_full_is_told_once() {
-        let mut shortage = Shortage::default();
+        let mut shortage = Shortage::new(watch::Sender::default());
         let rounds = [0, 5, 5, 0, 5].map(|missing_bytes| Freed { missing_bytes, ..Freed::default() });
         assert_eq!(rounds.map(|freed| shortage.is_news(freed)), [false, true, false, false, true]);
+    }
+
+    #[test]
+    fn a_round_that_fails_is_an_event() {
+        let heard = watch::Sender::default();
+        let mut shortage = Shortage::new(heard.clone());
+        let mut round = |freed: Option<Freed>| {
+            match freed {
+                Some(freed) => shortage.tell(freed),
+                None => shortage.fail(&std::io::Error::other("no runtime")),
+            }
+            let news = heard.send_replace(None).iter().flat_map(ImageTrouble::news).collect::<Vec<_>>();
+            news.into_iter().map(|one| (one.reason, one.message)).collect::<Vec<_>>()
+        };
+        assert!(round(None).is_empty(), "the runtime may just be starting");
+        assert_eq!(round(None), [("ImageGCFailed", "no runtime".to_owned())]);
+        assert!(round(Some(Freed::default())).is_empty());
+        let told = round(Some(Freed { images: 1, bytes: 10, missing_bytes: 5 }));
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].0, "FreeDiskSpaceFailed");
+        assert!(told[0].1.contains("Attempted to free 15 bytes, but only found 10 bytes"), "{told:?}");
     }
 
     #[test]

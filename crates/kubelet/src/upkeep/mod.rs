@@ -9,10 +9,9 @@ use cri::{ImageService, RuntimeService};
 
 use crate::configuration::{ImageGc, LogLimits};
 
-pub use images::{Freed, Images, Shortage};
+pub use images::{Freed, ImageTrouble, Images, Shortage};
 
 /// What is kept within which limits.
-#[derive(Clone)]
 pub struct Upkeep {
     /// Whose containers write logs.
     pub runtime: Arc<dyn RuntimeService>,
@@ -22,12 +21,14 @@ pub struct Upkeep {
     pub log_limits: LogLimits,
     /// When images go.
     pub image_gc: ImageGc,
+    /// Who tells when they do not.
+    pub shortage: Shortage,
 }
 
 impl Upkeep {
     /// Looks from now on. Never returns.
     pub async fn run(self) {
         let images = Images::new(self.runtime.clone(), self.images.clone());
-        tokio::join!(logs::keep(self.runtime, self.log_limits), images.keep(self.image_gc));
+        tokio::join!(logs::keep(self.runtime, self.log_limits), images.keep(self.image_gc, self.shortage));
     }
 }

@@ -18,6 +18,7 @@ use network::Network;
 use runtime::{ImageServer, Runtime};
 use sys::program::Seal;
 use sys::zygote::Zygote;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +75,8 @@ pub(crate) struct Base {
     pub(super) tasks: Tasks,
     /// Nobody is served any more.
     pub(super) stopped: CancellationToken,
+    /// Why images stay on a disk that fills.
+    pub(super) image_trouble: watch::Receiver<Option<upkeep::ImageTrouble>>,
     /// Removes images that nobody uses when the disk fills, and does whatever else nobody else does.
     collector: Option<JoinHandle<()>>,
 }
@@ -128,7 +131,9 @@ impl Base {
         let served =
             cri::server::serve_with_tasks(listener, clients.clone(), image_server.clone(), clients, stopped.clone());
         let cri = tokio::spawn(served);
-        let collector = is_own.then(|| collect_images(image_server.clone(), policy_of(settings.image_gc)));
+        let (trouble, image_trouble) = watch::channel(None);
+        let shortage = upkeep::Shortage::new(trouble);
+        let collector = is_own.then(|| collect_images(image_server.clone(), policy_of(settings.image_gc), shortage));
         Ok(Self {
             runtime: runtime.clone(),
             image_service: image_server.clone(),
@@ -141,6 +146,7 @@ impl Base {
             container_root: layout.images(),
             tasks: Tasks::default(),
             stopped,
+            image_trouble,
             collector: collector.map(tokio::spawn),
         })
     }
@@ -150,11 +156,13 @@ impl Base {
         let Services { runtime, images, identity, cgroup_driver, image_root, container_root } =
             foreign::connect(endpoint).await?;
         format::note(&settings.layout)?;
+        let (trouble, image_trouble) = watch::channel(None);
         let upkeep = Upkeep {
             runtime: runtime.clone(),
             images: images.clone(),
             log_limits: settings.log_limits,
             image_gc: settings.image_gc,
+            shortage: upkeep::Shortage::new(trouble),
         };
         Ok(Self {
             runtime,
@@ -168,6 +176,7 @@ impl Base {
             container_root,
             tasks: Tasks::default(),
             stopped: CancellationToken::new(),
+            image_trouble,
             collector: Some(tokio::spawn(upkeep.run())),
         })
     }
@@ -233,9 +242,8 @@ fn policy_of(gc: ImageGc) -> image::GcPolicy {
 }
 
 /// Looks at the disk as often as upstream's kubelet does: how full it is, no event tells.
-async fn collect_images(images: Arc<ImageServer>, policy: image::GcPolicy) {
+async fn collect_images(images: Arc<ImageServer>, policy: image::GcPolicy, mut shortage: upkeep::Shortage) {
     const PERIOD: Duration = Duration::from_secs(300);
-    let mut shortage = upkeep::Shortage::default();
     loop {
         tokio::time::sleep(PERIOD).await;
         match images.collect_garbage(&policy).await {
@@ -244,7 +252,7 @@ async fn collect_images(images: Arc<ImageServer>, policy: image::GcPolicy) {
                 bytes: reclaimed.bytes,
                 missing_bytes: reclaimed.missing_bytes,
             }),
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "images cannot be collected"),
+            Err(error) => shortage.fail(&error),
         }
     }
 }

@@ -29,6 +29,7 @@ use kubelet::node::eviction;
 use kubelet::node::features::{self, Abilities};
 use kubelet::node::machine::Machine;
 use kubelet::node::membership::{self, Membership};
+use kubelet::node::news::News;
 use kubelet::node::pressure::Pressures;
 use kubelet::node::shutdown;
 use kubelet::qos;
@@ -37,6 +38,7 @@ use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
 use kubelet::server::secure::{self, SecureConfig};
 use pod::quantity::Quantity;
+use sys::cgroup::Hierarchy;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -166,7 +168,7 @@ fn machine(settings: &MemberSettings) -> anyhow::Result<Machine> {
     if configuration.fail_swap_on && machine.info.swap.is_some() {
         bail!("this machine swaps, and `failSwapOn` is true; switch swap off (swapoff -a), or set it to false");
     }
-    if !sys::cgroup::Hierarchy::detect()?.is_unified() {
+    if !Hierarchy::detect()?.is_unified() {
         heed_version_1(configuration)?;
     }
     if !configuration.eviction.local_storage {
@@ -453,6 +455,9 @@ fn parts(
         api,
         heartbeats,
         store: agent.store().clone(),
+        source: agent.source.clone(),
+        first_news: first_news(configuration),
+        image_trouble: agent.base.image_trouble.clone(),
         runtime: agent.base.runtime.clone(),
         images: agent.base.image_service.clone(),
         pressures: heard.pressures,
@@ -463,6 +468,17 @@ fn parts(
         report_every: configuration.node_status_report_frequency,
         lease_s: configuration.node_lease_duration_s,
     }
+}
+
+/// What is as it is from the start on.
+fn first_news(configuration: &Configuration) -> Vec<News> {
+    let enforced = "Updated Node Allocatable limit across pods";
+    let enforced = configuration.enforced.pods.then(|| News::normal("NodeAllocatableEnforced", enforced));
+    let is_old = Hierarchy::detect().is_ok_and(|hierarchy| !hierarchy.is_unified());
+    let advice = "this machine has control groups of version 1, which Kubernetes gives up; boot with \
+                  systemd.unified_cgroup_hierarchy=1";
+    let old = is_old.then(|| News::warning("CgroupV1", advice));
+    enforced.into_iter().chain(old).collect()
 }
 
 fn shutdown_parts(settings: &MemberSettings, agent: &Agent, shutting_down: watch::Sender<bool>) -> shutdown::Parts {

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cluster::{Key, Source};
+use cluster::{EventKind, Key, Source, event_about};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::storage::v1::CSIDriver;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -274,6 +274,9 @@ impl Csi {
                 secrets: volume::secret(self.source.store(), persistent.expand_secret.as_ref())?,
             };
             driver.expand(request).await?;
+            let message = format!("MountVolume.NodeExpandVolume succeeded for volume {:?}", volume.name);
+            let event = event_about(&***pod, EventKind::Normal, "FileSystemResizeSuccessful", message, "kubelet");
+            self.source.event(event);
         }
         let told = self.source.claim_was_expanded(&persistent.claim, &Quantity(size.clone())).await;
         told.map_err(|reason| Cause::Source { reason })
