@@ -241,8 +241,10 @@ impl Bridge {
         let mac = ips.first().map_or([2, 0, 0, 0, 0, 2], |ip| mac_of(*ip));
         let mtu = self.plug(object, namespace, &veth, &ips, mac)?;
         let link = PodLink { veth, ips, mac, mtu };
-        match self.configure(inside, &link.ips) {
-            Ok(()) => Ok(link),
+        // The bridge takes what the pod sends from its first word on.
+        let settled = self.configure(inside, &link.ips).and_then(|()| self.route().has_carrier(&link.veth));
+        match settled {
+            Ok(_) => Ok(link),
             Err(source) => {
                 self.unplug(&link.veth, &link.ips)?;
                 Err(source).during(object, "configuring eth0")

@@ -220,6 +220,26 @@ async fn check_host_ports(host: Host) {
     network.shutdown().await.unwrap();
 }
 
+/// A bridge drops what comes from a port of whose link the kernel has not taken notice yet: a pod would wait a second for its
+/// first connection.
+#[test]
+fn what_a_pod_says_first_arrives() {
+    on_a_host(async |host| {
+        let network = host.network(&[]).await;
+        let service = netns::run_in(host.here.as_fd(), || UdpSocket::bind("0.0.0.0:5300")).unwrap();
+        service.set_read_timeout(Some(PATIENCE)).unwrap();
+        for number in 0..40_u8 {
+            let pod = network.attach(request(&format!("pod-{number}"), &[])).await.unwrap();
+            let say = || UdpSocket::bind("0.0.0.0:0")?.send_to(&[number], "10.85.0.1:5300");
+            netns::run_in(pod.netns.as_fd(), say).unwrap();
+            let mut heard = [0];
+            service.recv_from(&mut heard).unwrap();
+            assert_eq!(heard, [number]);
+        }
+        network.shutdown().await.unwrap();
+    });
+}
+
 /// To answer on 127.0.0.1 the host routes packets to and from there; a pod that sends some gets nowhere (CVE-2020-8558).
 #[test]
 fn the_hosts_loopback_is_closed_to_pods() {

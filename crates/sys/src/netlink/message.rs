@@ -37,6 +37,31 @@ pub(super) fn set_option(fd: BorrowedFd<'_>, option: libc::c_int) -> Result<()> 
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
 }
 
+/// ETHTOOL_GLINK (ethtool(8)) of a link in the socket's namespace.
+pub(super) fn ask_for_link(fd: BorrowedFd<'_>, name: &str) -> Result<bool> {
+    /// `struct ethtool_value` of linux/ethtool.h.
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    const GLINK: u32 = 0x0a;
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    let mut value = Value { command: GLINK, data: 0 };
+    // SAFETY: all zeros is a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(Errno::NODEV.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the kernel reads the name and writes into `value`, which both live as long as the call.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    if result == 0 { Ok(value.data != 0) } else { Err(std::io::Error::last_os_error().into()) }
+}
+
 /// Messages being built. A socket that sends them numbers them.
 #[derive(Debug, Default, Clone)]
 pub struct Writer {

@@ -1,7 +1,7 @@
 //! Links, addresses, routes and neighbours (rtnetlink).
 
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use super::{ACK, Attributes, CREATE, DUMP, EXCL, Error, Message, REPLACE, Result, Socket, Writer};
 
@@ -179,6 +179,16 @@ impl Socket {
             Err(Error { errno: rustix::io::Errno::NODEV, .. }) => Ok(None),
             other => other.map(|()| found),
         }
+    }
+
+    /// Whether a link has a carrier. The kernel takes notice of a change of it by itself, a moment later, and until then a
+    /// bridge drops what comes from a port whose other end has just come up; who asks has it take notice first
+    /// (`linkwatch_sync_dev` in net/core/link_watch.c).
+    ///
+    /// # Errors
+    /// `ENODEV`.
+    pub fn has_carrier(&self, name: &str) -> Result<bool> {
+        super::message::ask_for_link(self.fd.as_fd(), name)
     }
 
     /// Addresses of the links: index, address, prefix length.
