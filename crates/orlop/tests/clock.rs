@@ -177,13 +177,14 @@ fn clock_is_set() {
         pods_come_and_go(&node);
     }
     // The next daemon finds containers that were started later than now.
+    node.until("the other waits to be restarted", is_waiting);
+    let restarts = node.restarts("failing");
     set_clock(-DAY_S);
     kill_process(Pid::from_raw(node.up.id().cast_signed()).unwrap(), Signal::KILL).unwrap();
     node.up.wait().unwrap();
     node.up = up(node.scratch.path());
     node.until("the next daemon has the pod", |node| node.is_ready("steady"));
     assert_eq!(node.restarts("steady"), deaths, "a restart of the daemon was felt");
-    let restarts = node.restarts("failing");
     node.until("the failing pod is restarted", |node| node.restarts("failing") > restarts);
     probes_go_on(&node);
     kill_process(Pid::from_raw(node.up.id().cast_signed()).unwrap(), Signal::INT).unwrap();
