@@ -1,6 +1,5 @@
 //! The service proxy that a node of a cluster is, too: what a kube-proxy beside it would be told, and would do beside its rules.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use cluster::api::{Api, Rate};
@@ -35,7 +34,8 @@ impl ProxySettings {
         if kubeconfig.is_none() && file.is_none() {
             return None;
         }
-        let sources = configuration::Sources { file: file.map(Path::to_owned), ..configuration::Sources::default() };
+        let file = file.map(|file| ("--proxy-config", file.to_owned()));
+        let sources = configuration::Sources { file, ..configuration::Sources::default() };
         let loaded = configuration::load(&sources).map_err(|told| faults.add_all(told.0)).ok()?;
         let configuration = loaded.configuration;
         let mut api = match (kubeconfig, &configuration.kubeconfig) {
@@ -167,6 +167,8 @@ contexts: [{ name: c, context: { cluster: c, user: u } }]
         let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
         let error = read(&["--proxy-config", "DIR/p"], &[("p", head)]).unwrap_err().to_string();
         assert!(error.contains("clientConnection.kubeconfig"), "{error}");
+        let error = read(&["--proxy-config", "DIR/none"], &[]).unwrap_err().to_string();
+        assert!(error.starts_with("--proxy-config ") && error.contains("cannot be read"), "{error}");
         let file = format!("{head}oomScoreAdj: -5\n");
         let words = ["--proxy-config", "DIR/p", "--proxy-kubeconfig", "DIR/kubeconfig"];
         let warnings = read(&words, &[("p", &file)]).unwrap().warnings.join("\n");

@@ -37,7 +37,7 @@ pub(super) struct Settings {
 impl Settings {
     pub(super) fn new(places: &Places, options: &ProxyOptions) -> anyhow::Result<Self> {
         let sources = configuration::Sources {
-            file: options.config.clone(),
+            file: options.config.clone().map(|file| ("--config", file)),
             flags: flags(options),
             hostname: options.hostname_override.clone(),
         };

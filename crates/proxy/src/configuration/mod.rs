@@ -32,8 +32,8 @@ const OF_MODE: [(&str, &str); 3] = [
 /// Where the configuration comes from.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    /// `--config`
-    pub file: Option<PathBuf>,
+    /// The file, and the flag that named it (`--config`).
+    pub file: Option<(&'static str, PathBuf)>,
     /// Flags that were given, by name without dashes.
     pub flags: Vec<(String, String)>,
     /// `--hostname-override`, which goes over the file.
@@ -59,10 +59,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let mut layers = Layers::new(&SCHEMA);
     let mut warnings = Vec::new();
     match &sources.file {
-        Some(file) => {
-            layers.file("--config", file);
+        Some((name, file)) => {
+            layers.file(name, file);
             let given = sources.flags.iter();
-            warnings.extend(given.map(|(flag, _)| format!("--{flag} has no effect beside --config; write it there")));
+            warnings.extend(given.map(|(flag, _)| format!("--{flag} has no effect beside {name}; write it there")));
         }
         None => add_flags(&mut layers, &sources.flags),
     }
@@ -130,7 +130,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.conf");
         std::fs::write(&file, format!("{HEAD}{text}")).unwrap();
-        load(&Sources { file: Some(file), ..Sources::default() })
+        load(&Sources { file: Some(("--config", file)), ..Sources::default() })
     }
 
     #[test]
@@ -208,7 +208,7 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: '', roo
         let path = dir.path().join("config.conf");
         std::fs::write(&path, format!("{HEAD}hostnameOverride: one\n")).unwrap();
         let flags = vec![("cluster-cidr".to_owned(), "10.0.0.0/8".to_owned())];
-        let sources = Sources { file: Some(path), flags, hostname: Some("Two ".to_owned()) };
+        let sources = Sources { file: Some(("--config", path)), flags, hostname: Some("Two ".to_owned()) };
         let loaded = load(&sources).unwrap();
         assert_eq!(loaded.configuration.hostname_override.as_deref(), Some("two"));
         assert!(loaded.warnings[0].contains("--cluster-cidr"), "{:?}", loaded.warnings);
@@ -240,7 +240,7 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: '', roo
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.conf");
         std::fs::write(&path, document.to_string()).unwrap();
-        let again = load(&Sources { file: Some(path), ..Sources::default() }).unwrap();
+        let again = load(&Sources { file: Some(("--config", path)), ..Sources::default() }).unwrap();
         assert_eq!(again.configuration, loaded.configuration);
         assert_eq!(again.warnings, loaded.warnings);
     }
