@@ -26,6 +26,7 @@ mod save;
 mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
@@ -248,36 +249,38 @@ impl ServiceRules {
         ServiceRules { config, ports: BTreeMap::new(), endpoints: Families::default(), sizes: Families::default() }
     }
 
-    /// Writes these rules in place of all that there is of a proxy's, and lets this hold for them and for all that come by
-    /// differences. A script has about as many lines as `lines_max` says: `iptables-nft-restore` compares each line with
-    /// all chains of its input. All chains of one port are in one script, and what leads to them is in the last one, so
-    /// packets never meet a port half-written. `iptables-legacy-restore` writes a whole table each time and takes it at once.
-    /// A port whose chains are all there as they should be is not written again: over rules that packets meet the kernel
-    /// takes each script for a while.
-    pub fn replace(
-        &mut self,
-        rules: &Rules,
-        network: &Network,
-        remains: &Families<Remains>,
-        lines_max: usize,
-    ) -> Families<Vec<String>> {
+    /// From now on these rules are to be there, and what comes by differences. What is there of a proxy's is as it was:
+    /// [`replacement`](Self::replacement) of each address family comes next.
+    pub fn set(&mut self, rules: &Rules, network: &Network) {
         self.config.network.clone_from(network);
         self.ports.clear();
         self.endpoints = Families::default();
+        self.sizes = Families::default();
         for (frontend, entry) in rules.iter() {
             self.ports.entry(PortKey::of(frontend, entry)).or_default().insert(*frontend, entry.clone());
         }
         for (key, entries) in &self.ports {
             *self.endpoints.of_mut(key.ipv6) += endpoints(entries);
         }
-        self.sizes = Families::default();
-        Families([false, true].map(|ipv6| self.replacement(ipv6, remains.of(ipv6), lines_max)))
     }
 
-    fn replacement(&mut self, ipv6: bool, remains: &Remains, lines_max: usize) -> Vec<String> {
+    /// Writes the rules of one address family in place of all that there is of a proxy's, in scripts that `take` gets one
+    /// after the other. A script has about as many lines as `lines_max` says: `iptables-nft-restore` compares each line with
+    /// all chains of its input. All chains of one port are in one script, and what leads to them is in the last one, so
+    /// packets never meet a port half-written. `iptables-legacy-restore` writes a whole table each time and takes it at once.
+    /// A port whose chains are all there as they should be is not written again: over rules that packets meet the kernel
+    /// takes each script for a while.
+    ///
+    /// # Errors
+    /// That of `take`, which then gets no more.
+    pub fn replacement<E>(
+        &mut self,
+        ipv6: bool,
+        remains: &Remains,
+        lines_max: usize,
+        mut take: impl FnMut(String) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut size = Size::default();
-        let mut scripts = Vec::new();
-        let mut sections: BTreeMap<Table, Section> = BTreeMap::new();
         let mut shared: BTreeSet<(Shared, String)> = BTreeSet::new();
         let mut stale: BTreeSet<&str> = remains.chains(Table::Nat).filter(|chain| names::is_of_port(chain)).collect();
         let mut nat = Section::default();
@@ -298,11 +301,23 @@ impl ServiceRules {
             if nat.lines >= lines_max {
                 let mut script = String::new();
                 std::mem::take(&mut nat).write(Table::Nat, &mut script);
-                scripts.push(script);
+                take(script)?;
             }
         }
         *self.sizes.of_mut(ipv6) = size;
-        sections.insert(Table::Nat, nat);
+        take(self.last_script(ipv6, nat, &shared, &stale, remains))
+    }
+
+    /// What comes after the chains of ports: the rest of `nat`, and the other tables.
+    fn last_script(
+        &self,
+        ipv6: bool,
+        nat: Section,
+        shared: &BTreeSet<(Shared, String)>,
+        stale: &BTreeSet<&str>,
+        remains: &Remains,
+    ) -> String {
+        let mut sections = BTreeMap::from([(Table::Nat, nat)]);
         let mut script = String::new();
         for table in Table::ALL {
             let mut section = sections.remove(&table).unwrap_or_default();
@@ -326,8 +341,26 @@ impl ServiceRules {
             }
             section.write(table, &mut script);
         }
-        scripts.push(script);
-        scripts
+        script
+    }
+
+    /// Both address families at once, as [`set`](Self::set) and [`replacement`](Self::replacement) make them.
+    pub fn replace(
+        &mut self,
+        rules: &Rules,
+        network: &Network,
+        remains: &Families<Remains>,
+        lines_max: usize,
+    ) -> Families<Vec<String>> {
+        self.set(rules, network);
+        Families([false, true].map(|ipv6| {
+            let mut scripts = Vec::new();
+            let Ok(()) = self.replacement(ipv6, remains.of(ipv6), lines_max, |script| {
+                scripts.push(script);
+                Ok::<_, Infallible>(())
+            });
+            scripts
+        }))
     }
 
     /// Declares chains of a table that have nothing of ports; returns their rules.

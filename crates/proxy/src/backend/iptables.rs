@@ -11,7 +11,8 @@ mod programs;
 mod watch;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use netfilter::iptables::{self, Families, Remains, ServiceRules, Table, counters};
@@ -19,7 +20,7 @@ use service::{Difference, Frontend, Network, Rules};
 use sys::netlink::{self, Socket};
 use sys::netns;
 
-use self::programs::Programs;
+use self::programs::{Family, Programs};
 use self::watch::Watch;
 use super::Backend;
 use crate::configuration::NodePortAddress;
@@ -27,6 +28,9 @@ use crate::{Config, IptablesKind, Owned, RuleCounts, RulesError, StartError, Tal
 
 /// The switch that lets packets to 127.0.0.0/8 be routed.
 const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
+
+/// How many scripts of a replacement wait for their turn: enough to keep the kernel busy, and no more, as each has some 500 KB.
+const SCRIPTS_AHEAD: usize = 2;
 
 /// Whether packets to 127.0.0.0/8 are routed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +67,11 @@ struct Written {
 }
 
 impl Written {
-    fn new(scripts: &[String], begun: Instant) -> Written {
-        let rules = COUNTED.map(|table| iptables::count_written(scripts.iter().map(String::as_str), table));
-        Written { rules, took: Some(begun.elapsed()) }
+    /// What is written of the scripts that pass by.
+    fn count(&mut self, script: &str) {
+        for (rules, table) in self.rules.iter_mut().zip(COUNTED) {
+            *rules += iptables::count_written([script], table);
+        }
     }
 }
 
@@ -108,27 +114,48 @@ impl Iptables {
         Ok(remains)
     }
 
-    /// Carries scripts out, and notes what they were.
-    fn restore(&mut self, scripts: &Families<Vec<String>>) -> Result<(), RulesError> {
-        for family in self.programs.families() {
-            let (scripts, begun) = (scripts.of(family.is_ipv6()), Instant::now());
-            let written = match scripts.iter().all(String::is_empty) {
-                true => Written::default(),
-                false => {
-                    self.inside(|| self.programs.restore_all(*family, scripts))?;
-                    Written::new(scripts, begun)
-                }
-            };
-            *self.last.of_mut(family.is_ipv6()) = written;
-        }
-        Ok(())
+    /// Replaces what there is of one address family. Texts are made while the kernel is at those before them.
+    fn replace_family(&mut self, family: Family, remains: &Remains) -> Result<(), RulesError> {
+        let (ipv6, lines_max) = (family.is_ipv6(), self.programs.lines_max());
+        let Iptables { rules, programs, namespace, last, .. } = self;
+        std::thread::scope(|scope| {
+            let (sender, scripts) = mpsc::sync_channel(SCRIPTS_AHEAD);
+            // Nobody takes them any more when one was refused, and that is told below.
+            scope.spawn(move || rules.replacement(ipv6, remains, lines_max, |script| sender.send(script)));
+            *last.of_mut(ipv6) = restore(programs, namespace.as_fd(), family, scripts.into_iter())?;
+            Ok(())
+        })
     }
 
-    /// Programs inherit the namespace of the thread that starts them.
+    /// See [`run_inside`].
     fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T, RulesError> + Send) -> Result<T, RulesError> {
-        let entered = netns::run_in(self.namespace.as_fd(), || Ok(work()));
-        entered.map_err(RulesError::Namespace)?
+        run_inside(self.namespace.as_fd(), work)
     }
+}
+
+/// Programs inherit the namespace of the thread that starts them.
+fn run_inside<T: Send>(
+    namespace: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T, RulesError> + Send,
+) -> Result<T, RulesError> {
+    netns::run_in(namespace, || Ok(work())).map_err(RulesError::Namespace)?
+}
+
+/// Carries scripts of one address family out as they come, and tells what they were.
+fn restore(
+    programs: &Programs,
+    namespace: BorrowedFd<'_>,
+    family: Family,
+    scripts: impl Iterator<Item = String> + Send,
+) -> Result<Written, RulesError> {
+    let (mut written, begun) = (Written::default(), Instant::now());
+    let mut scripts = scripts.filter(|script| !script.is_empty()).inspect(|script| written.count(script)).peekable();
+    if scripts.peek().is_none() {
+        return Ok(Written::default());
+    }
+    run_inside(namespace, || programs.restore_all(family, scripts))?;
+    written.took = Some(begun.elapsed());
+    Ok(written)
 }
 
 impl Backend for Iptables {
@@ -141,8 +168,10 @@ impl Backend for Iptables {
             Some(remains) => remains,
             None => self.look()?,
         };
-        let scripts = self.rules.replace(rules, network, &remains, self.programs.lines_max());
-        self.restore(&scripts)?;
+        self.rules.set(rules, network);
+        for family in self.programs.families() {
+            self.replace_family(*family, remains.of(family.is_ipv6()))?;
+        }
         self.watch.written(&self.rules)?;
         // Not before the rule that keeps others out.
         if self.loopback == Loopback::Closed {
@@ -161,8 +190,11 @@ impl Backend for Iptables {
         if !self.is_there()? {
             return Err(RulesError::Removed);
         }
-        let scripts = self.rules.update(difference);
-        self.restore(&Families(scripts.0.map(|script| vec![script])))?;
+        let Families(scripts) = self.rules.update(difference);
+        for (family, script) in self.programs.families().iter().zip(scripts) {
+            let written = restore(&self.programs, self.namespace.as_fd(), *family, std::iter::once(script))?;
+            *self.last.of_mut(family.is_ipv6()) = written;
+        }
         self.watch.written(&self.rules)
     }
 
@@ -239,7 +271,7 @@ fn remove(programs: &Programs) -> Result<(), RulesError> {
     for family in programs.families() {
         let listing = programs.save(*family, &[])?;
         let scripts = iptables::removal(&Remains::read(&listing, family.is_ipv6()), programs.lines_max());
-        programs.restore_all(*family, &scripts)?;
+        programs.restore_all(*family, scripts.into_iter())?;
     }
     Ok(())
 }

@@ -176,27 +176,31 @@ impl Programs {
         self.restoring(family)?.end(script, script).map(drop)
     }
 
-    /// Carries out scripts one after the other, up to the first that is refused.
-    pub(super) fn restore_all(&self, family: Family, scripts: &[String]) -> Result<(), RulesError> {
+    /// Carries out scripts one after the other as they come, up to the first that is refused.
+    pub(super) fn restore_all(
+        &self,
+        family: Family,
+        mut scripts: impl Iterator<Item = String>,
+    ) -> Result<(), RulesError> {
         match self.kind {
             Kind::Nft => self.restore_ahead(family, scripts),
             // Who reads has the lock, and who carries out needs it.
-            Kind::Legacy => scripts.iter().try_for_each(|script| self.restore(family, script)),
+            Kind::Legacy => scripts.try_for_each(|script| self.restore(family, &script)),
         }
     }
 
     /// While the kernel is at one script, the program for the next reads: up to its first `COMMIT` a script changes nothing,
     /// and reading takes as long as carrying out.
-    fn restore_ahead(&self, family: Family, scripts: &[String]) -> Result<(), RulesError> {
+    fn restore_ahead(&self, family: Family, scripts: impl Iterator<Item = String>) -> Result<(), RulesError> {
         std::thread::scope(|scope| {
             let mut before: Option<ScopedJoinHandle<'_, Result<Output, RulesError>>> = None;
             for script in scripts {
-                let (head, rest) = script.split_at(script.find(COMMIT).unwrap_or(0));
+                let commit = script.find(COMMIT).unwrap_or(0);
                 let mut next = self.restoring(family)?;
-                next.read(head);
+                next.read(&script[..commit]);
                 // Without its end the next one is refused as a whole.
                 before.take().map_or(Ok(()), done)?;
-                before = Some(scope.spawn(move || next.end(rest, script)));
+                before = Some(scope.spawn(move || next.end(&script[commit..], &script)));
             }
             before.map_or(Ok(()), done)
         })
@@ -464,7 +468,7 @@ mod tests {
         ];
         for programs in [Kind::Nft, Kind::Legacy].into_iter().filter_map(Programs::of_kind) {
             let tried = netns::create(|| {
-                let restored = programs.restore_all(Family::Ipv4, &scripts);
+                let restored = programs.restore_all(Family::Ipv4, scripts.iter().cloned());
                 Ok((restored, programs.save(Family::Ipv4, &["nat"])))
             });
             let (restored, saved) = match tried {
