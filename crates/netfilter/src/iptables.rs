@@ -266,10 +266,10 @@ impl ServiceRules {
 
     /// Writes the rules of one address family in place of all that there is of a proxy's, in scripts that `take` gets one
     /// after the other. A script has about as many lines as `lines_max` says: `iptables-nft-restore` compares each line with
-    /// all chains of its input. All chains of one port are in one script, and what leads to them is in the last one, so
-    /// packets never meet a port half-written. `iptables-legacy-restore` writes a whole table each time and takes it at once.
-    /// A port whose chains are all there as they should be is not written again: over rules that packets meet the kernel
-    /// takes each script for a while.
+    /// all chains of its input. All chains of one port are in one script, and what leads to them is in the
+    /// last one, so packets never meet a port half-written. `iptables-legacy-restore` writes a whole table each time and takes
+    /// it at once. A port whose chains are all there as they should be is not written again: over rules that packets meet the
+    /// kernel takes each script for a while.
     ///
     /// # Errors
     /// That of `take`, which then gets no more.
@@ -290,7 +290,7 @@ impl ServiceRules {
         for (key, entries) in self.ports.iter().filter(|(key, _)| key.ipv6 == ipv6) {
             let mut rules = PortRules::of(key, entries, &self.config, self.style(ipv6));
             size.more(&rules);
-            shared.append(&mut rules.shared);
+            shared.extend(std::mem::take(&mut rules.shared));
             for chain in rules.chains.keys() {
                 stale.remove(chain.as_str());
             }
