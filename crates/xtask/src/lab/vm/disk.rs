@@ -22,6 +22,15 @@ const DISK_MODULES: &[&str] = &["virtio_pci", "virtio_blk"];
 /// Programs that tests start or compare with, taken from the host with their libraries; the node needs none of them.
 const PROGRAMS: &[&str] = &["ip", "nft", "conntrack", "docker-registry", "stat", "ipcmk"];
 
+/// What the C library looks names up in.
+const NAMES: &[(&str, &str)] = &[
+    ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"),
+    ("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
+    ("etc/hosts", "127.0.0.1 localhost lab\n"),
+    // `ipset` takes ports of protocols by name.
+    ("etc/protocols", "icmp 1\ntcp 6\nudp 17\nipv6-icmp 58\nsctp 132\n"),
+];
+
 /// The host's shell, too: that of busybox takes its own commands before those in `PATH`.
 const SHELL: &str = "/bin/sh";
 
@@ -39,6 +48,7 @@ impl System {
     pub(super) fn make(kernel: &Kernel) -> anyhow::Result<Self> {
         let (programs, security) = (host_programs()?, Security::fetch()?);
         let mut parts = vec![kernel.key().into_bytes(), security.key().into_bytes(), START.into(), INIT.into()];
+        parts.extend(NAMES.iter().flat_map(|(file, text)| [*file, *text]).map(Into::into));
         for file in programs.iter().chain([&busybox()?]) {
             parts.push(file.as_os_str().as_encoded_bytes().to_vec());
             parts.push(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
@@ -161,9 +171,9 @@ fn system_disk(kernel: &Kernel, programs: &[PathBuf], security: &Security, disk:
     host::run(Command::new("cp").arg("-r").arg(kernel.modules()).arg(root.join("lib/modules")))?;
     security.install(root)?;
     write_program(&root.join("init"), INIT)?;
-    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")?;
-    std::fs::write(root.join("etc/group"), "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n")?;
-    std::fs::write(root.join("etc/hosts"), "127.0.0.1 localhost lab\n")?;
+    for (file, text) in NAMES {
+        std::fs::write(root.join(file), text)?;
+    }
     make_disk(root, disk, SYSTEM_SIZE)
 }
 
