@@ -430,6 +430,32 @@ impl ServiceRules {
         Least { uses, entries: entries.to_vec() }
     }
 
+    /// Whether chains of `filter` and `nat` are used as often as what has been written makes them: by their own rules, and by
+    /// those that jump to them. `uses` tells how often one is.
+    pub fn is_used(&self, ipv6: bool, uses: impl Fn(Table, &str) -> usize) -> bool {
+        let mut shared = SharedUses::default();
+        for table in [Table::Filter, Table::Nat] {
+            base::chains(&self.config, table, ipv6).for_each(|chain| shared.declare(table, chain));
+            let first = base::first_rules(&self.config, table, ipv6).into_iter();
+            first.for_each(|(chain, rule)| shared.count(table, chain, &rule));
+            let last = base::last_rules(&self.config, table, ipv6).into_iter();
+            last.for_each(|(chain, rule)| shared.count(table, chain.name(), &rule));
+            base::jumps(&self.config, table, ipv6).for_each(|jump| shared.count_jump(table, jump.to));
+        }
+        for (key, entries) in self.ports.iter().filter(|(key, _)| key.ipv6 == ipv6) {
+            let rules = PortRules::of(key, entries, &self.config, self.style(ipv6));
+            if rules.uses().iter().any(|(chain, least)| uses(Table::Nat, chain) < *least) {
+                return false;
+            }
+            rules.shared.iter().for_each(|(chain, rule)| shared.count(chain.table(), chain.name(), rule));
+            rules
+                .chains
+                .iter()
+                .for_each(|(chain, rules)| rules.iter().for_each(|rule| shared.count(Table::Nat, chain, rule)));
+        }
+        shared.0.iter().all(|(table, chains)| chains.iter().all(|(chain, least)| uses(*table, chain) >= *least))
+    }
+
     /// How many rules a table has of ours, without those of chains that are not ours.
     pub fn count(&self, table: Table, ipv6: bool) -> usize {
         let of_ports = match table {
@@ -512,6 +538,30 @@ impl ServiceRules {
 
     fn style(&self, ipv6: bool) -> Style {
         if *self.endpoints.of(ipv6) > COMMENTED_ENDPOINTS_MAX { Style::Short } else { Style::Full }
+    }
+}
+
+/// How often the chains are used that ports share.
+#[derive(Debug, Default)]
+struct SharedUses(BTreeMap<Table, BTreeMap<&'static str, usize>>);
+
+impl SharedUses {
+    fn declare(&mut self, table: Table, chain: &'static str) {
+        self.0.entry(table).or_default().entry(chain).or_default();
+    }
+
+    /// A rule, which may stand in a chain of one port.
+    fn count(&mut self, table: Table, chain: &str, rule: &str) {
+        self.count_jump(table, chain);
+        if let Some(to) = save::target(rule) {
+            self.count_jump(table, to);
+        }
+    }
+
+    fn count_jump(&mut self, table: Table, to: &str) {
+        if let Some(count) = self.0.get_mut(&table).and_then(|chains| chains.get_mut(to)) {
+            *count += 1;
+        }
     }
 }
 

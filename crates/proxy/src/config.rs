@@ -66,7 +66,7 @@ impl Config {
             bind_address: None,
             pace: Duration::from_millis(5),
             sync_period: Duration::from_secs(30),
-            look_every: Duration::from_millis(500),
+            look_every: Duration::from_millis(200),
         }
     }
 

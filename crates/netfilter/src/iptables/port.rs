@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use service::{Endpoint, Entry, Frontend, Kind, Name, Protocol, ServicePort, Target};
 
 use super::names::{self, PortNames};
-use super::{Config, Style, Table, counters};
+use super::{Config, Style, Table, counters, save};
 
 /// One port of a Service in one address family: what chains are named after.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,6 +106,19 @@ impl PortRules {
         };
         writer.write(entry.port.health_check_port);
         writer.rules
+    }
+
+    /// How often each chain of the port is used: by its rules, and by those that jump to it, all of which are the port's.
+    pub(super) fn uses(&self) -> BTreeMap<&str, usize> {
+        let own = self.chains.iter().map(|(chain, rules)| (chain.as_str(), rules.len()));
+        let mut uses: BTreeMap<&str, usize> = own.collect();
+        let rules = self.chains.values().flatten().chain(self.shared.iter().map(|(_, rule)| rule));
+        for to in rules.filter_map(|rule| save::target(rule)) {
+            if let Some(count) = uses.get_mut(to) {
+                *count += 1;
+            }
+        }
+        uses
     }
 }
 

@@ -86,6 +86,13 @@ impl Tables {
         listing
     }
 
+    /// How often a chain is used: by its rules, and by those that jump to it.
+    fn uses(&self, table: Table, chain: &str) -> usize {
+        let of_table = self.0.iter().filter(|((of, _), _)| of == table.name()).flat_map(|(_, rules)| rules);
+        let jumps = of_table.filter(|rule| save::target(rule) == Some(chain)).count();
+        self.chain(table.name(), chain).len() + jumps
+    }
+
     fn chain(&self, table: &str, chain: &str) -> &[String] {
         self.0.get(&(table.to_owned(), chain.to_owned())).map_or(&[], Vec::as_slice)
     }
@@ -578,6 +585,16 @@ proptest! {
                 tables.of_mut(ipv6).restore(scripts.of(ipv6));
                 let anew = tables_of(config(), &model, ipv6);
                 prop_assert_eq!(tables.of(ipv6).clone().sorted(), anew.sorted());
+            }
+        }
+        for ipv6 in [false, true] {
+            let whole = tables.of(ipv6);
+            prop_assert!(rules.is_used(ipv6, |table, chain| whole.uses(table, chain)));
+            let is_ours = |chain: &str| chain.starts_with("KUBE-");
+            for (at, _) in whole.0.iter().filter(|((_, chain), rules)| is_ours(chain) && !rules.is_empty()) {
+                let mut damaged = whole.clone();
+                damaged.0.insert(at.clone(), Vec::new());
+                prop_assert!(!rules.is_used(ipv6, |table, chain| damaged.uses(table, chain)), "{at:?} has been emptied");
             }
         }
         // In small pieces over what is there, something stale included.

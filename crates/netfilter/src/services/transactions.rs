@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use service::{Change, Difference, Entry};
-use sys::netlink::nft::Batch;
+use sys::netlink::nft::{Batch, Element};
 
 use super::chains::{self, LoadBalancer};
 use super::elements::{Kind, SetName, Side, Value};
@@ -91,7 +91,8 @@ impl Held {
 impl Transaction {
     pub(super) fn write(self, mut batch: Batch) -> Batch {
         for (set, elements) in &self.gone {
-            batch.delete_elements(&set.name(), elements.iter().map(|(key, _)| key.as_slice()));
+            let elements = elements.iter().map(|(key, value)| Element { key: key.as_slice(), data: value.data() });
+            batch.delete_pairs(&set.name(), elements);
         }
         self.load_balancers.iter().for_each(|chain| chain.add(&mut batch));
         self.sources.iter().for_each(|(number, sources)| chains::add_sources(&mut batch, *number, sources));

@@ -114,6 +114,23 @@ impl Iptables {
         Ok(remains)
     }
 
+    /// Whether nothing is missing from what is listed. Where rules are only counted, somebody may have removed his own.
+    fn is_listed(&mut self) -> Result<bool, RulesError> {
+        let remains = self.look()?;
+        let whole = self
+            .programs
+            .families()
+            .iter()
+            .all(|family| self.rules.is_whole(remains.of(family.is_ipv6()), family.is_ipv6()));
+        if whole {
+            self.watch.written(&self.rules)?;
+        } else {
+            // They are replaced next; looking takes longer than that.
+            self.remains = Some(remains);
+        }
+        Ok(whole)
+    }
+
     /// Replaces what there is of one address family. Texts are made while the kernel is at those before them.
     fn replace_family(&mut self, family: Family, remains: &Remains) -> Result<(), RulesError> {
         let (ipv6, lines_max) = (family.is_ipv6(), self.programs.lines_max());
@@ -186,8 +203,7 @@ impl Backend for Iptables {
 
     fn update(&mut self, difference: &Difference) -> Result<(), RulesError> {
         // A chain that somebody has emptied would take the change, and nothing would tell any more that the rest is missing.
-        // Where rules are only counted, somebody may as well have removed his own.
-        if !self.is_there()? {
+        if !self.watch.stands(&self.rules)? && !self.is_listed()? {
             return Err(RulesError::Removed);
         }
         let Families(scripts) = self.rules.update(difference);
@@ -199,22 +215,7 @@ impl Backend for Iptables {
     }
 
     fn is_there(&mut self) -> Result<bool, RulesError> {
-        if self.watch.is_untouched(&self.rules)? {
-            return Ok(true);
-        }
-        let remains = self.look()?;
-        let whole = self
-            .programs
-            .families()
-            .iter()
-            .all(|family| self.rules.is_whole(remains.of(family.is_ipv6()), family.is_ipv6()));
-        if whole {
-            self.watch.written(&self.rules)?;
-        } else {
-            // They are replaced next; looking takes longer than that.
-            self.remains = Some(remains);
-        }
-        Ok(whole)
+        Ok(self.watch.is_untouched(&self.rules)? || self.is_listed()?)
     }
 
     fn udp_frontends(&mut self) -> Result<Vec<Frontend>, RulesError> {

@@ -28,7 +28,7 @@ use crate::service_link::{IPVS as LINK, NodeAddresses, ServiceLink};
 use crate::{Config, IpvsOptions, Owned, RulesError, StartError};
 
 /// How many looks at the rules, each a question to the kernel, for one at addresses and servers, which takes listings.
-const LOOKS_PER_KEEPING: u32 = 10;
+const LOOKS_PER_KEEPING: u32 = 25;
 /// Services whose servers are looked at each time: IPVS does not tell that somebody else has changed something, so all are
 /// looked at by turns.
 const SERVICES_PER_KEEPING: usize = 256;

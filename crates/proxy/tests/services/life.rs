@@ -376,6 +376,39 @@ fn a_part_that_somebody_removed_is_made_again() {
     });
 }
 
+/// Beginnings of the names of chains: those of one port, and those that all share.
+const CHAINS: [&str; 7] =
+    ["KUBE-SVC-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-NODEPORTS", "KUBE-SERVICES", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"];
+
+#[test]
+fn a_chain_that_somebody_emptied_is_filled_again() {
+    for way in Way::rules().into_iter().filter(|way| way.is_iptables()) {
+        on_a_host(way, async move |host| {
+            let config = proxy::Config { look_every: Duration::from_millis(20), ..host.config() };
+            let proxy = proxy::Proxy::start(config, host.desired.clone()).unwrap();
+            let pod = host.server("a").await;
+            let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+            host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+            host.endpoints("web", &[ready(pod.ips[0])]);
+            proxy.settled().await;
+            let listed = || way.iptables("-save", "-t nat");
+            let before = listed();
+            let rules = |listing: &str| listing.lines().filter(|line| line.starts_with("-A KUBE-")).count();
+            for beginning in CHAINS {
+                let mut declared = before.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
+                let chain = declared.find(|chain| chain.starts_with(beginning)).expect(beginning);
+                way.iptables("", &format!("-w -t nat -F {chain}"));
+                while rules(&listed()) < rules(&before) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                ask(&host.here, ip(VIP), 80).expect("a look at what is there brings it back");
+                ask(&host.outside, ip(HOST), NODE_PORT).expect("from outside, too");
+            }
+            proxy.stop().await;
+        });
+    }
+}
+
 /// Keeps a proxy from writing its rules.
 enum Obstacle {
     /// Holds our table, so that nobody else may change it.

@@ -147,7 +147,64 @@ pub struct Batch {
     set_id: u32,
     chains: BTreeMap<String, Additions>,
     deleted_chains: BTreeSet<String>,
-    elements: BTreeMap<String, i64>,
+    elements: BTreeMap<String, ElementSum>,
+}
+
+/// Elements of a set, as far as two such sums are to be compared: how many there are, and what they say. The order does not
+/// matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ElementSum {
+    /// How many.
+    pub count: i64,
+    /// The sum of their prints.
+    pub prints: u64,
+}
+
+impl ElementSum {
+    fn of(element: &Element<'_>) -> Self {
+        let print = Print::default().with(element.key);
+        let print = match element.data {
+            Data::None => print,
+            Data::Value(value) => print.with(value),
+            Data::Verdict(verdict) => {
+                let chain = if let Verdict::Jump(chain) | Verdict::Goto(chain) = verdict { chain } else { "" };
+                print.with(&verdict.code().to_be_bytes()).with(chain.as_bytes())
+            }
+        };
+        ElementSum { count: 1, prints: print.0 }
+    }
+}
+
+impl std::ops::AddAssign for ElementSum {
+    fn add_assign(&mut self, more: ElementSum) {
+        self.count += more.count;
+        self.prints = self.prints.wrapping_add(more.prints);
+    }
+}
+
+impl std::ops::SubAssign for ElementSum {
+    fn sub_assign(&mut self, less: ElementSum) {
+        self.count -= less.count;
+        self.prints = self.prints.wrapping_sub(less.prints);
+    }
+}
+
+/// FNV-1a, 64 bits, of texts with their lengths.
+#[derive(Debug, Clone, Copy)]
+struct Print(u64);
+
+impl Default for Print {
+    fn default() -> Self {
+        Print(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Print {
+    fn with(self, bytes: &[u8]) -> Print {
+        let length = (bytes.len() as u64).to_be_bytes();
+        let step = |print: u64, byte: &u8| (print ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        Print(length.iter().chain(bytes).fold(self.0, step))
+    }
 }
 
 /// What a transaction adds to a chain.
@@ -196,7 +253,7 @@ impl Batch {
     }
 
     /// The elements that it adds to sets, less those that it deletes one by one.
-    pub fn elements(&self) -> &BTreeMap<String, i64> {
+    pub fn elements(&self) -> &BTreeMap<String, ElementSum> {
         &self.elements
     }
 
@@ -312,27 +369,36 @@ impl Batch {
 
     /// Adds elements. One that exists with the same value is left; with another value the transaction fails.
     pub fn add_elements<'e>(&mut self, set: &str, elements: impl IntoIterator<Item = Element<'e>>) {
-        let come = self.write_elements(NEWSETELEM, CREATE, set, elements);
-        *self.elements.entry(set.to_owned()).or_default() += come;
+        let mut sum = ElementSum::default();
+        let elements = elements.into_iter().inspect(|element| sum += ElementSum::of(element));
+        self.write_elements(NEWSETELEM, CREATE, set, elements);
+        *self.elements.entry(set.to_owned()).or_default() += sum;
     }
 
-    /// Deletes elements by key. One that does not exist fails the transaction.
+    /// Deletes elements of a set by key. One that does not exist fails the transaction.
     pub fn delete_elements<'e>(&mut self, set: &str, keys: impl IntoIterator<Item = &'e [u8]>) {
-        let keys = keys.into_iter().map(|key| Element { key, data: Data::None });
-        let gone = self.write_elements(DELSETELEM, 0, set, keys);
-        *self.elements.entry(set.to_owned()).or_default() -= gone;
+        self.delete_pairs(set, keys.into_iter().map(|key| Element { key, data: Data::None }));
     }
 
-    /// Returns how many there are.
+    /// Deletes elements of a map, which have these values, by key. One that does not exist fails the transaction.
+    pub fn delete_pairs<'e>(&mut self, map: &str, elements: impl IntoIterator<Item = Element<'e>>) {
+        let mut sum = ElementSum::default();
+        let keys = elements.into_iter().map(|element| {
+            sum += ElementSum::of(&element);
+            Element { data: Data::None, ..element }
+        });
+        self.write_elements(DELSETELEM, 0, map, keys);
+        *self.elements.entry(map.to_owned()).or_default() -= sum;
+    }
+
     fn write_elements<'e>(
         &mut self,
         kind: u16,
         flags: u16,
         set: &str,
         elements: impl IntoIterator<Item = Element<'e>>,
-    ) -> i64 {
-        let mut count = 0;
-        let mut elements = elements.into_iter().inspect(|_| count += 1).peekable();
+    ) {
+        let mut elements = elements.into_iter().peekable();
         while elements.peek().is_some() {
             self.message(kind, flags, |w, table| {
                 w.str(1, table);
@@ -346,7 +412,6 @@ impl Batch {
                 });
             });
         }
-        count
     }
 }
 
@@ -492,13 +557,43 @@ impl Socket {
         none_without(self.collect(&all_elements(family, table, set), parse_elements))
     }
 
-    /// How many elements a set has, by reading them all; none if it does not exist.
+    /// The elements of a set, by reading them all; none if it does not exist.
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn count_elements(&mut self, family: Family, table: &str, set: &str) -> Result<usize> {
-        let count = |message: &Message<'_>| message.attributes(HEADER_BYTES).get(3).map(|list| list.nested().count());
-        Ok(none_without(self.collect(&all_elements(family, table, set), count))?.into_iter().sum())
+    pub fn element_sum(&mut self, family: Family, table: &str, set: &str) -> Result<ElementSum> {
+        let sum = |message: &Message<'_>| {
+            let mut sum = ElementSum::default();
+            let list = message.attributes(HEADER_BYTES).get(3);
+            for element in list.iter().flat_map(Attribute::nested) {
+                sum += sum_of(&element);
+            }
+            Some(sum)
+        };
+        let mut all = ElementSum::default();
+        none_without(self.collect(&all_elements(family, table, set), sum))?.into_iter().for_each(|sum| all += sum);
+        Ok(all)
+    }
+}
+
+/// Of an element as the kernel tells it.
+fn sum_of(element: &Attribute<'_>) -> ElementSum {
+    let attributes = element.nested();
+    let (key, data) = (attributes.get(1), attributes.get(2));
+    let key = key.and_then(|key| key.nested().get(1)).map_or(&[][..], |key| key.value);
+    let Some(data) = data.map(|data| data.nested()) else {
+        return ElementSum::of(&Element { key, data: Data::None });
+    };
+    let Some(verdict) = data.get(2).map(|verdict| verdict.nested()) else {
+        let value = data.get(1).map_or(&[][..], |value| value.value);
+        return ElementSum::of(&Element { key, data: Data::Value(value) });
+    };
+    let chain = verdict.get(2).map(|chain| chain.text()).unwrap_or_default();
+    let code = verdict.get(1).map_or(0, |code| code.be32().cast_signed());
+    match Verdict::of(code, &chain) {
+        Some(verdict) => ElementSum::of(&Element { key, data: Data::Verdict(verdict) }),
+        // None that we write.
+        None => ElementSum { count: 1, prints: 0 },
     }
 }
 

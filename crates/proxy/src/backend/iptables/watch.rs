@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::{Duration, Instant};
 
 use netfilter::iptables::{Least, ServiceRules, Table};
 use sys::netlink::Socket;
@@ -10,11 +11,21 @@ use sys::xtables::Xtables;
 use super::programs::{Family, Kind};
 use crate::{RulesError, StartError};
 
+/// Chains of ports are counted for no more than this part of the time.
+const COUNTING_SHARE: u32 = 100;
+
 /// What is asked.
 #[derive(Debug)]
 pub(super) enum Watch {
     /// How often chains are used. `iptables -X` removes a chain, `-F` removes what uses it.
-    Nft { netfilter: Socket, families: &'static [Family] },
+    Nft {
+        netfilter: Socket,
+        families: &'static [Family],
+        /// Of nftables, when everything was seen to be there.
+        generation: Option<u32>,
+        /// When chains of ports may be counted next.
+        next_count: Instant,
+    },
     /// How many rules tables have, and had after the last write. More of them may be anybody's; fewer, and somebody has
     /// removed some.
     Legacy { sockets: Vec<(Family, Xtables)>, known: BTreeMap<(bool, Table), u32> },
@@ -26,7 +37,7 @@ impl Watch {
         match kind {
             Kind::Nft => {
                 let netfilter = Socket::netfilter().map_err(StartError::NoNftables)?;
-                Ok(Watch::Nft { netfilter, families })
+                Ok(Watch::Nft { netfilter, families, generation: None, next_count: Instant::now() })
             }
             Kind::Legacy => {
                 let sockets = families.iter().map(|family| Ok((*family, Xtables::open(family.is_ipv6())?)));
@@ -44,13 +55,44 @@ impl Watch {
         if let Watch::Legacy { sockets, known } = self {
             *known = usage(sockets)?;
         }
-        if self.is_untouched(rules)? { Ok(()) } else { Err(RulesError::Removed) }
+        if self.stands(rules)? { Ok(()) } else { Err(RulesError::Removed) }
     }
 
-    /// Whether nothing says that something is missing.
+    /// Whether nothing says that something is missing, as far as it is looked for: what nobody has touched since all was there
+    /// is there.
     pub(super) fn is_untouched(&mut self, rules: &ServiceRules) -> Result<bool, RulesError> {
+        let now = match self {
+            Watch::Nft { netfilter, .. } => Some(netfilter.generation()?),
+            Watch::Legacy { .. } => None,
+        };
+        if let Watch::Nft { generation, .. } = self
+            && *generation == now
+        {
+            return Ok(true);
+        }
+        if !self.stands(rules)? {
+            return Ok(false);
+        }
+        let Watch::Nft { netfilter, families, generation, next_count } = self else { return Ok(true) };
+        let begun = Instant::now();
+        if begun < *next_count {
+            return Ok(true); // A later look counts.
+        }
+        let mut is_whole = true;
+        for family in *families {
+            is_whole &= is_used(netfilter, *family, rules)?;
+        }
+        *next_count = Instant::now() + begun.elapsed().min(Duration::from_secs(1)) * COUNTING_SHARE;
+        if is_whole {
+            *generation = now;
+        }
+        Ok(is_whole)
+    }
+
+    /// Whether what leads to Services is there. Asked before each change.
+    pub(super) fn stands(&mut self, rules: &ServiceRules) -> Result<bool, RulesError> {
         match self {
-            Watch::Nft { netfilter, families } => {
+            Watch::Nft { netfilter, families, .. } => {
                 for family in *families {
                     if !has_uses(netfilter, *family, &rules.least(family.is_ipv6()))? {
                         return Ok(false);
@@ -82,6 +124,18 @@ fn has_uses(netfilter: &mut Socket, family: Family, least: &Least) -> Result<boo
         }
     }
     Ok(true)
+}
+
+/// Whether each chain has the rules that it should have.
+fn is_used(netfilter: &mut Socket, family: Family, rules: &ServiceRules) -> Result<bool, RulesError> {
+    let mut there = BTreeMap::new();
+    for table in [Table::Filter, Table::Nat] {
+        there.insert(table, netfilter.uses(family.of_nft(), table.name())?);
+    }
+    Ok(rules.is_used(family.is_ipv6(), |table, chain| {
+        let uses = there.get(&table).and_then(|chains: &BTreeMap<String, u32>| chains.get(chain));
+        uses.map_or(0, |uses| usize::try_from(*uses).unwrap_or(usize::MAX))
+    }))
 }
 
 fn usage(sockets: &[(Family, Xtables)]) -> Result<BTreeMap<(bool, Table), u32>, RulesError> {

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use service::Model;
-use sys::netlink::nft::{Data, Element};
+use sys::netlink::nft::{Data, Element, Verdict};
 
 use super::*;
 
@@ -108,6 +108,36 @@ fn elements_that_somebody_removed_or_added_are_missed() {
             batch.add_elements(services, [Element { key: &key, data: Data::Value(&read[0].1) }]);
         });
         assert!(!is_there(&mut nftables), "one more");
+    });
+}
+
+#[test]
+fn elements_that_somebody_replaced_are_missed() {
+    with_table(|mut nftables, model| {
+        let name = nftables.name.clone();
+        let mut netfilter = Socket::netfilter().unwrap();
+        let mut replaced = 0;
+        for map in nftables.table.fixed_sets() {
+            let there = netfilter.elements(ServiceTable::FAMILY, &name, &map).unwrap();
+            let Some((key, value)) = there.first().cloned() else { continue };
+            let mut other = value.clone();
+            other.iter_mut().take(1).for_each(|byte| *byte ^= 1);
+            // Those of maps of verdicts have no bytes.
+            let data = match map.contains("verdicts") || map.starts_with("firewall") {
+                true => Data::Verdict(Verdict::Return),
+                false if value.is_empty() => continue,
+                false => Data::Value(&other),
+            };
+            somebody(&name, |batch| {
+                batch.delete_elements(&map, [&key[..]]);
+                batch.add_elements(&map, [Element { key: &key, data }]);
+            });
+            assert!(!is_there(&mut nftables), "{map}");
+            nftables.replace(model.rules(), &Network::default()).unwrap();
+            assert!(is_there(&mut nftables), "{map}");
+            replaced += 1;
+        }
+        assert!(replaced >= 8, "{replaced} maps");
     });
 }
 

@@ -60,8 +60,14 @@ pub enum Verdict<'a> {
     Goto(&'a str),
 }
 
-impl Verdict<'_> {
-    fn code(self) -> i32 {
+impl<'a> Verdict<'a> {
+    /// The one with this number; `chain` is where it leads, if it does. `None`: rules here have no such.
+    pub(super) fn of(code: i32, chain: &'a str) -> Option<Self> {
+        let all = [Verdict::Drop, Verdict::Accept, Verdict::Return, Verdict::Jump(chain), Verdict::Goto(chain)];
+        all.into_iter().find(|verdict| verdict.code() == code)
+    }
+
+    pub(super) fn code(self) -> i32 {
         match self {
             Verdict::Drop => 0,
             Verdict::Accept => 1,
