@@ -280,6 +280,9 @@ fn now_ms() -> u64 {
 }
 
 #[cfg(test)]
+mod names;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -64,7 +64,7 @@ fn with_systemd() -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Programs that need packages of a distribution, or files of the workspace.
-const NEVER: &[&str] = &["oci callers", "orlop past", "kubelet events"];
+const NEVER: &[&str] = &["oci callers", "orlop past", "kubelet events", "proxy events"];
 
 /// Programs with tests that need SELinux, all of which have its name.
 const LABELLED: &[&str] = &["runtime root", "oci root"];
