@@ -103,6 +103,47 @@ fn a_kernel_that_cannot_is_told_with_the_remedy() {
     });
 }
 
+/// Those of the kernel (`net/netfilter/ipvs`).
+const SCHEDULERS: [&str; 14] =
+    ["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh", "twos", "fo", "ovf"];
+
+/// Each is set and leads to the endpoints; the kernel loads it then. One that it lacks is refused, with the remedy.
+#[test]
+fn every_scheduler_of_the_kernel_is_taken() {
+    if !is_there() {
+        return println!("skipped: needs IPVS in the kernel");
+    }
+    on_a_host(Way::Ipvs, async |host| {
+        let (a, b) = (host.server("a").await, host.server("b").await);
+        host.service("web", json!({"clusterIP": VIP, "ports": [{"port": 80}]}));
+        host.endpoints("web", &[ready(a.ips[0]), ready(b.ips[0])]);
+        let mut lacking = Vec::new();
+        for scheduler in SCHEDULERS {
+            let mut config = host.config();
+            config.ipvs.scheduler = scheduler.to_owned();
+            let proxy = match Proxy::start(config, host.desired.clone()) {
+                Err(error @ StartError::NoScheduler { .. }) => {
+                    assert!(error.to_string().contains(&format!("`modprobe ip_vs_{scheduler}`")), "{error}");
+                    lacking.push(scheduler);
+                    continue;
+                }
+                started => started.unwrap(),
+            };
+            proxy.settled().await;
+            let services = Ipvs::open().unwrap().services().unwrap();
+            let set: Vec<&str> = services.iter().map(|(_, settings)| settings.scheduler.as_str()).collect();
+            assert_eq!(set, [scheduler]);
+            for _ in 0..4 {
+                ask(&host.here, ip(VIP), 80).unwrap_or_else(|error| panic!("{scheduler}: {error}"));
+            }
+            proxy.stop().await;
+        }
+        // The virtual machine's kernel, Debian's, has all but the newest.
+        assert!(lacking == ["twos"] || !testkit::host::is_own_machine(), "this kernel lacks {lacking:?}");
+        host.proxy().await.cleanup().await.unwrap();
+    });
+}
+
 fn weights(service: &Virtual) -> Vec<u32> {
     let servers = Ipvs::open().unwrap().servers(service).unwrap();
     let mut weights: Vec<u32> = servers.iter().map(|status| status.weight).collect();

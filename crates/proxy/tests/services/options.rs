@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use cluster::Source as _;
 use k8s_openapi::api::core::v1::Node;
-use proxy::configuration::{DetectLocal, NodePortAddress};
+use proxy::configuration::{Conntrack, DetectLocal, NodePortAddress};
 use proxy::{Config, Proxy, Tallies};
 use serde_json::json;
 use sys::netns;
 
-use crate::host::{Desired, End, FAR, HOST, Host, NODE, PATIENCE, Way, answers, ask, ip, on_a_host, ready, serve};
+use crate::host::{
+    Desired, End, FAR, HOST, Host, NODE, OUTSIDE, PATIENCE, Way, answers, ask, ip, on_a_host, ready, serve,
+};
 use crate::{NODE_PORT, VIP, refused};
 
 /// The host's other address.
@@ -206,6 +208,49 @@ fn rules_of_iptables_are_counted_and_count() {
                 None => println!("skipped: needs CONFIG_NETFILTER_XT_MATCH_NFACCT"),
             }
             proxy.stop().await;
+        });
+    }
+}
+
+/// Whom others have marked is masqueraded if they mean the same by that bit of the mark, and only then.
+#[test]
+fn the_mark_of_what_is_masqueraded_is_the_operators() {
+    for way in Way::rules().into_iter().filter(|way| way.is_iptables()) {
+        on_a_host(way, async move |host| {
+            let (client, pod) = (host.pod("client").await, host.server("a").await);
+            let ports = json!([{"port": 80, "nodePort": NODE_PORT}]);
+            host.service("web", json!({"type": "NodePort", "clusterIP": VIP, "ports": ports}));
+            host.endpoints("web", &[ready(pod.ips[0])]);
+            let marks = format!("-w -t mangle -A PREROUTING -s {} -j MARK --set-xmark 0x4000/0x4000", client.ips[0]);
+            way.iptables("", &marks);
+            for (bit, seen) in [(14, ip("10.85.0.1")), (5, client.ips[0])] {
+                let proxy = proxy_with(&host, |config| config.iptables.masquerade_bit = bit).await;
+                assert_eq!(ask(&client.netns, ip(VIP), 80).unwrap().1, seen, "bit {bit}");
+                assert_eq!(ask(&host.outside, ip(HOST), NODE_PORT).unwrap().1, way.seen(OUTSIDE), "bit {bit}");
+                proxy.stop().await;
+            }
+        });
+    }
+}
+
+/// `conntrack.tcpBeLiberal`: what is outside of a connection's window is valid to the kernel then, and no rule drops it.
+#[test]
+fn segments_outside_of_the_window_are_dropped_unless_the_operator_is_liberal() {
+    for way in Way::rules().into_iter().filter(|way| way.is_iptables()) {
+        on_a_host(way, async move |host| {
+            let liberal = || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal").unwrap();
+            for be_liberal in [false, true] {
+                let conntrack = Conntrack { max_per_core: 0, tcp_be_liberal: be_liberal, ..Conntrack::default() };
+                if let Err(error) = proxy::sysctls::apply(&conntrack, &proxy::sysctls::Places::default()) {
+                    return println!("skipped: needs a /proc/sys that can be written ({error})");
+                }
+                assert_eq!(liberal().trim(), if be_liberal { "1" } else { "0" });
+                let proxy = host.proxy().await;
+                let rules = way.iptables("", "-w -S KUBE-FORWARD");
+                let drops = |rule: &str| rule.contains("--ctstate INVALID") && rule.ends_with("-j DROP");
+                assert_eq!(rules.lines().any(drops), !be_liberal, "{rules}");
+                proxy.stop().await;
+            }
         });
     }
 }
