@@ -58,13 +58,13 @@ impl Lines {
 pub(super) enum Event<T> {
     /// An object is there, new or changed.
     Put(T),
-    /// An object is gone; this was its last version.
-    Gone(T),
+    /// An object is gone. Its metadata, as far as they tell which one, and in which version.
+    Gone(Box<ObjectMeta>),
     /// Everything up to this version has been told. `ends_list`: and it is everything that is there.
     Bookmark { version: String, ends_list: bool },
     /// The watch is over.
     Failed(Box<Status>),
-    /// An object that nobody can read. Its metadata, if those can be.
+    /// An object that nobody can read. Its metadata, as for one that is gone.
     Unreadable { metadata: Box<ObjectMeta>, reason: String },
 }
 
@@ -82,6 +82,21 @@ struct Named {
     metadata: ObjectMeta,
 }
 
+/// What an object is known by, whatever else its metadata say.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Identified {
+    metadata: Identity,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Identity {
+    namespace: Option<String>,
+    name: Option<String>,
+    resource_version: Option<String>,
+}
+
 /// Reads one line; none for a kind of event that we do not know.
 pub(super) fn event<T: DeserializeOwned>(
     line: &[u8],
@@ -90,8 +105,11 @@ pub(super) fn event<T: DeserializeOwned>(
     let frame: Frame<'_> = serde_json::from_slice(line)?;
     let object = frame.object.get().as_bytes();
     Ok(Some(match frame.kind {
-        "ADDED" | "MODIFIED" => read(object, scratch, Event::Put),
-        "DELETED" => read(object, scratch, Event::Gone),
+        "ADDED" | "MODIFIED" => match serde_json::from_slice(without_managed_fields(object, scratch)) {
+            Ok(object) => Event::Put(object),
+            Err(error) => unreadable(object, &error),
+        },
+        "DELETED" => Event::Gone(identity(object)),
         "BOOKMARK" => {
             let Named { metadata } = serde_json::from_slice(object)?;
             let ends_list = metadata.annotations.is_some_and(|all| all.get(LIST_END).is_some_and(|end| end == "true"));
@@ -102,17 +120,16 @@ pub(super) fn event<T: DeserializeOwned>(
     }))
 }
 
-fn read<T: DeserializeOwned>(object: &[u8], scratch: &mut Vec<u8>, event: impl Fn(T) -> Event<T>) -> Event<T> {
-    match serde_json::from_slice(without_managed_fields(object, scratch)) {
-        Ok(object) => event(object),
-        Err(error) => unreadable(object, &error),
-    }
-}
-
 /// An object that does not fit its type, as far as it can be named.
 pub(super) fn unreadable<T>(object: &[u8], error: &serde_json::Error) -> Event<T> {
-    let Named { metadata } = serde_json::from_slice(object).unwrap_or_default();
-    Event::Unreadable { metadata: Box::new(metadata), reason: error.to_string() }
+    Event::Unreadable { metadata: identity(object), reason: error.to_string() }
+}
+
+/// An object whose name cannot be read either is nobody's.
+fn identity(object: &[u8]) -> Box<ObjectMeta> {
+    let Identified { metadata } = serde_json::from_slice(object).unwrap_or_default();
+    let Identity { namespace, name, resource_version } = metadata;
+    Box::new(ObjectMeta { namespace, name, resource_version, ..ObjectMeta::default() })
 }
 
 /// The object without its `managedFields`: often a third of it, and of use to nobody here. Cut out as bytes, it costs a
@@ -183,8 +200,14 @@ mod tests {
         assert_eq!(read_line(end), Event::Bookmark { version: "9".into(), ends_list: true });
         let gone = r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"too old","code":410}}"#;
         assert!(matches!(read_line(gone), Event::Failed(status) if status.code == Some(410)));
-        let bad = r#"{"type":"MODIFIED","object":{"metadata":{"name":"b"},"data":7}}"#;
-        assert!(matches!(read_line(bad), Event::Unreadable { metadata, .. } if metadata.name.as_deref() == Some("b")));
+        let is_b = |metadata: &ObjectMeta| metadata.name.as_deref() == Some("b");
+        let bad = r#"{"name":"b","creationTimestamp":"yesterday","labels":7}"#;
+        for object in [r#"{"metadata":{"name":"b"},"data":7}"#.to_owned(), format!(r#"{{"metadata":{bad}}}"#)] {
+            let changed = read_line(&format!(r#"{{"type":"MODIFIED","object":{object}}}"#));
+            assert!(matches!(changed, Event::Unreadable { metadata, .. } if is_b(&metadata)), "{object}");
+            let gone = read_line(&format!(r#"{{"type":"DELETED","object":{object}}}"#));
+            assert!(matches!(gone, Event::Gone(metadata) if is_b(&metadata)), "{object}");
+        }
         assert!(event::<ConfigMap>(br#"{"type":"NEWS","object":{}}"#, &mut Vec::new()).unwrap().is_none());
         assert!(event::<ConfigMap>(b"<html>", &mut Vec::new()).is_err());
     }

@@ -420,7 +420,7 @@ impl<T: Kind, S: Sink<T>> Engine<T, S> {
     fn apply(&mut self, event: Event<T>) -> Result<(), ApiError> {
         match event {
             Event::Put(object) => self.put(object),
-            Event::Gone(object) => self.remove(object.metadata()),
+            Event::Gone(metadata) => self.remove(&metadata),
             Event::Bookmark { version, ends_list: true } => self.end_list(&version),
             Event::Bookmark { version, ends_list: false } => self.ledger.move_to(Some(&version)),
             Event::Failed(status) => {
