@@ -11,14 +11,23 @@ mod scale;
 mod sealed;
 mod source;
 mod statics;
+mod storm;
 
 use std::process::ExitCode;
 
 use testkit::serial::{self, Test};
 use testkit::{control_plane, netns};
 
-const TESTS: &[&[Test]] =
-    &[client::TESTS, following::TESTS, source::TESTS, rough::TESTS, sealed::TESTS, statics::TESTS, scale::TESTS];
+const TESTS: &[&[Test]] = &[
+    client::TESTS,
+    following::TESTS,
+    source::TESTS,
+    rough::TESTS,
+    sealed::TESTS,
+    statics::TESTS,
+    scale::TESTS,
+    storm::TESTS,
+];
 
 fn main() -> ExitCode {
     // Built, or found in the cache, before the way to the module proxy is gone.

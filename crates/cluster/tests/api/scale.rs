@@ -126,7 +126,7 @@ fn status_kb(field: &str) -> i64 {
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-fn resident_kb() -> i64 {
+pub(crate) fn resident_kb() -> i64 {
     status_kb("VmRSS")
 }
 
