@@ -6,6 +6,7 @@
 //! A call costs about nine instructions whatever the profile's length.
 
 mod assembler;
+mod carried;
 mod numbers;
 mod profile;
 
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 pub use profile::default_profile;
 
 use self::assembler::{Assembler, Position};
+use self::carried::Carrier;
 use crate::oci;
 use crate::plan::{PlanError, SeccompPlan};
 use crate::wire::Bytes;
@@ -127,14 +129,49 @@ fn flags(names: &[String]) -> Result<u32, PlanError> {
 struct Architecture {
     /// `AUDIT_ARCH_…` of linux/audit.h.
     audit: u32,
-    numbers: &'static [(&'static str, u32)],
-    /// The table of x32, where the profile allows it.
-    x32: Option<&'static [(&'static str, u32)]>,
+    calls: Calls,
+    /// Those of x32, where the profile allows it.
+    x32: Option<Calls>,
 }
 
-const X86_64: Architecture = Architecture { audit: 0xc000_003e, numbers: numbers::X86_64, x32: None };
-const X86: Architecture = Architecture { audit: 0x4000_0003, numbers: numbers::X86, x32: None };
-const AARCH64: Architecture = Architecture { audit: 0xc000_00b7, numbers: numbers::AARCH64, x32: None };
+/// The calls of an architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Calls {
+    numbers: &'static [(&'static str, u32)],
+    /// How wide their arguments are.
+    width: Width,
+    carriers: &'static [Carrier],
+}
+
+/// The width of arguments, in the filter's words of 32 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Width {
+    /// One: a rule's values are cut to their lower half, so that -1 is -1.
+    Narrow,
+    Wide,
+}
+
+const X86_64: Architecture = Architecture { audit: 0xc000_003e, calls: Calls::wide(numbers::X86_64), x32: None };
+const X86: Architecture = Architecture {
+    audit: 0x4000_0003,
+    calls: Calls { numbers: numbers::X86, width: Width::Narrow, carriers: carried::OF_X86 },
+    x32: None,
+};
+const X32: Calls = Calls { numbers: numbers::X32, width: Width::Narrow, carriers: &[] };
+const AARCH64: Architecture = Architecture { audit: 0xc000_00b7, calls: Calls::wide(numbers::AARCH64), x32: None };
+
+impl Calls {
+    const fn wide(numbers: &'static [(&'static str, u32)]) -> Self {
+        Self { numbers, width: Width::Wide, carriers: &[] }
+    }
+
+    /// What a rule about a call is about: numbers, and the alternatives for each.
+    fn rules(&self, name: &str, alternatives: &[Vec<Condition>]) -> Vec<(u32, Vec<Vec<Condition>>)> {
+        let at = self.numbers.binary_search_by_key(&name, |(known, _)| known).ok();
+        let own = at.map(|at| (self.numbers[at].1, alternatives.to_vec()));
+        own.into_iter().chain(self.carriers.iter().filter_map(|one| one.rule(name, alternatives))).collect()
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 const NATIVE: Architecture = X86_64;
@@ -173,7 +210,7 @@ fn architectures(profile: &oci::Seccomp) -> Result<Vec<Architecture>, PlanError>
             "SCMP_ARCH_X86" => X86,
             "SCMP_ARCH_AARCH64" => AARCH64,
             "SCMP_ARCH_X32" => {
-                found.iter_mut().filter(|one| one.audit == X86_64.audit).for_each(|one| one.x32 = Some(numbers::X32));
+                found.iter_mut().filter(|one| one.audit == X86_64.audit).for_each(|one| one.x32 = Some(X32));
                 continue;
             }
             // Of other machines: nothing of them can run here.
@@ -199,11 +236,11 @@ struct Rules {
 impl Architecture {
     /// The number's test and everything behind it.
     fn body(&self, profile: &oci::Seccomp, default: u32, program: &mut Assembler) -> Result<Position, PlanError> {
-        let mut ranges = ranges(profile, default, self.numbers, 0)?;
+        let mut ranges = ranges(profile, default, &self.calls, 0)?;
         if self.audit == X86_64.audit {
             ranges.retain(|(start, _)| *start < X32_BIT);
             match self.x32 {
-                Some(table) => ranges.extend(self::ranges(profile, default, table, X32_BIT)?),
+                Some(calls) => ranges.extend(self::ranges(profile, default, &calls, X32_BIT)?),
                 None => ranges.push((X32_BIT, Rules { always: Some(KILL_THREAD), ..Rules::default() })),
             }
         }
@@ -213,13 +250,8 @@ impl Architecture {
 }
 
 /// Ranges of numbers by their first, each with one meaning; from 0 without a gap.
-fn ranges(
-    profile: &oci::Seccomp,
-    default: u32,
-    table: &[(&str, u32)],
-    bit: u32,
-) -> Result<Vec<(u32, Rules)>, PlanError> {
-    let by_number = by_number(profile, default, table)?;
+fn ranges(profile: &oci::Seccomp, default: u32, calls: &Calls, bit: u32) -> Result<Vec<(u32, Rules)>, PlanError> {
+    let by_number = by_number(profile, default, calls)?;
     let plain = |verdict| Rules { always: Some(verdict), ..Rules::default() };
     let mut ranges = Vec::new();
     let mut next = 0;
@@ -231,7 +263,7 @@ fn ranges(
         next = number + 1;
     }
     // Calls that are newer than the profile: its author could not mean them. C libraries fall back on ENOSYS only.
-    let newest = table.iter().map(|(_, number)| *number).max().unwrap_or(0);
+    let newest = calls.numbers.iter().map(|(_, number)| *number).max().unwrap_or(0);
     let known = by_number.keys().max().copied().unwrap_or(0);
     if default & 0xffff_0000 == ERRNO && known > 0 {
         if next <= newest && known < newest {
@@ -246,21 +278,20 @@ fn ranges(
     Ok(ranges)
 }
 
-fn by_number(profile: &oci::Seccomp, default: u32, table: &[(&str, u32)]) -> Result<BTreeMap<u32, Rules>, PlanError> {
+fn by_number(profile: &oci::Seccomp, default: u32, calls: &Calls) -> Result<BTreeMap<u32, Rules>, PlanError> {
     let mut all: BTreeMap<u32, Rules> = BTreeMap::new();
     for entry in &profile.syscalls {
         let verdict = action(&entry.action, entry.errno_ret)?;
         if verdict == default {
             continue;
         }
-        let alternatives = alternatives(&entry.args)?;
-        for name in &entry.names {
-            let Ok(at) = table.binary_search_by_key(&name.as_str(), |(known, _)| known) else { continue };
-            let rules = all.entry(table[at].1).or_default();
+        let alternatives = alternatives(&entry.args, calls.width)?;
+        for (number, alternatives) in entry.names.iter().flat_map(|name| calls.rules(name, &alternatives)) {
+            let rules = all.entry(number).or_default();
             if alternatives.is_empty() {
                 rules.always.get_or_insert(verdict);
             }
-            rules.conditional.extend(alternatives.iter().map(|conditions| (conditions.clone(), verdict)));
+            rules.conditional.extend(alternatives.into_iter().map(|conditions| (conditions, verdict)));
         }
     }
     // What holds always needs no look at arguments.
@@ -272,6 +303,7 @@ fn by_number(profile: &oci::Seccomp, default: u32, table: &[(&str, u32)]) -> Res
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Condition {
     argument: u32,
+    width: Width,
     test: Test,
 }
 
@@ -288,8 +320,8 @@ enum Test {
 
 /// The conditions of a rule: one alternative with all of them; one alternative each where two look at the same argument,
 /// which is how the first runtimes read profiles and how profiles are written since.
-fn alternatives(args: &[oci::SyscallArg]) -> Result<Vec<Vec<Condition>>, PlanError> {
-    let conditions = args.iter().map(condition).collect::<Result<Vec<_>, _>>()?;
+fn alternatives(args: &[oci::SyscallArg], width: Width) -> Result<Vec<Vec<Condition>>, PlanError> {
+    let conditions = args.iter().map(|arg| condition(arg, width)).collect::<Result<Vec<_>, _>>()?;
     let repeats = |one: &Condition| conditions.iter().filter(|other| other.argument == one.argument).count() > 1;
     Ok(match () {
         () if conditions.is_empty() => Vec::new(),
@@ -298,7 +330,7 @@ fn alternatives(args: &[oci::SyscallArg]) -> Result<Vec<Vec<Condition>>, PlanErr
     })
 }
 
-fn condition(arg: &oci::SyscallArg) -> Result<Condition, PlanError> {
+fn condition(arg: &oci::SyscallArg, width: Width) -> Result<Condition, PlanError> {
     if arg.index > 5 {
         return Err(PlanError::Seccomp(format!("argument {} does not exist: system calls have six", arg.index)));
     }
@@ -312,7 +344,7 @@ fn condition(arg: &oci::SyscallArg) -> Result<Condition, PlanError> {
         "SCMP_CMP_MASKED_EQ" => Test::Masked { mask: arg.value, value: arg.value_two },
         other => return Err(PlanError::Seccomp(format!("{other:?} is no comparison"))),
     };
-    Ok(Condition { argument: arg.index, test })
+    Ok(Condition { argument: arg.index, width, test })
 }
 
 /// A binary search over `ranges`; the number is in the accumulator.
@@ -345,23 +377,22 @@ fn leaf(rules: &Rules, default: u32, program: &mut Assembler) -> Position {
     next
 }
 
-/// One comparison of 64 bits with words of 32.
+/// One comparison, of 64 bits with words of 32 where the argument is so wide.
 fn test(condition: Condition, yes: Position, no: Position, program: &mut Assembler) -> Position {
     let low = low_word(condition.argument);
-    let high = low + 4;
     match condition.test {
-        Test::Equal(value) => masked(low, u64::MAX, value, yes, no, program),
-        Test::NotEqual(value) => masked(low, u64::MAX, value, no, yes, program),
-        Test::Masked { mask, value } => masked(low, mask, value, yes, no, program),
+        Test::Equal(value) => masked(condition, u64::MAX, value, yes, no, program),
+        Test::NotEqual(value) => masked(condition, u64::MAX, value, no, yes, program),
+        Test::Masked { mask, value } => masked(condition, mask, value, yes, no, program),
         Test::Greater(value) => {
             let last = program.if_greater(low_half(value), yes, no);
             let last = program.load_before(low, last);
-            ordered(high, value, yes, last, no, program)
+            ordered(condition, value, yes, last, no, program)
         }
         Test::GreaterOrEqual(value) => {
             let last = program.if_greater_or_equal(low_half(value), yes, no);
             let last = program.load_before(low, last);
-            ordered(high, value, yes, last, no, program)
+            ordered(condition, value, yes, last, no, program)
         }
         Test::Less(value) => {
             let opposite = Condition { test: Test::GreaterOrEqual(value), ..condition };
@@ -371,24 +402,38 @@ fn test(condition: Condition, yes: Position, no: Position, program: &mut Assembl
     }
 }
 
-/// The high word decides unless it is equal.
+/// The high word, if there is one, decides unless it is equal.
 fn ordered(
-    high: u32,
+    condition: Condition,
     value: u64,
     above: Position,
     equal: Position,
     below: Position,
     program: &mut Assembler,
 ) -> Position {
+    if condition.width == Width::Narrow {
+        return equal;
+    }
     let not_above = program.if_equal(high_half(value), equal, below);
     let start = program.if_greater(high_half(value), above, not_above);
-    program.load_before(high, start)
+    program.load_before(low_word(condition.argument) + 4, start)
 }
 
-fn masked(low: u32, mask: u64, value: u64, yes: Position, no: Position, program: &mut Assembler) -> Position {
+fn masked(
+    condition: Condition,
+    mask: u64,
+    value: u64,
+    yes: Position,
+    no: Position,
+    program: &mut Assembler,
+) -> Position {
+    let low = low_word(condition.argument);
     let last = program.if_equal(low_half(value), yes, no);
     let last = program.and_before(low_half(mask), last);
     let last = program.load_before(low, last);
+    if condition.width == Width::Narrow {
+        return last;
+    }
     let first = program.if_equal(high_half(value), last, no);
     let first = program.and_before(high_half(mask), first);
     program.load_before(low + 4, first)

@@ -51,7 +51,7 @@ pub(super) fn compiled(profile: &Seccomp) -> Vec<u8> {
 }
 
 fn number(name: &str) -> u32 {
-    NATIVE.numbers.iter().find(|(known, _)| *known == name).unwrap().1
+    NATIVE.calls.numbers.iter().find(|(known, _)| *known == name).unwrap().1
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn the_default_profile_decides_every_known_call_as_written() {
         let profile = default_profile(&bounding);
         let program = compiled(&profile);
         assert!(program.len() / 8 < 4096, "the kernel takes 4096 instructions");
-        for (name, number) in NATIVE.numbers {
+        for (name, number) in NATIVE.calls.numbers {
             let rules: Vec<&Syscall> =
                 profile.syscalls.iter().filter(|rule| rule.names.iter().any(|n| n == name)).collect();
             if rules.iter().any(|rule| !rule.args.is_empty()) {
@@ -123,6 +123,58 @@ fn comparisons_are_of_64_bits() {
         holds.iter().for_each(|value| assert_eq!(answer(*value), ALLOW, "{op} {value:#x}"));
         fails.iter().for_each(|value| assert_eq!(answer(*value), ERRNO | EPERM, "{op} {value:#x}"));
     }
+}
+
+/// As the kernel reads them there: -1 of a profile is the -1 of the program.
+#[test]
+fn comparisons_of_32_bits() {
+    let all = |op, value, two| Seccomp {
+        architectures: ["X86", "X32"].map(|name| format!("SCMP_ARCH_{name}")).into(),
+        ..profile(vec![rule("personality", &[(0, op, value, two)])])
+    };
+    let of = |numbers: &[(&str, u32)]| numbers.iter().find(|(name, _)| *name == "personality").unwrap().1;
+    let (x86, x32) = (of(numbers::X86), of(numbers::X32) | X32_BIT);
+    /// A comparison with two values, what it holds for, and what not.
+    type Case = (&'static str, u64, u64, &'static [u64], &'static [u64]);
+    let cases: [Case; 5] = [
+        ("EQ", u64::MAX, 0, &[0xffff_ffff], &[0xffff_fffe, 0]),
+        ("NE", 0xff_0000_0008, 0, &[7, 9], &[8]),
+        ("MASKED_EQ", 0xffff_ffff_0000_00ff, 8, &[8, 0x108], &[9]),
+        ("GT", 0x7fff_ffff, 0, &[0x8000_0000, 0xffff_ffff], &[0x7fff_ffff, 0]),
+        ("LE", 0x1_0000_0005, 0, &[0, 5], &[6, 0xffff_ffff]),
+    ];
+    for (op, value, two, holds, fails) in cases {
+        let program = compiled(&all(op, value, two));
+        for (audit, number) in [(X86.audit, x86), (X86_64.audit, x32)] {
+            let answer = |value| run(&program, audit, number, [value, 0, 0, 0, 0, 0]);
+            holds.iter().for_each(|value| assert_eq!(answer(*value), ALLOW, "{op} {value:#x}"));
+            fails.iter().for_each(|value| assert_eq!(answer(*value), ERRNO | EPERM, "{op} {value:#x}"));
+        }
+        // What x32 has above them does not count.
+        let answer = run(&program, X86_64.audit, x32, [holds[0] | 1 << 40, 0, 0, 0, 0, 0]);
+        assert_eq!(answer, ALLOW, "{op}");
+    }
+}
+
+/// Who is kept from `socket` and `shmget` cannot have them by `socketcall` and `ipc`.
+#[test]
+fn calls_that_carry_others() {
+    let refuse = |name: &str, args| Syscall { action: "SCMP_ACT_ERRNO".into(), ..rule(name, args) };
+    let refused = Seccomp {
+        default_action: "SCMP_ACT_ALLOW".into(),
+        architectures: vec!["SCMP_ARCH_X86".into()],
+        ..profile(vec![refuse("socket", &[(0, "EQ", 40, 0)]), refuse("shmget", &[]), refuse("send", &[])])
+    };
+    let program = compiled(&refused);
+    let answer = |number, first| run(&program, X86.audit, number, [first, 7, 0, 0, 0, 0]);
+    let (socketcall, ipc) = (102, 117);
+    assert_eq!((answer(359, 40), answer(359, 2)), (ERRNO | EPERM, ALLOW), "socket itself");
+    assert_eq!([1, 2, 9].map(|call| answer(socketcall, call)), [ERRNO | EPERM, ALLOW, ERRNO | EPERM]);
+    assert_eq!([23, 24, 1 << 16 | 23].map(|call| answer(ipc, call)), [ERRNO | EPERM, ALLOW, ERRNO | EPERM]);
+    // The whole call comes before what it carries.
+    let all = profile(vec![rule("socketcall", &[]), rule("socket", &[])]);
+    let program = compiled(&Seccomp { architectures: vec!["SCMP_ARCH_X86".into()], ..all });
+    assert_eq!(run(&program, X86.audit, socketcall, [2, 0, 0, 0, 0, 0]), ALLOW);
 }
 
 #[test]
