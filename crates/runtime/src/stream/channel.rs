@@ -50,9 +50,10 @@ enum Piece {
     Reset,
 }
 
-/// Bytes from the client; they count against the budget until this is dropped.
+/// Bytes from the client; they count against the budget until this is dropped. They are its own: a part of what was read
+/// would hold the whole, which the budget does not know.
 pub(super) struct Chunk {
-    bytes: Bytes,
+    bytes: Box<[u8]>,
     _budget: OwnedSemaphorePermit,
 }
 
@@ -71,13 +72,15 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Passes bytes on, and waits while too much is under way. What nobody wants any more is thrown away.
-    pub(super) async fn send(&self, mut bytes: Bytes) {
-        while !bytes.is_empty() && !self.queue.is_closed() {
-            let bytes = bytes.split_to(bytes.len().min(PIECE_MAX));
+    /// Passes a copy of these bytes on, and waits while too much is under way. What nobody wants any more is thrown away.
+    pub(super) async fn send(&self, bytes: &[u8]) {
+        for bytes in bytes.chunks(PIECE_MAX) {
+            if self.queue.is_closed() {
+                return;
+            }
             let budget = self.budget.take(bytes.len()).await;
             // An error means that the session has dropped the input meanwhile.
-            let _ = self.queue.send(Piece::Data(Chunk { bytes, _budget: budget }));
+            let _ = self.queue.send(Piece::Data(Chunk { bytes: bytes.into(), _budget: budget }));
         }
     }
 
@@ -220,8 +223,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_read_ahead_is_bounded() {
         let (feed, mut input) = Budget::new().channel();
-        let sent = Bytes::from(vec![7; 4 * READ_AHEAD]);
-        let mut sending = std::pin::pin!(feed.send(sent.clone()));
+        let sent = vec![7; 4 * READ_AHEAD];
+        let mut sending = std::pin::pin!(feed.send(&sent));
         assert_eq!(sending.as_mut().now_or_never(), None);
         let queued = input.pieces.len() * PIECE_MAX;
         assert!((READ_AHEAD / 2..=READ_AHEAD).contains(&queued), "{queued}");

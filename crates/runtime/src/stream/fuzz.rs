@@ -104,7 +104,7 @@ fn fuzz_websocket() {
         name: "websocket",
         root: env!("CARGO_MANIFEST_DIR"),
         words: &["\u{0}", "\u{1}", "\u{4}{\"Width\":1}", "0aGk=", "aGk", "\u{2}\u{8}\u{0}\u{0}\u{0}\u{0}"],
-        memory_max: 80 << 20,
+        memory_max: 16 << 20,
         meter: sys::meter::peak_of,
     };
     let protocols = [(Framing::Binary, true), (Framing::Base64, false)]
@@ -115,7 +115,7 @@ fn fuzz_websocket() {
             runtime.block_on(async {
                 let (io, heard) = client(input).await;
                 let activity = Activity::new();
-                let (reader, writer, connection) = websocket::connect(io, protocol, 5, &activity).await;
+                let (reader, writer, connection) = websocket::connect(io, protocol, 5, &activity);
                 let outbox = connection.outbox.clone();
                 let mut channels = JoinSet::new();
                 for input in connection.inputs {
@@ -136,16 +136,22 @@ fn fuzz_websocket_tunnel() {
         name: "websocket",
         root: env!("CARGO_MANIFEST_DIR"),
         words: &["\u{2}"],
-        memory_max: 80 << 20,
+        memory_max: 16 << 20,
         meter: sys::meter::peak_of,
     };
     let runtime = current_thread();
     target.run(|input| {
         runtime.block_on(async {
             let (io, heard) = client(input).await;
-            let mut bytes = Vec::new();
-            let read = Box::pin(websocket::tunnel(io).await).read_to_end(&mut bytes).await;
-            (read.is_ok(), bytes.len(), heard.await.unwrap().min(64))
+            let (carry, mut inner) = websocket::tunnel(io);
+            let listen = async {
+                let mut bytes = Vec::new();
+                let read = inner.read_to_end(&mut bytes).await;
+                drop(inner);
+                (read.is_ok(), bytes.len())
+            };
+            let ((), read) = tokio::join!(carry, listen);
+            (read, heard.await.unwrap().min(64))
         })
     });
 }

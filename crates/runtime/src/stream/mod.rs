@@ -17,6 +17,7 @@ mod channel;
 mod command;
 mod descriptor;
 mod forward;
+mod frames;
 #[cfg(test)]
 mod fuzz;
 mod seats;

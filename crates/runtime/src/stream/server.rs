@@ -304,7 +304,7 @@ impl Sessions {
                 run(session, reader, writer, outbox, &activity).await;
             }
             Speech::WebSocket(protocol, version) => {
-                let connected = websocket::connect(io, protocol, command::CHANNELS, &activity).await;
+                let connected = websocket::connect(io, protocol, command::CHANNELS, &activity);
                 let (reader, writer, connection) = connected;
                 let outbox = connection.outbox.clone();
                 let session = async {
@@ -325,11 +325,17 @@ impl Sessions {
         let sandbox = Sandbox::new(self.backend, request.pod_sandbox_id, self.forwards);
         match speech {
             Speech::Spdy(_) => forward_spdy(sandbox, io, &activity).await,
-            Speech::Tunnel => forward_spdy(sandbox, websocket::tunnel(io).await, &activity).await,
+            Speech::Tunnel => {
+                let (carry, inner) = websocket::tunnel(io);
+                tokio::select! {
+                    () = forward_spdy(sandbox, inner, &activity) => {}
+                    () = carry => {}
+                }
+            }
             Speech::WebSocket(protocol, _) => {
                 // They were checked when the URL was asked for.
                 let ports = ports(&request.port).unwrap_or_default();
-                let connected = websocket::connect(io, protocol, 2 * ports.len(), &activity).await;
+                let connected = websocket::connect(io, protocol, 2 * ports.len(), &activity);
                 let (reader, writer, connection) = connected;
                 let outbox = connection.outbox.clone();
                 run(forward::of_websocket(sandbox, connection, &ports), reader, writer, outbox, &activity).await;

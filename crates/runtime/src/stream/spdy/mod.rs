@@ -159,7 +159,7 @@ impl Streams {
             Frame::Data { stream, bytes, fin } => {
                 // What comes for a stream that has ended was under way when it did.
                 if let Some(feed) = self.open.get(&stream).and_then(|stream| stream.feed.as_ref()) {
-                    feed.send(bytes).await;
+                    feed.send(&bytes).await;
                 }
                 if fin {
                     self.finish(stream);

@@ -239,6 +239,31 @@ async fn old_websockets() {
     node.stopped().await;
 }
 
+/// Some clients send all of a command's input in one message.
+#[tokio::test]
+async fn much_data_in_one_message() {
+    let node = Node::start().await;
+    let socket = websocket(&node.exec(&["cat"], STDIN | STDOUT), "v5.channel.k8s.io").await;
+    let sent: Vec<u8> = (0..33_u32 << 18).flat_map(u32::to_le_bytes).collect();
+    let (mut to_server, mut from_server) = socket.split();
+    let send = async {
+        to_server.send(binary(0, &sent)).await.unwrap();
+        to_server.send(binary(255, &[0])).await.unwrap();
+    };
+    let receive = async {
+        let (mut received, mut end) = (Vec::new(), Vec::new());
+        while let Message::Binary(message) = from_server.next().await.unwrap().unwrap() {
+            let to = if message[0] == 1 { &mut received } else { &mut end };
+            to.extend_from_slice(&message[1..]);
+        }
+        (received, end)
+    };
+    let ((), (received, end)) = tokio::join!(send, receive);
+    assert!(received == sent);
+    assert_eq!(end, SUCCESS.as_bytes());
+    node.stopped().await;
+}
+
 /// A port of a pod that answers with what it is sent, in capitals, once it has been sent all.
 async fn pod() -> (u16, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
