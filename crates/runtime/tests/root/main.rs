@@ -10,6 +10,7 @@ mod answers;
 mod attacks;
 mod crictl;
 mod delegation;
+mod events;
 mod faults;
 mod fixture;
 mod floods;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let all: Vec<Test> = [
         floods::FIRST,
         lifecycle::TESTS,
+        events::TESTS,
         answers::TESTS,
         requests::TESTS,
         networks::TESTS,
