@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! orlop up ─► two pods ─► kill -9 ─► records, without images' content ─┐
-//! tests of keeper and cluster, told where to write ─► their bytes ─────┴─► crates/testkit/past/<version>
+//! tests of keeper, cluster and oci, told where to write ─► their bytes ─────┴─► crates/testkit/past/<version>
 //! ```
 //! A release is written down once, when it is made; what is committed is never written again.
 
@@ -86,8 +86,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let orlop = options.orlop.clone().map_or_else(build_release, |program| Ok(std::path::absolute(program)?))?;
     std::fs::create_dir_all(&output)?;
     // They are built outside of the private network.
-    for (package, test) in [("keeper", "protocol::past"), ("cluster", "sealed::past")] {
-        let mut cargo = cargo(&["test", "--quiet", "--package", package, "--lib", test]);
+    for (package, program, test) in [
+        ("keeper", &["--lib"][..], "protocol::past"),
+        ("cluster", &["--lib"], "sealed::past"),
+        ("oci", &["--test", "root"], "a_container_of"),
+    ] {
+        let mut cargo = cargo(&[&["test", "--quiet", "--package", package], program, &[test]].concat());
         crate::workspace::run(cargo.env(testkit::past::WANTED, &output))?;
     }
     let stage = Stage::set_up(&orlop, false)?;

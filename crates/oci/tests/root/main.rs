@@ -8,6 +8,7 @@ mod compare;
 mod details;
 mod lifecycle;
 mod modules;
+mod past;
 mod rootless;
 
 use std::path::Path;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
     }
     let missing = (!sys::rustix::process::geteuid().is_root()).then(|| "root".to_owned());
     testkit::serial::main(
-        &[lifecycle::TESTS, details::TESTS, compare::TESTS, modules::TESTS, rootless::TESTS].concat(),
+        &[lifecycle::TESTS, details::TESTS, compare::TESTS, modules::TESTS, rootless::TESTS, past::TESTS].concat(),
         missing,
     )
 }
