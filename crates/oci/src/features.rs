@@ -114,6 +114,7 @@ fn features() -> serde_json::Value {
             "netDevices": { "enabled": false },
         },
         "annotations": { "org.opencontainers.runc.checkpoint.enabled": "false" },
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
     })
 }
 

@@ -76,6 +76,13 @@ impl Bundle {
         command
     }
 
+    /// Runs the program in the bundle's directory with nothing but these words; its output.
+    pub(crate) fn plainly(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(&self.program);
+        command.arg0(self.name).args(words).current_dir(self.path()).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
     /// Runs a command; its output.
     pub(crate) fn output(&self, words: &[&str]) -> Output {
         self.runtime(words).output().unwrap()

@@ -155,7 +155,7 @@ fn failing_hooks() {
 }
 
 /// What arrives at a socket: a message and a descriptor.
-fn receive(listener: &UnixListener) -> (Vec<u8>, OwnedFd) {
+pub(crate) fn receive(listener: &UnixListener) -> (Vec<u8>, OwnedFd) {
     let (socket, _) = listener.accept().unwrap();
     let (mut buffer, mut fds) = (vec![0; 8192], Vec::new());
     let length = sys::fdpass::recv(socket.as_fd(), &mut buffer, &mut fds).unwrap();
@@ -164,7 +164,7 @@ fn receive(listener: &UnixListener) -> (Vec<u8>, OwnedFd) {
 }
 
 /// Reads what a terminal says; whether there was more.
-fn more(master: &mut std::fs::File, text: &mut String) -> bool {
+pub(crate) fn more(master: &mut std::fs::File, text: &mut String) -> bool {
     let mut buffer = [0; 256];
     match master.read(&mut buffer) {
         Ok(count @ 1..) => text.push_str(&String::from_utf8_lossy(&buffer[..count])),
@@ -233,10 +233,10 @@ fn exec() {
     bundle.wait(pid);
 }
 
-/// This program by the name that makes it the runtime, for programs that start it.
-fn called_runc(bundle: &Bundle) -> std::path::PathBuf {
+/// A bundle's runtime by the name that it is called by, for programs that start it.
+pub(crate) fn called(bundle: &Bundle) -> std::path::PathBuf {
     let path = bundle.path().join("runc");
-    std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &path).unwrap();
+    std::os::unix::fs::symlink(bundle.runtime(&[]).get_program(), &path).unwrap();
     path
 }
 
@@ -248,7 +248,7 @@ fn descriptors() {
     // A shell gives it number 3.
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", "file=$1; shift; exec 3<$file; exec \"$@\"", "sh"]).arg(&file);
-    shell.arg(called_runc(&bundle)).args(bundle.runtime(&words).get_args());
+    shell.arg(called(&bundle)).args(bundle.runtime(&words).get_args());
     let output = shell.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     // Three streams, the one handed on, and that of the directory that `ls` reads.
@@ -327,7 +327,7 @@ fn in_user_namespace() {
     });
     let words = ["run", "--bundle", bundle.path().to_str().unwrap(), &bundle.id];
     let mut unshare = std::process::Command::new("unshare");
-    unshare.args(["--user", "--map-root-user", "--mount"]).arg(called_runc(&bundle));
+    unshare.args(["--user", "--map-root-user", "--mount"]).arg(called(&bundle));
     let output = unshare.args(bundle.runtime(&words).get_args()).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     assert_eq!(String::from_utf8_lossy(&text), " 0 0 1\nnull\nc\n");

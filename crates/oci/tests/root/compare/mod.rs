@@ -1,8 +1,12 @@
 //! The same bundles by this runtime and by runc: what a process finds itself to be, what control groups hold, what commands
 //! say and how they end, what is refused.
 
+mod attacks;
 mod commands;
+mod flags;
+mod foreign;
 mod groups;
+mod handed;
 mod processes;
 mod refusals;
 
@@ -19,11 +23,19 @@ use crate::bundle::Bundle;
 pub(crate) const TESTS: &[testkit::serial::Test] = &[
     ("processes_are_as_under_runc", processes::all),
     ("filters_are_as_under_runc", processes::filters),
+    ("programs_of_other_architectures_are_as_under_runc", foreign::programs_work),
+    ("calls_of_other_architectures_are_filtered_as_under_runc", foreign::all),
     ("control_groups_are_as_under_runc", groups::all),
     ("states_are_as_under_runc", commands::states),
     ("commands_are_as_under_runc", commands::all),
     ("ends_are_as_under_runc", commands::ends),
     ("refusals_are_as_under_runc", refusals::all),
+    ("attacks_come_to_nothing_as_under_runc", attacks::all),
+    ("flags_are_as_under_runc", flags::all),
+    ("features_are_as_under_runc", flags::features),
+    ("hooks_are_as_under_runc", handed::hooks),
+    ("descriptors_are_as_under_runc", handed::descriptors),
+    ("terminals_are_as_under_runc", handed::terminals),
 ];
 
 /// A change of the plain configuration. In its strings [`BUNDLE`] and [`NAMESPACES`] stand for paths.
@@ -113,6 +125,12 @@ fn put(bundle: &Bundle, name: &str, text: &str) {
     let config = bundle.path().join("config.json");
     let changed = std::fs::read_to_string(&config).unwrap().replace(name, text);
     std::fs::write(config, changed).unwrap();
+}
+
+/// Mounts a directory or file of the host.
+fn add_bind(spec: &mut Value, source: &str, destination: &str) {
+    let mount = json!({ "destination": destination, "type": "bind", "source": source, "options": ["bind"] });
+    spec["mounts"].as_array_mut().unwrap().push(mount);
 }
 
 /// What does not depend on which bundle it is.
