@@ -130,6 +130,23 @@ fn fill(cgroup: &Cgroup, spec: &oci::Spec, context: &Context) -> Result<(), Erro
     allow_devices(cgroup, &rules, context)
 }
 
+/// Whether each file of version 2 is one of the group's own, and each size one or no limit.
+pub(crate) fn check_resources(resources: Option<&oci::Resources>) -> Result<(), Error> {
+    let Some(resources) = resources else { return Ok(()) };
+    let is_elsewhere = |name: &&String| name.is_empty() || name.contains('/') || name.starts_with('.');
+    if let Some(name) = resources.unified.keys().find(is_elsewhere) {
+        return Err(Error::Invalid(format!("linux.resources.unified: {name:?} is no name of a control group's file")));
+    }
+    let memory = resources.memory.clone().unwrap_or_default();
+    let sizes = [("limit", memory.limit), ("reservation", memory.reservation), ("swap", memory.swap)];
+    match sizes.into_iter().find_map(|(name, size)| size.filter(|size| *size < -1).map(|size| (name, size))) {
+        Some((name, size)) => {
+            Err(Error::Invalid(format!("linux.resources.memory.{name}: {size} is no size; -1 is no limit")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Allows the devices of `rules` and no others.
 pub(crate) fn allow_devices(cgroup: &Cgroup, rules: &[DeviceRule], context: &Context) -> Result<(), Error> {
     match cgroup.allow_devices(rules) {

@@ -91,6 +91,7 @@ fn check(spec: &Spec) -> Result<(), Error> {
     if !has(NamespaceKind::Mount) && (!linux.masked_paths.is_empty() || !linux.readonly_paths.is_empty()) {
         return invalid("unable to restrict sys entries without a private MNT namespace");
     }
+    cgroups::check_resources(linux.resources.as_ref())?;
     if linux.intel_rdt.is_some() {
         return invalid("intelRdt is not supported; remove it");
     }
@@ -204,6 +205,21 @@ mod tests {
         let spec: Spec = parse(br#"{"ociVersion":"1.0.0","mounts":null,"process":{"args":["a"],"env":null}}"#).unwrap();
         assert_eq!(spec.process.unwrap().args, ["a"]);
         assert!(parse::<Spec>(br#"{"mounts":7}"#).unwrap_err().to_string().contains("line 1"));
+    }
+
+    #[test]
+    fn files_of_the_group_are_its_own_and_sizes_are_sizes() {
+        let resources =
+            |text: &str| checked(&format!(r#"{{ "ociVersion": "1.2.0", "linux": {{ "resources": {text} }} }}"#));
+        for name in ["../cgroup.procs", "a/b", "", "."] {
+            let refused = resources(&format!(r#"{{ "unified": {{ "{name}": "1" }} }}"#)).unwrap_err();
+            assert!(refused.contains("is no name of a control group's file"), "{refused}");
+        }
+        assert!(resources(r#"{ "memory": { "swap": -5 } }"#).unwrap_err().contains("-5 is no size"));
+        assert_eq!(
+            resources(r#"{ "unified": { "memory.high": "1" }, "memory": { "limit": -1, "swap": -1 } }"#),
+            Ok(())
+        );
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(crate) fn run(context: &Context, options: &UpdateOptions) -> Result<(), Erro
     let had = container.record.spec.linux.as_ref().and_then(|linux| linux.resources.as_ref());
     complete(&mut wanted, had.and_then(|had| had.memory.as_ref()));
     let none = || Error::Invalid("the container has no control group to limit".to_owned());
+    crate::cgroups::check_resources(Some(&wanted))?;
     let (group, limits) = (container.group().ok_or_else(none)?, executor::limits(&wanted)?);
     if let Some(unit) = &container.record.unit {
         unit.set(&limits)?;

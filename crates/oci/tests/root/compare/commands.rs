@@ -184,6 +184,7 @@ const IN_CODES: &[(&str, Steps)] = &[
             "update --pids-limit x ID",
             "update --resources BUNDLE/none.json ID",
             "update --resources BUNDLE/garbage.json ID",
+            "update --resources BUNDLE/elsewhere.json ID",
             "update --cpu-quota 5 ID",
             "update --cpu-period 5 ID",
             "update --memory 40m --memory-swap 30m ID",
@@ -353,6 +354,8 @@ fn furnish(bundle: &Bundle) {
         "env": ["PATH=/bin", "WORD=w"], "capabilities": { "bounding": ["CAP_KILL"] } });
     std::fs::write(bundle.path().join("process.json"), process.to_string()).unwrap();
     std::fs::write(bundle.path().join("garbage.json"), "{ memory: ").unwrap();
+    let elsewhere = json!({ "unified": { "../cgroup.procs": "1" } });
+    std::fs::write(bundle.path().join("elsewhere.json"), elsewhere.to_string()).unwrap();
 }
 
 pub(super) fn all() {
