@@ -21,7 +21,7 @@ const UNIT_TESTS: &[&str] = &["sys"];
 /// nothing new.
 const ONLY: &[(&str, &[&str])] = &[
     ("image root", &["pulls_busybox", "no_link", "whiteouts", "later_entries", "images_mean", "deep_trees"]),
-    // Those beside runc with more starts of it take too long there.
+    // Those beside runc with more starts of it are run apart (`AGAIN`).
     (
         "oci root",
         &[
@@ -49,6 +49,10 @@ const ONLY: &[(&str, &[&str])] = &[
         ],
     ),
 ];
+
+/// Programs that are run a second time, with tests that take as long again: their names, what is added to those, and words of the
+/// tests.
+const AGAIN: &[(&str, &str, &[&str])] = &[("oci root", "beside runc", &["filters_are", "commands_are"])];
 
 /// Tests whose work is the processor's alone, of which the machine has little; and those that read files of the workspace.
 const SKIP: &[(&str, &str)] = &[("keeper root", "gigabyte"), ("sys sys", "fuzz")];
@@ -81,7 +85,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(600);
 /// A test failed, a program did not end, or there is no machine to be had.
 pub(super) fn run(count: &mut Count) -> anyhow::Result<()> {
     let artifacts = artifacts()?;
-    let jobs: Vec<Job> = artifacts.iter().filter_map(job).collect();
+    let jobs: Vec<Job> = artifacts.iter().filter_map(job).chain(artifacts.iter().filter_map(again)).collect();
     let labelled: Vec<Job> = artifacts.iter().filter_map(labelled_job).collect();
     println!("running {} test programs in a virtual machine", jobs.len());
     let mut failed: Vec<String> = Vec::new();
@@ -139,6 +143,15 @@ fn labelled_job(artifact: &Artifact) -> Option<Job> {
         command: format!("{program} --show-output selinux"),
         ..plain
     })
+}
+
+/// The second run of a program.
+fn again(artifact: &Artifact) -> Option<Job> {
+    let (_, what, words) = AGAIN.iter().find(|(of, ..)| *of == name(artifact))?;
+    let plain = job(artifact)?;
+    let program = artifact.executable.as_ref()?.file_name()?;
+    let command = format!("{program} --show-output {}", words.join(" "));
+    Some(Job { name: format!("{} {what}", plain.name), command, ..plain })
 }
 
 /// The default profile that the node loads is the one that stands beside it as text.

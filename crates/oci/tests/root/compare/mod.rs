@@ -145,7 +145,9 @@ fn comparable(text: &str, bundle: &Bundle) -> Vec<String> {
     let hybrid = |line: &&str| line.starts_with("0::") && std::path::Path::new("/sys/fs/cgroup/unified").exists();
     // Its message queues belong to no group of a user namespace.
     let no_group = |line: &&str| line.starts_with("dev ") && line.ends_with(" mqueue");
-    let lines = text.lines().filter(|line| !hybrid(line) && !no_group(line));
+    // It has a link to the kernel's memory, which is masked.
+    let core = |line: &&str| line.starts_with("dev l") && line.ends_with(" /proc/kcore");
+    let lines = text.lines().filter(|line| !hybrid(line) && !no_group(line) && !core(line));
     let (mounts, others): (Vec<&str>, Vec<&str>) = lines.partition(|line| line.starts_with("mount "));
     let mut mounts: Vec<String> = mounts.into_iter().map(mount).collect();
     mounts.sort();
