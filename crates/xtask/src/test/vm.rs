@@ -38,7 +38,6 @@ const ONLY: &[(&str, &[&str])] = &[
             "descriptors_are",
             "terminals_are",
             "of_other_architectures",
-            "a_container_of",
             "a_filter_reports",
             "mounts_map",
             "processes_beside",
