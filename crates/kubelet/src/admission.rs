@@ -3,7 +3,7 @@
 //! A scheduler has asked most of it before; pods that were bound by hand, races between two schedulers, and nodes that have
 //! changed meanwhile are caught here.
 
-mod affinity;
+pub(crate) mod affinity;
 mod preemption;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -216,10 +216,7 @@ impl Job {
                 self.context.rejected(&self.pod, &rejection);
                 self.change(rejection.change());
             }
-            Err(error) => {
-                let message = format!("MountVolume.SetUp failed for volume \"{}\" : {}", error.volume, error.cause);
-                self.change(Change::VolumesFailed { message });
-            }
+            Err(error) => self.change(Change::VolumesFailed { message: error.to_string() }),
         }
     }
 

@@ -1,6 +1,8 @@
-//! Node selectors and required node affinity.
+//! Node selectors and required node affinity, of pods and of PersistentVolumes.
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, Pod};
 use pod::spec;
 
 use super::Site;
@@ -14,18 +16,26 @@ pub(super) fn matches(pod: &Pod, site: &Site) -> bool {
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref())
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    selected && required.is_none_or(|required| required.node_selector_terms.iter().any(|term| holds(term, site)))
+    let holds = |term| holds(term, &site.labels, Some(&site.name));
+    selected && required.is_none_or(|required| required.node_selector_terms.iter().any(holds))
+}
+
+/// Whether a volume can be used on a node with these labels. Upstream looks at no fields of the node.
+pub(crate) fn has_volume(volume: &PersistentVolume, labels: &BTreeMap<String, String>) -> bool {
+    let affinity = volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref());
+    let required = affinity.and_then(|affinity| affinity.required.as_ref());
+    required.is_none_or(|required| required.node_selector_terms.iter().any(|term| holds(term, labels, None)))
 }
 
 /// All of a term's requirements; one without any matches nothing.
-fn holds(term: &NodeSelectorTerm, site: &Site) -> bool {
+fn holds(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>, name: Option<&str>) -> bool {
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();
     if expressions.is_empty() && fields.is_empty() {
         return false;
     }
-    let labels = expressions.iter().all(|one| is_met(one, site.labels.get(&one.key).map(String::as_str)));
-    labels && fields.iter().all(|one| one.key == "metadata.name" && is_met(one, Some(&site.name)))
+    let labelled = expressions.iter().all(|one| is_met(one, labels.get(&one.key).map(String::as_str)));
+    labelled && fields.iter().all(|one| one.key == "metadata.name" && is_met(one, name))
 }
 
 fn is_met(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
@@ -79,5 +89,21 @@ mod tests {
         let yes = json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]});
         assert!(matched(json!([no, yes])));
         assert!(!matched(json!([no])) && !matched(json!([{}])));
+    }
+
+    #[test]
+    fn volumes_are_where_they_say() {
+        let labels = [("zone".to_owned(), "a".to_owned())].into();
+        let fits = |spec: Value| {
+            let volume = serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": spec})).unwrap();
+            has_volume(&volume, &labels)
+        };
+        let in_zone = |zone: &str| {
+            let zone = json!([{"key": "zone", "operator": "In", "values": [zone]}]);
+            json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": zone}]}}})
+        };
+        assert!(fits(json!({})) && fits(json!({"nodeAffinity": {}})) && fits(in_zone("a")) && !fits(in_zone("b")));
+        let field = json!([{"key": "metadata.name", "operator": "In", "values": ["n1"]}]);
+        assert!(!fits(json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchFields": field}]}}})));
     }
 }

@@ -9,7 +9,7 @@ use crate::facts::FactError;
 
 /// A volume that cannot be had. The text is the one of upstream's `FailedMount` events.
 #[derive(Debug, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
+#[error("MountVolume.{} failed for volume {volume:?} : {cause}", cause.step())]
 pub struct VolumeError {
     /// The volume's name in the pod.
     pub volume: String,
@@ -39,6 +39,9 @@ pub enum Cause {
     /// The claim has no volume yet.
     #[error("persistentvolumeclaim {0:?} is not bound to a volume yet")]
     Unbound(String),
+    /// The volume cannot be used on this node, as its `nodeAffinity` says.
+    #[error("no matching NodeSelectorTerms")]
+    Elsewhere,
     /// A kind of volume that this node cannot make; the text says what it can.
     #[error("{0}")]
     Unsupported(String),
@@ -135,6 +138,14 @@ pub enum Cause {
 impl Cause {
     pub(super) fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
         move |source| Self::File { action, path: path.to_owned(), source }
+    }
+
+    /// The step of upstream's that fails of it.
+    fn step(&self) -> &'static str {
+        match self {
+            Self::Elsewhere => "NodeAffinity check",
+            _ => "SetUp",
+        }
     }
 
     /// Whether waiting may help: an object has yet to appear.

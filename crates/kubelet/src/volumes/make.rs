@@ -40,6 +40,14 @@ impl Maker {
         })
     }
 
+    /// Whether all volumes can be used on this node.
+    pub(super) fn check_place(&self) -> Result<(), VolumeError> {
+        self.used().try_for_each(|volume| {
+            plan::check_place(volume, &self.pod, &self.store, &self.config.node.name)
+                .map_err(|cause| VolumeError { volume: volume.name.clone(), cause })
+        })
+    }
+
     /// The volumes of CSI drivers, by their names in the pod.
     pub(super) fn csi_volumes(&self) -> Result<BTreeMap<String, CsiVolume>, VolumeError> {
         let all = self.each(|_, kind| match kind {

@@ -115,6 +115,7 @@ impl Volumes {
         self.publish(&pod, maker.csi_volumes()?, &ground).await?;
         let shares = self.mount_shares(&uid, maker.shares()?).await?;
         if maker.looks_outside() {
+        maker.check_place()?;
             let (maker, ground) = (maker.clone(), ground.clone());
             patient(move || maker.look_outside(&ground)).await.map_err(|error| over(error.into()))??;
         }

@@ -15,6 +15,7 @@ use super::Cause;
 use super::csi::{self, CsiVolume};
 use super::mounts::mounted;
 use super::nfs::Share;
+use crate::admission::affinity;
 
 /// A volume, by how it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,14 +116,9 @@ pub(super) fn kind<'a>(volume: &'a Volume, pod: &Pod, store: &Store) -> Result<K
         let kind = source.type_.clone().unwrap_or_default();
         return Ok(Kind::HostPath { path, kind, owned: false, read_only: false });
     }
-    if let Some(source) = &volume.persistent_volume_claim {
-        let key = Key::new(pod.metadata.namespace.as_deref().unwrap_or("default"), &source.claim_name);
-        let found = found_claim(&key, store)?;
-        return claim(&found, source.read_only == Some(true), store);
-    }
-    if volume.ephemeral.is_some() {
-        let found = found_claim(&csi::claim_of_ephemeral(pod, &volume.name), store)?;
-        return claim(owned(&found, pod)?, false, store);
+    if let Some((claim, behind)) = claimed(volume, pod, store)? {
+        let read_only = volume.persistent_volume_claim.as_ref().is_some_and(|source| source.read_only == Some(true));
+        return persistent(&behind, &claim, read_only);
     }
     if let Some(source) = &volume.csi {
         return Ok(Kind::Csi(Box::new(CsiVolume::inline(&volume.name, source, pod))));
@@ -214,6 +210,34 @@ fn missing_object(kind: &'static str, name: &str) -> Cause {
     Cause::NotFound { kind, name: name.to_owned() }
 }
 
+/// Whether a volume can be used on this node, as the PersistentVolume behind it says. Where nobody knows the node's labels,
+/// whoever bound the pod has to know.
+pub(super) fn check_place(volume: &Volume, pod: &Pod, store: &Store, node: &str) -> Result<(), Cause> {
+    let Some((_, behind)) = claimed(volume, pod, store)? else { return Ok(()) };
+    let Some(node) = store.nodes().get(&Key::cluster(node)) else { return Ok(()) };
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    if affinity::has_volume(&behind, &labels) { Ok(()) } else { Err(Cause::Elsewhere) }
+}
+
+/// A claim, and the volume behind it.
+type Claimed = (Arc<PersistentVolumeClaim>, Arc<PersistentVolume>);
+
+/// What is behind a volume that the pod's spec does not describe itself.
+fn claimed(volume: &Volume, pod: &Pod, store: &Store) -> Result<Option<Claimed>, Cause> {
+    if let Some(source) = &volume.persistent_volume_claim {
+        let key = Key::new(pod.metadata.namespace.as_deref().unwrap_or("default"), &source.claim_name);
+        let claim = found_claim(&key, store)?;
+        let behind = bound(&claim, store)?;
+        return Ok(Some((claim, behind)));
+    }
+    if volume.ephemeral.is_some() {
+        let claim = found_claim(&csi::claim_of_ephemeral(pod, &volume.name), store)?;
+        let behind = bound(owned(&claim, pod)?, store)?;
+        return Ok(Some((claim, behind)));
+    }
+    Ok(None)
+}
+
 fn found_claim(key: &Key, store: &Store) -> Result<Arc<PersistentVolumeClaim>, Cause> {
     let claim = store.persistent_volume_claims().get(key);
     claim.ok_or_else(|| missing_object("persistentvolumeclaim", key.name()))
@@ -232,7 +256,7 @@ fn owned<'a>(claim: &'a PersistentVolumeClaim, pod: &Pod) -> Result<&'a Persiste
 }
 
 /// The volume behind a claim. A claim may name any volume; what binds them is that each names the other.
-fn claim(claim: &PersistentVolumeClaim, read_only: bool, store: &Store) -> Result<Kind<'static>, Cause> {
+fn bound(claim: &PersistentVolumeClaim, store: &Store) -> Result<Arc<PersistentVolume>, Cause> {
     let unbound = || Cause::Unbound(claim.metadata.name.clone().unwrap_or_default());
     let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
     if phase.is_some_and(|phase| phase != "Bound") {
@@ -242,18 +266,27 @@ fn claim(claim: &PersistentVolumeClaim, read_only: bool, store: &Store) -> Resul
     let name = name.ok_or_else(unbound)?;
     let volume = store.persistent_volumes().get(&Key::cluster(name));
     let volume = volume.ok_or_else(|| missing_object("persistentvolume", name))?;
-    let spec = volume.spec.as_ref();
-    let of = spec.and_then(|spec| spec.claim_ref.as_ref());
+    let of = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
     if of.is_some_and(|of| of.uid != claim.metadata.uid) {
         return Err(unbound());
     }
+    Ok(volume)
+}
+
+/// What a PersistentVolume is.
+fn persistent(
+    volume: &PersistentVolume,
+    claim: &PersistentVolumeClaim,
+    read_only: bool,
+) -> Result<Kind<'static>, Cause> {
+    let spec = volume.spec.as_ref();
     if let Some(source) = spec.and_then(|spec| spec.csi.as_ref()) {
-        return Ok(Kind::Csi(Box::new(CsiVolume::of_claim(&volume, source, claim, read_only))));
+        return Ok(Kind::Csi(Box::new(CsiVolume::of_claim(volume, source, claim, read_only))));
     }
     if let Some(source) = spec.and_then(|spec| spec.nfs.as_ref()) {
-        return Ok(Kind::Nfs(Share::of_claim(&volume, source, read_only)));
+        return Ok(Kind::Nfs(Share::of_claim(volume, source, read_only)));
     }
-    let (path, kind) = on_node(&volume)?;
+    let (path, kind) = on_node(volume)?;
     let path = host_path(&path)?;
     if spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
         return Ok(Kind::Device { path, read_only });

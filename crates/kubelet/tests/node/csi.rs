@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_volume_is_used_when_it_is_attached", a_volume_is_used_when_it_is_attached),
     ("a_node_that_is_full_of_volumes_rejects_the_pod", a_node_that_is_full_of_volumes_rejects_the_pod),
     ("a_device_of_a_driver", a_device_of_a_driver),
+    ("a_volume_of_another_zone_is_not_used", a_volume_of_another_zone_is_not_used),
 ];
 
 const NAME: &str = "test.csi.example";
@@ -264,6 +265,32 @@ fn a_device_of_a_driver() {
             names(&called(&driver, "NodeUnpublishVolume", 1).await),
             ["NodePublishVolume", "NodeUnpublishVolume"]
         );
+        node
+    });
+}
+
+fn a_volume_of_another_zone_is_not_used() {
+    on_a_node(|node| async {
+        let driver = driver(&node, &[]);
+        describe(&node, json!({ "attachRequired": false }));
+        let zone = json!([{ "key": "zone", "operator": "In", "values": ["b"] }]);
+        bind(&node, json!({ "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": zone }] } } }));
+        let move_to = |zone: &str| {
+            let moved = json!({ "metadata": { "name": "n", "labels": { "zone": zone } } });
+            node.desk.store().nodes().put(serde_json::from_value(moved).unwrap());
+        };
+        move_to("a");
+        want(&node, "p", "true", claim());
+        let told = "MountVolume.NodeAffinity check failed for volume \"v\" : no matching NodeSelectorTerms";
+        let is_told =
+            |desk: &crate::desk::Desk| desk.messages("p", "FailedMount").iter().any(|said| said.contains(told));
+        node.desk.when("it is told why", is_told).await;
+        assert!(driver.calls().borrow().is_empty());
+        move_to("b");
+        node.desk.running("p").await;
+        node.desk.delete("p", 0);
+        node.desk.gone("p").await;
+        called(&driver, "NodeUnpublishVolume", 1).await;
         node
     });
 }
