@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodStatus};
 use kubelet::env::{Environment, Sources, of_container};
 use kubelet::facts::NodeFacts;
 use kubelet::paths::Paths;
-use kubelet::volumes::{ATTACHED_WITHIN, CSI_CALL_WITHIN, PodVolumes, Volumes, VolumesConfig};
+use kubelet::volumes::{ATTACHED_WITHIN, CSI_CALL_WITHIN, PodVolumes, REPUBLISH_EVERY, Volumes, VolumesConfig};
 use serde_json::{Value, json};
 use sys::mount::Propagation;
 use sys::rustix::fs::inotify;
@@ -69,6 +69,7 @@ fn start(dir: &Path, store: &Store) -> Arc<Volumes> {
             recursive_read_only: true,
             csi_call_within: CSI_CALL_WITHIN,
             attached_within: ATTACHED_WITHIN,
+            republish_every: REPUBLISH_EVERY,
         },
         Arc::new(Fixed(store.clone())),
     )
@@ -412,6 +413,41 @@ fn volumes_behind_claims_belong_to_the_group_if_they_are_local_and_not_read_only
             assert_eq!(fs::metadata(&volumes["v"]).unwrap().gid() == 4242, given, "{claim} {read_only}");
             fixture.volumes.tear_down(pod.metadata.uid.as_deref().unwrap()).await.unwrap();
         }
+    });
+}
+
+/// `OnRootMismatch`: whoever has given all of a volume to the group before needs no second walk through it.
+#[test]
+fn a_volume_whose_root_is_the_groups_is_not_walked_if_the_pod_says_so() {
+    with_mounts(async |fixture| {
+        let path = fixture.host("local");
+        fs::create_dir(&path).unwrap();
+        let volume = json!({"metadata": {"name": "pv"}, "spec": {"local": {"path": path}}});
+        fixture.store.persistent_volumes().put(serde_json::from_value(volume).unwrap());
+        let claim = json!({"metadata": {"name": "pvc", "namespace": "shop"}, "spec": {"volumeName": "pv"}});
+        fixture.store.persistent_volume_claims().put(serde_json::from_value(claim).unwrap());
+        let set_up = async |policy: &str| {
+            let pod = pod(json!({
+                "securityContext": {"fsGroup": 4242, "fsGroupChangePolicy": policy},
+                "containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+                "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "pvc"}}]}));
+            fixture.volumes.set_up(&pod).await.unwrap();
+            fixture.volumes.tear_down("u1").await.unwrap();
+        };
+        let gid = |path: &Path| fs::metadata(path).unwrap().gid();
+        let file = path.join("file");
+        fs::write(&file, "").unwrap();
+        set_up("OnRootMismatch").await;
+        assert_eq!((gid(&path), gid(&file)), (4242, 4242), "the root was another's");
+        std::os::unix::fs::chown(&file, None, Some(0)).unwrap();
+        set_up("OnRootMismatch").await;
+        assert_eq!(gid(&file), 0, "nobody has looked");
+        set_up("Always").await;
+        assert_eq!(gid(&file), 4242);
+        std::os::unix::fs::chown(&file, None, Some(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o0775)).unwrap();
+        set_up("OnRootMismatch").await;
+        assert_eq!(gid(&file), 4242, "new files would not be the group's");
     });
 }
 

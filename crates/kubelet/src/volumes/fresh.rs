@@ -16,7 +16,7 @@ use crate::clock;
 use crate::context::uid_of;
 
 /// How often volumes are published again whose drivers want that (`requiresRepublish`), as upstream's pods are looked at.
-const REPUBLISH_EVERY: Duration = Duration::from_secs(60);
+pub const REPUBLISH_EVERY: Duration = Duration::from_secs(60);
 
 /// The first rest of what has failed, which is doubled each time, and the longest.
 const REST_FIRST: Duration = Duration::from_secs(1);
@@ -143,14 +143,14 @@ impl Resting {
 }
 
 /// Refreshes the pods that use what changed, each on its own, until the volumes are dropped.
-pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
+pub(super) async fn keep(volumes: Weak<Volumes>, store: Store, republish_every: Duration) {
     let (mut config_maps, mut secrets, mut pods) =
         (store.config_maps().watch(), store.secrets().watch(), store.pods().watch());
     let (mut claims, mut behind) = (store.persistent_volume_claims().watch(), store.persistent_volumes().watch());
     let mut bundles = store.cluster_trust_bundles().watch();
     let mut certificates = store.pod_certificate_requests().watch();
     let (mut refreshes, mut resting) = (Refreshes::default(), Resting::default());
-    let mut republish_at = Instant::now() + REPUBLISH_EVERY;
+    let mut republish_at = Instant::now() + republish_every;
     loop {
         let change = tokio::select! {
             change = config_maps.next() => Changed::Object(Content::ConfigMap, change.key),
@@ -168,7 +168,7 @@ pub(super) async fn keep(volumes: Weak<Volumes>, store: Store) {
             _ = behind.next() => Changed::Claims,
             () = credentials_due(&volumes) => Changed::Credentials,
             () = republish_due(&volumes, republish_at) => {
-                republish_at = Instant::now() + REPUBLISH_EVERY;
+                republish_at = Instant::now() + republish_every;
                 Changed::Republish
             }
             Some(Over { refresh, outcome, again }) = refreshes.over() => {

@@ -48,6 +48,7 @@ pub use certificates::CertificateError;
 use certificates::Certificates;
 pub use csi::{ATTACHED_WITHIN, CALL_WITHIN as CSI_CALL_WITHIN, DriverError, Usage, VolumeStats};
 use csi::{Csi, CsiVolume, DriverHandler};
+pub use fresh::REPUBLISH_EVERY;
 use ground::Ground;
 use make::Maker;
 pub use mounts::PodVolumes;
@@ -67,6 +68,8 @@ pub struct VolumesConfig {
     pub csi_call_within: Duration,
     /// How long a pod waits for a volume to be attached before it says that it is not ([`ATTACHED_WITHIN`]).
     pub attached_within: Duration,
+    /// How often volumes are published again whose drivers want that ([`REPUBLISH_EVERY`]).
+    pub republish_every: Duration,
 }
 
 /// The volumes of a node's pods.
@@ -95,7 +98,7 @@ impl Volumes {
         let (pods, refresher) = (Mutex::default(), Mutex::default());
         let attempts = nfs::Attempts::new(nfs::POD_MAX, nfs::NODE_MAX);
         let volumes = Arc::new(Self { config, source, tokens, certificates, csi, attempts, pods, refresher });
-        let task = tokio::spawn(fresh::keep(Arc::downgrade(&volumes), store));
+        let task = tokio::spawn(fresh::keep(Arc::downgrade(&volumes), store, volumes.config.republish_every));
         let task = AbortOnDropHandle::new(task);
         *volumes.refresher.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         volumes
@@ -112,10 +115,10 @@ impl Volumes {
         let uid = uid_of(&pod).to_owned();
         let ground = self.lock().entry(uid.clone()).or_default().clone();
         let maker = Arc::new(self.maker(pod.clone(), credentials));
+        maker.check_place()?;
         self.publish(&pod, maker.csi_volumes()?, &ground).await?;
         let shares = self.mount_shares(&uid, maker.shares()?).await?;
         if maker.looks_outside() {
-        maker.check_place()?;
             let (maker, ground) = (maker.clone(), ground.clone());
             patient(move || maker.look_outside(&ground)).await.map_err(|error| over(error.into()))??;
         }

@@ -1,6 +1,8 @@
 //! Volumes of a CSI driver: mounted, kept over a restart, taken down; and a driver that hangs.
 
 use std::collections::HashMap;
+use std::fs;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 
 use cluster::Source as _;
@@ -19,6 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_node_that_is_full_of_volumes_rejects_the_pod", a_node_that_is_full_of_volumes_rejects_the_pod),
     ("a_device_of_a_driver", a_device_of_a_driver),
     ("a_volume_of_another_zone_is_not_used", a_volume_of_another_zone_is_not_used),
+    ("a_volume_is_published_again_with_tokens", a_volume_is_published_again_with_tokens),
+    ("what_another_kubelet_has_published_is_taken_down", what_another_kubelet_has_published_is_taken_down),
 ];
 
 const NAME: &str = "test.csi.example";
@@ -132,7 +136,7 @@ fn a_volume_of_a_driver_outlives_the_daemon() {
         let calls = called(&driver, "NodeUnstageVolume", 1).await;
         assert_eq!(calls.last().map(Call::name), Some("NodeUnstageVolume"));
         assert!(!node.path("kubelet/plugins/kubernetes.io/csi/test.csi.example").read_dir().unwrap().any(|_| true));
-        assert_eq!(std::fs::read_to_string(file).unwrap(), "here\n");
+        assert_eq!(fs::read_to_string(file).unwrap(), "here\n");
         node
     });
 }
@@ -291,6 +295,86 @@ fn a_volume_of_another_zone_is_not_used() {
         node.desk.delete("p", 0);
         node.desk.gone("p").await;
         called(&driver, "NodeUnpublishVolume", 1).await;
+        node
+    });
+}
+
+fn a_volume_is_published_again_with_tokens() {
+    const KEY: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+    on_a_node(|node| async {
+        let driver = driver(&node, &[Ability::StageUnstageVolume]);
+        let about = |in_secrets: bool| {
+            let tokens = json!([{ "audience": "vault", "expirationSeconds": 600 }]);
+            json!({ "attachRequired": false, "requiresRepublish": true, "tokenRequests": tokens,
+                "serviceAccountTokenInSecrets": in_secrets })
+        };
+        describe(&node, about(false));
+        bind(&node, json!({}));
+        want(&node, "p", "true", claim());
+        node.desk.running("p").await;
+        let calls = called(&driver, "NodePublishVolume", 3).await;
+        assert_eq!(
+            names(&calls)[..4],
+            ["NodeStageVolume", "NodePublishVolume", "NodePublishVolume", "NodePublishVolume"]
+        );
+        for call in &calls[1..] {
+            let Call::Publish(publish) = call else { panic!("{calls:?}") };
+            let tokens: Value = serde_json::from_str(&publish.volume_context[KEY]).unwrap();
+            assert_eq!(tokens["vault"]["token"], "default/default for vault");
+            assert!(tokens["vault"]["expirationTimestamp"].is_string(), "{tokens}");
+            assert_eq!(publish.secrets.keys().collect::<Vec<_>>(), ["token"]);
+        }
+        // What the cluster says of the driver now.
+        describe(&node, about(true));
+        let mut calls = driver.calls();
+        let is_secret = |call: &Call| {
+            let Call::Publish(publish) = call else { return false };
+            publish.secrets.contains_key(KEY) && !publish.volume_context.contains_key(KEY)
+        };
+        let hidden = calls.wait_for(|calls| calls.iter().any(is_secret));
+        tokio::time::timeout(LIMIT, hidden).await.expect("tokens are secrets").unwrap();
+        node.desk.delete("p", 0);
+        node.desk.gone("p").await;
+        assert_eq!(
+            names(&driver.calls().borrow()).iter().rev().take(2).collect::<Vec<_>>(),
+            [&"NodeUnstageVolume", &"NodeUnpublishVolume"]
+        );
+        node
+    });
+}
+
+/// A node that changes its kubelet: upstream's files are all that is known of the pod.
+fn what_another_kubelet_has_published_is_taken_down() {
+    on_a_node(|mut node| async {
+        let driver = driver(&node, &[Ability::StageUnstageVolume]);
+        let pod = node.path("kubelet/pods").join(node.uid("gone"));
+        let published = pod.join("volumes/kubernetes.io~csi/pv-9");
+        // The SHA-256 of the handle.
+        let staged = "37ef3af1b41166f88a783287913407a36e6bfcae9c8f864027a03490967dde50";
+        let staged = node.path("kubelet/plugins/kubernetes.io/csi").join(NAME).join(staged);
+        let disk = node.path("driver/disk-9");
+        fs::create_dir_all(&disk).unwrap();
+        fs::write(disk.join("file"), "kept").unwrap();
+        for mounted in [staged.join("globalmount"), published.join("mount")] {
+            fs::create_dir_all(&mounted).unwrap();
+            let tree = sys::mount::copy_tree(&disk, false).unwrap();
+            sys::mount::attach_at(tree.as_fd(), &mounted).unwrap();
+        }
+        let data = json!({ "attachmentID": "csi-1", "driverName": NAME, "nodeName": "n", "seLinuxMountContext": "",
+            "specVolID": "pv-9", "volumeHandle": "disk-9", "volumeLifecycleMode": "Persistent" });
+        fs::write(published.join("vol_data.json"), data.to_string()).unwrap();
+        let data = json!({ "driverName": NAME, "volumeHandle": "disk-9" });
+        fs::write(staged.join("vol_data.json"), data.to_string()).unwrap();
+        let desk = node.desk.clone();
+        node.restart(desk).await;
+        let calls = called(&driver, "NodeUnstageVolume", 1).await;
+        let [Call::Unpublish(unpublish), Call::Unstage(unstage)] = &calls[..] else { panic!("{calls:?}") };
+        assert_eq!((unpublish.volume_id.as_str(), unstage.volume_id.as_str()), ("disk-9", "disk-9"));
+        assert_eq!(unpublish.target_path, published.join("mount").to_string_lossy());
+        assert_eq!(unstage.staging_target_path, staged.join("globalmount").to_string_lossy());
+        node.vanished(&pod).await;
+        assert!(!staged.exists());
+        assert_eq!(fs::read_to_string(disk.join("file")).unwrap(), "kept");
         node
     });
 }

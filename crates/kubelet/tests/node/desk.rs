@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use cluster::{Key, Source, SourceError, Store};
+use cluster::{Key, Source, SourceError, Store, Token};
 use cri::v1;
+use k8s_openapi::api::authentication::v1::TokenRequestSpec;
 use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodSpec, PodStatus};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
@@ -253,6 +254,11 @@ impl Source for Desk {
             self.store.pods().remove(&Key::of(&pod.metadata));
         }
         Ok(())
+    }
+
+    async fn request_token(&self, account: &Key, spec: TokenRequestSpec) -> Result<Token, SourceError> {
+        let text = format!("{account} for {}", spec.audiences.unwrap_or_default().join(","));
+        Ok(Token { text, ends: Timestamp::now() + SignedDuration::from_secs(spec.expiration_seconds.unwrap()) })
     }
 
     async fn volume_attachment(&self, name: &str) -> Result<VolumeAttachment, SourceError> {

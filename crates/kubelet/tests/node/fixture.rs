@@ -40,6 +40,9 @@ const CALL_WITHIN: Duration = Duration::from_secs(3);
 /// How long a volume may take to be attached.
 const ATTACHED_WITHIN: Duration = Duration::from_secs(3);
 
+/// How often volumes are published again whose drivers want that.
+const REPUBLISH_EVERY: Duration = Duration::from_millis(200);
+
 /// So long a driver of claims may be away.
 const DRIVER_AWAY: Duration = Duration::from_secs(2);
 
@@ -434,6 +437,7 @@ async fn start_kubelet_in(
         generate: generate::Config {
             cgroup_root: cgroup_root.to_owned(),
             ..generate::Config::of_machine(paths, node, dns, None, &groups)
+        republish_every: REPUBLISH_EVERY,
         },
         records_dir: dir.join("records"),
         barrier_timeout,

@@ -29,7 +29,7 @@ use kubelet::resources::{self, Resources};
 use kubelet::server::Api;
 use kubelet::server::metrics::{ContainerMetrics, Telemetry};
 use kubelet::server::others::Statistics;
-use kubelet::volumes::{ATTACHED_WITHIN, CSI_CALL_WITHIN, Volumes, VolumesConfig};
+use kubelet::volumes::{ATTACHED_WITHIN, CSI_CALL_WITHIN, REPUBLISH_EVERY, Volumes, VolumesConfig};
 use kubelet::{Kubelet, Verification, generate};
 use pod::quantity::Quantity;
 use proxy::Proxy;
@@ -324,6 +324,7 @@ fn volumes_config(paths: &Paths, facts: &NodeFacts) -> VolumesConfig {
         recursive_read_only: true,
         csi_call_within: CSI_CALL_WITHIN,
         attached_within: ATTACHED_WITHIN,
+        republish_every: REPUBLISH_EVERY,
     }
 }
 
