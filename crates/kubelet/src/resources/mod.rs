@@ -436,10 +436,11 @@ impl Resources {
         }
     }
 
-    /// Running containers of a pod keep the CPUs and the memory that they were put on, though the files are lost which say that
-    /// these are theirs. Called before others want something.
+    /// Running containers of a pod keep the devices, the CPUs and the memory that they have, though the files are lost which say
+    /// that these are theirs. Called before others want something.
     pub(crate) fn restore(&self, pod: &Pod, running: &[v1::ContainerStatus]) {
         for (status, container) in running.iter().filter_map(|status| Some((status, spec_of(pod, status)?))) {
+            self.devices.restore(uid_of(pod), &container, &status.annotations);
             let Some(linux) = status.resources.as_ref().and_then(|resources| resources.linux.as_ref()) else {
                 continue;
             };

@@ -27,6 +27,7 @@ use crate::fixture::{LIMIT, Node, on_a_node};
 pub(crate) const TESTS: &[Test] = &[
     ("devices_reach_their_container", devices_reach_their_container),
     ("devices_stay_with_their_pod", devices_stay_with_their_pod),
+    ("devices_stay_with_who_runs_though_the_file_is_damaged", devices_stay_with_who_runs_though_the_file_is_damaged),
     ("a_plugin_that_hangs_harms_only_its_pods", a_plugin_that_hangs_harms_only_its_pods),
     ("a_start_waits_for_the_plugin_that_readies_devices", a_start_waits_for_the_plugin_that_readies_devices),
     ("what_cannot_register", what_cannot_register),
@@ -301,6 +302,38 @@ fn devices_stay_with_their_pod() {
         want(&node, "last", RESOURCE, 1);
         node.desk.when("it is ready", |desk| desk.container("last")["ready"] == true).await;
         assert_eq!(devices(&node.desk, "last"), has);
+        node
+    });
+}
+
+fn devices_stay_with_who_runs_though_the_file_is_damaged() {
+    on_a_node(async |mut node| {
+        let plugin = Plugin::start(&node, RESOURCE, &[("one", true), ("two", true)], true).await;
+        plugin_has(&node, 2).await;
+        want(&node, "old", RESOURCE, 1);
+        node.desk.when("it is ready", |desk| desk.container("old")["ready"] == true).await;
+        let has = devices(&node.desk, "old");
+        let file = directory(&node).join("kubelet_internal_checkpoint");
+        node.stop().await; // It writes the file once more.
+        std::fs::write(&file, "{").unwrap();
+        let desk = node.desk.clone();
+        node.restart(desk).await;
+        assert!(file.with_extension("corrupt").exists());
+        drop(plugin);
+        let plugin = Plugin::start(&node, RESOURCE, &[("one", true), ("two", true)], true).await;
+        can_be_had(&node, 2).await;
+        want(&node, "new", RESOURCE, 1);
+        node.desk.when("it is ready", |desk| desk.container("new")["ready"] == true).await;
+        assert_ne!(devices(&node.desk, "new"), has);
+        assert_eq!(devices(&node.desk, "old"), has);
+        // It starts anew with its own, for which the plugin is asked again.
+        let container_id = node.containers("old").await.remove(0).id;
+        node.runtime.stop_container(v1::StopContainerRequest { container_id, timeout: 0 }).await.unwrap();
+        let is_again =
+            |desk: &Desk| desk.container("old")["restartCount"] == 1 && desk.container("old")["ready"] == true;
+        node.desk.when("it is ready again", is_again).await;
+        assert_eq!(devices(&node.desk, "old"), has);
+        assert_eq!(*plugin.asked.borrow(), 2, "for the new one and the old one");
         node
     });
 }

@@ -220,6 +220,11 @@ impl Node {
         let (runtime, images) = (self.runtime.clone(), self.images.clone());
         let started = start_kubelet_in(&self.cgroup_root, chosen, &self.dir, &desk, runtime, images).await;
         (self.kubelet, self.volumes, self._plugins) = (started.kubelet.into(), started.volumes, started.plugins);
+    /// Stops the kubelet. It starts with [`Node::restart`] or another of those.
+    pub(crate) async fn stop(&self) {
+        stopped(&self.kubelet).await;
+    }
+
         std::mem::replace(&mut self.desk, desk)
     }
 

@@ -4,12 +4,14 @@
 //! plugin ─Register─► server ─► connect ─GetDevicePluginOptions─► ListAndWatch ─► table ─► the Node's capacity
 //! admission ─► choose (table) ─GetPreferredAllocation─► reserve ─Allocate─► settle ─► checkpoint
 //! start ─PreStartContainer─► extras of the container
+//! running container ─its annotation─► restore (table), should the checkpoint be damaged
 //! ```
 //!
 //! Whatever is asked of a plugin has a deadline, and whoever waits is the pod that wants its devices, nobody else.
 
 mod error;
 mod extras;
+mod kept;
 mod saved;
 mod server;
 mod table;
@@ -34,7 +36,8 @@ use super::topology::{Hints, Mask};
 pub(crate) use error::DeviceError;
 pub(crate) use extras::Extras;
 pub(crate) use table::{Amounts, Need};
-use table::{Choice, Device, Ids, Table};
+use table::{Choice, Ids};
+pub(super) use table::{Device, Table};
 
 /// How long a plugin may take to make devices ready for a container: some reset hardware.
 const ALLOCATE_MAX: Duration = Duration::from_secs(60);
@@ -328,12 +331,37 @@ impl Devices {
         let state = self.lock();
         let resources = state.table.given.get(uid).and_then(|pod| pod.get(&container.name));
         let answers = resources.into_iter().flat_map(BTreeMap::values).filter_map(|one| one.answer.as_ref());
-        Ok(Extras::of(answers))
+        let mut extras = Extras::of(answers);
+        extras.annotations.extend(resources.and_then(kept::write).map(|text| (kept::ANNOTATION.to_owned(), text)));
+        Ok(extras)
+    }
+
+    /// A running container has the devices that its annotation names, though the checkpoint is lost which says so: those of
+    /// resources that it wants.
+    pub(crate) fn restore(&self, uid: &str, container: &Container, annotations: &HashMap<String, String>) {
+        let Some(devices) = annotations.get(kept::ANNOTATION) else { return };
+        let limits = container.resources.iter().flat_map(|resources| resources.limits.iter().flatten());
+        let wanted: BTreeSet<&String> = limits.map(|(name, _)| name).filter(|name| is_extended(name)).collect();
+        for (resource, ids) in kept::read(devices).into_iter().filter(|(resource, _)| wanted.contains(resource)) {
+            let said = format!("{ids:?}");
+            if self.lock().table.restore(uid, &container.name, &resource, ids) {
+                tracing::warn!(
+                    uid,
+                    container = container.name,
+                    resource,
+                    said,
+                    "a container keeps the devices that it runs with"
+                );
+            }
+        }
     }
 
     async fn make_ready(&self, need: &Need<'_>) -> Result<(), DeviceError> {
-        let is_ready =
-            self.lock().table.allocation(need.uid, need.container, need.resource).is_some_and(|one| one.is_confirmed);
+        let is_ready = {
+            let state = self.lock();
+            let allocation = state.table.allocation(need.uid, need.container, need.resource);
+            allocation.is_some_and(|one| one.is_confirmed && one.answer.is_some())
+        };
         if !is_ready {
             // The pod is from before the node's start: its plugin has to be there again, or what it had is not known.
             self.allocate(need).await?;

@@ -18,6 +18,9 @@ pub(crate) const NO_NODE: i64 = -1;
 /// Ids of devices.
 pub(crate) type Ids = BTreeSet<String>;
 
+/// Ids of devices by NUMA node. A device that is near to several is with each.
+pub(crate) type NodeIds = BTreeMap<i64, Vec<String>>;
+
 /// A device, as its plugin described it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Device {
@@ -58,9 +61,8 @@ impl Resource {
 /// Devices of one resource that a container has.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Allocation {
-    /// By NUMA node. A device that is near to several is with each.
-    pub(crate) devices: BTreeMap<i64, Vec<String>>,
-    /// What the plugin wants the container to get with them; none while it is being asked.
+    pub(crate) devices: NodeIds,
+    /// What the plugin wants the container to get with them; none while it is being asked, or has to be asked again.
     pub(crate) answer: Option<ContainerAllocateResponse>,
     /// The plugin knows of it since the machine or the node agent has started.
     pub(crate) is_confirmed: bool,
@@ -100,7 +102,7 @@ pub(crate) struct Need<'a> {
 /// How a need can be met.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Choice {
-    /// The container has them already.
+    /// The container has them already, and what its plugin wants with them.
     Has,
     /// By these.
     Take(Ids),
@@ -185,7 +187,8 @@ impl Table {
     /// to be.
     pub(crate) fn choose(&self, need: &Need<'_>, asks: bool, preferred: Option<&Ids>) -> Result<Choice, DeviceError> {
         let resource = need.resource.to_owned();
-        let has = self.allocation(need.uid, need.container, need.resource).map(Allocation::ids);
+        let allocation = self.allocation(need.uid, need.container, need.resource);
+        let has = allocation.map(Allocation::ids);
         if let Some(has) = &has
             && has.len() != need.count
         {
@@ -197,8 +200,11 @@ impl Table {
             return Err(DeviceError::NoneHealthy { resource });
         }
         if let Some(has) = has {
-            let healthy = has.is_subset(&usable);
-            return if healthy { Ok(Choice::Has) } else { Err(DeviceError::NoLongerHealthy { resource }) };
+            if !has.is_subset(&usable) {
+                return Err(DeviceError::NoLongerHealthy { resource });
+            }
+            let is_answered = allocation.is_some_and(|allocation| allocation.answer.is_some());
+            return Ok(if is_answered { Choice::Has } else { Choice::Take(has) });
         }
         let mut taken = Taken::of(need);
         if taken.from(&need.reusable) {
@@ -236,7 +242,7 @@ impl Table {
     /// Gives devices to a container; their plugin's answer is still to come.
     pub(crate) fn reserve(&mut self, need: &Need<'_>, ids: &Ids) {
         let known = self.resources.get(need.resource);
-        let mut devices: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+        let mut devices = NodeIds::new();
         for id in ids {
             let nodes = known.and_then(|known| known.devices.get(id)).map(|device| device.nodes.clone());
             let nodes = nodes.filter(|nodes| !nodes.is_empty()).unwrap_or_else(|| vec![NO_NODE]);
@@ -245,6 +251,19 @@ impl Table {
         let containers = self.given.entry(need.uid.to_owned()).or_default();
         let allocation = Allocation { devices, answer: None, is_confirmed: true };
         containers.entry(need.container.to_owned()).or_default().insert(need.resource.to_owned(), allocation);
+    }
+
+    /// Devices that a running container says it has are its own again, unless somebody has one of them since; whether they
+    /// are. What their plugin wants with them has to be asked again before the container starts anew.
+    pub(crate) fn restore(&mut self, uid: &str, container: &str, resource: &str, devices: NodeIds) -> bool {
+        let allocation = Allocation { devices, answer: None, is_confirmed: true };
+        let is_known = self.allocation(uid, container, resource).is_some();
+        if is_known || !allocation.ids().is_disjoint(&self.in_use(resource)) {
+            return false;
+        }
+        let containers = self.given.entry(uid.to_owned()).or_default();
+        containers.entry(container.to_owned()).or_default().insert(resource.to_owned(), allocation);
+        true
     }
 
     /// The plugin has answered. A pod that was given up meanwhile gets nothing.
@@ -409,10 +428,24 @@ mod tests {
             error(&table, &need("u2", 2)),
             "requested number of devices unavailable for example.com/gpu. Requested: 2, Available: 1"
         );
+        table.settle(&need("u1", 1), ContainerAllocateResponse::default());
         assert_eq!(table.choose(&need("u1", 1), false, None).unwrap(), Choice::Has);
         assert!(error(&table, &need("u1", 2)).contains("changed its request"));
         table.release("u1");
         assert_eq!(table.choose(&need("u2", 2), false, None).unwrap(), Choice::Take(ids(&["ax", "bx"])));
+    }
+
+    #[test]
+    fn what_runs_has_what_it_says_unless_that_is_anothers() {
+        let mut table = table(&["ax+", "bx+"]);
+        let of = |id: &str| NodeIds::from([(NO_NODE, vec![id.to_owned()])]);
+        assert!(table.restore("u1", "c", R, of("ax")) && !table.restore("u1", "c", R, of("bx")));
+        assert!(!table.restore("u2", "c", R, of("ax")), "it has one owner");
+        assert_eq!(table.choose(&need("u3", 1), false, None).unwrap(), Choice::Take(ids(&["bx"])));
+        // Its plugin knows nothing of it, perhaps: it is asked for the same ones.
+        assert_eq!(table.choose(&need("u1", 1), false, None).unwrap(), Choice::Take(ids(&["ax"])));
+        table.settle(&need("u1", 1), ContainerAllocateResponse::default());
+        assert_eq!(table.choose(&need("u1", 1), false, None).unwrap(), Choice::Has);
     }
 
     #[test]
