@@ -653,3 +653,6 @@ fn unexpected(error: impl std::fmt::Display) -> Rejection {
     let message = format!("Allocate failed due to {error}, which is unexpected");
     Rejection { reason: "UnexpectedAdmissionError".to_owned(), message }
 }
+
+#[cfg(test)]
+mod tests;
