@@ -563,6 +563,7 @@ fn a_hung_path_delays_its_own_pod_only() {
 /// answer, which client is who and which directory is what, the kernel is told before it asks.
 struct Exported {
     control: PathBuf,
+    export: PathBuf,
 }
 
 impl Exported {
@@ -572,6 +573,14 @@ impl Exported {
         fs::create_dir(&control).unwrap();
         let server = sys::mount::new_filesystem("nfsd", &[], 0).ok()?;
         sys::mount::attach_at(server.as_fd(), &control).unwrap();
+        let exported = Self { control, export: export.to_owned() };
+        exported.begin();
+        Some(exported)
+    }
+
+    /// Answers from now on.
+    fn begin(&self) {
+        let Self { control, export } = self;
         let tell = |file: PathBuf, text: &str| {
             fs::write(&file, format!("{text}\n")).unwrap_or_else(|error| panic!("{}: {text}: {error}", file.display()));
         };
@@ -589,13 +598,17 @@ impl Exported {
         tell(cache("nfsd.export"), &format!("here {} {until} {flags} 65534 65534 0", export.display()));
         tell(cache("nfsd.fh"), &format!("here 1 \\x00000000 {until} {}", export.display()));
         tell(control.join("threads"), "2");
-        Some(Self { control })
+    }
+
+    /// Answers nobody any more.
+    fn end(&self) {
+        fs::write(self.control.join("threads"), "0").unwrap();
     }
 }
 
 impl Drop for Exported {
     fn drop(&mut self) {
-        fs::write(self.control.join("threads"), "0").unwrap();
+        self.end();
         sys::mount::detach(&self.control).unwrap();
     }
 }
@@ -649,6 +662,42 @@ fn a_directory_of_an_nfs_server() {
         let refused = refused.unwrap_err().to_string();
         assert!(refused.contains("the server has no such directory"), "{refused}");
         fixture.volumes.tear_down("u1").await.unwrap();
+        drop(server);
+    });
+}
+
+/// Programs that use its share wait for the server, and nobody else does: not even the removal of their pod.
+#[test]
+fn an_nfs_server_that_falls_silent_delays_its_users_only() {
+    with_mounts(async |fixture| {
+        testkit::netns::enter_private().unwrap();
+        let export = fixture.host("export");
+        fs::create_dir(&export).unwrap();
+        fs::write(export.join("file"), "from afar").unwrap();
+        let Some(server) = Exported::new(fixture.dir.path(), &export) else {
+            return println!("skipped: needs a kernel with NFS");
+        };
+        let of = |uid: &str, source: Value| {
+            let mut volume = source;
+            volume["name"] = json!("v");
+            let mut pod = mounting(json!([{"name": "v", "mountPath": "/v"}]), json!([volume]));
+            pod.metadata.uid = Some(uid.into());
+            pod
+        };
+        let share = json!({"nfs": {"server": "127.0.0.1", "path": "/"}});
+        fixture.volumes.set_up(&of("user", share)).await.unwrap();
+        let place = fixture.host("kubelet/pods/user/volumes/kubernetes.io~nfs/v");
+        let root = fs::File::open(&place).unwrap();
+        server.end();
+        let reader = std::thread::spawn(move || {
+            fs::read_to_string(format!("/proc/self/fd/{}/file", std::os::fd::AsRawFd::as_raw_fd(&root)))
+        });
+        fixture.volumes.set_up(&of("other", json!({"emptyDir": {}}))).await.unwrap();
+        fixture.volumes.tear_down("other").await.unwrap();
+        fixture.volumes.tear_down("user").await.unwrap();
+        assert!(!place.exists() && !reader.is_finished());
+        server.begin();
+        assert_eq!(reader.join().unwrap().unwrap(), "from afar");
         drop(server);
     });
 }

@@ -187,6 +187,11 @@ impl Node {
         registry::Registry::start_with(address, &self.dir.join("registry"), &manner).unwrap()
     }
 
+    /// As [`Node::restart`], as a node whose Burstable containers share so much swap.
+    pub(crate) async fn restart_swapping(&mut self, shared_swap_bytes: u64) {
+        self.restart_as(Chosen { shared_swap_bytes, ..Chosen::default() }, self.desk.clone()).await;
+    }
+
     /// As [`Node::restart`], beside service rules.
     pub(crate) async fn restart_beside(&mut self, barrier: Arc<dyn Barrier>, limit: Duration) {
         self.restart_as(Chosen { barrier: Some((barrier, limit)), ..Chosen::default() }, self.desk.clone()).await;
@@ -215,16 +220,16 @@ impl Node {
         }
     }
 
-    async fn restart_as(&mut self, chosen: Chosen, desk: Arc<Desk>) -> Arc<Desk> {
-        stopped(&self.kubelet).await;
-        let (runtime, images) = (self.runtime.clone(), self.images.clone());
-        let started = start_kubelet_in(&self.cgroup_root, chosen, &self.dir, &desk, runtime, images).await;
-        (self.kubelet, self.volumes, self._plugins) = (started.kubelet.into(), started.volumes, started.plugins);
     /// Stops the kubelet. It starts with [`Node::restart`] or another of those.
     pub(crate) async fn stop(&self) {
         stopped(&self.kubelet).await;
     }
 
+    async fn restart_as(&mut self, chosen: Chosen, desk: Arc<Desk>) -> Arc<Desk> {
+        stopped(&self.kubelet).await;
+        let (runtime, images) = (self.runtime.clone(), self.images.clone());
+        let started = start_kubelet_in(&self.cgroup_root, chosen, &self.dir, &desk, runtime, images).await;
+        (self.kubelet, self.volumes, self._plugins) = (started.kubelet.into(), started.volumes, started.plugins);
         std::mem::replace(&mut self.desk, desk)
     }
 
@@ -391,6 +396,7 @@ struct Chosen {
     site: Option<Site>,
     pulls_max: Option<usize>,
     verification: Verification,
+    shared_swap_bytes: u64,
     /// Service rules, and how long they are waited for.
     barrier: Option<(Arc<dyn Barrier>, Duration)>,
 }
@@ -412,7 +418,7 @@ struct Started {
 
 async fn start_kubelet_in(
     cgroup_root: &Path,
-    Chosen { policies, site, pulls_max, verification, barrier }: Chosen,
+    Chosen { policies, site, pulls_max, verification, shared_swap_bytes, barrier }: Chosen,
     dir: &Path,
     desk: &Arc<Desk>,
     runtime: Arc<dyn RuntimeService>,
@@ -431,6 +437,7 @@ async fn start_kubelet_in(
         recursive_read_only: true,
         csi_call_within: CALL_WITHIN,
         attached_within: ATTACHED_WITHIN,
+        republish_every: REPUBLISH_EVERY,
     };
     let volumes = Volumes::new(volumes, desk.clone());
     let [devices, claims] = resources.handlers();
@@ -441,8 +448,8 @@ async fn start_kubelet_in(
     let config = kubelet::Config {
         generate: generate::Config {
             cgroup_root: cgroup_root.to_owned(),
+            shared_swap_bytes,
             ..generate::Config::of_machine(paths, node, dns, None, &groups)
-        republish_every: REPUBLISH_EVERY,
         },
         records_dir: dir.join("records"),
         barrier_timeout,

@@ -23,6 +23,7 @@ mod pods_api;
 mod preemption;
 mod shutdown;
 mod sources;
+mod swap;
 mod systemd;
 mod workers;
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         preemption::TESTS,
         shutdown::TESTS,
         sources::TESTS,
+        swap::TESTS,
         devices::TESTS,
         claims::TESTS,
         cpus::TESTS,
