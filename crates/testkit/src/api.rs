@@ -63,6 +63,11 @@ pub struct Sent {
 }
 
 impl Connection {
+    /// Its socket, to break it off.
+    pub(crate) fn socket(&self) -> std::io::Result<TcpStream> {
+        self.stream.get_ref().sock.try_clone()
+    }
+
     /// Sends a request and does not wait for its answer; `body` comes with its content type.
     ///
     /// # Errors
@@ -92,8 +97,18 @@ impl Sent {
     }
 
     /// Reads the head of the answer, and returns its status code.
-    fn head(&mut self) -> anyhow::Result<u16> {
+    pub(crate) fn head(&mut self) -> anyhow::Result<u16> {
         read_head(&mut self.stream).with_context(|| self.title.clone())
+    }
+
+    /// What comes after the head.
+    pub(crate) fn rest(mut self) -> anyhow::Result<String> {
+        read_rest(&mut self.stream)
+    }
+
+    /// The same, line by line as it comes.
+    pub(crate) fn lines(self) -> impl Iterator<Item = std::io::Result<String>> {
+        self.stream.lines()
     }
 }
 
@@ -358,7 +373,8 @@ impl Api {
         Ok(Session { host, stream })
     }
 
-    fn connect(&self, limit: Duration) -> anyhow::Result<Connection> {
+    /// As [`Api::connection`], where the answer may take so long.
+    pub(crate) fn connect(&self, limit: Duration) -> anyhow::Result<Connection> {
         let mut socket = TcpStream::connect_timeout(&self.address, pace::stretched(Duration::from_secs(5)).min(limit))
             .with_context(|| format!("connect to {}", self.address))?;
         socket.set_nodelay(true)?;

@@ -17,6 +17,7 @@ pub mod csi;
 pub mod daemon;
 pub mod debian;
 pub mod dra;
+pub mod front;
 pub mod go;
 pub mod groups;
 pub mod host;

@@ -29,6 +29,7 @@ use serde_json::json;
 use crate::api::Api;
 use crate::certificates::{self, Subject};
 use crate::daemon::{self, Daemon, Nursery};
+use crate::front::Front;
 use crate::go;
 use crate::host::{self, Tool};
 
@@ -45,6 +46,9 @@ const READY_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a part may take to end by itself.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Whom service proxies are.
+const PROXY_USER: &str = "system:kube-proxy";
 
 const TOOLS: &[Tool] = &[certificates::TOOL, daemon::TOOL];
 
@@ -275,7 +279,18 @@ impl ControlPlane {
     /// # Errors
     /// `openssl` fails, or it cannot be written.
     pub fn proxy_kubeconfig(&self) -> anyhow::Result<PathBuf> {
-        self.user_kubeconfig(&Subject { name: "system:kube-proxy", ..Subject::default() })
+        self.user_kubeconfig(&Subject { name: PROXY_USER, ..Subject::default() })
+    }
+
+    /// A relay before the API server that takes whoever asks for a service proxy, and the kubeconfig that leads there.
+    ///
+    /// # Errors
+    /// `openssl` fails, or the kubeconfig cannot be written.
+    pub fn proxy_front(&self) -> anyhow::Result<(Front, PathBuf)> {
+        let server = self.api_as(&Subject { name: PROXY_USER, ..Subject::default() })?;
+        let front = Front::start(self.options.address, &self.pki.server, server)?;
+        let file = self.write_kubeconfig_for(front.address(), "front", &kubeconfig::token("anybody"))?;
+        Ok((front, file))
     }
 
     /// The kubeconfig of any user.
@@ -391,8 +406,17 @@ clusterDomain: cluster.local
     }
 
     fn write_kubeconfig(&self, name: &str, user: &serde_json::Value) -> anyhow::Result<PathBuf> {
+        self.write_kubeconfig_for(self.address(), name, user)
+    }
+
+    fn write_kubeconfig_for(
+        &self,
+        server: SocketAddr,
+        name: &str,
+        user: &serde_json::Value,
+    ) -> anyhow::Result<PathBuf> {
         let file = self.dir.join(format!("{name}.kubeconfig"));
-        let text = kubeconfig::text(self.address(), &self.pki.authority.certificate, user)?;
+        let text = kubeconfig::text(server, &self.pki.authority.certificate, user)?;
         std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         Ok(file)
     }

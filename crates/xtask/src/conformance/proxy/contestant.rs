@@ -1,15 +1,19 @@
 //! A service proxy at work on a node of its own.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use testkit::daemon::Daemon;
-use testkit::service_lab::{Answer, Client, NODE_POD_RANGES, POD_RANGES, Protocol, Question, Side, Times, ask_all};
+use testkit::host;
+use testkit::service_lab::{
+    Answer, Client, NODE_POD_RANGES, POD_RANGES, Protocol, Question, Side, Times, ask_all, get,
+};
 
 use super::world::{Marker, NODE};
 
@@ -27,20 +31,32 @@ pub(super) enum Make {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Nftables,
+    /// By the kind of iptables that the host prefers.
     Iptables,
+    /// By the kernel's own tables.
+    IptablesLegacy,
     Ipvs,
     Userspace,
 }
 
 impl Mode {
-    const ALL: [Self; 4] = [Self::Nftables, Self::Iptables, Self::Ipvs, Self::Userspace];
+    const ALL: [Self; 5] = [Self::Nftables, Self::Iptables, Self::IptablesLegacy, Self::Ipvs, Self::Userspace];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::IptablesLegacy => "iptables-legacy",
             Self::Ipvs => "ipvs",
             Self::Userspace => "userspace",
+        }
+    }
+
+    /// As a configuration spells it.
+    const fn field(self) -> &'static str {
+        match self {
+            Self::IptablesLegacy => Self::Iptables.name(),
+            mode => mode.name(),
         }
     }
 }
@@ -120,7 +136,7 @@ impl Options {
         iptables["localhostNodePorts"] = json!(self.localhost_node_ports);
         json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-            "mode": mode.name(), "hostnameOverride": NODE, "clusterCIDR": POD_RANGES, "oomScoreAdj": 0,
+            "mode": mode.field(), "hostnameOverride": NODE, "clusterCIDR": POD_RANGES, "oomScoreAdj": 0,
             "clientConnection": { "kubeconfig": kubeconfig, "qps": 100, "burst": 200 },
             "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
             "detectLocalMode": locality, "detectLocal": more, "nodePortAddresses": self.node_port_addresses,
@@ -142,6 +158,13 @@ pub(super) fn node_object() -> Value {
     })
 }
 
+/// Where a proxy tells what it counts.
+pub(super) const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
+
+/// Programs of iptables, each of which there is a second time for the kernel's own tables.
+const OF_IPTABLES: [&str; 6] =
+    ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
+
 /// What a proxy is started from.
 #[derive(Debug, Clone)]
 pub(super) struct Programs {
@@ -152,33 +175,96 @@ pub(super) struct Programs {
     pub(super) dir: PathBuf,
 }
 
+impl Programs {
+    /// What is started, with its arguments.
+    fn command(&self, who: Contestant, name: &str, config: &Path) -> anyhow::Result<(PathBuf, Vec<String>)> {
+        let config = format!("--config={}", config.display());
+        let place = |place: &str| format!("--{place}-dir={}", self.dir.join(format!("{name}-{place}")).display());
+        Ok(match (who.make, who.mode) {
+            (Make::Orlop, _) => (self.orlop.clone(), vec!["proxy".to_owned(), config, place("state"), place("run")]),
+            // It takes the programs by name; which ones these are is the host's to say.
+            (Make::Upstream, Mode::IptablesLegacy) => {
+                let path = format!("PATH={}:{}", self.legacy()?.display(), std::env::var("PATH")?);
+                (PathBuf::from("env"), vec![path, self.upstream.display().to_string(), config])
+            }
+            (Make::Upstream, _) => (self.upstream.clone(), vec![config]),
+        })
+    }
+
+    /// A directory in which the programs of iptables are those for the kernel's own tables.
+    fn legacy(&self) -> anyhow::Result<PathBuf> {
+        let dir = self.dir.join("legacy");
+        std::fs::create_dir_all(&dir)?;
+        for name in OF_IPTABLES {
+            let legacy = name.replacen("tables", "tables-legacy", 1);
+            let program = host::find(&legacy).with_context(|| format!("this host has no {legacy}"))?;
+            let link = dir.join(name);
+            if !link.exists() {
+                std::os::unix::fs::symlink(program, link)?;
+            }
+        }
+        Ok(dir)
+    }
+}
+
+/// Leaves in the calling thread's namespace what a kubelet leaves that uses the kernel's own tables.
+fn hint_at_legacy() -> anyhow::Result<()> {
+    for program in ["iptables-legacy", "ip6tables-legacy"] {
+        host::run(Command::new(program).args(["-w", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY"]))?;
+    }
+    Ok(())
+}
+
 /// A contestant that runs.
 pub(super) struct Running {
     pub(super) who: Contestant,
     pub(super) daemon: Daemon,
     pub(super) side: Side,
+    options: Options,
+    config: PathBuf,
+    log: PathBuf,
 }
 
 impl Running {
     /// Starts one on a node that is made for it.
     pub(super) fn start(who: Contestant, number: u8, options: &Options, programs: &Programs) -> anyhow::Result<Self> {
         let side = Side::new()?;
+        if who.mode == Mode::IptablesLegacy {
+            side.node().run(async { hint_at_legacy() })??;
+        }
         let name = format!("{number}-{who}");
         let config = programs.dir.join(format!("{name}.json"));
-        std::fs::write(&config, options.config(who.mode, &programs.kubeconfig).to_string())?;
-        let config = format!("--config={}", config.display());
-        let (program, arguments) = match who.make {
-            Make::Upstream => (&programs.upstream, vec![config]),
-            Make::Orlop => {
-                let place =
-                    |place: &str| format!("--{place}-dir={}", programs.dir.join(format!("{name}-{place}")).display());
-                (&programs.orlop, vec!["proxy".to_owned(), config, place("state"), place("run")])
-            }
-        };
         let log = programs.dir.join(format!("{name}.log"));
-        let mut daemon = Daemon::new(&side.node().nursery()?, program, arguments, log);
-        daemon.start()?;
-        Ok(Self { who, daemon, side })
+        let (program, arguments) = programs.command(who, &name, &config)?;
+        let daemon = Daemon::new(&side.node().nursery()?, &program, arguments, log.clone());
+        let mut running = Self { who, daemon, side, options: *options, config, log };
+        running.lead_by(&programs.kubeconfig)?;
+        Ok(running)
+    }
+
+    /// Starts it, or starts it anew, with this way to the API server.
+    pub(super) fn lead_by(&mut self, kubeconfig: &Path) -> anyhow::Result<()> {
+        self.daemon.kill()?;
+        std::fs::write(&self.config, self.options.config(self.who.mode, kubeconfig).to_string())?;
+        self.daemon.start()
+    }
+
+    /// What has been logged so far.
+    pub(super) fn log(&self) -> anyhow::Result<String> {
+        Ok(String::from_utf8_lossy(&std::fs::read(&self.log)?).into_owned())
+    }
+
+    /// What it tells on `/metrics` at this address.
+    pub(super) fn metrics(&self, address: SocketAddr) -> anyhow::Result<String> {
+        let told = self.side.node().run(get(address, "/metrics".to_owned(), LIMIT))?;
+        told.with_context(|| format!("metrics at {address}"))
+    }
+
+    /// The value of a sample of them, by its name and labels; none if there is no such sample.
+    pub(super) fn metric(&self, address: SocketAddr, sample: &str) -> anyhow::Result<Option<f64>> {
+        let told = self.metrics(address)?;
+        let value = told.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        Ok(value.map(|value| value.trim().parse()).transpose()?)
     }
 
     /// Waits until it has seen this marker and with it all that was written before.

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use fuzz::Dice;
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::control_plane::Part;
 use testkit::host;
 use testkit::service_lab::{Answer, Answers, Client, Flow, Kept, NODE, Pending, Place, Protocol};
 use tokio::sync::Mutex;
 
-use super::contestant::Mode;
+use super::contestant::{METRICS, Mode};
 use super::history;
 use super::known;
 use super::stage::{Inquiry, Stage, inquiries, shown};
@@ -34,11 +34,19 @@ pub(super) const ALL: &[Fault] = &[
     ("rules-deleted", rules_deleted),
     ("api-server-killed", api_server_killed),
     ("api-server-hangs", api_server_hangs),
+    ("api-server-silent", api_server_silent),
+    ("flapping-watches", flapping_watches),
+    ("damaged-services", damaged_services),
 ];
+
+/// Those that take seconds, as a part of all tests.
+pub(super) const QUICK: [&str; 2] = ["api-server-hangs", "flapping-watches"];
 
 /// How much of it.
 pub(super) struct Doses {
     pub(super) kills: usize,
+    /// How often the world changes behind watches that break off.
+    pub(super) changes: usize,
     pub(super) seed: u64,
 }
 
@@ -202,7 +210,11 @@ fn killed_at_random(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<Stri
 fn rules_deleted(stage: &mut Stage<'_>, _: &Doses) -> anyhow::Result<String> {
     let held = Held::open(stage)?;
     flush(stage.sides[OURS].side.node())?;
-    let took = until_alike(stage)?;
+    let begun = Instant::now();
+    let marker = stage.lab.marker;
+    stage.sides[OURS].wait_for(marker)?;
+    let took = begun.elapsed();
+    until_alike(stage)?;
     stage.compare("after a flush", inquiries(&stage.world))?;
     // Nothing was on its way while there were no rules, and connection tracking leads what it knows.
     held.note(stage, "after a flush")?;
@@ -253,6 +265,18 @@ fn api_server_hangs(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<Stri
     away(stage, doses, |stage| stage.lab.plane.pause(Part::ApiServer), |stage| stage.lab.plane.resume(Part::ApiServer))
 }
 
+/// For longer than anybody waits before he asks for everything anew.
+fn api_server_silent(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
+    const SILENCE: Duration = Duration::from_secs(200);
+    let go = |stage: &mut Stage<'_>| {
+        stage.lab.plane.pause(Part::ApiServer)?;
+        // The passing of time is what is tested.
+        std::thread::sleep(SILENCE);
+        Ok(())
+    };
+    away(stage, doses, go, |stage| stage.lab.plane.resume(Part::ApiServer))
+}
+
 /// Rules stay while the server is away; then both catch up.
 fn away(
     stage: &mut Stage<'_>,
@@ -264,6 +288,7 @@ fn away(
     let mut dice = Dice::new(doses.seed);
     let world = history::next(&World::default(), &mut dice);
     stage.write(beside(&world))?;
+    let before = syncs(stage)?;
     go(stage)?;
     let while_away = stage.compare("the server is away", inquiries(&stage.world));
     come(stage)?;
@@ -277,5 +302,108 @@ fn away(
     stage.sides[1 - OURS].wait_for(marker)?;
     stage.compare("it is back", inquiries(&stage.world))?;
     held.note(stage, "it is back")?;
+    let after = syncs(stage)?;
+    let (all, differences) = (after[0] - before[0], after[1] - before[1]);
+    stage.note("it is back", "times that all rules were written anew", ["0".to_owned(), all.to_string()]);
+    ensure!(differences > 0.0, "the difference was written, and is not counted");
     Ok(format!("caught up after {} ms", took.as_millis()))
+}
+
+/// How often ours has written all rules, and how often a difference.
+fn syncs(stage: &Stage<'_>) -> anyhow::Result<[f64; 2]> {
+    let count = |extent: &str| {
+        let sample = format!("kubeproxy_sync_{extent}_proxy_rules_duration_seconds_count{{ip_family=\"IPv4\"}}");
+        anyhow::Ok(stage.sides[OURS].metric(METRICS, &sample)?.unwrap_or(0.0))
+    };
+    Ok([count("full")?, count("partial")?])
+}
+
+/// Each watch breaks off after a few events, while Services change.
+fn flapping_watches(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
+    const EVENTS: usize = 2;
+    let mut held = Held::open(stage)?;
+    let (front, way) = stage.lab.plane.proxy_front()?;
+    stage.sides[OURS].lead_by(&way)?;
+    stage.write(stage.world.clone())?;
+    held.note_death(stage, "led by the relay")?;
+    front.cut_after(EVENTS);
+    let mut dice = Dice::new(doses.seed);
+    let mut world = World::default();
+    for change in 0..doses.changes {
+        world = history::next(&world, &mut dice);
+        stage.write(beside(&world))?;
+        stage.compare(&format!("change {change}"), inquiries(&stage.world))?;
+    }
+    held.note(stage, "after all changes")?;
+    ensure!(front.cuts() >= doses.changes, "only {} watches broke off", front.cuts());
+    let kubeconfig = stage.lab.programs.kubeconfig.clone();
+    stage.sides[OURS].lead_by(&kubeconfig)?;
+    Ok(format!("{} changes, {} watches broken off", doses.changes, front.cuts()))
+}
+
+/// The Service that is not as the API has it.
+const DAMAGED: u8 = 49;
+
+/// Where it is damaged, and what it says there: of the wrong type, and of the right one but of no use.
+const DAMAGES: [(&str, &str); 7] = [
+    ("/spec/ports/0/port", "\"eighty\""),
+    ("/spec/ports", "{}"),
+    ("/spec/clusterIPs", "7"),
+    ("/metadata/creationTimestamp", "\"yesterday\""),
+    ("/spec/ports/0/port", "70000"),
+    ("/spec/ports/0/protocol", "\"DCCP\""),
+    ("/spec/clusterIPs", "[\"300.1.2.3\"]"),
+];
+
+/// What an old etcd may hold, and no API server takes any more, costs its own Service alone and is told with its name.
+fn damaged_services(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
+    let mut held = Held::open(stage)?;
+    let (front, way) = stage.lab.plane.proxy_front()?;
+    stage.sides[OURS].lead_by(&way)?;
+    let mut dice = Dice::new(doses.seed);
+    let mut world = World::default();
+    for (number, (place, text)) in (0..).zip(DAMAGES) {
+        let (step, value) = (format!("{place}: {text}"), serde_json::from_str::<Value>(text)?);
+        front.change(move |object| damage(object, place, &value));
+        world = history::next(&world, &mut dice);
+        see_others(stage, &step, &world, number)?;
+        // Once more in the list that a proxy begins with.
+        stage.sides[OURS].lead_by(&way)?;
+        see_others(stage, &format!("{step}, from the start"), &world, number)?;
+        held.note_death(stage, &step)?;
+    }
+    front.change(|_| ());
+    let mut mended = beside(&world);
+    add_damaged(&mut mended, DAMAGES.len());
+    stage.see("mended", mended)?;
+    let kubeconfig = stage.lab.programs.kubeconfig.clone();
+    stage.sides[OURS].lead_by(&kubeconfig)?;
+    Ok(format!("{} kinds of damage", DAMAGES.len()))
+}
+
+fn damage(object: &mut Value, place: &str, value: &Value) {
+    let is_it = object["kind"] == "Service" && object["metadata"]["name"] == Service::new(DAMAGED).name().as_str();
+    if let Some(found) = object.pointer_mut(place).filter(|_| is_it) {
+        found.clone_from(value);
+    }
+}
+
+/// Another version of it for each number.
+fn add_damaged(world: &mut World, number: usize) {
+    world.services.push(Service::new(DAMAGED).label("number", &number.to_string()));
+    world.slices.push(Slice::new(DAMAGED, &[end("a"), end("r")]));
+}
+
+/// Writes the damaged Service beside others, which must be led as they should be; it must be told of.
+fn see_others(stage: &mut Stage<'_>, step: &str, world: &World, number: usize) -> anyhow::Result<()> {
+    let logged = stage.sides[OURS].log()?.len();
+    let others = beside(world);
+    let mut all = others.clone();
+    add_damaged(&mut all, number);
+    stage.write(all)?;
+    stage.compare(step, inquiries(&others))?;
+    let name = format!("default/{}", Service::new(DAMAGED).name());
+    let is_told = stage.sides[OURS].log()?[logged..].lines().any(|line| line.contains("WARN") && line.contains(&name));
+    ensure!(is_told, "{step}: nothing tells of {name}");
+    Ok(())
 }

@@ -22,7 +22,7 @@ pub(super) struct Lab {
     pub(super) plane: ControlPlane,
     pub(super) programs: Programs,
     written: BTreeMap<String, Object>,
-    marker: Marker,
+    pub(super) marker: Marker,
 }
 
 impl Lab {

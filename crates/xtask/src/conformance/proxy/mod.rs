@@ -147,14 +147,29 @@ impl ProxyOptions {
 /// # Errors
 /// An answer differs that is not meant to; it has been printed.
 pub(crate) fn quick(orlop: &Path) -> anyhow::Result<usize> {
-    const SCENARIOS: [&str; 6] = ["cluster-ip", "protocols", "external-policy", "terminating", "hairpin", "changes"];
+    const SCENARIOS: [&str; 8] = [
+        "cluster-ip",
+        "protocols",
+        "external-policy",
+        "terminating",
+        "single-family",
+        "without-node",
+        "hairpin",
+        "changes",
+    ];
     host::install(&[testkit::service_lab::TOOL, testkit::daemon::TOOL, NFT])?;
     raise_limit()?;
     let dir = tempfile::Builder::new().prefix("orlop-proxies-").tempdir()?;
     let mut lab = Lab::start(&std::path::absolute(orlop)?, dir.path())?;
     let [one, other] = [Make::Upstream, Make::Orlop].map(|make| Contestant { make, mode: Mode::Nftables });
     let chosen: Vec<_> = scenarios::ALL.iter().filter(|scenario| SCENARIOS.contains(&scenario.name)).collect();
-    let rows = play_all(&mut lab, [one, other], &chosen);
+    let mut rows = play_all(&mut lab, [one, other], &chosen);
+    let chosen = faults::ALL.iter().filter(|(name, _)| faults::QUICK.contains(name));
+    let doses = || faults::Doses { kills: 0, changes: 6, seed: 1 };
+    let plays = chosen.map(|(name, fault)| -> (String, Play<'_>) {
+        ((*name).to_owned(), Box::new(move |stage: &mut Stage<'_>| fault(stage, &doses())))
+    });
+    rows.extend(on_stage(&mut lab, [one, other], &contestant::Options::DEFAULT, plays.collect()));
     let faults = rows.iter().filter(|row| !row.is_good()).count();
     ensure!(faults == 0, "{faults} of {} scenarios are answered differently by kube-proxy and by orlop", rows.len());
     Ok(rows.len())
@@ -196,7 +211,7 @@ fn play_by_chance(lab: &mut Lab, pair: [Contestant; 2], options: &ProxyOptions) 
             .push((format!("history-{seed}"), Box::new(move |stage: &mut Stage<'_>| live(stage, seed, options.steps))));
     }
     for (name, fault) in faults::ALL.iter().filter(|(name, _)| options.wants(name)) {
-        let doses = faults::Doses { kills: options.kills, seed: first };
+        let doses = faults::Doses { kills: options.kills, changes: options.steps, seed: first };
         plays.push(((*name).to_owned(), Box::new(move |stage: &mut Stage<'_>| fault(stage, &doses))));
     }
     on_stage(lab, pair, &contestant::Options::DEFAULT, plays)
