@@ -1,5 +1,6 @@
 //! Scenarios made by hand: each takes one thing that the API can say and looks at what packets meet.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,9 +9,9 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use testkit::service_lab::{Answer, Client, Flow, NODE, Pair, Protocol, backend, get};
 
-use super::contestant::{Locality, Options};
+use super::contestant::{Locality, METRICS, Options};
 use super::stage::{Stage, endpoint, inquiry};
-use super::world::{Conditions, Endpoint, OTHER_NODE, Service, Slice, World, ZONE, cluster_ips, end};
+use super::world::{Conditions, Endpoint, Family, OTHER_NODE, Service, Slice, World, ZONE, cluster_ips, end};
 
 use Protocol::{Sctp, Tcp, Udp};
 
@@ -48,11 +49,14 @@ pub(super) const ALL: &[Scenario] = &[
     plain("named-ports", named_ports),
     plain("many-slices", many_slices),
     plain("duplicates", duplicates),
+    plain("single-family", single_family),
+    plain("without-node", without_node),
     plain("hairpin", hairpin),
     plain("host-endpoints", host_endpoints),
     plain("nobody", nobody),
     plain("unknown-address", unknown_address),
     plain("health-check", health_check),
+    plain("metrics", metrics),
     plain("udp-flow", udp_flow),
     plain("changes", changes),
     Scenario { name: "masquerade-all", options: Options { masquerade_all: true, ..Options::DEFAULT }, play: node_port },
@@ -199,7 +203,7 @@ fn affinity_time_out(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     const ROUNDS: usize = 14;
     stage.write(one(sticky(11, 1), &["a", "b"]))?;
     let ask = || vec![inquiry(Client::Pod, Tcp, cluster_ips(11).v4.into(), 80)];
-    let mut seen = [std::collections::BTreeSet::new(), std::collections::BTreeSet::new()];
+    let mut seen = [BTreeSet::new(), BTreeSet::new()];
     for _ in 0..ROUNDS {
         for (seen, answers) in seen.iter_mut().zip(stage.answers(&ask())?) {
             seen.extend(answers.iter().flatten().filter_map(endpoint));
@@ -348,6 +352,41 @@ fn duplicates(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     stage.see("its address has passed to one that is not ready", successor)
 }
 
+/// Services of one family in a cluster of both.
+fn single_family(stage: &mut Stage<'_>) -> anyhow::Result<()> {
+    for family in [Family::V4, Family::V6] {
+        let step = |what: &str| format!("{} {what}", family.name());
+        let other = cluster_ips(36).both().into_iter().find(|address| address.is_ipv6() == (family == Family::V4));
+        let asked: Vec<_> = other.into_iter().map(|address| inquiry(Client::Pod, Tcp, address, 80)).collect();
+        let plain = Service::new(36).only(family).node_ports();
+        stage.see_with(&step("alone"), one(plain.clone(), &["a", "r"]), asked)?;
+        stage.see(&step("without endpoints"), one(plain, &[]))?;
+        // What is of the other family leads nowhere.
+        let outside = balanced(36).only(family).with("externalIPs", json!(["198.51.100.136", "2001:db8:4::136"]));
+        stage.see(&step("with addresses of both"), one(outside.clone(), &["a", "r"]))?;
+        let ranges = json!(["192.0.2.0/24", "2001:db8::/64"]);
+        stage.see(&step("and their ranges"), one(outside.with("loadBalancerSourceRanges", ranges), &["a", "r"]))?;
+    }
+    stage.see("both again", one(Service::new(36).node_ports(), &["a", "r"]))
+}
+
+/// Endpoints of which nobody says on which node they are, as those have that people write themselves. None of them is a client:
+/// kube-proxy 1.37.2 with nftables loses what a pod sends to itself by such an endpoint.
+fn without_node(stage: &mut Stage<'_>) -> anyhow::Result<()> {
+    let anywhere = |names: &[&'static str]| names.iter().map(|name| end(name).anywhere()).collect::<Vec<_>>();
+    stage.see("all of them", with(Service::new(37).node_ports(), &anywhere(&["b", "r"])))?;
+    let internal = || Service::new(37).with("internalTrafficPolicy", json!("Local"));
+    let external = || balanced(38).with("externalTrafficPolicy", json!("Local"));
+    let external = || external().with("healthCheckNodePort", json!(32_038));
+    for (step, endpoints) in [
+        ("policy Local, one that is known", [anywhere(&["b", "r"]), ends(&["c"])].concat()),
+        ("policy Local, none that is known", anywhere(&["b", "r"])),
+    ] {
+        stage.see(step, and(with(internal(), &endpoints), with(external(), &endpoints)))?;
+    }
+    Ok(())
+}
+
 fn hairpin(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let service = balanced(27).with("externalIPs", json!(["198.51.100.127"]));
     stage.see("only itself", one(service.clone(), &["a"]))?;
@@ -437,6 +476,40 @@ fn settle(
         }
     };
     stage.note(step, what, answers);
+    Ok(())
+}
+
+/// Beginnings of the names of metrics that kube-proxy tells and orlop does not, and why.
+const NOT_TOLD: &[(&str, &str)] = &[
+    ("aggregator_", "they are API servers', whose library kube-proxy is made with"),
+    ("apiserver_", "they are API servers', whose library kube-proxy is made with"),
+    ("cardinality_enforcement_", "no label is cut off"),
+    ("disabled_metrics_total", "no metric is turned off"),
+    ("go_", "orlop is no program of Go's"),
+    ("hidden_metrics_total", "no metric is hidden"),
+    ("kubernetes_feature_enabled", "gates are those of upstream's program"),
+    ("process_network_", "these are the whole node's, and others tell them"),
+    ("process_virtual_memory_max_bytes", "nothing limits it"),
+    ("registered_metrics_total", "all that there are are told"),
+    ("rest_client_exec_plugin_", "who gives credentials is not counted"),
+    ("rest_client_rate_limiter_duration_seconds", "waits for the limit of requests are not told apart"),
+    ("rest_client_request_size_bytes", "requests to the API server are counted and timed, not weighed"),
+    ("rest_client_response_size_bytes", "requests to the API server are counted and timed, not weighed"),
+    ("rest_client_transport_", "there is one client with one transport"),
+];
+
+/// Families that dashboards may read.
+fn metrics(stage: &mut Stage<'_>) -> anyhow::Result<()> {
+    stage.see("something to count", one(Service::new(39).node_ports(), &["a", "r"]))?;
+    let families = |number: usize| -> anyhow::Result<BTreeSet<String>> {
+        let told = stage.sides[number].metrics(METRICS)?;
+        let names = told.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        Ok(names.map(str::to_owned).collect())
+    };
+    let [one, other] = [families(0)?, families(1)?];
+    let is_excused = |name: &&String| NOT_TOLD.iter().any(|(beginning, _)| name.starts_with(beginning));
+    let lacking: Vec<&str> = one.difference(&other).filter(|name| !is_excused(name)).map(String::as_str).collect();
+    stage.note("something to count", "metrics that are not told", [String::new(), lacking.join(" ")]);
     Ok(())
 }
 

@@ -29,12 +29,31 @@ pub(super) struct World {
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub(super) number: u8,
+    /// Its only family of addresses; none if it has both.
+    pub(super) family: Option<Family>,
     pub(super) ports: Vec<Port>,
     /// Fields of its specification beside addresses and ports.
     pub(super) spec: Map<String, Value>,
     pub(super) labels: Map<String, Value>,
     /// Addresses of load balancers: `ip` and perhaps `ipMode`.
     pub(super) ingress: Vec<Value>,
+}
+
+/// A family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// As the API spells it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -64,7 +83,7 @@ pub(super) struct Endpoint {
     /// Nodes that are to use it.
     pub(super) for_nodes: Vec<&'static str>,
     /// Whether the slice says on which node it is.
-    pub(super) has_node: bool,
+    has_node: bool,
 }
 
 /// What a slice says of an endpoint's life.
@@ -90,6 +109,11 @@ pub(super) fn end(backend: &'static str) -> Endpoint {
 impl Endpoint {
     pub(super) fn is(self, conditions: Conditions) -> Self {
         Self { conditions, ..self }
+    }
+
+    /// Of which the slice does not say on which node it is.
+    pub(super) fn anywhere(self) -> Self {
+        Self { has_node: false, ..self }
     }
 
     pub(super) fn for_zones(self, zones: &[&'static str]) -> Self {
@@ -133,7 +157,12 @@ impl Service {
     /// With one port of TCP, 80.
     pub(super) fn new(number: u8) -> Self {
         let ports = vec![Port { name: "", number: 80, protocol: Protocol::Tcp, node_port: None }];
-        Self { number, ports, spec: Map::new(), labels: Map::new(), ingress: Vec::new() }
+        Self { number, family: None, ports, spec: Map::new(), labels: Map::new(), ingress: Vec::new() }
+    }
+
+    /// With addresses of one family.
+    pub(super) fn only(self, family: Family) -> Self {
+        Self { family: Some(family), ..self }
     }
 
     /// With other ports: name, protocol, number.
@@ -176,7 +205,8 @@ impl Service {
     /// Its own addresses, if it has some.
     pub(super) fn cluster_ips(&self) -> Vec<IpAddr> {
         let none = self.is("clusterIP", "None") || self.is("type", "ExternalName");
-        if none { Vec::new() } else { cluster_ips(self.number).both().to_vec() }
+        let of_family = |address: &IpAddr| self.family.is_none_or(|family| address.is_ipv6() == (family == Family::V6));
+        if none { Vec::new() } else { cluster_ips(self.number).both().into_iter().filter(of_family).collect() }
     }
 
     pub(super) fn is(&self, field: &str, value: &str) -> bool {
@@ -204,8 +234,12 @@ impl Service {
         }
         let ips = self.cluster_ips();
         if !ips.is_empty() {
-            spec.insert("ipFamilyPolicy".to_owned(), json!("RequireDualStack"));
-            spec.insert("ipFamilies".to_owned(), json!(["IPv4", "IPv6"]));
+            let (policy, families) = match self.family {
+                None => ("RequireDualStack", vec!["IPv4", "IPv6"]),
+                Some(family) => ("SingleStack", vec![family.name()]),
+            };
+            spec.insert("ipFamilyPolicy".to_owned(), json!(policy));
+            spec.insert("ipFamilies".to_owned(), json!(families));
             spec.insert("clusterIP".to_owned(), json!(ips[0]));
             spec.insert("clusterIPs".to_owned(), json!(ips));
         }
