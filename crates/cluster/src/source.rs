@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use k8s_openapi::Metadata;
 use k8s_openapi::api::authentication::v1::TokenRequestSpec;
 use k8s_openapi::api::certificates::v1::PodCertificateRequest;
-use k8s_openapi::api::core::v1::{Event, NodeStatus, ObjectReference, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Event, NodeStatus, ObjectReference, Pod, PodStatus, ServiceAccount};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -133,12 +133,21 @@ pub trait Source: Send + Sync {
         Err(SourceError::Refused { action, source: "they come from an API server, and this node has none".into() })
     }
 
+    /// A service account, as it is now.
+    ///
+    /// # Errors
+    /// There is none of this name, or the source cannot tell now.
+    async fn service_account(&self, account: &Key) -> Result<Arc<ServiceAccount>, SourceError> {
+        let missing = || SourceError::NotFound { kind: "ServiceAccount", name: account.to_string() };
+        self.store().service_accounts().get(account).ok_or_else(missing)
+    }
+
     /// The uid of a service account.
     ///
     /// # Errors
     /// There is none of this name, or the source cannot tell now.
     async fn service_account_uid(&self, account: &Key) -> Result<String, SourceError> {
-        Err(SourceError::NotFound { kind: "ServiceAccount", name: account.to_string() })
+        Ok(self.service_account(account).await?.metadata.uid.clone().unwrap_or_default())
     }
 
     /// Records an event. Never fails and never waits: events are best effort. `count`, the timestamps and the name are

@@ -44,13 +44,24 @@ pub trait Keychain: Send + Sync + 'static {
 pub struct Credential {
     /// What the registry is shown.
     pub auth: AuthConfig,
-    /// The secret that it is from; none for what every pod of the node may use.
-    pub secret: Option<SecretName>,
+    /// Who may use it.
+    pub holder: Holder,
 }
 
-/// A secret of the cluster.
+/// Who may use a login, and so what was had with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretName {
+pub enum Holder {
+    /// Every pod of the node.
+    Node,
+    /// The pods that name this secret, which it is from.
+    Secret(ObjectName),
+    /// The pods of this service account, in whose name it was given.
+    ServiceAccount(ObjectName),
+}
+
+/// An object of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectName {
     /// Its uid.
     pub uid: String,
     /// Its namespace.

@@ -48,7 +48,7 @@ mod worker;
 /// The release of Kubernetes whose kubelet this is.
 pub const KUBERNETES: &str = "v1.37.2";
 
-pub use context::{Barrier, Config, Credential, Keychain, NoBarrier, Parts, SecretName, SiteNow};
+pub use context::{Barrier, Config, Credential, Holder, Keychain, NoBarrier, ObjectName, Parts, SiteNow};
 pub use kubelet::{Ending, Explanation, Kubelet};
 pub use pulled::{Allowlist, Verification};
 pub use timeline::Step;

@@ -1,7 +1,7 @@
 //! The kubelet's `CredentialProviderConfig` (`--image-credential-provider-config`): a file, or a directory of files. All
 //! faults are told at once.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,24 @@ pub(crate) struct ProviderConfig {
     pub(crate) api_version: String,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
+    /// In whose name it is asked; none for the node's.
+    pub(crate) token: Option<TokenAttributes>,
     pub(crate) program: PathBuf,
+}
+
+/// What a provider gets of a pod's service account (KEP-4412).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TokenAttributes {
+    /// Whom the token is for.
+    pub(crate) audience: String,
+    /// Whether an answer holds for one token only, and not for all pods of the account.
+    pub(crate) is_per_token: bool,
+    /// Whether it is not asked for pods without a service account.
+    pub(crate) is_required: bool,
+    /// Annotations that the account must have; else it is not asked.
+    pub(crate) required_keys: Vec<String>,
+    /// Annotations that it gets, too.
+    pub(crate) optional_keys: Vec<String>,
 }
 
 const CONFIG_GROUP: &str = "kubelet.config.k8s.io";
@@ -114,9 +131,11 @@ impl Reader<'_> {
         let api_version = self.one_of("", &version_place, version, &versions);
         let args = self.strings(field("args"));
         let env = self.environment(field("env"));
-        if let (place, Some(_)) = field("tokenAttributes") {
-            self.faults.push(format!("{place}: tokens of service accounts are not supported yet; remove it"));
-        }
+        let (token_place, token) = field("tokenAttributes");
+        let token = match token {
+            None | Some(Value::Null) => Some(None),
+            Some(token) => self.token_attributes(&token_place, token, api_version.as_deref()).map(Some),
+        };
         self.unknown(&format!("{place}."), &fields);
         let name = name?;
         let program = self.bin_dir.join(&name);
@@ -128,8 +147,68 @@ impl Reader<'_> {
             api_version: api_version?,
             args: args?,
             env: env?,
+            token: token?,
             program,
         })
+    }
+
+    fn token_attributes(&mut self, place: &str, value: Value, api_version: Option<&str>) -> Option<TokenAttributes> {
+        let Value::Object(mut fields) = value else { return self.none(format!("{place}: must be an object")) };
+        let mut field = |name: &str| (format!("{place}.{name}"), fields.remove(name));
+        let audience = self.text(field("serviceAccountTokenAudience"));
+        let cache_type = field("cacheType").1;
+        let cache_type = self.one_of(place, ".cacheType", cache_type, &["ServiceAccount", "Token"].map(str::to_owned));
+        let is_required = self.boolean(field("requireServiceAccount"));
+        let (keys_place, keys) = field("requiredServiceAccountAnnotationKeys");
+        let required_keys = self.annotation_keys((keys_place.clone(), keys));
+        let optional_keys = self.annotation_keys(field("optionalServiceAccountAnnotationKeys"));
+        self.unknown(&format!("{place}."), &fields);
+        if api_version.is_some_and(|version| !version.ends_with("/v1")) {
+            self.faults.push(format!("{place}: only providers of {PROVIDER_GROUP}/v1 get tokens"));
+        }
+        let (required_keys, optional_keys) = (required_keys?, optional_keys?);
+        if is_required == Some(false) && !required_keys.is_empty() {
+            self.faults
+                .push(format!("{keys_place}: keys are required of an account; write requireServiceAccount: true"));
+        }
+        if let Some(twice) = required_keys.iter().find(|key| optional_keys.contains(key)) {
+            self.faults.push(format!("{place}: the annotation {twice:?} cannot be both required and optional"));
+        }
+        Some(TokenAttributes {
+            audience: audience?,
+            is_per_token: cache_type? == "Token",
+            is_required: is_required?,
+            required_keys,
+            optional_keys,
+        })
+    }
+
+    fn text(&mut self, (place, value): (String, Option<Value>)) -> Option<String> {
+        match value {
+            Some(Value::String(text)) if !text.is_empty() => Some(text),
+            _ => self.none(format!("{place}: a text is needed")),
+        }
+    }
+
+    fn boolean(&mut self, (place, value): (String, Option<Value>)) -> Option<bool> {
+        value.and_then(|value| value.as_bool()).or_else(|| self.none(format!("{place}: write true or false")))
+    }
+
+    /// Keys of annotations, as the API server takes them.
+    fn annotation_keys(&mut self, (place, value): (String, Option<Value>)) -> Option<Vec<String>> {
+        let keys = self.strings((place.clone(), value))?;
+        let mut seen = BTreeSet::new();
+        let mut fault = |key: &String| {
+            let is_new = seen.insert(key.clone());
+            match is_annotation_key(key) {
+                false => Some(format!("{place}: {key:?} is no key of an annotation")),
+                true => (!is_new).then(|| format!("{place}: {key:?} is there twice")),
+            }
+        };
+        let bad: Vec<String> = keys.iter().filter_map(&mut fault).collect();
+        let is_good = bad.is_empty();
+        self.faults.extend(bad);
+        is_good.then_some(keys)
     }
 
     /// Notes a fault; for places that then have nothing to give.
@@ -224,6 +303,18 @@ impl Reader<'_> {
     }
 }
 
+/// A qualified name, in any case: a name of 63 characters at most, after a DNS subdomain if there is a slash.
+fn is_annotation_key(key: &str) -> bool {
+    let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
+    let is_word = |text: &str, inner: &[u8]| {
+        let ends = [text.bytes().next(), text.bytes().next_back()];
+        ends.iter().all(|end| end.is_some_and(|end| end.is_ascii_alphanumeric()))
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || inner.contains(&byte))
+    };
+    let is_domain = |text: &str| text.len() <= 253 && text.split('.').all(|label| is_word(label, b"-"));
+    domain.is_none_or(is_domain) && name.len() <= 63 && is_word(name, b"-_.")
+}
+
 /// Why a pattern can match no image.
 fn pattern_fault(pattern: &str) -> Option<&'static str> {
     let host = pattern.split('/').next().unwrap_or_default();
@@ -292,6 +383,7 @@ providers:
                 api_version: "credentialprovider.kubelet.k8s.io/v1".into(),
                 args: vec!["get-credentials".into(), "-v=3".into()],
                 env: vec![("AWS_PROFILE".into(), "node".into())],
+                token: None,
                 program: scene.0.path().join("bin/ecr-credential-provider"),
             }]
         );
@@ -315,6 +407,45 @@ providers:
             assert!(error.contains(part), "{part} in {error}");
         }
         assert!(read(&dir, None).unwrap_err().to_string().contains("--image-credential-provider-bin-dir"));
+    }
+
+    #[test]
+    fn providers_may_act_for_service_accounts() {
+        let scene = Scene::new();
+        let with = |fields: &str| {
+            let of = fields.replace('\n', "\n      ");
+            scene.read(&format!("{GOOD}    tokenAttributes:\n      {of}\n"))
+        };
+        let own = "serviceAccountTokenAudience: registry\ncacheType: Token\nrequireServiceAccount: true";
+        let keys =
+            "requiredServiceAccountAnnotationKeys: [example.com/role]\noptionalServiceAccountAnnotationKeys: [Team]";
+        let read = with(&format!("{own}\n{keys}")).unwrap().remove(0).token.unwrap();
+        let expected = TokenAttributes {
+            audience: "registry".into(),
+            is_per_token: true,
+            is_required: true,
+            required_keys: vec!["example.com/role".into()],
+            optional_keys: vec!["Team".into()],
+        };
+        assert_eq!(read, expected);
+        for (written, fault) in [
+            (own.replace("Token\n", "Image\n"), "cacheType: is \"Image\"; expected ServiceAccount or Token"),
+            (
+                own.replace("true", "false") + "\nrequiredServiceAccountAnnotationKeys: [a]",
+                "requireServiceAccount: true",
+            ),
+            (format!("{own}\noptionalServiceAccountAnnotationKeys: [a, a]"), "\"a\" is there twice"),
+            (format!("{own}\noptionalServiceAccountAnnotationKeys: [a/b/c]"), "is no key of an annotation"),
+            (format!("{own}\n{}", keys.replace("Team", "example.com/role")), "both required and optional"),
+            (format!("{own}\naudience: x"), "tokenAttributes.audience: unknown field"),
+        ] {
+            let error = with(&written).unwrap_err();
+            assert!(error.contains(fault), "{fault}\nis not in\n{error}");
+        }
+        let old = format!("{GOOD}    tokenAttributes:\n      {}\n", own.replace('\n', "\n      "));
+        let error = scene
+            .read(&old.replace("credentialprovider.kubelet.k8s.io/v1", "credentialprovider.kubelet.k8s.io/v1beta1"));
+        assert!(error.unwrap_err().contains("only providers of credentialprovider.kubelet.k8s.io/v1 get tokens"));
     }
 
     #[test]
@@ -361,7 +492,9 @@ providers:
             "providers[1].defaultCacheDuration: is missing",
             "providers[1].apiVersion: is missing",
             "providers[2].defaultCacheDuration: \"-1s\"",
-            "providers[2].tokenAttributes: tokens of service accounts",
+            "providers[2].tokenAttributes.serviceAccountTokenAudience: a text is needed",
+            "providers[2].tokenAttributes.cacheType: is missing; expected ServiceAccount or Token",
+            "providers[2].tokenAttributes.requireServiceAccount: write true or false",
             "bin/plain is not an executable file",
             "providers[3].name: \"plain\" is there twice",
             "providers[4]: must be an object",

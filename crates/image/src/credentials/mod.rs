@@ -12,6 +12,7 @@ mod provider;
 #[cfg(test)]
 mod scripts;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use docker::DockerConfig;
@@ -48,8 +49,34 @@ pub enum PullSecret<'a> {
 pub struct Found {
     /// What the registry is shown.
     pub auth: Auth,
-    /// Of which of the pod's secrets they are; none for what every pod of the node may use.
-    pub secret: Option<usize>,
+    /// Whose they are.
+    pub holder: Holder,
+}
+
+/// Who may use credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// Every pod of the node.
+    Node,
+    /// Who has this one of the pod's secrets.
+    Secret(usize),
+    /// Who has the pod's service account.
+    ServiceAccount,
+}
+
+/// The service account of a pod, for providers that act in its name.
+#[derive(Clone)]
+pub struct ServiceAccount {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Tokens of it that are bound to the pod, by audience ([`Credentials::audiences`]).
+    pub tokens: BTreeMap<String, String>,
 }
 
 /// All sources of credentials of a node.
@@ -76,25 +103,35 @@ impl Credentials {
 
     /// Credentials that match `image`, the pod's secrets first, then the node's files and plugins; each kind by the
     /// longest match. Malformed secrets are skipped: one must not keep the others from working.
-    pub async fn lookup(&self, image: &Reference, secrets: &[PullSecret<'_>]) -> Vec<Found> {
+    pub async fn lookup(
+        &self,
+        image: &Reference,
+        secrets: &[PullSecret<'_>],
+        account: Option<&ServiceAccount>,
+    ) -> Vec<Found> {
         let mut of_node = Vec::new();
         for fault in of_files(&self.docker_configs, self.credential_helper_dir.as_deref(), image, &mut of_node).await {
             tracing::warn!(%image, error = %fault, "passed over a source of credentials");
         }
-        of_node.extend(self.of_providers(image).await.lookup(image));
         let mut found = of_secrets(secrets).lookup(image);
-        found.extend(of_node.into_iter().map(|auth| Found { auth, secret: None }));
+        found.extend(of_node.into_iter().map(|auth| Found { auth, holder: Holder::Node }));
+        found.extend(self.of_providers(image, account).await.lookup(image));
         without_repeats(found)
     }
 
+    /// For whom providers of this image want tokens of the pod's service account.
+    pub fn audiences(&self, image: &Reference) -> BTreeSet<&str> {
+        self.providers.iter().filter_map(|provider| provider.audience(image)).collect()
+    }
+
     /// All providers at the same time; who fails is passed over, as the others may have what is needed.
-    async fn of_providers(&self, image: &Reference) -> Keyring {
-        let answers = self.providers.iter().map(|provider| provider.keyring(image));
+    async fn of_providers(&self, image: &Reference, account: Option<&ServiceAccount>) -> Keyring<Found> {
+        let answers = self.providers.iter().map(|provider| provider.keyring(image, account));
         let answers = futures_util::future::join_all(answers).await;
         let mut keyring = Keyring::default();
         for (provider, answer) in self.providers.iter().zip(answers) {
             match answer {
-                Ok(answer) => keyring.extend(answer),
+                Ok((answer, holder)) => keyring.extend(answer.map(|auth| Found { auth, holder })),
                 Err(error) => {
                     tracing::warn!(provider = provider.name(), %image, %error, "a credential provider has failed");
                 }
@@ -126,7 +163,7 @@ fn of_secrets(secrets: &[PullSecret<'_>]) -> Keyring<Found> {
                 for fault in &config.faults {
                     tracing::warn!(fault, "passed over an entry of an imagePullSecret");
                 }
-                keyring.extend(config.keyring.map(|auth| Found { auth, secret: Some(number) }));
+                keyring.extend(config.keyring.map(|auth| Found { auth, holder: Holder::Secret(number) }));
             }
             Err(fault) => tracing::warn!(fault, "passed over a malformed imagePullSecret"),
         }
@@ -240,11 +277,11 @@ mod tests {
             PullSecret::DockerCfg(old.as_bytes()),
         ];
         let image = "r.io/team/app:1".parse().unwrap();
-        let found = credentials.lookup(&image, &secrets).await;
-        let secrets_of = [Some(2), Some(1), None, None, None];
-        let expected = ["long", "short", "old-file", "file", "provider"].map(basic).into_iter().zip(secrets_of);
-        assert!(found.into_iter().map(|Found { auth, secret }| (auth, secret)).eq(expected));
-        assert_eq!(credentials.lookup(&"q.io/app".parse().unwrap(), &secrets).await, []);
+        let found = credentials.lookup(&image, &secrets, None).await;
+        let holders = [Holder::Secret(2), Holder::Secret(1), Holder::Node, Holder::Node, Holder::Node];
+        let expected = ["long", "short", "old-file", "file", "provider"].map(basic).into_iter().zip(holders);
+        assert!(found.into_iter().map(|Found { auth, holder }| (auth, holder)).eq(expected));
+        assert_eq!(credentials.lookup(&"q.io/app".parse().unwrap(), &secrets, None).await, []);
     }
 
     #[tokio::test]

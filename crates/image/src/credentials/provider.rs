@@ -3,16 +3,20 @@
 //! ```text
 //! image ─► matchImages ─► cache: image, registry, global ─► program: request on stdin, answer on stdout ─► keyring
 //! ```
+//!
+//! One with `tokenAttributes` is asked in the name of the pod's service account, and its answers are for that alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
-use super::config::ProviderConfig;
+use super::config::{ProviderConfig, TokenAttributes};
 use super::keyring::{Keyring, matches};
 use super::program::Program;
+use super::{Holder, ServiceAccount};
 use crate::flights::Flights;
 use crate::{Auth, Error, Reference};
 
@@ -31,7 +35,36 @@ pub(crate) struct Provider {
 
 /// Answers by what they hold for, with their ends.
 #[derive(Debug, Default)]
-struct Cache(HashMap<Scope, (Keyring, Instant)>);
+struct Cache(HashMap<(Scope, Asked), (Keyring, Instant)>);
+
+/// In whose name an answer was given; empty for the node's.
+type Asked = String;
+
+/// As whom a provider is asked.
+#[derive(Debug, PartialEq)]
+enum Asking {
+    /// Not at all: it wants a service account, or annotations of it, that the pod does not have.
+    Not,
+    Node,
+    Account(InName),
+}
+
+/// What a provider is told of a service account.
+#[derive(Clone, PartialEq)]
+struct InName {
+    token: String,
+    annotations: BTreeMap<String, String>,
+    /// For whom its answer holds.
+    asked: Asked,
+    /// Who asks the same at the same time.
+    flight: String,
+}
+
+impl std::fmt::Debug for InName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InName").field("annotations", &self.annotations).finish_non_exhaustive()
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Scope {
@@ -46,6 +79,10 @@ struct Request<'a> {
     kind: &'a str,
     api_version: &'a str,
     image: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_account_token: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_account_annotations: Option<&'a BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -88,26 +125,73 @@ impl Provider {
         &self.config.name
     }
 
-    /// What the provider has for `image`; nothing if it is not meant for it.
-    pub(crate) async fn keyring(&self, image: &Reference) -> Result<Keyring, Error> {
+    /// The audience of the tokens that it wants of pods with this image.
+    pub(crate) fn audience(&self, image: &Reference) -> Option<&str> {
+        self.config.token.as_ref().filter(|_| self.is_for(image)).map(|token| token.audience.as_str())
+    }
+
+    fn is_for(&self, image: &Reference) -> bool {
         let repository = image.repository();
-        if !self.config.match_images.iter().any(|place| matches(place, &repository)) {
-            return Ok(Keyring::default());
+        self.config.match_images.iter().any(|place| matches(place, &repository))
+    }
+
+    /// What the provider has for `image`, and for whom that is; nothing if it is not meant for it.
+    pub(crate) async fn keyring(
+        &self,
+        image: &Reference,
+        account: Option<&ServiceAccount>,
+    ) -> Result<(Keyring, Holder), Error> {
+        let nothing = (Keyring::default(), Holder::Node);
+        if !self.is_for(image) {
+            return Ok(nothing);
         }
-        if let Some(known) = self.cached(image) {
-            return Ok(known);
+        let failed = |reason: String| Error::Credentials { provider: self.config.name.clone(), reason };
+        let name = match asking(self.config.token.as_ref(), account).map_err(failed)? {
+            Asking::Not => return Ok(nothing),
+            Asking::Node => None,
+            Asking::Account(name) => Some(name),
+        };
+        let holder = if name.is_some() { Holder::ServiceAccount } else { Holder::Node };
+        let asked = name.as_ref().map(|name| name.asked.clone()).unwrap_or_default();
+        if let Some(known) = self.cached(image, &asked) {
+            return Ok((known, holder));
         }
+        let flight = format!("{} {}", image.repository(), name.as_ref().map_or("", |name| name.flight.as_str()));
         let job = {
             let (program, config, cache) = (self.program.clone(), self.config.clone(), Arc::clone(&self.cache));
             let image = image.clone();
-            move |_| async move { ask(&program, &config, &cache, &image).await }
+            move |_| async move { ask(&program, &config, &cache, &image, name.as_ref()).await }
         };
-        self.flights.join(&repository, job, |_| {}).await.1
+        Ok((self.flights.join(&flight, job, |_| {}).await.1?, holder))
     }
 
-    fn cached(&self, image: &Reference) -> Option<Keyring> {
-        self.cache.lock().expect("no panic while it is held").get(image, Instant::now())
+    fn cached(&self, image: &Reference, asked: &Asked) -> Option<Keyring> {
+        self.cache.lock().expect("no panic while it is held").get(image, asked, Instant::now())
     }
+}
+
+/// As whom a provider is asked for a pod's image.
+fn asking(wanted: Option<&TokenAttributes>, account: Option<&ServiceAccount>) -> Result<Asking, String> {
+    let (wanted, account) = match (wanted, account) {
+        (None, _) => return Ok(Asking::Node),
+        (Some(wanted), None) if wanted.is_required => return Ok(Asking::Not),
+        (Some(_), None) => return Ok(Asking::Node),
+        (Some(wanted), Some(account)) => (wanted, account),
+    };
+    let ServiceAccount { namespace, name, uid, annotations, tokens } = account;
+    if !wanted.required_keys.iter().all(|key| annotations.contains_key(key)) {
+        return Ok(Asking::Not);
+    }
+    let keys = wanted.required_keys.iter().chain(&wanted.optional_keys);
+    let given = |key: &String| annotations.get(key).map(|value| (key.clone(), value.clone()));
+    let annotations: BTreeMap<String, String> = keys.filter_map(given).collect();
+    let token = tokens.get(&wanted.audience);
+    let token = token.ok_or_else(|| format!("there is no token of service account {namespace}/{name} for it"))?.clone();
+    // The token's sum stands for it in what is kept.
+    let flight = format!("{:?}", (Sha256::digest(&token), &annotations));
+    let for_token = if wanted.is_per_token { flight.as_str() } else { "" };
+    let asked = format!("{:?}", (namespace, name, uid, &annotations, for_token));
+    Ok(Asking::Account(InName { token, annotations, asked, flight }))
 }
 
 /// Runs the program and remembers its answer as long as it says.
@@ -116,14 +200,26 @@ async fn ask(
     config: &ProviderConfig,
     cache: &Mutex<Cache>,
     image: &Reference,
+    name: Option<&InName>,
 ) -> Result<Keyring, Error> {
     let failed = |reason: String| Error::Credentials { provider: config.name.clone(), reason };
     let repository = image.repository();
-    let request = Request { kind: "CredentialProviderRequest", api_version: &config.api_version, image: &repository };
+    let request = Request {
+        kind: "CredentialProviderRequest",
+        api_version: &config.api_version,
+        image: &repository,
+        service_account_token: name.map(|name| name.token.as_str()),
+        service_account_annotations: name.map(|name| &name.annotations).filter(|annotations| !annotations.is_empty()),
+    };
     let request = serde_json::to_vec(&request).map_err(|e| failed(e.to_string()))?;
     let answer = program.ask(&request).await.map_err(|e| failed(e.to_string()))?;
     let answer = read(&answer, config).map_err(failed)?;
-    let scope = answer.scope(image);
+    let is_per_token = config.token.as_ref().is_some_and(|token| token.is_per_token);
+    if name.is_some_and(|name| !is_per_token && answer.gives_back(&name.token)) {
+        let reason = "it gives the token back as the password, which needs cacheType Token: others would get it";
+        return Err(failed(reason.to_owned()));
+    }
+    let scope = (answer.scope(image), name.map(|name| name.asked.clone()).unwrap_or_default());
     if !answer.duration.is_zero() {
         let now = Instant::now();
         cache.lock().expect("no panic while it is held").put(scope, answer.keyring.clone(), answer.duration, now);
@@ -134,6 +230,7 @@ async fn ask(
 /// An answer that makes sense.
 struct Answer {
     keyring: Keyring,
+    passwords: Vec<String>,
     key_type: KeyType,
     duration: Duration,
 }
@@ -151,6 +248,11 @@ impl Answer {
             KeyType::Registry => Scope::Registry(image.host().to_owned()),
             KeyType::Global => Scope::Global,
         }
+    }
+
+    /// Whether a token is one of its passwords.
+    fn gives_back(&self, token: &str) -> bool {
+        self.passwords.iter().any(|password| password == token)
     }
 }
 
@@ -174,22 +276,23 @@ fn read(answer: &[u8], config: &ProviderConfig) -> Result<Answer, String> {
         None => config.default_cache_duration,
         Some(text) => crate::duration::parse(text).map_err(|reason| format!("its cacheDuration {reason}"))?,
     };
-    let mut keyring = Keyring::default();
+    let (mut keyring, mut passwords) = (Keyring::default(), Vec::new());
     for (place, login) in answer.auth.unwrap_or_default() {
+        passwords.push(login.password.clone());
         keyring.add(&place, Auth::Basic { username: login.username, password: login.password });
     }
-    Ok(Answer { keyring, key_type, duration })
+    Ok(Answer { keyring, passwords, key_type, duration })
 }
 
 impl Cache {
     /// The narrowest answer that still holds.
-    fn get(&self, image: &Reference, now: Instant) -> Option<Keyring> {
+    fn get(&self, image: &Reference, asked: &Asked, now: Instant) -> Option<Keyring> {
         let scopes = [Scope::Image(image.repository()), Scope::Registry(image.host().to_owned()), Scope::Global];
-        let live = |scope: &Scope| self.0.get(scope).filter(|(_, end)| now < *end);
-        scopes.iter().find_map(live).map(|(keyring, _)| keyring.clone())
+        let live = |scope: Scope| self.0.get(&(scope, asked.clone())).filter(|(_, end)| now < *end);
+        scopes.into_iter().find_map(live).map(|(keyring, _)| keyring.clone())
     }
 
-    fn put(&mut self, scope: Scope, keyring: Keyring, duration: Duration, now: Instant) {
+    fn put(&mut self, scope: (Scope, Asked), keyring: Keyring, duration: Duration, now: Instant) {
         // What is over goes now: nobody may ask for it again.
         self.0.retain(|_, (_, end)| now < *end);
         // An end beyond what the clock can show is as good as none.
@@ -217,6 +320,7 @@ mod tests {
             api_version: api_version.into(),
             args: vec!["get".into()],
             env: vec![("PROVIDER_USER".into(), "from-env".into())],
+            token: None,
             program,
         };
         Provider::with_time_limit(config, Duration::from_secs(20))
@@ -237,7 +341,9 @@ END"#
 
     async fn ask(provider: &Provider, image: &str) -> Vec<Auth> {
         let image: Reference = image.parse().unwrap();
-        provider.keyring(&image).await.unwrap().lookup(&image)
+        let (keyring, holder) = provider.keyring(&image, None).await.unwrap();
+        assert_eq!(holder, Holder::Node);
+        keyring.lookup(&image)
     }
 
     fn login() -> [Auth; 1] {
@@ -296,10 +402,12 @@ END"#
         let mut keyring = Keyring::default();
         keyring.add("a.r.io", Auth::RegistryToken("t".into()));
         let image: Reference = "a.r.io/x".parse().unwrap();
-        cache.put(Scope::Registry("a.r.io".into()), keyring.clone(), Duration::from_secs(10), start);
-        assert_eq!(cache.get(&image, start + Duration::from_secs(9)), Some(keyring.clone()));
-        assert_eq!(cache.get(&image, start + Duration::from_secs(10)), None);
-        cache.put(Scope::Global, keyring, Duration::MAX, start + Duration::from_secs(10));
+        let (scope, node) = (Scope::Registry("a.r.io".into()), Asked::new());
+        cache.put((scope, node.clone()), keyring.clone(), Duration::from_secs(10), start);
+        assert_eq!(cache.get(&image, &node, start + Duration::from_secs(9)), Some(keyring.clone()));
+        assert_eq!(cache.get(&image, &"somebody".to_owned(), start), None, "it is the node's");
+        assert_eq!(cache.get(&image, &node, start + Duration::from_secs(10)), None);
+        cache.put((Scope::Global, node), keyring, Duration::MAX, start + Duration::from_secs(10));
         assert_eq!(cache.0.len(), 1, "what is over is gone");
     }
 
@@ -332,7 +440,7 @@ END"#
         ] {
             let dir = tempfile::tempdir().unwrap();
             let provider = provider(dir.path(), script, V1);
-            let error = provider.keyring(&"a.r.io/x".parse().unwrap()).await.unwrap_err().to_string();
+            let error = provider.keyring(&"a.r.io/x".parse().unwrap(), None).await.unwrap_err().to_string();
             assert!(error.contains(words) && !error.contains("secret"), "{error}");
         }
     }
@@ -345,5 +453,111 @@ END"#
         );
         let provider = provider(dir.path(), &script, V1);
         assert_eq!(ask(&provider, "a.r.io/x").await, []);
+    }
+
+    fn wanted() -> TokenAttributes {
+        TokenAttributes {
+            audience: "registry".into(),
+            is_per_token: false,
+            is_required: true,
+            required_keys: vec!["role".into()],
+            optional_keys: vec!["team".into()],
+        }
+    }
+
+    /// The account of a pod; `token` is what it has for the registry.
+    fn account(name: &str, token: &str) -> ServiceAccount {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        ServiceAccount {
+            namespace: "shop".into(),
+            name: name.into(),
+            uid: format!("uid-{name}"),
+            annotations: [pair("role", "puller"), pair("other", "x")].into(),
+            tokens: [pair("registry", token)].into(),
+        }
+    }
+
+    /// One that acts for service accounts, and answers with what its request has said.
+    fn for_accounts(dir: &Path, wanted: TokenAttributes) -> Provider {
+        let answer = answer("Registry", "").replace("$1", "secret-of-$token");
+        let script = format!(
+            "cat > {0}/request\ntoken=$(sed -n 's/.*serviceAccountToken\":\"\\([^\"]*\\).*/\\1/p' {0}/request)\n{answer}",
+            dir.display()
+        );
+        let mut provider = provider(dir, &script, V1);
+        provider.config.token = Some(wanted);
+        provider
+    }
+
+    fn request(dir: &Path) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(dir.join("request")).unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn asks_in_the_name_of_a_service_account() {
+        let dir = tempfile::tempdir().unwrap();
+        let provider = for_accounts(dir.path(), wanted());
+        let image: Reference = "a.r.io/x".parse().unwrap();
+        assert_eq!(
+            (provider.audience(&image), provider.audience(&"q.io/x".parse().unwrap())),
+            (Some("registry"), None)
+        );
+        let (keyring, holder) = provider.keyring(&image, Some(&account("builder", "t1"))).await.unwrap();
+        let login = |password: &str| [Auth::Basic { username: "from-env".into(), password: password.into() }];
+        assert_eq!(
+            (keyring.lookup(&image).as_slice(), holder),
+            (login("secret-of-t1").as_slice(), Holder::ServiceAccount)
+        );
+        let expected = serde_json::json!({
+            "kind": "CredentialProviderRequest", "apiVersion": V1, "image": "a.r.io/x",
+            "serviceAccountToken": "t1", "serviceAccountAnnotations": { "role": "puller" },
+        });
+        assert_eq!(request(dir.path()), expected);
+        // The answer holds for the account, whatever its token is, and for nobody else.
+        let (keyring, _) = provider.keyring(&image, Some(&account("builder", "t2"))).await.unwrap();
+        assert_eq!((keyring.lookup(&image).as_slice(), calls(dir.path())), (login("secret-of-t1").as_slice(), 1));
+        let (keyring, _) = provider.keyring(&image, Some(&account("other", "t3"))).await.unwrap();
+        assert_eq!((keyring.lookup(&image).as_slice(), calls(dir.path())), (login("secret-of-t3").as_slice(), 2));
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_hold_for_one_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let provider = for_accounts(dir.path(), TokenAttributes { is_per_token: true, ..wanted() });
+        for (token, expected) in [("t1", 1), ("t1", 1), ("t2", 2)] {
+            provider.keyring(&"a.r.io/x".parse().unwrap(), Some(&account("builder", token))).await.unwrap();
+            assert_eq!(calls(dir.path()), expected, "{token}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_not_asked_in_a_name() {
+        let image: Reference = "a.r.io/x".parse().unwrap();
+        let check = async |wanted: TokenAttributes, account: Option<ServiceAccount>, expected: usize| {
+            let dir = tempfile::tempdir().unwrap();
+            let asked = for_accounts(dir.path(), wanted).keyring(&image, account.as_ref()).await;
+            assert_eq!(calls(dir.path()), expected);
+            asked.map(|(_, holder)| holder)
+        };
+        check(wanted(), None, 0).await.unwrap();
+        let optional = TokenAttributes { is_required: false, required_keys: Vec::new(), ..wanted() };
+        assert_eq!(check(optional, None, 1).await.unwrap(), Holder::Node);
+        let plain = ServiceAccount { annotations: BTreeMap::new(), ..account("plain", "t") };
+        check(wanted(), Some(plain), 0).await.unwrap();
+        let without_token = ServiceAccount { tokens: BTreeMap::new(), ..account("builder", "t") };
+        let error = check(wanted(), Some(without_token), 0).await.unwrap_err().to_string();
+        assert!(error.contains("no token of service account shop/builder"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_given_back_is_not_kept_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut provider = provider(dir.path(), &answer("Image", "").replace("$1", "mirrored"), V1);
+        provider.config.token = Some(wanted());
+        let image: Reference = "a.r.io/x".parse().unwrap();
+        let error = provider.keyring(&image, Some(&account("builder", "mirrored"))).await.unwrap_err().to_string();
+        assert!(error.contains("cacheType Token") && !error.contains("mirrored"), "{error}");
+        provider.config.token = Some(TokenAttributes { is_per_token: true, ..wanted() });
+        provider.keyring(&image, Some(&account("builder", "mirrored"))).await.unwrap();
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use image::credentials::{Credentials, CredentialsConfig, Found, PullSecret};
+use image::credentials::{Credentials, CredentialsConfig, Found, Holder, PullSecret};
 use image::{Auth, Error, Reference, Silent};
 use testkit::bad_network::{Answer, Proxy, Request};
 use testkit::registry::{Manner, PASSWORD, Registry, USER};
@@ -72,8 +72,8 @@ fn the_nodes_own_config_json_is_asked() {
         scene.pull(&name).await.unwrap();
         let secret = PullSecret::DockerConfigJson(config.as_bytes());
         let credentials = Credentials::new(CredentialsConfig::default()).unwrap();
-        let found = credentials.lookup(&name.parse().unwrap(), &[secret]).await;
-        assert_eq!(found, [Found { auth: login(USER, PASSWORD), secret: Some(0) }]);
+        let found = credentials.lookup(&name.parse().unwrap(), &[secret], None).await;
+        assert_eq!(found, [Found { auth: login(USER, PASSWORD), holder: Holder::Secret(0) }]);
     });
 }
 
@@ -219,12 +219,12 @@ fn images_come_from_ecr_by_its_provider() {
         let error = scene.pull(&name).await.unwrap_err();
         assert!(matches!(error, Error::Unauthorized { .. }), "{error}");
         for _ in 0..3 {
-            let found = credentials.lookup(&name.parse().unwrap(), &[]).await;
-            assert_eq!(found, [Found { auth: login(USER, PASSWORD), secret: None }]);
+            let found = credentials.lookup(&name.parse().unwrap(), &[], None).await;
+            assert_eq!(found, [Found { auth: login(USER, PASSWORD), holder: Holder::Node }]);
             let image = scene.pull_as(&name, found[0].auth.clone()).await.unwrap();
             assert_eq!(image.repo_tags, std::slice::from_ref(&name));
         }
         assert_eq!(std::fs::read_to_string(bin_dir.join("calls")).unwrap(), "call\n");
-        assert_eq!(credentials.lookup(&"quay.io/sample:1".parse().unwrap(), &[]).await, []);
+        assert_eq!(credentials.lookup(&"quay.io/sample:1".parse().unwrap(), &[], None).await, []);
     });
 }

@@ -50,7 +50,7 @@ struct Inner {
 pub(crate) enum Access {
     /// For every pod of the node.
     Everyone,
-    /// For those with a secret that has opened it before.
+    /// For those with a secret or a service account that has opened it before.
     Holders,
     /// For those whom the registry gives it.
     Nobody,
@@ -108,9 +108,9 @@ impl Pulled {
     pub(crate) fn is_opened_by(&self, image: &str, id: &str, credentials: &[Credential]) -> bool {
         let inner = self.inner();
         let Ok(Some(mut record)) = inner.files.record(id) else { return false };
-        let secrets = credentials.iter().filter_map(record::secret_of);
-        let Some(secret) = record.opened_by(without_tag(image), secrets) else { return false };
-        if record.has_room(without_tag(image)) && record.admit(without_tag(image), Login::Secret(secret)) {
+        let logins = credentials.iter().map(record::login_of);
+        let Some(login) = record.opened_by(without_tag(image), logins) else { return false };
+        if record.has_room(without_tag(image)) && record.admit(without_tag(image), login) {
             inner.files.write_or_warn(&record);
         }
         true
@@ -172,7 +172,7 @@ pub(crate) struct Pulling<'a> {
 impl Pulling<'_> {
     /// The image is there, as `id`, and was had with `credential`. Returns whether it is new to the node.
     pub(crate) fn succeeded(self, id: &str, credential: Option<&Credential>) -> bool {
-        let login = credential.and_then(record::secret_of).map_or(Login::Node, Login::Secret);
+        let login = credential.map_or(Login::Node, record::login_of);
         let inner = self.pulled.inner();
         let known = inner.files.record(id).unwrap_or_else(|error| {
             tracing::warn!(id, %error, "a record of a pull is of no use; it is begun anew");
@@ -203,15 +203,22 @@ impl Drop for Pulling<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::SecretName;
+    use crate::context::{Holder, ObjectName};
 
     const ID: &str = "sha256:0123";
 
     fn credential(secret: &str, password: &str) -> Credential {
         let auth = v1::AuthConfig { password: password.to_owned(), ..v1::AuthConfig::default() };
         let name = |text: &str| text.to_owned();
-        let secret = SecretName { uid: name(secret), namespace: name("default"), name: name(secret) };
-        Credential { auth, secret: Some(secret) }
+        let secret = ObjectName { uid: name(secret), namespace: name("default"), name: name(secret) };
+        Credential { auth, holder: Holder::Secret(secret) }
+    }
+
+    /// A login in the name of a service account.
+    fn in_name_of(account: &str, password: &str) -> Credential {
+        let Credential { auth, .. } = credential(account, password);
+        let [uid, namespace, name] = [account, "default", account].map(str::to_owned);
+        Credential { auth, holder: Holder::ServiceAccount(ObjectName { uid, namespace, name }) }
     }
 
     fn pulled(dir: &tempfile::TempDir, policy: Verification) -> Pulled {
@@ -237,6 +244,21 @@ mod tests {
         assert!(!images.begin("r.io/app:1").unwrap().succeeded(ID, None));
         assert_eq!(images.access("r.io/app:1", ID), Access::Everyone, "it needs no login");
         assert_eq!(pulled(&dir, Verification::Always).access("r.io/app:1", ID), Access::Everyone);
+    }
+
+    #[test]
+    fn what_a_service_account_pulled_is_for_its_pods() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = pulled(&dir, Verification::default());
+        let pulling = images.begin("r.io/app:1").unwrap();
+        assert!(pulling.succeeded(ID, Some(&in_name_of("builder", "one"))));
+        let images = pulled(&dir, Verification::default());
+        assert_eq!(images.access("r.io/app:1", ID), Access::Holders, "not for every pod of the node");
+        let opens = |credential: Credential| images.is_opened_by("r.io/app:1", ID, &[credential]);
+        assert!(opens(in_name_of("builder", "two")), "whatever it is given");
+        assert!(!opens(in_name_of("other", "one")) && !opens(credential("builder", "one")));
+        images.begin("r.io/app:1").unwrap().succeeded(ID, Some(&credential("a", "three")));
+        assert!(opens(in_name_of("builder", "two")) && opens(credential("a", "three")), "both have opened it");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::Access;
-use crate::context::Credential;
+use crate::context::{Credential, Holder, ObjectName};
 
 const VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 /// The version before, with the same fields.
@@ -49,7 +49,6 @@ pub(super) struct PulledRecord {
 struct Openers {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kubernetes_secrets: Vec<Secret>,
-    /// Of an upstream kubelet; kept for it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kubernetes_service_accounts: Vec<ServiceAccount>,
     /// No login is needed, or every pod of the node has it.
@@ -67,20 +66,24 @@ pub(super) struct Secret {
     credential_hash: String,
 }
 
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+/// A service account in whose name a login was given. In the order in which they are written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ServiceAccount {
-    uid: String,
+pub(super) struct ServiceAccount {
     namespace: String,
     name: String,
+    uid: String,
 }
 
 /// What an image was had with.
+#[derive(Debug, Clone)]
 pub(super) enum Login {
     /// None, or one of the node.
     Node,
     /// One of the pod's secrets.
     Secret(Secret),
+    /// One in the name of the pod's service account.
+    ServiceAccount(ServiceAccount),
 }
 
 impl PullIntent {
@@ -117,7 +120,7 @@ impl PulledRecord {
     pub(super) fn access(&self, name: &str) -> Access {
         match self.credential_mapping.get(name) {
             Some(openers) if openers.node_pods_accessible => Access::Everyone,
-            Some(openers) if !openers.kubernetes_secrets.is_empty() => Access::Holders,
+            Some(openers) if openers.is_held() => Access::Holders,
             _ => Access::Nobody,
         }
     }
@@ -127,17 +130,22 @@ impl PulledRecord {
         self.credential_mapping.get(name).is_none_or(|openers| openers.kubernetes_secrets.len() < NOTED_MAX)
     }
 
-    /// The first of these secrets that has opened the image before: by the login that it holds, or as it has changed since.
-    pub(super) fn opened_by(&self, name: &str, secrets: impl IntoIterator<Item = Secret>) -> Option<Secret> {
-        let known = &self.credential_mapping.get(name)?.kubernetes_secrets;
+    /// The first of these logins that has opened the image before: a secret by what it holds, or as it has changed since; a
+    /// service account whatever it was given.
+    pub(super) fn opened_by(&self, name: &str, logins: impl IntoIterator<Item = Login>) -> Option<Login> {
+        let known = self.credential_mapping.get(name)?;
         let has_room = self.has_room(name);
         let opens = |secret: &Secret| {
-            known.iter().any(|known| {
+            known.kubernetes_secrets.iter().any(|known| {
                 let is_same = !known.credential_hash.is_empty() && known.credential_hash == secret.credential_hash;
                 is_same || (has_room && known.is_place_of(secret))
             })
         };
-        secrets.into_iter().find(opens)
+        logins.into_iter().find(|login| match login {
+            Login::Node => false,
+            Login::Secret(secret) => opens(secret),
+            Login::ServiceAccount(account) => known.kubernetes_service_accounts.contains(account),
+        })
     }
 
     /// Notes what the image was had with. Returns whether that is news.
@@ -150,6 +158,7 @@ impl PulledRecord {
                     true
                 }
                 Login::Secret(secret) => openers.admit(secret),
+                Login::ServiceAccount(account) => openers.admit_account(account),
             };
         if is_news {
             VERSION.clone_into(&mut self.api_version);
@@ -160,6 +169,20 @@ impl PulledRecord {
 }
 
 impl Openers {
+    /// Whether somebody has something that opens it.
+    fn is_held(&self) -> bool {
+        !(self.kubernetes_secrets.is_empty() && self.kubernetes_service_accounts.is_empty())
+    }
+
+    fn admit_account(&mut self, account: ServiceAccount) -> bool {
+        if self.kubernetes_service_accounts.contains(&account) {
+            return false;
+        }
+        self.kubernetes_service_accounts.push(account);
+        self.kubernetes_service_accounts.sort();
+        true
+    }
+
     fn admit(&mut self, secret: Secret) -> bool {
         if self.kubernetes_secrets.contains(&secret) {
             return false;
@@ -182,15 +205,17 @@ fn is_known(expected: &str, kind: &str, version: &str) -> bool {
     kind == expected && [VERSION, OLD_VERSION].contains(&version)
 }
 
-/// The secret that a login is from.
-pub(super) fn secret_of(credential: &Credential) -> Option<Secret> {
-    let secret = credential.secret.as_ref()?;
-    Some(Secret {
-        namespace: secret.namespace.clone(),
-        name: secret.name.clone(),
-        uid: secret.uid.clone(),
-        credential_hash: sum_of(&credential.auth),
-    })
+/// What is written down of a login.
+pub(super) fn login_of(credential: &Credential) -> Login {
+    match credential.holder.clone() {
+        Holder::Node => Login::Node,
+        Holder::Secret(ObjectName { uid, namespace, name }) => {
+            Login::Secret(Secret { namespace, name, uid, credential_hash: sum_of(&credential.auth) })
+        }
+        Holder::ServiceAccount(ObjectName { uid, namespace, name }) => {
+            Login::ServiceAccount(ServiceAccount { namespace, name, uid })
+        }
+    }
 }
 
 /// The sum of a login: of the JSON that Go makes of it.

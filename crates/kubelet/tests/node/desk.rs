@@ -12,7 +12,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kubelet::{Credential, SecretName};
+use kubelet::{Credential, Holder, ObjectName};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -101,7 +101,7 @@ impl Desk {
     /// A pod has a login, from a secret of this name.
     pub(crate) fn log_in(&self, pod: &str, auth: v1::AuthConfig, secret: &str) {
         let [uid, namespace, name] = [secret, "default", secret].map(str::to_owned);
-        let credential = Credential { auth, secret: Some(SecretName { uid, namespace, name }) };
+        let credential = Credential { auth, holder: Holder::Secret(ObjectName { uid, namespace, name }) };
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         logins.entry(pod.to_owned()).or_default().push(credential);
     }

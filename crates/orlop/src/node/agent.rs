@@ -141,7 +141,7 @@ impl Agent {
             images: base.image_service.clone(),
             volumes: volumes.clone(),
             barrier: barrier(proxy.as_ref()),
-            keychain: Arc::new(Keychain::new(source.store().clone(), base.credentials.clone())),
+            keychain: Arc::new(Keychain::new(source.clone(), base.credentials.clone())),
             groups: groups.clone(),
             resources: resources.clone(),
             site: config.site,

@@ -229,7 +229,7 @@ async fn pulled(
     lines: &mpsc::Sender<PullLine>,
 ) -> anyhow::Result<Arc<image::Image>> {
     let reference: Reference = image.parse()?;
-    let known = credentials.lookup(&reference, &[]).await;
+    let known = credentials.lookup(&reference, &[], None).await;
     let mut tries = known.into_iter().map(|found| Some(found.auth)).collect::<Vec<_>>();
     if tries.is_empty() {
         tries.push(None);

@@ -374,9 +374,8 @@ impl Source for ApiSource {
         self.selected(&self.certificates, own, table, "PodCertificateRequests").await
     }
 
-    async fn service_account_uid(&self, account: &Key) -> Result<String, SourceError> {
-        let account: ServiceAccount = self.read(account).await?;
-        Ok(account.metadata.uid.unwrap_or_default())
+    async fn service_account(&self, account: &Key) -> Result<Arc<ServiceAccount>, SourceError> {
+        self.read(account).await.map(Arc::new)
     }
 
     fn event(&self, event: Event) {
