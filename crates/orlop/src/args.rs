@@ -166,9 +166,9 @@ pub(crate) struct UpOptions {
 /// A node of a cluster: upstream's kubelet flags.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MemberOptions {
-    /// How to reach the API server, as which user
-    #[arg(long, value_name = "FILE", required = true)]
-    pub(crate) kubeconfig: PathBuf,
+    /// How to reach the API server, as which user; without it the node has none and runs its static pods alone
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// How to join while that file is missing or its certificate has ended: the user of a bootstrap token
     #[arg(long, value_name = "FILE")]
     pub(crate) bootstrap_kubeconfig: Option<PathBuf>,
@@ -234,7 +234,7 @@ impl MemberOptions {
             ("hostname-override", self.hostname_override.clone().unwrap_or_default()),
             ("image-credential-provider-bin-dir", path(&self.node.image_credential_provider_bin_dir)),
             ("image-credential-provider-config", path(&self.node.image_credential_provider_config)),
-            ("kubeconfig", self.kubeconfig.display().to_string()),
+            ("kubeconfig", path(&self.kubeconfig)),
             ("node-ip", self.node_ip.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
             ("node-labels", self.node_labels.join(",")),
             ("pod-cidr", self.node.pod_cidr.clone().unwrap_or_default()),

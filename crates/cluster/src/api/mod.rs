@@ -36,5 +36,5 @@ pub use lease::NodeLease;
 pub use manifest_url::ManifestUrl;
 pub use proxy::Proxy;
 pub(crate) use source::first_reference;
-pub use source::{ApiSource, ApiSourceConfig, SealConfig, SealError, StartError};
+pub use source::{ApiSource, ApiSourceConfig, SealConfig, SealError, StandaloneSource, StartError};
 pub use verbs::{Deletion, Kind, Patch};

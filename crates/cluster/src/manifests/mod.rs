@@ -19,6 +19,7 @@ mod yaml;
 pub use problem::{ObjectName, Problem, Severity};
 pub use source::{Manifests, ManifestsConfig};
 
+pub(crate) use events::Events;
 pub(crate) use kinds::{AnyObject, Kind};
 pub(crate) use static_pods::{Declared as StaticPod, StaticPods, is_static};
 pub(crate) use validate::names;

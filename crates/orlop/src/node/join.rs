@@ -1,4 +1,4 @@
-//! `orlop node`: the life of a member of a cluster.
+//! `orlop node`: the life of a member of a cluster, or of a node that has none.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(crate) fn run(places: &Places, options: &MemberOptions) -> anyhow::Result<Ex
 async fn serve(settings: &MemberSettings, forked: Forked) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let member = tokio::select! {
-        started = Member::start(settings, forked) => started?,
+        started = start(settings, forked) => started?,
         () = signals.next() => return Ok(()),
     };
     let listener = socket::listen(&settings.node.layout.socket())?;
@@ -48,8 +48,20 @@ async fn serve(settings: &MemberSettings, forked: Forked) -> anyhow::Result<()> 
     Ok(())
 }
 
+async fn start(settings: &MemberSettings, forked: Forked) -> anyhow::Result<Arc<Member>> {
+    match &settings.kubeconfig {
+        Some(kubeconfig) => Member::start(settings, kubeconfig, forked).await,
+        None => Member::start_standalone(settings, forked).await,
+    }
+}
+
 fn tell_up(settings: &MemberSettings, member: &Arc<Member>) {
     let pods = api::Node::agent(&**member).store().pods().len();
+    if settings.kubeconfig.is_none() {
+        let text = "has no API server and runs its static pods; Ctrl-C ends the daemon, pods go on";
+        print(&format!("orlop: node {} {text}\n", settings.name));
+        return;
+    }
     let services = if settings.proxy.is_some() { "served here" } else { "left to a kube-proxy (--proxy-kubeconfig)" };
     print(&format!(
         "orlop: node {} is a member with {pods} pod{}; Services are {services}; Ctrl-C ends the daemon, pods go on\n",

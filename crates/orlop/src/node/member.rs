@@ -9,13 +9,14 @@
 //! registers when there is one.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use cluster::Source as _;
-use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate, SealConfig};
+use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate, SealConfig, StandaloneSource};
 use cri::v1;
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::jiff::Timestamp;
@@ -36,7 +37,7 @@ use kubelet::qos;
 use kubelet::resources::policies::Policies;
 use kubelet::server::health;
 use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
-use kubelet::server::secure::{self, SecureConfig};
+use kubelet::server::secure::{self, Authority, NoAuthority, SecureConfig};
 use pod::quantity::Quantity;
 use sys::cgroup::Hierarchy;
 use tokio::net::TcpListener;
@@ -62,7 +63,8 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 /// A member at work.
 pub(crate) struct Member {
     agent: Agent,
-    source: Arc<ApiSource>,
+    /// None for a node that belongs to no cluster.
+    source: Option<Arc<ApiSource>>,
     /// There as soon as the node is registered; taken by the end.
     membership: Arc<tokio::sync::Mutex<Option<Membership>>>,
     /// The kubelet's listeners, and what it keeps an eye on; they end with it.
@@ -72,8 +74,12 @@ pub(crate) struct Member {
 impl Member {
     /// Adopts what runs, starts everything, and registers. Waits for the API server, unless this node has been a member
     /// before and has kept its pods.
-    pub(crate) async fn start(settings: &MemberSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
-        let config = join(settings).await?;
+    pub(crate) async fn start(
+        settings: &MemberSettings,
+        kubeconfig: &Path,
+        forked: Forked,
+    ) -> anyhow::Result<Arc<Self>> {
+        let config = join(settings, kubeconfig).await?;
         let api = Api::new(config.clone())?;
         let machine = machine(settings)?;
         let node = node_config(settings, &machine)?;
@@ -90,21 +96,13 @@ impl Member {
         let source = ApiSource::start(source_config(settings, api.clone())?)?;
         source.ready().await;
         let chosen = addresses_of_pods(settings, source.store()).await;
-        let base = match &settings.runtime {
-            Some(endpoint) => Base::connect(&chosen, endpoint).await?,
-            None => Base::start(&chosen, network_config(settings, &chosen), forked.zygote).await?,
-        };
-        let runtime_version = format!("{}://{}", base.identity.name, base.identity.version);
-        let abilities = abilities(&base).await;
-        let node = NodeConfig { runtime_version, features: features::declared(&abilities), ..node };
-        // Nothing is short until somebody has looked.
+        let base = base(settings, &chosen, forked).await?;
         let findings = Findings::default();
-        let mut site = MemberSite::new(settings, &node, &machine, source.store().clone(), findings.heard());
-        site.fixed.supplemental_groups_policy = abilities.supplemental_groups_policy;
+        let (node, site) = at_runtime(settings, node, &machine, &base, source.store().clone(), findings.heard()).await;
         let proxy = settings.proxy.as_ref().map(|proxy| proxy.config(settings, &chosen));
         let agent = agent::Config {
             proxy: proxy.map(|proxy| (proxy, source.clone() as Arc<dyn cluster::Source>)),
-            ..agent_config(settings, &node, &machine, site, api.clone())
+            ..agent_config(settings, &node, &machine, site, Some(api.clone()))
         };
         let agent = Agent::start(agent, base, source.clone()).await?;
         let heartbeats = Api::new(config.with_timeout(HEARTBEAT_WITHIN))?;
@@ -117,18 +115,26 @@ impl Member {
             let metrics = agent.metrics.clone();
             servers.spawn(certificates::keep(api.clone(), Purpose::Client, holder, files, metrics, || {}));
         }
-        if settings.configuration.enable_server {
-            serve_kubelet_api(settings, &node, &agent, api, &mut servers).await?;
-        }
-        if let (address, port @ 1..) = settings.configuration.healthz {
-            servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
-        }
-        if !settings.configuration.shutdown.is_empty() {
-            servers.spawn(shutdown::run(shutdown_parts(settings, &agent, findings.shutting_down)));
-        }
-        let policy = settings.configuration.eviction.clone();
-        servers.spawn(eviction::run(agent.eviction(&settings.name, policy, findings.pressures)));
-        Ok(Arc::new(Self { agent, source, membership, servers: servers.into() }))
+        attend(settings, &node, &agent, Some(api), findings, &mut servers).await?;
+        Ok(Arc::new(Self { agent, source: Some(source), membership, servers: servers.into() }))
+    }
+
+    /// Adopts what runs and starts everything, for a node that belongs to no cluster, as upstream's kubelet is one without
+    /// `--kubeconfig`: it runs its static pods, registers nowhere and asks nobody who its callers are.
+    pub(crate) async fn start_standalone(settings: &MemberSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
+        let configuration = &settings.configuration;
+        let machine = machine(settings)?;
+        let node = node_config(settings, &machine)?;
+        let (path, url) = (configuration.static_pod_path.as_deref(), configuration.static_pod_url.clone());
+        let source = StandaloneSource::start(&settings.name, path, url)?;
+        let base = base(settings, &settings.node, forked).await?;
+        let findings = Findings::default();
+        let (node, site) = at_runtime(settings, node, &machine, &base, source.store().clone(), findings.heard()).await;
+        source.update_node_status(&settings.name, node_status::status(&node, &machine)).await?;
+        let agent = Agent::start(agent_config(settings, &node, &machine, site, None), base, source).await?;
+        let mut servers = JoinSet::new();
+        attend(settings, &node, &agent, None, findings, &mut servers).await?;
+        Ok(Arc::new(Self { agent, source: None, membership: Arc::default(), servers: servers.into() }))
     }
 
     /// Serves nobody any more; pods go on, and the next daemon takes them over.
@@ -139,7 +145,9 @@ impl Member {
         }
         self.agent.stop().await;
         // What pods said last; an API server that does not answer learns of it from the next daemon.
-        let _ = tokio::time::timeout(SETTLE_WITHIN, self.source.settle()).await;
+        if let Some(source) = &self.source {
+            let _ = tokio::time::timeout(SETTLE_WITHIN, source.settle()).await;
+        }
     }
 }
 
@@ -154,11 +162,63 @@ impl api::Node for Member {
     }
 
     async fn down(&self) -> anyhow::Result<()> {
+        if self.source.is_none() {
+            bail!("the pods of this node are those of its static pods' files: remove these; SIGTERM ends the daemon");
+        }
         bail!(
             "this node belongs to a cluster, which decides about its pods: `kubectl drain` moves them away, and SIGTERM ends \
              the daemon"
         )
     }
+}
+
+/// What the pods run on.
+async fn base(settings: &MemberSettings, chosen: &Settings, forked: Forked) -> anyhow::Result<Base> {
+    match &settings.runtime {
+        Some(endpoint) => Base::connect(chosen, endpoint).await,
+        None => Base::start(chosen, network_config(settings, chosen), forked.zygote).await,
+    }
+}
+
+/// The node with what its runtime can do, and to what its pods are admitted.
+async fn at_runtime(
+    settings: &MemberSettings,
+    node: NodeConfig,
+    machine: &Machine,
+    base: &Base,
+    store: cluster::Store,
+    heard: Heard,
+) -> (NodeConfig, MemberSite) {
+    let runtime_version = format!("{}://{}", base.identity.name, base.identity.version);
+    let abilities = abilities(base).await;
+    let node = NodeConfig { runtime_version, features: features::declared(&abilities), ..node };
+    let mut site = MemberSite::new(settings, &node, machine, store, heard);
+    site.fixed.supplemental_groups_policy = abilities.supplemental_groups_policy;
+    (node, site)
+}
+
+/// Serves the kubelet's API and its health, and keeps an eye on shutdowns and on what the node is short of.
+async fn attend(
+    settings: &MemberSettings,
+    node: &NodeConfig,
+    agent: &Agent,
+    api: Option<Api>,
+    findings: Findings,
+    servers: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let configuration = &settings.configuration;
+    if configuration.enable_server {
+        serve_kubelet_api(settings, node, agent, api, servers).await?;
+    }
+    if let (address, port @ 1..) = configuration.healthz {
+        servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
+    }
+    if !configuration.shutdown.is_empty() {
+        servers.spawn(shutdown::run(shutdown_parts(settings, agent, findings.shutting_down)));
+    }
+    let policy = configuration.eviction.clone();
+    servers.spawn(eviction::run(agent.eviction(&settings.name, policy, findings.pressures)));
+    Ok(())
 }
 
 /// The machine, as far as this node gives it to pods.
@@ -336,7 +396,7 @@ fn agent_config(
     node: &NodeConfig,
     machine: &Machine,
     site: MemberSite,
-    api: Api,
+    api: Option<Api>,
 ) -> agent::Config {
     let configuration = &settings.configuration;
     let servers = configuration.cluster_dns.clone();
@@ -350,7 +410,7 @@ fn agent_config(
         pods: pod_rules(configuration, node, machine),
         resolv_conf: configuration.resolv_conf.clone(),
         site: Some(Arc::new(site)),
-        csi_node: Some(CsiNode::new(api, &node.name)),
+        csi_node: api.map(|api| CsiNode::new(api, &node.name)),
         proxy: None,
     }
 }
@@ -386,7 +446,8 @@ struct MemberSite {
     heard: Heard,
 }
 
-/// What the node finds out about itself, and tells those of its parts that go by it.
+/// What the node finds out about itself, and tells those of its parts that go by it. Nothing is short until somebody has
+/// looked.
 #[derive(Default)]
 struct Findings {
     pressures: watch::Sender<Pressures>,
@@ -497,7 +558,7 @@ async fn serve_kubelet_api(
     settings: &MemberSettings,
     node: &NodeConfig,
     agent: &Agent,
-    api: Api,
+    api: Option<Api>,
     servers: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let configuration = &settings.configuration;
@@ -518,7 +579,7 @@ async fn serve_kubelet_api(
         always_allow: configuration.authorization == Authorization::AlwaysAllow,
         holds: configuration.holds,
     };
-    if configuration.server_tls_bootstrap && configuration.tls.is_none() {
+    if let Some(api) = api.clone().filter(|_| configuration.server_tls_bootstrap && configuration.tls.is_none()) {
         let holder = Holder { addresses: node.addresses.clone(), ..holder(settings) };
         let show = move || {
             if let Err(error) = shown.replace(&signed) {
@@ -526,16 +587,20 @@ async fn serve_kubelet_api(
             }
         };
         let metrics = agent.metrics.clone();
-        servers.spawn(certificates::keep(api.clone(), Purpose::Serving, holder, files, metrics, show));
+        servers.spawn(certificates::keep(api, Purpose::Serving, holder, files, metrics, show));
     }
     let listener = listen((configuration.address, configuration.port).into(), "port").await?;
     let certificates = [Purpose::Client, Purpose::Serving].map(|purpose| Files::new(&settings.cert_dir, purpose));
     let more = MemberMetrics { api: api.clone(), certificates };
+    let authority: Arc<dyn Authority> = match api {
+        Some(api) => Arc::new(api),
+        None => Arc::new(NoAuthority),
+    };
     let kubelet_api = agent.kubelet_api.clone().with_configuration(settings.written.clone());
     let kubelet_api = kubelet_api.with_flags(settings.flags.clone()).with_node_logs(configuration.node_logs);
     let kubelet_api = kubelet_api.with_debugging(configuration.enable_debugging_handlers);
     let kubelet_api = kubelet_api.with_collector(Arc::new(more));
-    servers.spawn(secure::serve(listener, kubelet_api, config, Arc::new(api), agent.stopped()));
+    servers.spawn(secure::serve(listener, kubelet_api, config, authority, agent.stopped()));
     Ok(())
 }
 
@@ -548,8 +613,8 @@ fn client_files(settings: &MemberSettings) -> Files {
 }
 
 /// How to reach the API server; a node that has not been there yet joins first.
-async fn join(settings: &MemberSettings) -> anyhow::Result<cluster::api::Config> {
-    let (kubeconfig, files) = (&settings.kubeconfig, client_files(settings));
+async fn join(settings: &MemberSettings, kubeconfig: &Path) -> anyhow::Result<cluster::api::Config> {
+    let files = client_files(settings);
     if let Some(bootstrap) = &settings.bootstrap_kubeconfig
         && certificates::bootstrap::is_needed(kubeconfig, &files)
     {

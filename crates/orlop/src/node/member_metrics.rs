@@ -10,14 +10,16 @@ use super::client_metrics;
 
 /// Where it comes from.
 pub(super) struct MemberMetrics {
-    pub(super) api: Api,
+    pub(super) api: Option<Api>,
     /// Of the client, and of the server.
     pub(super) certificates: [Files; 2],
 }
 
 impl Collector for MemberMetrics {
     fn write(&self, text: &mut Text) {
-        client_metrics::write(text, &self.api);
+        if let Some(api) = &self.api {
+            client_metrics::write(text, api);
+        }
         let [client, server] = &self.certificates;
         let help = "Gauge of the TTL (time-to-live) of the Kubelet's client certificate. The value is in seconds until \
                     certificate expiry (negative if already expired).";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use cluster::Range;
 use image::credentials::CredentialsConfig;
-use kubelet::configuration::{self, Configuration, ImageGc, LogLimits};
+use kubelet::configuration::{self, Authorization, Configuration, ImageGc, LogLimits};
 
 use super::foreign::Endpoint;
 use super::layout::Layout;
@@ -161,8 +161,8 @@ pub(crate) struct MemberSettings {
     pub(crate) services: Option<Range>,
     /// Another program as the runtime; else it is this one.
     pub(crate) runtime: Option<Endpoint>,
-    /// How to reach the API server.
-    pub(crate) kubeconfig: PathBuf,
+    /// How to reach the API server; none for a node that belongs to no cluster.
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// How to get there for the first time.
     pub(crate) bootstrap_kubeconfig: Option<PathBuf>,
     /// The service proxy, if this node is to be one.
@@ -214,14 +214,15 @@ impl MemberSettings {
             }
         }
         let services = options.service_cidr.as_deref().map(|text| faults.range("--service-cidr", text));
-        match &options.bootstrap_kubeconfig {
+        match (&options.kubeconfig, &options.bootstrap_kubeconfig) {
             // It is written when the node has joined.
-            Some(bootstrap) if !options.kubeconfig.exists() => {
+            (Some(kubeconfig), Some(bootstrap)) if !kubeconfig.exists() => {
                 faults.kubeconfig("--bootstrap-kubeconfig", bootstrap);
             }
-            _ => {
-                faults.kubeconfig("--kubeconfig", &options.kubeconfig);
+            (Some(kubeconfig), _) => {
+                faults.kubeconfig("--kubeconfig", kubeconfig);
             }
+            (None, _) => faults.without_cluster(options, loaded.as_ref().map(|loaded| &loaded.configuration)),
         }
         let proxy = ProxySettings::read(options, &mut faults);
         let labels = options.node_labels.iter().filter_map(|text| {
@@ -359,6 +360,32 @@ impl Faults {
         }
     }
 
+    /// What a node without `--kubeconfig` cannot be: nobody tells it who its callers are, as upstream has it, nor of Services.
+    fn without_cluster(&mut self, options: &MemberOptions, configuration: Option<&Configuration>) {
+        let served = configuration.filter(|configuration| configuration.enable_server);
+        let asks_who = served.is_some_and(|served| served.authentication.webhook);
+        let asks_whether = served.is_some_and(|served| served.authorization == Authorization::Webhook);
+        let faults = [
+            (
+                asks_who,
+                "authentication.webhook.enabled: there is no API server to ask; write false, or name one by --kubeconfig",
+            ),
+            (
+                asks_whether,
+                "authorization.mode: there is no API server to ask; write AlwaysAllow, or name one by --kubeconfig",
+            ),
+            (
+                options.bootstrap_kubeconfig.is_some(),
+                "--bootstrap-kubeconfig: name the file to write by --kubeconfig, too",
+            ),
+            (
+                options.proxy_kubeconfig.is_some() || options.proxy_config.is_some(),
+                "a node without --kubeconfig is no service proxy; `orlop proxy` is one by itself",
+            ),
+        ];
+        self.0.extend(faults.iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, fault)| (*fault).to_owned()));
+    }
+
     /// Whether `--cloud-provider` names a controller; kubelets have no providers of their own any more.
     fn is_external(&mut self, provider: &str) -> bool {
         let known = match provider {
@@ -409,6 +436,27 @@ mod tests {
         assert!(error.contains("--listen") && error.contains("--pod-cidr"), "{error}");
         let error = read(&["--service-cidr", "10.85.0.0/20"]).unwrap_err().to_string();
         assert!(error.contains("overlap"), "{error}");
+    }
+
+    #[test]
+    fn a_node_without_an_api_server_asks_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |written: &str, more: &[&str]| {
+            let file = dir.path().join("kubelet.yaml");
+            let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+            std::fs::write(&file, format!("{head}{written}")).unwrap();
+            let file = file.display().to_string();
+            let arguments = Arguments::parse_from([&["orlop", "node", "--config", &file][..], more].concat());
+            let Command::Node(options) = arguments.command else { panic!("not node") };
+            MemberSettings::new(&arguments.places, &options)
+        };
+        let own = "authentication: { webhook: { enabled: false } }\nauthorization: { mode: AlwaysAllow }\n";
+        assert_eq!(read(own, &[]).unwrap().kubeconfig, None);
+        read("enableServer: false\n", &[]).unwrap();
+        let error = read("", &["--bootstrap-kubeconfig", "/b", "--proxy-kubeconfig", "/p"]).unwrap_err().to_string();
+        for fault in ["webhook.enabled", "authorization.mode", "--bootstrap-kubeconfig", "no service proxy"] {
+            assert!(error.contains(fault), "{fault} is not in {error}");
+        }
     }
 
     #[test]

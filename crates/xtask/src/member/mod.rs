@@ -9,6 +9,7 @@ pub(crate) mod peer;
 mod points;
 mod proxy;
 pub(crate) mod restarts;
+pub(crate) mod standalone;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};

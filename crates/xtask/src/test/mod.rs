@@ -92,6 +92,7 @@ impl Part {
                 voyage(options, count, crate::conformance::churn::quick)
             }
             Self::Member => {
+                voyage(options, count, crate::member::standalone::run)?;
                 voyage(options, count, crate::member::run)?;
                 voyage(options, count, crate::member::kubeadm::run)?;
                 voyage(options, count, crate::member::crowd::quick)?;

@@ -13,12 +13,14 @@ mod mirrors;
 mod objects;
 mod references;
 mod sealed;
+mod standalone;
 mod start;
 mod status;
 mod trim;
 
 pub(crate) use self::references::first as first_reference;
 pub use self::sealed::{SealConfig, SealError};
+pub use self::standalone::StandaloneSource;
 pub use self::start::{ApiSourceConfig, StartError};
 
 use std::collections::HashMap;

@@ -177,7 +177,7 @@ impl Sealed {
 }
 
 /// The static pods of a directory and of an HTTP server, if there are to be any. The latter is asked by one of `tasks`.
-fn open_static_pods(
+pub(super) fn open_static_pods(
     path: Option<&Path>,
     url: Option<ManifestUrl>,
     node_name: &str,

@@ -72,6 +72,21 @@ pub trait Authority: Send + Sync + 'static {
     async fn allows(&self, user: &User, access: &Access) -> Result<bool, AuthorityError>;
 }
 
+/// What a node without an API server has instead: nobody has a token, and nobody may do anything that is asked about.
+#[derive(Debug)]
+pub struct NoAuthority;
+
+#[async_trait]
+impl Authority for NoAuthority {
+    async fn user_of(&self, _: &str) -> Result<Option<User>, AuthorityError> {
+        Ok(None)
+    }
+
+    async fn allows(&self, _: &User, _: &Access) -> Result<bool, AuthorityError> {
+        Ok(false)
+    }
+}
+
 /// The authority does not answer.
 #[derive(Debug, thiserror::Error)]
 #[error("the API server does not say who may call: {0}")]
