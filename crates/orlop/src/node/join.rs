@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::base::Forked;
+use super::lock::Lock;
 use super::member::Member;
 use super::process::{Signals, open_files, seal, threads};
 use super::settings::MemberSettings;
@@ -23,6 +24,7 @@ pub(crate) fn run(places: &Places, options: &MemberOptions) -> anyhow::Result<Ex
     }
     let layout = &settings.node.layout;
     let _locks = format::take(layout)?;
+    let _root = Lock::take_root(&layout.kubelet_root)?;
     let forked = Forked::new()?;
     open_files(settings.configuration.max_open_files);
     let threads = threads()?;

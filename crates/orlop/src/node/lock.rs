@@ -12,6 +12,11 @@ use sys::rustix::fs::{FlockOperation, flock};
 use sys::rustix::io::{Errno, retry_on_intr};
 use sys::rustix::process::Pid;
 
+/// Who has a directory for itself writes its process id here.
+const FILE: &str = "lock";
+/// The same in the kubelet's root, where upstream's kubelet has files, too.
+const FILE_IN_ROOT: &str = "orlop.lock";
+
 /// How long the lock of a process that has been killed may be in the hands of what it was just starting. On a busy machine
 /// such a child has waited for seconds until it could execute its program.
 const INHERITED_MAX: Duration = Duration::from_secs(30);
@@ -27,7 +32,8 @@ pub(crate) struct Lock {
 pub(crate) enum LockError {
     /// Somebody has it.
     #[error(
-        "another orlop (pid {pid}) runs with {dir}; `orlop down` ends it, --state-dir and --run-dir start a second node"
+        "another orlop (pid {pid}) runs with {dir}; end it first (`orlop down`, or SIGTERM to a node of a cluster), or give \
+         this node directories of its own (--state-dir, --run-dir, --root-dir)"
     )]
     Taken {
         /// The directory.
@@ -51,8 +57,19 @@ impl Lock {
         let unusable = |source| LockError::Unusable { dir: dir.to_owned(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable)?;
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(unusable)?;
-        let open =
-            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join("lock"));
+        Self::take_by(dir, FILE)
+    }
+
+    /// Makes the kubelet's root if it is missing and takes it. Others have files there, too: its mode stays as it is.
+    pub(crate) fn take_root(dir: &Path) -> Result<Self, LockError> {
+        let unusable = |source| LockError::Unusable { dir: dir.to_owned(), source };
+        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(unusable)?;
+        Self::take_by(dir, FILE_IN_ROOT)
+    }
+
+    fn take_by(dir: &Path, name: &str) -> Result<Self, LockError> {
+        let unusable = |source| LockError::Unusable { dir: dir.to_owned(), source };
+        let open = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(name));
         let mut file = open.map_err(unusable)?;
         if let Some(pid) = taken_by(&mut file).map_err(unusable)? {
             return Err(LockError::Taken { dir: dir.to_owned(), pid });
@@ -68,7 +85,7 @@ impl Lock {
 
     /// Whether somebody has `dir`. A directory without a lock file is free.
     pub(crate) fn is_taken(dir: &Path) -> bool {
-        let Ok(file) = File::open(dir.join("lock")) else { return false };
+        let Ok(file) = File::open(dir.join(FILE)) else { return false };
         sys::tree::try_lock(file.as_fd()).is_err()
     }
 }
@@ -129,8 +146,21 @@ mod tests {
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         assert!(Lock::is_taken(dir.path()));
         drop(first);
-        assert!(!Lock::is_taken(dir.path()));
-        Lock::take(dir.path()).unwrap();
+        // What another test is just starting has it, too, until it executes its program.
+        while Lock::is_taken(dir.path()) || Lock::take(dir.path()).is_err() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_root_of_a_kubelet_has_one_too() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let _first = Lock::take_root(dir.path()).unwrap();
+        assert_eq!(dir.path().metadata().unwrap().permissions().mode() & 0o777, 0o755);
+        let error = Lock::take_root(dir.path()).unwrap_err().to_string();
+        let first = format!("pid {}) runs with {}", std::process::id(), dir.path().display());
+        assert!(error.contains(&first) && error.contains("--root-dir"), "{error}");
     }
 
     #[test]

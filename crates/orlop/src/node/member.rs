@@ -8,12 +8,11 @@
 //! A node that starts while there is no API server goes by what it has kept of its pods (`cluster::api::SealConfig`), and
 //! registers when there is one.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use async_trait::async_trait;
 use cluster::Source as _;
 use cluster::api::{Api, ApiSource, ApiSourceConfig, Rate, SealConfig, StandaloneSource};
@@ -40,12 +39,12 @@ use kubelet::server::secure::certificates::{self as serving, Pair, Shown};
 use kubelet::server::secure::{self, Authority, NoAuthority, SecureConfig};
 use pod::quantity::Quantity;
 use sys::cgroup::Hierarchy;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::agent::{self, Agent, PodRules};
 use super::base::{self, Base, Forked};
+use super::listener::listen;
 use super::member_metrics::MemberMetrics;
 use super::settings::{MemberSettings, Settings, parse_range};
 use super::{api, fsck, node_status, service_proxy};
@@ -621,9 +620,4 @@ async fn join(settings: &MemberSettings, kubeconfig: &Path) -> anyhow::Result<cl
         certificates::bootstrap::join(bootstrap, kubeconfig, &holder(settings), &files).await?;
     }
     Ok(cluster::api::Config::from_kubeconfig(kubeconfig)?)
-}
-
-async fn listen(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
-    let bound = TcpListener::bind(address).await;
-    bound.with_context(|| format!("cannot listen on {address}; another kubelet may run here, or change `{field}`"))
 }

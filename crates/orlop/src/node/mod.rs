@@ -13,6 +13,7 @@ mod fsck;
 pub(crate) mod join;
 mod keychain;
 pub(crate) mod layout;
+mod listener;
 pub(crate) mod lock;
 pub(crate) mod logging;
 mod member;
