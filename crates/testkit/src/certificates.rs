@@ -99,6 +99,40 @@ pub fn issue(dir: &Path, file: &str, subject: &Subject<'_>, authority: &Pair) ->
     Ok(pair)
 }
 
+/// As [`issue`], from `from` until `until`, as openssl-ca(1) writes times (`date +%Y%m%d%H%M%SZ`).
+///
+/// # Errors
+/// As [`signed`].
+pub fn issue_for(
+    dir: &Path,
+    file: &str,
+    subject: &Subject<'_>,
+    [from, until]: [&str; 2],
+    authority: &Pair,
+) -> anyhow::Result<Pair> {
+    let pair = Pair::at(dir, file);
+    let at = |end: &str| dir.join(format!("{file}.{end}"));
+    host::run(new_key(&pair, subject).arg("-out").arg(at("csr")))?;
+    std::fs::write(at("index"), "")?;
+    let mut text = format!(
+        "[ca]\ndefault_ca=own\n[own]\ndatabase={}\nrand_serial=yes\ndefault_md=sha256\npolicy=any\nx509_extensions=leaf\n\
+         unique_subject=no\nnew_certs_dir={}\n[any]\norganizationName=optional\ncommonName=supplied\n[leaf]\n\
+         basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth,clientAuth\n",
+        at("index").display(),
+        dir.display(),
+    );
+    if !subject.hosts.is_empty() {
+        text += &format!("{}\n", alternative_names(subject.hosts));
+    }
+    std::fs::write(at("cnf"), text)?;
+    let mut sign = Command::new(TOOL.program);
+    sign.args(["ca", "-batch", "-notext", "-preserveDN", "-startdate", from, "-enddate", until, "-config"]);
+    sign.arg(at("cnf")).arg("-in").arg(at("csr")).arg("-cert").arg(&authority.certificate);
+    sign.arg("-keyfile").arg(&authority.key).arg("-out").arg(&pair.certificate);
+    host::run(&mut sign)?;
+    Ok(pair)
+}
+
 /// A certificate for whoever made the request, which is DER in base64; for a day, with this alternative name. Returns the
 /// certificate, and from when until when it holds, as RFC 3339 has it.
 ///
@@ -159,5 +193,21 @@ mod tests {
         assert!(text.contains("IP Address:127.0.0.1, DNS:a.example"), "{text}");
         let mut verify = Command::new(TOOL.program);
         host::run(verify.arg("verify").arg("-CAfile").arg(&authority.certificate).arg(&pair.certificate)).unwrap();
+    }
+
+    #[test]
+    fn a_certificate_holds_for_as_long_as_it_is_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority(dir.path(), "ca").unwrap();
+        let subject = Subject { name: "system:node:a", organisations: &["system:nodes"], hosts: &["127.0.0.1"] };
+        let times = ["20260102030405Z", "20260102030505Z"];
+        let pair = issue_for(dir.path(), "node", &subject, times, &authority).unwrap();
+        let mut show = Command::new(TOOL.program);
+        show.args(["x509", "-noout", "-subject", "-nameopt", "RFC2253", "-dates", "-ext", "subjectAltName", "-in"])
+            .arg(&pair.certificate);
+        let text = String::from_utf8(host::output(&mut show).unwrap()).unwrap();
+        for part in ["CN=system:node:a,O=system:nodes", "Jan  2 03:04:05 2026", "Jan  2 03:05:05 2026", "127.0.0.1"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The voyage of a member: orlop as a node of a real control plane, watched with `kubectl` alone.
 
+mod credentials;
 pub(crate) mod crowd;
 pub(crate) mod foreign;
 pub(crate) mod kubeadm;
@@ -82,6 +83,8 @@ const POINTS: &[Point] = &[
     ("a running pod is resized", points::resizes),
     ("Prometheus finds what dashboards show", points::measures),
     ("kill -9 of the daemon is not felt", points::killed_daemon),
+    ("its certificates are renewed before they end", credentials::renewed),
+    ("with credentials that have ended it says so, and pods go on", credentials::ended),
     ("without the API server pods go on, and it learns of it later", points::api_server_away),
     ("after a boot without the API server the pods start again", points::boots_alone),
     ("a pod of a RuntimeClass runs by the operator's own runc", points::other_runtime),

@@ -436,7 +436,7 @@ pub(super) fn resizes(fleet: &mut Fleet) -> anyhow::Result<String> {
     Ok("another CPU request, another memory limit, the same container".to_owned())
 }
 
-fn ids(pods: &[Value]) -> Vec<(String, String)> {
+pub(super) fn ids(pods: &[Value]) -> Vec<(String, String)> {
     let mut ids: Vec<_> =
         pods.iter().map(|pod| (name(pod).to_owned(), container(pod)["containerID"].to_string())).collect();
     ids.sort();

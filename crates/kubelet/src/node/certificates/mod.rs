@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 
 pub use files::Files;
 
-/// After a request that failed.
+/// After a request that failed, or whose certificate is to be renewed at once: its time is short, or clocks differ.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(128);
 
@@ -119,21 +119,20 @@ pub async fn keep(
 ) {
     let mut pause = RETRY_FIRST;
     loop {
-        if let Some(due) = files.validity().ok().map(|(begins, ends)| due(begins, ends, &files)) {
+        let due = files.validity().ok().map(|(begins, ends)| due(begins, ends, &files));
+        if let Some(due) = due.filter(|due| *due > Timestamp::now()) {
             clock::sleep_until(due).await;
+            pause = RETRY_FIRST;
         }
         match obtain(&api, purpose, &holder, &files).await {
-            Ok(()) => {
-                pause = RETRY_FIRST;
-                changed();
-            }
+            Ok(()) => changed(),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no new certificate; trying again");
                 metrics.renewal_failed(purpose == Purpose::Client);
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(RETRY_MAX);
             }
         }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
     }
 }
 
