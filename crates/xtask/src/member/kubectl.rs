@@ -45,9 +45,17 @@ pub(super) fn used(fleet: &mut Fleet) -> anyhow::Result<String> {
         kubectl.in_a_terminal()?;
         kubectl.attached()?;
         kubectl.follows()?;
-        kubectl.run(&["delete", "pod", "-l", "app=afar"])?;
+        kubectl.copies()?;
+        kubectl.debugs_a_copy()?;
+        kubectl.debugs_the_node()?;
+        kubectl.forwards_to_a_service()?;
+        kubectl.run(&["delete", "pod", "-l", "app=afar", "--wait=false"])?;
+        kubectl.run(&["wait", "--for=delete", "pod", "-l", "app=afar", "--timeout=120s"])?;
+        kubectl.rolls_out()?;
         kubectl.drains()?;
-        Ok("a terminal with its size, attach, logs -f, drain and uncordon".to_owned())
+        Ok("a terminal with its size, attach, logs -f, cp of a directory, debug of a node and of a copy, port-forward to a \
+            Service, wait, rollout restart and undo, drain and uncordon"
+            .to_owned())
     })
 }
 
@@ -111,6 +119,66 @@ impl Kubectl<'_> {
         let ended = logs.wait()?;
         ensure!(ended.success() && said == "one\ntwo\n", "logs -f ended with {ended}: {said:?}");
         Ok(())
+    }
+
+    /// A directory goes into a pod and comes back.
+    fn copies(&self) -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (hold, back) = (dir.path().join("hold"), dir.path().join("back"));
+        std::fs::create_dir_all(hold.join("deep"))?;
+        std::fs::write(hold.join("list"), "rope\n")?;
+        std::fs::write(hold.join("deep/more"), "sail\n".repeat(100_000))?;
+        self.run(&["cp", &hold.display().to_string(), "inside:/tmp/hold"])?;
+        self.run(&["cp", "inside:/tmp/hold", &back.display().to_string()])?;
+        for file in ["list", "deep/more"] {
+            ensure!(std::fs::read(hold.join(file))? == std::fs::read(back.join(file))?, "{file} is another one");
+        }
+        Ok(())
+    }
+
+    /// A copy of a pod with one more container, which sees the other's processes.
+    fn debugs_a_copy(&self) -> anyhow::Result<()> {
+        let copy = ["debug", "inside", "--copy-to=twin", "--share-processes", "-c", "look", "--profile=general"];
+        let image = ["--image=busybox", "--image-pull-policy=IfNotPresent", "--", "sleep", "1000"];
+        self.run(&[&copy[..], &image].concat())?;
+        self.run(&["wait", "--for=condition=Ready", "pod/twin", "--timeout=120s"])?;
+        let seen = self.run(&["exec", "twin", "-c", "look", "--", "ps"])?;
+        ensure!(seen.contains("sleep infinity") && seen.contains("sleep 1000"), "it sees {seen}");
+        self.run(&["delete", "pod", "twin", "--grace-period=1"]).map(drop)
+    }
+
+    /// A pod on the node that sees its files.
+    fn debugs_the_node(&self) -> anyhow::Result<()> {
+        let node = format!("node/{NODE}");
+        let script = format!("head -n1 /host{}", self.fleet.stage.dir.path().join("kubelet.yaml").display());
+        let look = ["debug", &node, "--image=busybox", "--image-pull-policy=IfNotPresent", "--profile=general"];
+        self.run(&[&look[..], &["--", "sh", "-c", &script]].concat())?;
+        let pods = self.fleet.get("pods")?;
+        let mut names = pods["items"].as_array().into_iter().flatten().map(points::name);
+        let pod = names.find(|name| name.starts_with(&format!("node-debugger-{NODE}-"))).context("no pod for it")?;
+        self.run(&["wait", "--for=jsonpath={.status.phase}=Succeeded", &format!("pod/{pod}"), "--timeout=120s"])?;
+        let seen = self.run(&["logs", pod])?;
+        ensure!(seen == "apiVersion: kubelet.config.k8s.io/v1beta1\n", "it saw {seen:?}");
+        self.run(&["delete", "pod", pod]).map(drop)
+    }
+
+    fn forwards_to_a_service(&self) -> anyhow::Result<()> {
+        let page = points::forwarded(self.command(&[])?, "svc/web", 80)?;
+        let pods = self.fleet.pods("web")?;
+        ensure!(pods.iter().any(|pod| points::name(pod) == page), "the Service's port answers {page:?}");
+        Ok(())
+    }
+
+    /// All pods of the Deployment are replaced, and again by those of the version before.
+    fn rolls_out(&self) -> anyhow::Result<()> {
+        let template = || anyhow::Ok(self.fleet.get("deployment web")?["spec"]["template"].clone());
+        let before = template()?;
+        for (what, is_as_before) in [("restart", false), ("undo", true)] {
+            self.run(&["rollout", what, "deployment/web"])?;
+            self.run(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
+            ensure!((template()? == before) == is_as_before, "after {what} its template is {}", template()?);
+        }
+        self.fleet.until_ready("web", 2).map(drop)
     }
 
     /// All pods leave the node, by evictions, and come back when they may.

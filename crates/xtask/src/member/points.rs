@@ -38,7 +38,7 @@ fn container(pod: &Value) -> &Value {
 
 impl Fleet {
     /// Waits until so many pods of an application are Ready and no others are there.
-    fn until_ready(&self, app: &str, count: usize) -> anyhow::Result<Vec<Value>> {
+    pub(super) fn until_ready(&self, app: &str, count: usize) -> anyhow::Result<Vec<Value>> {
         wait(&format!("{count} pods of {app} are Ready"), SOON, || {
             let pods = self.pods(app)?;
             Ok((pods.len() == count && pods.iter().all(is_ready)).then_some(pods))
@@ -167,8 +167,15 @@ pub(super) fn reaches_in(fleet: &mut Fleet) -> anyhow::Result<String> {
 }
 
 /// `kubectl port-forward` leads into the pod, which serves its name.
-pub(super) fn forwards(mut kubectl: Command, pod: &str) -> anyhow::Result<()> {
-    let forward = kubectl.args(["port-forward", pod, ":8080"]).stdout(Stdio::piped()).spawn();
+pub(super) fn forwards(kubectl: Command, pod: &str) -> anyhow::Result<()> {
+    let page = forwarded(kubectl, pod, 8080)?;
+    ensure!(page == pod, "the forwarded port answers {page:?}");
+    Ok(())
+}
+
+/// The page that is behind a port of a pod, or of a Service, as `kubectl port-forward` leads there.
+pub(super) fn forwarded(mut kubectl: Command, to: &str, port: u16) -> anyhow::Result<String> {
+    let forward = kubectl.args(["port-forward", to, &format!(":{port}")]).stdout(Stdio::piped()).spawn();
     let mut forward = forward.context("start kubectl")?;
     let seen = (|| {
         let mut line = String::new();
@@ -181,9 +188,7 @@ pub(super) fn forwards(mut kubectl: Command, pod: &str) -> anyhow::Result<()> {
     })();
     forward.kill()?;
     forward.wait()?;
-    let page = seen?.1;
-    ensure!(page.trim() == pod, "the forwarded port answers {page:?}");
-    Ok(())
+    Ok(seen?.1.trim().to_owned())
 }
 
 pub(super) fn edits(fleet: &mut Fleet) -> anyhow::Result<String> {
