@@ -42,10 +42,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     host::install(crate::images::TOOLS)?;
     host::install(&[testkit::registry::TOOL])?;
     let orlop = build_release()?;
-    if options.once {
-        return once(&orlop).map(|points| println!("demo: all {points} points hold"));
-    }
     let stage = Stage::set_up(&orlop, options.host)?;
+    if options.once {
+        return crate::voyage::run(stage).map(|points| println!("demo: all {points} points hold"));
+    }
     let mut up = stage.orlop();
     up.arg("up").arg(root().join("examples/ai-service"));
     println!("$ orlop up examples/ai-service    (Ctrl-C ends it)");
