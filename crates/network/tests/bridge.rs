@@ -409,6 +409,25 @@ fn a_restart_adopts_what_lives_and_removes_the_rest() {
 }
 
 #[test]
+fn a_bridge_that_was_empty_keeps_its_mtu() {
+    on_a_host(async |host| {
+        let network = Network::new(Config { prepared_slots: 0, ..host.config() }).unwrap();
+        network.adopt(Vec::new()).await.unwrap();
+        for id in ["first", "second"] {
+            let pod = network.attach(request(id, &[])).await.unwrap();
+            assert_eq!(pod.mtu, Some(1400), "{id}");
+            // Its link is gone with its namespace and with the sandbox, whichever comes first.
+            network.detach(id).await.unwrap();
+            drop(pod);
+            while Socket::route().unwrap().links().unwrap().iter().any(|link| link.name.starts_with("veth")) {
+                std::thread::yield_now();
+            }
+        }
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
 fn many_at_once_get_addresses_of_their_own() {
     on_a_host(async |host| {
         let network = host.network(&[]).await;

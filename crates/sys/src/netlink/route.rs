@@ -282,8 +282,13 @@ impl Writer {
             w.str(IFLA_IFNAME, name);
             // A fixed address: else the bridge takes the lowest of its ports and changes it as pods come and go.
             w.bytes_attr(IFLA_ADDRESS, &mac);
-            w.u32(IFLA_MTU, mtu);
             w.nest(IFLA_LINKINFO, |w| w.str(IFLA_INFO_KIND, "bridge"));
+        });
+        // Apart, for it only stays if it is set on a bridge that exists: else the bridge takes that of its ports, and 1500
+        // when it has none.
+        self.message(RTM_NEWLINK, ACK, &ifinfo(0, 0), |w| {
+            w.str(IFLA_IFNAME, name);
+            w.u32(IFLA_MTU, mtu);
         });
     }
 
