@@ -22,6 +22,8 @@ pub(crate) struct Node {
     records: Records,
     /// Guards addresses, slots and the set of sandboxes. Never held while the kernel works.
     state: Mutex<State>,
+    /// Held while a slot is made, so that who takes the network down can wait for it.
+    making: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -75,6 +77,7 @@ impl Node {
                 slots_wanted: config.prepared_slots,
                 open: false,
             }),
+            making: Mutex::new(()),
         })
     }
 
@@ -289,8 +292,12 @@ impl Node {
         state.open && state.slots.len() < state.slots_wanted
     }
 
-    /// Makes a slot.
+    /// Makes a slot, if one is wanted.
     pub(crate) fn add_slot(&self) -> Result<(), NetworkError> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.wants_slot() {
+            return Ok(());
+        }
         let veth = veth_name();
         let ips = {
             let mut state = self.state();
@@ -346,6 +353,7 @@ impl Node {
 
     pub(crate) fn shutdown(&self) -> Result<(), NetworkError> {
         self.state().open = false;
+        drop(self.making.lock().unwrap_or_else(PoisonError::into_inner));
         self.clear()?;
         self.drop_slots()?;
         self.bridge.remove()

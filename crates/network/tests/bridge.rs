@@ -409,6 +409,20 @@ fn a_restart_adopts_what_lives_and_removes_the_rest() {
 }
 
 #[test]
+fn nothing_is_made_behind_a_shutdown() {
+    on_a_host(async |host| {
+        for _ in 0..30 {
+            let network = host.network(&[]).await;
+            network.attach(request("a", &[])).await.unwrap();
+            network.detach("a").await.unwrap();
+            network.shutdown().await.unwrap();
+            let links = Socket::route().unwrap().links().unwrap();
+            assert_eq!(links.iter().filter(|link| link.kind == "veth").count(), 1, "only up0 is left: {links:?}");
+        }
+    });
+}
+
+#[test]
 fn a_bridge_that_was_empty_keeps_its_mtu() {
     on_a_host(async |host| {
         let network = Network::new(Config { prepared_slots: 0, ..host.config() }).unwrap();
