@@ -63,6 +63,38 @@ spec:
   - { name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, '100000'] }
 ";
 
+/// A Deployment and its Service. Its pods end when they are told, as soon as each connection they have has its answer.
+pub(super) const FERRY: &str = "apiVersion: v1
+kind: Service
+metadata: { name: ferry }
+spec: { selector: { app: ferry }, ports: [{ port: 80, targetPort: 8080 }] }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: ferry }
+spec:
+  replicas: 3
+  selector: { matchLabels: { app: ferry } }
+  template:
+    metadata: { labels: { app: ferry } }
+    spec:
+      containers:
+      - name: c
+        image: busybox
+        imagePullPolicy: IfNotPresent
+        command:
+        - sh
+        - -c
+        - |
+          ends() { while grep -Eqh ':1F90 [0-9A-F]*:[0-9A-F]* 0[13489]' /proc/net/tcp /proc/net/tcp6; do :; done; exit; }
+          trap ends TERM
+          mkdir -p /w
+          echo aboard > /w/index.html
+          httpd -f -p 8080 -h /w & wait
+        readinessProbe: { httpGet: { path: /, port: 8080 }, periodSeconds: 1, timeoutSeconds: 30 }
+        resources: { requests: { cpu: 10m, memory: 8Mi } }
+";
+
 /// A pod that shows a certificate of its own and those that it trusts.
 pub(super) const PURSER: &str = "apiVersion: v1
 kind: Pod

@@ -10,6 +10,7 @@ pub(crate) mod peer;
 mod points;
 mod proxy;
 pub(crate) mod restarts;
+mod rollout;
 pub(crate) mod standalone;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -70,6 +71,7 @@ const POINTS: &[Point] = &[
     ("its certificates come from the cluster", points::certificates),
     ("a Deployment runs with its settings and its token", points::runs),
     ("Services lead to its pods", points::serves),
+    ("a rolling update under load fails no request", rollout::updates_unnoticed),
     ("beside another node, orlop proxy leads to Services", proxy::serves_alone),
     ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
     ("kubectl from another machine: terminals, logs -f, drain", kubectl::used),

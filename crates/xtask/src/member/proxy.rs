@@ -45,7 +45,11 @@ pub(super) fn serves_alone(fleet: &mut Fleet) -> anyhow::Result<String> {
         service: SocketAddr::new(address, 443),
     };
     let services = fleet.plane.options().service_range.clone();
-    on_another_machine(&services, || beside.check())
+    let told = on_another_machine(&services, || beside.check())?;
+    let events = fleet.get("events --field-selector reason=Starting,involvedObject.kind=Node")?;
+    let is_its_own = |event: &serde_json::Value| event["source"]["component"] == "kube-proxy";
+    ensure!(events["items"].as_array().is_some_and(|all| all.iter().any(is_its_own)), "no event Starting: {events}");
+    Ok(told)
 }
 
 /// Does `work` on a machine beside the first, which is a network namespace with a way there. Services have none: whoever leads
