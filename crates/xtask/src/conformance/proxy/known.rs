@@ -1,11 +1,12 @@
 //! Differences that are meant, each with its reason; `docs/conformance.md` lists them, too.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use testkit::service_lab::{Answer, Answers, BACKENDS, Client, GATEWAY, NODE, Protocol, SECOND};
 
 use super::contestant::{Contestant, Make, Mode};
-use super::stage::{Difference, Inquiry};
+use super::stage::{Difference, Inquiry, endpoint};
 
 /// What the call that sends says when rules refuse the packet.
 const EPERM: i32 = rustix::io::Errno::PERM.raw_os_error();
@@ -22,6 +23,16 @@ const ALL: &[Known] = &[
         reason: "orlop with nftables or IPVS shows an endpoint on this node who asks; kube-proxy shows it the node's address, \
                  which is needed for endpoints elsewhere only",
         is_it: source_is_kept,
+    },
+    Known {
+        reason: "orlop with IPVS leads clients of the cluster to all endpoints of an address from outside whose policy is Local, \
+                 as all other modes do; kube-proxy has one set of servers for everybody there",
+        is_it: led_to_all,
+    },
+    Known {
+        reason: "with IPVS the node comes to a Service's address from that address; orlop shows endpoints the node's own, to which \
+                 they can answer",
+        is_it: node_is_itself,
     },
     Known {
         reason: "orlop refuses at once what goes to the range of Services and is no Service's; kube-proxy lets the client \
@@ -89,6 +100,33 @@ fn source_is_kept(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answer
     matches!(ours.mode, Mode::Nftables | Mode::Ipvs)
         && inquiry.likeness.has_same_endpoints([upstream, own])
         && own.difference(upstream).all(is_kept)
+}
+
+/// All that kube-proxy led to are endpoints of this node, and we lead there and to others.
+fn led_to_all(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    let is_of_cluster = !matches!(inquiry.client, Client::Outside | Client::RemoteNode);
+    let [theirs, all] = [upstream, own].map(|answers| answers.iter().map(endpoint).collect::<BTreeSet<_>>());
+    let is_local = |by: &Option<SocketAddr>| by.is_some_and(|by| is_local(by.ip()));
+    let more: Vec<_> = all.difference(&theirs).collect();
+    ours.mode == Mode::Ipvs
+        && is_of_cluster
+        && !is_service_range(inquiry.question.to.ip())
+        && theirs.is_subset(&all)
+        && theirs.iter().all(is_local)
+        && !more.is_empty()
+        && more.into_iter().all(|by| by.is_some() && !is_local(by))
+}
+
+fn node_is_itself(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    let to = inquiry.question.to.ip();
+    let saw = |answers: &Answers, is: &dyn Fn(IpAddr) -> bool| {
+        answers.iter().all(|answer| matches!(answer, Answer::Served { seen, .. } if is(*seen)))
+    };
+    ours.mode == Mode::Ipvs
+        && inquiry.client == Client::Node
+        && inquiry.likeness.has_same_endpoints([upstream, own])
+        && saw(upstream, &|seen| seen == to || is_node(seen))
+        && saw(own, &|seen| seen == to || is_node(seen))
 }
 
 fn refused_instead_of_dropped(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {

@@ -9,7 +9,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 use testkit::service_lab::{Answer, Answers, Client, GATEWAY, NODE, Protocol, Question, SECOND, Times, ask_all};
 
-use super::contestant::{Contestant, LIMIT, Mode, Options, Running};
+use super::contestant::{Contestant, LIMIT, Make, Mode, Options, Running};
 use super::known;
 use super::lab::Lab;
 use super::world::{Service, Slice, World, ZONE, cluster_ips, end};
@@ -159,8 +159,17 @@ impl<'a> Stage<'a> {
 
     /// Writes `world` and waits until both have seen it.
     pub(super) fn write(&mut self, world: World) -> anyhow::Result<()> {
-        let marker = self.lab.write(&world)?;
         self.world = world;
+        self.write_marker()?;
+        // Kube-proxy with IPVS writes its services one by one, in any order, and what belongs to them after that. What is
+        // written later it takes up when it has done all of it.
+        let is_by_and_by = |side: &Running| side.who == Contestant { make: Make::Upstream, mode: Mode::Ipvs };
+        if self.sides.iter().any(is_by_and_by) { self.write_marker() } else { Ok(()) }
+    }
+
+    /// Makes the API server have the world and another marker, and waits until both have seen that.
+    fn write_marker(&mut self) -> anyhow::Result<()> {
+        let marker = self.lab.write(&self.world)?;
         self.sides.iter_mut().try_for_each(|side| side.wait_for(marker))
     }
 
