@@ -473,13 +473,18 @@ impl Cgroup {
         }
     }
 
-    /// Removes the group and the empty groups below it. A group that is gone is no error.
+    /// Removes the group and the empty groups below it, also from version 2's tree where that is mounted beside those of version 1. A
+    /// group that is gone is no error.
     ///
     /// # Errors
     /// `EBUSY` while a process is in it.
     pub fn delete(&self) -> Result<()> {
         for dir in self.directories() {
             tree::remove(&dir)?;
+        }
+        if let Version::V1(roots) = &self.hierarchy.version {
+            // Whoever has a process there goes on having it.
+            v1::beside(roots, &self.path).iter().for_each(|dir| drop(tree::remove(dir)));
         }
         Ok(())
     }

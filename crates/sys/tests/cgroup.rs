@@ -171,6 +171,30 @@ fn kill_reaches_groups_below() {
 }
 
 #[test]
+fn what_others_have_left_beside_a_group_goes_with_it() {
+    let beside = std::path::Path::new("/sys/fs/cgroup/unified");
+    let whole = Hierarchy::whole(beside.parent().unwrap()).unwrap();
+    if whole.is_unified() || !beside.join("cgroup.controllers").exists() {
+        println!("skipped: needs version 2's tree beside those of version 1");
+        return;
+    }
+    let name = format!("orlop-test-{}-beside", std::process::id());
+    let group = Group(whole.group(&name));
+    group.0.create().unwrap();
+    let below = beside.join(&name).join("below");
+    std::fs::create_dir_all(&below).unwrap();
+    let mut child = Command::new("sh").args(["-c", "read go"]).stdin(Stdio::piped()).spawn().unwrap();
+    std::fs::write(below.join("cgroup.procs"), child.id().to_string()).unwrap();
+    group.0.delete().unwrap();
+    assert!(below.exists(), "a process is in it");
+    go(&mut child);
+    child.wait().unwrap();
+    group.0.create().unwrap();
+    group.0.delete().unwrap();
+    assert!(!beside.join(&name).exists());
+}
+
+#[test]
 fn what_is_frozen_does_not_run() {
     let Some(Group(group)) = &Group::make() else { return };
     let mut child = shell_in(group, "echo went on");

@@ -1,5 +1,6 @@
 //! Version 1: a tree for each controller (kernel documents admin-guide/cgroup-v1).
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,25 @@ pub(super) fn with_unified(roots: &[(String, PathBuf)], path: &Path) -> Vec<(Str
     let managers = roots.iter().find(|(names, _)| names == "name=systemd").and_then(|(_, root)| root.parent());
     let unified = managers.map(|mount| mount.join("unified")).filter(|root| root.join(path).is_dir());
     roots.iter().cloned().chain(unified.map(|root| (String::new(), root))).collect()
+}
+
+/// The groups in version 2's tree beside these that have the place of one of them. Other runtimes make them, with those above (a pod's),
+/// which they leave.
+pub(super) fn beside(roots: &[(String, PathBuf)], path: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> =
+        roots.iter().filter_map(|(names, root)| place_beside(names, &root.join(path))).collect();
+    all.sort();
+    all.dedup();
+    all.retain(|dir| dir.join("cgroup.controllers").is_file());
+    all
+}
+
+/// Where the group `dir` of a tree of version 1 has its place in `unified`, which is mounted next to that tree.
+fn place_beside(names: &str, dir: &Path) -> Option<PathBuf> {
+    let name = OsStr::new(names.strip_prefix("name=").unwrap_or(names));
+    let tree = dir.ancestors().filter(|above| above.file_name() == Some(name)).last()?;
+    let place = dir.strip_prefix(tree).ok().filter(|place| place.components().next().is_some())?;
+    Some(tree.parent()?.join("unified").join(place))
 }
 
 pub(super) fn has_controller(roots: &[(String, PathBuf)], name: &str) -> bool {
