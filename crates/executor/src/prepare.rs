@@ -10,7 +10,7 @@ use sys::rustix::io::Errno;
 
 use crate::namespaces;
 use crate::oci::{IdMapping, NamespaceKind};
-use crate::plan::{IdMap, LaunchPlan, Source};
+use crate::plan::{Below, IdMap, LaunchPlan, Source};
 
 /// A source that could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,9 +70,9 @@ fn finish(source: &Source, mount: OwnedFd, user_namespace: Option<BorrowedFd<'_>
         let change = Change { set: source.set, clear, ..Change::default() };
         mount::set_attributes(mount.as_fd(), &change)?;
     }
-    if source.set_recursive != 0 {
-        let (set, clear) = (source.set_recursive, times_of(source.set_recursive));
-        let change = Change { set, clear, recursive: true, ..Change::default() };
+    if source.below != Below::default() {
+        let Below { set, clear } = source.below;
+        let change = Change { set, clear: clear | times_of(set), recursive: true, ..Change::default() };
         mount::set_attributes(mount.as_fd(), &change)?;
     }
     let (own, recursive) = match &source.id_map {

@@ -27,7 +27,7 @@ wire_struct! {
     PropagationPlan { kind, recursive }
     MountPlan { target, what, is_file }
     FilesystemPlan { kind, options, attributes, copy_up }
-    Source { path, target, recursive, set, clear, set_recursive, propagation, id_map }
+    Source { path, target, recursive, set, clear, below, propagation, id_map }
     DeviceNode { path, kind, major, minor, mode, uid, gid }
     IdMapping { container_id, host_id, size }
 }
@@ -61,6 +61,17 @@ impl Wire for Mounted {
             3 => Ok(Self::Own),
             other => Err(DecodeError::Unknown(other.into())),
         }
+    }
+}
+
+/// One number, as it was when attributes below could only be set: all of them fit into its lower half.
+impl Wire for Below {
+    fn put(&self, out: &mut Vec<u8>) {
+        (self.set | self.clear << 32).put(out);
+    }
+    fn take(input: &mut &[u8]) -> Result<Self, DecodeError> {
+        let both = u64::take(input)?;
+        Ok(Self { set: both & u64::from(u32::MAX), clear: both >> 32 })
     }
 }
 

@@ -3,7 +3,7 @@
 use sys::mount::{Propagation, attribute};
 
 use super::PlanError;
-use super::types::PropagationPlan;
+use super::types::{Below, PropagationPlan};
 use crate::oci;
 
 /// What a mount's options say.
@@ -13,7 +13,7 @@ pub(super) struct Options {
     pub(super) bind: Option<bool>,
     pub(super) set: u64,
     pub(super) clear: u64,
-    pub(super) set_recursive: u64,
+    pub(super) below: Below,
     pub(super) propagation: Option<PropagationPlan>,
     /// `Some(true)` for `ridmap`.
     pub(super) id_map: Option<bool>,
@@ -41,20 +41,15 @@ const ATTRIBUTES: [(&str, u64, bool); 14] = [
 ];
 
 /// Words that are the kernel's defaults, or mean nothing to the new mount API.
-const WITHOUT_EFFECT: [&str; 13] = [
-    "defaults",
-    "relatime",
-    "norelatime",
-    "nostrictatime",
-    "atime",
-    "async",
-    "nomand",
-    "loud",
-    "silent",
-    "rrelatime",
-    "rnorelatime",
-    "rnostrictatime",
-    "ratime",
+const WITHOUT_EFFECT: [&str; 9] =
+    ["defaults", "relatime", "norelatime", "nostrictatime", "atime", "async", "nomand", "loud", "silent"];
+
+/// Words that let go of a kind of access times on everything below, and the kind that they take back: `relatime` is what is left.
+const TIMES_BELOW: [(&str, u64); 4] = [
+    ("rrelatime", 0),
+    ("rnorelatime", 0),
+    ("ratime", attribute::NO_ATIME),
+    ("rnostrictatime", attribute::STRICT_ATIME),
 ];
 
 impl Options {
@@ -78,7 +73,8 @@ impl Options {
             }
             _ if WITHOUT_EFFECT.contains(&word) => {}
             _ => match (attribute_of(word), propagation_of(word)) {
-                (Some((bit, set)), _) => self.change(bit, set),
+                (Some((bit, true)), _) => move_to(bit, &mut self.set, &mut self.clear),
+                (Some((bit, false)), _) => move_to(bit, &mut self.clear, &mut self.set),
                 (None, Some(propagation)) => self.propagation = Some(propagation),
                 (None, None) => self.take_rest(word),
             },
@@ -86,18 +82,17 @@ impl Options {
         Ok(())
     }
 
-    fn change(&mut self, bit: u64, set: bool) {
-        let (to, from) = if set { (&mut self.set, &mut self.clear) } else { (&mut self.clear, &mut self.set) };
-        *to |= bit;
-        *from &= !bit;
-    }
-
     /// `rro` and the like apply to all mounts below; everything else is the file system's.
     fn take_rest(&mut self, word: &str) {
-        match word.strip_prefix('r').and_then(attribute_of) {
-            Some((bit, true)) => self.set_recursive |= bit,
-            Some((_, false)) => {}
-            None => self.data.push(match word.split_once('=') {
+        let Below { set, clear } = &mut self.below;
+        match (word.strip_prefix('r').and_then(attribute_of), times_below(word)) {
+            (Some((bit, true)), _) => move_to(bit, set, clear),
+            (Some((bit, false)), _) => move_to(bit, clear, set),
+            (None, Some(bit)) => {
+                *set &= !bit;
+                *clear |= attribute::ACCESS_TIME;
+            }
+            (None, None) => self.data.push(match word.split_once('=') {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
                 None => (word.to_owned(), None),
             }),
@@ -105,8 +100,18 @@ impl Options {
     }
 }
 
+/// The last word about an attribute counts.
+fn move_to(bit: u64, to: &mut u64, from: &mut u64) {
+    *to |= bit;
+    *from &= !bit;
+}
+
 fn attribute_of(word: &str) -> Option<(u64, bool)> {
     ATTRIBUTES.iter().find(|(known, ..)| *known == word).map(|(_, bit, set)| (*bit, *set))
+}
+
+fn times_below(word: &str) -> Option<u64> {
+    TIMES_BELOW.iter().find(|(known, _)| *known == word).map(|(_, bit)| *bit)
 }
 
 /// The meaning of `private`, `rslave` and so on; empty for none.
@@ -137,13 +142,23 @@ mod tests {
         assert_eq!(options.bind, Some(true));
         assert_eq!((options.set, options.clear), (attribute::NO_SUID, attribute::READ_ONLY));
         assert_eq!(options.propagation, Some(PropagationPlan { kind: Propagation::Slave, recursive: true }));
-        assert_eq!(options.set_recursive, attribute::READ_ONLY);
+        assert_eq!(options.below, Below { set: attribute::READ_ONLY, clear: 0 });
         assert_eq!(options.data, [("mode".to_owned(), Some("755".to_owned())), ("newinstance".to_owned(), None)]);
     }
 
     #[test]
     fn words_that_begin_with_r_are_no_recursion() {
-        assert_eq!(parse(&["rw", "relatime"]).set_recursive, 0);
-        assert_eq!(parse(&["rnosuid"]).set_recursive, attribute::NO_SUID);
+        assert_eq!(parse(&["rw", "relatime"]).below, Below::default());
+        assert_eq!(parse(&["rnosuid"]).below, Below { set: attribute::NO_SUID, clear: 0 });
+    }
+
+    #[test]
+    fn attributes_below_are_cleared() {
+        let check = |words: &[&str], set, clear| assert_eq!(parse(words).below, Below { set, clear }, "{words:?}");
+        check(&["rrw", "rdev"], 0, attribute::READ_ONLY | attribute::NO_DEV);
+        check(&["rro", "rrw"], 0, attribute::READ_ONLY);
+        check(&["rexec", "rnoexec"], attribute::NO_EXEC, 0);
+        check(&["rrelatime"], 0, attribute::ACCESS_TIME);
+        check(&["rnoatime", "ratime"], 0, attribute::ACCESS_TIME);
     }
 }

@@ -173,7 +173,7 @@ fn source(mount: &oci::Mount, target: &str, recursive: bool, options: Options) -
         recursive,
         set: options.set,
         clear: options.clear,
-        set_recursive: options.set_recursive,
+        below: options.below,
         propagation: options.propagation,
         id_map,
     })
@@ -220,7 +220,7 @@ fn bind(node: &mut DeviceNode, sources: &mut Vec<Source>) {
         recursive: false,
         set: 0,
         clear: 0,
-        set_recursive: 0,
+        below: Below::default(),
         propagation: None,
         id_map: IdMap::None,
     });

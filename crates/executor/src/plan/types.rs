@@ -274,12 +274,21 @@ pub struct Source {
     pub set: u64,
     /// Attributes to clear.
     pub clear: u64,
-    /// Attributes to set on everything below too (`rro` and the like).
-    pub set_recursive: u64,
+    /// What is changed on everything below, too.
+    pub below: Below,
     /// Propagation; private without.
     pub propagation: Option<PropagationPlan>,
     /// Id mapping.
     pub id_map: IdMap,
+}
+
+/// [`sys::mount::attribute`]s of a mount and of everything below it, by `rro`, `rexec` and the like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Below {
+    /// To set.
+    pub set: u64,
+    /// To clear.
+    pub clear: u64,
 }
 
 /// The id mapping of a bind mount.

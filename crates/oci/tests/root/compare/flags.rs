@@ -66,13 +66,6 @@ const NOT_HERE: &[&str] = &[
     "mountOptions noiversion",
     "mountOptions mand",
     "mountOptions remount",
-    // To clear below a mount what its source has set.
-    "mountOptions rdev",
-    "mountOptions rdiratime",
-    "mountOptions rexec",
-    "mountOptions rrw",
-    "mountOptions rsuid",
-    "mountOptions rsymfollow",
     // These are refused.
     "linux.intelRdt",
     "linux.memoryPolicy",

@@ -176,6 +176,26 @@ const CASES: &[(&str, Change)] = &[
             bind(spec, "@BUNDLE/data", &format!("/m/{option}"), &["rbind", option]);
         }
     }),
+    ("mounts-of-flags-cleared-below", |spec| {
+        for options in [
+            ["rbind", "ro", "rrw"],
+            ["rbind", "nosuid", "rsuid"],
+            ["rbind", "nodev", "rdev"],
+            ["rbind", "noexec", "rexec"],
+            ["rbind", "nodiratime", "rdiratime"],
+            ["rbind", "nosymfollow", "rsymfollow"],
+            ["rbind", "noatime", "ratime"],
+            ["rbind", "noatime", "rrelatime"],
+            ["rbind", "noatime", "rnorelatime"],
+            ["rbind", "strictatime", "rnostrictatime"],
+            ["rbind", "rrw", "rro"],
+            ["rbind", "rro", "rrw"],
+            ["rbind", "rnoatime", "ratime"],
+            ["rbind", "rnoatime", "rrelatime"],
+        ] {
+            bind(spec, "@BUNDLE/data", &format!("/m/{}", options[1..].join("-")), &options);
+        }
+    }),
     ("mounts-that-propagate", |spec| {
         for option in ["shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"] {
             bind(spec, "@BUNDLE/data", &format!("/m/{option}"), &["rbind", option]);
