@@ -137,6 +137,30 @@ const ATTACKS: &[Attack] = &[
         spec: |spec, _| without_dev(spec),
         came: (Harmless, Harmless),
     },
+    Attack {
+        name: "CVE-2024-45310",
+        script: "true",
+        image: |root, host| link(&root.with_file_name("data"), "out", &upwards(host)),
+        spec: |spec, _| {
+            add_bind(spec, "@BUNDLE/data", "/vol");
+            add_bind(spec, "@BUNDLE/data/inner", "/vol/out/made");
+        },
+        came: (Refused, Harmless),
+    },
+    Attack {
+        name: "CVE-2019-16884",
+        script: "true",
+        image: |_, _| {},
+        spec: |spec, host| add_bind(spec, host.to_str().unwrap(), "/proc"),
+        came: (Harmless, Refused),
+    },
+    Attack {
+        name: "CVE-2022-0811",
+        script: "true",
+        image: |_, _| {},
+        spec: |spec, _| spec["linux"]["sysctl"] = json!({ "kernel.shm_rmid_forced": "1+kernel.core_pattern=|/x" }),
+        came: (Refused, Refused),
+    },
 ];
 
 /// Puts a link in the place of a directory of an image.
