@@ -1,9 +1,11 @@
 //! Pods that are changed while they run.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cri::v1;
 use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
 use testkit::serial::Test;
 
@@ -14,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_ephemeral_container_looks_into_a_pod", an_ephemeral_container_looks_into_a_pod),
     ("a_pod_is_resized_while_it_runs", a_pod_is_resized_while_it_runs),
     ("of_many_runs_two_are_kept", of_many_runs_two_are_kept),
+    ("a_volume_that_changes_all_the_time_holds_up_nobody", a_volume_that_changes_all_the_time_holds_up_nobody),
 ];
 
 /// The status of a pod's first ephemeral container.
@@ -144,6 +147,44 @@ fn of_many_runs_two_are_kept() {
         let mut attempts: Vec<u32> = runs.into_iter().map(|run| run.metadata.unwrap().attempt).collect();
         attempts.sort_unstable();
         assert_eq!(attempts, [3, 4]);
+        node
+    });
+}
+
+/// A ConfigMap changes until another pod runs, ten thousand times at least; in the end its volume has the last of it.
+fn a_volume_that_changes_all_the_time_holds_up_nobody() {
+    const CHANGES: usize = 10_000;
+    fn map(n: usize) -> ConfigMap {
+        let metadata = json!({ "name": "m", "namespace": "default" });
+        serde_json::from_value(json!({ "metadata": metadata, "data": { "k": n.to_string() } })).unwrap()
+    }
+    on_a_node(|node| async {
+        let maps = cluster::Source::store(&*node.desk).config_maps().clone();
+        maps.put(map(0));
+        let container = json!({ "name": "c", "image": node.image(), "command": ["sleep", "1000"],
+            "volumeMounts": [{ "name": "v", "mountPath": "/v" }] });
+        let volume = json!({ "name": "v", "configMap": { "name": "m" } });
+        node.want_spec(
+            "p",
+            json!({ "terminationGracePeriodSeconds": 1, "containers": [container], "volumes": [volume] }),
+        );
+        node.desk.running("p").await;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let storm = tokio::task::spawn_blocking({
+            let is_over = is_over.clone();
+            move || {
+                let changes = (1..).take_while(|n| *n <= CHANGES || !is_over.load(Ordering::Relaxed));
+                changes.inspect(|n| drop(maps.put(map(*n)))).last().unwrap()
+            }
+        });
+        node.want("q", "exec sleep 1000", json!({}));
+        node.desk.running("q").await;
+        is_over.store(true, Ordering::Relaxed);
+        let last = storm.await.unwrap().to_string();
+        let dir = node.path("kubelet/pods").join(node.uid("p")).join("volumes/kubernetes.io~configmap/v");
+        let has_last = || std::fs::read_to_string(dir.join("k")).is_ok_and(|now| now == last);
+        node.until(&dir, "the volume has the last of it", has_last).await;
+        println!("  {last} changes");
         node
     });
 }

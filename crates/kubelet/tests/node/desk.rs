@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use cluster::{Key, Source, SourceError, Store, Token};
 use cri::v1;
 use k8s_openapi::api::authentication::v1::TokenRequestSpec;
+use k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodSpec, PodStatus};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
@@ -275,6 +276,19 @@ impl Source for Desk {
         let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = || SourceError::NotFound { kind: "ResourceClaim", name: claim.to_string() };
         claims.get(claim.name()).cloned().ok_or_else(missing)
+    }
+
+    async fn request_pod_certificate(
+        &self,
+        request: &PodCertificateRequest,
+    ) -> Result<PodCertificateRequest, SourceError> {
+        let (mut made, requests) = (request.clone(), self.store.pod_certificate_requests());
+        made.metadata.name = Some(format!("req-{}", requests.len() + 1));
+        Ok((*requests.put(made)).clone())
+    }
+
+    async fn service_account_uid(&self, account: &Key) -> Result<String, SourceError> {
+        Ok(format!("uid of {account}"))
     }
 
     async fn remove_resource_slices(&self, driver: Option<&str>) -> Result<(), SourceError> {

@@ -9,6 +9,7 @@
 mod changes;
 mod claims;
 mod cpus;
+mod credentials;
 mod csi;
 mod desk;
 mod devices;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let missing = fixture::enter_private().err().map(|error| format!("root for private namespaces ({error})"));
     let all = [
         changes::TESTS,
+        credentials::TESTS,
         workers::TESTS,
         endings::TESTS,
         eviction::TESTS,
