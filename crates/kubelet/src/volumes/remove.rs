@@ -33,6 +33,16 @@ pub(super) fn mounts_below(dir: &Path) -> Result<(), Cause> {
     }
 }
 
+/// Takes off what is mounted at a path.
+pub(super) fn mount_at(path: &Path) -> Result<(), Cause> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    while is_mountpoint(path)? {
+        let parent = Dir::open(parent).map_err(Cause::file("open", parent))?;
+        sys::mount::detach_in(parent.as_fd(), name)?;
+    }
+    Ok(())
+}
+
 /// Whether something is mounted at a path. What is mounted there is not touched: it may not answer.
 pub(super) fn is_mountpoint(path: &Path) -> Result<bool, Cause> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(false) };

@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_volume_of_another_zone_is_not_used", a_volume_of_another_zone_is_not_used),
     ("a_volume_is_published_again_with_tokens", a_volume_is_published_again_with_tokens),
     ("what_another_kubelet_has_published_is_taken_down", what_another_kubelet_has_published_is_taken_down),
+    ("a_device_that_another_kubelet_has_mapped_is_taken_down", a_device_that_another_kubelet_has_mapped_is_taken_down),
 ];
 
 const NAME: &str = "test.csi.example";
@@ -262,6 +263,14 @@ fn a_device_of_a_driver() {
                     "command": ["sh", "-c", "test -c /dev/disk && head -c 3 /dev/disk | od -An -tx1 | grep -q '00 00 00'"] }]
             }),
         );
+        called(&driver, "NodePublishVolume", 1).await;
+        // Upstream's places, where its kubelet finds the device if the node is given to it.
+        let (devices, uid) = (node.path("kubelet/plugins/kubernetes.io/csi/volumeDevices"), node.uid("p"));
+        let link = node.path("kubelet/pods").join(&uid).join("volumeDevices/kubernetes.io~csi/pv-1");
+        assert_eq!(fs::read_link(link).unwrap(), devices.join("publish/pv-1").join(&uid));
+        let data = fs::read(devices.join("pv-1/data/vol_data.json")).unwrap();
+        let data: Value = serde_json::from_slice(&data).unwrap();
+        assert_eq!([&data["specVolID"], &data["volumeHandle"], &data["driverName"]], ["pv-1", "disk-1", NAME]);
         node.desk.when("it reads the device", |desk| desk.phase("p").as_deref() == Some("Succeeded")).await;
         node.desk.delete("p", 0);
         node.desk.gone("p").await;
@@ -269,6 +278,7 @@ fn a_device_of_a_driver() {
             names(&called(&driver, "NodeUnpublishVolume", 1).await),
             ["NodePublishVolume", "NodeUnpublishVolume"]
         );
+        assert!(!devices.join("pv-1").exists() && !devices.join("publish/pv-1").exists());
         node
     });
 }
@@ -375,6 +385,42 @@ fn what_another_kubelet_has_published_is_taken_down() {
         node.vanished(&pod).await;
         assert!(!staged.exists());
         assert_eq!(fs::read_to_string(disk.join("file")).unwrap(), "kept");
+        node
+    });
+}
+
+/// As [`what_another_kubelet_has_published_is_taken_down`], of a device: upstream binds it to a place of its own, too.
+fn a_device_that_another_kubelet_has_mapped_is_taken_down() {
+    on_a_node(|mut node| async {
+        let driver = driver(&node, &[Ability::StageUnstageVolume]);
+        let uid = node.uid("gone");
+        let pod = node.path("kubelet/pods").join(&uid);
+        let devices = node.path("kubelet/plugins/kubernetes.io/csi/volumeDevices");
+        let (published, mapped) = (devices.join("publish/pv-9").join(&uid), devices.join("pv-9/dev").join(&uid));
+        for device in [&published, &mapped] {
+            fs::create_dir_all(device.parent().unwrap()).unwrap();
+            fs::write(device, "").unwrap();
+            let tree = sys::mount::copy_tree(std::path::Path::new("/dev/zero"), false).unwrap();
+            sys::mount::attach_at(tree.as_fd(), device).unwrap();
+        }
+        fs::create_dir_all(devices.join("staging/pv-9")).unwrap();
+        fs::create_dir_all(devices.join("pv-9/data")).unwrap();
+        let data = json!({ "attachmentID": "csi-1", "driverName": NAME, "nodeName": "n", "specVolID": "pv-9",
+            "volumeHandle": "disk-9" });
+        fs::write(devices.join("pv-9/data/vol_data.json"), data.to_string()).unwrap();
+        let links = pod.join("volumeDevices/kubernetes.io~csi");
+        fs::create_dir_all(&links).unwrap();
+        std::os::unix::fs::symlink(&published, links.join("pv-9")).unwrap();
+        let desk = node.desk.clone();
+        node.restart(desk).await;
+        let calls = called(&driver, "NodeUnstageVolume", 1).await;
+        let [Call::Unpublish(unpublish), Call::Unstage(unstage)] = &calls[..] else { panic!("{calls:?}") };
+        assert_eq!((unpublish.volume_id.as_str(), unstage.volume_id.as_str()), ("disk-9", "disk-9"));
+        assert_eq!(unpublish.target_path, published.to_string_lossy());
+        assert_eq!(unstage.staging_target_path, devices.join("staging/pv-9").to_string_lossy());
+        node.vanished(&pod).await;
+        assert_eq!(fs::read_dir(devices.join("publish")).unwrap().count(), 0);
+        assert!(!devices.join("pv-9").exists() && !devices.join("staging/pv-9").exists());
         node
     });
 }

@@ -333,8 +333,8 @@ impl Csi {
             let staging = published.staging.clone();
             patient(move || record::forget_staged(&staging)).await??;
         }
-        let published = published.clone();
-        patient(move || record::forget(&published)).await?
+        let (paths, uid, published) = (self.config.paths.clone(), uid.to_owned(), published.clone());
+        patient(move || record::forget(&paths, &uid, &published)).await?
     }
 
     /// Whether another pod here has the same volume.

@@ -1,12 +1,18 @@
 //! What is on disk of published volumes: whose they are, also for a daemon that has never seen their pods. Upstream's files,
 //! so that either kubelet can take down what the other has mounted.
 //!
-//! Nothing here touches what is mounted. All of it is blocking work on the kubelet's own directories.
+//! ```text
+//! pods/UID/volumes/kubernetes.io~csi/NAME/vol_data.json              a volume with a file system
+//! pods/UID/volumeDevices/kubernetes.io~csi/NAME -> …/publish/NAME/UID   a device, its record is that of all its pods:
+//! plugins/kubernetes.io/csi/volumeDevices/NAME/data/vol_data.json
+//! ```
+//!
+//! Nothing here touches what drivers have mounted. All of it is blocking work on the kubelet's own directories.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +22,8 @@ use super::volume::{self, CsiVolume};
 use crate::paths::Paths;
 
 const FILE: &str = "vol_data.json";
+/// Where a pod's devices are, in its own directory.
+const DEVICES: &str = "volumeDevices/kubernetes.io~csi";
 
 /// What is known of a volume that was published, or may have been.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +49,9 @@ pub(super) struct Published {
     pub(super) target: PathBuf,
     /// Where it is staged.
     pub(super) staging: PathBuf,
-    /// The record's own directory.
-    dir: PathBuf,
+    /// Its entry in the pod's directory: a directory, of a device a link.
+    entry: PathBuf,
+    is_block: bool,
 }
 
 impl Record {
@@ -74,19 +83,34 @@ impl Record {
 impl Published {
     /// Whether it has yet to be taken down.
     pub(super) fn is_recorded(&self) -> bool {
-        self.dir.join(FILE).exists()
+        match self.is_block {
+            true => self.entry.symlink_metadata().is_ok(),
+            false => self.entry.join(FILE).exists(),
+        }
     }
 }
 
 /// Writes down that a volume is about to be published, so that it will be taken down whatever happens next.
 pub(super) fn write(paths: &Paths, uid: &str, volume: &CsiVolume, node: &str) -> Result<(), Cause> {
-    let target = volume.target(paths, uid);
-    let dir = record_dir(paths, uid, volume);
-    make_dir(&dir)?;
+    let (target, record) = (volume.target(paths, uid), Record::of(volume, node));
     if let Some(parent) = target.parent() {
         make_dir(parent)?;
     }
-    write_file(&dir.join(FILE), &Record::of(volume, node))
+    if !volume.is_block() {
+        let dir = paths.volume(uid, "csi", &volume.name);
+        make_dir(&dir)?;
+        return write_file(&dir.join(FILE), &record);
+    }
+    let data = volume::device_dir(paths, &volume.name).join("data");
+    make_dir(&data)?;
+    write_file(&data.join(FILE), &record)?;
+    let devices = paths.pod(uid).join(DEVICES);
+    make_dir(&devices)?;
+    let link = devices.join(&volume.name);
+    match symlink(&target, &link) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(Cause::file("make link", &link)),
+    }
 }
 
 /// Makes the directory that a volume is staged at, and writes down whose it is. What is mounted there is not touched.
@@ -104,20 +128,28 @@ pub(super) fn stage(paths: &Paths, volume: &CsiVolume) -> Result<PathBuf, Cause>
 
 /// The published volumes of a pod. What cannot be read is told, and left to whoever removes the pod's directory.
 pub(super) fn of_pod(paths: &Paths, uid: &str) -> Vec<Published> {
-    let mounts = entries(&paths.pod(uid).join("volumes/kubernetes.io~csi"));
-    let blocks = entries(&paths.pod(uid).join("volumeDevices/kubernetes.io~csi"));
-    let mounts = mounts.into_iter().map(|dir| (dir, false));
-    let all = mounts.chain(blocks.into_iter().map(|dir| (dir, true))).filter_map(|(dir, is_block)| {
-        let record = read(&dir)?;
-        let (target, staging) = if is_block {
-            let devices = volume::block_dir(paths);
-            (devices.join("publish").join(&record.name).join(uid), devices.join("staging").join(&record.name))
-        } else {
-            (dir.join("mount"), volume::staging(paths, &record.driver_name, &record.volume_handle))
-        };
-        Some(Published { record, target, staging, dir })
+    let mounts = entries(&paths.pod(uid).join("volumes/kubernetes.io~csi")).into_iter().filter_map(|entry| {
+        let record = read(&entry)?;
+        let staging = volume::staging(paths, &record.driver_name, &record.volume_handle);
+        Some(Published { target: entry.join("mount"), staging, record, entry, is_block: false })
     });
-    all.collect()
+    let devices = entries(&paths.pod(uid).join(DEVICES)).into_iter().filter_map(|entry| {
+        let record = read(&device_data(paths, &entry))?;
+        let devices = volume::block_dir(paths);
+        let (target, staging) =
+            (devices.join("publish").join(&record.name).join(uid), devices.join("staging").join(&record.name));
+        Some(Published { target, staging, record, entry, is_block: true })
+    });
+    mounts.chain(devices).collect()
+}
+
+/// Where the record of a pod's device is. An older daemon had it in the pod's directory.
+fn device_data(paths: &Paths, entry: &Path) -> PathBuf {
+    if entry.join(FILE).exists() {
+        return entry.to_owned();
+    }
+    let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    volume::device_dir(paths, name).join("data")
 }
 
 /// The volumes that pods of this node have, each with its pod's uid.
@@ -128,21 +160,48 @@ pub(super) fn of_node(paths: &Paths) -> Vec<(String, Published)> {
 }
 
 /// Forgets a volume that has been unpublished: its directory goes, which is empty if the driver did its part.
-pub(super) fn forget(published: &Published) -> Result<(), Cause> {
-    let target = &published.target;
+pub(super) fn forget(paths: &Paths, uid: &str, published: &Published) -> Result<(), Cause> {
+    let Published { target, entry, record, is_block, .. } = published;
     if remove::is_mountpoint(target)? {
-        let message = format!("driver {} has not unmounted {}", published.record.driver_name, target.display());
+        let message = format!("driver {} has not unmounted {}", record.driver_name, target.display());
         return Err(Cause::Invalid(message));
     }
     // Drivers are to remove it, and some do not.
-    gone(fs::remove_dir(target).or_else(|error| match error.kind() {
-        io::ErrorKind::NotADirectory => fs::remove_file(target),
+    remove_at(target)?;
+    if *is_block {
+        return forget_device(paths, uid, published);
+    }
+    remove_at(&entry.join(FILE))?;
+    remove_at(entry)
+}
+
+/// What upstream's kubelet has mapped goes, too, and with the last of its pods what is known of the device.
+fn forget_device(paths: &Paths, uid: &str, published: &Published) -> Result<(), Cause> {
+    let Published { record, entry, .. } = published;
+    let dir = volume::device_dir(paths, &record.name);
+    let mapped = dir.join("dev").join(uid);
+    remove::mount_at(&mapped)?;
+    remove_at(&mapped)?;
+    remove_at(&entry.join(FILE))?;
+    remove_at(entry)?;
+    if entries(&paths.pods()).iter().any(|pod| pod.join(DEVICES).join(&record.name).symlink_metadata().is_ok()) {
+        return Ok(());
+    }
+    remove_at(&volume::block_dir(paths).join("publish").join(&record.name))?;
+    remove_at(&dir.join("data").join(FILE))?;
+    [dir.join("data"), dir.join("dev"), dir].iter().try_for_each(|dir| remove_at(dir))
+}
+
+/// Removes a file, a link, or an empty directory.
+fn remove_at(path: &Path) -> Result<(), Cause> {
+    let removed = fs::remove_dir(path).or_else(|error| match error.kind() {
+        io::ErrorKind::NotADirectory => fs::remove_file(path),
         _ => Err(error),
-    }))
-    .map_err(Cause::file("remove", target))?;
-    let file = published.dir.join(FILE);
-    gone(fs::remove_file(&file)).map_err(Cause::file("remove", &file))?;
-    gone(fs::remove_dir(&published.dir)).map_err(Cause::file("remove", &published.dir))
+    });
+    match removed {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+        removed => removed.map_err(Cause::file("remove", path)),
+    }
 }
 
 /// Removes the place where a volume was staged.
@@ -151,19 +210,12 @@ pub(super) fn forget_staged(staging: &Path) -> Result<(), Cause> {
         let message = format!("the driver has not unmounted {}", staging.display());
         return Err(Cause::Invalid(message));
     }
-    gone(fs::remove_dir(staging)).map_err(Cause::file("remove", staging))?;
+    remove_at(staging)?;
     if let Some(parent) = staging.parent().filter(|_| staging.ends_with("globalmount")) {
-        gone(fs::remove_file(parent.join(FILE))).map_err(Cause::file("remove", parent))?;
-        gone(fs::remove_dir(parent)).map_err(Cause::file("remove", parent))?;
+        remove_at(&parent.join(FILE))?;
+        remove_at(parent)?;
     }
     Ok(())
-}
-
-fn record_dir(paths: &Paths, uid: &str, volume: &CsiVolume) -> PathBuf {
-    if volume.is_block() {
-        return paths.pod(uid).join("volumeDevices/kubernetes.io~csi").join(&volume.name);
-    }
-    paths.volume(uid, "csi", &volume.name)
 }
 
 fn read(dir: &Path) -> Option<Record> {
@@ -193,13 +245,6 @@ fn write_file(path: &Path, content: &impl Serialize) -> Result<(), Cause> {
     let text = serde_json::to_vec(content).map_err(io::Error::other).map_err(Cause::file("write", path))?;
     let temporary = path.with_extension("new");
     fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path)).map_err(Cause::file("write", path))
-}
-
-fn gone(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
 }
 
 #[cfg(test)]

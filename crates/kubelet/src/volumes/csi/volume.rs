@@ -252,6 +252,11 @@ pub(super) fn block_dir(paths: &Paths) -> PathBuf {
     paths.plugins().join("kubernetes.io/csi/volumeDevices")
 }
 
+/// What is known of a device, for all pods that have it.
+pub(super) fn device_dir(paths: &Paths, name: &str) -> PathBuf {
+    block_dir(paths).join(name)
+}
+
 /// The data of a Secret, as drivers get it.
 pub(super) fn secret(store: &Store, key: Option<&Key>) -> Result<HashMap<String, String>, Cause> {
     let Some(key) = key else { return Ok(HashMap::new()) };
