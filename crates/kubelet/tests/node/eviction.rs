@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_disk_without_inodes_costs_who_took_them", a_disk_without_inodes_costs_who_took_them),
     ("want_of_process_ids_costs_who_has_most", want_of_process_ids_costs_who_has_most),
     ("want_of_memory_costs_who_uses_most", want_of_memory_costs_who_uses_most),
+    ("processes_that_wait_for_memory_wake_the_node", processes_that_wait_for_memory_wake_the_node),
     ("who_takes_long_to_end_is_evicted_too", who_takes_long_to_end_is_evicted_too),
     ("what_nobody_uses_goes_before_pods", what_nobody_uses_goes_before_pods),
     ("who_stores_more_than_its_limit_goes", who_stores_more_than_its_limit_goes),
@@ -42,6 +43,15 @@ impl Reclaim for Images {
 
 /// Keeps thresholds until the handle is dropped; what is short is told.
 fn keep(node: &Node, thresholds: Vec<Threshold>) -> (AbortOnDropHandle<()>, watch::Receiver<Pressures>) {
+    keep_looking(node, thresholds, Duration::from_millis(100))
+}
+
+/// As [`keep`], with a look at the node so often.
+fn keep_looking(
+    node: &Node,
+    thresholds: Vec<Threshold>,
+    look_every: Duration,
+) -> (AbortOnDropHandle<()>, watch::Receiver<Pressures>) {
     let (pressures, short) = watch::channel(Pressures::default());
     let policy = Policy {
         thresholds: Thresholds(thresholds),
@@ -61,7 +71,7 @@ fn keep(node: &Node, thresholds: Vec<Threshold>) -> (AbortOnDropHandle<()>, watc
         node: "n".to_owned(),
         metrics: Arc::default(),
         policy,
-        look_every: Duration::from_millis(100),
+        look_every,
         pressures,
     };
     (AbortOnDropHandle::new(tokio::spawn(eviction::run(parts))), short)
@@ -220,6 +230,36 @@ fn want_of_memory_costs_who_uses_most() {
                 && message.contains(", request is 0, has larger consumption of memory. ")
         );
         when(&mut short, |short| !short.memory).await;
+        assert_eq!(node.desk.phase("small").as_deref(), Some("Running"));
+        node
+    });
+}
+
+/// The kernel tells of it (PSI): the timer of this node comes in a day.
+fn processes_that_wait_for_memory_wake_the_node() {
+    let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
+    if !hierarchy.is_unified() || !std::path::Path::new("/proc/pressure/memory").exists() {
+        return println!("skipped: needs control groups version 2, and a kernel that tells of pressure (PSI)");
+    }
+    on_a_small_node(DISK, async |node| {
+        let limits = sys::cgroup::Limits { memory_bytes: Some(120 << 20), ..sys::cgroup::Limits::default() };
+        node.groups.root().set(&limits).unwrap();
+        let threshold = Threshold::hard(Signal::AllocatableMemory, Level::Amount(70 << 20));
+        let (_task, mut short) = keep_looking(&node, vec![threshold], Duration::from_secs(24 * 3600));
+        want(&node, "small", "true", json!({}), json!({}));
+        node.desk.running("small").await;
+        let more = "while :; do dd if=/dev/zero of=/dev/shm/g bs=1M count=1; done";
+        let greedy = format!("dd if=/dev/zero of=/dev/shm/f bs=1M count=60; echo full; {more}");
+        want(&node, "greedy", &greedy, json!({}), json!({}));
+        node.desk.running("greedy").await;
+        node.said("greedy", "full").await;
+        assert_eq!(*short.borrow_and_update(), Pressures::default(), "nobody has looked since it was small");
+        // From now on whoever wants more waits for it each time.
+        let high = vec![("memory.high".to_owned(), (30 << 20).to_string())];
+        node.groups.root().set(&sys::cgroup::Limits { unified: high, ..sys::cgroup::Limits::default() }).unwrap();
+        when(&mut short, |short| short.memory).await;
+        let message = evicted(&node.desk, "greedy").await;
+        assert!(message.starts_with("The node was low on resource: memory. Threshold quantity: 70Mi"), "{message}");
         assert_eq!(node.desk.phase("small").as_deref(), Some("Running"));
         node
     });
