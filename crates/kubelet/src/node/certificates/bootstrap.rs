@@ -14,17 +14,25 @@ use super::{CertificateError, Files, Holder, Purpose, obtain};
 /// After a failure: doubled each time up to the maximum.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked whether somebody else has brought a certificate: the token may have ended, too.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Whether a node has to join anew: it has no kubeconfig, or one whose certificate is in `files` and does not hold.
 pub fn is_needed(kubeconfig: &Path, files: &Files) -> bool {
     if !kubeconfig.exists() {
         return true;
     }
-    let text = fs::read_to_string(kubeconfig).unwrap_or_default();
-    text.contains(&*files.current().to_string_lossy()) && !files.is_usable()
+    is_own(kubeconfig, files) && !files.is_usable()
 }
 
-/// Gets a certificate as the user of `bootstrap` and writes `kubeconfig` for it; tries until it is granted.
+/// Whether `kubeconfig` shows the certificate in `files`.
+pub fn is_own(kubeconfig: &Path, files: &Files) -> bool {
+    let text = fs::read_to_string(kubeconfig).unwrap_or_default();
+    text.contains(&*files.current().to_string_lossy())
+}
+
+/// Gets a certificate as the user of `bootstrap` and writes `kubeconfig` for it; tries until it is granted, or somebody else has
+/// put one there.
 ///
 /// # Errors
 /// The configuration of `bootstrap` cannot be used, or a file cannot be written.
@@ -32,10 +40,25 @@ pub async fn join(bootstrap: &Path, kubeconfig: &Path, holder: &Holder, files: &
     let config = Config::from_kubeconfig(bootstrap);
     let config = config.map_err(|error| content(bootstrap, error.to_string()))?;
     let api = Api::new(config).map_err(|error| content(bootstrap, error.to_string()))?;
+    tokio::select! {
+        done = obtain_at_last(&api, holder, files) => done.and_then(|()| write_kubeconfig(bootstrap, kubeconfig, files)),
+        () = brought(kubeconfig, files) => Ok(()),
+    }
+}
+
+/// Returns when there is a certificate that nobody here has asked for.
+async fn brought(kubeconfig: &Path, files: &Files) {
+    while is_needed(kubeconfig, files) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    tracing::info!(file = %files.current().display(), "there is a certificate that holds; no other is asked for");
+}
+
+async fn obtain_at_last(api: &Api, holder: &Holder, files: &Files) -> Result<(), CertificateError> {
     let mut pause = RETRY_FIRST;
     loop {
-        match obtain(&api, Purpose::Client, holder, files).await {
-            Ok(()) => return write_kubeconfig(bootstrap, kubeconfig, files),
+        match obtain(api, Purpose::Client, holder, files).await {
+            Ok(()) => return Ok(()),
             Err(error @ CertificateError::File { .. }) => return Err(error),
             Err(error) => {
                 tracing::warn!(
@@ -94,6 +117,34 @@ fn kubeconfig_of(bootstrap: &Value, files: &Files) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As the file of the token names it. Nobody listens there.
+    const BOOTSTRAP: &str = "apiVersion: v1\nkind: Config\ncurrent-context: c
+contexts: [{name: c, context: {cluster: k, user: u}}]
+clusters: [{name: k, cluster: {server: 'http://127.0.0.1:1'}}]
+users: [{name: u, user: {token: secret}}]\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_that_somebody_brings_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path(), Purpose::Client);
+        let (bootstrap, kubeconfig) = (dir.path().join("bootstrap"), dir.path().join("kubeconfig"));
+        fs::write(&bootstrap, BOOTSTRAP).unwrap();
+        let own = format!("users: [{{user: {{client-certificate: {}}}}}]", files.current().display());
+        fs::write(&kubeconfig, &own).unwrap();
+        let holder = Holder { node: "n".to_owned(), names: Vec::new(), addresses: Vec::new() };
+        let joined = join(&bootstrap, &kubeconfig, &holder, &files);
+        let bring = async {
+            // The node has asked in vain, and looked.
+            tokio::time::sleep(LOOK_EVERY * 3).await;
+            let key = rcgen::KeyPair::generate().unwrap();
+            let pem = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
+            fs::write(files.current(), pem + &key.serialize_pem()).unwrap();
+        };
+        let (joined, ()) = tokio::join!(joined, bring);
+        joined.unwrap();
+        assert_eq!(fs::read_to_string(&kubeconfig).unwrap(), own, "it is as it was");
+    }
 
     #[test]
     fn the_server_stays_and_the_user_is_the_certificate() {
