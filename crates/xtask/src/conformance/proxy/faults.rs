@@ -258,20 +258,31 @@ fn until_alike(stage: &Stage<'_>) -> anyhow::Result<Duration> {
 }
 
 fn api_server_killed(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
-    away(stage, doses, |stage| stage.lab.plane.kill(Part::ApiServer), |stage| stage.lab.plane.run(Part::ApiServer))
+    away(stage, doses, |stage, _| stage.lab.plane.kill(Part::ApiServer), |stage| stage.lab.plane.run(Part::ApiServer))
 }
 
 fn api_server_hangs(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
-    away(stage, doses, |stage| stage.lab.plane.pause(Part::ApiServer), |stage| stage.lab.plane.resume(Part::ApiServer))
+    away(
+        stage,
+        doses,
+        |stage, _| stage.lab.plane.pause(Part::ApiServer),
+        |stage| stage.lab.plane.resume(Part::ApiServer),
+    )
 }
 
 /// For longer than anybody waits before he asks for everything anew.
 fn api_server_silent(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
     const SILENCE: Duration = Duration::from_secs(200);
-    let go = |stage: &mut Stage<'_>| {
+    /// The kernel forgets a flow of UDP after 30 s without a packet.
+    const PAUSE: Duration = Duration::from_secs(10);
+    let go = |stage: &mut Stage<'_>, held: &Held| {
         stage.lab.plane.pause(Part::ApiServer)?;
-        // The passing of time is what is tested.
-        std::thread::sleep(SILENCE);
+        let begun = Instant::now();
+        while begun.elapsed() < SILENCE {
+            // The passing of time is what is tested.
+            std::thread::sleep(PAUSE);
+            held.lost(stage)?;
+        }
         Ok(())
     };
     away(stage, doses, go, |stage| stage.lab.plane.resume(Part::ApiServer))
@@ -281,7 +292,7 @@ fn api_server_silent(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<Str
 fn away(
     stage: &mut Stage<'_>,
     doses: &Doses,
-    go: fn(&mut Stage<'_>) -> anyhow::Result<()>,
+    go: fn(&mut Stage<'_>, &Held) -> anyhow::Result<()>,
     come: fn(&mut Stage<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<String> {
     let held = Held::open(stage)?;
@@ -289,7 +300,7 @@ fn away(
     let world = history::next(&World::default(), &mut dice);
     stage.write(beside(&world))?;
     let before = syncs(stage)?;
-    go(stage)?;
+    go(stage, &held)?;
     let while_away = stage.compare("the server is away", inquiries(&stage.world));
     come(stage)?;
     while_away?;
