@@ -59,8 +59,8 @@ const ALL: &[Known] = &[
         is_it: dropped_not_refused,
     },
     Known {
-        reason: "what orlop with userspace refuses to the node's own clients comes back as a packet; rules of iptables are an \
-                 error of the call that sends (EPERM)",
+        reason: "what orlop with userspace refuses to the node's own clients comes back as a packet, and UDP from sources that are \
+                 not admitted is dropped; rules of iptables are an error of the call that sends (EPERM)",
         is_it: told_by_a_packet,
     },
     Known {
@@ -169,7 +169,7 @@ fn told_by_a_packet(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answ
     ours.mode == Mode::Userspace
         && inquiry.client == Client::Node
         && only(upstream, Answer::Failed(EPERM))
-        && only(own, Answer::Refused)
+        && (only(own, Answer::Refused) || inquiry.question.protocol == Protocol::Udp && only(own, Answer::Silent))
 }
 
 fn node_is_admitted(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
