@@ -56,7 +56,7 @@ impl Lab {
     }
 
     /// A path of the Debian.
-    fn inside(&self, path: &str) -> PathBuf {
+    pub(crate) fn inside(&self, path: &str) -> PathBuf {
         self.path("rootfs").join(path.trim_start_matches('/'))
     }
 

@@ -27,12 +27,29 @@ pub(crate) fn maybe_be_a_runtime() -> Option<ExitCode> {
     is_runtime.then(|| oci::main(words))
 }
 
-/// Fetches and builds the others, while there still is a network. Where that is not possible, as in a VM that has nothing but
-/// this program, they are left out.
+/// Where the virtual machine has the programs that it took along.
+const IN_MACHINE: &str = "/jobs";
+
+fn runc() -> anyhow::Result<PathBuf> {
+    let there = Path::new(IN_MACHINE).join("runc");
+    if there.exists() { Ok(there) } else { testkit::go::build(&testkit::go::RUNC) }
+}
+
+/// The program, and libraries that came with it.
+fn crun() -> anyhow::Result<(PathBuf, PathBuf)> {
+    let there = Path::new(IN_MACHINE);
+    if there.join("crun").exists() {
+        return Ok((there.join("crun"), there.join("x86_64-linux-gnu")));
+    }
+    let files = testkit::debian::crun()?.join("usr");
+    Ok((files.join("bin/crun"), files.join("lib/x86_64-linux-gnu")))
+}
+
+/// Fetches and builds the others, while there still is a network. Where that is not possible they are left out.
 pub(crate) fn fetch() {
     let fetched = [
-        ("runc", testkit::go::build(&testkit::go::RUNC)),
-        ("crun", testkit::debian::crun()),
+        ("runc", runc()),
+        ("crun", crun().map(|(program, _)| program)),
         ("an NRI plugin", testkit::go::build(&testkit::go::NRI_PLUGIN)),
         ("crictl", testkit::go::build(&testkit::go::CRICTL)),
     ];
@@ -51,14 +68,13 @@ fn programs() -> &'static [(&'static str, PathBuf)] {
         let link = place.join("runc");
         symlink(std::env::current_exe().unwrap(), &link).unwrap();
         let mut all = vec![("itself", link)];
-        if let Ok(files) = testkit::debian::crun() {
-            let libraries = files.join("usr/lib/x86_64-linux-gnu");
+        if let Ok((crun, libraries)) = crun() {
             if libraries.is_dir() {
-                lay_over(&libraries, Path::new("/usr/lib/x86_64-linux-gnu"));
+                lay_over(&libraries, Path::new("/lib/x86_64-linux-gnu"));
             }
-            all.push(("crun", files.join("usr/bin/crun")));
+            all.push(("crun", crun));
         }
-        if let Ok(runc) = testkit::go::build(&testkit::go::RUNC) {
+        if let Ok(runc) = runc() {
             let stray = place.join("stray");
             std::fs::write(&stray, STRAY.replace("RUNC", &runc.to_string_lossy())).unwrap();
             std::fs::set_permissions(&stray, std::fs::Permissions::from_mode(0o755)).unwrap();

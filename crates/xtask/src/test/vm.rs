@@ -58,11 +58,21 @@ const SKIP: &[(&str, &str)] = &[("keeper root", "gigabyte"), ("sys sys", "fuzz")
 
 /// Files that a program needs there.
 type Files = fn() -> anyhow::Result<Vec<PathBuf>>;
-const FILES: &[(&str, Files)] =
-    &[("oci root", with_runc), ("oci systemd", with_systemd), ("kubelet slices", with_systemd)];
+const FILES: &[(&str, Files)] = &[
+    ("oci root", with_runc),
+    ("oci systemd", with_systemd),
+    ("kubelet slices", with_systemd),
+    ("orlop units", with_systemd),
+    ("runtime root", with_runtimes),
+];
 
 fn with_runc() -> anyhow::Result<Vec<PathBuf>> {
     Ok(vec![testkit::go::build(&testkit::go::RUNC)?])
+}
+
+fn with_runtimes() -> anyhow::Result<Vec<PathBuf>> {
+    let crun = testkit::debian::crun()?.join("usr");
+    Ok(vec![testkit::go::build(&testkit::go::RUNC)?, crun.join("bin/crun"), crun.join("lib/x86_64-linux-gnu")])
 }
 
 fn with_systemd() -> anyhow::Result<Vec<PathBuf>> {
