@@ -168,6 +168,9 @@ pub const REGRESSION_74839: Program = test_image("regression-issue-74839", "test
 pub const SAMPLE_DEVICE_PLUGIN: Program = test_image("sampledeviceplugin", "test/images/sample-device-plugin");
 /// A driver of claims for devices: each of its devices is a variable, by CDI.
 pub const DRA_TEST_DRIVER: Program = KUBERNETES.program("test-driver", "test/e2e/dra/test-driver");
+/// What `kubectl top` asks: an API server that scrapes kubelets.
+pub const METRICS_SERVER: Program =
+    Module::new("sigs.k8s.io/metrics-server", "v0.9.0").program("metrics-server", "cmd/metrics-server");
 /// An API server to aggregate.
 pub const SAMPLE_APISERVER: Program =
     Module::new("k8s.io/sample-apiserver", "v0.29.2").program("sample-apiserver", "").for_images();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use super::pki::Pki;
+use super::pki::{FRONT_PROXY, Pki};
 use super::{API_PORT, Part};
 use crate::certificates::Pair;
 
@@ -89,7 +89,9 @@ impl Place<'_> {
     pub(super) fn flags(&self, part: Part) -> Vec<String> {
         let mut flags = match part {
             Part::Etcd => self.etcd(),
-            Part::ApiServer => [self.api_server(), self.api_server_identity(), self.service_accounts()].concat(),
+            Part::ApiServer => {
+                [self.api_server(), self.api_server_identity(), self.service_accounts(), self.aggregation()].concat()
+            }
             Part::ControllerManager => [self.component(part, CONTROLLER_MANAGER_PORT), self.controllers()].concat(),
             Part::Scheduler => self.component(part, SCHEDULER_PORT),
             Part::Dns => vec!["-conf".to_owned(), corefile(self.dir).display().to_string()],
@@ -146,6 +148,20 @@ impl Place<'_> {
             file("kubelet-client-certificate", &kubelet_client.certificate),
             file("kubelet-client-key", &kubelet_client.key),
             "--kubelet-preferred-address-types=InternalIP,ExternalIP,Hostname".to_owned(),
+        ]
+    }
+
+    /// By which API servers behind the API server know who calls.
+    fn aggregation(&self) -> Vec<String> {
+        let [authority, client] = &self.pki.front_proxy;
+        vec![
+            file("requestheader-client-ca-file", &authority.certificate),
+            file("proxy-client-cert-file", &client.certificate),
+            file("proxy-client-key-file", &client.key),
+            format!("--requestheader-allowed-names={FRONT_PROXY}"),
+            "--requestheader-username-headers=X-Remote-User".to_owned(),
+            "--requestheader-group-headers=X-Remote-Group".to_owned(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
         ]
     }
 

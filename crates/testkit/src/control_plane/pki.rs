@@ -7,6 +7,9 @@ use anyhow::Context as _;
 use super::Options;
 use crate::certificates::{self, Pair, Subject};
 
+/// As whom the API server speaks to those behind it.
+pub(super) const FRONT_PROXY: &str = "front-proxy-client";
+
 /// Who is certified from the beginning.
 #[derive(Debug)]
 pub(super) struct Pki {
@@ -16,6 +19,8 @@ pub(super) struct Pki {
     pub(super) server: Pair,
     /// The API server towards kubelets.
     pub(super) kubelet_client: Pair,
+    /// Whose word API servers behind the API server take for who calls, and by which the API server gives it.
+    pub(super) front_proxy: [Pair; 2],
     /// A user with all rights.
     pub(super) admin: Pair,
     /// Signs the tokens of service accounts; the certificate is the way to publish its public key.
@@ -39,12 +44,16 @@ impl Pki {
             "kubernetes.default.svc",
             "kubernetes.default.svc.cluster.local",
         ];
+        let front_authority = certificates::authority(dir, "front-proxy-ca")?;
+        let front_client = Subject { name: FRONT_PROXY, ..Subject::default() };
+        let front_client = certificates::issue(dir, FRONT_PROXY, &front_client, &front_authority)?;
         let masters = |name| Subject { name, organisations: &["system:masters"], hosts: &[] };
         Ok(Self {
             server: issue("apiserver", &Subject { name: "kube-apiserver", organisations: &[], hosts: &hosts })?,
             kubelet_client: issue("apiserver-kubelet-client", &masters("kube-apiserver-kubelet-client"))?,
             admin: issue("admin", &masters("kubernetes-admin"))?,
             service_accounts: certificates::authority(dir, "sa")?,
+            front_proxy: [front_authority, front_client],
             dir: dir.to_owned(),
             authority,
         })

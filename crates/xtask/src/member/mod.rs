@@ -12,6 +12,7 @@ mod proxy;
 pub(crate) mod restarts;
 mod rollout;
 pub(crate) mod standalone;
+mod top;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -84,6 +85,7 @@ const POINTS: &[Point] = &[
     ("kubectl debug looks into a pod", points::debugs),
     ("a running pod is resized", points::resizes),
     ("Prometheus finds what dashboards show", points::measures),
+    ("kubectl top shows what metrics-server has scraped", top::shown),
     ("kill -9 of the daemon is not felt", points::killed_daemon),
     ("its certificates are renewed before they end", credentials::renewed),
     ("with credentials that have ended it says so, and pods go on", credentials::ended),
@@ -104,6 +106,7 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
     let programs = control_plane::build()?;
     // What points need, built while there is a way out.
     testkit::go::build(&testkit::go::DRA_TEST_DRIVER)?;
+    testkit::go::build(&testkit::go::METRICS_SERVER)?;
     let runc = testkit::go::build(&testkit::go::RUNC)?;
     let stage = Stage::set_up(orlop, false)?;
     std::fs::write(runtime_configuration(&stage), manifests::RUNTIMES.replace("RUNC", &runc.display().to_string()))?;

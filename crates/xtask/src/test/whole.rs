@@ -21,7 +21,7 @@ fn baggage(part: Part) -> anyhow::Result<Baggage> {
     let mut baggage = match part {
         Part::Voyage | Part::Trials | Part::Faults => Baggage::default(),
         Part::Member => {
-            let programs = plane(&[go::REFERENCE, &[go::DRA_TEST_DRIVER, go::KUBEADM]]);
+            let programs = plane(&[go::REFERENCE, &[go::DRA_TEST_DRIVER, go::METRICS_SERVER, go::KUBEADM]]);
             Baggage { programs, images: vec![crate::images::pause()?], tools, ..Baggage::default() }
         }
         Part::Restarts => Baggage { programs: plane(&[&[go::BRIDGE, go::HOST_LOCAL]]), tools, ..Baggage::default() },
