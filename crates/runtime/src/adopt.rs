@@ -243,7 +243,7 @@ fn accept(core: &Arc<Core>, sandbox: &Arc<Sandbox>, client: Client, snapshot: &S
         // The keeper forgets none that was not removed.
         if container.phase() == Phase::Running && !ids.contains(&container.id.as_str()) {
             let started_at = container.live().started_at;
-            exits::ended(core, sandbox, &container, exits::unseen(started_at));
+            exits::ended(core, sandbox, &container, exits::unseen(sandbox, started_at));
         }
     }
     drop_execs(sandbox, &snapshot.execs);
@@ -299,7 +299,7 @@ pub(crate) fn lose(core: &Arc<Core>, sandbox: &Arc<Sandbox>) {
         let started_at = told.map_or(container.live().started_at, |one| i64::try_from(one.process.at.0).unwrap_or(0));
         let end = match told.and_then(|one| one.exit.as_ref()) {
             Some(exit) => exits::end_of(exit, started_at, container.group.oom_kills()),
-            None => exits::unseen(started_at),
+            None => exits::unseen(sandbox, started_at),
         };
         exits::ended(core, sandbox, &container, end);
     }

@@ -98,15 +98,14 @@ pub(crate) fn end_of(exit: &Exit, started_at: i64, oom_kills: u64) -> End {
     }
 }
 
-/// What is said of a container whose end nobody saw.
-pub(crate) fn unseen(started_at: i64) -> End {
-    End {
-        started_at,
-        finished_at: now(),
-        exit_code: KILLED,
-        reason: "ContainerStatusUnknown".to_owned(),
-        message: "the container ended unseen: its pod's keeper had ended, or did not answer".to_owned(),
-    }
+/// What is said of a container whose end nobody saw. Its pod's keeper may have been killed for want of the pod's memory where
+/// the node may not protect it.
+pub(crate) fn unseen(sandbox: &Sandbox, started_at: i64) -> End {
+    let (reason, message) = match sandbox.keeper_group().oom_kills() {
+        0 => ("ContainerStatusUnknown", "the container ended unseen: its pod's keeper had ended, or did not answer"),
+        _ => ("OOMKilled", "the pod's keeper was killed for want of the pod's memory, and with it the container"),
+    };
+    End { started_at, finished_at: now(), exit_code: KILLED, reason: reason.to_owned(), message: message.to_owned() }
 }
 
 /// Notes and tells a container's end, and ends what is left in its control group.

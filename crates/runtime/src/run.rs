@@ -27,8 +27,9 @@ use crate::single::Outcome;
 use crate::table::Entered;
 use crate::{files, group, info, launch, plugins, spec};
 
-/// What protects a keeper from the kernel's OOM killer, as containerd protects its pause containers.
-const KEEPER_OOM_SCORE: i32 = -998;
+/// What keeps the kernel's OOM killer from a keeper. Less would not do: a Guaranteed container has -997, so that a keeper with -998
+/// went before it where a pod's memory is files in memory, and the container's largest process is small.
+const KEEPER_OOM_SCORE: i32 = -1000;
 
 /// Makes a sandbox, or joins the making of one with its name.
 pub(crate) async fn run(core: &Arc<Core>, request: v1::RunPodSandboxRequest) -> Result<String, Error> {

@@ -134,7 +134,7 @@ async fn kill(core: &Arc<Core>, sandbox: &Arc<Sandbox>, container: &Arc<Containe
     if timeout(TELL_MAX, container.reached(Phase::Exited)).await.is_err() {
         tracing::warn!(container = container.id, "the keeper does not tell how a killed container ended");
         let started_at = container.live().started_at;
-        exits::ended(core, sandbox, container, exits::unseen(started_at));
+        exits::ended(core, sandbox, container, exits::unseen(sandbox, started_at));
     }
     Ok(())
 }

@@ -123,11 +123,8 @@ impl Keeper {
         let namespaces = self.joined(&launch.joins, &mut fds)?;
         let pipes = Pipes::new(&launch.stdio).map_err(system("pipe"))?;
         let kept = cgroup.as_ref().map(clone_entry).transpose().map_err(system("cgroup"))?;
-        let started = executor::start(
-            &plan,
-            LaunchFds { rootfs, mounts, namespaces, cgroup, ..LaunchFds::default() },
-            pipes.theirs,
-        );
+        let fds = LaunchFds { rootfs, mounts, namespaces, cgroup, ..LaunchFds::default() };
+        let started = self.sandbox.exposed(|| executor::start(&plan, fds, pipes.theirs));
         let parts = Parts { stdio: launch.stdio, ours: pipes.ours, cgroup: kept, log };
         self.follow(asked, launch.id, What::Container(Box::new(parts)), started.map(Way::Own))
     }
@@ -170,7 +167,8 @@ impl Keeper {
             executor::Stdio::Terminal { .. } => [None, None, None],
         };
         let tree = Tree { root, mounts, cgroup, namespaces, volumes: drive.volumes };
-        let started = Driven::start(&drive.commands, drive.stdio.tty.is_some(), streams, &tree);
+        let tty = drive.stdio.tty.is_some();
+        let started = self.sandbox.exposed(|| Driven::start(&drive.commands, tty, streams, &tree));
         let parts = Parts { stdio: drive.stdio, ours: pipes.ours, cgroup: None, log };
         self.follow(asked, drive.id, What::Container(Box::new(parts)), started.map(Way::driven))
     }
@@ -180,7 +178,8 @@ impl Keeper {
         let streams = [fds.take_if(exec.stdin)?, fds.take_if(exec.stdout)?, fds.take_if(exec.stderr)?];
         self.running(&exec.container)?;
         self.adopt_orphans().map_err(system("subreaper"))?;
-        let started = Driven::start(&exec.commands, exec.tty, streams, &Tree::default());
+        let tree = Tree::default();
+        let started = self.sandbox.exposed(|| Driven::start(&exec.commands, exec.tty, streams, &tree));
         self.follow(asked, exec.id, What::Exec { container: exec.container }, started.map(Way::driven))
     }
 
@@ -205,11 +204,9 @@ impl Keeper {
         let container = self.running(&exec.container)?;
         let cgroup = container.cgroup.as_ref().map(clone_entry).transpose().map_err(system("cgroup"))?;
         let Some(pidfd) = &container.pidfd else { return Err(state("the container has ended")) };
-        let started = executor::start_exec(
-            &plan,
-            ExecFds { target: pidfd.as_fd(), cgroup, inherited: Inherited::default() },
-            stdio,
-        );
+        let target = pidfd.try_clone().map_err(system("pidfd"))?;
+        let fds = ExecFds { target: target.as_fd(), cgroup, inherited: Inherited::default() };
+        let started = self.sandbox.exposed(|| executor::start_exec(&plan, fds, stdio));
         self.follow(asked, exec.id, What::Exec { container: exec.container }, started.map(Way::Own))
     }
 

@@ -23,7 +23,14 @@ pub(super) struct Sandbox {
     pub(super) welcome: Welcome,
     pub(super) namespaces: Vec<(NamespaceKind, OwnedFd)>,
     reaper: Option<Child>,
+    /// The OOM killer never takes the keeper.
+    is_spared: bool,
 }
+
+/// What spares a process whatever happens.
+const SPARED: i32 = -1000;
+/// The least that the OOM killer can choose, a little more than the most protected container has.
+const EXPOSED: &str = "-998";
 
 /// A sandbox with what its keeper needs beside.
 pub(super) struct Made {
@@ -43,6 +50,19 @@ pub(super) struct Failed {
 impl Sandbox {
     pub(super) fn reaper_pid(&self) -> Option<u32> {
         self.reaper.as_ref().and_then(|reaper| u32::try_from(reaper.pid.as_raw_nonzero().get()).ok())
+    }
+
+    /// Makes a process that the OOM killer can choose. One that it must not choose waits for memory for ever where everybody in its
+    /// group is such a one; so the keeper can be chosen, too, as long as that takes.
+    pub(super) fn exposed<T>(&self, make: impl FnOnce() -> T) -> T {
+        if self.is_spared {
+            let _ = set_oom_score(EXPOSED); // More is asked for by the process itself, which then tells of it.
+        }
+        let made = make();
+        if self.is_spared {
+            let _ = set_oom_score(&SPARED.to_string()); // It was allowed before.
+        }
+        made
     }
 
     /// The pod's namespace of a kind; `None` where it has none of its own.
@@ -82,7 +102,7 @@ fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<(Sandb
     rustix::process::fchdir(&directory).map_err(io::Error::from).map_err(system("fchdir"))?;
     enter_cgroup(fds).map_err(system("cgroup.procs"))?;
     // More protection needs a capability that the node may not have: then it has what the daemon has.
-    let _ = fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string());
+    let is_spared = set_oom_score(&config.oom_score_adj.to_string()).is_ok() && config.oom_score_adj == SPARED;
     fork::restore_children();
     fork::ignore_broken_pipes();
     let _ = fork::set_process_name("orlop-keeper"); // Cosmetic.
@@ -103,7 +123,11 @@ fn begin(config: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> Result<(Sandb
         boot_id: boot_id.trim().to_owned(),
         started: clock::now(),
     };
-    Ok((Sandbox { welcome, namespaces, reaper }, Duration::from_millis(config.start_max_ms.into())))
+    Ok((Sandbox { welcome, namespaces, reaper, is_spared }, Duration::from_millis(config.start_max_ms.into())))
+}
+
+fn set_oom_score(score: &str) -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", score)
 }
 
 fn sandbox_failure(error: &sys::Error) -> Failure {

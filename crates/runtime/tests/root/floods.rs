@@ -31,6 +31,8 @@ pub(crate) const TESTS: &[Test] = &[
 pub(crate) const FIRST: &[Test] = &[
     ("half_a_megabyte_is_enough_to_begin", smallest_limit),
     ("want_of_memory_in_a_pod_spares_its_keeper", memory_of_a_pod),
+    ("want_of_memory_by_files_in_memory_spares_the_keeper", memory_of_files),
+    ("want_of_memory_that_costs_the_keeper_is_told", memory_of_a_keeper),
 ];
 
 /// How many processes a pod of these tests may have.
@@ -208,30 +210,41 @@ fn best_effort(request: v1::ContainerConfig) -> v1::ContainerConfig {
     }
 }
 
+/// A pod without containers.
+async fn empty_pod(node: &Node) -> Pod {
+    let config = node.sandbox_config("memory");
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    Pod { config, sandbox, container: String::new() }
+}
+
+/// Limits the memory of a pod as soon as its keeper is in its group. Returns the keeper.
+async fn limit_memory(node: &Node, pod: &Pod) -> u32 {
+    const POD_MAX: i64 = 32 << 20;
+    let group = Hierarchy::detect().unwrap().group(format!("{}/{}", node.places.group, pod.sandbox));
+    let keeper = keeper_of(node, &pod.sandbox).await;
+    // With version 1 it moves there a moment later.
+    let is_in = |dir: &std::path::PathBuf| {
+        let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+        text.lines().any(|line| line == keeper.to_string())
+    };
+    let is_there = async {
+        while !group.child(&pod.sandbox).directories().iter().all(is_in) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), is_there).await.expect("the keeper is in its pod's group");
+    let limits = Limits { memory_bytes: Some(POD_MAX), memory_swap_bytes: Some(POD_MAX), ..Limits::default() };
+    group.set(&limits).unwrap();
+    keeper
+}
+
 /// The limit is that of the whole pod, in whose control group its keeper lives: who takes the most ends, and all is told.
 fn memory_of_a_pod() {
-    const POD_MAX: i64 = 32 << 20;
     on_a_node(|node| async {
-        let config = node.sandbox_config("memory");
-        let sandbox = node.run_sandbox(&config).await.unwrap();
-        let mut pod = Pod { config, sandbox, container: String::new() };
+        let mut pod = empty_pod(&node).await;
         let talker = best_effort(script_config("main", "while :; do echo on; sleep 0.01; done"));
         pod.container = started(&node, &pod, talker).await;
-        let group = Hierarchy::detect().unwrap().group(format!("{}/{}", node.places.group, pod.sandbox));
-        let keeper = keeper_of(&node, &pod.sandbox).await;
-        // With version 1 it moves there a moment later.
-        let is_in = |dir: &std::path::PathBuf| {
-            let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
-            text.lines().any(|line| line == keeper.to_string())
-        };
-        let is_there = async {
-            while !group.child(&pod.sandbox).directories().iter().all(is_in) {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), is_there).await.expect("the keeper is in its pod's group");
-        let limits = Limits { memory_bytes: Some(POD_MAX), memory_swap_bytes: Some(POD_MAX), ..Limits::default() };
-        group.set(&limits).unwrap();
+        let keeper = limit_memory(&node, &pod).await;
         for name in ["one", "two", "three"] {
             let mut request = best_effort(script_config(name, ""));
             request.command = GREED.iter().map(|&word| word.to_owned()).collect();
@@ -245,6 +258,73 @@ fn memory_of_a_pod() {
         while node.log("memory").len() <= lines + 10 {
             tokio::task::yield_now().await;
         }
+        node
+    });
+}
+
+/// As [`best_effort`], of a Guaranteed pod.
+fn guaranteed(request: v1::ContainerConfig) -> v1::ContainerConfig {
+    let resources = v1::LinuxContainerResources { oom_score_adj: -997, ..Default::default() };
+    v1::ContainerConfig {
+        linux: Some(v1::LinuxContainerConfig { resources: Some(resources), ..Default::default() }),
+        ..request
+    }
+}
+
+/// What fills the pod's memory is no process's own: its writer is smaller than the keeper, and protected nearly as much.
+fn memory_of_files() {
+    on_a_node(|node| async {
+        let pod = empty_pod(&node).await;
+        let keeper = limit_memory(&node, &pod).await;
+        let score = std::fs::read_to_string(format!("/proc/{keeper}/oom_score_adj")).unwrap();
+        if score.trim() != "-1000" {
+            println!("skipped: needs CAP_SYS_RESOURCE");
+            return node;
+        }
+        let writer = "exec dd if=/dev/zero of=/dev/shm/file bs=64k";
+        let container = started(&node, &pod, guaranteed(script_config("main", writer))).await;
+        let status = node.exited(&container).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+        assert_eq!(node.sandbox_status(&pod.sandbox).await.state(), v1::PodSandboxState::SandboxReady);
+        assert_eq!(keeper_of(&node, &pod.sandbox).await, keeper);
+        // The file is still there, and nobody whose end would give back anything. What comes next ends, or does not begin; nobody
+        // waits for ever.
+        for name in ["second", "third"] {
+            let next = guaranteed(script_config(name, &writer.replace("file", name)));
+            let Ok(next) = node.create(&pod.sandbox, &pod.config, next).await else { continue };
+            match node.start_container(&next).await {
+                Ok(()) => assert_eq!(node.exited(&next).await.exit_code, 137),
+                Err(error) => println!("{name}: {error}"),
+            }
+        }
+        let removed = tokio::time::timeout(Duration::from_secs(60), node.remove_sandbox(&pod.sandbox)).await;
+        removed.expect("its keeper goes").unwrap();
+        node
+    });
+}
+
+/// The process id of a container's first process.
+async fn first_process(node: &Node, container: &str) -> u64 {
+    let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
+    let info = node.runtime.container_status(request).await.unwrap().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    info["pid"].as_u64().unwrap()
+}
+
+/// Where the keeper cannot be protected.
+fn memory_of_a_keeper() {
+    on_a_node(|node| async {
+        let pod = empty_pod(&node).await;
+        let keeper = limit_memory(&node, &pod).await;
+        let wait = "while ! test -e /go; do usleep 1000; done; exec tail -n 1 /dev/zero";
+        let container = started(&node, &pod, script_config("main", wait)).await;
+        // Not before: a keeper that is spared is so again after each start.
+        std::fs::write(format!("/proc/{keeper}/oom_score_adj"), "1000").unwrap();
+        std::fs::write(format!("/proc/{}/root/go", first_process(&node, &container).await), "").unwrap();
+        let status = node.exited(&container).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+        assert!(status.message.contains("keeper was killed for want of the pod's memory"), "{}", status.message);
+        assert_eq!(node.sandbox_status(&pod.sandbox).await.state(), v1::PodSandboxState::SandboxNotready);
         node
     });
 }
