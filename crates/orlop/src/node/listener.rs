@@ -5,18 +5,48 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
-/// Listens on an address that `field` of the configuration names.
-///
-/// # Errors
-/// The address cannot be had; who has it is named, if this process may know.
-pub(super) async fn listen(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
-    let bound = TcpListener::bind(address).await;
-    bound.with_context(|| {
-        let holder = holder(address.port()).map(|holder| format!("{holder} listens there; ")).unwrap_or_default();
-        format!("cannot listen on {address}: {holder}end the other kubelet, or change `{field}`")
-    })
+/// How many clients wait to be taken, as the standard library has it.
+const BACKLOG: u32 = 1024;
+
+/// An address that nobody else listens on. Nobody is let in before it is [listened](Self::listen) on.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    socket: TcpSocket,
+    address: SocketAddr,
+    field: &'static str,
+}
+
+impl Reserved {
+    /// Takes an address that `field` of the configuration names.
+    ///
+    /// # Errors
+    /// The address cannot be had; who has it is named, if this process may know.
+    pub(super) fn take(address: SocketAddr, field: &'static str) -> anyhow::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let bound = socket.and_then(|socket| {
+            // Connections of a daemon that has ended may linger there.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(socket)
+        });
+        let socket = bound.with_context(|| trouble(address, field))?;
+        Ok(Self { socket, address, field })
+    }
+
+    /// Lets clients in.
+    ///
+    /// # Errors
+    /// Somebody else has begun to listen there meanwhile.
+    pub(super) fn listen(self) -> anyhow::Result<TcpListener> {
+        self.socket.listen(BACKLOG).with_context(|| trouble(self.address, self.field))
+    }
+}
+
+fn trouble(address: SocketAddr, field: &str) -> String {
+    let holder = holder(address.port()).map(|holder| format!("{holder} listens there; ")).unwrap_or_default();
+    format!("cannot listen on {address}: {holder}end the other kubelet, or change `{field}`")
 }
 
 /// The process that listens on a port of TCP in this network namespace: its program and its id.
@@ -54,9 +84,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_second_is_told_who_the_first_is() {
-        let first = listen("127.0.0.1:0".parse().unwrap(), "port").await.unwrap();
-        let error = listen(first.local_addr().unwrap(), "port").await.unwrap_err().to_string();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let first = Reserved::take(any, "port").unwrap().listen().unwrap();
+        let error = Reserved::take(first.local_addr().unwrap(), "port").unwrap_err().to_string();
         assert!(error.contains(&format!("(pid {}) listens there", std::process::id())), "{error}");
         assert!(error.contains("change `port`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn who_only_reserves_lets_nobody_in() {
+        let reserved = Reserved::take("127.0.0.1:0".parse().unwrap(), "port").unwrap();
+        let address = reserved.socket.local_addr().unwrap();
+        let refused = tokio::net::TcpStream::connect(address).await.unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let _listener = reserved.listen().unwrap();
+        tokio::net::TcpStream::connect(address).await.unwrap();
     }
 }

@@ -44,7 +44,7 @@ use tokio::task::JoinSet;
 
 use super::agent::{self, Agent, PodRules};
 use super::base::{self, Base, Forked};
-use super::listener::listen;
+use super::listener::Reserved;
 use super::member_metrics::MemberMetrics;
 use super::settings::{MemberSettings, Settings, parse_range};
 use super::{api, fsck, node_status, service_proxy};
@@ -78,6 +78,7 @@ impl Member {
         kubeconfig: &Path,
         forked: Forked,
     ) -> anyhow::Result<Arc<Self>> {
+        let ports = Ports::take(&settings.configuration)?;
         let config = join(settings, kubeconfig).await?;
         let api = Api::new(config.clone())?;
         let machine = machine(settings)?;
@@ -114,7 +115,7 @@ impl Member {
             let metrics = agent.metrics.clone();
             servers.spawn(certificates::keep(api.clone(), Purpose::Client, holder, files, metrics, || {}));
         }
-        attend(settings, &node, &agent, Some(api), findings, &mut servers).await?;
+        attend(settings, &node, &agent, Some(api), (ports, findings), &mut servers)?;
         Ok(Arc::new(Self { agent, source: Some(source), membership, servers: servers.into() }))
     }
 
@@ -122,6 +123,7 @@ impl Member {
     /// `--kubeconfig`: it runs its static pods, registers nowhere and asks nobody who its callers are.
     pub(crate) async fn start_standalone(settings: &MemberSettings, forked: Forked) -> anyhow::Result<Arc<Self>> {
         let configuration = &settings.configuration;
+        let ports = Ports::take(configuration)?;
         let machine = machine(settings)?;
         let node = node_config(settings, &machine)?;
         let (path, url) = (configuration.static_pod_path.as_deref(), configuration.static_pod_url.clone());
@@ -132,7 +134,7 @@ impl Member {
         source.update_node_status(&settings.name, node_status::status(&node, &machine)).await?;
         let agent = Agent::start(agent_config(settings, &node, &machine, site, None), base, source).await?;
         let mut servers = JoinSet::new();
-        attend(settings, &node, &agent, None, findings, &mut servers).await?;
+        attend(settings, &node, &agent, None, (ports, findings), &mut servers)?;
         Ok(Arc::new(Self { agent, source: None, membership: Arc::default(), servers: servers.into() }))
     }
 
@@ -197,20 +199,20 @@ async fn at_runtime(
 }
 
 /// Serves the kubelet's API and its health, and keeps an eye on shutdowns and on what the node is short of.
-async fn attend(
+fn attend(
     settings: &MemberSettings,
     node: &NodeConfig,
     agent: &Agent,
     api: Option<Api>,
-    findings: Findings,
+    (ports, findings): (Ports, Findings),
     servers: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let configuration = &settings.configuration;
-    if configuration.enable_server {
-        serve_kubelet_api(settings, node, agent, api, servers).await?;
+    if let Some(port) = ports.api {
+        serve_kubelet_api(settings, node, agent, (port, api), servers)?;
     }
-    if let (address, port @ 1..) = configuration.healthz {
-        servers.spawn(health::serve(listen((address, port).into(), "healthzPort").await?));
+    if let Some(port) = ports.health {
+        servers.spawn(health::serve(port.listen()?));
     }
     if !configuration.shutdown.is_empty() {
         servers.spawn(shutdown::run(shutdown_parts(settings, agent, findings.shutting_down)));
@@ -218,6 +220,23 @@ async fn attend(
     let policy = configuration.eviction.clone();
     servers.spawn(eviction::run(agent.eviction(&settings.name, policy, findings.pressures)));
     Ok(())
+}
+
+/// Where the kubelet is spoken to. Taken before anything else: a second node on a machine is not to show itself to the cluster.
+struct Ports {
+    api: Option<Reserved>,
+    health: Option<Reserved>,
+}
+
+impl Ports {
+    fn take(configuration: &Configuration) -> anyhow::Result<Self> {
+        let api = configuration.enable_server.then_some((configuration.address, configuration.port));
+        let health = Some(configuration.healthz).filter(|(_, port)| *port > 0);
+        let take = |place: Option<(std::net::IpAddr, u16)>, field| {
+            place.map(|place| Reserved::take(place.into(), field)).transpose()
+        };
+        Ok(Self { api: take(api, "port")?, health: take(health, "healthzPort")? })
+    }
 }
 
 /// The machine, as far as this node gives it to pods.
@@ -553,11 +572,11 @@ fn shutdown_parts(settings: &MemberSettings, agent: &Agent, shutting_down: watch
 }
 
 /// Serves the kubelet's API on the network, and keeps its certificate.
-async fn serve_kubelet_api(
+fn serve_kubelet_api(
     settings: &MemberSettings,
     node: &NodeConfig,
     agent: &Agent,
-    api: Option<Api>,
+    (port, api): (Reserved, Option<Api>),
     servers: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let configuration = &settings.configuration;
@@ -588,7 +607,7 @@ async fn serve_kubelet_api(
         let metrics = agent.metrics.clone();
         servers.spawn(certificates::keep(api, Purpose::Serving, holder, files, metrics, show));
     }
-    let listener = listen((configuration.address, configuration.port).into(), "port").await?;
+    let listener = port.listen()?;
     let certificates = [Purpose::Client, Purpose::Serving].map(|purpose| Files::new(&settings.cert_dir, purpose));
     let more = MemberMetrics { api: api.clone(), certificates };
     let authority: Arc<dyn Authority> = match api {

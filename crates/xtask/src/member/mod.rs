@@ -11,6 +11,7 @@ mod points;
 mod proxy;
 pub(crate) mod restarts;
 mod rollout;
+mod second;
 pub(crate) mod standalone;
 mod top;
 
@@ -70,6 +71,7 @@ type Point = (&'static str, fn(&mut Fleet) -> anyhow::Result<String>);
 const POINTS: &[Point] = &[
     ("the node registers and is Ready", points::joins),
     ("its certificates come from the cluster", points::certificates),
+    ("a second node on its port ends before the cluster hears of it", second::refused),
     ("a Deployment runs with its settings and its token", points::runs),
     ("Services lead to its pods", points::serves),
     ("a rolling update under load fails no request", rollout::updates_unnoticed),
