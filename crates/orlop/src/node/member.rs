@@ -110,8 +110,11 @@ impl Member {
         let parts = parts(settings, node.clone(), machine, &agent, api.clone(), heartbeats, findings.heard());
         servers.spawn(belong(registered, parts, Arc::clone(&membership)));
         service_proxy::serve(settings, &agent, api.clone(), &mut servers);
-        if settings.configuration.rotate_certificates && client_files(settings).is_usable() {
-            let (holder, files) = (holder(settings), client_files(settings));
+        let files = client_files(settings);
+        // One that has ended before is renewed when somebody has put another in its place.
+        let is_kept = files.is_usable() || certificates::bootstrap::is_own(kubeconfig, &files);
+        if settings.configuration.rotate_certificates && is_kept {
+            let holder = holder(settings);
             let metrics = agent.metrics.clone();
             servers.spawn(certificates::keep(api.clone(), Purpose::Client, holder, files, metrics, || {}));
         }

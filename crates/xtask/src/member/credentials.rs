@@ -59,27 +59,49 @@ pub(super) fn ended(fleet: &mut Fleet) -> anyhow::Result<String> {
     ensure!(other.contains("papers.pem"), "the kubeconfig has no certificate of the node's: {own}");
     std::fs::write(&kubeconfig, other)?;
     put(fleet, &papers, &[], &Times::now(PAST, LEFT / 2)?)?;
-    let said = std::fs::metadata(log_file(&fleet.stage))?.len();
+    let said = said_so_far(fleet)?;
     fleet.start_again()?;
+    says(fleet, said, "the lease cannot be renewed", &papers)?;
+    let running = fleet.orlop(&["ps", "-A"])?;
+    ensure!(pods.iter().all(|(name, _)| running.contains(name)), "pods are missing: {running}");
+    is_back(fleet, &papers)?;
+    // One that has ended before the node starts.
+    fleet.stop_node()?;
+    put(fleet, &papers, &[], &Times::past(PAST)?)?;
+    let said = said_so_far(fleet)?;
+    fleet.start_again()?;
+    says(fleet, said, "the node cannot be registered", &papers)?;
+    is_back(fleet, &papers)?;
+    ensure!(points::ids(&fleet.pods("web")?) == pods, "containers were replaced");
+    std::fs::write(&kubeconfig, own)?;
+    Ok("it said which file to renew; pods went on, and it came back without a restart".to_owned())
+}
+
+/// How much the node has logged.
+fn said_so_far(fleet: &Fleet) -> anyhow::Result<usize> {
+    Ok(usize::try_from(std::fs::metadata(log_file(&fleet.stage))?.len())?)
+}
+
+/// Waits until the node says that something cannot be done, and which file to renew.
+fn says(fleet: &Fleet, from: usize, what: &str, papers: &Path) -> anyhow::Result<()> {
     let remedy =
         format!("(the client certificate of {}): Unauthorized; renew them or correct the kubeconfig", papers.display());
     wait("the node says that its credentials have ended", SOON, || {
         let log = std::fs::read(log_file(&fleet.stage))?;
-        let new = String::from_utf8_lossy(&log[usize::try_from(said)?.min(log.len())..]).into_owned();
-        Ok(new.lines().any(|line| line.contains("the lease cannot be renewed") && line.contains(&remedy)).then_some(()))
-    })?;
-    let running = fleet.orlop(&["ps", "-A"])?;
-    ensure!(pods.iter().all(|(name, _)| running.contains(name)), "pods are missing: {running}");
+        let new = String::from_utf8_lossy(&log[from.min(log.len())..]).into_owned();
+        Ok(new.lines().any(|line| line.contains(what) && line.contains(&remedy)).then_some(()))
+    })
+}
+
+/// Puts a certificate that holds in place of the one that has ended, and waits for the node.
+fn is_back(fleet: &Fleet, papers: &Path) -> anyhow::Result<()> {
     let before = renewal(fleet)?;
-    put(fleet, &papers, &[], &Times::now(PAST, Duration::from_secs(30 * 24 * 3600))?)?;
+    put(fleet, papers, &[], &Times::now(PAST, Duration::from_secs(30 * 24 * 3600))?)?;
     wait("the lease is renewed again", SOON, || Ok((renewal(fleet)? > before).then_some(())))?;
     wait("the node is Ready", SOON, || {
         let node = fleet.get(&format!("node {NODE}"))?;
         Ok((points::condition(&node, "Ready") == Some("True")).then_some(()))
-    })?;
-    ensure!(points::ids(&fleet.pods("web")?) == pods, "containers were replaced");
-    std::fs::write(&kubeconfig, own)?;
-    Ok("it said which file to renew; pods went on, and it came back without a restart".to_owned())
+    })
 }
 
 /// From when until when a certificate holds.
@@ -93,7 +115,16 @@ struct Times {
 impl Times {
     fn now(past: Duration, left: Duration) -> anyhow::Result<Self> {
         let now = SystemTime::now();
-        let (from, until) = (now - pace::stretched(past), now + pace::stretched(left));
+        Self::of(now - pace::stretched(past), now + pace::stretched(left))
+    }
+
+    /// Those of one that has just ended.
+    fn past(past: Duration) -> anyhow::Result<Self> {
+        let now = SystemTime::now();
+        Self::of(now - pace::stretched(past), now - Duration::from_secs(1))
+    }
+
+    fn of(from: SystemTime, until: SystemTime) -> anyhow::Result<Self> {
         let compact = "+%Y%m%d%H%M%SZ";
         Ok(Self { span: [date(from, compact)?, date(until, compact)?], until: date(until, "+%Y-%m-%dT%H:%M:%SZ")? })
     }
