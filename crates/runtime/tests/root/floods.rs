@@ -242,8 +242,6 @@ async fn limit_memory(node: &Node, pod: &Pod) -> u32 {
 fn memory_of_a_pod() {
     on_a_node(|node| async {
         let mut pod = empty_pod(&node).await;
-        let talker = best_effort(script_config("main", "while :; do echo on; sleep 0.01; done"));
-        pod.container = started(&node, &pod, talker).await;
         let keeper = limit_memory(&node, &pod).await;
         for name in ["one", "two", "three"] {
             let mut request = best_effort(script_config(name, ""));
@@ -254,6 +252,9 @@ fn memory_of_a_pod() {
         }
         assert_eq!(node.sandbox_status(&pod.sandbox).await.state(), v1::PodSandboxState::SandboxReady);
         assert_eq!(keeper_of(&node, &pod.sandbox).await, keeper);
+        // Not before: who wants a page while the last victim still has its memory can be the next one.
+        let talker = best_effort(script_config("main", "while :; do echo on; sleep 0.01; done"));
+        pod.container = started(&node, &pod, talker).await;
         let lines = node.log("memory").len();
         while node.log("memory").len() <= lines + 10 {
             tokio::task::yield_now().await;
