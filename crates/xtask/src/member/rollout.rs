@@ -52,8 +52,9 @@ pub(super) fn updates_unnoticed(fleet: &mut Fleet) -> anyhow::Result<String> {
 }
 
 fn update(fleet: &Fleet) -> anyhow::Result<()> {
-    for _ in 0..ROLLOUTS {
-        fleet.kubectl("rollout restart deployment ferry")?;
+    for number in 1..=ROLLOUTS {
+        // `rollout restart` marks the second, and refuses another within the same one.
+        fleet.kubectl(&format!("set env deployment/ferry UPDATE={number}"))?;
         fleet.kubectl("rollout status deployment ferry --timeout=300s")?;
         wait("those before have ended", SOON, || Ok((fleet.pods("ferry")?.len() == REPLICAS).then_some(())))?;
     }
