@@ -12,6 +12,8 @@ mod sysctl;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
+use std::process::{Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
 use netfilter::ipvs::{self as plan, Observed, Steps, Turnover, VirtualTable};
@@ -63,6 +65,7 @@ impl IpvsBackend {
             _ => StartError::Kernel(error),
         })?;
         let rules = Nftables::open_with(config, Balancer::Ipvs)?;
+        load(&options.scheduler);
         probe(&options.scheduler)?;
         sysctl::set(options.strict_arp)?;
         ipvs.set_timeouts(timeouts(options)).map_err(StartError::Kernel)?;
@@ -272,6 +275,21 @@ impl Backend for IpvsBackend {
             owner: self.virtuals.is_known(one).then(services).flatten(),
         }));
         Ok(owned)
+    }
+}
+
+/// Has the scheduler's module loaded. The kernel would do it when a service asks for it, but under a lock for which network
+/// namespaces wait on their way out, and the modules of `lblc` and `lblcr` wait for those: nobody would ever go on (Linux 6.1).
+fn load(scheduler: &str) {
+    let module = format!("ip_vs_{scheduler}");
+    if Path::new("/sys/module").join(&module).exists() {
+        return;
+    }
+    #[expect(clippy::disallowed_methods, reason = "where a module is, and what it needs, this program knows alone")]
+    let loaded = Program::new("modprobe").args(["-q", &module]).stdin(Stdio::null()).status();
+    if let Err(error) = loaded {
+        // A kernel without modules has no need of it; another loads it itself.
+        tracing::debug!(module, %error, "cannot start modprobe");
     }
 }
 

@@ -12,6 +12,9 @@ if [ -d /sys/fs/selinux ]; then
     echo 1 >/sys/fs/selinux/enforce
 fi
 mkdir -p /dev/pts /dev/shm
+# As every distribution has them: programs read from there what they are handed.
+ln -s /proc/self/fd /dev/fd
+for number in 0:stdin 1:stdout 2:stderr; do ln -s "/proc/self/fd/${number%%:*}" "/dev/${number#*:}"; done
 mount -t devpts -o ptmxmode=0666,mode=0620,gid=5 devpts /dev/pts
 mount -t tmpfs -o mode=1777 shm /dev/shm
 mount -t tmpfs -o mode=0755 run /run
