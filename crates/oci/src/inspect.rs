@@ -1,16 +1,11 @@
-//! `state`, `list`, `events`: what there is, and what it does.
+//! `state`, `list`: what there is, and what it does.
 
 use std::io::Write as _;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::time::Duration;
 
 use serde::Serialize;
-use sys::cgroup::{Cgroup, Stats};
-use sys::rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sys::rustix::io::Errno;
 
-use crate::args::{EventsOptions, Format, ListOptions};
+use crate::args::{Format, ListOptions};
 use crate::container::{Container, Status};
 use crate::context::Context;
 use crate::error::Error;
@@ -134,116 +129,4 @@ fn table(states: &[State<'_>]) -> String {
         format!("{}{}\n", cells.collect::<String>(), row[5])
     };
     rows.iter().map(line).collect()
-}
-
-/// `events`: statistics now and then, and that it ran out of memory; one line of JSON each.
-pub(crate) fn events(context: &Context, options: &EventsOptions) -> Result<(), Error> {
-    let container = Container::load(context, &options.id)?;
-    if container.status() == Status::Stopped {
-        return Err(Error::State(format!("container with id {} is not running", options.id)));
-    }
-    let none = || Error::Invalid("the container has no control group to ask".to_owned());
-    let group = container.group().ok_or_else(none)?;
-    let tell = |kind: &str, data: Option<serde_json::Value>| {
-        let mut event = serde_json::json!({ "type": kind, "id": options.id });
-        if let Some(data) = data {
-            event["data"] = data;
-        }
-        print(&format!("{event}\n"))
-    };
-    if options.stats {
-        return tell("stats", Some(data(&group)));
-    }
-    let interval = parse_interval(&options.interval)?;
-    let mut kills = group.oom_kills();
-    // The end of the process ends it, too.
-    while !ends_within(&container, interval)? {
-        let now = group.oom_kills();
-        if now > kills {
-            tell("oom", None)?;
-        }
-        kills = now;
-        tell("stats", Some(data(&group)))?;
-    }
-    Ok(())
-}
-
-/// Waits as long as that; whether the container's process has ended meanwhile.
-fn ends_within(container: &Container, time: Duration) -> Result<bool, Error> {
-    let Some(pidfd) = container.process() else { return Ok(true) };
-    let limit = Timespec::try_from(time).ok();
-    match poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], limit.as_ref()) {
-        Ok(count) => Ok(count > 0),
-        Err(Errno::INTR) => Ok(false),
-        Err(errno) => Err(Error::file("wait for", "the container")(errno.into())),
-    }
-}
-
-/// Go's form of a duration, as far as anybody writes it here: `5s`, `500ms`, `1m`.
-fn parse_interval(text: &str) -> Result<Duration, Error> {
-    let wrong = || Error::Invalid(format!("duration interval must be greater than 0: {text:?}"));
-    let split = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let milliseconds = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
-    match number.checked_mul(milliseconds) {
-        Some(time @ 1..) => Ok(Duration::from_millis(time)),
-        _ => Err(wrong()),
-    }
-}
-
-fn data(group: &Cgroup) -> serde_json::Value {
-    let Stats { cpu, memory, pids, .. } = group.stats();
-    let limit = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
-    serde_json::json!({
-        "cpu": {
-            "usage": { "total": cpu.usage_ns, "kernel": cpu.system_ns, "user": cpu.user_ns },
-            "throttling": {
-                "periods": cpu.periods,
-                "throttledPeriods": cpu.throttled_periods,
-                "throttledTime": cpu.throttled_ns,
-            },
-        },
-        "memory": {
-            "cache": memory.cache_bytes,
-            "usage": {
-                "limit": limit(memory.limit_bytes),
-                "usage": memory.usage_bytes,
-                "max": memory.peak_bytes.unwrap_or(0),
-                "failcnt": memory.limit_hits,
-            },
-            "raw": {
-                "rss": memory.rss_bytes,
-                "pgfault": memory.page_faults,
-                "pgmajfault": memory.major_page_faults,
-                "mapped_file": memory.mapped_file_bytes,
-                "active_file": memory.active_file_bytes,
-                "inactive_file": memory.inactive_file_bytes,
-            },
-        },
-        "pids": { "current": pids.count, "limit": pids.limit.unwrap_or(0) },
-        "blkio": {},
-        "hugetlb": {},
-        "intel_rdt": {},
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn intervals_are_gos() {
-        assert_eq!(parse_interval("5s").unwrap(), Duration::from_secs(5));
-        assert_eq!(parse_interval("500ms").unwrap(), Duration::from_millis(500));
-        for wrong in ["0s", "5", "s", "-1s"] {
-            assert!(parse_interval(wrong).is_err(), "{wrong}");
-        }
-    }
 }

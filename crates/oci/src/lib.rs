@@ -21,6 +21,7 @@ mod context;
 mod create;
 mod delete;
 mod error;
+mod events;
 mod exec;
 mod features;
 mod foreground;
@@ -114,7 +115,7 @@ fn run(context: &Context, arguments: Arguments, sealed: sys::Result<()>) -> Resu
         Command::Pause { id } => kill::pause(context, &id, true)?,
         Command::Resume { id } => kill::pause(context, &id, false)?,
         Command::Update(options) => update::run(context, &options)?,
-        Command::Events(options) => inspect::events(context, &options)?,
+        Command::Events(options) => events::run(context, &options)?,
         Command::Spec(options) => template::run(&options)?,
         Command::Features => features::print_all()?,
         Command::Checkpoint(_) | Command::Restore(_) => return Err(Error::NoCheckpoint),

@@ -3,6 +3,8 @@
 //! A [`Hierarchy`] is where this process may make groups; a [`Cgroup`] is one group by its path below that place, as
 //! `kubepods/burstable/pod…/…`. On version 1 a group is a directory in each controller's own tree.
 
+mod details;
+mod oom;
 mod stats;
 mod tree;
 mod unit;
@@ -19,6 +21,8 @@ use rustix::process::Pid;
 
 use crate::error::{Context as _, Error, Result};
 
+pub use details::{CPUSET_VALUES, Charge, Cpuset, Details, IoEntry, Processors};
+pub use oom::OomWatch;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidStats, Pressure, Stats};
 pub use unit::{UnitProperty, UnitValue};
 
@@ -424,6 +428,25 @@ impl Cgroup {
         match &self.hierarchy.version {
             Version::V1(roots) => v1::io(roots, &self.path),
             Version::V2(root) => stats::io_v2(&root.join(&self.path)),
+        }
+    }
+
+    /// All that the kernel counts of the group.
+    pub fn details(&self) -> Details {
+        match &self.hierarchy.version {
+            Version::V1(roots) => details::of_v1(roots, &self.path, self.stats()),
+            Version::V2(root) => details::of_v2(&root.join(&self.path), self.stats()),
+        }
+    }
+
+    /// Has the kernel tell of want of memory.
+    ///
+    /// # Errors
+    /// `ENOENT` without the controller of memory.
+    pub fn watch_oom(&self) -> Result<OomWatch> {
+        match &self.hierarchy.version {
+            Version::V1(roots) => OomWatch::v1(roots, &self.path),
+            Version::V2(root) => OomWatch::v2(&root.join(&self.path)),
         }
     }
 

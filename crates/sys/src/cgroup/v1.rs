@@ -73,7 +73,7 @@ pub(super) fn has_controller(roots: &[(String, PathBuf)], name: &str) -> bool {
     root_of(roots, name).is_some()
 }
 
-fn root_of<'a>(roots: &'a [(String, PathBuf)], name: &str) -> Option<&'a Path> {
+pub(super) fn root_of<'a>(roots: &'a [(String, PathBuf)], name: &str) -> Option<&'a Path> {
     roots.iter().find(|(controllers, _)| controllers.split(',').any(|one| one == name)).map(|(_, root)| root.as_path())
 }
 

@@ -28,6 +28,8 @@ const ONLY: &[(&str, &[&str])] = &[
             "control_groups_are",
             "states_are",
             "ends_are",
+            "statistics_are",
+            "want_of_memory_is_told_as",
             "a_container_is_created",
             "what_cannot_be",
             "a_failed_creation",

@@ -3,6 +3,7 @@
 
 mod attacks;
 mod commands;
+mod events;
 mod flags;
 mod foreign;
 mod groups;
@@ -29,6 +30,8 @@ pub(crate) const TESTS: &[testkit::serial::Test] = &[
     ("states_are_as_under_runc", commands::states),
     ("commands_are_as_under_runc", commands::all),
     ("ends_are_as_under_runc", commands::ends),
+    ("statistics_are_as_under_runc", events::statistics),
+    ("want_of_memory_is_told_as_under_runc", events::want_of_memory),
     ("refusals_are_as_under_runc", refusals::all),
     ("attacks_come_to_nothing_as_under_runc", attacks::all),
     ("flags_are_as_under_runc", flags::all),
