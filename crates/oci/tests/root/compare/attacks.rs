@@ -31,7 +31,7 @@ struct Attack {
     came: (Came, Came),
 }
 
-const SECRET: &str = "not for the container";
+pub(super) const SECRET: &str = "not for the container";
 
 const ATTACKS: &[Attack] = &[
     Attack {
@@ -170,17 +170,17 @@ fn link(root: &Path, name: &str, target: &Path) {
 }
 
 /// A path that leads there also from deep inside of another tree.
-fn upwards(target: &Path) -> std::path::PathBuf {
+pub(super) fn upwards(target: &Path) -> std::path::PathBuf {
     Path::new("../../../../../../../../../..").join(target.strip_prefix("/").unwrap())
 }
 
-fn without_dev(spec: &mut Value) {
+pub(super) fn without_dev(spec: &mut Value) {
     let is_dev = |mount: &Value| mount["destination"].as_str().unwrap().starts_with("/dev");
     spec["mounts"].as_array_mut().unwrap().retain(|mount| !is_dev(mount));
 }
 
 /// Whether the host's directory is as it was.
-fn is_untouched(host: &Path) -> bool {
+pub(super) fn is_untouched(host: &Path) -> bool {
     let mut names: Vec<_> = host.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.retain(|name| name != "proc");
     let of_proc = host.join("proc").read_dir().map_or(1, Iterator::count);

@@ -9,6 +9,7 @@ mod foreign;
 mod groups;
 mod handed;
 mod processes;
+mod races;
 mod refusals;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,9 @@ pub(crate) const TESTS: &[testkit::serial::Test] = &[
     ("want_of_memory_is_told_as_under_runc", events::want_of_memory),
     ("refusals_are_as_under_runc", refusals::all),
     ("attacks_come_to_nothing_as_under_runc", attacks::all),
+    ("races_come_to_nothing_as_under_runc", races::all),
+    ("a_race_leads_astray_who_is_led_by_names", races::led_by_names),
+    ("the_runtimes_own_program_stays_as_under_runc", races::own_program),
     ("flags_are_as_under_runc", flags::all),
     ("features_are_as_under_runc", flags::features),
     ("hooks_are_as_under_runc", handed::hooks),
