@@ -1,4 +1,4 @@
-//! Clients with the gRPC of others, which name the socket in ways of their own: Go's, and that of C and C++ by Python.
+//! Clients with the gRPC of others, which name the socket in ways of their own: Go's, Java's, and that of C and C++ by Python.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
@@ -88,4 +88,10 @@ async fn a_go_client_names_the_socket_as_it_likes() {
 async fn a_python_client_names_the_socket_as_it_likes() {
     let Some(answers) = answers(callers::in_python()).await else { return };
     check(&answers, &["address", "short-address", "path-as-authority", "encoded-authority"], "NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_java_client_names_the_socket_as_it_likes() {
+    let Some(answers) = answers(callers::in_java()).await else { return };
+    check(&answers, &["address", "short-address", "domain-socket", "path-as-authority"], "NOT_FOUND");
 }

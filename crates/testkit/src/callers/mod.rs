@@ -1,4 +1,4 @@
-//! Clients of CRI with the gRPC of others: Go's, and that of C and C++, which Python calls.
+//! Clients of CRI with the gRPC of others: Go's, Java's, and that of C and C++, which Python calls.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +12,14 @@ use crate::{cache, go};
 const GRPCIO: &str = "grpcio==1.85.3";
 const PYTHON: Tool = Tool { program: "python3", deb: "python3-venv", rpm: "python3" };
 const SCRIPT: &str = include_str!("caller.py");
+
+const JAVA: [Tool; 2] = [
+    Tool { program: "javac", deb: "default-jdk-headless", rpm: "java-latest-openjdk-devel" },
+    Tool::new("mvn", "maven"),
+];
+/// Names gRPC for Java, as Maven's repository has it.
+const PROJECT: &str = include_str!("pom.xml");
+const CLASS: &str = include_str!("Caller.java");
 
 /// The Go client, which takes the path of a socket; from the cache when it is there.
 ///
@@ -39,6 +47,26 @@ pub fn in_python() -> anyhow::Result<Command> {
     })?;
     let mut command = Command::new(python(&dir.join("venv")));
     command.arg(dir.join("caller.py"));
+    Ok(command)
+}
+
+/// The Java client, likewise.
+///
+/// # Errors
+/// No compiler for Java, or no repository of Maven's.
+pub fn in_java() -> anyhow::Result<Command> {
+    let key = cache::key([PROJECT, CLASS].map(str::as_bytes));
+    let dir = cache::entry("java-cri-caller", &key, |dir| {
+        host::install(&JAVA)?;
+        std::fs::write(dir.join("pom.xml"), PROJECT)?;
+        std::fs::write(dir.join("Caller.java"), CLASS)?;
+        eprintln!("fetching gRPC for Java");
+        let copy = ["--quiet", "--batch-mode", "dependency:copy-dependencies", "-DoutputDirectory=."];
+        host::run(Command::new("mvn").args(copy).current_dir(dir))?;
+        host::run(Command::new("javac").args(["-classpath", "*", "Caller.java"]).current_dir(dir))
+    })?;
+    let mut command = Command::new("java");
+    command.arg("-classpath").arg(format!("{0}:{0}/*", dir.display())).arg("Caller");
     Ok(command)
 }
 
