@@ -14,6 +14,7 @@ use crate::console::{self, Callers, Terminal};
 use crate::container::{Container, started_ticks, state_json};
 use crate::context::Context;
 use crate::error::Error;
+use crate::notify::{self, Readiness};
 use crate::record::{Place, Record};
 use crate::spec::Bundle;
 use crate::systemd::Unit;
@@ -36,6 +37,8 @@ pub(crate) enum Begin {
 pub(crate) struct Created {
     pub(crate) container: Container,
     pub(crate) launched: Launched,
+    /// Where a program that began says that it is ready, if somebody wants to know.
+    pub(crate) readiness: Option<Readiness>,
 }
 
 /// `create`.
@@ -48,7 +51,7 @@ pub(crate) fn run(context: &Context, options: &CreateOptions) -> Result<(), Erro
 pub(crate) fn make(
     context: &Context,
     options: &CreateOptions,
-    bundle: Bundle,
+    mut bundle: Bundle,
     detached: bool,
     begin: Begin,
 ) -> Result<Created, Error> {
@@ -63,6 +66,8 @@ pub(crate) fn make(
     let place = Place::of(&context.root, &options.id)?;
     place.make()?;
     let mut unfinished = Unfinished { place: Some(place.clone()), group: None };
+    notify::prepare(&place, &mut bundle.spec)?;
+    let readiness = if begin == Begin::AtOnce { Readiness::listen(&place)? } else { None };
     let group = cgroups::make(context, &options.id, &bundle.spec)?;
     let record = record(&options.id, &bundle, group.as_ref());
     unfinished.group = group;
@@ -97,7 +102,7 @@ pub(crate) fn make(
     }
     unfinished.place = None;
     unfinished.group = None;
-    Ok(Created { container, launched })
+    Ok(Created { container, launched, readiness })
 }
 
 fn inherited(count: u32) -> Result<Inherited, Error> {

@@ -32,7 +32,7 @@ pub(crate) fn run(context: &Context, options: &ExecOptions) -> Result<ExitCode, 
     let signals = Signals::catch().map_err(Error::file("open", "signalfd"))?;
     let mut launched = start(&container, options, &process, inherited, terminal, &callers)?;
     let relay = create::take_terminal(&mut launched).map(Relay::new).transpose()?;
-    foreground::attend(&launched.child, signals, relay).map(foreground::exit_code)
+    foreground::attend(&launched.child, signals, relay, None).map(foreground::exit_code)
 }
 
 fn check(container: &Container, options: &ExecOptions) -> Result<(), Error> {

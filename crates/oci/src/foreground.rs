@@ -12,6 +12,7 @@ use sys::rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetatt
 use sys::signals::Signals;
 
 use crate::error::Error;
+use crate::notify::Readiness;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 32 * 1024;
@@ -26,14 +27,22 @@ pub(crate) fn exit_code(exit: Exit) -> ExitCode {
     ExitCode::from(u8::try_from(exit.code()).unwrap_or(255))
 }
 
-/// Waits for the end of `child`, hands on signals, and relays its terminal.
-pub(crate) fn attend(child: &Child, mut signals: Signals, mut relay: Option<Relay>) -> Result<Exit, Error> {
+/// Waits for the end of `child`, hands on signals, relays its terminal, and tells that it is ready: of this process, whose end
+/// is the container's.
+pub(crate) fn attend(
+    child: &Child,
+    mut signals: Signals,
+    mut relay: Option<Relay>,
+    mut readiness: Option<Readiness>,
+) -> Result<Exit, Error> {
     let failed = |error| Error::file("read", "signalfd")(error);
     let exit = loop {
         if let Some(exit) = reap(child) {
             break exit;
         }
-        match wait(&signals, relay.as_mut()) {
+        let woken = wait(&signals, relay.as_mut(), readiness.as_ref());
+        readiness = readiness.filter(|readiness| !readiness.is_done(own_id()));
+        match woken {
             Ok(true) => {}
             Ok(false) => continue,
             Err(error) => return Err(failed(error)),
@@ -53,6 +62,10 @@ pub(crate) fn attend(child: &Child, mut signals: Signals, mut relay: Option<Rela
     Ok(exit)
 }
 
+fn own_id() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(0)
+}
+
 /// Everything that has ended; the exit of `child` if it is among it.
 fn reap(child: &Child) -> Option<Exit> {
     std::iter::from_fn(process::reap_any).find(|(pid, _)| *pid == child.pid).map(|(_, exit)| exit)
@@ -68,26 +81,27 @@ fn hand_on(signal: i32, child: &Child, relay: Option<&Relay>) {
 }
 
 /// Waits for something to do; whether there are signals.
-fn wait(signals: &Signals, relay: Option<&mut Relay>) -> io::Result<bool> {
+fn wait(signals: &Signals, relay: Option<&mut Relay>, readiness: Option<&Readiness>) -> io::Result<bool> {
     let mut asked = vec![PollFd::new(signals, PollFlags::IN)];
     let Some(relay) = relay else {
-        return retry(poll(&mut asked, None)).map(|count| count > 0);
+        return wait_for_first(asked, readiness);
     };
     let stdin = io::stdin();
     let master = relay.master.try_clone()?;
     let output = if relay.pending.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
     let wants_input = relay.input_open && relay.pending.is_empty();
     if !relay.master_open && !wants_input {
-        return retry(poll(&mut asked, None)).map(|count| count > 0);
+        return wait_for_first(asked, readiness);
     }
     asked.push(PollFd::new(&master, if relay.master_open { PollFlags::IN | output } else { PollFlags::empty() }));
     if wants_input {
         asked.push(PollFd::new(&stdin, PollFlags::IN));
     }
+    asked.extend(readiness.map(Readiness::ready));
     retry(poll(&mut asked, None))?;
     let has_signals = !asked[0].revents().is_empty();
     let of_master = asked[1].revents();
-    let of_stdin = asked.get(2).is_some_and(|stdin| !stdin.revents().is_empty());
+    let of_stdin = wants_input && !asked[2].revents().is_empty();
     drop(asked);
     if of_master.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
         relay.show_output();
@@ -97,6 +111,13 @@ fn wait(signals: &Signals, relay: Option<&mut Relay>) -> io::Result<bool> {
     }
     relay.pass_input();
     Ok(has_signals)
+}
+
+/// Waits for any of them and for readiness; whether the first has something.
+fn wait_for_first<'a>(mut asked: Vec<PollFd<'a>>, readiness: Option<&'a Readiness>) -> io::Result<bool> {
+    asked.extend(readiness.map(Readiness::ready));
+    retry(poll(&mut asked, None))?;
+    Ok(!asked[0].revents().is_empty())
 }
 
 fn retry(result: Result<usize, Errno>) -> io::Result<usize> {

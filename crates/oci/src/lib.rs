@@ -30,6 +30,7 @@ mod inspect;
 mod kill;
 mod log;
 mod namespaces;
+mod notify;
 mod ps;
 mod record;
 mod rootless;

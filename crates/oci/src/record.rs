@@ -44,6 +44,9 @@ pub(crate) struct Record {
 
 const RECORD: &str = "state.json";
 const SOCKET: &str = "start.sock";
+/// The directory that a container gets to see, and in it the socket at which it says that it is ready.
+const NOTIFY_DIRECTORY: &str = "notify";
+pub(crate) const NOTIFY_SOCKET: &str = "notify.sock";
 
 /// A container's directory.
 #[derive(Debug, Clone)]
@@ -103,7 +106,7 @@ impl Place {
 
     /// The socket at which the process is to wait.
     pub(crate) fn listen(&self) -> Result<OwnedFd, Error> {
-        let (_directory, address) = self.address()?;
+        let (_directory, address) = self.address(SOCKET)?;
         let socket = self.socket()?;
         bind(&socket, &address).during("bind", self.dir.join(SOCKET).display())?;
         listen(&socket, 4).during("listen", self.dir.join(SOCKET).display())?;
@@ -113,13 +116,33 @@ impl Place {
     /// A connection to the process that waits; nothing when nobody does.
     pub(crate) fn connect(&self) -> Result<Option<OwnedFd>, Error> {
         use sys::rustix::io::Errno;
-        let (_directory, address) = self.address()?;
+        let (_directory, address) = self.address(SOCKET)?;
         let socket = self.socket()?;
         match connect(&socket, &address) {
             Ok(()) => Ok(Some(socket)),
             Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(None),
             Err(errno) => Ok(Err(errno).during("connect", self.dir.join(SOCKET).display())?),
         }
+    }
+
+    /// Makes the directory that a container gets to see.
+    pub(crate) fn make_notify_directory(&self) -> Result<PathBuf, Error> {
+        let path = self.dir.join(NOTIFY_DIRECTORY);
+        let made = std::fs::create_dir(&path).and_then(|()| open_to(&path, 0o755));
+        made.map_err(Error::file("make", &path))?;
+        Ok(path)
+    }
+
+    /// The socket in it; anybody in the container may send to it.
+    pub(crate) fn listen_for_readiness(&self) -> Result<OwnedFd, Error> {
+        let path = self.dir.join(NOTIFY_DIRECTORY).join(NOTIFY_SOCKET);
+        let (_directory, address) = self.address(&format!("{NOTIFY_DIRECTORY}/{NOTIFY_SOCKET}"))?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None);
+        let socket = socket.during("socket", path.display())?;
+        bind(&socket, &address).during("bind", path.display())?;
+        open_to(&path, 0o777).map_err(Error::file("open", &path))?;
+        Ok(socket)
     }
 
     /// The process does not wait any more.
@@ -134,13 +157,18 @@ impl Place {
 
     /// By a descriptor of the directory, whose path may be longer than the 108 bytes of an address. It has to live as long as
     /// the address is used.
-    fn address(&self) -> Result<(OwnedFd, SocketAddrUnix), Error> {
+    fn address(&self, name: &str) -> Result<(OwnedFd, SocketAddrUnix), Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = sys::rustix::fs::open(&self.dir, flags, Mode::empty()).during("open", self.dir.display())?;
-        let path = format!("/proc/self/fd/{}/{SOCKET}", directory.as_fd().as_raw_fd());
+        let path = format!("/proc/self/fd/{}/{name}", directory.as_fd().as_raw_fd());
         let address = SocketAddrUnix::new(path).during("bind", self.dir.display())?;
         Ok((directory, address))
     }
+}
+
+/// Whatever the caller's umask is.
+fn open_to(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))
 }
 
 /// Writes a file that nobody else may read halfway. It is always a new one: where others may write to the directory, what

@@ -17,6 +17,9 @@ pub(crate) fn run(context: &Context, options: &RunOptions) -> Result<ExitCode, E
     if options.detach {
         let created = create::make(context, &options.create, bundle, true, Begin::AtOnce)?;
         begun(&created)?;
+        if let Some(readiness) = &created.readiness {
+            readiness.wait(&created.launched.child.pidfd, created.container.record.pid)?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if !options.no_subreaper {
@@ -27,7 +30,7 @@ pub(crate) fn run(context: &Context, options: &RunOptions) -> Result<ExitCode, E
     let mut created = create::make(context, &options.create, bundle, false, Begin::AtOnce)?;
     let relay = create::take_terminal(&mut created.launched).map(Relay::new).transpose()?;
     let begun = begun(&created);
-    let exit = foreground::attend(&created.launched.child, signals, relay)?;
+    let exit = foreground::attend(&created.launched.child, signals, relay, created.readiness.take())?;
     if !options.keep {
         delete::destroy(&created.container)?;
     }

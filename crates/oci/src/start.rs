@@ -6,6 +6,7 @@ use crate::container::{Container, Status};
 use crate::context::Context;
 use crate::create::PATIENCE;
 use crate::error::Error;
+use crate::notify::Readiness;
 use crate::{hooks, kill, seccomp};
 
 pub(crate) fn run(context: &Context, id: &str) -> Result<(), Error> {
@@ -20,12 +21,17 @@ pub(crate) fn run(context: &Context, id: &str) -> Result<(), Error> {
     let Some(channel) = container.place.connect()? else {
         return refused("cannot start a container that has stopped");
     };
+    let readiness = Readiness::listen(&container.place)?;
     let listener = Gate::connected(channel).open(PATIENCE).map_err(|error| launch_error(error, &container))?;
     container.place.forget_socket();
     if let Some(listener) = listener {
         seccomp::hand_over(&container, &listener)?;
     }
-    poststart(&container)
+    poststart(&container)?;
+    match (readiness, container.process()) {
+        (Some(readiness), Some(process)) => readiness.wait(&process, container.record.pid),
+        _ => Ok(()),
+    }
 }
 
 /// The hooks of a container whose program runs. One that fails ends it.

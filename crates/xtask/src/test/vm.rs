@@ -30,6 +30,7 @@ const ONLY: &[(&str, &[&str])] = &[
             "ends_are",
             "statistics_are",
             "want_of_memory_is_told_as",
+            "readiness_is",
             "a_container_is_created",
             "what_cannot_be",
             "a_failed_creation",

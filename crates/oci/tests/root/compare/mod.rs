@@ -10,6 +10,7 @@ mod groups;
 mod handed;
 mod processes;
 mod races;
+mod readiness;
 mod refusals;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,8 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::bundle::Bundle;
+
+pub(crate) use readiness::notify;
 
 pub(crate) const TESTS: &[testkit::serial::Test] = &[
     ("processes_are_as_under_runc", processes::all),
@@ -43,6 +46,7 @@ pub(crate) const TESTS: &[testkit::serial::Test] = &[
     ("hooks_are_as_under_runc", handed::hooks),
     ("descriptors_are_as_under_runc", handed::descriptors),
     ("terminals_are_as_under_runc", handed::terminals),
+    ("readiness_is_told_as_under_runc", readiness::all),
 ];
 
 /// A change of the plain configuration. In its strings [`BUNDLE`] and [`NAMESPACES`] stand for paths.
