@@ -1,5 +1,5 @@
 //! Control groups that systemd makes: with a real systemd, as the first process of a container of Debian that this program runs
-//! as its runtime; and there by its own command line beside runc's, by a user, and by Podman in its defaults.
+//! as its runtime; and there by its own command line beside runc's, by a user, and by Podman in its defaults, root's and a user's.
 //!
 //! Version 1 is tested on a host that has it, version 2 in the virtual machine.
 
@@ -167,7 +167,10 @@ fn podman() {
         spec["linux"]["cgroupsPath"] = ":orlop:one".into();
         spec["linux"]["resources"] = serde_json::json!({ "memory": { "limit": 64 << 20 }, "pids": { "limit": 50 } });
     });
-    let said = lab.run("user", &format!("R=/lab/runc\n{USER}"));
+    let how = format!("as_user env DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus {how}");
+    let said = lab.run("user", &format!("R=/lab/runc\n{USER}\necho by Podman\nP='{how}'\n{PODMAN}"));
+    let (said, by_podman) = said.split_once("by Podman\n").unwrap();
+    assert_eq!(by_podman, SAID);
     let scope = "/user.slice/user-1000.slice/user@1000.service/user.slice/orlop-one.scope";
     for part in ["up\n", "Slice=user.slice", "MemoryMax=67108864", "TasksMax=50", "\n50\n", "\n0\ncode 5\n30\n", scope]
     {
