@@ -50,8 +50,8 @@ pub mod counters {
     pub const ALL: [&str; 2] = [INVALID_DROPPED, LOOPBACK_ACCEPTED];
 }
 
-/// With more endpoints than these in one address family, as upstream, rules about single ones have no comments.
-const COMMENTED_ENDPOINTS_MAX: usize = 1000;
+/// With more endpoints than these in one address family ports are written in short, as upstream does it.
+const FULL_ENDPOINTS_MAX: usize = 1000;
 
 /// A table that rules of ours stand in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,6 +102,9 @@ pub struct Config {
     pub drop_invalid: bool,
     /// Whether the counters are there ([`counters`]).
     pub counts: bool,
+    /// Whether rules can compare a packet's source with its destination (the match `bpf`). One rule then masquerades what
+    /// endpoints send to themselves, and where there are many endpoints they have no chains of their own.
+    pub compares: bool,
 }
 
 impl Config {
@@ -113,6 +116,7 @@ impl Config {
             localhost_node_ports: true,
             drop_invalid: true,
             counts: false,
+            compares: false,
         }
     }
 
@@ -161,11 +165,28 @@ impl Default for Config {
     }
 }
 
-/// Whether rules about single endpoints have comments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the rules of a port are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Style {
+    /// As upstream does it where there are few endpoints.
+    #[default]
     Full,
+    /// Without comments about single endpoints and, if rules can compare ([`Config::compares`]), without chains of theirs: the
+    /// kernel needs 11 µs for each rule and chain of a start, and walks through all of them with each change.
     Short,
+}
+
+/// A port of a Service, as it was written last.
+#[derive(Debug, Clone, Default)]
+struct Port {
+    entries: BTreeMap<Frontend, Entry>,
+    style: Style,
+}
+
+impl Port {
+    fn rules(&self, key: &PortKey, config: &Config) -> PortRules {
+        PortRules::of(key, &self.entries, config, self.style)
+    }
 }
 
 /// Something for each address family: IPv4 first.
@@ -192,7 +213,7 @@ pub type Scripts = Families<String>;
 #[derive(Debug)]
 pub struct ServiceRules {
     config: Config,
-    ports: BTreeMap<PortKey, BTreeMap<Frontend, Entry>>,
+    ports: BTreeMap<PortKey, Port>,
     endpoints: Families<usize>,
     sizes: Families<Size>,
 }
@@ -257,11 +278,13 @@ impl ServiceRules {
         self.endpoints = Families::default();
         self.sizes = Families::default();
         for (frontend, entry) in rules.iter() {
-            self.ports.entry(PortKey::of(frontend, entry)).or_default().insert(*frontend, entry.clone());
+            self.ports.entry(PortKey::of(frontend, entry)).or_default().entries.insert(*frontend, entry.clone());
         }
-        for (key, entries) in &self.ports {
-            *self.endpoints.of_mut(key.ipv6) += endpoints(entries);
+        for (key, port) in &self.ports {
+            *self.endpoints.of_mut(key.ipv6) += endpoints(&port.entries);
         }
+        let styles = Families([false, true].map(|ipv6| self.style(ipv6)));
+        self.ports.iter_mut().for_each(|(key, port)| port.style = *styles.of(key.ipv6));
     }
 
     /// Writes the rules of one address family in place of all that there is of a proxy's, in scripts that `take` gets one
@@ -287,8 +310,8 @@ impl ServiceRules {
         for (chain, rule) in self.declared(&mut nat, Table::Nat, ipv6) {
             nat.append(chain, &rule);
         }
-        for (key, entries) in self.ports.iter().filter(|(key, _)| key.ipv6 == ipv6) {
-            let mut rules = PortRules::of(key, entries, &self.config, self.style(ipv6));
+        for (key, port) in self.ports_of(ipv6) {
+            let mut rules = port.rules(key, &self.config);
             size.more(&rules);
             shared.extend(std::mem::take(&mut rules.shared));
             for chain in rules.chains.keys() {
@@ -305,7 +328,13 @@ impl ServiceRules {
             }
         }
         *self.sizes.of_mut(ipv6) = size;
-        take(self.last_script(ipv6, nat, &shared, &stale, remains))
+        let mut stale: Vec<&str> = stale.into_iter().collect();
+        if stale.len() <= lines_max {
+            return take(self.last_script(ipv6, nat, &shared, &stale, remains));
+        }
+        // As many as these a proxy leaves that gives each endpoint a chain.
+        take(self.last_script(ipv6, nat, &shared, &[], remains))?;
+        removals(&mut stale, lines_max).try_for_each(take)
     }
 
     /// What comes after the chains of ports: the rest of `nat`, and the other tables.
@@ -314,7 +343,7 @@ impl ServiceRules {
         ipv6: bool,
         nat: Section,
         shared: &BTreeSet<(Shared, String)>,
-        stale: &BTreeSet<&str>,
+        stale: &[&str],
         remains: &Remains,
     ) -> String {
         let mut sections = BTreeMap::from([(Table::Nat, nat)]);
@@ -374,7 +403,6 @@ impl ServiceRules {
 
     /// All chains that there are to be, and their rules.
     fn whole(&self, ipv6: bool) -> BTreeMap<(Table, String), Vec<String>> {
-        let style = self.style(ipv6);
         let mut whole: BTreeMap<(Table, String), Vec<String>> = BTreeMap::new();
         for table in Table::ALL {
             for chain in base::chains(&self.config, table, ipv6) {
@@ -387,8 +415,8 @@ impl ServiceRules {
                 append(table, chain, rule);
             }
         }
-        for (key, entries) in self.ports.iter().filter(|(key, _)| key.ipv6 == ipv6) {
-            let rules = PortRules::of(key, entries, &self.config, style);
+        for (key, port) in self.ports_of(ipv6) {
+            let rules = port.rules(key, &self.config);
             for (chain, rule) in rules.shared {
                 append(chain.table(), chain.name(), rule);
             }
@@ -442,8 +470,8 @@ impl ServiceRules {
             last.for_each(|(chain, rule)| shared.count(table, chain.name(), &rule));
             base::jumps(&self.config, table, ipv6).for_each(|jump| shared.count_jump(table, jump.to));
         }
-        for (key, entries) in self.ports.iter().filter(|(key, _)| key.ipv6 == ipv6) {
-            let rules = PortRules::of(key, entries, &self.config, self.style(ipv6));
+        for (key, port) in self.ports_of(ipv6) {
+            let rules = port.rules(key, &self.config);
             if rules.uses().iter().any(|(chain, least)| uses(Table::Nat, chain) < *least) {
                 return false;
             }
@@ -504,15 +532,18 @@ impl ServiceRules {
         self.apply(difference);
         for (key, before) in &touched {
             let count = self.endpoints.of_mut(key.ipv6);
-            *count = *count + self.ports.get(key).map_or(0, endpoints) - endpoints(before);
+            *count =
+                *count + self.ports.get(key).map_or(0, |port| endpoints(&port.entries)) - endpoints(&before.entries);
         }
         let mut edits = Families::<Edit>::default();
-        let nothing = BTreeMap::new();
         for (key, before) in &touched {
-            // Both in the style that holds now: what has other comments only is left as it is.
+            // What is not touched keeps its style.
             let style = self.style(key.ipv6);
-            let rules = |entries| PortRules::of(key, entries, &self.config, style);
-            let (old, new) = (rules(before), rules(self.ports.get(key).unwrap_or(&nothing)));
+            let old = before.rules(key, &self.config);
+            let new = self.ports.get_mut(key).map_or_else(PortRules::default, |port| {
+                port.style = style;
+                port.rules(key, &self.config)
+            });
             self.sizes.of_mut(key.ipv6).less(&old);
             self.sizes.of_mut(key.ipv6).more(&new);
             edits.of_mut(key.ipv6).add(old, new);
@@ -523,21 +554,26 @@ impl ServiceRules {
     fn apply(&mut self, difference: &Difference) {
         for Change { frontend, old, .. } in &difference.changes {
             let Some(key) = old.as_ref().map(|entry| PortKey::of(frontend, entry)) else { continue };
-            let Some(entries) = self.ports.get_mut(&key) else { continue };
-            entries.remove(frontend);
-            if entries.is_empty() {
+            let Some(port) = self.ports.get_mut(&key) else { continue };
+            port.entries.remove(frontend);
+            if port.entries.is_empty() {
                 self.ports.remove(&key);
             }
         }
         for Change { frontend, new, .. } in &difference.changes {
             if let Some(entry) = new {
-                self.ports.entry(PortKey::of(frontend, entry)).or_default().insert(*frontend, entry.clone());
+                self.ports.entry(PortKey::of(frontend, entry)).or_default().entries.insert(*frontend, entry.clone());
             }
         }
     }
 
+    fn ports_of(&self, ipv6: bool) -> impl Iterator<Item = (&PortKey, &Port)> {
+        self.ports.iter().filter(move |(key, _)| key.ipv6 == ipv6)
+    }
+
+    /// How ports are written from now on.
     fn style(&self, ipv6: bool) -> Style {
-        if *self.endpoints.of(ipv6) > COMMENTED_ENDPOINTS_MAX { Style::Short } else { Style::Full }
+        if *self.endpoints.of(ipv6) > FULL_ENDPOINTS_MAX { Style::Short } else { Style::Full }
     }
 }
 
@@ -606,18 +642,26 @@ pub fn removal(remains: &Remains, lines_max: usize) -> Vec<String> {
     }
     scripts.extend(Some(script).filter(|script| !script.is_empty()));
     let mut of_ports: Vec<&str> = remains.chains(Table::Nat).filter(|chain| names::is_of_port(chain)).collect();
-    // Who leads to others goes before them.
-    of_ports.sort_by_key(|chain| names::rank(chain));
+    scripts.extend(removals(&mut of_ports, lines_max));
     let mut marks: Vec<&str> = remains.chains(Table::Nat).filter(|chain| MARKS.contains(chain)).collect();
     marks.reverse();
-    of_ports.extend(marks);
-    for some in of_ports.chunks(lines_max) {
-        let (mut section, mut script) = (Section::default(), String::new());
-        some.iter().for_each(|chain| section.drop(chain));
-        section.write(Table::Nat, &mut script);
-        scripts.push(script);
-    }
+    scripts.extend(removal_of(&marks));
     scripts
+}
+
+/// Removes chains of ports to which nothing leads but each other, in scripts of so many.
+fn removals<'a>(chains: &'a mut [&str], lines_max: usize) -> impl Iterator<Item = String> + use<'a> {
+    // Who leads to others goes before them.
+    chains.sort_by_key(|chain| names::rank(chain));
+    chains.chunks(lines_max).filter_map(removal_of)
+}
+
+/// Removes chains of the table `nat`, if there are some.
+fn removal_of(chains: &[&str]) -> Option<String> {
+    let (mut section, mut script) = (Section::default(), String::new());
+    chains.iter().for_each(|chain| section.drop(chain));
+    section.write(Table::Nat, &mut script);
+    (!script.is_empty()).then_some(script)
 }
 
 /// How many endpoints a port has.

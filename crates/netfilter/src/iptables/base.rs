@@ -149,19 +149,48 @@ fn first_filter_rules(config: &Config, ipv6: bool) -> Vec<(&'static str, String)
 fn first_nat_rules(config: &Config, ipv6: bool) -> Vec<(&'static str, String)> {
     let mark = config.mark();
     let masquerade = "-m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE --random-fully";
-    let mut rules = vec![
+    let mut rules = Vec::new();
+    if config.compares {
+        let comment = "-m comment --comment \"kubernetes service traffic from an endpoint to itself\"";
+        let matching = format!("-m conntrack --ctstate DNAT -m bpf --bytecode \"{}\"", comparison(ipv6));
+        rules.push((names::POSTROUTING, format!("{comment} {matching} -j {}", names::MARK_MASQ)));
+    }
+    rules.extend([
         (names::POSTROUTING, format!("-m mark ! --mark {mark}/{mark} -j RETURN")),
         // Who goes through the stack once more is not masqueraded once more.
         (names::POSTROUTING, format!("-j MARK --xor-mark {mark}")),
         (names::POSTROUTING, masquerade.to_owned()),
         (names::MARK_MASQ, format!("-j MARK --or-mark {mark}")),
-    ];
+    ]);
     let ranges = config.pod_ranges(ipv6);
     if ranges.len() > 1 {
         rules.extend(ranges.iter().map(|range| (names::MARK_MASQ_OUTSIDE, format!("-s {range} -j RETURN"))));
         rules.push((names::MARK_MASQ_OUTSIDE, format!("-j {}", names::MARK_MASQ)));
     }
     rules
+}
+
+/// A program (classic BPF) that matches packets whose source is their destination: how many instructions, and of each its code,
+/// the jumps of a comparison, and its operand (man page of `iptables-extensions`, bpf).
+fn comparison(ipv6: bool) -> String {
+    const LOAD_WORD: u8 = 0x20;
+    const REMEMBER: u8 = 0x07;
+    const IS_REMEMBERED: u8 = 0x1d;
+    const RETURN: u8 = 0x06;
+    // Where in its header a packet has the addresses, and of how many words of four bytes they are.
+    let (source, destination, words) = if ipv6 { (8, 24, 4) } else { (12, 16, 1) };
+    let mut program = Vec::new();
+    for word in 0..words {
+        // To the last instruction, over those of the other words and the last but one.
+        let away = 4 * (words - word - 1) + 1;
+        program.push((LOAD_WORD, 0, source + 4 * word));
+        program.push((REMEMBER, 0, 0));
+        program.push((LOAD_WORD, 0, destination + 4 * word));
+        program.push((IS_REMEMBERED, away, 0));
+    }
+    program.extend([(RETURN, 0, 1), (RETURN, 0, 0)]);
+    let instructions = program.iter().map(|(code, away, operand)| format!(",{code} 0 {away} {operand}"));
+    format!("{}{}", program.len(), instructions.collect::<String>())
 }
 
 /// Rules behind those of ports.

@@ -159,8 +159,19 @@ impl<'a> Writer<'a> {
         let (cluster, local) = (self.cluster().to_vec(), self.local().to_vec());
         self.write_balancer(self.names.cluster(), &cluster);
         self.write_balancer(self.names.local(), &local);
-        let all: BTreeSet<Endpoint> = cluster.into_iter().chain(local).collect();
-        all.iter().for_each(|endpoint| self.write_endpoint(endpoint));
+        if self.has_endpoint_chains() {
+            let all: BTreeSet<Endpoint> = cluster.into_iter().chain(local).collect();
+            all.iter().for_each(|endpoint| self.write_endpoint(endpoint));
+        }
+    }
+
+    /// Whether there is a chain for each endpoint. What a client is to come back to is remembered there.
+    fn has_endpoint_chains(&self) -> bool {
+        self.style == Style::Full || !self.config.compares || self.affinity_s().is_some()
+    }
+
+    fn affinity_s(&self) -> Option<u32> {
+        self.entries.values().next().and_then(|entry| entry.affinity_s)
     }
 
     fn share(&mut self, chain: Shared, rule: String) {
@@ -312,18 +323,24 @@ impl<'a> Writer<'a> {
         // Slots change places when others leave; in this order the rules of those that stay are the same.
         let mut endpoints = endpoints.to_vec();
         endpoints.sort_unstable();
-        let seconds = self.entries.values().next().and_then(|entry| entry.affinity_s);
+        if !self.has_endpoint_chains() {
+            let protocol = self.protocol;
+            for (before, endpoint) in endpoints.iter().enumerate() {
+                let (draw, to) = (draw(endpoints.len() - before), translate(protocol, endpoint));
+                self.append(chain.clone(), format!("-p {protocol} {draw}{to}"));
+            }
+            return;
+        }
         let named: Vec<(String, String)> =
             endpoints.iter().map(|one| (self.names.endpoint(one), self.leads_to(one))).collect();
-        for (name, comment) in named.iter().filter(|_| seconds.is_some()) {
-            let known = format!("-m recent --rcheck --seconds {} --reap --name {name}", seconds.unwrap_or_default());
-            self.append(chain.clone(), format!("{comment}{known} -j {name}"));
+        if let Some(seconds) = self.affinity_s() {
+            for (name, comment) in &named {
+                let known = format!("-m recent --rcheck --seconds {seconds} --reap --name {name}");
+                self.append(chain.clone(), format!("{comment}{known} -j {name}"));
+            }
         }
         for (before, (name, comment)) in named.iter().enumerate() {
-            let draw = match named.len() - before {
-                1 => String::new(),
-                left => format!("-m statistic --mode random --probability {} ", probability(left)),
-            };
+            let draw = draw(named.len() - before);
             self.append(chain.clone(), format!("{comment}{draw}-j {name}"));
         }
     }
@@ -344,12 +361,25 @@ impl<'a> Writer<'a> {
         let address = endpoint.address;
         let length = if self.ipv6 { 128 } else { 32 };
         self.append(chain.clone(), format!("-s {address}/{length} {comment}-j {}", names::MARK_MASQ));
-        let remember = match self.entries.values().next().and_then(|entry| entry.affinity_s) {
+        let remember = match self.affinity_s() {
             Some(_) => format!("-m recent --set --name {chain} "),
             None => String::new(),
         };
-        let (protocol, place) = (self.protocol, names::place(endpoint));
-        self.append(chain, format!("-p {protocol} {comment}{remember}-m {protocol} -j DNAT --to-destination {place}"));
+        let protocol = self.protocol;
+        self.append(chain, format!("-p {protocol} {comment}{remember}{}", translate(protocol, endpoint)));
+    }
+}
+
+/// The end of a rule that leads to an endpoint.
+fn translate(protocol: &str, endpoint: &Endpoint) -> String {
+    format!("-m {protocol} -j DNAT --to-destination {}", names::place(endpoint))
+}
+
+/// What lets a rule take its share where `left` endpoints are left, with the space behind it.
+fn draw(left: usize) -> String {
+    match left {
+        1 => String::new(),
+        left => format!("-m statistic --mode random --probability {} ", probability(left)),
     }
 }
 

@@ -374,6 +374,83 @@ fn addresses_for_the_outside() {
     );
 }
 
+/// So many endpoints of a Service that clients come back to, behind an address that no step of a history uses: all that is
+/// written from then on is written in short.
+fn crowd(model: &mut Model) {
+    let spec = json!({"clusterIP": "172.30.0.99", "clusterIPs": ["172.30.0.99", "fd30::99"], "ports": [{"name": "p80", "port": 80}]});
+    model.set_service(&service("crowd", spec, &[]));
+    for prefix in ["10.7.0.", "fd07::"] {
+        let one = |n: usize| match prefix.contains(':') {
+            true => format!("{prefix}{n:x}"),
+            false => format!("10.7.{}.{}", n / 256, n % 256),
+        };
+        let endpoints: Vec<_> = (0..=FULL_ENDPOINTS_MAX).map(|n| (one(n), "there")).collect();
+        model.set_slice(&slice("crowd", &endpoints));
+    }
+}
+
+#[test]
+fn many_endpoints_have_no_chains_of_their_own() {
+    let mut model = Model::new("here");
+    let spec = |affinity: &str| json!({"clusterIP": "172.30.0.41", "sessionAffinity": affinity, "ports": [{"name": "p80", "port": 80}]});
+    let few = [(NEAR.0.to_owned(), NEAR.1), (FAR.0.to_owned(), FAR.1)];
+    let config = Config { compares: true, ..config() };
+    let (mut rules, mut tables) = (ServiceRules::new(config.clone()), Tables::new());
+    let names = PortNames::new("web:p80");
+    let (svc, near) = (names.chain("SVC"), names.endpoint(NEAR.0));
+    let endpoint_chains = |tables: &Tables| tables.0.keys().filter(|(_, chain)| chain.starts_with("KUBE-SEP-")).count();
+
+    model.set_service(&service("web", spec("None"), &[]));
+    model.set_slice(&slice("web", &few));
+    model.update();
+    rules
+        .replace(model.rules(), &config.network, &Families::default(), usize::MAX)
+        .of(false)
+        .iter()
+        .for_each(|script| tables.restore(script));
+    assert_eq!(endpoint_chains(&tables), 2, "as upstream has them");
+    assert!(
+        tables.chain("nat", "KUBE-POSTROUTING")[0]
+            .ends_with("--bytecode \"6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 1,6 0 0 0\" -j KUBE-MARK-MASQ")
+    );
+
+    crowd(&mut model);
+    tables.restore(rules.update(&model.update()).of(false));
+    assert_eq!(endpoint_chains(&tables), 2, "what has not changed stands as it was");
+    assert!(rules.is_used(false, |table, chain| tables.uses(table, chain)));
+
+    model.set_slice(&slice("web", &few[..1]));
+    tables.restore(rules.update(&model.update()).of(false));
+    assert_eq!(endpoint_chains(&tables), 0);
+    assert_eq!(tables.chain("nat", &svc)[1..], ["-p tcp -m tcp -j DNAT --to-destination 10.180.0.1:8080"]);
+    model.set_slice(&slice("web", &few));
+    tables.restore(rules.update(&model.update()).of(false));
+    let drawn =
+        "-p tcp -m statistic --mode random --probability 0.5000000000 -m tcp -j DNAT --to-destination 10.180.0.1:8080";
+    assert_eq!(tables.chain("nat", &svc)[1], drawn);
+
+    model.set_service(&service("web", spec("ClientIP"), &[]));
+    tables.restore(rules.update(&model.update()).of(false));
+    assert_eq!(endpoint_chains(&tables), 2, "what a client comes back to is remembered in a chain");
+    assert!(tables.chain("nat", &near)[1].contains("-m recent --set"));
+    assert!(rules.is_whole(&Remains::read(&tables.listing(), false), false));
+    assert_eq!(tables.clone().sorted(), tables_of(config, &model, false).sorted());
+}
+
+#[test]
+fn chains_of_endpoints_that_have_none_any_more_go_in_pieces() {
+    let mut model = Model::new("here");
+    crowd(&mut model);
+    model.update();
+    let (full, short) = (config(), Config { compares: true, ..config() });
+    let mut tables = tables_of(full.clone(), &model, false);
+    let remains = Families([Remains::read(&tables.listing(), false), Remains::default()]);
+    let scripts = ServiceRules::new(short.clone()).replace(model.rules(), &full.network, &remains, 400);
+    assert!(scripts.of(false).iter().all(|script| script.lines().count() < 3000), "no script has them all");
+    scripts.of(false).iter().for_each(|script| tables.restore(script));
+    assert_eq!(tables.sorted(), tables_of(short, &model, false).sorted());
+}
+
 /// Names of the chains of a port, as they are computed for any name.
 struct PortNames(names::PortNames);
 
@@ -570,8 +647,16 @@ fn take(model: &mut Model, step: &Step) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn changes_lead_where_a_replacement_does(history in prop::collection::vec(prop::collection::vec(step(), 1..4), 1..12)) {
+    fn changes_lead_where_a_replacement_does(
+        history in prop::collection::vec(prop::collection::vec(step(), 1..4), 1..12),
+        crowded in prop::bool::weighted(0.25),
+    ) {
+        let config = || Config { compares: crowded, ..config() };
         let mut model = Model::new("here");
+        if crowded {
+            crowd(&mut model);
+            model.update();
+        }
         let mut rules = ServiceRules::new(config());
         let mut tables = Families([Tables::new(), Tables::new()]);
         let scripts = rules.replace(model.rules(), &config().network, &Families::default(), usize::MAX);

@@ -89,6 +89,7 @@ impl Iptables {
             localhost_node_ports,
             drop_invalid: !is_liberal(),
             counts: counters.is_some(),
+            compares: true,
         };
         let mut programs = Programs::find(config.iptables.kind)?;
         programs.try_out(&mut options)?;

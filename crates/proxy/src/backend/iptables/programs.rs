@@ -214,16 +214,25 @@ impl Programs {
     /// Finds out whether programs and kernel have all that rules need, in a network namespace that ends with the trial. A
     /// kernel without IPv6 is served in IPv4 alone.
     ///
-    /// Where they cannot count (`counts`), that is left out.
+    /// What they can do without (`counts`, `compares`) is left out where they have it not.
     pub(super) fn try_out(&mut self, config: &mut tables::Config) -> Result<(), StartError> {
-        match self.try_with(config) {
-            Err(StartError::IptablesUnusable(error)) if config.counts => {
-                tracing::info!(%error, "rules are not counted: iptables has no match nfacct");
-                config.counts = false;
-                self.try_with(config)
+        const LESS: [[bool; 2]; 3] = [[false, true], [true, false], [false, false]];
+        let wanted = config.clone();
+        let mut tried = self.try_with(config);
+        for [counts, compares] in LESS {
+            let lesser = [wanted.counts && counts, wanted.compares && compares];
+            if matches!(tried, Err(StartError::IptablesUnusable(_))) && lesser != [config.counts, config.compares] {
+                [config.counts, config.compares] = lesser;
+                tried = self.try_with(config);
             }
-            tried => tried,
         }
+        if wanted.counts && !config.counts {
+            tracing::info!("rules are not counted: iptables has no match nfacct");
+        }
+        if wanted.compares && !config.compares {
+            tracing::info!("each endpoint has a chain of its own, however many there are: iptables has no match bpf");
+        }
+        tried
     }
 
     fn try_with(&mut self, config: &tables::Config) -> Result<(), StartError> {

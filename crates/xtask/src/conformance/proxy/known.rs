@@ -35,6 +35,17 @@ const ALL: &[Known] = &[
         is_it: node_is_itself,
     },
     Known {
+        reason: "with IPVS orlop drops what a load balancer's source ranges do not admit, from the node as from others; kube-proxy's \
+                 IPVS refuses it to the node before its rules see it where there are no endpoints",
+        is_it: node_is_not_admitted,
+    },
+    Known {
+        reason: "with IPVS orlop drops what goes to cluster addresses whose internal policy is Local and which have no endpoints on \
+                 this node, as all other modes do; kube-proxy refuses it or, where the Service has external addresses, leads it \
+                 elsewhere",
+        is_it: policy_is_kept,
+    },
+    Known {
         reason: "orlop refuses at once what goes to the range of Services and is no Service's; kube-proxy lets the client \
                  wait (nftables drops it, iptables routes it away)",
         is_it: refused_instead_of_dropped,
@@ -102,7 +113,8 @@ fn source_is_kept(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answer
         && own.difference(upstream).all(is_kept)
 }
 
-/// All that kube-proxy led to are endpoints of this node, and we lead there and to others.
+/// All that kube-proxy led to are endpoints of this node, and we lead to others that are none. Which of this node's are among
+/// ours, the policy Cluster says: not those that end while others do not, nor those that are for another zone.
 fn led_to_all(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
     let is_of_cluster = !matches!(inquiry.client, Client::Outside | Client::RemoteNode);
     let [theirs, all] = [upstream, own].map(|answers| answers.iter().map(endpoint).collect::<BTreeSet<_>>());
@@ -111,7 +123,6 @@ fn led_to_all(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2
     ours.mode == Mode::Ipvs
         && is_of_cluster
         && !is_service_range(inquiry.question.to.ip())
-        && theirs.is_subset(&all)
         && theirs.iter().all(is_local)
         && !more.is_empty()
         && more.into_iter().all(|by| by.is_some() && !is_local(by))
@@ -127,6 +138,25 @@ fn node_is_itself(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answer
         && inquiry.likeness.has_same_endpoints([upstream, own])
         && saw(upstream, &|seen| seen == to || is_node(seen))
         && saw(own, &|seen| seen == to || is_node(seen))
+}
+
+fn node_is_not_admitted(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    let to = inquiry.question.to.ip();
+    ours.mode == Mode::Ipvs
+        && inquiry.client == Client::Node
+        && !is_service_range(to)
+        && !is_node(to)
+        && only(upstream, Answer::Refused)
+        && only(own, Answer::Silent)
+}
+
+fn policy_is_kept(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    let is_here = |answer: &Answer| endpoint(answer).is_some_and(|by| is_local(by.ip()));
+    ours.mode == Mode::Ipvs
+        && inquiry.inside_local
+        && is_service_range(inquiry.question.to.ip())
+        && only(own, Answer::Silent)
+        && !upstream.iter().any(is_here)
 }
 
 fn refused_instead_of_dropped(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {

@@ -11,7 +11,7 @@ use testkit::service_lab::{Answer, Client, Flow, NODE, Pair, Protocol, backend, 
 
 use super::contestant::{Locality, METRICS, Options};
 use super::stage::{Stage, endpoint, inquiry};
-use super::world::{Conditions, Endpoint, Family, OTHER_NODE, Service, Slice, World, ZONE, cluster_ips, end};
+use super::world::{Conditions, Endpoint, Family, OTHER_NODE, Service, Slice, World, ZONE, cluster_ips, crowd, end};
 
 use Protocol::{Sctp, Tcp, Udp};
 
@@ -52,6 +52,7 @@ pub(super) const ALL: &[Scenario] = &[
     plain("single-family", single_family),
     plain("without-node", without_node),
     plain("hairpin", hairpin),
+    plain("many-endpoints", many_endpoints),
     plain("host-endpoints", host_endpoints),
     plain("nobody", nobody),
     plain("unknown-address", unknown_address),
@@ -395,6 +396,26 @@ fn hairpin(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let udp = Service::new(28).ports(&[("udp", Udp, 80), ("sctp", Sctp, 80)]);
     let slice = Slice::new(28, &ends(&["a"])).ports(&[("udp", Udp, Some(8080)), ("sctp", Sctp, Some(8080))]);
     stage.see("other protocols", World { services: vec![udp], slices: vec![slice] })
+}
+
+/// With more than a thousand endpoints both write their rules in another way, what has changed since at least.
+fn many_endpoints(stage: &mut Stage<'_>) -> anyhow::Result<()> {
+    let service = |number| balanced(number).with("externalIPs", json!(["198.51.100.140"]));
+    let local = |number| {
+        let local = service(number).with("externalTrafficPolicy", json!("Local"));
+        local.with("healthCheckNodePort", json!(32_040))
+    };
+    stage.see("few", one(service(40), &["a", "b", "r"]))?;
+    stage.see("many, not of this Service", and(one(service(40), &["a", "b", "r"]), crowd()))?;
+    stage.see("one has left since", and(one(service(40), &["a", "r"]), crowd()))?;
+    stage.see("only itself", and(one(service(40), &["a"]), crowd()))?;
+    stage.see("with policy Local", and(one(local(40), &["a", "r"]), crowd()))?;
+    stage.see("with affinity", and(one(sticky(41, 600).node_ports(), &["a", "b", "r"]), crowd()))?;
+    let udp = Service::new(42).ports(&[("udp", Udp, 80), ("sctp", Sctp, 80)]);
+    let slice = Slice::new(42, &ends(&["a", "r"])).ports(&[("udp", Udp, Some(8080)), ("sctp", Sctp, Some(8080))]);
+    stage.see("other protocols", and(World { services: vec![udp], slices: vec![slice] }, crowd()))?;
+    stage.see("none", and(one(service(40), &[]), crowd()))?;
+    stage.see("few again", one(service(40), &["a", "b", "r"]))
 }
 
 fn host_endpoints(stage: &mut Stage<'_>) -> anyhow::Result<()> {

@@ -35,6 +35,8 @@ pub(super) struct Inquiry {
     pub(super) client: Client,
     pub(super) question: Question,
     pub(super) likeness: Likeness,
+    /// Whether it is asked of a Service that leads who is inside to endpoints of this node only.
+    pub(super) inside_local: bool,
 }
 
 /// When two sets of answers are alike.
@@ -277,7 +279,8 @@ pub(super) fn shown(answers: &Answers) -> String {
 
 /// Everything that can be asked of the services of a world, by everybody.
 pub(super) fn inquiries(world: &World) -> Vec<Inquiry> {
-    world.services.iter().flat_map(|service| of_service(service, world)).collect()
+    let asked = world.services.iter().filter(|service| !service.is_crowd);
+    asked.flat_map(|service| of_service(service, world)).collect()
 }
 
 fn of_service(service: &Service, world: &World) -> Vec<Inquiry> {
@@ -287,6 +290,7 @@ fn of_service(service: &Service, world: &World) -> Vec<Inquiry> {
         true => (Likeness::Count(world.addresses(service.number)), Times::InTurn(often(endpoints).min(12))),
         false => (Likeness::Same, Times::Together(often(endpoints))),
     };
+    let inside_local = service.is("internalTrafficPolicy", "Local");
     let mut inquiries = Vec::new();
     for port in &service.ports {
         let addresses = service.cluster_ips().into_iter().chain(service.external_ips());
@@ -298,7 +302,7 @@ fn of_service(service: &Service, world: &World) -> Vec<Inquiry> {
             for client in clients(address) {
                 let times = if port.protocol == Protocol::Sctp { fewer(times) } else { times };
                 let question = question(client, port.protocol, SocketAddr::new(address, number), times);
-                inquiries.push(Inquiry { client, question, likeness: likeness.clone() });
+                inquiries.push(Inquiry { client, question, likeness: likeness.clone(), inside_local });
             }
         }
     }
@@ -308,7 +312,7 @@ fn of_service(service: &Service, world: &World) -> Vec<Inquiry> {
 /// A few connections to one address.
 pub(super) fn inquiry(client: Client, protocol: Protocol, address: IpAddr, port: u16) -> Inquiry {
     let question = question(client, protocol, SocketAddr::new(address, port), Times::Together(3));
-    Inquiry { client, question, likeness: Likeness::Same }
+    Inquiry { client, question, likeness: Likeness::Same, inside_local: false }
 }
 
 fn question(client: Client, protocol: Protocol, to: SocketAddr, times: Times) -> Question {

@@ -37,6 +37,8 @@ pub(super) struct Service {
     pub(super) labels: Map<String, Value>,
     /// Addresses of load balancers: `ip` and perhaps `ipMode`.
     pub(super) ingress: Vec<Value>,
+    /// Whether nobody asks for it: it is there to be many.
+    pub(super) is_crowd: bool,
 }
 
 /// A family of addresses.
@@ -72,6 +74,8 @@ pub(super) struct Slice {
     /// Name, protocol and number; one without a number says nothing.
     pub(super) ports: Vec<(&'static str, Protocol, Option<u16>)>,
     pub(super) endpoints: Vec<Endpoint>,
+    /// So many endpoints more, where nobody is.
+    strangers: u16,
 }
 
 #[derive(Debug, Clone)]
@@ -157,7 +161,8 @@ impl Service {
     /// With one port of TCP, 80.
     pub(super) fn new(number: u8) -> Self {
         let ports = vec![Port { name: "", number: 80, protocol: Protocol::Tcp, node_port: None }];
-        Self { number, family: None, ports, spec: Map::new(), labels: Map::new(), ingress: Vec::new() }
+        let (spec, labels) = (Map::new(), Map::new());
+        Self { number, family: None, ports, spec, labels, ingress: Vec::new(), is_crowd: false }
     }
 
     /// With addresses of one family.
@@ -259,7 +264,8 @@ pub(super) fn cluster_ips(number: u8) -> Pair {
 impl Slice {
     /// The first slice of a service: its port without a name is 8080.
     pub(super) fn new(service: u8, endpoints: &[Endpoint]) -> Self {
-        Self { service, number: 0, ports: vec![("", Protocol::Tcp, Some(8080))], endpoints: endpoints.to_vec() }
+        let ports = vec![("", Protocol::Tcp, Some(8080))];
+        Self { service, number: 0, ports, endpoints: endpoints.to_vec(), strangers: 0 }
     }
 
     /// With other ports.
@@ -272,6 +278,19 @@ impl Slice {
         Self { number, ..self }
     }
 
+    /// With so many endpoints more, of which none is there.
+    pub(super) fn strangers(self, strangers: u16) -> Self {
+        Self { strangers, ..self }
+    }
+
+    fn stranger(&self, nth: u16, ipv6: bool) -> IpAddr {
+        let [high, low] = nth.to_be_bytes();
+        match ipv6 {
+            true => [0xfd00, 0x10, 0x244, 0xff, 0, 0, self.number.into(), nth].into(),
+            false => [10, 244, 128 + 16 * self.number + high, low].into(),
+        }
+    }
+
     fn json(&self, ipv6: bool) -> anyhow::Result<Value> {
         let port = |(name, protocol, number): &(&str, Protocol, Option<u16>)| {
             let mut body = json!({ "name": name, "protocol": protocol.name() });
@@ -280,7 +299,8 @@ impl Slice {
             }
             body
         };
-        let endpoints = self.endpoints.iter().map(|end| end.json(ipv6)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut endpoints = self.endpoints.iter().map(|end| end.json(ipv6)).collect::<anyhow::Result<Vec<_>>>()?;
+        endpoints.extend((0..self.strangers).map(|nth| json!({ "addresses": [self.stranger(nth, ipv6)] })));
         let (family, suffix) = if ipv6 { ("IPv6", 6) } else { ("IPv4", 4) };
         let service = format!("service-{}", self.service);
         Ok(json!({
@@ -292,6 +312,14 @@ impl Slice {
             "ports": self.ports.iter().map(port).collect::<Vec<_>>(), "endpoints": endpoints,
         }))
     }
+}
+
+/// A Service with more endpoints than kube-proxy writes all words about, and than one slice may have.
+pub(super) fn crowd() -> World {
+    const NUMBER: u8 = 250;
+    let service = Service { is_crowd: true, ..Service::new(NUMBER) };
+    let slices = [0, 1].map(|number| Slice::new(NUMBER, &[]).number(number).strangers(501));
+    World { services: vec![service], slices: slices.to_vec() }
 }
 
 /// An object of the API.
