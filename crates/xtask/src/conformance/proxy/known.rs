@@ -46,6 +46,11 @@ const ALL: &[Known] = &[
         is_it: policy_is_kept,
     },
     Known {
+        reason: "with IPVS kube-proxy leads who comes from outside to endpoints elsewhere where the policy is Local and no endpoint is \
+                 known to be here, and no answer comes back from there; orlop drops it, as all other modes do",
+        is_it: outside_is_kept_out,
+    },
+    Known {
         reason: "orlop refuses at once what goes to the range of Services and is no Service's; kube-proxy lets the client \
                  wait (nftables drops it, iptables routes it away)",
         is_it: refused_instead_of_dropped,
@@ -153,10 +158,18 @@ fn node_is_not_admitted(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&
 fn policy_is_kept(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
     let is_here = |answer: &Answer| endpoint(answer).is_some_and(|by| is_local(by.ip()));
     ours.mode == Mode::Ipvs
-        && inquiry.inside_local
+        && inquiry.local.inside
         && is_service_range(inquiry.question.to.ip())
         && only(own, Answer::Silent)
         && !upstream.iter().any(is_here)
+}
+
+fn outside_is_kept_out(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {
+    ours.mode == Mode::Ipvs
+        && inquiry.local.outside
+        && !is_service_range(inquiry.question.to.ip())
+        && only(own, Answer::Silent)
+        && upstream.contains(&Answer::Silent)
 }
 
 fn refused_instead_of_dropped(ours: Contestant, inquiry: &Inquiry, [upstream, own]: [&Answers; 2]) -> bool {

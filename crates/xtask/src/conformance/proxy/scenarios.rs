@@ -410,7 +410,7 @@ fn many_endpoints(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     stage.see("one has left since", and(one(service(40), &["a", "r"]), crowd()))?;
     stage.see("only itself", and(one(service(40), &["a"]), crowd()))?;
     stage.see("with policy Local", and(one(local(40), &["a", "r"]), crowd()))?;
-    stage.see("with affinity", and(one(sticky(41, 600).node_ports(), &["a", "b", "r"]), crowd()))?;
+    stage.see("with affinity", and(one(sticky(41, 600).node_ports(), &["b", "c", "r"]), crowd()))?;
     let udp = Service::new(42).ports(&[("udp", Udp, 80), ("sctp", Sctp, 80)]);
     let slice = Slice::new(42, &ends(&["a", "r"])).ports(&[("udp", Udp, Some(8080)), ("sctp", Sctp, Some(8080))]);
     stage.see("other protocols", and(World { services: vec![udp], slices: vec![slice] }, crowd()))?;

@@ -35,8 +35,15 @@ pub(super) struct Inquiry {
     pub(super) client: Client,
     pub(super) question: Question,
     pub(super) likeness: Likeness,
-    /// Whether it is asked of a Service that leads who is inside to endpoints of this node only.
-    pub(super) inside_local: bool,
+    /// Whether the Service that is asked leads to endpoints of this node only.
+    pub(super) local: Local,
+}
+
+/// Traffic policies that are `Local`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Local {
+    pub(super) inside: bool,
+    pub(super) outside: bool,
 }
 
 /// When two sets of answers are alike.
@@ -290,7 +297,10 @@ fn of_service(service: &Service, world: &World) -> Vec<Inquiry> {
         true => (Likeness::Count(world.addresses(service.number)), Times::InTurn(often(endpoints).min(12))),
         false => (Likeness::Same, Times::Together(often(endpoints))),
     };
-    let inside_local = service.is("internalTrafficPolicy", "Local");
+    let local = Local {
+        inside: service.is("internalTrafficPolicy", "Local"),
+        outside: service.is("externalTrafficPolicy", "Local"),
+    };
     let mut inquiries = Vec::new();
     for port in &service.ports {
         let addresses = service.cluster_ips().into_iter().chain(service.external_ips());
@@ -302,7 +312,7 @@ fn of_service(service: &Service, world: &World) -> Vec<Inquiry> {
             for client in clients(address) {
                 let times = if port.protocol == Protocol::Sctp { fewer(times) } else { times };
                 let question = question(client, port.protocol, SocketAddr::new(address, number), times);
-                inquiries.push(Inquiry { client, question, likeness: likeness.clone(), inside_local });
+                inquiries.push(Inquiry { client, question, likeness: likeness.clone(), local });
             }
         }
     }
@@ -312,7 +322,7 @@ fn of_service(service: &Service, world: &World) -> Vec<Inquiry> {
 /// A few connections to one address.
 pub(super) fn inquiry(client: Client, protocol: Protocol, address: IpAddr, port: u16) -> Inquiry {
     let question = question(client, protocol, SocketAddr::new(address, port), Times::Together(3));
-    Inquiry { client, question, likeness: Likeness::Same, inside_local: false }
+    Inquiry { client, question, likeness: Likeness::Same, local: Local::default() }
 }
 
 fn question(client: Client, protocol: Protocol, to: SocketAddr, times: Times) -> Question {
