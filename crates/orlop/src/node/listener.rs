@@ -1,6 +1,7 @@
 //! Ports of the node: who has one that is wanted.
 
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket};
 /// How many clients wait to be taken, as the standard library has it.
 const BACKLOG: u32 = 1024;
 
-/// An address that nobody else listens on. Nobody is let in before it is [listened](Self::listen) on.
+/// An address that nobody else has. Nobody is let in before it is [listened](Self::listen) on.
 #[derive(Debug)]
 pub(super) struct Reserved {
     socket: TcpSocket,
@@ -25,12 +26,7 @@ impl Reserved {
     /// The address cannot be had; who has it is named, if this process may know.
     pub(super) fn take(address: SocketAddr, field: &'static str) -> anyhow::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-        let bound = socket.and_then(|socket| {
-            // Connections of a daemon that has ended may linger there.
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            Ok(socket)
-        });
+        let bound = socket.and_then(|socket| bind(&socket, address).map(|()| socket));
         let socket = bound.with_context(|| trouble(address, field))?;
         Ok(Self { socket, address, field })
     }
@@ -38,10 +34,27 @@ impl Reserved {
     /// Lets clients in.
     ///
     /// # Errors
-    /// Somebody else has begun to listen there meanwhile.
+    /// The kernel's.
     pub(super) fn listen(self) -> anyhow::Result<TcpListener> {
-        self.socket.listen(BACKLOG).with_context(|| trouble(self.address, self.field))
+        // Connections have it from their listener, and those of this daemon may linger when the next one binds.
+        let reusable = self.socket.set_reuseaddr(true);
+        let listening = reusable.and_then(|()| self.socket.listen(BACKLOG));
+        listening.with_context(|| trouble(self.address, self.field))
     }
+}
+
+/// Binds where nobody else is bound, who may not listen yet: with `SO_REUSEADDR` on both sides the kernel lets two do that,
+/// and the later one to listen fails (socket(7)). It is needed where connections of a daemon that has ended linger, and is set
+/// for that moment alone.
+fn bind(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
+    match socket.bind(address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+        done => return done,
+    }
+    socket.set_reuseaddr(true)?;
+    let bound = socket.bind(address);
+    socket.set_reuseaddr(false)?;
+    bound
 }
 
 fn trouble(address: SocketAddr, field: &str) -> String {
@@ -89,6 +102,30 @@ mod tests {
         let error = Reserved::take(first.local_addr().unwrap(), "port").unwrap_err().to_string();
         assert!(error.contains(&format!("(pid {}) listens there", std::process::id())), "{error}");
         assert!(error.contains("change `port`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_reserved_nobody_else_can_reserve() {
+        let first = Reserved::take("127.0.0.1:0".parse().unwrap(), "port").unwrap();
+        let address = first.socket.local_addr().unwrap();
+        let error = Reserved::take(address, "port").unwrap_err().to_string();
+        assert!(error.contains("end the other kubelet, or change `port`"), "{error}");
+        first.listen().unwrap();
+    }
+
+    #[tokio::test]
+    async fn connections_that_linger_keep_nobody_away() {
+        let listener = Reserved::take("127.0.0.1:0".parse().unwrap(), "port").unwrap().listen().unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = tokio::net::TcpStream::connect(address).await.unwrap();
+        // The side that ends the connection first keeps it for a minute (TIME_WAIT).
+        drop(listener.accept().await.unwrap());
+        drop(client);
+        drop(listener);
+        TcpSocket::new_v4().unwrap().bind(address).expect_err("a connection lingers");
+        let next = Reserved::take(address, "port").unwrap();
+        Reserved::take(address, "port").expect_err("the next one has it");
+        next.listen().unwrap();
     }
 
     #[tokio::test]
