@@ -17,6 +17,7 @@ mod csi;
 mod fresh;
 mod ground;
 mod make;
+mod mapped;
 mod mounts;
 mod nfs;
 mod payload;
@@ -223,8 +224,12 @@ impl Volumes {
     pub async fn tear_down(&self, uid: &str) -> Result<(), Cause> {
         self.release(uid).await?;
         let ground = self.lock().entry(uid.to_owned()).or_default().clone();
-        let dir = self.config.paths.pod(uid);
-        ground.end(move || remove::pod(&dir)).await?;
+        let (paths, owner) = (self.config.paths.clone(), uid.to_owned());
+        let end = move || {
+            mapped::take_off_local(&paths, &owner)?;
+            remove::pod(&paths.pod(&owner))
+        };
+        ground.end(end).await?;
         self.lock().remove(uid);
         self.tokens.forget(uid);
         self.certificates.forget(uid);

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use cluster::Source as _;
 use plugin::csi::node_service_capability::rpc::Type as Ability;
@@ -389,28 +391,59 @@ fn what_another_kubelet_has_published_is_taken_down() {
     });
 }
 
-/// As [`what_another_kubelet_has_published_is_taken_down`], of a device: upstream binds it to a place of its own, too.
+/// A loop device, as `losetup` makes it; gone with this.
+struct Loop(PathBuf);
+
+impl Loop {
+    #[expect(clippy::disallowed_methods, reason = "a test")]
+    fn of(file: &Path) -> Self {
+        testkit::host::run(Command::new("losetup").arg("-f").arg(file)).unwrap();
+        let [device] = &sys::loops::of_file(file).unwrap()[..] else { panic!("no device of {}", file.display()) };
+        Self(device.clone())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        sys::loops::detach(&self.0).unwrap();
+    }
+}
+
+/// As [`what_another_kubelet_has_published_is_taken_down`], of devices: upstream binds them to places of its own, too, and
+/// attaches loop devices to those.
 fn a_device_that_another_kubelet_has_mapped_is_taken_down() {
     on_a_node(|mut node| async {
+        if !Path::new("/dev/loop-control").exists() {
+            println!("skipped: needs loop devices");
+            return node;
+        }
+        let (file, plugins) = (node.path("disk"), node.path("kubelet/plugins"));
+        fs::write(&file, [0; 4096]).unwrap();
+        let disk = Loop::of(&file);
         let driver = driver(&node, &[Ability::StageUnstageVolume]);
         let uid = node.uid("gone");
         let pod = node.path("kubelet/pods").join(&uid);
-        let devices = node.path("kubelet/plugins/kubernetes.io/csi/volumeDevices");
+        let (devices, local) =
+            (plugins.join("kubernetes.io/csi/volumeDevices"), plugins.join("kubernetes.io~local-volume/volumeDevices"));
         let (published, mapped) = (devices.join("publish/pv-9").join(&uid), devices.join("pv-9/dev").join(&uid));
-        for device in [&published, &mapped] {
+        let of_local = local.join("pv-8").join(&uid);
+        for device in [&published, &mapped, &of_local] {
             fs::create_dir_all(device.parent().unwrap()).unwrap();
             fs::write(device, "").unwrap();
-            let tree = sys::mount::copy_tree(std::path::Path::new("/dev/zero"), false).unwrap();
+            let tree = sys::mount::copy_tree(&disk.0, false).unwrap();
             sys::mount::attach_at(tree.as_fd(), device).unwrap();
         }
+        let held = [&mapped, &of_local].map(|device| Loop::of(device));
         fs::create_dir_all(devices.join("staging/pv-9")).unwrap();
         fs::create_dir_all(devices.join("pv-9/data")).unwrap();
         let data = json!({ "attachmentID": "csi-1", "driverName": NAME, "nodeName": "n", "specVolID": "pv-9",
             "volumeHandle": "disk-9" });
         fs::write(devices.join("pv-9/data/vol_data.json"), data.to_string()).unwrap();
-        let links = pod.join("volumeDevices/kubernetes.io~csi");
-        fs::create_dir_all(&links).unwrap();
-        std::os::unix::fs::symlink(&published, links.join("pv-9")).unwrap();
+        for (plugin, name, device) in [("csi", "pv-9", &published), ("local-volume", "pv-8", &disk.0)] {
+            let links = pod.join("volumeDevices").join(format!("kubernetes.io~{plugin}"));
+            fs::create_dir_all(&links).unwrap();
+            std::os::unix::fs::symlink(device, links.join(name)).unwrap();
+        }
         let desk = node.desk.clone();
         node.restart(desk).await;
         let calls = called(&driver, "NodeUnstageVolume", 1).await;
@@ -421,6 +454,11 @@ fn a_device_that_another_kubelet_has_mapped_is_taken_down() {
         node.vanished(&pod).await;
         assert_eq!(fs::read_dir(devices.join("publish")).unwrap().count(), 0);
         assert!(!devices.join("pv-9").exists() && !devices.join("staging/pv-9").exists());
+        assert_eq!(fs::read_dir(local).unwrap().count(), 0);
+        for Loop(device) in &held {
+            let name = device.file_name().unwrap();
+            assert!(!Path::new("/sys/block").join(name).join("loop").exists(), "{device:?} has a file");
+        }
         node
     });
 }

@@ -319,6 +319,8 @@ impl Csi {
         if !patient(move || there.is_recorded()).await? {
             return Ok(()); // Another one has done it while we waited.
         }
+        let (paths, owner, mapped) = (self.config.paths.clone(), uid.to_owned(), published.clone());
+        patient(move || record::unmap(&paths, &owner, &mapped)).await??;
         let request = NodeUnpublishVolumeRequest {
             volume_id: record.volume_handle.clone(),
             target_path: published.target.to_string_lossy().into_owned(),
@@ -333,8 +335,8 @@ impl Csi {
             let staging = published.staging.clone();
             patient(move || record::forget_staged(&staging)).await??;
         }
-        let (paths, uid, published) = (self.config.paths.clone(), uid.to_owned(), published.clone());
-        patient(move || record::forget(&paths, &uid, &published)).await?
+        let (paths, published) = (self.config.paths.clone(), published.clone());
+        patient(move || record::forget(&paths, &published)).await?
     }
 
     /// Whether another pod here has the same volume.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{Cause, remove};
+use super::super::{Cause, mapped, remove};
 use super::volume::{self, CsiVolume};
 use crate::paths::Paths;
 
@@ -159,8 +159,16 @@ pub(super) fn of_node(paths: &Paths) -> Vec<(String, Published)> {
     uids.flat_map(|uid| of_pod(paths, &uid).into_iter().map(move |one| (uid.clone(), one))).collect()
 }
 
+/// Takes off what upstream's kubelet has mapped of a device: its driver cannot let go of what is in use.
+pub(super) fn unmap(paths: &Paths, uid: &str, published: &Published) -> Result<(), Cause> {
+    match published.is_block {
+        true => mapped::take_off(&volume::device_dir(paths, &published.record.name).join("dev").join(uid)),
+        false => Ok(()),
+    }
+}
+
 /// Forgets a volume that has been unpublished: its directory goes, which is empty if the driver did its part.
-pub(super) fn forget(paths: &Paths, uid: &str, published: &Published) -> Result<(), Cause> {
+pub(super) fn forget(paths: &Paths, published: &Published) -> Result<(), Cause> {
     let Published { target, entry, record, is_block, .. } = published;
     if remove::is_mountpoint(target)? {
         let message = format!("driver {} has not unmounted {}", record.driver_name, target.display());
@@ -169,19 +177,16 @@ pub(super) fn forget(paths: &Paths, uid: &str, published: &Published) -> Result<
     // Drivers are to remove it, and some do not.
     remove_at(target)?;
     if *is_block {
-        return forget_device(paths, uid, published);
+        return forget_device(paths, published);
     }
     remove_at(&entry.join(FILE))?;
     remove_at(entry)
 }
 
-/// What upstream's kubelet has mapped goes, too, and with the last of its pods what is known of the device.
-fn forget_device(paths: &Paths, uid: &str, published: &Published) -> Result<(), Cause> {
+/// With the last of its pods goes what is known of the device.
+fn forget_device(paths: &Paths, published: &Published) -> Result<(), Cause> {
     let Published { record, entry, .. } = published;
     let dir = volume::device_dir(paths, &record.name);
-    let mapped = dir.join("dev").join(uid);
-    remove::mount_at(&mapped)?;
-    remove_at(&mapped)?;
     remove_at(&entry.join(FILE))?;
     remove_at(entry)?;
     if entries(&paths.pods()).iter().any(|pod| pod.join(DEVICES).join(&record.name).symlink_metadata().is_ok()) {
