@@ -11,6 +11,7 @@ pub mod fdpass;
 pub mod fork;
 pub mod inotify;
 pub mod kernel;
+pub mod klog;
 pub mod loops;
 pub mod meter;
 pub mod mntns;

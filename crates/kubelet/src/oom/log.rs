@@ -1,4 +1,4 @@
-//! The kernel's log, record by record (Documentation/ABI/testing/dev-kmsg).
+//! The kernel's log, record by record (Documentation/ABI/testing/dev-kmsg), or as a whole where it has no device.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom};
@@ -63,6 +63,13 @@ impl News {
             }
         }
     }
+}
+
+/// The kills that the whole log tells of, the oldest first.
+pub(super) fn all() -> io::Result<Vec<Kill>> {
+    let text = sys::klog::read_all()?;
+    let mut reader = Reader::default();
+    Ok(String::from_utf8_lossy(&text).lines().filter_map(|line| reader.line(line)).collect())
 }
 
 fn file() -> io::Result<File> {

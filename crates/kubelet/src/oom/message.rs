@@ -49,12 +49,22 @@ impl Reader {
     /// Takes the next record of the log: `priority,number,time,flags;text`, and lines with keys.
     pub(super) fn record(&mut self, record: &str) -> Option<Kill> {
         let (head, text) = record.split_once(';')?;
+        self.said(head.split(',').next()?, text.lines().next()?)
+    }
+
+    /// Takes the next line of the whole log: `<priority>[time] text`, or without a time (`printk.time`).
+    pub(super) fn line(&mut self, line: &str) -> Option<Kill> {
+        let (priority, rest) = line.strip_prefix('<')?.split_once('>')?;
+        let timed = rest.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+        self.said(priority, timed.map_or(rest, |(_, text)| text))
+    }
+
+    fn said(&mut self, priority: &str, line: &str) -> Option<Kill> {
         // Programs may write to the log, too, but not as the kernel, whose facility is 0.
-        let priority: u32 = head.split(',').next()?.parse().ok()?;
+        let priority: u32 = priority.parse().ok()?;
         if priority >= 8 {
             return None;
         }
-        let line = text.lines().next()?;
         if let Some(chosen) = chosen(line) {
             self.chosen = Some(chosen);
             return None;
@@ -198,6 +208,22 @@ mod tests {
             let [kill] = kills.as_slice() else { panic!("{task}: {kills:?}") };
             assert!((kill.pid, kill.memory.anon) == (7, 16256) && kill.pods().eq(["1"]), "{kill:?}");
         }
+    }
+
+    #[test]
+    fn the_whole_log_says_the_same() {
+        let [first, second] = killed("global_oom,task_memcg=/a", "tail");
+        let text = |record: &str| record.split_once(';').unwrap().1.lines().next().unwrap().to_owned();
+        let (first_text, second_text) = (text(&first), text(&second));
+        let kills = read(&[first, second]);
+        for time in ["", "[    7.000001] ", "[    7.000001][   T12] "] {
+            let mut reader = Reader::default();
+            let lines = [format!("<6>{time}{first_text}"), format!("<3>{time}{second_text}")];
+            assert_eq!(lines.iter().filter_map(|line| reader.line(line)).collect::<Vec<_>>(), kills, "{time}");
+        }
+        let mut reader = Reader::default();
+        assert_eq!(reader.line(&format!("<14>{first_text}")), None);
+        assert_eq!(reader.line(&format!("<3>{second_text}")), None);
     }
 
     #[test]

@@ -5,15 +5,20 @@
 //! kmsg ─► message ─┬─► watch: events of pods, and of the node where the whole machine had no memory left
 //!                  └─► Kills: what the status of a container says that has ended by it
 //! ```
+//!
+//! Where that device is not, as in some containers, the log is asked for as a whole (syslog(2)) when a container has ended so.
+//! The kernel tells nobody then that there is more.
 
 mod log;
 mod message;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cluster::{EventKind, Key, event_about};
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::Notify;
 
 use crate::context::Context;
 use crate::worker::{Shown, Workers};
@@ -25,52 +30,101 @@ const KILLS_MAX: usize = 256;
 
 /// The kills that the kernel's log tells of. It is read when somebody asks, from its beginning: containers end while there
 /// is no daemon, too.
-pub(crate) struct Kills(Option<Mutex<Recent>>);
+pub(crate) struct Kills {
+    recent: Option<Mutex<Recent>>,
+    /// Told when there are kills that [`watch`] has not heard of.
+    found: Notify,
+}
 
 struct Recent {
-    log: Log,
+    /// None where it has no device: then it is read as a whole each time.
+    log: Option<Log>,
     kills: VecDeque<Kill>,
+    /// Of a log without a device, what was found since somebody took them.
+    untold: Vec<Kill>,
 }
 
 impl Kills {
     /// Where the log cannot be read, there are none.
     pub(crate) fn open() -> Self {
-        let log = Log::open();
-        if let Err(error) = &log {
+        let recent = Recent::open();
+        if let Err(error) = &recent {
             tracing::info!(%error, "the kernel's log cannot be read: who is killed for want of memory is not told by name");
         }
-        Self(log.ok().map(|log| Mutex::new(Recent { log, kills: VecDeque::new() })))
+        Self { recent: recent.ok().map(Mutex::new), found: Notify::new() }
     }
 
     /// How the kernel ended a container: the last kill in its groups.
     pub(crate) fn of(&self, container: &str) -> Option<String> {
-        let mut recent = self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = self.lock()?;
         recent.read();
+        if !recent.untold.is_empty() {
+            self.found.notify_one();
+        }
         let at = recent.kills.iter().rposition(|kill| kill.is_in(container))?;
         recent.kills.get(at).map(ToString::to_string)
+    }
+
+    fn lock(&self) -> Option<MutexGuard<'_, Recent>> {
+        Some(self.recent.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Those of a log without a device that have been found since the last call; waits for some.
+    async fn untold(&self) -> Vec<Kill> {
+        self.found.notified().await;
+        self.lock().map(|mut recent| std::mem::take(&mut recent.untold)).unwrap_or_default()
     }
 }
 
 impl Recent {
-    fn read(&mut self) {
-        loop {
-            match self.log.next() {
-                Ok(Some(kill)) => {
-                    self.kills.push_back(kill);
-                    if self.kills.len() > KILLS_MAX {
-                        self.kills.pop_front();
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => return tracing::debug!(%error, "the kernel's log cannot be read any more"),
+    fn open() -> io::Result<Self> {
+        match Log::open() {
+            Ok(log) => Ok(Self { log: Some(log), kills: VecDeque::new(), untold: Vec::new() }),
+            // What was before is nobody's news.
+            Err(error) => {
+                let kills = log::all().map_err(|_| error)?;
+                Ok(Self { log: None, kills: kills.into(), untold: Vec::new() })
             }
         }
     }
+
+    fn read(&mut self) {
+        if let Err(error) = self.read_more() {
+            tracing::debug!(%error, "the kernel's log cannot be read any more");
+        }
+        self.kills.drain(..self.kills.len().saturating_sub(KILLS_MAX));
+    }
+
+    fn read_more(&mut self) -> io::Result<()> {
+        let Some(log) = &mut self.log else {
+            let new = unknown(log::all()?, self.kills.back());
+            self.untold.extend(new.iter().cloned());
+            self.kills.extend(new);
+            return Ok(());
+        };
+        while let Some(kill) = log.next()? {
+            self.kills.push_back(kill);
+        }
+        Ok(())
+    }
 }
 
-/// Tells of every kill from now on. Returns when the log cannot be read.
+/// Those of `all` that come after the `last` one that is known; everything if that is there no more.
+fn unknown(mut all: Vec<Kill>, last: Option<&Kill>) -> Vec<Kill> {
+    let known = all.iter().rposition(|kill| Some(kill) == last).map_or(0, |at| at + 1);
+    all.drain(..known);
+    all
+}
+
+/// Tells of every kill from now on; where the log has no device, of those that come to light when a container ends by one.
+/// Returns when the log cannot be read.
 pub(crate) async fn watch(context: Arc<Context>, workers: Arc<Mutex<Workers>>) {
-    let Ok(mut news) = News::open() else { return }; // It has been told when the kills were opened.
+    let Ok(mut news) = News::open() else {
+        loop {
+            let kills = context.kills.untold().await;
+            kills.iter().for_each(|kill| tell(&context, &workers, kill));
+        }
+    };
     loop {
         match news.next().await {
             Ok(kill) => tell(&context, &workers, &kill),

@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_sandbox_that_comes_too_late_goes", a_sandbox_that_comes_too_late_goes),
     ("a_volume_that_stays_goes_later", a_volume_that_stays_goes_later),
     ("who_was_killed_for_want_of_memory_is_told", who_was_killed_for_want_of_memory_is_told),
+    ("who_was_killed_is_told_where_the_log_has_no_device", who_was_killed_is_told_where_the_log_has_no_device),
     ("a_pod_leaves_services_before_it_hears_of_its_end", a_pod_leaves_services_before_it_hears_of_its_end),
     ("service_rules_that_stay_are_not_waited_for_for_ever", service_rules_that_stay_are_not_waited_for_for_ever),
 ];
@@ -235,29 +236,71 @@ fn a_volume_that_stays_goes_later() {
 
 fn who_was_killed_for_want_of_memory_is_told() {
     on_a_node(|node| async {
-        if std::fs::File::open("/dev/kmsg").is_err() {
-            println!("skipped: needs /dev/kmsg");
+        if std::fs::File::open(KERNEL_LOG).is_err() {
+            println!("skipped: needs {KERNEL_LOG}");
             return node;
         }
-        let container = |name: &str, command: Value, memory: &str| {
-            let limits = json!({ "limits": { "memory": memory } });
-            json!({ "name": name, "image": node.image(), "command": command, "resources": limits })
-        };
-        // `tail` keeps the last line, and here there is no other. Beside another container its limit is less than the pod's.
-        let greedy = container("c", json!(["tail", "-n", "1", "/dev/zero"]), "16Mi");
-        let containers = [greedy, container("other", json!(["sleep", "1000"]), "64Mi")];
-        let spec = json!({ "terminationGracePeriodSeconds": 1, "restartPolicy": "Never", "containers": containers });
-        node.want_spec("greedy", spec);
-        node.desk.when("it has ended", |desk| desk.container("greedy")["state"]["terminated"].is_object()).await;
-        let end = node.desk.container("greedy")["state"]["terminated"].clone();
-        assert_eq!(end["reason"], "OOMKilled");
-        let message = end["message"].as_str().unwrap();
-        for part in ["(tail) for want of memory", " anon-rss: ", " file-rss: ", ": the container had reached its limit"]
-        {
-            assert!(message.contains(part), "{message}");
-        }
-        node.desk.when("it is told", |desk| desk.told("greedy", "OOMKilling") == 1).await;
-        assert_eq!(node.desk.messages("greedy", "OOMKilling"), [message]);
+        who_was_killed_is_told(&node).await;
         node
     });
+}
+
+fn who_was_killed_is_told_where_the_log_has_no_device() {
+    if sys::klog::read_all().is_err() {
+        return println!("skipped: needs the kernel's log (syslog(2))");
+    }
+    let _hidden = Hidden::new();
+    on_a_node(|node| async {
+        who_was_killed_is_told(&node).await;
+        node
+    });
+}
+
+const KERNEL_LOG: &str = "/dev/kmsg";
+
+/// Covers the device of the kernel's log, while it is there, by what cannot be opened.
+struct Hidden(bool);
+
+impl Hidden {
+    fn new() -> Self {
+        let is_there = Path::new(KERNEL_LOG).exists();
+        if is_there {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("socket");
+            let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            let cover = sys::mount::copy_tree(&socket, false).unwrap();
+            sys::mount::attach_at(cover.as_fd(), Path::new(KERNEL_LOG)).unwrap();
+        }
+        assert!(std::fs::File::open(KERNEL_LOG).is_err());
+        Self(is_there)
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        if self.0 {
+            sys::mount::detach(Path::new(KERNEL_LOG)).unwrap();
+        }
+    }
+}
+
+async fn who_was_killed_is_told(node: &Node) {
+    let container = |name: &str, command: Value, memory: &str| {
+        let limits = json!({ "limits": { "memory": memory } });
+        json!({ "name": name, "image": node.image(), "command": command, "resources": limits })
+    };
+    // `tail` keeps the last line, and here there is no other. Beside another container its limit is less than the pod's.
+    let greedy = container("c", json!(["tail", "-n", "1", "/dev/zero"]), "16Mi");
+    let containers = [greedy, container("other", json!(["sleep", "1000"]), "64Mi")];
+    let spec = json!({ "terminationGracePeriodSeconds": 1, "restartPolicy": "Never", "containers": containers });
+    node.want_spec("greedy", spec);
+    node.desk.when("it has ended", |desk| desk.container("greedy")["state"]["terminated"].is_object()).await;
+    let end = node.desk.container("greedy")["state"]["terminated"].clone();
+    assert_eq!(end["reason"], "OOMKilled");
+    let message = end["message"].as_str().unwrap();
+    for part in ["(tail) for want of memory", " anon-rss: ", " file-rss: ", ": the container had reached its limit"] {
+        assert!(message.contains(part), "{message}");
+    }
+    node.desk.when("it is told", |desk| desk.told("greedy", "OOMKilling") == 1).await;
+    assert_eq!(node.desk.messages("greedy", "OOMKilling"), [message]);
 }
