@@ -28,8 +28,8 @@ pub(super) const TOOLS: &[Tool] = &[
 
 /// The address of API server and registry, and of a node that shares it, inside the private network (RFC 5737).
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// Where the registry listens.
-const REGISTRY_PORT: u16 = 5000;
+/// Where the registry listens. A spec has one of its own at 5000, in the node's network.
+const REGISTRY_PORT: u16 = 5001;
 /// How long a node may take to be Ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 

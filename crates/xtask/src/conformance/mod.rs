@@ -71,11 +71,14 @@ pub(crate) struct NodeOptions {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(2..))]
     procs: u16,
     /// Test upstream's kubelet, kube-proxy and containerd instead of orlop
-    #[arg(long, conflicts_with = "upstream_kubelet")]
+    #[arg(long, conflicts_with_all = ["upstream_kubelet", "upstream_runtime"])]
     upstream: bool,
     /// Test orlop's runtime alone, on whose socket upstream's kubelet runs the pods
     #[arg(long)]
     upstream_kubelet: bool,
+    /// Test orlop's kubelet and service proxy alone; containerd, runc and the CNI plugins run the pods
+    #[arg(long, conflicts_with = "upstream_kubelet")]
+    upstream_runtime: bool,
     /// With --upstream: let `orlop proxy` be its kube-proxy, and the rest upstream's
     #[arg(long, requires = "upstream")]
     orlop_proxy: bool,
@@ -92,8 +95,8 @@ pub(crate) struct NodeOptions {
     /// Let them have addresses of two families; with --upstream and several nodes
     #[arg(long, requires = "upstream")]
     dual_stack: bool,
-    /// Where the report and all logs go, emptied before [default: target/conformance/node, …/upstream, …/services or
-    /// …/upstream-kubelet]
+    /// Where the report and all logs go, emptied before [default: target/conformance/node, …/upstream, …/services,
+    /// …/upstream-kubelet or …/upstream-runtime]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Test this program instead of building one
@@ -153,10 +156,11 @@ fn node(options: &NodeOptions) -> anyhow::Result<()> {
 
 impl NodeOptions {
     fn output(&self) -> PathBuf {
-        let default = match (self.upstream, self.orlop_proxy, self.upstream_kubelet) {
-            (_, true, _) => "target/conformance/services",
+        let default = match (self.upstream, self.upstream_kubelet, self.upstream_runtime) {
+            (true, ..) if self.orlop_proxy => "target/conformance/services",
             (true, ..) => "target/conformance/upstream",
-            (.., true) => "target/conformance/upstream-kubelet",
+            (_, true, _) => "target/conformance/upstream-kubelet",
+            (.., true) => "target/conformance/upstream-runtime",
             (false, false, false) => "target/conformance/node",
         };
         root().join(self.output.as_deref().unwrap_or(Path::new(default)))
@@ -165,16 +169,19 @@ impl NodeOptions {
     /// Whose node it is, with its programs built.
     fn kind(&self) -> anyhow::Result<Kind> {
         let orlop = || self.orlop.as_ref().map_or_else(build_release, |program| Ok(std::path::absolute(program)?));
-        Ok(match (self.upstream, self.upstream_kubelet) {
-            (true, _) => Kind::Upstream {
+        Ok(match (self.upstream, self.upstream_kubelet, self.upstream_runtime) {
+            (true, ..) => Kind::Upstream {
                 programs: go::build_all("reference-node", &[go::REFERENCE, go::REFERENCE_NODE].concat())?,
                 proxy: Proxy { program: self.orlop_proxy.then(orlop).transpose()?, mode: self.proxy_mode.clone() },
             },
-            (_, true) => Kind::UpstreamKubelet {
+            (_, true, _) => Kind::UpstreamKubelet {
                 programs: go::build_all("upstream-kubelet", go::REFERENCE_NODE)?,
                 orlop: orlop()?,
             },
-            (false, false) => Kind::Orlop(orlop()?),
+            (.., true) => {
+                Kind::UpstreamRuntime { programs: go::build_all("reference", go::REFERENCE)?, orlop: orlop()? }
+            }
+            (false, false, false) => Kind::Orlop(orlop()?),
         })
     }
 

@@ -1,4 +1,4 @@
-//! The node that the suite grades: orlop's, upstream's kubelet on orlop's runtime, or all of upstream's as the measure.
+//! The node that the suite grades: orlop's, half of it with upstream's other half, or all of upstream's as the measure.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,8 @@ pub(super) enum Kind {
     Upstream { programs: PathBuf, proxy: Proxy },
     /// The kubelet and the kube-proxy of this directory, on the runtime of this program.
     UpstreamKubelet { programs: PathBuf, orlop: PathBuf },
+    /// The other way round: kubelet and service proxy of this program, on the containerd of this directory.
+    UpstreamRuntime { programs: PathBuf, orlop: PathBuf },
 }
 
 impl Kind {
@@ -64,9 +66,10 @@ impl Node {
     ) -> anyhow::Result<Self> {
         let place = Place { machine, plane, dir };
         let invocations = match kind {
-            Kind::Orlop(program) => vec![(program.clone(), place.orlop_arguments()?)],
+            Kind::Orlop(program) => vec![(program.clone(), place.orlop_arguments("")?)],
             Kind::Upstream { programs, proxy } => place.upstream_daemons(programs, proxy)?,
             Kind::UpstreamKubelet { programs, orlop } => place.upstream_kubelet(programs, orlop)?,
+            Kind::UpstreamRuntime { programs, orlop } => place.upstream_runtime(programs, orlop)?,
         };
         let daemon = |(program, arguments): upstream::Invocation| {
             let log = format!("{}.{}.log", machine.name, program.file_name().unwrap_or_default().display());
@@ -90,7 +93,7 @@ impl Node {
     /// Where it keeps what it prepares for pods.
     pub(super) fn kubelet_root(&self) -> PathBuf {
         match self.kind {
-            Kind::Orlop(_) => self.dir.join("state/kubelet"),
+            Kind::Orlop(_) | Kind::UpstreamRuntime { .. } => self.dir.join("state/kubelet"),
             Kind::Upstream { .. } | Kind::UpstreamKubelet { .. } => "/var/lib/kubelet".into(),
         }
     }
@@ -101,6 +104,7 @@ impl Node {
             Kind::Orlop(program) => Some(program.clone()),
             Kind::Upstream { .. } => None,
             Kind::UpstreamKubelet { .. } => return self.end_runtime(removed),
+            Kind::UpstreamRuntime { orlop, .. } => return self.end_kubelet(&orlop.clone(), removed),
         };
         let left = orlop.as_deref().filter(|_| removed).map_or(Ok(()), |orlop| left::nothing(orlop, &self.dir));
         self.daemons.iter_mut().rev().try_for_each(|daemon| daemon.stop(STOP_LIMIT))?;
@@ -112,6 +116,13 @@ impl Node {
 }
 
 impl Node {
+    /// What it has not removed ends with the namespaces around it.
+    fn end_kubelet(&mut self, orlop: &Path, removed: bool) -> anyhow::Result<()> {
+        let left = if removed { left::nothing(orlop, &self.dir) } else { Ok(()) };
+        self.daemons.iter_mut().rev().try_for_each(|daemon| daemon.stop(STOP_LIMIT))?;
+        left
+    }
+
     /// The records of pods that have ended stay until the kubelet removes them, once a minute; their processes do not.
     fn end_runtime(&mut self, removed: bool) -> anyhow::Result<()> {
         let keepers = keepers_in(&self.dir)?;
@@ -129,10 +140,11 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn orlop_arguments(&self) -> anyhow::Result<Vec<String>> {
+    /// `more` is added to its configuration.
+    fn orlop_arguments(&self, more: &str) -> anyhow::Result<Vec<String>> {
         let Self { machine, plane, dir } = self;
         let config = dir.join("kubelet.yaml");
-        std::fs::write(&config, self.configuration()?)?;
+        std::fs::write(&config, self.configuration()? + more)?;
         let file = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
         let flags = [
             "node".to_owned(),
@@ -164,6 +176,23 @@ impl Place<'_> {
         self.with_node(programs, &proxy, |node| Ok(vec![runtime, kubelet(node)?]))
     }
 
+    /// containerd has a directory of its own, since both have one that is called `state`.
+    fn upstream_runtime(&self, programs: &Path, orlop: &Path) -> anyhow::Result<Vec<upstream::Invocation>> {
+        let scratch = self.dir.join("containerd");
+        std::fs::create_dir(&scratch)?;
+        let socket = scratch.join("cri.sock");
+        let endpoint = format!("containerRuntimeEndpoint: unix://{}\n", socket.display());
+        let kubelet = (orlop.to_owned(), self.orlop_arguments(&endpoint)?);
+        symlink(self.dir.join("certs.d"), scratch.join("certs.d")).context("link the registries")?;
+        let runtime = containerd::prepare(programs, &scratch, &socket, &self.network())?;
+        Ok(vec![(containerd::program(programs)?, runtime.into()), kubelet])
+    }
+
+    fn network(&self) -> containerd::Network<'_> {
+        let Machine { pods, all_pods, .. } = self.machine;
+        containerd::Network { pods, masquerade: pods == all_pods }
+    }
+
     fn runtime_arguments(&self) -> anyhow::Result<Vec<String>> {
         let Self { machine, dir, .. } = self;
         let flags = [
@@ -191,7 +220,7 @@ impl Place<'_> {
             scratch: dir,
             name: &machine.name,
             address: &machine.addresses,
-            network: containerd::Network { pods: &machine.pods, masquerade: machine.pods == machine.all_pods },
+            network: self.network(),
             kubeconfig: &plane.node_kubeconfig(&machine.name)?,
             configuration: &self.configuration()?,
         };
