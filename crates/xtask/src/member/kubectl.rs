@@ -38,8 +38,7 @@ spec:
 pub(super) fn used(fleet: &mut Fleet) -> anyhow::Result<String> {
     fleet.apply("afar", PODS)?;
     let fleet = &*fleet;
-    let services = fleet.plane.options().service_range.clone();
-    on_another_machine(&services, || {
+    on_another_machine(fleet.plane.options(), || {
         let kubectl = Kubectl { fleet };
         kubectl.run(&["wait", "--for=condition=Ready", "pod", "-l", "app=afar", "--timeout=120s"])?;
         kubectl.in_a_terminal()?;

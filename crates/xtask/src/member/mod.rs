@@ -6,6 +6,7 @@ pub(crate) mod foreign;
 pub(crate) mod kubeadm;
 mod kubectl;
 mod manifests;
+mod pair;
 pub(crate) mod peer;
 mod points;
 mod proxy;
@@ -76,6 +77,7 @@ const POINTS: &[Point] = &[
     ("Services lead to its pods", points::serves),
     ("a rolling update under load fails no request", rollout::updates_unnoticed),
     ("beside another node, orlop proxy leads to Services", proxy::serves_alone),
+    ("pods of two nodes reach each other, by address and by Service", pair::reach_each_other),
     ("kubectl logs, exec and cp reach into a pod", points::reaches_in),
     ("kubectl from another machine: terminals, logs -f, drain", kubectl::used),
     ("an edited ConfigMap arrives", points::edits),

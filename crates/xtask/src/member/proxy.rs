@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use testkit::control_plane::Options;
 use testkit::{host, netns, pace};
 
 use super::{ADDRESS, Fleet, NODE, SOON, wait};
@@ -15,7 +16,7 @@ use crate::voyage::http_text;
 
 /// Where the two machines meet (RFC 5737).
 const THIS_SIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const THAT_SIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+pub(super) const THAT_SIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const LINK: &str = "berth0";
 const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
@@ -44,18 +45,17 @@ pub(super) fn serves_alone(fleet: &mut Fleet) -> anyhow::Result<String> {
         stranger: fleet.bootstrap_kubeconfig.clone(),
         service: SocketAddr::new(address, 443),
     };
-    let services = fleet.plane.options().service_range.clone();
-    let told = on_another_machine(&services, || beside.check())?;
+    let told = on_another_machine(fleet.plane.options(), || beside.check())?;
     let events = fleet.get("events --field-selector reason=Starting,involvedObject.kind=Node")?;
     let is_its_own = |event: &serde_json::Value| event["source"]["component"] == "kube-proxy";
     ensure!(events["items"].as_array().is_some_and(|all| all.iter().any(is_its_own)), "no event Starting: {events}");
     Ok(told)
 }
 
-/// Does `work` on a machine beside the first, which is a network namespace with a way there. Services have none: whoever leads
-/// to them has to be there.
+/// Does `work` on a machine beside the first, which is a network namespace with a way there; each machine is the other's way to
+/// pods that are not its own. Services have none: whoever leads to them has to be there.
 pub(super) fn on_another_machine<T: Send>(
-    services: &str,
+    options: &Options,
     work: impl FnOnce() -> anyhow::Result<T> + Send,
 ) -> anyhow::Result<T> {
     let (here, thread) = (std::process::id(), rustix::thread::gettid().as_raw_nonzero());
@@ -70,11 +70,13 @@ pub(super) fn on_another_machine<T: Send>(
             wait("a way to the first machine", SOON, || {
                 Ok(ip(&["route", "replace", &ADDRESS.to_string(), "via", &THIS_SIDE.to_string()]).ok())
             })?;
-            ip(&["route", "replace", services, "dev", "eth0"])?;
+            ip(&["route", "replace", &options.pod_range, "via", &THIS_SIDE.to_string()])?;
+            ip(&["route", "replace", &options.service_range, "dev", "eth0"])?;
             work()
         });
         wait("the link of the second machine", SOON, || Ok(ip(&["link", "set", LINK, "up"]).ok()))?;
         ip(&["address", "add", &format!("{THIS_SIDE}/24"), "dev", LINK])?;
+        ip(&["route", "replace", &options.pod_range, "via", &THAT_SIDE.to_string()])?;
         work.join().map_err(|_| anyhow::anyhow!("the second machine's thread panicked"))?
     });
     // It goes with the other namespace; after a failure before that, too.
