@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
+use crate::host;
+
 /// A name and what it tests; a panic is a failure.
 pub type Test = (&'static str, fn());
 
@@ -50,6 +52,10 @@ pub fn main(tests: &[Test], missing: Option<String>) -> ExitCode {
     remember_panics();
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, test) in chosen {
+        // Who gives up a machine as late wants to know what it was at.
+        if host::is_own_machine() {
+            println!("test {name} begins");
+        }
         SAID.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let outcome = catch_unwind(AssertUnwindSafe(test));
         println!("test {name} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });

@@ -107,8 +107,10 @@ impl Machine {
                 Ok(line) => line,
                 Err(why) => {
                     let end = if why == RecvTimeoutError::Timeout { End::Late(limit) } else { End::Lost };
+                    let rest = self.rest();
                     if let Some(mut job) = running {
-                        job.output.push(format!("the kernel's console ends with:\n{}", self.console()));
+                        rest.iter().for_each(|line| tell(News::Line(line)));
+                        job.output.extend(rest);
                         done.push(job.ended(end, &mut tell));
                     }
                     return done;
@@ -130,6 +132,20 @@ impl Machine {
         }
     }
 
+    /// Ends the machine. Returns what it had not said to the end, and what the kernel said last.
+    fn rest(&mut self) -> Vec<String> {
+        self.kill();
+        let mut rest: Vec<String> = self.lines.iter().filter(|line| Mark::parse(line).is_none()).collect();
+        rest.push(format!("the kernel's console ends with:\n{}", self.console()));
+        rest
+    }
+
+    fn kill(&mut self) {
+        // It has ended already unless a job was late.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+
     /// The end of the kernel's console.
     pub(super) fn console(&self) -> String {
         let text = std::fs::read(&self.console).unwrap_or_default();
@@ -141,9 +157,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // It has ended already unless a job was late.
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        self.kill();
         if let Some(reader) = self.reader.take() {
             let _ = reader.join(); // it cannot panic, and ends with the pipe
         }
