@@ -127,11 +127,12 @@ impl Beside {
 
     /// What dashboards and probes ask, and what operators do.
     fn tells_of_itself(&self) -> anyhow::Result<()> {
-        let healthz = wait("/healthz", SOON, || {
+        // The kernel has the rules a moment before it is told that they are of now.
+        let healthz = wait("/healthz has IPv4", SOON, || {
             let (status, text) = http_text("GET", HEALTHZ, "/healthz")?;
-            Ok((status == 200).then_some(text))
+            Ok((status == 200 && text.contains("\"IPv4\"")).then_some(text))
         })?;
-        ensure!(healthz.contains("\"nodeEligible\":true") && healthz.contains("\"IPv4\""), "/healthz is {healthz}");
+        ensure!(healthz.contains("\"nodeEligible\":true"), "/healthz is {healthz}");
         ensure!(http_text("GET", HEALTHZ, "/livez")?.0 == 200, "/livez");
         ensure!(http_text("GET", METRICS, "/proxyMode")?.1 == "nftables", "/proxyMode");
         let configuration = http_text("GET", METRICS, "/configz")?.1;
