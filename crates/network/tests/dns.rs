@@ -60,6 +60,7 @@ fn main() -> ExitCode {
             ("an_unreachable_world_is_said_at_once", unreachable),
             ("a_resolver_that_leads_back_makes_no_storm", circle),
             ("slow_connections_do_not_hold_up_others", slow_connections),
+            ("queries_without_end_on_one_connection_are_answered", pipelined_queries),
         ],
         missing,
     )
@@ -168,10 +169,16 @@ fn ask(name: &str) -> String {
 }
 
 fn ask_tcp(stream: &mut TcpStream, name: &str) -> String {
-    let question = question(name);
-    let length = u16::try_from(question.len()).unwrap().to_be_bytes();
+    stream.write_all(&prefixed(&question(name))).unwrap();
+    read_reply(stream)
+}
+
+fn prefixed(question: &[u8]) -> Vec<u8> {
+    [&u16::try_from(question.len()).unwrap().to_be_bytes()[..], question].concat()
+}
+
+fn read_reply(stream: &mut TcpStream) -> String {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(&[&length[..], &question].concat()).unwrap();
     let mut length = [0; 2];
     stream.read_exact(&mut length).unwrap();
     let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
@@ -645,14 +652,36 @@ fn slow_connections() {
         loop {
             let mut stream = TcpStream::connect(DNS).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let question = question(WEB);
-            let length = u16::try_from(question.len()).unwrap().to_be_bytes();
-            let sent = stream.write_all(&[&length[..], &question].concat());
+            let sent = stream.write_all(&prefixed(&question(WEB)));
             if sent.is_ok() && stream.read_exact(&mut [0; 2]).is_ok() {
                 break;
             }
             assert!(begin.elapsed() < PATIENCE, "there is no room again");
         }
+        server.stop().await.unwrap();
+    });
+}
+
+/// The server's stack is as deep for the last of them as for the first.
+fn pipelined_queries() {
+    const COUNT: usize = 20_000;
+    on_a_host(async |host| {
+        let knows = Resolver::start("127.0.0.2", |query, _| Some(addresses(query, 1)));
+        let server = host.server(&[knows.address]).await;
+        server.update(zone("10.96.0.7")).await.unwrap();
+        let mut stream = TcpStream::connect(DNS).unwrap();
+        let mut all = prefixed(&question(WEB)).repeat(COUNT);
+        // Nor does one that is asked elsewhere end the way of those after it.
+        all.extend(prefixed(&question("www.example.com")));
+        all.extend(prefixed(&question(WEB)));
+        let mut writer = stream.try_clone().unwrap();
+        let writing = std::thread::spawn(move || writer.write_all(&all));
+        for number in 0..COUNT {
+            assert_eq!(read_reply(&mut stream), "NOERROR 10.96.0.7", "{number}");
+        }
+        assert_eq!(read_reply(&mut stream), "NOERROR 192.0.2.0");
+        assert_eq!(read_reply(&mut stream), "NOERROR 10.96.0.7");
+        writing.join().unwrap().unwrap();
         server.stop().await.unwrap();
     });
 }

@@ -37,6 +37,11 @@ impl Connection {
         }
     }
 
+    /// A query of it is under way.
+    pub(super) fn waits(&self) -> bool {
+        self.waits
+    }
+
     /// Nothing of it is under way.
     pub(super) fn is_idle(&self) -> bool {
         !self.waits && self.output.is_empty()
@@ -73,7 +78,7 @@ impl Connection {
         }
     }
 
-    /// Replies to the query that [`Connection::step`] answered; call `step` again afterwards.
+    /// Replies to the query that [`Connection::step`] answered; the next step sends it.
     pub(super) fn reply(&mut self, reply: &[u8]) {
         self.waits = false;
         self.output = prefixed(reply);

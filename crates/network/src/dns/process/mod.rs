@@ -43,7 +43,7 @@ const FLIGHTS_MAX: u64 = 2048;
 const CONNECTIONS_MAX: usize = 128;
 const CONNECTIONS_PER_CLIENT_MAX: usize = 32;
 const DAEMONS_MAX: usize = 8;
-/// Datagrams from one socket before others have their turn.
+/// Datagrams from one socket, connections of one listener, or queries of one connection before others have their turn.
 const BURST: usize = 64;
 /// How long what is under way may take after the order to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -269,7 +269,8 @@ impl Server {
                 if let Some(connection) = self.connections.get_mut(&key) {
                     connection.reply(reply);
                 }
-                self.step_connection(key);
+                // It is sent with the connection's next step, and nothing here takes one: a client may ask without end.
+                self.watch(key);
             }
         }
     }
@@ -336,20 +337,28 @@ impl Server {
         }
     }
 
+    /// Answers what a client has asked; what it has asked beyond a burst waits until others have had their turn.
     fn step_connection(&mut self, key: u32) {
-        let Some(connection) = self.connections.get_mut(&key) else { return };
-        match connection.step(&mut self.buffer, Instant::now()) {
-            Ok(query) => {
-                if self.poller.change(&*connection, Token::Connection(key), connection.interest()).is_err() {
-                    self.connections.remove(&key);
-                    return;
-                }
-                let client = Client::Tcp { connection: key, ip: connection.ip };
-                if let Some(query) = query {
-                    self.take(&query, client);
-                }
+        for _ in 0..BURST {
+            let Some(connection) = self.connections.get_mut(&key) else { return };
+            let client = Client::Tcp { connection: key, ip: connection.ip };
+            match connection.step(&mut self.buffer, Instant::now()) {
+                Ok(Some(query)) => self.take(&query, client),
+                Ok(None) => break,
+                Err(_) => return drop(self.connections.remove(&key)),
             }
-            Err(_) => _ = self.connections.remove(&key),
+            if self.connections.get(&key).is_some_and(Connection::waits) {
+                break;
+            }
+        }
+        self.watch(key);
+    }
+
+    /// A connection that has something to send comes up again when its client takes that, also if more of it is here already.
+    fn watch(&mut self, key: u32) {
+        let Some(connection) = self.connections.get(&key) else { return };
+        if self.poller.change(connection, Token::Connection(key), connection.interest()).is_err() {
+            self.connections.remove(&key);
         }
     }
 
