@@ -295,12 +295,18 @@ impl Capture {
         }
     }
 
-    /// Takes all that is there, without waiting and whatever tokio knows of it.
+    /// Takes what is there, without waiting and whatever tokio knows of it. That is as much as the pipe holds: what comes
+    /// meanwhile is of others, who may write without end.
     fn drain(&mut self) {
-        while self.open {
-            match rustix::io::read(self.pipe.as_fd(), &mut self.chunk[..]) {
+        let mut left = rustix::pipe::fcntl_getpipe_size(&self.pipe).unwrap_or(0);
+        while self.open && left > 0 {
+            let room = left.min(CHUNK);
+            match rustix::io::read(self.pipe.as_fd(), &mut self.chunk[..room]) {
                 Ok(0) => self.open = false,
-                Ok(count) => self.keep(count),
+                Ok(count) => {
+                    left -= count;
+                    self.keep(count);
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return,
             }
@@ -358,6 +364,24 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[tokio::test]
+    async fn others_that_go_on_to_write_are_not_drained() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let size = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();
+        writer.write_all(&vec![7; size]).unwrap();
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                let mut writer = writer.try_clone().unwrap();
+                std::thread::spawn(move || while writer.write_all(&[8; 4096]).is_ok() {})
+            })
+            .collect();
+        let mut capture = Capture::new(reader.into(), Arc::new(Semaphore::new(OUTPUT_MAX))).unwrap();
+        capture.drain();
+        assert_eq!(capture.take(), vec![7; size]);
+        drop(capture); // Nobody reads: the writers end.
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+    }
 
     #[tokio::test]
     async fn all_output_of_a_node_has_one_budget() {
