@@ -165,6 +165,12 @@ impl Container {
         Ok(())
     }
 
+    /// Takes back what [`Container::watch`] has registered.
+    pub(crate) fn unwatch(&self, poller: &Poller) {
+        self.pidfd.iter().for_each(|pidfd| poller.remove(pidfd));
+        self.stdout.iter().chain(&self.stderr).for_each(|output| poller.remove(&output.source));
+    }
+
     /// Lets a client take part.
     pub(crate) fn add_client(&mut self, client: Client, poller: &Poller) -> io::Result<()> {
         client.watch(poller)?;

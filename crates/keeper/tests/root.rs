@@ -38,6 +38,7 @@ fn main() -> ExitCode {
             ("a_keeper_is_found_in_the_network_of_its_pod", in_the_network),
             ("a_keeper_knows_nothing_of_the_nodes_environment", environment),
             ("a_stopped_process_does_not_hold_its_keeper", stopped),
+            ("a_process_that_cannot_be_taken_in_is_ended", not_taken_in),
             ("a_line_of_a_gigabyte_is_streamed", endless_line),
             ("a_keeper_does_what_0_1_0_says", yesterday),
         ],
@@ -190,6 +191,20 @@ impl Client {
         stdio: Stdio,
         rotate: Option<Rotate>,
     ) -> Reply {
+        let asked = self.send_launch(group, tree, spec, stdio, rotate);
+        let (number, reply, _) = self.reply();
+        assert_eq!(number, asked);
+        reply
+    }
+
+    fn send_launch(
+        &mut self,
+        group: Option<&Cgroup>,
+        tree: &Path,
+        spec: &Spec,
+        stdio: Stdio,
+        rotate: Option<Rotate>,
+    ) -> u32 {
         let (entry, groups) = match group.map(|group| group.entry().unwrap()) {
             None => (CgroupEntry::Stay, Vec::new()),
             Some(Entry::Directory(directory)) => (CgroupEntry::Directory, vec![directory]),
@@ -214,7 +229,7 @@ impl Client {
         };
         let fds: Vec<BorrowedFd<'_>> =
             [logs.as_fd(), root.as_fd()].into_iter().chain(mounts.iter().chain(&groups).map(OwnedFd::as_fd)).collect();
-        self.ask(Request::Launch(launch), &fds).0
+        self.send(Request::Launch(launch), &fds)
     }
 
     fn log(&self) -> Vec<String> {
@@ -522,6 +537,53 @@ fn stopped() {
     let left: Vec<OwnedFd> = left.filter_map(|one| pidfd_open(pid(one)).ok()).collect();
     group.set(false);
     for one in &left {
+        // Each answer is a turn of the keeper's loop, in which it sees who has ended.
+        while send_signal(one.as_fd(), 0).is_ok() {
+            client.ask(Request::Snapshot, &[]);
+        }
+    }
+}
+
+/// A process has come to its program, and the keeper has no descriptor left to follow it by.
+fn not_taken_in() {
+    let (tree, mut client) = (tree(), Client::new());
+    let group = Freezer::new("keeper-full");
+    let spec = spec("sleep 1000");
+    let launch = |client: &mut Client| client.send_launch(Some(&group.0), tree.path(), &spec, quiet(), None);
+    cannot_take_in(&mut client, &group, launch);
+    let launched = launch(&mut client);
+    let (number, reply, _) = client.reply();
+    assert_eq!(number, launched);
+    started(reply);
+}
+
+/// Has a keeper start a process that stops on its way, and not take it in.
+fn cannot_take_in(client: &mut Client, group: &Freezer, ask: impl FnOnce(&mut Client) -> u32) {
+    use sys::rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+    let keeper = pid(client.hello().pid);
+    let before = group.processes();
+    group.set(true);
+    let asked = ask(client);
+    let made = loop {
+        client.ask(Request::Snapshot, &[]);
+        let made: Vec<u32> = group.processes().into_iter().filter(|one| !before.contains(one)).collect();
+        if !made.is_empty() {
+            break made;
+        }
+    };
+    let made: Vec<OwnedFd> = made.into_iter().map(|one| pidfd_open(pid(one)).unwrap()).collect();
+    // Below the first number that a copy may have a limit is another error.
+    let none = Rlimit { current: Some(4), ..getrlimit(Resource::Nofile) };
+    let limits = prlimit(Some(keeper), Resource::Nofile, none).unwrap();
+    group.set(false);
+    let (number, reply, _) = client.reply();
+    prlimit(Some(keeper), Resource::Nofile, limits).unwrap();
+    assert_eq!(number, asked);
+    match reply {
+        Reply::Failed(failure) => assert_eq!((failure.step.as_str(), failure.errno), ("pidfd", 24)),
+        other => panic!("{other:?}"),
+    }
+    for one in &made {
         // Each answer is a turn of the keeper's loop, in which it sees who has ended.
         while send_signal(one.as_fd(), 0).is_ok() {
             client.ask(Request::Snapshot, &[]);

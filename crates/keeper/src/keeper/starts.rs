@@ -17,6 +17,8 @@ use crate::log::{LogFile, Stream};
 use crate::poll::{Interest, Token};
 use crate::protocol::{Failure, Process, Reason, Reply, Started, Stdio};
 
+const KILL: i32 = 9;
+
 /// Who gets the answer to a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
@@ -194,18 +196,18 @@ impl Keeper {
     }
 
     fn ended(&mut self, asked: Asked, id: String, what: What, outcome: Outcome) {
-        for child in outcome.rest {
-            let key = self.key();
-            // Without being watched it would stay a zombie as long as the keeper lives, which is all that it could do.
-            let _ = self.poller.add(&child.pidfd, Token::Rest(key), Interest::Read);
-            self.rest.push(Rest { key, child });
-        }
+        outcome.rest.into_iter().for_each(|child| self.await_end(child));
         let launched = outcome.launched.map_err(|error| launch_failure(&error));
-        let answer = launched.and_then(|launched| match what {
-            What::Container(parts) => self.keep(id, *parts, launched),
-            What::Exec { container } => self.open_session(id, container, launched),
-        });
+        let answer = launched.and_then(|launched| self.take_in(id, what, launched));
         self.reply(asked, answer);
+    }
+
+    /// Reaps a process that is of no use when it has ended.
+    fn await_end(&mut self, child: Child) {
+        let key = self.key();
+        // Without being watched it would stay a zombie as long as the keeper lives, which is all that it could do.
+        let _ = self.poller.add(&child.pidfd, Token::Rest(key), Interest::Read);
+        self.rest.push(Rest { key, child });
     }
 
     /// A process that was of no use has ended.
@@ -218,11 +220,38 @@ impl Keeper {
         self.poller.remove(&rest.child.pidfd);
     }
 
-    /// Takes a started container in; its process and a copy of its descriptor.
-    fn keep(&mut self, id: String, parts: Parts, launched: Launched) -> Answer {
+    /// Takes a started process in; what it is, a copy of its descriptor, and the master of a session's terminal. One that
+    /// cannot be taken in is ended: nobody would hear of it, nor reap it.
+    fn take_in(&mut self, id: String, what: What, launched: Launched) -> Answer {
+        let pid = launched.child.pid;
+        let copy = match launched.child.pidfd.try_clone() {
+            Ok(copy) => copy,
+            Err(error) => {
+                self.discard(launched.child);
+                return Err(super::requests::system("pidfd")(error));
+            }
+        };
+        let taken = match what {
+            What::Container(parts) => self.keep(id, *parts, launched).map(|started| (started, None)),
+            What::Exec { container } => self.open_session(id, container, launched),
+        };
+        match taken {
+            Ok((started, terminal)) => Ok((Reply::Started(started), [copy].into_iter().chain(terminal).collect())),
+            Err(failure) => {
+                self.discard(Child { pid, pidfd: copy });
+                Err(failure)
+            }
+        }
+    }
+
+    fn discard(&mut self, child: Child) {
+        let _ = process::send_signal(child.pidfd.as_fd(), KILL); // It may have ended.
+        self.await_end(child);
+    }
+
+    fn keep(&mut self, id: String, parts: Parts, launched: Launched) -> Result<Started, Failure> {
         let system = super::requests::system;
         let Parts { stdio, ours, cgroup, log } = parts;
-        let copy = launched.child.pidfd.try_clone().map_err(system("pidfd"))?;
         let (process, warnings) = describe(&launched);
         let (stdout, stderr, stdin) = match launched.terminal {
             Some(master) => {
@@ -247,22 +276,27 @@ impl Keeper {
             stdin: stdin.map(Input::new).transpose().map_err(system("stdin"))?,
             clients: Vec::new(),
         };
-        container.watch(&self.poller).map_err(system("epoll_ctl"))?;
+        if let Err(error) = container.watch(&self.poller) {
+            container.unwatch(&self.poller);
+            return Err(system("epoll_ctl")(error));
+        }
         self.containers.push(container);
         self.write_record();
-        Ok((Reply::Started(Started { process, warnings }), vec![copy]))
+        Ok(Started { process, warnings })
     }
 
-    /// Takes a started exec session in; its process and a copy of its descriptor, and the master of its terminal.
-    fn open_session(&mut self, id: String, container: String, launched: Launched) -> Answer {
-        let system = super::requests::system;
+    fn open_session(
+        &mut self,
+        id: String,
+        container: String,
+        launched: Launched,
+    ) -> Result<(Started, Option<OwnedFd>), Failure> {
         let (process, warnings) = describe(&launched);
         let (key, pidfd) = (self.key(), launched.child.pidfd);
-        let copy = pidfd.try_clone().map_err(system("pidfd"))?;
-        self.poller.add(&pidfd, Token::Exec(key), Interest::Read).map_err(system("epoll_ctl"))?;
+        let watched = self.poller.add(&pidfd, Token::Exec(key), Interest::Read);
+        watched.map_err(super::requests::system("epoll_ctl"))?;
         self.sessions.push(Session { key, id, container, process: process.clone(), pidfd: Some(pidfd), exit: None });
-        let fds = [copy].into_iter().chain(launched.terminal).collect();
-        Ok((Reply::Started(Started { process, warnings }), fds))
+        Ok((Started { process, warnings }, launched.terminal))
     }
 }
 
