@@ -24,6 +24,7 @@ use crate::driver::Handler;
 use crate::record::{Progress, Records, SandboxRecord};
 use crate::sandbox::{Phase, Sandbox};
 use crate::single::Outcome;
+use crate::stop::end_keeper;
 use crate::table::Entered;
 use crate::{files, group, info, launch, plugins, spec};
 
@@ -312,7 +313,7 @@ fn id_mappings(ranges: Vec<oci::IdMapping>) -> Vec<IdMapping> {
 /// Removes what a failed making has left. What cannot be removed is found by `fsck`.
 async fn take_back(core: &Core, sandbox: &Sandbox) {
     let warn = |step: &str, error: &dyn std::fmt::Display| tracing::warn!(sandbox = sandbox.id, %error, "{step}");
-    let _ = sandbox.settle.outcome().await; // Then it is killed with its group.
+    end_keeper(sandbox).await;
     let keeper = sandbox.live().keeper.take();
     drop(keeper);
     if let Err(error) = core.network.detach(&sandbox.id).await {

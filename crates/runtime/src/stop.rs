@@ -178,6 +178,14 @@ pub(crate) async fn stop_sandbox(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Ou
     sandbox.stop.run(&core.tasks, || async move { take_down(&shared, &stopped).await }).await
 }
 
+/// Has a sandbox's keeper end, and what it still runs. Its group is killed next, but it may not have come into that.
+pub(crate) async fn end_keeper(sandbox: &Sandbox) {
+    let _ = timeout(TELL_MAX, sandbox.settle.outcome()).await; // It warns itself.
+    if let Ok(keeper) = sandbox.keeper() {
+        let _ = timeout(TELL_MAX, keeper.done(Request::Shutdown(Shutdown { kill: true }), Vec::new())).await;
+    }
+}
+
 async fn take_down(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     let before = {
         let mut live = sandbox.live();
@@ -195,12 +203,7 @@ async fn take_down(core: &Arc<Core>, sandbox: &Arc<Sandbox>) -> Outcome {
     let detached = core.network.detach(&sandbox.id).await;
     let detached = detached.map_err(|error| failed("disconnecting sandbox", &sandbox.id, &error));
     stopped.and(detached)?;
-    // It warns itself; a keeper that is not in its group ends when it is asked.
-    let _ = timeout(TELL_MAX, sandbox.settle.outcome()).await;
-    if let Ok(keeper) = sandbox.keeper() {
-        // Its group is killed next; asked first, it ends in order.
-        let _ = timeout(TELL_MAX, keeper.done(Request::Shutdown(Shutdown { kill: true }), Vec::new())).await;
-    }
+    end_keeper(sandbox).await;
     end_groups(sandbox).await.map_err(|error| failed("removing the control group of sandbox", &sandbox.id, &error))?;
     let unheard = sandbox.live().unheard;
     if unheard {
