@@ -125,11 +125,11 @@ impl Node {
 
     fn drop_slots(&self) -> Result<(), NetworkError> {
         let slots = std::mem::take(&mut self.state().slots);
-        for slot in slots {
-            self.bridge.unplug(&slot.link.veth, &slot.link.ips)?;
+        first_error(slots.into_iter().map(|slot| {
+            let unplugged = self.bridge.unplug(&slot.link.veth, &slot.link.ips);
             self.state().pool.release(&slot.link.ips);
-        }
-        Ok(())
+            unplugged
+        }))
     }
 
     fn take_over(&self, alive: Vec<(String, Record)>) -> Vec<Forward> {
@@ -143,12 +143,9 @@ impl Node {
 
     /// Removes ports of the bridge that nobody owns: slots of an earlier life which the kernel has not freed yet.
     fn sweep(&self) -> Result<(), NetworkError> {
-        for (port, owner) in self.owned_ports()? {
-            if owner.is_none() {
-                self.bridge.unplug(&port, &[])?;
-            }
-        }
-        Ok(())
+        let ports = self.owned_ports()?.into_iter();
+        let unowned = ports.filter_map(|(port, owner)| owner.is_none().then_some(port));
+        first_error(unowned.map(|port| self.bridge.unplug(&port, &[])))
     }
 
     fn owned_ports(&self) -> Result<Vec<(String, Option<String>)>, NetworkError> {
@@ -360,6 +357,11 @@ impl Node {
     }
 }
 
+/// Takes all steps, also those after one that fails.
+fn first_error(steps: impl Iterator<Item = Result<(), NetworkError>>) -> Result<(), NetworkError> {
+    steps.fold(Ok(()), Result::and)
+}
+
 /// Refuses what would be no file name of its own.
 pub(crate) fn check_name(sandbox: &str) -> Result<(), NetworkError> {
     if sandbox.is_empty() || sandbox.starts_with('.') || sandbox.contains('/') {
@@ -381,5 +383,30 @@ fn attachment(netns: Option<OwnedFd>, link: PodLink) -> Attachment {
         mac: Some(mac_text(link.mac)),
         mtu: Some(link.mtu),
         dns: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_whose_link_cannot_go_keeps_no_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let subnets = vec!["10.0.0.0/29".parse().unwrap()];
+        let node = Node::open(&Config { subnets, ..Config::new(dir.path().to_owned()) }).unwrap();
+        let addresses = || std::iter::from_fn(|| node.state().pool.allocate().ok()).collect::<Vec<_>>();
+        // The kernel looks for no name that is so long.
+        let veth = "veth".repeat(8);
+        let slot = |ips| {
+            let namespace = sys::netns::current().unwrap();
+            Slot { namespace, link: PodLink { veth: veth.clone(), ips, mac: Mac::default(), mtu: 1500 } }
+        };
+        let slots: Vec<Slot> = addresses().into_iter().map(slot).collect();
+        let count = slots.len();
+        assert!(count > 1);
+        node.state().slots = slots;
+        assert!(node.drop_slots().is_err());
+        assert_eq!(addresses().len(), count);
     }
 }
