@@ -23,6 +23,7 @@ mod service_link;
 mod surroundings;
 mod sync;
 pub mod sysctls;
+mod trouble;
 mod web;
 
 pub use backend::{Mode, UnknownMode};

@@ -36,6 +36,7 @@ use crate::health_ports::{Blocked, HealthPorts};
 use crate::metrics::{Extent, Metrics};
 use crate::proxy::resumed;
 use crate::surroundings::Surroundings;
+use crate::trouble::Trouble;
 use crate::{Config, Mode, Owned, RulesError, StartError, Tallies};
 
 /// As upstream's events name themselves.
@@ -125,6 +126,12 @@ pub(crate) struct Sync {
     next_sync: Instant,
     /// When to look whether the rules are still there.
     next_look: Instant,
+    /// Nobody knows whether they are.
+    unseen: Trouble,
+    /// No look for stale flows before.
+    next_flows: Instant,
+    /// They cannot be removed.
+    stale: Trouble,
     /// Other modes may have left rules.
     other_modes: bool,
 }
@@ -202,6 +209,9 @@ impl Sync {
             services_changed: false,
             next_sync: now,
             next_look: now,
+            unseen: Trouble::default(),
+            next_flows: now,
+            stale: Trouble::default(),
         }
     }
 
@@ -331,14 +341,23 @@ impl Sync {
             return;
         }
         self.next_look = now + self.config.look_every;
-        match self.with_kernel(|kernel| kernel.rules.is_there()).await {
+        let looked = self.with_kernel(|kernel| kernel.rules.is_there()).await;
+        if looked.is_ok() && self.unseen.ends() {
+            tracing::info!(place = self.place, "the kernel tells again whether the service rules are there");
+        }
+        match looked {
             Ok(true) => {}
             Ok(false) => {
                 tracing::warn!(place = self.place, "somebody has removed the service rules; they are written anew");
                 self.step = Step::Out { due: now, backoff: BACKOFF_FIRST };
                 self.telemetry.queued();
             }
-            Err(error) => tracing::warn!(%error, "the kernel does not tell whether the service rules are there"),
+            Err(error) => {
+                if self.unseen.fails(&error) {
+                    tracing::warn!(%error, "the kernel does not tell whether the service rules are there");
+                }
+                self.next_look = Instant::now() + self.unseen.rest();
+            }
         }
     }
 
@@ -469,6 +488,9 @@ impl Sync {
     }
 
     async fn delete_stale_flows(&mut self) {
+        if self.next_flows > Instant::now() {
+            return;
+        }
         let suspects = Suspects::new(&self.suspicious, self.model.rules());
         if suspects.is_empty() {
             return;
@@ -479,22 +501,28 @@ impl Sync {
         match deleted {
             Ok(deleted) => {
                 self.suspicious.clear();
+                if self.stale.ends() {
+                    tracing::info!("flows of UDP endpoints that left can be removed again");
+                }
                 self.telemetry.metrics.flows_checked(begun.elapsed(), deleted);
                 let deleted: u64 = deleted.iter().sum();
                 if deleted > 0 {
                     tracing::debug!(deleted, "flows of UDP endpoints that left are gone");
                 }
             }
-            // The next sync looks again, if that can help.
+            // A later sync looks again, if that can help.
             Err(error) => {
                 if is_lacking(error.errno) {
                     self.suspicious.clear();
                 }
-                tracing::warn!(
-                    %error,
-                    "flows of UDP endpoints that left cannot be removed: their clients go on to send there until they \
-                     pause; the kernel needs CONFIG_NF_CT_NETLINK"
-                );
+                if self.stale.fails(&error) {
+                    tracing::warn!(
+                        %error,
+                        "flows of UDP endpoints that left cannot be removed: their clients go on to send there until \
+                         they pause; the kernel needs CONFIG_NF_CT_NETLINK"
+                    );
+                }
+                self.next_flows = Instant::now() + self.stale.rest();
             }
         }
     }
