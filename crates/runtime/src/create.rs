@@ -143,7 +143,8 @@ fn check_mounts(core: &Core, sandbox: &Sandbox, config: &v1::ContainerConfig) ->
     let mount = config.mounts.iter().find(|mount| mount.recursive_read_only);
     let (Some(_), Some(mount)) = (handler, mount) else { return Ok(()) };
     Err(Error::FailedPrecondition(format!(
-        "RROUnsupported: the program of the runtime handler {:?} does not name recursive read-only mounts among its features;          {:?} may not ask for one",
+        "RROUnsupported: the program of the runtime handler {:?} does not name recursive read-only mounts among its \
+         features; {:?} may not ask for one: set recursiveReadOnly to IfPossible, or take another RuntimeClass",
         sandbox.handler, mount.container_path
     )))
 }
