@@ -42,6 +42,8 @@ pub struct Options {
 
 /// Bytes that one step of reading takes from a file.
 const CHUNK: usize = 64 * 1024;
+/// A longer line is taken in parts: runtimes write shorter ones, but a pod may write whatever it likes where it is let.
+const LINE_MAX: usize = 64 * 1024;
 
 /// The attempts of a container that have left a log, oldest first. `dir` is the container's directory.
 pub fn attempts(dir: &Path) -> Vec<u32> {
@@ -77,8 +79,9 @@ pub fn last(path: &Path, lines: usize, bytes: usize) -> io::Result<String> {
     let mut all = Vec::new();
     while let Step::Data(data) = reader.step()? {
         all.extend_from_slice(&data);
+        all.drain(..all.len().saturating_sub(bytes));
     }
-    Ok(String::from_utf8_lossy(&all[all.len().saturating_sub(bytes)..]).into_owned())
+    Ok(String::from_utf8_lossy(&all).into_owned())
 }
 
 struct Following {
@@ -138,9 +141,9 @@ struct Watch {
 
 impl Watch {
     fn new(dir: &Path) -> io::Result<Self> {
-        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(too_many)?;
         use inotify::WatchFlags as On;
-        inotify::add_watch(&fd, dir, On::MODIFY | On::CREATE | On::MOVED_TO | On::DELETE_SELF)?;
+        inotify::add_watch(&fd, dir, On::MODIFY | On::CREATE | On::MOVED_TO | On::DELETE_SELF).map_err(too_many)?;
         #[allow(deprecated, reason = "its replacement is unsafe; an owned descriptor keeps what that asks for")]
         let fd = AsyncFd::new(fd)?;
         Ok(Self { fd })
@@ -157,6 +160,19 @@ impl Watch {
             }
         }
     }
+}
+
+/// A limit of the kernel's is an error that says which: `EMFILE` may be one of inotify (inotify_init(2)).
+fn too_many(errno: Errno) -> io::Error {
+    let limit = match errno {
+        Errno::MFILE => "max_user_instances",
+        Errno::NOSPC => "max_user_watches",
+        other => return other.into(),
+    };
+    io::Error::other(format!(
+        "the log cannot be followed: too many are followed already, or other programs of the node use up \
+         fs.inotify.{limit}; raise it with sysctl ({errno})"
+    ))
 }
 
 /// What one step of reading gave.
@@ -194,7 +210,7 @@ fn open_log(path: &Path) -> io::Result<File> {
 struct Open {
     lines: Box<dyn BufRead + Send>,
     inode: u64,
-    /// The beginning of a line whose end is not written yet.
+    /// The beginning of a line whose end is not written yet, or the part of a long one that comes next.
     partial: Vec<u8>,
 }
 
@@ -219,6 +235,7 @@ impl Reader {
             timestamps: options.timestamps,
             left: options.limit_bytes,
             continues: false,
+            line: None,
         };
         Self { path, options, older: None, open: None, filter }
     }
@@ -298,12 +315,13 @@ fn read_lines(open: &mut Open, filter: &mut Filter) -> io::Result<Option<Bytes>>
     let mut out = Vec::new();
     let mut taken = 0;
     while taken < CHUNK {
-        let count = open.lines.read_until(b'\n', &mut open.partial)?;
+        let room = (LINE_MAX - open.partial.len()) as u64;
+        let count = open.lines.by_ref().take(room).read_until(b'\n', &mut open.partial)?;
         if count == 0 {
             break;
         }
         taken += count;
-        if open.partial.ends_with(b"\n") {
+        if open.partial.ends_with(b"\n") || open.partial.len() == LINE_MAX {
             filter.take(&open.partial, &mut out);
             open.partial.clear();
         }
@@ -377,25 +395,34 @@ fn ends_of_last(path: &Path, wanted: usize) -> io::Result<Tail> {
     Ok(if found == wanted { Ok(0) } else { Err(found) })
 }
 
-/// Compressed files can only be read forwards: remembers where the last lines began.
+/// Compressed files can only be read forwards: once to count the lines, once to where the last ones begin.
 fn ends_of_compressed(path: &Path, wanted: usize) -> io::Result<Tail> {
-    let mut lines = BufReader::with_capacity(CHUNK, GzDecoder::new(open_log(path)?));
-    let mut starts = VecDeque::new();
-    let (mut offset, mut line) = (0u64, Vec::new());
-    loop {
-        line.clear();
-        let count = lines.read_until(b'\n', &mut line)?;
-        if count == 0 {
-            break;
+    let open = || Ok::<_, io::Error>(BufReader::with_capacity(CHUNK, GzDecoder::new(open_log(path)?)));
+    let (found, _) = skip_lines(&mut open()?, usize::MAX)?;
+    let Some(before) = found.checked_sub(wanted) else { return Ok(Err(found)) };
+    let (_, offset) = skip_lines(&mut open()?, before)?;
+    Ok(Ok(offset))
+}
+
+/// Reads past `lines` lines, or to the end; how many lines that were, one without an end among them, and how many bytes.
+fn skip_lines(reader: &mut impl BufRead, lines: usize) -> io::Result<(usize, u64)> {
+    let (mut skipped, mut bytes, mut is_cut) = (0, 0, false);
+    while skipped < lines {
+        let block = reader.fill_buf()?;
+        let Some(last) = block.last() else { break };
+        is_cut = *last != b'\n';
+        let mut taken = block.len();
+        for (index, _) in block.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+            skipped += 1;
+            if skipped == lines {
+                taken = index + 1;
+                break;
+            }
         }
-        starts.push_back(offset);
-        if starts.len() > wanted {
-            starts.pop_front();
-        }
-        offset += count as u64;
+        reader.consume(taken);
+        bytes += taken as u64;
     }
-    let found = starts.len();
-    Ok(if found == wanted { Ok(starts.front().copied().unwrap_or(offset)) } else { Err(found) })
+    Ok((skipped + usize::from(is_cut && skipped < lines), bytes))
 }
 
 /// Turns written lines into what the container said.
@@ -406,23 +433,48 @@ struct Filter {
     left: Option<usize>,
     /// The next line goes on with one that was written in parts.
     continues: bool,
+    /// The line of which a part was taken.
+    line: Option<Line>,
+}
+
+/// What is done with a line, however many parts it is taken in.
+#[derive(Clone, Copy)]
+struct Line {
+    is_shown: bool,
+    /// The next line goes on with it.
+    is_partial: bool,
 }
 
 impl Filter {
-    fn take(&mut self, line: &[u8], out: &mut Vec<u8>) {
-        let Some(entry) = parse(line) else { return self.put(line, out) };
-        let continued = std::mem::replace(&mut self.continues, entry.is_partial);
-        if self.since.is_some_and(|since| is_before(entry.time, since)) {
-            return;
+    /// Takes a line, or a part of one that is too long; the last part ends as the line does.
+    fn take(&mut self, part: &[u8], out: &mut Vec<u8>) {
+        let (content, is_end) = match part.strip_suffix(b"\n") {
+            Some(content) => (content, true),
+            None => (part, false),
+        };
+        let (line, content) = match self.line.take() {
+            Some(line) => (line, content),
+            None => self.begin(content, out),
+        };
+        if line.is_shown {
+            self.put(content, out);
+            if is_end && !line.is_partial {
+                self.put(b"\n", out);
+            }
         }
-        if self.timestamps && !continued {
+        self.line = (!is_end).then_some(line);
+    }
+
+    /// What a line is, by its beginning, and where its content begins.
+    fn begin<'a>(&mut self, part: &'a [u8], out: &mut Vec<u8>) -> (Line, &'a [u8]) {
+        let Some(entry) = parse(part) else { return (Line { is_shown: true, is_partial: false }, part) };
+        let continued = std::mem::replace(&mut self.continues, entry.is_partial);
+        let is_shown = !self.since.is_some_and(|since| is_before(entry.time, since));
+        if is_shown && self.timestamps && !continued {
             self.put(entry.time, out);
             self.put(b" ", out);
         }
-        self.put(entry.content, out);
-        if !entry.is_partial {
-            self.put(b"\n", out);
-        }
+        (Line { is_shown, is_partial: entry.is_partial }, entry.content)
     }
 
     fn put(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
@@ -443,7 +495,6 @@ struct Entry<'a> {
 /// A line as the CRI has it: `TIME STREAM TAG CONTENT`; tags are joined by colons, the first says whether the line is
 /// full (`F`) or goes on (`P`).
 fn parse(line: &[u8]) -> Option<Entry<'_>> {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
     let mut parts = line.splitn(4, |byte| *byte == b' ');
     let (time, stream, tag) = (parts.next()?, parts.next()?, parts.next()?);
     let content = parts.next().unwrap_or_default();
@@ -522,6 +573,44 @@ mod tests {
         assert_eq!(read(&path, Options::default()).await, "ab\n\nodd\n");
         let timed = read(&path, Options { timestamps: true, ..Options::default() }).await;
         assert_eq!(timed, "2026-01-31T12:00:00Z ab\n2026-01-31T12:00:02Z \nodd\n");
+    }
+
+    /// A log is no larger in memory than elsewhere, whatever is in it.
+    #[tokio::test]
+    async fn a_line_without_end_is_read_in_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let long = "x".repeat(9 * LINE_MAX + 5);
+        let header = "2026-01-31T12:00:00Z stdout";
+        let text = format!("{header} P {long}\n{header} F {long}\n{long}\n{header} F end\n");
+        let mut gz = flate2::write::GzEncoder::new(
+            File::create(dir.path().join("0.log.20260131-115900.gz")).unwrap(),
+            flate2::Compression::fast(),
+        );
+        gz.write_all(text.as_bytes()).unwrap();
+        gz.finish().unwrap();
+        fs::write(&path, &text).unwrap();
+        let said = format!("{long}{long}\n{long}\nend\n");
+        let timed = format!("2026-01-31T12:00:00Z {long}{long}\n{long}\n2026-01-31T12:00:00Z end\n");
+        assert_eq!(read(&path, Options::default()).await, said.repeat(2));
+        assert_eq!(read(&path, Options { timestamps: true, ..Options::default() }).await, timed.repeat(2));
+        let tail = Options { tail_lines: Some(6), ..Options::default() };
+        assert_eq!(read(&path, tail).await, format!("{long}\nend\n{said}"));
+        let since = Some("2026-01-31T12:00:01Z".parse().unwrap());
+        assert_eq!(read(&path, Options { since, ..Options::default() }).await, format!("{long}\n").repeat(2));
+        let mut reader = Reader::new(path.clone(), Options::default());
+        while let Step::Data(data) = reader.step().unwrap() {
+            let held = reader.open.as_ref().map_or(0, |open| open.partial.capacity());
+            assert!(data.len().max(held) <= 2 * LINE_MAX, "{} and {held} bytes", data.len());
+        }
+        assert_eq!(last(&path, 80, 8).unwrap(), "xxx\nend\n");
+    }
+
+    #[test]
+    fn a_limit_of_the_kernel_is_named() {
+        assert!(too_many(Errno::MFILE).to_string().contains("fs.inotify.max_user_instances"));
+        assert!(too_many(Errno::NOSPC).to_string().contains("fs.inotify.max_user_watches"));
+        assert_eq!(too_many(Errno::NOENT).kind(), io::ErrorKind::NotFound);
     }
 
     #[tokio::test]
