@@ -1,7 +1,6 @@
 //! What runs when the daemon begins: sandboxes and containers of the runtime become views of their pods.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use cri::v1;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,6 +12,7 @@ use crate::context::{Context, uid_of};
 use crate::effects::{addresses, run_of, time};
 use crate::generate::label;
 use crate::node::shutdown;
+use crate::retry::Rests;
 
 /// A pod's remains in the runtime.
 #[derive(Debug, Default)]
@@ -20,9 +20,6 @@ pub(crate) struct Found {
     pub(crate) sandboxes: Vec<v1::PodSandboxStatus>,
     pub(crate) containers: Vec<v1::ContainerStatus>,
 }
-
-/// How long to wait before asking a runtime again that does not answer.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Everything of pods that the runtime has, by uid. Asks until the runtime answers.
 pub(crate) async fn everything(context: &Context) -> HashMap<String, Found> {
@@ -36,12 +33,20 @@ pub(crate) async fn of_pod(context: &Context, uid: &str) -> Found {
 }
 
 async fn asked(context: &Context, label_selector: HashMap<String, String>) -> HashMap<String, Found> {
+    let mut rests = Rests::new();
     loop {
         match found(context, label_selector.clone()).await {
-            Ok(found) => return found,
+            Ok(found) => {
+                if context.outage.ends() {
+                    tracing::info!("the runtime says again what runs");
+                }
+                return found;
+            }
             Err(error) => {
-                tracing::warn!(%error, "the runtime does not say what runs; asking again");
-                tokio::time::sleep(RETRY).await;
+                if context.outage.begins() {
+                    tracing::warn!(%error, "the runtime does not say what runs; it is asked until it does");
+                }
+                rests.rest().await;
             }
         }
     }

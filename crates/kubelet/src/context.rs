@@ -22,6 +22,7 @@ use crate::pulled::{Pulled, Verification};
 use crate::qos::Tree;
 use crate::records::Records;
 use crate::resources::Resources;
+use crate::retry::Outage;
 use crate::users::Users;
 use crate::volumes::Volumes;
 
@@ -139,6 +140,8 @@ pub(crate) struct Context {
     pub(crate) kills: Kills,
     /// Who may pull an image now, where that is limited.
     pub(crate) pulls: Option<Semaphore>,
+    /// The runtime does not say what runs.
+    pub(crate) outage: Outage,
     /// Changes whenever a worker has taken a step.
     pub(crate) steps: watch::Sender<()>,
 }

@@ -15,6 +15,7 @@ use crate::pods_api;
 use crate::pulled::Pulled;
 use crate::records::Records;
 use crate::resources::Resources;
+use crate::retry::Outage;
 use crate::timeline::Step;
 use crate::users::Users;
 use crate::worker::{Event, Shown, Workers};
@@ -74,7 +75,8 @@ impl Kubelet {
         let heard = steps.subscribe();
         let root = config.generate.paths.root.clone();
         let pulls = config.pulls_max.map(Semaphore::new);
-        let context = Arc::new(Context { config, parts, records, users, pulled, kills: Kills::open(), pulls, steps });
+        let (kills, outage) = (Kills::open(), Outage::default());
+        let context = Arc::new(Context { config, parts, records, users, pulled, kills, pulls, outage, steps });
         // A start that is given up leaves nobody at work.
         let (workers, stop): (Arc<Mutex<Workers>>, _) = (Arc::default(), CancellationToken::new().drop_guard());
         let (tell_left, left) = watch::channel(0);

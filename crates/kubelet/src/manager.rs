@@ -1,6 +1,7 @@
 //! All pods of the node: which have a worker, and which events go where.
 
 mod grants;
+mod news;
 mod room;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -27,10 +28,8 @@ use crate::remains;
 use crate::worker::{self, Begin, Event, Workers};
 
 use grants::Grants;
+use news::News;
 use room::Rooms;
-
-/// How long to wait before asking a runtime again that does not answer.
-const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub(crate) struct Manager {
     context: Arc<Context>,
@@ -98,8 +97,10 @@ impl Manager {
         let mut bundles = store.cluster_trust_bundles().watch();
         let mut drivers = self.context.parts.volumes.news();
         let mut claim_drivers = self.context.parts.resources.drivers();
-        let mut events = self.subscribe().await;
+        // Heard before it is asked what runs, so that nothing is missed.
+        let events = news::subscribe(&self.context).await;
         self.adopt().await;
+        let mut news = std::pin::pin!(news::follow(self.context.clone(), events));
         self.tell_left();
         let _ = ready.send(()); // Nobody may be waiting.
         let resources = self.context.parts.resources.clone();
@@ -117,29 +118,13 @@ impl Manager {
                 // The senders live as long as volumes and resources.
                 _ = drivers.changed() => self.retry(|_| true),
                 _ = claim_drivers.changed() => self.retry(|_| true),
-                event = events.next() => match event {
-                    Some(Ok(event)) => self.dispatch(event),
-                    Some(Err(error)) => tracing::warn!(%error, "the runtime's events"),
-                    None => {
-                        events = self.subscribe().await;
-                        self.catch_up().await;
-                    }
+                Some(news) = news.next() => match news {
+                    News::Event(event) => self.dispatch(*event),
+                    News::Gap(found) => self.catch_up(found),
                 },
                 Some(uid) = self.ended.recv() => self.bury(&uid),
                 pods = resources.unwell() => self.look(&pods),
                 Some(done) = self.jobs.join_next_with_id() => self.reap(done),
-            }
-        }
-    }
-
-    async fn subscribe(&self) -> cri::service::Items<v1::ContainerEventResponse> {
-        loop {
-            match self.context.parts.runtime.get_container_events(v1::GetEventsRequest::default()).await {
-                Ok(events) => return events,
-                Err(error) => {
-                    tracing::warn!(%error, "the runtime gives no events; asking again");
-                    tokio::time::sleep(RETRY).await;
-                }
             }
         }
     }
@@ -246,8 +231,8 @@ impl Manager {
     }
 
     /// After a gap in the runtime's events: every worker hears the present state.
-    async fn catch_up(&mut self) {
-        for (_, found) in adopt::everything(&self.context).await {
+    fn catch_up(&mut self, all: HashMap<String, Found>) {
+        for found in all.into_values() {
             self.dispatch(v1::ContainerEventResponse {
                 pod_sandbox_status: found.sandboxes.into_iter().max_by_key(|sandbox| sandbox.created_at),
                 containers_statuses: found.containers,

@@ -1,5 +1,6 @@
 //! Trying again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_secs(1);
@@ -24,6 +25,22 @@ impl Rests {
     }
 }
 
+/// Whether something fails that many try: it is told once for all of them.
+#[derive(Debug, Default)]
+pub(crate) struct Outage(AtomicBool);
+
+impl Outage {
+    /// A try has failed; whether it is the first since one went well.
+    pub(crate) fn begins(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+
+    /// A try went well; whether it is the first since one failed.
+    pub(crate) fn ends(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,5 +54,14 @@ mod tests {
             lengths.push(begun.elapsed().as_secs());
         }
         assert_eq!(lengths, [1, 2, 4, 8, 16, 30, 30]);
+    }
+
+    #[test]
+    fn an_outage_begins_and_ends_once() {
+        let outage = Outage::default();
+        assert!(!outage.ends());
+        assert_eq!([outage.begins(), outage.begins(), outage.begins()], [true, false, false]);
+        assert_eq!([outage.ends(), outage.ends()], [true, false]);
+        assert!(outage.begins());
     }
 }

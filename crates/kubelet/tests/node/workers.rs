@@ -94,6 +94,10 @@ fn a_stop_waits_for_no_runtime() {
         while events.next().await.is_some_and(|event| event.is_ok()) {}
         // Who asks again waits here.
         let _asking = tokio::time::timeout(LIMIT, deaf.accept()).await.unwrap().unwrap();
+        // Pods come meanwhile, as ever. What this one refers to is not known, so that nothing is made for it.
+        desk.know_nothing();
+        desk.want("late", &node.uid("late"), json!({ "containers": [{ "name": "c", "image": node.image() }] }));
+        desk.when("it is seen", |desk| desk.phase("late").as_deref() == Some("Pending")).await;
         stopped(&kubelet).await;
         drop((kubelet, desk));
         let _ = tokio::time::timeout(LIMIT, life.changed()).await.expect("somebody still works for the kubelet");
