@@ -23,7 +23,7 @@ use crate::admission::Rejection;
 use crate::context::{Context, chain, uid_of};
 use crate::probing::{self, Target};
 use crate::publish::Taken;
-use crate::volumes::{Cause, PodVolumes, VolumeError};
+use crate::volumes::{Cause, PodVolumes, Times, VolumeError};
 use crate::worker::Event;
 
 /// One action of one pod, with what it needs to know.
@@ -196,9 +196,9 @@ impl Job {
         if let Err(message) = self.look_up().await {
             return self.change(Change::VolumesFailed { message });
         }
-        let begun = std::time::Instant::now();
-        let made = self.context.parts.volumes.set_up(&self.pod).await;
-        self.count_volumes(begun.elapsed(), made.as_ref().err().map(|error| error.volume.as_str()));
+        let times = Arc::<Times>::default();
+        let made = self.context.parts.volumes.set_up_timed(&self.pod, &times).await;
+        self.count_volumes(&times, made.as_ref().err().map(|error| error.volume.as_str()));
         match made {
             Ok(mut volumes) => match self.image_volumes(&mut volumes).await {
                 Ok(()) => {
@@ -220,11 +220,13 @@ impl Job {
         }
     }
 
-    /// Counts the volumes of a pod. They are made one after the other, so each is said to have taken what all did.
-    fn count_volumes(&self, took: std::time::Duration, failed: Option<&str>) {
+    /// Counts the volumes that were made, or the one that could not be: then the others begin anew.
+    fn count_volumes(&self, times: &Times, failed: Option<&str>) {
         for volume in pod::spec::of(&self.pod).volumes.iter().flatten() {
             let is_failed = failed == Some(volume.name.as_str());
-            if failed.is_none() || is_failed {
+            if let Some(took) = times.of(&volume.name)
+                && (failed.is_none() || is_failed)
+            {
                 self.context.parts.metrics.mounted(plugin(volume), took, is_failed);
             }
         }

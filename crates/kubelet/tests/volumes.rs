@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Event, NodeStatus, Pod, PodStatus};
 use kubelet::env::{Environment, Sources, of_container};
 use kubelet::facts::NodeFacts;
 use kubelet::paths::Paths;
-use kubelet::volumes::{ATTACHED_WITHIN, CSI_CALL_WITHIN, PodVolumes, REPUBLISH_EVERY, Volumes, VolumesConfig};
+use kubelet::volumes::{ATTACHED_WITHIN, CSI_CALL_WITHIN, PodVolumes, REPUBLISH_EVERY, Times, Volumes, VolumesConfig};
 use serde_json::{Value, json};
 use sys::mount::Propagation;
 use sys::rustix::fs::inotify;
@@ -153,6 +153,28 @@ fn an_edited_config_map_reaches_the_volume() {
         labelled.metadata.labels.as_mut().unwrap().insert("v".into(), "2".into());
         renamed_in(downward, || drop(fixture.store.pods().put(labelled))).await;
         assert_eq!(fs::read_to_string(downward.join("l")).unwrap(), "v=\"2\"");
+    });
+}
+
+#[test]
+fn each_volume_has_a_time_of_its_own() {
+    with_mounts(async |fixture| {
+        let pod = mounting(
+            json!([{"name": "a", "mountPath": "/a"}, {"name": "b", "mountPath": "/b"}]),
+            json!([{"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "cm"}}, {"name": "unused", "emptyDir": {}}]),
+        );
+        let times = Arc::<Times>::default();
+        let error = fixture.volumes.set_up_timed(&pod, &times).await.unwrap_err();
+        assert_eq!(error.volume, "b");
+        assert!(times.of("b").is_some(), "also of one that cannot be had");
+        let config_map = json!({"metadata": {"name": "cm", "namespace": "shop"}});
+        fixture.store.config_maps().put(serde_json::from_value(config_map).unwrap());
+        let (times, begun) = (Arc::<Times>::default(), std::time::Instant::now());
+        fixture.volumes.set_up_timed(&pod, &times).await.unwrap();
+        let all = begun.elapsed();
+        let (a, b) = (times.of("a").unwrap(), times.of("b").unwrap());
+        assert!(a + b <= all, "{a:?} and {b:?} of {all:?}: one after the other");
+        assert_eq!(times.of("unused"), None);
     });
 }
 

@@ -171,7 +171,7 @@ impl Metrics {
         self.steps.observe(&labels(&[("operation_type", operation)]), took);
     }
 
-    /// The volumes of a pod were made, or not.
+    /// A volume of a pod was made, or could not be.
     pub(crate) fn mounted(&self, plugin: &str, took: Duration, failed: bool) {
         let status = if failed { "fail-unknown" } else { "success" };
         let pairs =

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cluster::{Key, Store};
 use k8s_openapi::api::core::v1::{Pod, Volume};
@@ -13,7 +14,7 @@ use super::mounts::Ready;
 use super::nfs::{self, Share};
 use super::place::{self, FsGroup, Writable};
 use super::plan::{self, Kind};
-use super::{Cause, Credentials, VolumeError, VolumesConfig, atomic, payload, remove};
+use super::{Cause, Credentials, Times, VolumeError, VolumesConfig, atomic, payload, remove};
 use crate::context::uid_of;
 
 /// Makes the volumes of one version of a pod.
@@ -23,6 +24,7 @@ pub(super) struct Maker {
     pub(super) store: Store,
     pub(super) pod: Arc<Pod>,
     pub(super) credentials: Credentials,
+    pub(super) times: Arc<Times>,
 }
 
 impl Maker {
@@ -145,7 +147,9 @@ impl Maker {
         visit: impl Fn(&str, &Kind<'_>) -> Result<T, Cause>,
     ) -> impl Iterator<Item = Result<(String, T), VolumeError>> {
         self.used().map(move |volume| {
+            let begun = Instant::now();
             let visited = plan::kind(volume, &self.pod, &self.store).and_then(|kind| visit(&volume.name, &kind));
+            self.times.add(&volume.name, begun.elapsed());
             let visited = visited.map_err(|cause| VolumeError { volume: volume.name.clone(), cause })?;
             Ok((volume.name.clone(), visited))
         })

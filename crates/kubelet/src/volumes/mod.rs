@@ -25,6 +25,7 @@ mod place;
 mod plan;
 mod remove;
 mod subpath;
+mod times;
 mod tokens;
 mod trust;
 
@@ -54,6 +55,7 @@ use ground::Ground;
 use make::Maker;
 pub use mounts::PodVolumes;
 pub use plan::image_volumes;
+pub use times::Times;
 use tokens::Tokens;
 
 /// What the volumes of a node need to know.
@@ -111,14 +113,22 @@ impl Volumes {
     /// # Errors
     /// The first volume that cannot be had; [`Cause::is_waiting`] says whether it may heal by itself.
     pub async fn set_up(&self, pod: &Pod) -> Result<PodVolumes, VolumeError> {
+        self.set_up_timed(pod, &Arc::default()).await
+    }
+
+    /// As [`Volumes::set_up`]; notes how long each volume takes.
+    ///
+    /// # Errors
+    /// Those of [`Volumes::set_up`].
+    pub async fn set_up_timed(&self, pod: &Pod, times: &Arc<Times>) -> Result<PodVolumes, VolumeError> {
         let pod = Arc::new(pod.clone());
         let credentials = self.credentials(&pod).await?;
         let uid = uid_of(&pod).to_owned();
         let ground = self.lock().entry(uid.clone()).or_default().clone();
-        let maker = Arc::new(self.maker(pod.clone(), credentials));
+        let maker = Arc::new(Maker { times: times.clone(), ..self.maker(pod.clone(), credentials) });
         maker.check_place()?;
-        self.publish(&pod, maker.csi_volumes()?, &ground).await?;
-        let shares = self.mount_shares(&uid, maker.shares()?).await?;
+        self.publish(&pod, maker.csi_volumes()?, &ground, times).await?;
+        let shares = self.mount_shares(&uid, maker.shares()?, times).await?;
         if maker.looks_outside() {
             let (maker, ground) = (maker.clone(), ground.clone());
             patient(move || maker.look_outside(&ground)).await.map_err(|error| over(error.into()))??;
@@ -144,6 +154,7 @@ impl Volumes {
         pod: &Arc<Pod>,
         volumes: BTreeMap<String, CsiVolume>,
         ground: &Arc<Ground>,
+        times: &Times,
     ) -> Result<(), VolumeError> {
         // One volume may be in a pod under two names.
         let mut distinct: Vec<(&String, &CsiVolume)> = Vec::new();
@@ -153,19 +164,22 @@ impl Volumes {
             }
         }
         let published = distinct.into_iter().map(|(name, volume)| async {
-            let published = self.csi.publish(pod, volume, ground, &self.tokens).await;
+            let published = times.note(name, self.csi.publish(pod, volume, ground, &self.tokens)).await;
             published.map_err(|cause| VolumeError { volume: name.clone(), cause })
         });
         futures_util::future::join_all(published).await.into_iter().collect()
     }
 
     /// Mounts the shares that are not there from before, side by side, each on a thread of its own.
-    async fn mount_shares(&self, uid: &str, shares: BTreeMap<String, nfs::Share>) -> Result<nfs::Mounted, VolumeError> {
+    async fn mount_shares(
+        &self,
+        uid: &str,
+        shares: BTreeMap<String, nfs::Share>,
+        times: &Times,
+    ) -> Result<nfs::Mounted, VolumeError> {
         let mounted = shares.into_iter().map(|(volume, share)| async move {
-            let mounted = share
-                .mount(uid, &self.attempts)
-                .await
-                .map_err(|cause| VolumeError { volume: volume.clone(), cause })?;
+            let mounted = times.note(&volume, share.mount(uid, &self.attempts)).await;
+            let mounted = mounted.map_err(|cause| VolumeError { volume: volume.clone(), cause })?;
             Ok((volume, mounted))
         });
         futures_util::future::join_all(mounted).await.into_iter().collect()
@@ -255,7 +269,8 @@ impl Volumes {
     }
 
     fn maker(&self, pod: Arc<Pod>, credentials: Credentials) -> Maker {
-        Maker { config: self.config.clone(), store: self.source.store().clone(), pod, credentials }
+        let (config, store, times) = (self.config.clone(), self.source.store().clone(), Arc::default());
+        Maker { config, store, pod, credentials, times }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Ground>>> {
