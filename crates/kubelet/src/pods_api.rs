@@ -14,9 +14,10 @@ use plugin::pods::pods_server::{Pods, PodsServer};
 use plugin::pods::{
     EventType, GetPodRequest, GetPodResponse, ListPodsRequest, ListPodsResponse, WatchPodsEvent, WatchPodsRequest,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -27,6 +28,8 @@ use crate::worker::Workers;
 const SOCKET: &str = "pods-api/pods-api.sock";
 /// Messages that wait for who follows; then it is not looked for more.
 const WAITING_MAX: usize = 16;
+/// Who follows at a time; each looks at all pods after each step of a worker.
+const FOLLOWERS_MAX: usize = 64;
 
 /// A pod and its status, which may be newer than the source's.
 #[derive(Debug, Clone)]
@@ -90,13 +93,22 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) -> io::Result<JoinHandle<()>> {
     let listener = cri::server::bind(&root.join(SOCKET)).await.map_err(io::Error::other)?;
-    let service = PodsServer::new(Server { workers, steps, stop: stop.clone() });
-    Ok(tokio::spawn(cri::server::serve_calls(listener, service, stop)))
+    let followers = TaskTracker::new();
+    let room = Arc::new(Semaphore::new(FOLLOWERS_MAX));
+    let service = PodsServer::new(Server { workers, steps, followers: followers.clone(), room, stop: stop.clone() });
+    Ok(tokio::spawn(async move {
+        cri::server::serve_calls(listener, service, stop).await;
+        followers.close();
+        followers.wait().await;
+    }))
 }
 
 struct Server {
     workers: Arc<Mutex<Workers>>,
     steps: watch::Receiver<()>,
+    followers: TaskTracker,
+    /// For followers.
+    room: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -125,10 +137,15 @@ impl Pods for Server {
     }
 
     async fn watch_pods(&self, _: Request<WatchPodsRequest>) -> Result<Response<Self::WatchPodsStream>, Status> {
+        let room = self.room.clone().try_acquire_owned().map_err(|_| {
+            let text = format!("{FOLLOWERS_MAX} clients follow the node's pods already; end one of them");
+            Status::resource_exhausted(text)
+        })?;
         let (events, stream) = mpsc::channel(WAITING_MAX);
         let (workers, mut steps, stop) = (self.workers.clone(), self.steps.clone(), self.stop.clone());
         // It ends with who follows, or with the node agent.
-        tokio::spawn(stop.run_until_cancelled_owned(async move {
+        self.followers.spawn(stop.run_until_cancelled_owned(async move {
+            let _room = room;
             let mut known = BTreeMap::new();
             let mut is_first = true;
             // An error: nobody follows any more.

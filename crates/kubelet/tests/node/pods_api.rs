@@ -71,6 +71,17 @@ fn programs_follow_the_nodes_pods() {
         node.desk.delete("second", 0);
         let (_, gone) = until(&mut events, |event| event.r#type() == EventType::Deleted).await;
         assert!(has(&gone.pod, &uid) && !has(&gone.pod, node.image()), "only who it was");
+        // So many follow at a time, and who goes makes room.
+        let mut others = Vec::new();
+        for _ in 1..64 {
+            others.push(client.watch_pods(WatchPodsRequest {}).await.unwrap());
+        }
+        let full = client.watch_pods(WatchPodsRequest {}).await.unwrap_err();
+        assert_eq!(full.code(), tonic::Code::ResourceExhausted);
+        drop(others);
+        while client.watch_pods(WatchPodsRequest {}).await.is_err() {
+            tokio::task::yield_now().await;
+        }
         // Who follows does not hold up the end of the node agent.
         node
     });
