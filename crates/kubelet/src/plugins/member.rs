@@ -9,8 +9,7 @@ use plugin::registration::{InfoRequest, RegistrationStatus};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use super::scan::Identity;
-use super::{Handler, Plugin, Refusal};
+use super::{Handler, Plugin, Refusal, Seen};
 use crate::retry::Rests;
 
 /// How long a plugin may take to answer (upstream's limit for connecting).
@@ -22,12 +21,21 @@ type Handlers = Arc<[Arc<dyn Handler>]>;
 type Taken = (Plugin, Arc<dyn Handler>);
 
 /// Registers whatever is behind the socket whenever it is made anew, until the registry ends.
-pub(super) async fn run(socket: PathBuf, handlers: Handlers, mut seen: watch::Receiver<Option<Identity>>) {
+pub(super) async fn run(
+    socket: PathBuf,
+    handlers: Handlers,
+    tell: Arc<watch::Sender<Seen>>,
+    mut seen: watch::Receiver<Seen>,
+) {
     let mut taken: Option<Taken> = None;
     loop {
-        let is_there = seen.borrow_and_update().is_some();
+        let is_there = seen.borrow_and_update().socket.is_some();
         if !is_there {
             forget(&mut taken).await;
+            tell.send_if_modified(|seen| {
+                seen.is_over = seen.socket.is_none();
+                false // It is asked for.
+            });
         }
         tokio::select! {
             changed = seen.changed() => if changed.is_err() { return },

@@ -128,19 +128,29 @@ async fn changed(inotify: &AsyncFd<Inotify>) -> bool {
     }
 }
 
-/// The sockets, each with its task. One that goes keeps it for its return.
+/// The sockets, each with its task. One that goes keeps it until its plugin is forgotten.
 struct Members {
     handlers: Arc<[Arc<dyn Handler>]>,
     all: HashMap<PathBuf, Member>,
 }
 
 struct Member {
-    seen: watch::Sender<Option<Identity>>,
+    seen: Arc<watch::Sender<Seen>>,
     _task: AbortOnDropHandle<()>,
+}
+
+/// What is known of a socket.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    /// None where there is none.
+    socket: Option<Identity>,
+    /// There was none any more, and its plugin has been forgotten.
+    is_over: bool,
 }
 
 impl Members {
     fn see(&mut self, found: Scan) {
+        self.all.retain(|path, member| found.contains_key(path) || !member.is_over());
         for (path, member) in &self.all {
             if !found.contains_key(path) {
                 member.tell(None);
@@ -156,12 +166,51 @@ impl Members {
 
 impl Member {
     fn new(socket: &Path, handlers: Arc<[Arc<dyn Handler>]>) -> Self {
-        let (seen, told) = watch::channel(None);
-        let task = tokio::spawn(member::run(socket.to_owned(), handlers, told));
+        let (seen, told) = watch::channel(Seen::default());
+        let seen = Arc::new(seen);
+        let task = tokio::spawn(member::run(socket.to_owned(), handlers, seen.clone(), told));
         Self { seen, _task: AbortOnDropHandle::new(task) }
     }
 
-    fn tell(&self, now: Option<Identity>) {
-        self.seen.send_if_modified(|before| std::mem::replace(before, now) != now);
+    fn tell(&self, socket: Option<Identity>) {
+        self.seen.send_if_modified(|before| {
+            let now = Seen { socket, is_over: before.is_over && socket.is_none() };
+            std::mem::replace(before, now).socket != socket
+        });
+    }
+
+    fn is_over(&self) -> bool {
+        self.seen.borrow().is_over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_is_gone_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plugin.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let inotify = Inotify::new().unwrap();
+        let found = || scan::sockets(dir.path(), &inotify).unwrap();
+        let mut members = Members { handlers: Arc::new([]), all: HashMap::new() };
+        for _ in 0..2 {
+            members.see(found());
+            members.see(Scan::new());
+            assert_eq!(members.all.len(), 1, "its plugin is forgotten first");
+            while !members.all[&path].is_over() {
+                tokio::task::yield_now().await;
+            }
+        }
+        members.see(found());
+        assert!(!members.all[&path].is_over(), "it has come back");
+        members.see(Scan::new());
+        while !members.all[&path].is_over() {
+            tokio::task::yield_now().await;
+        }
+        members.see(Scan::new());
+        assert!(members.all.is_empty());
     }
 }
