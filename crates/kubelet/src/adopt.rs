@@ -9,7 +9,7 @@ use pod::{Change, Record, Run, Sandbox, View};
 
 use crate::admission::is_static;
 use crate::context::{Context, uid_of};
-use crate::effects::{addresses, run_of, time};
+use crate::effects::{addresses, run_of, run_of_now, time};
 use crate::generate::label;
 use crate::node::shutdown;
 use crate::retry::Rests;
@@ -170,15 +170,18 @@ fn take_in(context: &Context, pod: &Pod, view: &mut View, name: &str, status: &v
         return None;
     }
     container.running = Some(pod::Running { id: status.id.clone(), started });
-    Some(Change::Exited { container: name.to_owned(), run: run_of(context, pod, status) })
+    Some(Change::Exited { container: name.to_owned(), run: run_of_now(context, pod, status) })
 }
 
 /// The end of a container that the view takes for running.
-pub(crate) fn exit_of(context: &Context, pod: &Pod, view: &View, status: &v1::ContainerStatus) -> Option<Change> {
+pub(crate) async fn exit_of(context: &Context, pod: &Pod, view: &View, status: &v1::ContainerStatus) -> Option<Change> {
     let name = name_of(status);
     let running = view.running(name).is_some_and(|running| running.id == status.id);
     let exited = status.state == v1::ContainerState::ContainerExited as i32;
-    (running && exited).then(|| Change::Exited { container: name.to_owned(), run: run_of(context, pod, status) })
+    if !(running && exited) {
+        return None;
+    }
+    Some(Change::Exited { container: name.to_owned(), run: run_of(context, pod, status).await })
 }
 
 /// The name of a run's container.

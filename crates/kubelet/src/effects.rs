@@ -8,6 +8,7 @@ mod stopping;
 
 pub(crate) use sandbox::addresses;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -282,14 +283,37 @@ fn said(context: &Context, status: &v1::ContainerStatus) -> String {
     killed.unwrap_or_else(|| status.message.clone())
 }
 
-/// The run that a container's status tells of, with its termination message.
-pub(crate) fn run_of(context: &Context, pod: &Pod, status: &v1::ContainerStatus) -> Run {
+/// The run that a container's status tells of, with its termination message. Whoever asks waits for the disk, no thread of
+/// others does.
+pub(crate) async fn run_of(context: &Context, pod: &Pod, status: &v1::ContainerStatus) -> Run {
+    let written = match message_of(context, pod, status) {
+        Some(read) => tokio::task::spawn_blocking(read).await.unwrap_or_default(), // The daemon ends.
+        None => String::new(),
+    };
+    run_with(context, status, written)
+}
+
+/// The same for those who have nothing else to do: the daemon begins.
+pub(crate) fn run_of_now(context: &Context, pod: &Pod, status: &v1::ContainerStatus) -> Run {
+    let written = message_of(context, pod, status).map(|read| read()).unwrap_or_default();
+    run_with(context, status, written)
+}
+
+/// Reads the termination message of a run.
+fn message_of(
+    context: &Context,
+    pod: &Pod,
+    status: &v1::ContainerStatus,
+) -> Option<impl FnOnce() -> String + Send + use<>> {
     let name = status.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
     let attempt = status.metadata.as_ref().map_or(0, |metadata| metadata.attempt);
     let file = context.config.generate.paths.termination_message(uid_of(pod), &name, attempt);
-    let written = pod::spec::container(pod, &name).map(|(_, spec)| {
-        crate::termination::message(&spec, status.exit_code, &file, std::path::Path::new(&status.log_path))
-    });
+    let (_, spec) = pod::spec::container(pod, &name)?;
+    let (spec, exit_code, log) = (spec.into_owned(), status.exit_code, PathBuf::from(&status.log_path));
+    Some(move || crate::termination::message(&spec, exit_code, &file, &log))
+}
+
+fn run_with(context: &Context, status: &v1::ContainerStatus, written: String) -> Run {
     let reason = match status.reason.as_str() {
         "" if status.exit_code == 0 => "Completed".to_owned(),
         "" => "Error".to_owned(),
@@ -301,6 +325,6 @@ pub(crate) fn run_of(context: &Context, pod: &Pod, status: &v1::ContainerStatus)
         finished: time(status.finished_at),
         exit_code: status.exit_code,
         reason,
-        message: written.filter(|text| !text.is_empty()).unwrap_or_else(|| said(context, status)),
+        message: if written.is_empty() { said(context, status) } else { written },
     }
 }

@@ -64,7 +64,7 @@ impl Job {
             let status = runtime.container_status(request).await;
             match (stopped, status) {
                 (_, Ok(v1::ContainerStatusResponse { status: Some(status), .. })) if is_exited(&status) => {
-                    return run_of(&self.context, &self.pod, &status);
+                    return run_of(&self.context, &self.pod, &status).await;
                 }
                 (_, Err(cri::Error::NotFound { .. })) => return lost(id),
                 (Err(message), _) => {

@@ -26,7 +26,9 @@ impl Api {
         let options = options(query).map_err(Failure::bad_request)?;
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let dir = self.paths.pod_logs(namespace, name, pod.metadata.uid.as_deref().unwrap_or_default());
-        let attempts = logs::attempts(&dir.join(container));
+        let files = dir.join(container);
+        let listed = tokio::task::spawn_blocking(move || logs::attempts(&files)).await;
+        let attempts = listed.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         let attempt = choose(pod, container, &attempts, query.is_set("previous")).map_err(Failure::bad_request)?;
         let running = self.container_id(pod, container, Some(v1::ContainerState::ContainerRunning)).await?;
         // An older run has ended, whatever runs now.

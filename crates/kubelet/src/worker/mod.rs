@@ -164,7 +164,7 @@ impl Worker {
                     given = &mut given => break given,
                     Some(event) = heard.recv() => match event {
                         Event::Change(change) => later.push(change),
-                        other => self.hear(other),
+                        other => self.hear(other).await,
                     },
                 }
                 let is_ended = later.iter().any(|change| matches!(change, Change::Fail { .. }));
@@ -212,10 +212,10 @@ impl Worker {
                         if matches!(event, Event::Pod(_) | Event::Gone) {
                             operation = "update";
                         }
-                        self.hear(event);
+                        self.hear(event).await;
                         // What came at the same time is taken in before anything is decided.
                         while let Ok(event) = heard.try_recv() {
-                            self.hear(event);
+                            self.hear(event).await;
                         }
                     }
                     None => return,
@@ -230,7 +230,7 @@ impl Worker {
         }
     }
 
-    fn hear(&mut self, event: Event) {
+    async fn hear(&mut self, event: Event) {
         match event {
             Event::Pod(_) if self.is_gone => {}
             Event::Pod(pod) => self.take_version(pod),
@@ -239,14 +239,14 @@ impl Worker {
                 // Upstream, too, gives a pod that was removed by force its own time to end.
                 self.take_version(Arc::new(ending(&self.pod, Timestamp::now())));
             }
-            Event::Runtime(event) => self.hear_runtime(&event),
+            Event::Runtime(event) => self.hear_runtime(&event).await,
             Event::Change(change) => self.apply(change),
             Event::Look => {}
             Event::Ended(action) => {
                 self.aborts.remove(&action.key());
                 self.shown().timeline.end(&action);
                 // The start's own news came before this.
-                self.catch_up(&action);
+                self.catch_up(&action).await;
                 self.apply(Change::Ended(action));
             }
         }
@@ -295,9 +295,9 @@ impl Worker {
         }
     }
 
-    fn hear_runtime(&mut self, event: &cri::v1::ContainerEventResponse) {
+    async fn hear_runtime(&mut self, event: &cri::v1::ContainerEventResponse) {
         for status in &event.containers_statuses {
-            self.hear_status(status);
+            self.hear_status(status).await;
         }
         let Some(sandbox) = &event.pod_sandbox_status else { return };
         let is_known = self.view.sandbox.id() == Some(sandbox.id.as_str());
@@ -311,8 +311,8 @@ impl Worker {
     }
 
     /// Takes in the end of a run. It may come before the news of its start does: then it waits for that.
-    fn hear_status(&mut self, status: &cri::v1::ContainerStatus) {
-        if let Some(change) = adopt::exit_of(&self.context, &self.pod, &self.view, status) {
+    async fn hear_status(&mut self, status: &cri::v1::ContainerStatus) {
+        if let Some(change) = adopt::exit_of(&self.context, &self.pod, &self.view, status).await {
             self.apply(change);
             return;
         }
@@ -323,11 +323,11 @@ impl Worker {
     }
 
     /// What was heard of a container's end before its start was known.
-    fn catch_up(&mut self, action: &Action) {
+    async fn catch_up(&mut self, action: &Action) {
         let Action::Start { container, .. } = action else { return };
         let run = self.view.running(container).map(|running| running.id.clone());
-        let ended = self.early.take(container, run.as_deref());
-        if let Some(change) = ended.and_then(|status| adopt::exit_of(&self.context, &self.pod, &self.view, &status)) {
+        let Some(status) = self.early.take(container, run.as_deref()) else { return };
+        if let Some(change) = adopt::exit_of(&self.context, &self.pod, &self.view, &status).await {
             self.apply(change);
         }
     }
