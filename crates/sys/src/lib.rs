@@ -12,6 +12,7 @@ pub mod fork;
 pub mod inotify;
 pub mod kernel;
 pub mod klog;
+pub mod lock;
 pub mod loops;
 pub mod meter;
 pub mod mntns;

@@ -497,11 +497,6 @@ pub fn space(path: &Path) -> io::Result<(u64, u64)> {
     Ok((facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize))
 }
 
-/// Takes the exclusive lock of an open file, or says at once (`WouldBlock`) that another process has it.
-pub fn try_lock(file: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?)
-}
-
 fn timestamps(time: Time) -> Timestamps {
     let spec = Timespec { tv_sec: time.seconds, tv_nsec: i64::from(time.nanoseconds) };
     Timestamps { last_access: spec, last_modification: spec }

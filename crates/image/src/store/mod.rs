@@ -22,7 +22,6 @@ pub(crate) mod rootfs;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -244,12 +243,11 @@ fn create_private(path: &Path) -> Result<(), Error> {
 
 fn lock(root: &Path) -> Result<fs::File, Error> {
     let path = root.join("lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.map_err(|e| Error::store("open", &path, e))?;
-    match sys::tree::try_lock(file.as_fd()) {
-        Ok(()) => Ok(file),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(Error::Locked { path: root.to_owned() }),
-        Err(e) => Err(Error::store("lock", &path, e)),
+    let open = fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
+    let mut file = open.map_err(|e| Error::store("open", &path, e))?;
+    match sys::lock::take(&mut file).map_err(|e| Error::store("lock", &path, e))? {
+        None => Ok(file),
+        Some(_) => Err(Error::Locked { path: root.to_owned() }),
     }
 }
 

@@ -1,25 +1,14 @@
 //! One daemon per directory: two would end each other's pods.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::time::Duration;
-
-use sys::rustix::fs::{FlockOperation, flock};
-use sys::rustix::io::{Errno, retry_on_intr};
-use sys::rustix::process::Pid;
 
 /// Who has a directory for itself writes its process id here.
 const FILE: &str = "lock";
 /// The same in the kubelet's root, where upstream's kubelet has files, too.
 const FILE_IN_ROOT: &str = "orlop.lock";
-
-/// How long the lock of a process that has been killed may be in the hands of what it was just starting. On a busy machine
-/// such a child has waited for seconds until it could execute its program.
-const INHERITED_MAX: Duration = Duration::from_secs(30);
 
 /// A directory that this process has for itself. The kernel gives it back when the process ends, however it ends.
 #[derive(Debug)]
@@ -71,65 +60,17 @@ impl Lock {
         let unusable = |source| LockError::Unusable { dir: dir.to_owned(), source };
         let open = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(name));
         let mut file = open.map_err(unusable)?;
-        if let Some(pid) = taken_by(&mut file).map_err(unusable)? {
-            return Err(LockError::Taken { dir: dir.to_owned(), pid });
+        match sys::lock::take(&mut file).map_err(unusable)? {
+            None => Ok(Self { _file: file }),
+            Some(pid) => Err(LockError::Taken { dir: dir.to_owned(), pid }),
         }
-        let write = |file: &mut File| {
-            file.set_len(0)?;
-            file.rewind()?;
-            writeln!(file, "{}", std::process::id())
-        };
-        write(&mut file).map_err(unusable)?;
-        Ok(Self { _file: file })
     }
 
     /// Whether somebody has `dir`. A directory without a lock file is free.
     pub(crate) fn is_taken(dir: &Path) -> bool {
         let Ok(file) = File::open(dir.join(FILE)) else { return false };
-        sys::tree::try_lock(file.as_fd()).is_err()
+        sys::lock::try_lock(file.as_fd()).is_err()
     }
-}
-
-/// Takes the lock, or says who has it, in that process's own words.
-fn taken_by(file: &mut File) -> io::Result<Option<String>> {
-    match sys::tree::try_lock(file.as_fd()) {
-        Ok(()) => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-        Err(error) => return Err(error),
-    }
-    if is_gone(&read(file)?) && outlasts(file)? {
-        return Ok(None);
-    }
-    Ok(Some(read(file)?))
-}
-
-/// Whether no process has this id.
-fn is_gone(pid: &str) -> bool {
-    let pid = pid.parse().ok().and_then(Pid::from_raw);
-    pid.is_some_and(|pid| sys::process::pidfd_open(pid).is_err_and(|error| error.errno == Errno::SRCH))
-}
-
-/// Takes a lock whose process has ended. A child has all descriptors of the process that starts it until it executes its
-/// program, and with them the lock, whatever becomes of that process.
-fn outlasts(file: &File) -> io::Result<bool> {
-    let same = file.try_clone()?;
-    let (sender, locked) = mpsc::channel();
-    let waiter = std::thread::spawn(move || {
-        // Nobody listens any more when it took too long.
-        let _ = sender.send(retry_on_intr(|| flock(&same, FlockOperation::LockExclusive)));
-    });
-    let Ok(locked) = locked.recv_timeout(INHERITED_MAX) else { return Ok(false) };
-    // Who comes next forks, and may not while there are threads.
-    waiter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    locked?;
-    Ok(true)
-}
-
-fn read(file: &mut File) -> io::Result<String> {
-    let mut text = String::new();
-    file.rewind()?;
-    file.read_to_string(&mut text)?;
-    Ok(text.trim().to_owned())
 }
 
 #[cfg(test)]
