@@ -149,12 +149,12 @@ impl Crowd {
         addresses.sort_unstable();
         addresses.dedup();
         ensure!(addresses.len() == self.count, "{} addresses for {} pods", addresses.len(), self.count);
-        let slices = self.fleet.get(&format!("endpointslices -l kubernetes.io/service-name={CROWD}"))?;
-        let slices = slices["items"].as_array().into_iter().flatten();
-        let endpoints: usize = slices.map(|slice| slice["endpoints"].as_array().map_or(0, Vec::len)).sum();
-        ensure!(endpoints == self.count, "{endpoints} endpoints");
+        // The Deployment may know of a pod before the Service does.
+        wait("all pods are endpoints", SOON, || Ok((self.ready_endpoints()? == self.count).then_some(())))
+            .with_context(|| format!("{:?} are ready", self.ready_endpoints()))?;
         let first = name(&pods[0]).to_owned();
-        let script = "for i in $(seq 20); do wget -q -O - http://$CROWD_SERVICE_HOST/name; done";
+        // Before the rules are written nobody answers; from then on each does.
+        let script = "for i in $(seq 20); do wget -q -O - http://$CROWD_SERVICE_HOST/name || exit 1; done";
         let answers = wait("the Service leads to pods", SOON, || {
             Ok(self.fleet.kubectl_words(&["exec", &first, "--", "sh", "-c", script]).ok())
         })?;
@@ -163,7 +163,14 @@ impl Crowd {
         who.sort_unstable();
         who.dedup();
         ensure!(who.len() > 1, "all of 20 requests came to one pod of {}", self.count);
-        Ok(format!("{endpoints} endpoints, {} of them answered 20 requests", who.len()))
+        Ok(format!("{} endpoints, {} of them answered 20 requests", self.count, who.len()))
+    }
+
+    fn ready_endpoints(&self) -> anyhow::Result<usize> {
+        let slices = self.fleet.get(&format!("endpointslices -l kubernetes.io/service-name={CROWD}"))?;
+        let slices = slices["items"].as_array().into_iter().flatten();
+        let endpoints = slices.flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+        Ok(endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true).count())
     }
 
     fn is_full(&mut self) -> anyhow::Result<String> {
