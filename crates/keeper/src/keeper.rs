@@ -8,7 +8,7 @@ mod starts;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sys::process::{self, Exit as Ended};
 use sys::rustix::process::Pid;
@@ -27,6 +27,9 @@ use crate::record;
 use self::sandbox::Sandbox;
 use self::session::Session;
 use self::starts::{Asked, Rest, Start};
+
+/// After a connection could not be taken, as there was no descriptor left: the next try would fail at once, too.
+const BREATH: Duration = Duration::from_millis(100);
 
 /// The life of a keeper.
 pub(crate) fn run(config: Vec<u8>, fds: Vec<OwnedFd>) -> ! {
@@ -62,6 +65,8 @@ fn refuse(control: Option<UnixStream>, failure: Failure) {
 struct Keeper {
     sandbox: Sandbox,
     listener: UnixListener,
+    /// When it is listened again; present after a connection that could not be taken.
+    breath: Option<Instant>,
     poller: Poller,
     connections: Vec<(u32, Connection)>,
     containers: Vec<Container>,
@@ -100,6 +105,7 @@ impl Keeper {
         let mut keeper = Self {
             sandbox,
             listener,
+            breath: None,
             poller,
             connections: Vec::new(),
             containers: Vec::new(),
@@ -123,6 +129,7 @@ impl Keeper {
                 self.handle(token);
             }
             self.give_up_late();
+            self.listen_again();
             self.reap_orphans();
         }
         Ok(())
@@ -162,10 +169,31 @@ impl Keeper {
     }
 
     fn accept(&mut self) {
-        // Whoever was in the queue may have gone again.
-        if let Ok((socket, _)) = self.listener.accept() {
-            let _ = self.connect(socket);
+        match self.listener.accept() {
+            // A client that cannot be waited for sees its connection end.
+            Ok((socket, _)) => drop(self.connect(socket)),
+            // Whoever was in the queue has gone again.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {}
+            // Whoever waits stays in the queue, of which the poller would tell without end.
+            Err(_) => {
+                self.poller.remove(&self.listener);
+                self.breath = Some(Instant::now() + BREATH);
+            }
         }
+    }
+
+    fn listen_again(&mut self) {
+        let now = Instant::now();
+        if self.breath.is_some_and(|end| end <= now) {
+            let added = self.poller.add(&self.listener, Token::Listener, Interest::Read);
+            self.breath = added.is_err().then_some(now + BREATH);
+        }
+    }
+
+    /// How long nothing has to be done by itself.
+    fn patience(&self) -> Option<Duration> {
+        let first = self.starts.iter().map(|start| start.deadline).chain(self.breath).min();
+        first.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     fn connect(&mut self, socket: UnixStream) -> io::Result<()> {

@@ -17,6 +17,7 @@ use keeper::protocol::{self, *};
 use keeper::{KeeperConfig, KeeperFds, Network, Zygote};
 use sys::cgroup::{Cgroup, Entry, Hierarchy};
 use sys::process::{pidfd_open, send_signal};
+use sys::rustix::process::{Resource, Rlimit as Limit};
 
 /// Forked before anything else; tests start their keepers from it.
 static ZYGOTE: OnceLock<Zygote> = OnceLock::new();
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         &[
             ("output_is_logged_and_the_exit_is_told", logs_and_exit),
             ("a_keeper_outlives_its_connection", reconnect),
+            ("a_keeper_without_descriptors_rests_until_it_has_some", without_descriptors),
             ("input_and_output_of_an_attached_client", attach),
             ("exec_with_streams_and_exit_code", exec),
             ("a_dead_keeper_ends_its_containers_and_leaves_a_record", dead_keeper),
@@ -319,6 +321,44 @@ fn reconnect() {
     };
     assert_eq!(exit.code, 9);
     assert_eq!(client.log(), ["stdout F up", "stdout F went"], "nothing is lost or doubled");
+}
+
+/// Who connects meanwhile is taken in afterwards.
+fn without_descriptors() {
+    let mut client = Client::silent(config());
+    let keeper = pid(client.hello().pid);
+    let limit = |most: Limit| sys::rustix::process::prlimit(Some(keeper), Resource::Nofile, most).unwrap();
+    let before = limit(Limit { current: Some(0), ..sys::rustix::process::getrlimit(Resource::Nofile) });
+    let begun = Rested::of(keeper);
+    client.socket = UnixStream::connect(client.dir.path().join(protocol::SOCKET)).unwrap();
+    let told = loop {
+        let now = Rested::of(keeper);
+        if now.times >= begun.times + 3 || now.worked >= begun.worked + 100 {
+            break now;
+        }
+        std::thread::yield_now();
+    };
+    assert!(told.times >= begun.times + 3, "it has worked for a second of the processor without a rest");
+    limit(before);
+    client.decoder = Decoder::default();
+    client.hello();
+}
+
+/// How often a process has waited for something, and how many hundredths of a second it has worked.
+struct Rested {
+    times: u64,
+    worked: u64,
+}
+
+impl Rested {
+    fn of(process: sys::rustix::process::Pid) -> Self {
+        let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", process.as_raw_nonzero())).unwrap();
+        let (status, stat) = (read("status"), read("stat"));
+        let times = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        // Behind the name: the state is the first, utime and stime are the twelfth and the thirteenth.
+        let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+        Self { times: times.trim().parse().unwrap(), worked: fields.map(|field| field.parse::<u64>().unwrap()).sum() }
+    }
 }
 
 fn attach() {

@@ -2,7 +2,7 @@
 //! when it is known what became of each.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use executor::{LaunchError, Launched, Outcome, Starting};
 use sys::cgroup::Entry;
@@ -31,7 +31,7 @@ pub(super) struct Start {
     key: u32,
     pub(super) id: String,
     asked: Asked,
-    deadline: Instant,
+    pub(super) deadline: Instant,
     way: Way,
     what: What,
 }
@@ -130,12 +130,6 @@ impl Keeper {
         self.poller.add(&way, Token::Start(key), Interest::Read).map_err(super::requests::system("epoll_ctl"))?;
         self.starts.push(Start { key, id, asked, deadline, way, what });
         Ok(())
-    }
-
-    /// How long nothing has to be given up.
-    pub(super) fn patience(&self) -> Option<Duration> {
-        let first = self.starts.iter().map(|start| start.deadline).min();
-        first.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     /// Gives up what has taken too long.
