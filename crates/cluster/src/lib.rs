@@ -13,6 +13,7 @@ pub mod api;
 mod controllers;
 mod key;
 pub mod manifests;
+pub mod percent;
 pub mod quantity;
 mod source;
 mod state;

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::config::{Secret, Server};
+use crate::percent::decode;
 
 /// A proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl Proxy {
         let port = uri.port_u16().unwrap_or(if kind == Kind::Connect { 80 } else { 1080 });
         let login = uri.authority().and_then(|authority| authority.as_str().rsplit_once('@')).map(|(login, _)| {
             let (name, password) = login.split_once(':').unwrap_or((login, ""));
-            (unescape(name), Secret::new(&unescape(password)))
+            (decode(name), Secret::new(&decode(password)))
         });
         Ok(Proxy { kind, host: host.trim_start_matches('[').trim_end_matches(']').to_owned(), port, login })
     }
@@ -231,27 +232,6 @@ fn is_excepted(server: &Server, exceptions: &str) -> bool {
         }
     };
     exceptions.split(',').map(str::trim).filter(|exception| !exception.is_empty()).any(matches)
-}
-
-/// Undoes percent-encoding.
-fn unescape(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let code = tail.get(..2).filter(|_| *first == b'%');
-        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::client::{Api, Call};
 use super::error::ApiError;
 use super::follow::Selection;
+use crate::percent::encode;
 use crate::{Key, Object};
 
 /// A kind that the API server has: what a table can hold and JSON can carry.
@@ -210,29 +211,16 @@ pub(super) fn collection<T: Metadata>(namespace: &str) -> String {
     };
     match namespace {
         "" => format!("{root}/{}", T::URL_PATH_SEGMENT),
-        namespace => format!("{root}/namespaces/{}/{}", escape(namespace), T::URL_PATH_SEGMENT),
+        namespace => format!("{root}/namespaces/{}/{}", encode(namespace), T::URL_PATH_SEGMENT),
     }
 }
 
 fn path_of<T: Metadata>(key: &Key, subresource: Option<&str>) -> String {
-    let object = format!("{}/{}", collection::<T>(key.namespace()), escape(key.name()));
+    let object = format!("{}/{}", collection::<T>(key.namespace()), encode(key.name()));
     match subresource {
         None => object,
         Some(subresource) => format!("{object}/{subresource}"),
     }
-}
-
-/// Percent-encoding of everything that is not plainly safe in a path or a query.
-pub(super) fn escape(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => escaped.push(char::from(byte)),
-            _ => write!(escaped, "%{byte:02X}").expect("a string takes all"),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]
@@ -249,6 +237,5 @@ mod tests {
         let lease = path_of::<Lease>(&Key::new("kube-node-lease", "n1"), None);
         assert_eq!(lease, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n1");
         assert_eq!(collection::<TokenReview>(""), "/apis/authentication.k8s.io/v1/tokenreviews");
-        assert_eq!(escape("spec.nodeName=a b"), "spec.nodeName%3Da%20b");
     }
 }

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use cluster::{Key, Source};
+use cluster::{Key, Source, percent};
 use cri::{ImageService, RuntimeService, v1};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -44,7 +44,7 @@ use crate::paths::Paths;
 use crate::volumes::Volumes;
 use metrics::{Collector, Telemetry};
 pub use node_logs::NodeLogs;
-use query::Query;
+pub use query::Query;
 
 /// The body of an answer.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -193,7 +193,7 @@ impl Api {
 
     /// Answers one request. Sessions it opens live on after it.
     pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
-        let path = query::decode(request.uri().path());
+        let path = percent::decode(request.uri().path());
         let first = known(path.split('/').find(|part| !part.is_empty()).unwrap_or_default());
         let (method, begun) = (method_of(&request), Instant::now());
         let answered = self.route(request).await;
@@ -208,7 +208,7 @@ impl Api {
     }
 
     async fn route(&self, request: Request<Incoming>) -> Answer {
-        let path = query::decode(request.uri().path());
+        let path = percent::decode(request.uri().path());
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let query = Query::parse(request.uri().query().unwrap_or_default());
         if !self.debugging && is_debugging(&parts) {

@@ -16,6 +16,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use cluster::percent;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use http::header::{ALLOW, CONTENT_TYPE, LOCATION};
 use http::{HeaderValue, Method, Response, StatusCode, Uri};
@@ -145,13 +146,9 @@ fn listing(names: &[String]) -> String {
     format!("<!doctype html>\n<meta name=\"viewport\" content=\"width=device-width\">\n<pre>\n{links}</pre>\n")
 }
 
-/// As a relative URL (RFC 3986 §2.3).
+/// As a relative URL; the slash at the end of a directory's name stays.
 fn escaped(name: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    name.bytes().map(byte).collect()
+    name.split('/').map(percent::encode).collect::<Vec<_>>().join("/")
 }
 
 /// An answer of text. A failure in the middle can only end it: its status has been sent.

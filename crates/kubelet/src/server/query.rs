@@ -1,12 +1,17 @@
 //! Parameters of a request.
 
+use cluster::percent::decode;
+
 /// The decoded parameters of a query, in order.
-pub(super) struct Query {
+#[derive(Debug)]
+pub struct Query {
     pairs: Vec<(String, String)>,
 }
 
 impl Query {
-    pub(super) fn parse(text: &str) -> Self {
+    /// Of the part of an address behind the question mark.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
         let pairs = text.split('&').filter(|part| !part.is_empty()).map(|part| {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             // In a query, unlike in a path, a plus is a space.
@@ -15,7 +20,9 @@ impl Query {
         Self { pairs: pairs.collect() }
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    /// The first of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
@@ -35,19 +42,6 @@ impl Query {
     }
 }
 
-/// Undoes percent-encoding (RFC 3986 §2.1); what is not valid stays as it is.
-pub(super) fn decode(text: &str) -> String {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, more @ ..] = rest {
-        let digits = more.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
-        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        decoded.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &more[2..] } else { more };
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +54,5 @@ mod tests {
         assert_eq!((query.number("n"), query.number::<u32>("none")), (Ok(Some(5)), Ok(None)));
         assert_eq!(query.get("p"), Some("a b"));
         assert!(query.number::<u32>("p").is_err());
-        assert_eq!(decode("a%2Fb%zz"), "a/b%zz");
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use cluster::percent::encode;
 use http::Method;
 use http_body_util::BodyExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::format::{Table, bytes, print, print_machine};
-use super::streams::encode;
 use crate::args::OutputOptions;
 
 /// An image, as the node lists it.

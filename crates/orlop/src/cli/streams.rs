@@ -4,6 +4,7 @@ use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use cluster::percent::encode;
 use futures_util::{SinkExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -104,16 +105,6 @@ fn place(pod: &Pod, container: &str) -> String {
 
 fn stream_query(streams: Streams) -> String {
     format!("input={}&output=1&error={}&tty={}", u8::from(streams.stdin), u8::from(!streams.tty), u8::from(streams.tty))
-}
-
-/// Percent-encodes everything but unreserved characters (RFC 3986 §2.3).
-pub(crate) fn encode(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
 }
 
 /// Our own terminal, raw while this value lives.

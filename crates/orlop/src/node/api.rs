@@ -14,7 +14,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use kubelet::server::accept;
+use kubelet::server::{Query, accept};
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -112,9 +112,9 @@ async fn route(node: &dyn Node, method: &Method, path: &str, query: &Query) -> a
         ("GET", ["why", namespace, pod]) => json(&node.agent().why(namespace, pod).await?),
         ("GET", ["explain", namespace, service]) => json(&node.agent().explain_service(namespace, service).await?),
         ("GET", ["images"]) => json(&node.agent().images().await?),
-        ("DELETE", ["images"]) => json(&node.agent().remove_image(query.need("image")?).await?),
-        ("POST", ["pull"]) => Ok(lines(node.agent().pull(query.need("image")?.to_owned())?)),
-        ("POST", ["load"]) => json(&node.agent().load(query.need("path")?).await?),
+        ("DELETE", ["images"]) => json(&node.agent().remove_image(need(query, "image")?).await?),
+        ("POST", ["pull"]) => Ok(lines(node.agent().pull(need(query, "image")?.to_owned())?)),
+        ("POST", ["load"]) => json(&node.agent().load(need(query, "path")?).await?),
         ("GET", ["fsck"]) => json(&node.fsck().await?),
         ("POST", ["down"]) => json(&node.down().await?),
         _ => Ok(failed(StatusCode::NOT_FOUND, &format!("{method} /orlop/v1/{path} is not known to this version"))),
@@ -157,48 +157,8 @@ fn with_body(status: StatusCode, body: Body) -> Response<Body> {
     response
 }
 
-/// The decoded parameters of a query.
-struct Query {
-    pairs: Vec<(String, String)>,
-}
-
-impl Query {
-    fn parse(text: &str) -> Self {
-        let pairs = text.split('&').filter(|part| !part.is_empty()).map(|part| {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            (decode(name), decode(value))
-        });
-        Self { pairs: pairs.collect() }
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-    }
-
-    fn need(&self, name: &str) -> anyhow::Result<&str> {
-        self.get(name).ok_or_else(|| anyhow::anyhow!("the request lacks the parameter {name:?}"))
-    }
-}
-
-/// Undoes percent-encoding (RFC 3986 §2.1); what is not valid stays as it is.
-fn decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    while index < bytes.len() {
-        let hex = bytes.get(index + 1..index + 3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match (bytes[index], hex.and_then(|digits| u8::from_str_radix(digits, 16).ok())) {
-            (b'%', Some(byte)) => {
-                decoded.push(byte);
-                index += 3;
-            }
-            (byte, _) => {
-                decoded.push(byte);
-                index += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+fn need<'a>(query: &'a Query, name: &str) -> anyhow::Result<&'a str> {
+    query.get(name).ok_or_else(|| anyhow::anyhow!("the request lacks the parameter {name:?}"))
 }
 
 #[cfg(test)]
@@ -210,6 +170,6 @@ mod tests {
         let query = Query::parse("image=docker.io%2Flibrary%2Fbusybox&x=100%");
         assert_eq!(query.get("image"), Some("docker.io/library/busybox"));
         assert_eq!(query.get("x"), Some("100%"));
-        assert!(query.need("y").is_err());
+        assert!(need(&query, "y").is_err());
     }
 }

@@ -31,7 +31,8 @@ use self::frames::{Event, Lines, TooLong};
 use super::client::{Api, Call};
 use super::connection::chain;
 use super::error::ApiError;
-use super::verbs::{Kind, collection, escape};
+use super::verbs::{Kind, collection};
+use crate::percent::encode;
 use crate::{Key, Table};
 
 pub(super) use self::backoff::{Backoff, random};
@@ -90,7 +91,7 @@ impl Selection {
     pub(super) fn path<T: Kind>(&self, parameters: &[(&str, &str)]) -> String {
         let own = [("fieldSelector", &self.fields), ("labelSelector", &self.labels)];
         let own = own.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
-        let all = own.chain(parameters.iter().copied()).map(|(name, value)| format!("{name}={}", escape(value)));
+        let all = own.chain(parameters.iter().copied()).map(|(name, value)| format!("{name}={}", encode(value)));
         format!("{}?{}", collection::<T>(&self.namespace), all.collect::<Vec<_>>().join("&"))
     }
 }

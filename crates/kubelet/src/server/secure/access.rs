@@ -5,11 +5,11 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cluster::percent;
 use http::{Method, Request};
 
 use super::identity::{self, User};
 use super::{Authority, Refusal, SecureConfig};
-use crate::server::query;
 
 /// For how long an answer of the authority holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Access {
 /// `nodes/proxy`, which programs that collect metrics often have) is no leave to do that. `path` is the request's as it
 /// came; it is decoded as where it is served, or `/%65xec` would be something else here than there.
 fn wanted(method: &Method, path: &str, node: &str) -> Vec<Access> {
-    let path = query::decode(path);
+    let path = percent::decode(path);
     let first = path.split('/').find(|part| !part.is_empty()).unwrap_or_default();
     let verb = match *method {
         _ if matches!(first, "exec" | "attach" | "portForward" | "run" | "cri") => "create",
