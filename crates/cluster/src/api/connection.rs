@@ -9,7 +9,6 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,10 +17,11 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use super::config::Config;
 use super::error::ApiError;
@@ -151,7 +151,7 @@ impl Pool {
 
     async fn open(&self, config: &Config, shown: &Shown) -> Result<Connection, ApiError> {
         let stream = stream(config, shown).await?;
-        let sender = if stream.speaks_http2() {
+        let sender = if speaks_http2(&stream) {
             let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(config.silence)
@@ -264,11 +264,11 @@ async fn stream(config: &Config, shown: &Shown) -> Result<Stream, ApiError> {
     let tcp = timeout(DIAL_TIMEOUT, dial).await.map_err(|_| silent())?;
     let tcp = tcp.map_err(|error| unreachable(error.to_string()))?;
     tcp.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
-    let Some(settings) = &shown.tls else { return Ok(Stream::Plain(tcp)) };
+    let Some(settings) = &shown.tls else { return Ok(Stream::Left(tcp)) };
     let name = tls::server_name(config.server_name.as_deref().unwrap_or(&config.server.host))?;
     let shaking = tokio_rustls::TlsConnector::from(settings.clone()).connect(name, tcp);
     match timeout(DIAL_TIMEOUT, shaking).await.map_err(|_| silent())? {
-        Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
+        Ok(stream) => Ok(Stream::Right(Box::new(stream))),
         Err(error) => Err(handshake_error(&server, &error)),
     }
 }
@@ -284,48 +284,9 @@ fn handshake_error(server: &str, error: &io::Error) -> ApiError {
     }
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
+/// In the clear, or of TLS.
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-impl Stream {
-    fn speaks_http2(&self) -> bool {
-        match self {
-            Self::Plain(_) => false,
-            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
-        }
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
+fn speaks_http2(stream: &Stream) -> bool {
+    matches!(stream, Stream::Right(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2"))
 }

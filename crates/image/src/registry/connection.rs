@@ -3,9 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,10 +13,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use super::hosts::{Tls, Transport, split_authority};
 use super::tls;
@@ -124,12 +123,12 @@ impl Connections {
     async fn stream(&self, endpoint: &Endpoint) -> io::Result<Stream> {
         let port = if endpoint.transport == Transport::Plain { 80 } else { 443 };
         if endpoint.transport == Transport::Plain || self.is_known_plain(&endpoint.authority) {
-            return self.dial(endpoint, port).await.map(Stream::Plain);
+            return self.dial(endpoint, port).await.map(Stream::Left);
         }
         match self.tls_stream(endpoint, self.dial(endpoint, port).await?).await {
             Err(e) if endpoint.transport == Transport::TlsOrPlain && speaks_no_tls(&e) => {
                 self.remember_plain(&endpoint.authority);
-                self.dial(endpoint, port).await.map(Stream::Plain)
+                self.dial(endpoint, port).await.map(Stream::Left)
             }
             other => other,
         }
@@ -144,7 +143,7 @@ impl Connections {
         let stream = timeout(wait, connector.connect(name, tcp))
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake takes too long"))??;
-        Ok(Stream::Tls(Box::new(stream)))
+        Ok(Stream::Right(Box::new(stream)))
     }
 
     fn tls_config(&self, settings: &Tls) -> io::Result<Arc<rustls::ClientConfig>> {
@@ -237,42 +236,8 @@ fn is_near(address: IpAddr) -> bool {
     }
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
+/// In the clear, or of TLS.
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 #[cfg(test)]
 mod tests {
