@@ -10,10 +10,11 @@
 //! never polls. A line is lost or doubled in no rotation: an open file is read to its end before the next one, and the
 //! next one is found by the place of the open one's inode in the sequence.
 
+mod watches;
+
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -21,9 +22,11 @@ use bytes::Bytes;
 use flate2::read::GzDecoder;
 use futures_util::Stream;
 use jiff::Timestamp;
-use sys::rustix::fs::{Mode, OFlags, inotify, open};
+use sys::rustix::fs::{Mode, OFlags, open};
 use sys::rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
+
+use watches::Watch;
+pub use watches::Watches;
 
 /// What of a log is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,14 +59,16 @@ pub fn attempts(dir: &Path) -> Vec<u32> {
 }
 
 /// The content of a log as a stream of bytes. It ends when everything is read; with `follow` when `ended` has come to
-/// pass and everything is read. An error ends it, too.
+/// pass and everything is read. An error ends it, too. `watches` are those of all who follow.
 pub fn stream(
+    watches: Watches,
     path: PathBuf,
     options: Options,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
     let follow = options.follow;
-    let start = Following { reader: Some(Reader::new(path, options)), watch: None, ended: Box::pin(ended), follow };
+    let reader = Some(Reader::new(path, options));
+    let start = Following { reader, watches, watch: None, ended: Box::pin(ended), follow };
     futures_util::stream::try_unfold(start, |mut state| async {
         let chunk = state.next().await?;
         Ok(chunk.map(|chunk| (chunk, state)))
@@ -87,6 +92,7 @@ pub fn last(path: &Path, lines: usize, bytes: usize) -> io::Result<String> {
 struct Following {
     /// Lent to a blocking thread while it reads.
     reader: Option<Reader>,
+    watches: Watches,
     watch: Option<Watch>,
     ended: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
     follow: bool,
@@ -97,8 +103,8 @@ impl Following {
         loop {
             // The watch is set before the read whose end it answers for, so that no write between them is missed.
             if self.follow && self.watch.is_none() {
-                self.watch =
-                    self.reader.as_ref().and_then(|reader| reader.path.parent()).map(Watch::new).transpose()?;
+                let directory = self.reader.as_ref().and_then(|reader| reader.path.parent());
+                self.watch = directory.map(|directory| self.watches.add(directory)).transpose()?;
             }
             match self.step().await? {
                 Step::Data(data) if data.is_empty() => {}
@@ -123,7 +129,7 @@ impl Following {
 
     /// Waits for a change of the files; after the container's end there is one more look.
     async fn wait(&mut self) -> io::Result<()> {
-        let Some(watch) = &self.watch else { return Ok(()) };
+        let Some(watch) = &mut self.watch else { return Ok(()) };
         tokio::select! {
             changed = watch.changed() => changed,
             () = &mut self.ended => {
@@ -132,47 +138,6 @@ impl Following {
             }
         }
     }
-}
-
-/// Says when a file of a directory is written, made or renamed.
-struct Watch {
-    fd: AsyncFd<OwnedFd>,
-}
-
-impl Watch {
-    fn new(dir: &Path) -> io::Result<Self> {
-        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(too_many)?;
-        use inotify::WatchFlags as On;
-        inotify::add_watch(&fd, dir, On::MODIFY | On::CREATE | On::MOVED_TO | On::DELETE_SELF).map_err(too_many)?;
-        #[allow(deprecated, reason = "its replacement is unsafe; an owned descriptor keeps what that asks for")]
-        let fd = AsyncFd::new(fd)?;
-        Ok(Self { fd })
-    }
-
-    /// Returns after at least one change since the last return.
-    async fn changed(&self) -> io::Result<()> {
-        let mut events = [0u8; 4096];
-        loop {
-            let mut ready = self.fd.readable().await?;
-            match ready.try_io(|fd| Ok(sys::rustix::io::read(fd.get_ref(), &mut events)?)) {
-                Ok(read) => return read.map(drop),
-                Err(_would_block) => {}
-            }
-        }
-    }
-}
-
-/// A limit of the kernel's is an error that says which: `EMFILE` may be one of inotify (inotify_init(2)).
-fn too_many(errno: Errno) -> io::Error {
-    let limit = match errno {
-        Errno::MFILE => "max_user_instances",
-        Errno::NOSPC => "max_user_watches",
-        other => return other.into(),
-    };
-    io::Error::other(format!(
-        "the log cannot be followed: too many are followed already, or other programs of the node use up \
-         fs.inotify.{limit}; raise it with sysctl ({errno})"
-    ))
 }
 
 /// What one step of reading gave.
@@ -542,7 +507,8 @@ mod tests {
     }
 
     async fn read(path: &Path, options: Options) -> String {
-        let chunks: Vec<_> = stream(path.to_owned(), options, std::future::pending()).collect().await;
+        let chunks: Vec<_> =
+            stream(Watches::default(), path.to_owned(), options, std::future::pending()).collect().await;
         chunks.into_iter().map(|chunk| String::from_utf8(chunk.unwrap().to_vec()).unwrap()).collect()
     }
 
@@ -606,19 +572,12 @@ mod tests {
         assert_eq!(last(&path, 80, 8).unwrap(), "xxx\nend\n");
     }
 
-    #[test]
-    fn a_limit_of_the_kernel_is_named() {
-        assert!(too_many(Errno::MFILE).to_string().contains("fs.inotify.max_user_instances"));
-        assert!(too_many(Errno::NOSPC).to_string().contains("fs.inotify.max_user_watches"));
-        assert_eq!(too_many(Errno::NOENT).kind(), io::ErrorKind::NotFound);
-    }
-
     #[tokio::test]
     async fn following_loses_nothing_over_rotations() {
         let (dir, path) = log();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let options = Options { follow: true, tail_lines: Some(1), ..Options::default() };
-        let mut followed = std::pin::pin!(stream(path.clone(), options, async move {
+        let mut followed = std::pin::pin!(stream(Watches::default(), path.clone(), options, async move {
             let _ = ended.await;
         }));
         let mut seen = String::new();

@@ -59,6 +59,17 @@ impl Inotify {
         inotify::add_watch(&self.fd, directory, flags).during("inotify_add_watch", directory.display())
     }
 
+    /// Watches a directory for whatever is written in it, also to files that stay open, and for new names; follows symlinks.
+    /// Limited as [`Inotify::add`].
+    pub fn add_written(&self, directory: &Path) -> Result<WatchId> {
+        let flags = WatchFlags::MODIFY
+            | WatchFlags::CREATE
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::ONLYDIR;
+        inotify::add_watch(&self.fd, directory, flags).during("inotify_add_watch", directory.display())
+    }
+
     /// Ends a watch. One that the kernel has dropped already is no error.
     pub fn remove(&self, watch: WatchId) -> Result<()> {
         match inotify::remove_watch(&self.fd, watch) {
@@ -69,29 +80,45 @@ impl Inotify {
 
     /// The changes that wait now; empty when none does.
     pub fn read(&self) -> Result<Vec<Change>> {
+        let mut all = Vec::new();
+        loop {
+            let some = self.read_some()?;
+            if some.is_empty() {
+                return Ok(all);
+            }
+            all.extend(some);
+        }
+    }
+
+    /// Changes that wait now, as many as fit into a buffer; empty when none does. Where somebody writes all the time it comes
+    /// to an end, unlike [`Inotify::read`].
+    pub fn read_some(&self) -> Result<Vec<Change>> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.fd, &mut buffer);
         let mut changes = Vec::new();
         loop {
             match reader.next() {
-                Ok(event) => changes.extend(change(&event)),
+                Ok(event) => changes.push(change(&event)),
                 Err(Errno::AGAIN) => return Ok(changes),
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno).during("read", "inotify"),
+            }
+            if reader.is_buffer_empty() {
+                return Ok(changes);
             }
         }
     }
 }
 
-fn change(event: &inotify::Event<'_>) -> Option<Change> {
+fn change(event: &inotify::Event<'_>) -> Change {
     use std::os::unix::ffi::OsStrExt;
     let (watch, flags) = (event.wd(), event.events());
     if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-        return Some(Change::Overflow);
+        return Change::Overflow;
     }
     match event.file_name() {
-        Some(name) => Some(Change::Entry { watch, name: std::ffi::OsStr::from_bytes(name.to_bytes()).into() }),
-        None => Some(Change::Directory { watch }),
+        Some(name) => Change::Entry { watch, name: std::ffi::OsStr::from_bytes(name.to_bytes()).into() },
+        None => Change::Directory { watch },
     }
 }
 

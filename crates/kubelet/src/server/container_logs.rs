@@ -35,7 +35,7 @@ impl Api {
         let follow = options.follow && attempts.last() == Some(&attempt) && running.is_some();
         let ended = ended(self.runtime.clone(), running.unwrap_or_default());
         let path = dir.join(Paths::container_log(container, attempt));
-        let content = logs::stream(path, Options { follow, ..options }, ended);
+        let content = logs::stream(self.followed.clone(), path, Options { follow, ..options }, ended);
         // A failure in the middle can only end the answer: its status has been sent.
         let content = content.inspect_err(|error| tracing::warn!(%error, "cannot read a container's log"));
         let frames = content.scan((), |(), chunk| ready(chunk.ok())).map(|bytes| Ok(Frame::data(bytes)));

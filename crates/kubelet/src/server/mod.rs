@@ -40,6 +40,7 @@ use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use crate::generate::label;
+use crate::logs::Watches;
 use crate::paths::Paths;
 use crate::volumes::Volumes;
 use metrics::{Collector, Telemetry};
@@ -55,6 +56,8 @@ pub struct Api {
     source: Arc<dyn Source>,
     runtime: Arc<dyn RuntimeService>,
     paths: Paths,
+    /// The directories of the logs that somebody follows.
+    followed: Watches,
     node: String,
     /// `KubeletConfiguration`, as it was written.
     configuration: Arc<Value>,
@@ -123,6 +126,7 @@ impl Api {
             source,
             runtime,
             paths,
+            followed: Watches::default(),
             node: node.to_owned(),
             configuration: Arc::default(),
             flags: Arc::default(),
