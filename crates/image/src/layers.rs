@@ -164,7 +164,7 @@ impl Images {
     }
 
     /// Network or file → hash → pipe → the confined child, which inflates and writes. Nothing counts until all digests agree.
-    async fn take_in(&self, wanted: &Wanted, report: impl Fn(u64)) -> Result<Layer, Error> {
+    async fn take_in(self: &Arc<Self>, wanted: &Wanted, report: impl Fn(u64)) -> Result<Layer, Error> {
         let Wanted { descriptor, origin, .. } = wanted;
         let digest = &descriptor.digest;
         let staging = self.store.stage()?;
@@ -198,7 +198,8 @@ impl Images {
             let reason = format!("the confined process wanted only {done} of {} bytes", descriptor.size);
             return Err(Error::Worker { layer: digest.clone(), reason });
         }
-        self.store.add_layer(digest, staging, &tree)
+        let digest = digest.clone();
+        self.blocking(move |images| images.store.add_layer(&digest, staging, &tree)).await
     }
 
     /// Some time after a pull layers are written to disk; nobody waits for it. Pulls that follow one another share one

@@ -62,8 +62,11 @@ pub use spec::ImageConfig;
 pub struct Images {
     config: Config,
     store: Store,
-    /// What the store holds, by image id. Held for look-ups and for changes of records, never over an await.
+    /// What the store holds, by image id. Held for look-ups and after a record has changed, never over an await or the disk.
     index: Mutex<Index>,
+    /// Held while records change, on disk and then in the index. Taken where waiting for the disk holds up nobody, and before
+    /// all other locks.
+    changes: Mutex<()>,
     /// Layers on their way, by where they come from and blob: a hung registry holds up nobody who asks another one.
     flights: Flights<(String, Digest), Layer>,
     /// Layers and documents that a pull or load counts on before its image is recorded, with how many count on them.
@@ -188,6 +191,7 @@ impl Images {
             config,
             store,
             index: Mutex::new(index),
+            changes: Mutex::default(),
             flights: Flights::default(),
             reserved: Mutex::default(),
             rootfs: Mutex::new(rootfs),
@@ -238,32 +242,35 @@ impl Images {
     pub async fn untag(self: &Arc<Self>, reference: &Reference) -> Result<bool, Error> {
         let name = reference.to_string();
         self.blocking(move |images| {
+            let one_at_a_time = images.changes();
             let changed = images.index().without_name(&name);
             match changed {
                 None => return Ok(false),
                 Some(record) if record.repo_tags.is_empty() && record.repo_digests.is_empty() => {
-                    images.forget(&record.id)?;
+                    images.take_off(&record.id)?;
+                    drop(one_at_a_time);
                     images.sweep()?;
                 }
-                Some(record) => images.replace_record(record).map(drop)?,
+                Some(record) => images.put(record).map(drop)?,
             }
             Ok(true)
         })
         .await
     }
 
-    /// Gives an image one more name.
+    /// Gives an image one more name. Blocks for a write.
     pub fn tag(&self, name: &str, reference: &Reference) -> Result<(), Error> {
         let mut record = self.record(name)?;
         record.repo_tags.extend(reference.tagged());
         self.add_record(record).map(drop)
     }
 
-    /// Keeps an image from garbage collection, or lets it go again.
+    /// Keeps an image from garbage collection, or lets it go again. Blocks for a write.
     pub fn pin(&self, name: &str, pinned: bool) -> Result<(), Error> {
+        let _one_at_a_time = self.changes();
         let mut record = self.record(name)?;
         record.pinned = pinned;
-        self.replace_record(record).map(drop)
+        self.put(record).map(drop)
     }
 
     /// Loads the images of an OCI layout (directory or tar archive) or a `docker save` archive. They come pinned:
@@ -285,7 +292,7 @@ impl Images {
         &self.config.state_dir
     }
 
-    /// What the images take on disk.
+    /// What the images take on disk. Blocks: there is something to read for each layer.
     pub fn usage(&self) -> Usage {
         self.store.layers_usage()
     }
@@ -392,8 +399,10 @@ impl Images {
         self.store.settled().await;
     }
 
-    /// Everything in the store that nothing owns. Nothing is changed.
+    /// Everything in the store that nothing owns. Nothing is changed. Blocks.
     pub fn fsck(&self) -> Result<Vec<Unowned>, Error> {
+        // A record is on disk before it is known.
+        let _none_meanwhile = self.changes();
         let marked = self.marked(&self.reserved.lock().expect("no panic while it is held"));
         let known = self.index().ids();
         self.store.unowned(&marked, &known)
@@ -404,6 +413,10 @@ impl Images {
 impl Images {
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().expect("no panic while it is held")
+    }
+
+    fn changes(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().expect("no panic while it is held")
     }
 
     /// Runs work on the file system where it holds up nobody.
@@ -423,19 +436,17 @@ impl Images {
 
     /// Stores an image's record: it joins what was known of that image, and takes over its tags from others.
     fn add_record(&self, record: store::records::Record) -> Result<Arc<Image>, Error> {
-        let mut index = self.index();
-        for changed in index.losing_tags(&record) {
-            self.put(&mut index, changed)?;
+        let _one_at_a_time = self.changes();
+        let losing = self.index().losing_tags(&record);
+        for changed in losing {
+            self.put(changed)?;
         }
-        let merged = index.merged(record);
-        self.put(&mut index, merged)
+        let merged = self.index().merged(record);
+        self.put(merged)
     }
 
-    fn replace_record(&self, record: store::records::Record) -> Result<Arc<Image>, Error> {
-        self.put(&mut self.index(), record)
-    }
-
-    fn put(&self, index: &mut Index, record: store::records::Record) -> Result<Arc<Image>, Error> {
+    /// Writes a record down, and then it is known. The caller holds `changes`.
+    fn put(&self, record: store::records::Record) -> Result<Arc<Image>, Error> {
         self.store.put_record(&record)?;
         let incomplete = || Error::Malformed {
             object: format!("image {}", record.id),
@@ -443,14 +454,19 @@ impl Images {
         };
         let stored = self.store.complete(record.clone()).ok_or_else(incomplete)?;
         let image = Arc::clone(&stored.image);
-        index.insert(stored);
+        self.index().insert(stored);
         Ok(image)
     }
 
     fn forget(&self, id: &Digest) -> Result<(), Error> {
-        let mut index = self.index();
+        let _one_at_a_time = self.changes();
+        self.take_off(id)
+    }
+
+    /// Removes a record, and then it is not known any more. The caller holds `changes`.
+    fn take_off(&self, id: &Digest) -> Result<(), Error> {
         self.store.remove_record(id)?;
-        index.remove(id);
+        self.index().remove(id);
         Ok(())
     }
 

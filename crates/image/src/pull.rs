@@ -79,19 +79,23 @@ impl Images {
         let documents = parts.manifests.iter().map(|(digest, _)| digest).chain([&parts.id]);
         let reserved = self.reserve(layers.iter().chain(documents).cloned());
         self.fetch_layers(parts.layers, progress).await?;
-        self.store.put_blob(&parts.id, &parts.config)?;
-        for (digest, bytes) in &parts.manifests {
-            self.store.put_blob(digest, bytes)?;
-        }
-        let image = self.add_record(Record {
-            id: parts.id,
-            manifests: parts.manifests.into_iter().map(|(digest, _)| digest).collect(),
-            layers,
-            repo_tags: names.tags.into_iter().collect(),
-            repo_digests: names.digests.into_iter().collect(),
-            pinned: names.pinned,
-            stored_at_s: now_s(),
-        })?;
+        let (id, config, manifests) = (parts.id, parts.config, parts.manifests);
+        let recorded = self.blocking(move |images| {
+            images.store.put_blob(&id, &config)?;
+            for (digest, bytes) in &manifests {
+                images.store.put_blob(digest, bytes)?;
+            }
+            images.add_record(Record {
+                id,
+                manifests: manifests.into_iter().map(|(digest, _)| digest).collect(),
+                layers,
+                repo_tags: names.tags.into_iter().collect(),
+                repo_digests: names.digests.into_iter().collect(),
+                pinned: names.pinned,
+                stored_at_s: now_s(),
+            })
+        });
+        let image = recorded.await?;
         drop(reserved);
         self.write_out_later();
         Ok(image)

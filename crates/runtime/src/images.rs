@@ -126,7 +126,9 @@ impl cri::ImageService for ImageServer {
     }
 
     async fn image_fs_info(&self, _request: v1::ImageFsInfoRequest) -> Result<v1::ImageFsInfoResponse, Error> {
-        let usage = self.images.usage();
+        let store = self.images.clone();
+        let usage =
+            tokio::task::spawn_blocking(move || store.usage()).await.map_err(|error| Error::internal(&error))?;
         let images = filesystem_usage(self.images.state_dir(), usage, SystemTime::now());
         // What containers write lies beside the images.
         Ok(v1::ImageFsInfoResponse { image_filesystems: vec![images.clone()], container_filesystems: vec![images] })

@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use image::{Config, Error, GcPolicy, Images, Reference, Silent};
-use sys::rustix::fs::inotify;
+use sys::rustix::fs::{self, FileType, Mode, OFlags, inotify};
 use sys::rustix::mount::{MountFlags, UnmountFlags};
 use testkit::bad_network::{Answer, Proxy};
 use testkit::image::Builder;
@@ -19,6 +19,7 @@ use crate::fixture::{Scene, file, noise, registry, run, sample};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_full_disk_is_told_and_heals", a_full_disk_is_told_and_heals),
+    ("who_looks_for_an_image_does_not_wait_for_the_disk", who_looks_for_an_image_does_not_wait_for_the_disk),
     ("a_full_disk_stops_a_load_of_a_compressed_archive", a_full_disk_stops_a_load_of_a_compressed_archive),
     ("a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing", a_daemon_killed_in_the_middle_of_a_pull_leaves_nothing),
     (
@@ -84,6 +85,41 @@ fn a_full_disk_is_told_and_heals() {
         std::fs::remove_file(&filler).unwrap();
         scene.images.tag(&name, &"other:1".parse().unwrap()).unwrap();
         assert_eq!(scene.images.get(&name).unwrap().repo_tags.len(), 2);
+    });
+}
+
+/// A disk that hangs is as pipes are in the place of files: who opens one to write waits for a reader.
+fn who_looks_for_an_image_does_not_wait_for_the_disk() {
+    let scene = Scene::new();
+    let registry = registry(&scene);
+    registry.push(&sample(&scene, "sample"), "sample", "1").unwrap();
+    let name = format!("{}/sample:1", registry.address());
+    run(async {
+        scene.pull(&name).await.unwrap();
+        scene.images.settled().await;
+    });
+    let pipes: Vec<PathBuf> = (0..200).map(|number| scene.path(&format!("store/tmp/{number}"))).collect();
+    for pipe in &pipes {
+        fs::mknodat(fs::CWD, pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+    std::thread::scope(|threads| {
+        let (tell, told) = channel();
+        let (images, name) = (&scene.images, &name);
+        let tags = threads.spawn(move || {
+            tell.send(std::fs::read_link("/proc/thread-self").unwrap()).unwrap();
+            images.tag(name, &"other:1".parse().unwrap())
+        });
+        let status = Path::new("/proc").join(told.recv().unwrap()).join("status");
+        while !std::fs::read_to_string(&status).unwrap().contains("State:\tS") {
+            std::thread::yield_now();
+        }
+        assert_eq!(images.get(name).unwrap().repo_tags.len(), 1);
+        assert_eq!(images.list().len(), 1);
+        let read = |pipe: &PathBuf| fs::open(pipe, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+        let readers: Vec<_> = pipes.iter().map(read).collect();
+        tags.join().unwrap().unwrap();
+        drop(readers);
+        assert_eq!(images.get("other:1").unwrap().repo_tags.len(), 2);
     });
 }
 
