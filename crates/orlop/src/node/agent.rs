@@ -121,7 +121,7 @@ impl Agent {
     pub(super) async fn start(config: Config, base: Base, source: Arc<dyn Source>) -> anyhow::Result<Self> {
         let paths = config.paths();
         let driver = driver_of_groups(&config, &base);
-        let groups = groups_of_pods(&config, driver)?;
+        let groups = groups_of_pods(&config, driver, &base)?;
         let kubelet_config = kubelet_config(&config, driver, &base, &groups);
         let proxy = config.proxy.map(|(config, source)| Proxy::start(config, source)).transpose()?;
         let metrics: Arc<Metrics> = Arc::default();
@@ -277,12 +277,14 @@ fn driver_of_groups(config: &Config, base: &Base) -> qos::Driver {
     told
 }
 
-/// The tree of the pods' groups, in a group that has to exist as upstream wants it: a name that is misspelt shows.
-fn groups_of_pods(config: &Config, driver: qos::Driver) -> anyhow::Result<Tree> {
+/// The tree of the pods' groups, in a group that has to exist as upstream wants it: a name that is misspelt shows. Another
+/// program, which makes the groups of containers below those of pods, takes their paths from the top: this one may be in a
+/// group that a service manager has made for it.
+fn groups_of_pods(config: &Config, driver: qos::Driver, base: &Base) -> anyhow::Result<Tree> {
     let (root, rules) = (&config.cgroup_root, &config.pods);
     let hierarchy = match driver {
-        qos::Driver::Cgroupfs => Hierarchy::detect()?,
-        qos::Driver::Systemd => Hierarchy::whole(Path::new("/sys/fs/cgroup"))?,
+        qos::Driver::Cgroupfs if base.own().is_ok() => Hierarchy::detect()?,
+        qos::Driver::Cgroupfs | qos::Driver::Systemd => Hierarchy::whole(Path::new("/sys/fs/cgroup"))?,
     };
     if !hierarchy.group(qos::place(driver, root, "")).exists() {
         bail!("the control group {root:?} does not exist; make it, or change `cgroupRoot`");

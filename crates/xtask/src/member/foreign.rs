@@ -126,6 +126,14 @@ impl Guest {
         let told = self.kubectl(&["exec", "guest", "--", "cat", "/settings/word"])?;
         ensure!(told == "ahoy", "exec says {told:?}");
         self.told_of()?;
+        let uid = pod["metadata"]["uid"].as_str().context("the pod's uid")?;
+        let groups = groups_of(uid)?;
+        // Where the limits of the pod are, the container is, too.
+        let has_container = |group: &PathBuf| {
+            let entries = std::fs::read_dir(group).into_iter().flatten().flatten();
+            entries.filter(|entry| entry.path().is_dir()).count() > 0
+        };
+        ensure!(!groups.is_empty() && groups.iter().all(has_container), "the container is not in all of {groups:?}");
         self.node.kill()?;
         self.node.wait()?;
         self.node = spawn(&self.stage, &self.plane)?;
@@ -138,6 +146,7 @@ impl Guest {
         wait("its container is restarted, once", SOON, || Ok(self.find("pod", "guest").filter(restarted)))?;
         self.kubectl(&["delete", "pod", "guest", "--wait=false"])?;
         wait("the pod is gone", SOON, || Ok(self.find("pod", "guest").is_none().then_some(())))?;
+        wait("its groups are gone", SOON, || Ok(groups_of(uid)?.is_empty().then_some(())))?;
         self.containerd.check()?;
         Ok("logs, exec, metrics, a restart by the next daemon, deletion".to_owned())
     }
@@ -196,6 +205,23 @@ impl Drop for Guest {
         let _ = self.node.kill();
         let _ = self.node.wait();
     }
+}
+
+/// The groups of a pod, one for each controller of version 1 that its node limits, wherever they are.
+fn groups_of(uid: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let name = format!("pod{uid}");
+    let (mut found, mut below) = (Vec::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
+    while let Some(dir) = below.pop() {
+        // One may go meanwhile.
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            match entry.file_type()?.is_dir() {
+                true if entry.file_name() == *name => found.push(entry.path()),
+                true => below.push(entry.path()),
+                false => {}
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn spawn(stage: &Stage, plane: &ControlPlane) -> anyhow::Result<Child> {
