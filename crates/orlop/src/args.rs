@@ -43,9 +43,9 @@ pub(crate) enum Command {
     Up(UpOptions),
     /// End everything that `up` runs
     Down,
-    /// Be a node of a cluster: kubelet, runtime and, on request, service proxy
+    /// Be a node of a cluster: kubelet, runtime and, on request, service proxy; takes upstream's kubelet flags
     // `--version` says what kubeadm looks for.
-    #[command(version = KUBERNETES, display_name = "Kubernetes")]
+    #[command(version = KUBERNETES, display_name = "Kubernetes", visible_alias = "kubelet")]
     Node(Box<MemberOptions>),
     /// Only the service proxy, beside any kubelet: upstream's kube-proxy flags
     Proxy(Box<ProxyOptions>),

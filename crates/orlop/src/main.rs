@@ -133,9 +133,8 @@ mod tests {
     }
 
     #[test]
-    fn by_the_name_of_kubelet_the_flags_are_its() {
-        let line = [
-            "/usr/bin/kubelet",
+    fn as_kubelet_by_name_or_by_command_it_takes_the_kubelets_flags() {
+        let flags = [
             "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf",
             "--kubeconfig=/etc/kubernetes/kubelet.conf",
             "--config=/var/lib/kubelet/config.yaml",
@@ -145,12 +144,14 @@ mod tests {
             "--register-with-taints=x=y:NoSchedule",
             "--v=4",
         ];
-        let arguments = Arguments::parse_from(words(line.iter().map(OsString::from)));
-        let Command::Node(options) = arguments.command else { panic!("not a node") };
-        assert_eq!(options.node_labels, ["a=b", "c=d"]);
-        assert_eq!(options.log_level(), tracing::Level::DEBUG);
-        let given: Vec<_> = options.configuration.given.iter().map(|(flag, _)| flag.as_str()).collect();
-        assert_eq!(given, ["fail-swap-on", "register-with-taints", "container-runtime-endpoint"]);
+        for program in [&["/usr/bin/kubelet"][..], &["/usr/bin/orlop", "kubelet"], &["/usr/bin/orlop", "node"]] {
+            let line = program.iter().chain(&flags).map(OsString::from);
+            let Command::Node(options) = Arguments::parse_from(words(line)).command else { panic!("not a node") };
+            assert_eq!(options.node_labels, ["a=b", "c=d"]);
+            assert_eq!(options.log_level(), tracing::Level::DEBUG);
+            let given: Vec<_> = options.configuration.given.iter().map(|(flag, _)| flag.as_str()).collect();
+            assert_eq!(given, ["fail-swap-on", "register-with-taints", "container-runtime-endpoint"]);
+        }
     }
 
     /// Of upstream's kubelet 1.37, as `cmd/kubelet/app/options` and the libraries that it registers have them; without `--help`.
@@ -215,7 +216,8 @@ mod tests {
 
     #[test]
     fn the_version_is_what_kubeadm_looks_for() {
-        for line in [&["/usr/bin/kubelet", "--version"][..], &["orlop", "node", "--version"]] {
+        let by_command = ["node", "kubelet"].map(|role| ["orlop", role, "--version"]);
+        for line in [&["/usr/bin/kubelet", "--version"][..], &by_command[0], &by_command[1]] {
             let told = Arguments::try_parse_from(words(line.iter().map(OsString::from))).unwrap_err();
             assert_eq!(told.kind(), clap::error::ErrorKind::DisplayVersion);
             assert_eq!(told.to_string(), "Kubernetes v1.37.2\n");

@@ -226,16 +226,16 @@ fn groups_of(uid: &str) -> anyhow::Result<Vec<PathBuf>> {
 
 fn spawn(stage: &Stage, plane: &ControlPlane) -> anyhow::Result<Child> {
     let file = |name: &str| stage.dir.path().join(name);
-    let endpoint = format!("containerRuntimeEndpoint: unix://{}\n", file("containerd.sock").display());
-    std::fs::write(file("kubelet.yaml"), plane.kubelet_configuration()? + &endpoint)?;
+    std::fs::write(file("kubelet.yaml"), plane.kubelet_configuration()?)?;
     let log = std::fs::File::options().create(true).append(true).open(file("orlop.log"))?;
     let mut node: Command = stage.orlop();
     node.env("ORLOP_LOG", "info")
-        .arg("node")
+        .arg("kubelet")
+        .arg(format!("--container-runtime-endpoint=unix://{}", file("containerd.sock").display()))
         .arg("--kubeconfig")
         .arg(plane.node_kubeconfig(NODE)?)
         .arg("--config")
         .arg(file("kubelet.yaml"));
     node.arg("--cert-dir").arg(file("pki")).args(["--hostname-override", NODE, "--node-ip"]).arg(ADDRESS.to_string());
-    node.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start orlop node")
+    node.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start orlop kubelet")
 }
