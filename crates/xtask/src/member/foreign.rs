@@ -12,6 +12,7 @@ use testkit::daemon::{Daemon, Nursery};
 use testkit::{containerd, go, host, netns};
 
 use super::{ADDRESS, NODE, SOON, condition};
+use crate::conformance::served;
 use crate::demo::Stage;
 use crate::voyage::wait;
 
@@ -45,7 +46,7 @@ struct Guest {
     stage: Stage,
 }
 
-/// Runs the three points that there are, and returns 3.
+/// Runs the four points that there are, and returns 4.
 ///
 /// # Errors
 /// Something of it did not work; the node's log is printed before.
@@ -62,6 +63,8 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
     let mut guest = Guest::start(stage, plane, &reference)?;
     let done = guest.points().and_then(|done| {
         println!("ok   containerd as the runtime: {done}");
+        guest.forced()?;
+        println!("ok   a pod that is deleted by force: no leftover while it ends, nor afterwards");
         guest.hangs()?;
         println!("ok   a containerd that hangs: the node says so, until it answers again");
         guest.replace_runc(&reference)?;
@@ -76,7 +79,7 @@ pub(crate) fn run(orlop: &Path) -> anyhow::Result<usize> {
         }
     }
     println!("ok   containerd as the runtime, with orlop as its runc: {}", done?);
-    Ok(3)
+    Ok(4)
 }
 
 impl Guest {
@@ -149,6 +152,33 @@ impl Guest {
         wait("its groups are gone", SOON, || Ok(groups_of(uid)?.is_empty().then_some(())))?;
         self.containerd.check()?;
         Ok("logs, exec, metrics, a restart by the next daemon, deletion".to_owned())
+    }
+
+    /// Nobody but the kubelet knows the pod any more, and it cannot end the pod yet.
+    fn forced(&self) -> anyhow::Result<()> {
+        self.kubectl(&["apply", "-f", &self.file("guest.yaml").display().to_string()])?;
+        let ready = |pod: &Value| condition(pod, "Ready") == Some("True");
+        let pod = wait("the pod is Ready", SOON, || Ok(self.find("pod", "guest").filter(ready)))?;
+        let directory = self.file("state/kubelet/pods").join(pod["metadata"]["uid"].as_str().context("the pod's uid")?);
+        self.containerd.pause()?;
+        let owned = self.owned_until_it_has_ended();
+        self.containerd.resume()?;
+        ensure!(owned?, "its directory has no owner while it ends");
+        wait("its directory is gone", SOON, || Ok((!directory.exists()).then_some(())))?;
+        let left = served::fsck(&self.stage)?;
+        ensure!(left.is_empty(), "fsck: {left:?}");
+        Ok(())
+    }
+
+    /// Whether `fsck` is silent of a pod that the node's source has no more, and whose directory is there.
+    fn owned_until_it_has_ended(&self) -> anyhow::Result<bool> {
+        self.kubectl(&["delete", "pod", "guest", "--force", "--grace-period=0"])?;
+        let named = || {
+            let pods = host::output(self.stage.orlop().args(["get", "pods", "-A", "-o", "json"]))?;
+            anyhow::Ok(String::from_utf8(pods)?.contains("\"guest\""))
+        };
+        wait("the node's source has it no more", SOON, || Ok((!named()?).then_some(())))?;
+        Ok(served::fsck(&self.stage)?.is_empty())
     }
 
     /// A runtime that takes connections and never answers.

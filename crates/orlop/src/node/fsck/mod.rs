@@ -18,7 +18,12 @@ pub(super) async fn of_running(agent: &Agent) -> anyhow::Result<Vec<String>> {
         unowned.extend(tokio::task::spawn_blocking(move || image_leftovers(&images)).await??);
     }
     let layout = &agent.layout;
-    let known = |uid: &str| agent.store().pods().find_uid(uid).is_some();
+    // One that was removed by force is known to nobody else until it has ended.
+    let at_work = agent.kubelet.pods();
+    let known = |uid: &str| {
+        let has_worker = at_work.iter().any(|(pod, _)| pod.metadata.uid.as_deref() == Some(uid));
+        has_worker || agent.store().pods().find_uid(uid).is_some()
+    };
     unowned.extend(pod_directories(layout).into_iter().filter(|(uid, _)| !known(uid)).map(|(_, line)| line));
     Ok(unowned)
 }
