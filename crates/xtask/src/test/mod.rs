@@ -38,7 +38,8 @@ pub(crate) struct Options {
     /// Only one part.
     #[arg(long, conflicts_with = "quick")]
     only: Option<Part>,
-    /// Run it in the virtual machine, whose control groups are of version 2: voyage, trials, faults, member, restarts, peer
+    /// Run it in the virtual machine, whose control groups are of version 2: voyage, trials, faults, member, kubeadm,
+    /// containerd, restarts, peer
     #[arg(long, requires = "only")]
     vm: bool,
     /// Set by this program for its run in the machine: all that is needed is there
@@ -64,6 +65,10 @@ enum Part {
     Faults,
     /// A node of a real control plane.
     Member,
+    /// A node that kubeadm has join.
+    Kubeadm,
+    /// The kubelet alone, on containerd.
+    Containerd,
     /// A node of a real control plane whose daemon is killed in the middle of everything.
     Restarts,
     /// Upstream's kubelet on the runtime alone.
@@ -94,10 +99,10 @@ impl Part {
             Self::Member => {
                 voyage(options, count, crate::member::standalone::run)?;
                 voyage(options, count, crate::member::run)?;
-                voyage(options, count, crate::member::kubeadm::run)?;
-                voyage(options, count, crate::member::crowd::quick)?;
-                voyage(options, count, crate::member::foreign::run)
+                voyage(options, count, crate::member::crowd::quick)
             }
+            Self::Kubeadm => voyage(options, count, crate::member::kubeadm::run),
+            Self::Containerd => voyage(options, count, crate::member::foreign::run),
             Self::Restarts => voyage(options, count, crate::member::restarts::run),
             Self::Peer => voyage(options, count, crate::member::peer::run),
             Self::Proxy => voyage(options, count, crate::conformance::proxy::quick),

@@ -20,7 +20,7 @@ fn baggage(part: Part) -> anyhow::Result<Baggage> {
     let tools = vec!["openssl", "curl", "setpriv", "date", "unshare"];
     let mut baggage = match part {
         Part::Voyage | Part::Trials | Part::Faults => Baggage::default(),
-        Part::Member => {
+        Part::Member | Part::Kubeadm | Part::Containerd => {
             let programs = plane(&[go::REFERENCE, &[go::DRA_TEST_DRIVER, go::METRICS_SERVER, go::KUBEADM]]);
             Baggage { programs, images: vec![crate::images::pause()?], tools, ..Baggage::default() }
         }
