@@ -135,6 +135,11 @@ impl Held {
         Ok(lost)
     }
 
+    /// Speaks on all of them: the kernel forgets a flow of UDP after 30 s without a packet.
+    fn refresh(&self, stage: &Stage<'_>) -> anyhow::Result<()> {
+        self.lost(stage).map(drop)
+    }
+
     fn note(&self, stage: &mut Stage<'_>, step: &str) -> anyhow::Result<()> {
         let [connections, flows] = self.lost(stage)?;
         stage.note(step, "connections lost", ["0".to_owned(), connections.to_string()]);
@@ -273,7 +278,7 @@ fn api_server_hangs(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<Stri
 /// For longer than anybody waits before he asks for everything anew.
 fn api_server_silent(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<String> {
     const SILENCE: Duration = Duration::from_secs(200);
-    /// The kernel forgets a flow of UDP after 30 s without a packet.
+    /// Less than the kernel remembers a flow of UDP.
     const PAUSE: Duration = Duration::from_secs(10);
     let go = |stage: &mut Stage<'_>, held: &Held| {
         stage.lab.plane.pause(Part::ApiServer)?;
@@ -281,7 +286,7 @@ fn api_server_silent(stage: &mut Stage<'_>, doses: &Doses) -> anyhow::Result<Str
         while begun.elapsed() < SILENCE {
             // The passing of time is what is tested.
             std::thread::sleep(PAUSE);
-            held.lost(stage)?;
+            held.refresh(stage)?;
         }
         Ok(())
     };
@@ -302,6 +307,7 @@ fn away(
     let before = syncs(stage)?;
     go(stage, &held)?;
     let while_away = stage.compare("the server is away", inquiries(&stage.world));
+    held.refresh(stage)?;
     come(stage)?;
     while_away?;
     let next = beside(&history::next(&world, &mut dice));
@@ -310,7 +316,9 @@ fn away(
     stage.world = next;
     stage.sides[OURS].wait_for(marker)?;
     let took = begun.elapsed();
+    held.refresh(stage)?;
     stage.sides[1 - OURS].wait_for(marker)?;
+    held.refresh(stage)?;
     stage.compare("it is back", inquiries(&stage.world))?;
     held.note(stage, "it is back")?;
     let after = syncs(stage)?;

@@ -51,19 +51,19 @@ pub(super) struct Local {
 pub(super) enum Likeness {
     /// They are the same.
     Same,
-    /// As many of these endpoints answered: which ones is up to chance. Those of this node saw the same clients, if some
-    /// answered to both, and so did others.
+    /// As many of these endpoints answered: which ones is up to chance. The client itself saw the same, if it answered to both,
+    /// and so did other endpoints of this node, and those elsewhere.
     Count(BTreeSet<IpAddr>),
 }
 
 impl Likeness {
-    fn holds(&self, [one, other]: [&Answers; 2]) -> bool {
+    fn holds(&self, client: Client, [one, other]: [&Answers; 2]) -> bool {
         match self {
             Self::Same => one == other,
             Self::Count(_) => {
                 self.has_same_endpoints([one, other])
-                    && [true, false].iter().all(|is_local| {
-                        let [one, other] = [one, other].map(|answers| seen(answers, *is_local));
+                    && [Nearness::Client, Nearness::Node, Nearness::Elsewhere].iter().all(|nearness| {
+                        let [one, other] = [one, other].map(|answers| seen(answers, client, *nearness));
                         one.is_empty() || other.is_empty() || one == other
                     })
             }
@@ -83,10 +83,30 @@ impl Likeness {
     }
 }
 
-/// The clients that endpoints of this node saw, or those elsewhere.
-fn seen(answers: &Answers, local: bool) -> BTreeSet<IpAddr> {
+/// How near an endpoint is to who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nearness {
+    /// It is who asks.
+    Client,
+    /// Another one of this node.
+    Node,
+    Elsewhere,
+}
+
+impl Nearness {
+    fn of(endpoint: IpAddr, client: Client) -> Self {
+        match known::is_local(endpoint) {
+            _ if client.addresses().contains(&endpoint) => Self::Client,
+            true => Self::Node,
+            false => Self::Elsewhere,
+        }
+    }
+}
+
+/// The clients that endpoints so near saw.
+fn seen(answers: &Answers, client: Client, nearness: Nearness) -> BTreeSet<IpAddr> {
     let seen = |answer: &Answer| match answer {
-        Answer::Served { by, seen } if known::is_local(by.ip()) == local => Some(*seen),
+        Answer::Served { by, seen } if Nearness::of(by.ip(), client) == nearness => Some(*seen),
         _ => None,
     };
     answers.iter().filter_map(seen).collect()
@@ -235,7 +255,9 @@ impl<'a> Stage<'a> {
             let [one, other] = self.answers(lot)?;
             let answered = lot.iter().cloned().zip(one.into_iter().zip(other));
             let answered = answered.map(|(inquiry, (one, other))| (inquiry, [one, other]));
-            differing.extend(answered.filter(|(inquiry, answers)| !inquiry.likeness.holds(answers.each_ref())));
+            differing.extend(
+                answered.filter(|(inquiry, answers)| !inquiry.likeness.holds(inquiry.client, answers.each_ref())),
+            );
         }
         Ok(differing)
     }
