@@ -92,34 +92,7 @@ pub(crate) async fn start(
     let fail = |error| failed("starting a process in container", &container.id, &error);
     let keeper = sandbox.keeper().map_err(fail)?;
     let id = new_id();
-    let request = match &sandbox.driver {
-        None => {
-            let plan = plan_of(core, &sandbox, &container, command, tty.is_some()).await?;
-            Request::Exec(Exec {
-                id: id.clone(),
-                container: container.id.clone(),
-                plan: Blob(plan.encode()),
-                tty,
-                stdin: streams.stdin.is_some(),
-                stdout: streams.stdout.is_some(),
-                stderr: streams.stderr.is_some(),
-            })
-        }
-        Some(driver) => {
-            let process = exec_process(&spec_of(&sandbox, &container).await?.oci, command, tty.is_some());
-            let put = driver.put_process(&container.id, &id, &process);
-            put.map_err(|error| failed("starting a process in container", &container.id, &error))?;
-            Request::DriveExec(DriveExec {
-                id: id.clone(),
-                container: container.id.clone(),
-                commands: driver.exec(&container.id, &id, tty.is_some()),
-                tty: tty.is_some(),
-                stdin: streams.stdin.is_some(),
-                stdout: streams.stdout.is_some(),
-                stderr: streams.stderr.is_some(),
-            })
-        }
-    };
+    let request = request_of(core, (&sandbox, &container), &id, command, tty, &streams).await?;
     let (sender, exit) = oneshot::channel();
     sandbox.execs().insert(id.clone(), sender);
     let fds = streams.stdin.into_iter().chain(streams.stdout).chain(streams.stderr).collect();
@@ -143,6 +116,30 @@ pub(crate) async fn start(
             }
         }
     }
+}
+
+/// What the keeper is asked for: it makes the process, or has another runtime make it.
+async fn request_of(
+    core: &Core,
+    (sandbox, container): (&Arc<Sandbox>, &Arc<Container>),
+    id: &str,
+    command: &[String],
+    tty: Option<WindowSize>,
+    streams: &Streams,
+) -> Result<Request, Error> {
+    let Streams { stdin, stdout, stderr } = streams;
+    let (stdin, stdout, stderr) = (stdin.is_some(), stdout.is_some(), stderr.is_some());
+    let (id, container_id) = (id.to_owned(), container.id.clone());
+    let Some(driver) = &sandbox.driver else {
+        let plan = Blob(plan_of(core, sandbox, container, command, tty.is_some()).await?.encode());
+        return Ok(Request::Exec(Exec { id, container: container_id, plan, tty, stdin, stdout, stderr }));
+    };
+    let tty = tty.is_some();
+    let process = exec_process(&spec_of(sandbox, container).await?.oci, command, tty);
+    let put = driver.put_process(&container.id, &id, &process);
+    put.map_err(|error| failed("starting a process in container", &container.id, &error))?;
+    let commands = driver.exec(&container.id, &id, tty);
+    Ok(Request::DriveExec(DriveExec { id, container: container_id, commands, tty, stdin, stdout, stderr }))
 }
 
 /// A process that the keeper was asked to start. If nobody waits for the answer any more it is killed, started or not.

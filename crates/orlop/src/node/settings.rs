@@ -214,22 +214,9 @@ impl MemberSettings {
             }
         }
         let services = options.service_cidr.as_deref().map(|text| faults.range("--service-cidr", text));
-        match (&options.kubeconfig, &options.bootstrap_kubeconfig) {
-            // It is written when the node has joined.
-            (Some(kubeconfig), Some(bootstrap)) if !kubeconfig.exists() => {
-                faults.kubeconfig("--bootstrap-kubeconfig", bootstrap);
-            }
-            (Some(kubeconfig), _) => {
-                faults.kubeconfig("--kubeconfig", kubeconfig);
-            }
-            (None, _) => faults.without_cluster(options, loaded.as_ref().map(|loaded| &loaded.configuration)),
-        }
+        faults.way_to_cluster(options, loaded.as_ref().map(|loaded| &loaded.configuration));
         let proxy = ProxySettings::read(options, &mut faults);
-        let labels = options.node_labels.iter().filter_map(|text| {
-            let pair = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-            faults.some(pair, || format!("--node-labels {text:?}: write key=value"))
-        });
-        let labels = labels.collect();
+        let labels = faults.labels(&options.node_labels);
         let external_cloud = faults.is_external(&options.cloud_provider);
         faults.none()?;
         let Some(loaded) = loaded else { bail!("the configuration cannot be read") };
@@ -358,6 +345,28 @@ impl Faults {
                 ));
             }
         }
+    }
+
+    /// The kubeconfig by which the API server is reached first; or there is to be none.
+    fn way_to_cluster(&mut self, options: &MemberOptions, configuration: Option<&Configuration>) {
+        match (&options.kubeconfig, &options.bootstrap_kubeconfig) {
+            // It is written when the node has joined.
+            (Some(kubeconfig), Some(bootstrap)) if !kubeconfig.exists() => {
+                self.kubeconfig("--bootstrap-kubeconfig", bootstrap);
+            }
+            (Some(kubeconfig), _) => {
+                self.kubeconfig("--kubeconfig", kubeconfig);
+            }
+            (None, _) => self.without_cluster(options, configuration),
+        }
+    }
+
+    fn labels(&mut self, texts: &[String]) -> BTreeMap<String, String> {
+        let labels = texts.iter().filter_map(|text| {
+            let pair = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+            self.some(pair, || format!("--node-labels {text:?}: write key=value"))
+        });
+        labels.collect()
     }
 
     /// What a node without `--kubeconfig` cannot be: nobody tells it who its callers are, as upstream has it, nor of Services.
