@@ -30,6 +30,8 @@ pub struct Leaf {
     pub flag: &'static str,
     /// Whether it has its effect.
     pub status: Status,
+    /// What it means, for whoever looks for a flag; empty where there is none.
+    pub about: &'static str,
 }
 
 /// How a field is written.
@@ -68,7 +70,7 @@ pub enum Status {
 
 /// One line of a table.
 pub const fn leaf(path: &'static str, kind: Kind, default: &'static str, flag: &'static str, status: Status) -> Leaf {
-    Leaf { path, kind, default, flag, status }
+    Leaf { path, kind, default, flag, status, about: "" }
 }
 
 impl Schema {
@@ -119,6 +121,32 @@ impl Schema {
 }
 
 impl Leaf {
+    /// With what it means. That says its default where it is not upstream's.
+    #[must_use]
+    pub const fn says(self, about: &'static str) -> Self {
+        Self { about, ..self }
+    }
+
+    /// The help of its flag.
+    #[must_use]
+    pub fn help(&self) -> String {
+        let about = match self.status {
+            Status::Honoured => self.about.to_owned(),
+            Status::NotYet => "Has no effect yet".to_owned(),
+            Status::Never(why) => format!("Has no effect: {why}"),
+        };
+        let default = match self.default {
+            _ if about.contains("[default: ") => String::new(),
+            "" => " [default: unset]".to_owned(),
+            default => format!(" [default: {default}]"),
+        };
+        if self.path.starts_with("--") {
+            format!("{about}{default}")
+        } else {
+            format!("{about}{default} [{}]", self.path)
+        }
+    }
+
     /// Unset, zero, or upstream's default.
     fn is_default(&self, value: &Value) -> bool {
         let default = (!self.default.is_empty()).then(|| merge::value_of(self.kind, self.default).ok()).flatten();

@@ -363,13 +363,12 @@ impl<F: Fields> ConfigurationFlags<F> {
 impl<F: Fields> Args for ConfigurationFlags<F> {
     fn augment_args(command: clap::Command) -> clap::Command {
         command.args(Self::leaves().map(|leaf| {
-            let default = if leaf.default.is_empty() { "unset" } else { leaf.default };
             let arg = clap::Arg::new(leaf.flag)
                 .long(leaf.flag)
                 .value_name("VALUE")
                 // As upstream: some add up, of the others the last counts.
                 .action(clap::ArgAction::Append)
-                .help(format!("{} [default: {default}]", leaf.path))
+                .help(leaf.help())
                 .help_heading(F::HEADING)
                 .hide_short_help(true);
             match leaf.kind {

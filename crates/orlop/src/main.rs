@@ -215,6 +215,26 @@ mod tests {
     }
 
     #[test]
+    fn help_says_what_each_field_means() {
+        use configfile::Status;
+        for leaf in kubelet::configuration::LEAVES.iter().chain(::proxy::configuration::LEAVES) {
+            let is_told = leaf.flag.is_empty() || leaf.flag == "pod-cidr" || leaf.status != Status::Honoured;
+            assert!(is_told != leaf.about.starts_with(char::is_uppercase), "--{}: {:?}", leaf.flag, leaf.about);
+        }
+        let help = Arguments::try_parse_from(["orlop", "node", "--help"]).unwrap_err().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for said in [
+            "--max-pods <VALUE> Most pods on the node [default: 110] [maxPods]",
+            "[default: false; upstream's is true] [failSwapOn]",
+            "--read-only-port <VALUE> Has no effect yet [default: unset] [readOnlyPort]",
+            "--sync-frequency <VALUE> Has no effect: it waits for events, and for nothing by a timer [default: 1m] [syncFrequency]",
+            "--vmodule <VALUE> Has no effect yet [default: unset]",
+        ] {
+            assert!(help.contains(said), "{said} is not in {help}");
+        }
+    }
+
+    #[test]
     fn the_version_is_what_kubeadm_looks_for() {
         let by_command = ["node", "kubelet"].map(|role| ["orlop", role, "--version"]);
         for line in [&["/usr/bin/kubelet", "--version"][..], &by_command[0], &by_command[1]] {
