@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
 use crate::context::{Config, Context, Parts, uid_of};
 use crate::manager::Manager;
@@ -30,6 +31,8 @@ pub struct Kubelet {
     /// Stops the manager, with which the workers end.
     stop: DropGuard,
     resources: Arc<Resources>,
+    /// Records of pods that are being written.
+    writes: TaskTracker,
     /// Taken by the first who stops it.
     manager: Mutex<Option<JoinHandle<()>>>,
     /// The Pods API, and who looks out for kills; as above.
@@ -67,6 +70,7 @@ impl Kubelet {
         parts.runtime = Arc::new(cri::Observed::new(parts.runtime, parts.metrics.clone()));
         parts.images = Arc::new(cri::Observed::new(parts.images, parts.metrics.clone()));
         let records = Records::open(config.records_dir.clone())?;
+        let writes = records.writes();
         let users = Users::open(config.generate.paths.clone());
         let pulled = Pulled::open(&config.generate.paths.root, config.verification.clone())?;
         pulled.take_over(&*parts.images).await;
@@ -95,7 +99,7 @@ impl Kubelet {
         // Only now are all pods there.
         let pods_api = pods_api::serve(&root, workers.clone(), heard.clone(), stop.token().clone()).await?;
         let others = Mutex::new(vec![watch, pods_api]);
-        Ok(Self { workers, steps: heard, left, stop, resources, manager, others })
+        Ok(Self { workers, steps: heard, left, stop, resources, writes, manager, others })
     }
 
     fn look<T>(&self, uid: &str, at: impl FnOnce(&Shown) -> T) -> Option<T> {
@@ -202,6 +206,9 @@ impl Kubelet {
             worker.task.abort();
             let _ = worker.task.await; // It was told to end.
         }
+        // The next kubelet must not be overtaken by what a worker of this one had begun.
+        self.writes.close();
+        self.writes.wait().await;
         let others = std::mem::take(&mut *self.others.lock().unwrap_or_else(PoisonError::into_inner));
         for other in others {
             let _ = other.await; // As the manager.

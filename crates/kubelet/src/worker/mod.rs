@@ -197,7 +197,7 @@ impl Worker {
         self.context.parts.metrics.worker_started(self.shown().timeline.age());
         while !(self.is_gone && self.view.is_taken_down()) {
             let begun = std::time::Instant::now();
-            let next_due = self.step();
+            let next_due = self.step().await;
             self.context.parts.metrics.stepped(operation, begun.elapsed());
             operation = "sync";
             let wait = async {
@@ -352,7 +352,7 @@ impl Worker {
     }
 
     /// Decides, begins what was decided, tells what is new; when something is due that no event announces.
-    fn step(&mut self) -> Option<Timestamp> {
+    async fn step(&mut self) -> Option<Timestamp> {
         if self.pod.metadata.deletion_timestamp.is_some() && self.view.record.deleted.is_none() {
             self.apply(Change::Deleted);
         }
@@ -380,7 +380,7 @@ impl Worker {
             Arc::make_mut(&mut self.view).record.conditions = conditions;
         }
         // Before anything is done: what it leads to builds on this.
-        self.save();
+        self.save().await;
         self.publish(status);
         for action in plan.actions {
             let job = effects::job(&self.context, &self.pod, &self.view, action, &self.shared);
@@ -401,11 +401,11 @@ impl Worker {
         self.context.steps.send_replace(());
     }
 
-    fn save(&mut self) {
+    async fn save(&mut self) {
         if self.saved == self.view.record {
             return;
         }
-        match self.context.records.save(uid_of(&self.pod), &self.view.record) {
+        match self.context.records.save(uid_of(&self.pod), &self.view.record).await {
             Ok(()) => self.saved = self.view.record.clone(),
             Err(error) => tracing::warn!(pod = %name_of(&self.pod), %error, "the pod's record cannot be written"),
         }
