@@ -3,7 +3,7 @@
 //! A watcher holds the *set* of keys that changed since it looked, in the order they first changed. Its memory is
 //! therefore bounded by the number of objects, however slow it is, and it always reads the latest version.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -53,7 +53,7 @@ impl Clock {
 
 struct Content<T> {
     objects: BTreeMap<Key, Slot<T>>,
-    watchers: Vec<Weak<Dirty>>,
+    watchers: Vec<Weak<Dirty<T>>>,
     /// Objects are dropped when all watchers have seen them.
     is_passing: bool,
 }
@@ -75,17 +75,16 @@ impl<T> Slot<T> {
 }
 
 /// What one watcher has not seen yet.
-#[derive(Default)]
-struct Dirty {
+struct Dirty<T> {
     /// Guards the keys. Always taken after the table's own lock, or alone.
-    keys: Mutex<DirtyKeys>,
+    keys: Mutex<DirtyKeys<T>>,
     notify: Notify,
 }
 
-#[derive(Default)]
-struct DirtyKeys {
+struct DirtyKeys<T> {
     order: VecDeque<Key>,
-    present: HashSet<Key>,
+    /// With the last version of an object that is gone.
+    present: HashMap<Key, Option<Arc<T>>>,
 }
 
 /// An object that differs from what the watcher last saw.
@@ -95,12 +94,14 @@ pub struct Change<T> {
     pub key: Key,
     /// Its latest version, or `None` when it is gone.
     pub object: Option<Arc<T>>,
+    /// The last version of one that is gone, which the watcher may not have seen; `None` when the table had dropped it.
+    pub last: Option<Arc<T>>,
 }
 
 /// A subscription to a table; made by [`Table::watch`].
 pub struct Watch<T> {
     table: Table<T>,
-    dirty: Arc<Dirty>,
+    dirty: Arc<Dirty<T>>,
 }
 
 impl<T: Object> Table<T> {
@@ -202,13 +203,13 @@ impl<T: Object> Table<T> {
     /// Removes an object and returns its last version, if the table has that.
     pub fn remove(&self, key: &Key) -> Option<Arc<T>> {
         let mut content = self.lock();
-        let slot = content.objects.remove(key)?;
-        self.shared.version.tick();
-        content.mark_dirty(key);
-        match slot {
+        let last = match content.objects.remove(key)? {
             Slot::Held(object) => Some(object),
             Slot::Seen(_) => None,
-        }
+        };
+        self.shared.version.tick();
+        content.mark_dirty(key, last.as_ref());
+        last
     }
 
     /// Subscribes: first every object that is there now, then every one that changes.
@@ -216,7 +217,7 @@ impl<T: Object> Table<T> {
         let mut content = self.lock();
         let held = content.objects.iter().filter(|(_, slot)| slot.held().is_some());
         let order: VecDeque<Key> = held.map(|(key, _)| key.clone()).collect();
-        let present = order.iter().cloned().collect();
+        let present = order.iter().map(|key| (key.clone(), None)).collect();
         let dirty = Arc::new(Dirty { keys: Mutex::new(DirtyKeys { order, present }), notify: Notify::new() });
         content.watchers.push(Arc::downgrade(&dirty));
         Watch { table: self.clone(), dirty }
@@ -253,7 +254,7 @@ impl<T: Object> Content<T> {
     fn insert(&mut self, key: Key, object: T) -> Arc<T> {
         let object = Arc::new(object);
         self.objects.insert(key.clone(), Slot::Held(object.clone()));
-        self.mark_dirty(&key);
+        self.mark_dirty(&key, None);
         object
     }
 
@@ -261,15 +262,17 @@ impl<T: Object> Content<T> {
     fn show(&mut self, key: &Key) -> Option<Arc<T>> {
         let slot = self.objects.get_mut(key)?;
         let object = slot.held().cloned()?;
-        let waits = |watcher: &Weak<Dirty>| watcher.upgrade().is_some_and(|dirty| dirty.lock().present.contains(key));
+        let waits =
+            |watcher: &Weak<Dirty<T>>| watcher.upgrade().is_some_and(|dirty| dirty.lock().present.contains_key(key));
         if self.is_passing && !self.watchers.iter().any(waits) {
             *slot = Slot::Seen(version_of(&*object));
         }
         Some(object)
     }
 
-    fn mark_dirty(&mut self, key: &Key) {
-        self.watchers.retain(|watcher| watcher.upgrade().is_some_and(|dirty| dirty.mark(key)));
+    /// Of an object that is gone with its `last` version.
+    fn mark_dirty(&mut self, key: &Key, last: Option<&Arc<T>>) {
+        self.watchers.retain(|watcher| watcher.upgrade().is_some_and(|dirty| dirty.mark(key, last)));
     }
 }
 
@@ -277,25 +280,25 @@ fn version_of<T: Object>(object: &T) -> Option<Box<str>> {
     object.metadata().resource_version.as_deref().map(Into::into)
 }
 
-impl Dirty {
+impl<T> Dirty<T> {
     /// Returns true, so that it can end a `retain` of living watchers.
-    fn mark(&self, key: &Key) -> bool {
+    fn mark(&self, key: &Key, last: Option<&Arc<T>>) -> bool {
         let mut keys = self.lock();
-        if keys.present.insert(key.clone()) {
+        if keys.present.insert(key.clone(), last.cloned()).is_none() {
             keys.order.push_back(key.clone());
         }
         self.notify.notify_one();
         true
     }
 
-    fn pop(&self) -> Option<Key> {
+    fn pop(&self) -> Option<(Key, Option<Arc<T>>)> {
         let mut keys = self.lock();
         let key = keys.order.pop_front()?;
-        keys.present.remove(&key);
-        Some(key)
+        let last = keys.present.remove(&key).flatten();
+        Some((key, last))
     }
 
-    fn lock(&self) -> MutexGuard<'_, DirtyKeys> {
+    fn lock(&self) -> MutexGuard<'_, DirtyKeys<T>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -315,9 +318,9 @@ impl<T: Object> Watch<T> {
     pub fn try_next(&mut self) -> Option<Change<T>> {
         // In this order, so that no other watcher takes the object away between the two.
         let mut content = self.table.lock();
-        let key = self.dirty.pop()?;
+        let (key, last) = self.dirty.pop()?;
         let object = content.show(&key);
-        Some(Change { key, object })
+        Some(Change { key, object, last })
     }
 
     /// Waits until at least one change waits, then forgets all that do: for a reader who looks at the whole table.
@@ -385,6 +388,24 @@ mod tests {
         table.remove(&Key::new("default", "a"));
         let gone = watch.next().await;
         assert!(gone.key.name() == "a" && gone.object.is_none());
+    }
+
+    #[tokio::test]
+    async fn of_what_is_gone_the_last_version_is_shown_also_if_nobody_saw_it() {
+        let table = table();
+        table.put(config_map("a", 1));
+        let mut watch = table.watch();
+        assert!(watch.next().await.last.is_none());
+        table.put(config_map("a", 2));
+        table.remove(&Key::new("default", "a"));
+        let gone = watch.next().await;
+        assert!(gone.object.is_none());
+        assert_eq!(value(&gone.last.unwrap()), "2");
+        table.put(config_map("a", 3));
+        table.remove(&Key::new("default", "a"));
+        table.put(config_map("a", 4));
+        let back = watch.next().await;
+        assert_eq!((value(&back.object.unwrap()), back.last), ("4", None));
     }
 
     #[tokio::test]

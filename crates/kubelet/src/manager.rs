@@ -257,7 +257,8 @@ impl Manager {
         for (other, worker) in self.lock().iter_mut() {
             if worker.key == change.key && uid != Some(other) {
                 worker.is_gone = true;
-                let _ = worker.events.send(Event::Gone); // It may just be ending.
+                let last = change.last.as_ref().filter(|last| uid_of(last) == other).cloned();
+                let _ = worker.events.send(Event::Gone { last }); // It may just be ending.
             }
         }
         let has_ended = change.object.as_ref().is_none_or(|pod| pod::spec::ended_phase(pod).is_some());

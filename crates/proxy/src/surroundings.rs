@@ -179,9 +179,9 @@ mod tests {
         let spec = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/12", "fd00:96::/112"]}});
         let object = std::sync::Arc::new(serde_json::from_value(spec).unwrap());
         let key = Key::cluster("kubernetes");
-        surroundings.set_service_cidr(&Change { key: key.clone(), object: Some(object) });
+        surroundings.set_service_cidr(&Change { key: key.clone(), object: Some(object), last: None });
         assert_eq!(surroundings.network().service_cidrs, nets(&["10.96.0.0/12", "fd00:96::/112"]));
-        surroundings.set_service_cidr(&Change { key, object: None });
+        surroundings.set_service_cidr(&Change { key, object: None, last: None });
         assert!(surroundings.network().service_cidrs.is_empty());
     }
 }

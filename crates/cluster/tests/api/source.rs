@@ -250,7 +250,7 @@ fn statuses_wait_for_a_server_that_is_away() {
             server_has(&lab, &format!("p{n}"), &wanted, |pod| pod["status"]["message"] == wanted.as_str());
         }
         println!("  all were written {:?} after the server was ready", begun.elapsed());
-        while let Some(Change { key, object }) = pods.try_next() {
+        while let Some(Change { key, object, .. }) = pods.try_next() {
             assert!(object.is_some(), "{key} has flapped");
         }
     });

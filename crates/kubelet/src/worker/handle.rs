@@ -20,8 +20,8 @@ use crate::timeline::Timeline;
 pub(crate) enum Event {
     /// Another version of the pod.
     Pod(Arc<Pod>),
-    /// The source does not have the pod any more.
-    Gone,
+    /// The source does not have the pod any more; the last version that it had, if that is known.
+    Gone { last: Option<Arc<Pod>> },
     /// The runtime told of one of the pod's containers or its sandbox.
     Runtime(Box<cri::v1::ContainerEventResponse>),
     /// Something happened.

@@ -209,7 +209,7 @@ impl Worker {
             tokio::select! {
                 event = heard.recv() => match event {
                     Some(event) => {
-                        if matches!(event, Event::Pod(_) | Event::Gone) {
+                        if matches!(event, Event::Pod(_) | Event::Gone { .. }) {
                             operation = "update";
                         }
                         self.hear(event).await;
@@ -234,10 +234,12 @@ impl Worker {
         match event {
             Event::Pod(_) if self.is_gone => {}
             Event::Pod(pod) => self.take_version(pod),
-            Event::Gone => {
+            Event::Gone { last } => {
                 self.is_gone = true;
-                // Upstream, too, gives a pod that was removed by force its own time to end.
-                self.take_version(Arc::new(ending(&self.pod, Timestamp::now())));
+                // A deletion by force is written first, and both may come as one. A pod of which nobody knows how it was
+                // deleted has its own time to end, with upstream, too.
+                let last = last.unwrap_or_else(|| self.pod.clone());
+                self.take_version(Arc::new(ending(&last, Timestamp::now())));
             }
             Event::Runtime(event) => self.hear_runtime(&event).await,
             Event::Change(change) => self.apply(change),

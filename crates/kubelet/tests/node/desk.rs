@@ -163,6 +163,12 @@ impl Desk {
         });
     }
 
+    /// As an API server does it by force: the deletion is written, and nothing waits for the node.
+    pub(crate) fn delete_by_force(&self, name: &str) {
+        self.delete(name, 0);
+        self.store.pods().remove(&key(name));
+    }
+
     pub(crate) fn pod(&self, name: &str) -> Option<std::sync::Arc<Pod>> {
         self.store.pods().get(&key(name))
     }

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_deletion_waits_for_no_registry", a_deletion_waits_for_no_registry),
     ("a_sandbox_that_comes_too_late_goes", a_sandbox_that_comes_too_late_goes),
     ("a_volume_that_stays_goes_later", a_volume_that_stays_goes_later),
+    ("who_is_deleted_by_force_has_no_time_of_its_own", who_is_deleted_by_force_has_no_time_of_its_own),
     ("who_was_killed_for_want_of_memory_is_told", who_was_killed_for_want_of_memory_is_told),
     ("who_was_killed_is_told_where_the_log_has_no_device", who_was_killed_is_told_where_the_log_has_no_device),
     ("a_pod_leaves_services_before_it_hears_of_its_end", a_pod_leaves_services_before_it_hears_of_its_end),
@@ -230,6 +231,20 @@ fn a_volume_that_stays_goes_later() {
         assert!(pods.join(node.uid("p")).exists());
         sys::mount::detach(&pods).unwrap();
         node.vanished(&pods.join(node.uid("p"))).await;
+        node
+    });
+}
+
+/// Deletion and removal may be one change for the node.
+fn who_is_deleted_by_force_has_no_time_of_its_own() {
+    on_a_node(|node| async {
+        let script = "trap '' TERM; echo set; sleep 100000";
+        let container = json!({ "name": "c", "image": node.image(), "command": ["sh", "-c", script] });
+        node.want_spec("p", json!({ "terminationGracePeriodSeconds": 100_000, "containers": [container] }));
+        node.desk.running("p").await;
+        node.said("p", "set").await;
+        node.desk.delete_by_force("p");
+        node.vanished(&node.path("kubelet/pods").join(node.uid("p"))).await;
         node
     });
 }
