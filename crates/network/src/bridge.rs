@@ -15,6 +15,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netfilter::pods::{Forward, GUARD, PodTable};
@@ -29,6 +30,8 @@ use crate::{Config, InterfaceStats, NetworkError};
 pub(crate) const POD_INTERFACE: &str = "eth0";
 /// Index of the loopback interface in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
+/// How long a new pod waits for the kernel to take notice of its link; it takes milliseconds.
+const SETTLE_WITHIN: Duration = Duration::from_secs(1);
 /// MTU of a host that has no default route.
 const DEFAULT_MTU: u32 = 1500;
 
@@ -241,15 +244,34 @@ impl Bridge {
         let mac = ips.first().map_or([2, 0, 0, 0, 0, 2], |ip| mac_of(*ip));
         let mtu = self.plug(object, namespace, &veth, &ips, mac)?;
         let link = PodLink { veth, ips, mac, mtu };
-        // The bridge takes what the pod sends from its first word on.
-        let settled = self.configure(inside, &link.ips).and_then(|()| self.route().has_carrier(&link.veth));
+        let settled = self.configure(inside, &link.ips).and_then(|()| self.settle(&link.veth));
         match settled {
-            Ok(_) => Ok(link),
+            Ok(()) => Ok(link),
             Err(source) => {
                 self.unplug(&link.veth, &link.ips)?;
                 Err(source).during(object, "configuring eth0")
             }
         }
+    }
+
+    /// Waits until the bridge takes what the pod sends, from its first word on, and the host's answers find their way.
+    fn settle(&self, veth: &str) -> netlink::Result<()> {
+        self.wait_for(veth, |link| link.operational && link.forwarding)?;
+        self.wait_for(&self.name, |link| link.operational)
+    }
+
+    fn wait_for(&self, name: &str, is_settled: fn(&Link) -> bool) -> netlink::Result<()> {
+        let mut route = self.route();
+        route.has_carrier(name)?;
+        let link = route.link(name)?.ok_or(Errno::NODEV)?;
+        drop(route);
+        if !is_settled(&link) && !Socket::wait_for_link(name, SETTLE_WITHIN, is_settled)? {
+            tracing::warn!(
+                link = name,
+                "the kernel has not taken notice that the link is up; first packets may be lost"
+            );
+        }
+        Ok(())
     }
 
     /// Creates the veth pair and makes its one end a port of the bridge.

@@ -139,7 +139,7 @@ impl Socket {
     /// The kernel has no netlink, or no descriptor is left.
     pub fn route() -> Result<Self> {
         // NETLINK_ROUTE is protocol 0.
-        Self::open(None)
+        Self::open(None, 0)
     }
 
     /// A socket for nftables and connection tracking.
@@ -147,7 +147,7 @@ impl Socket {
     /// # Errors
     /// The kernel has no nfnetlink, or no descriptor is left.
     pub fn netfilter() -> Result<Self> {
-        Self::open(Some(NETFILTER))
+        Self::open(Some(NETFILTER), 0)
     }
 
     /// A socket for generic netlink.
@@ -155,12 +155,13 @@ impl Socket {
     /// # Errors
     /// No descriptor is left.
     pub fn generic() -> Result<Self> {
-        Self::open(Some(GENERIC))
+        Self::open(Some(GENERIC), 0)
     }
 
-    fn open(protocol: Option<Protocol>) -> Result<Self> {
+    /// A socket that also hears of what happens in `groups`, a bit each.
+    fn open(protocol: Option<Protocol>, groups: u32) -> Result<Self> {
         let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
+        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         message::set_option(fd.as_fd(), message::NETLINK_CAP_ACK)?;
         message::set_option(fd.as_fd(), message::NETLINK_EXT_ACK)?;
         // Without CAP_NET_ADMIN the default size remains, and requests are refused one by one anyway.

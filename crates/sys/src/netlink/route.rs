@@ -2,6 +2,10 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::{ACK, Attributes, CREATE, DUMP, EXCL, Error, Message, REPLACE, Result, Socket, Writer};
 
@@ -21,6 +25,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_STATS64: u16 = 23;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -29,6 +34,7 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 
@@ -54,6 +60,12 @@ const NDA_LLADDR: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
 
 const IFF_UP: u32 = 1;
+/// linux/if.h.
+const IF_OPER_UP: u8 = 6;
+/// linux/if_bridge.h.
+const BR_STATE_FORWARDING: u8 = 3;
+/// The group that hears of links.
+const RTMGRP_LINK: u32 = 1;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -75,6 +87,10 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether the kernel has taken notice that it has a carrier (`IF_OPER_UP`, RFC 2863); nothing leaves by it before.
+    pub operational: bool,
+    /// Whether it is a port of a bridge that takes what comes from it (`BR_STATE_FORWARDING`).
+    pub forwarding: bool,
     /// Whether it is loopback.
     pub loopback: bool,
     /// Counters as this side sees them.
@@ -182,13 +198,35 @@ impl Socket {
     }
 
     /// Whether a link has a carrier. The kernel takes notice of a change of it by itself, a moment later, and until then a
-    /// bridge drops what comes from a port whose other end has just come up; who asks has it take notice first
-    /// (`linkwatch_sync_dev` in net/core/link_watch.c).
+    /// bridge drops what comes from a port whose other end has just come up; who asks has it take notice first, from Linux 6.8
+    /// on (`linkwatch_sync_dev` in net/core/link_watch.c).
     ///
     /// # Errors
     /// `ENODEV`.
     pub fn has_carrier(&self, name: &str) -> Result<bool> {
         super::message::ask_for_link(self.fd.as_fd(), name)
+    }
+
+    /// Waits until a link is as it is wanted to be, and says whether it came to that in time. Of links of the calling thread's
+    /// namespace.
+    ///
+    /// # Errors
+    /// `ENODEV`: there is no such link. No descriptor is left.
+    pub fn wait_for_link(name: &str, within: Duration, is_wanted: impl Fn(&Link) -> bool) -> Result<bool> {
+        let end = Instant::now() + within;
+        let (mut asking, mut news) = (Self::route()?, Self::open(None, RTMGRP_LINK)?);
+        loop {
+            let link = asking.link(name)?.ok_or(Errno::NODEV)?;
+            let left = end.saturating_duration_since(Instant::now());
+            if is_wanted(&link) || left.is_zero() {
+                return Ok(is_wanted(&link));
+            }
+            let timeout = Timespec::try_from(left).ok();
+            match poll(&mut [PollFd::new(&news.fd, PollFlags::IN)], timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => news.drain(),
+                Err(other) => return Err(other.into()),
+            }
+        }
     }
 
     /// Addresses of the links: index, address, prefix length.
@@ -220,6 +258,8 @@ pub(super) fn parse_link(message: &Message<'_>) -> Link {
     let text = |kind| attributes.get(kind).map(|a| a.text()).unwrap_or_default();
     let number = |kind| attributes.get(kind).map_or(0, |a| a.u32());
     let flags = word(message.payload, 8);
+    let port = attributes.get(IFLA_LINKINFO).and_then(|info| info.nested().get(IFLA_INFO_SLAVE_DATA));
+    let port_state = port.and_then(|port| port.nested().get(IFLA_BRPORT_STATE));
     Link {
         index: word(message.payload, 4),
         name: text(IFLA_IFNAME),
@@ -232,6 +272,8 @@ pub(super) fn parse_link(message: &Message<'_>) -> Link {
         mtu: number(IFLA_MTU),
         mac: attributes.get(IFLA_ADDRESS).and_then(|a| a.value.try_into().ok()),
         up: flags & IFF_UP != 0,
+        operational: attributes.get(IFLA_OPERSTATE).is_some_and(|a| a.value == [IF_OPER_UP]),
+        forwarding: port_state.is_some_and(|a| a.value == [BR_STATE_FORWARDING]),
         loopback: flags & u32::try_from(libc::IFF_LOOPBACK).unwrap_or(8) != 0,
         stats: parse_stats(&attributes),
     }
